@@ -1,0 +1,215 @@
+use bytes::buf::Limit;
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{HEADER_LEN, Header};
+
+/// A read buffer that keeps room for a header in front of what is read into it.
+///
+/// Fill it through [`spare`](Self::spare), then take the payload out as a [`Chunk`] that becomes a whole
+/// message by writing eight bytes, without moving the payload.
+///
+/// ```
+/// use bytes::BufMut;
+/// use kohakuriver_tunnel::wire::{ClientId, Header, HeadroomBuf, Kind, Proto};
+///
+/// let mut buffer = HeadroomBuf::with_capacity(64 * 1024);
+/// buffer.spare(1024).put_slice(b"hi"); // or a socket's `read_buf`
+/// let header = Header { kind: Kind::Data, proto: Proto::Udp, id: ClientId(0xdead_beef), port: 0 };
+/// let message = buffer.split().seal(header);
+/// assert_eq!(message[..], [3, 1, 0xde, 0xad, 0xbe, 0xef, 0, 0, b'h', b'i']);
+/// ```
+#[derive(Debug)]
+pub struct HeadroomBuf {
+    buffer: BytesMut,
+    capacity: usize,
+}
+
+impl HeadroomBuf {
+    /// A buffer that allocates room for `capacity` payload bytes at a time, on first use.
+    #[must_use]
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self {
+            buffer: BytesMut::new(),
+            capacity,
+        }
+    }
+
+    /// Room to read at most `limit` more payload bytes into, bounded by what is left of the buffer
+    /// unless that is nothing.
+    ///
+    /// Memory of chunks that were dropped meanwhile is used again.
+    pub fn spare(&mut self, limit: usize) -> Limit<&mut BytesMut> {
+        if self.buffer.is_empty() {
+            // Under half of a read is left: better a fresh buffer than many tiny reads.
+            let wanted = HEADER_LEN + limit.min(self.capacity).div_ceil(2).max(1);
+            if self.buffer.capacity() < wanted {
+                self.buffer.reserve(HEADER_LEN + self.capacity);
+            }
+            self.buffer.put_bytes(0, HEADER_LEN);
+        }
+        let left = self.buffer.capacity() - self.buffer.len();
+        if left == 0 {
+            self.buffer.reserve(self.capacity.max(1));
+        }
+        let left = self.buffer.capacity() - self.buffer.len();
+        (&mut self.buffer).limit(limit.min(left))
+    }
+
+    /// Takes what was read and keeps the rest of the allocation for the next read.
+    ///
+    /// The chunk pins the whole allocation: right for large reads.
+    pub fn split(&mut self) -> Chunk {
+        Chunk::from_headroom(self.buffer.split())
+    }
+
+    /// Takes what was read with the whole allocation.
+    pub fn take(&mut self) -> Chunk {
+        Chunk::from_headroom(core::mem::take(&mut self.buffer))
+    }
+
+    /// Copies what was read into an allocation of its own size and keeps this one.
+    ///
+    /// The chunk pins nothing else: right for small reads.
+    pub fn copy(&mut self) -> Chunk {
+        let chunk = Chunk::copied(self.filled());
+        self.buffer.clear();
+        chunk
+    }
+
+    /// Takes what was read: copied when it is at most `copy_max` bytes, else split off.
+    pub fn next_chunk(&mut self, copy_max: usize) -> Chunk {
+        if self.filled().len() <= copy_max {
+            self.copy()
+        } else {
+            self.split()
+        }
+    }
+
+    /// The payload bytes read so far.
+    #[must_use]
+    pub fn filled(&self) -> &[u8] {
+        self.buffer.get(HEADER_LEN..).unwrap_or_default()
+    }
+}
+
+/// Payload bytes that become a message without a copy, if they were read behind headroom.
+#[derive(Debug)]
+pub struct Chunk(Storage);
+
+#[derive(Debug)]
+enum Storage {
+    /// `HEADER_LEN` bytes of headroom, then the payload.
+    Headroom(BytesMut),
+    /// The payload alone.
+    Shared(Bytes),
+}
+
+impl Chunk {
+    /// Copies a payload behind headroom, into an allocation of just its size.
+    #[must_use]
+    pub fn copied(payload: &[u8]) -> Self {
+        Self::copied_with_room(payload, 0)
+    }
+
+    /// As [`copied`](Self::copied), with room to [`append`](Self::append) up to `room` bytes more.
+    #[must_use]
+    pub fn copied_with_room(payload: &[u8], room: usize) -> Self {
+        let mut buffer = BytesMut::with_capacity(HEADER_LEN + payload.len() + room);
+        buffer.put_bytes(0, HEADER_LEN);
+        buffer.put_slice(payload);
+        Self(Storage::Headroom(buffer))
+    }
+
+    fn from_headroom(mut buffer: BytesMut) -> Self {
+        if buffer.len() < HEADER_LEN {
+            buffer.clear();
+            buffer.put_bytes(0, HEADER_LEN);
+        }
+        Self(Storage::Headroom(buffer))
+    }
+
+    /// Appends as much of `payload` as fits without a new allocation; says how much that was.
+    pub fn append(&mut self, payload: &[u8]) -> usize {
+        match &mut self.0 {
+            Storage::Headroom(buffer) => {
+                let room = buffer.capacity() - buffer.len();
+                let fits = payload.get(..room).unwrap_or(payload);
+                buffer.put_slice(fits);
+                fits.len()
+            }
+            Storage::Shared(_) => 0,
+        }
+    }
+
+    /// Splits off the first `at` bytes (at most all) and leaves the rest, which has no headroom then.
+    pub fn split_to(&mut self, at: usize) -> Self {
+        let at = at.min(self.len());
+        match &mut self.0 {
+            Storage::Headroom(buffer) => {
+                let front = buffer.split_to(HEADER_LEN + at);
+                let rest = core::mem::take(buffer).freeze();
+                self.0 = Storage::Shared(rest);
+                Self(Storage::Headroom(front))
+            }
+            Storage::Shared(bytes) => Self(Storage::Shared(bytes.split_to(at))),
+        }
+    }
+
+    /// Makes the message: the header is written into the headroom, or in front of a copy where there is
+    /// none.
+    #[inline]
+    #[must_use]
+    pub fn seal(self, header: Header) -> Bytes {
+        match self.0 {
+            Storage::Headroom(mut buffer) => {
+                if let Some(room) = buffer.first_chunk_mut() {
+                    *room = header.to_bytes();
+                }
+                buffer.freeze()
+            }
+            Storage::Shared(payload) => {
+                let mut message = BytesMut::with_capacity(HEADER_LEN + payload.len());
+                message.put_slice(&header.to_bytes());
+                message.put_slice(&payload);
+                message.freeze()
+            }
+        }
+    }
+
+    /// The payload without its headroom.
+    #[must_use]
+    pub fn into_payload(self) -> Bytes {
+        match self.0 {
+            Storage::Headroom(mut buffer) => buffer.split_off(HEADER_LEN).freeze(),
+            Storage::Shared(payload) => payload,
+        }
+    }
+
+    /// The payload.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        match &self.0 {
+            Storage::Headroom(buffer) => buffer.get(HEADER_LEN..).unwrap_or_default(),
+            Storage::Shared(payload) => payload,
+        }
+    }
+
+    /// Bytes of payload.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.payload().len()
+    }
+
+    /// Whether there is no payload.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl From<Bytes> for Chunk {
+    /// Shares the bytes; sealing them costs a copy, since they have no headroom.
+    fn from(payload: Bytes) -> Self {
+        Self(Storage::Shared(payload))
+    }
+}
