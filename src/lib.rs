@@ -3,9 +3,11 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
+pub mod session;
 pub mod wire;
 
 #[cfg(feature = "transport")]

@@ -1,0 +1,104 @@
+use core::time::Duration;
+
+/// Bounds and times of a [`Session`](super::Session). Every queue has its bound here.
+///
+/// The two ends need not agree on any of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Streams and flows at once, those not yet accepted included. Default 16,384.
+    ///
+    /// Without it a peer could open connections until memory ends, at a few hundred bytes each. One more is
+    /// answered with ERROR (limit).
+    pub max_streams: usize,
+    /// Connections that wait to be accepted. Default 1,024.
+    ///
+    /// Bounds what a peer can make the acceptor queue before it has looked at any of it.
+    pub accept_backlog: usize,
+    /// Bytes received and not yet read, over all streams. Default 64 MiB.
+    ///
+    /// The one bound on what a peer can make this end hold. When it is reached, the stream that holds most is
+    /// reset with reason overflow. Half of it may be lent to windows that grow.
+    pub receive_budget: usize,
+    /// Largest window of one stream in bytes, at most 2^31 - 1. Default 32 MiB.
+    ///
+    /// A stream reaches 1 Gbit/s over a round trip of about 200 ms with the default. Bounds what one
+    /// stalled reader can hold.
+    pub max_window: u32,
+    /// v1: bytes received and not yet read on one stream before receiving stalls. Default 4 MiB.
+    ///
+    /// v1 has no credit, so this is what one paused reader can make this end hold.
+    pub v1_stream_buffer: usize,
+    /// v1: how long a full stream may stall the tunnel without reading 64 KiB, before it is reset with
+    /// reason overflow. Default 2 s.
+    ///
+    /// Bounds how long one paused reader stops all others where the peer knows no credit.
+    pub v1_stall: Duration,
+    /// Bytes accepted for sending and not yet transmitted, over all streams. Default 4 MiB.
+    ///
+    /// A peer that does not read its transport makes this end hold no more than this, plus 4 KiB a stream.
+    pub send_budget: usize,
+    /// Bytes accepted for sending and not yet transmitted on one stream. Default 256 KiB.
+    pub stream_send_buffer: usize,
+    /// Largest payload of one DATA message on a stream in bytes, at most 1 MiB - 8. Default 64 KiB.
+    pub max_piece: usize,
+    /// As `max_piece`, while other streams wait to send. Default 32 KiB.
+    pub contended_piece: usize,
+    /// Datagrams queued on one flow in each direction; one more drops the oldest. Default 256.
+    pub datagram_queue: usize,
+    /// Bytes of datagrams queued on one flow in each direction; more drop the oldest. Default 1 MiB.
+    pub datagram_buffer: usize,
+    /// Bytes of datagrams queued over all flows, in each direction; one more is dropped. Default 16 MiB.
+    pub datagram_budget: usize,
+    /// Silence after which the peer is probed; after twice this it counts as dead. `None`: never. Default
+    /// 15 s.
+    pub keepalive: Option<Duration>,
+    /// How long one direction may outlive the other where the peer may never end it: in v1 after the first
+    /// CLOSE, in v2 after the handle is gone. Default 10 s.
+    ///
+    /// Bounds what a peer that closes and forgets, as deployed ones do, leaves behind.
+    pub linger: Duration,
+    /// Answers to a peer's PING, CONNECT or stray DATA that wait to be transmitted before receiving
+    /// stalls. Default 4,096.
+    ///
+    /// Stops a peer that asks without reading the answers.
+    pub max_replies: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_streams: 16_384,
+            accept_backlog: 1_024,
+            receive_budget: 64 << 20,
+            max_window: 32 << 20,
+            v1_stream_buffer: 4 << 20,
+            v1_stall: Duration::from_secs(2),
+            send_budget: 4 << 20,
+            stream_send_buffer: 256 << 10,
+            max_piece: 64 << 10,
+            contended_piece: 32 << 10,
+            datagram_queue: 256,
+            datagram_buffer: 1 << 20,
+            datagram_budget: 16 << 20,
+            keepalive: Some(Duration::from_secs(15)),
+            linger: Duration::from_secs(10),
+            max_replies: 4_096,
+        }
+    }
+}
+
+impl Config {
+    /// The same bounds with values brought into the range the protocol allows.
+    pub(super) fn clamped(mut self) -> Self {
+        const MAX_MESSAGE_PAYLOAD: usize = (1 << 20) - crate::wire::HEADER_LEN;
+        self.max_piece = self.max_piece.clamp(1, MAX_MESSAGE_PAYLOAD);
+        self.contended_piece = self.contended_piece.clamp(1, self.max_piece);
+        self.max_window = self
+            .max_window
+            .clamp(super::INITIAL_WINDOW, i32::MAX as u32);
+        self.stream_send_buffer = self.stream_send_buffer.max(1);
+        self.datagram_queue = self.datagram_queue.max(1);
+        self
+    }
+}

@@ -1,0 +1,218 @@
+use alloc::string::String;
+use core::fmt;
+
+use thiserror::Error;
+
+use super::State;
+use crate::wire::{Chunk, ClientId, DecodeError, Kind};
+
+/// Why a stream ended before its time: the code of a v2 ERROR (PROTOCOL.md section 5.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+#[repr(u16)]
+pub enum Reason {
+    /// No code given: every v1 ERROR.
+    Unspecified = 0,
+    /// The target refused the connection.
+    Refused = 1,
+    /// The target's host or network cannot be reached.
+    Unreachable = 2,
+    /// The target, or the peer, did not answer in time.
+    TimedOut = 3,
+    /// The policy of the acceptor forbids it.
+    Denied = 4,
+    /// No agent is connected for the container.
+    NoAgent = 5,
+    /// A configured bound on connections is reached.
+    Limit = 6,
+    /// The reader was too slow where the protocol knows no credit, or credit was overrun.
+    Overflow = 7,
+    /// The connection was reset by the application or the service.
+    Reset = 8,
+    /// The end that served it is gone.
+    Gone = 9,
+}
+
+impl Reason {
+    /// The code in the port field of a v2 ERROR.
+    #[must_use]
+    pub const fn code(self) -> u16 {
+        self as u16
+    }
+
+    /// The reason for a code; [`Unspecified`](Self::Unspecified) for unknown ones.
+    #[must_use]
+    pub const fn from_code(code: u16) -> Self {
+        match code {
+            1 => Self::Refused,
+            2 => Self::Unreachable,
+            3 => Self::TimedOut,
+            4 => Self::Denied,
+            5 => Self::NoAgent,
+            6 => Self::Limit,
+            7 => Self::Overflow,
+            8 => Self::Reset,
+            9 => Self::Gone,
+            _ => Self::Unspecified,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unspecified => "failed",
+            Self::Refused => "connection refused",
+            Self::Unreachable => "unreachable",
+            Self::TimedOut => "timed out",
+            Self::Denied => "denied",
+            Self::NoAgent => "no agent",
+            Self::Limit => "limit reached",
+            Self::Overflow => "reader too slow",
+            Self::Reset => "connection reset",
+            Self::Gone => "gone",
+        })
+    }
+}
+
+/// How a stream ended before its time, by either side.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{reason}{}{text}", if .text.is_empty() { "" } else { ": " })]
+pub struct Reset {
+    /// The class of the failure.
+    pub reason: Reason,
+    /// The other side's words, at most 1 KiB, control characters removed; or ours.
+    pub text: String,
+}
+
+impl Reset {
+    /// Longest text kept of what a peer sends, in bytes.
+    pub const MAX_TEXT: usize = 1024;
+
+    pub(super) fn new(reason: Reason, text: &str) -> Self {
+        Self {
+            reason,
+            text: text.into(),
+        }
+    }
+
+    /// Takes a peer's words so that they can be shown in one line of a log.
+    pub(super) fn from_peer(reason: Reason, text: &[u8]) -> Self {
+        let text = text.get(..Self::MAX_TEXT).unwrap_or(text);
+        let text = String::from_utf8_lossy(text)
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect();
+        Self { reason, text }
+    }
+}
+
+/// What a peer did that the protocol forbids. The session counted it, ended at most one stream for it, and
+/// goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum Violation {
+    /// A message that is not a frame.
+    #[error(transparent)]
+    Malformed(#[from] DecodeError),
+    /// A type that this version of the protocol does not have.
+    #[error("{0} on a v1 tunnel")]
+    NotInVersion(Kind),
+    /// A type that only the other role sends.
+    #[error("{0} from the wrong side")]
+    WrongRole(Kind),
+    /// A message the stream's state has no place for.
+    #[error("{kind} for client id {id} in state {state:?}")]
+    Unexpected {
+        /// Type of the message.
+        kind: Kind,
+        /// The stream's id.
+        id: ClientId,
+        /// The state it was in.
+        state: State,
+    },
+    /// A protocol that is not the stream's.
+    #[error("{kind} for client id {id} with the wrong protocol")]
+    WrongProto {
+        /// Type of the message.
+        kind: Kind,
+        /// The stream's id.
+        id: ClientId,
+    },
+    /// Bytes of a stream that is not, or no longer, known.
+    #[error("{kind} for unknown client id {id}")]
+    UnknownStream {
+        /// Type of the message.
+        kind: Kind,
+        /// The id.
+        id: ClientId,
+    },
+    /// More bytes than were granted.
+    #[error("client id {id} sent {excess} bytes more than its window")]
+    CreditOverrun {
+        /// The stream's id.
+        id: ClientId,
+        /// Bytes beyond the window.
+        excess: u64,
+    },
+    /// Credit beyond 2^63 bytes in all.
+    #[error("client id {id} was granted more credit than can be counted")]
+    CreditOverflow {
+        /// The stream's id.
+        id: ClientId,
+    },
+    /// More requests than answers were read.
+    #[error("more than {0} answers wait to be read")]
+    TooManyRequests(usize),
+}
+
+/// Why no stream could be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// This end of the tunnel accepts; only the other end opens.
+    #[error("this end of the tunnel only accepts connections")]
+    NotOpener,
+    /// [`Config::max_streams`](super::Config::max_streams) is reached.
+    #[error("{0} connections are open already")]
+    Limit(usize),
+    /// This end drains, or the peer sent GOAWAY.
+    #[error("the tunnel takes no new connections")]
+    Draining,
+    /// The tunnel has ended.
+    #[error("the tunnel has ended")]
+    Closed,
+}
+
+/// Why nothing was sent.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// No credit or no room now; [`Event::Writable`](super::Event::Writable) follows. The chunk comes back.
+    #[error("no credit or no room now")]
+    Blocked(Chunk),
+    /// This direction was finished before.
+    #[error("this direction was finished before")]
+    Finished,
+    /// The stream was reset.
+    #[error(transparent)]
+    Reset(Reset),
+    /// No such stream.
+    #[error("no such stream")]
+    Unknown,
+}
+
+/// Why a call on a stream failed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum StreamError {
+    /// The stream was reset.
+    #[error(transparent)]
+    Reset(Reset),
+    /// No such stream, or it was released.
+    #[error("no such stream")]
+    Unknown,
+    /// The call does not fit the stream's state or kind.
+    #[error("not possible in this state of the stream")]
+    WrongState,
+}

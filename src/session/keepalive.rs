@@ -1,0 +1,125 @@
+use core::time::Duration;
+
+use bytes::Bytes;
+
+use super::{Config, Instant, Version};
+
+/// Whether the peer lives, and how far away it is.
+#[derive(Debug)]
+pub(super) struct Keepalive {
+    version: Version,
+    interval: Option<Duration>,
+    last_heard: Instant,
+    /// When the running silence was probed.
+    probed: Option<Instant>,
+    probe_wanted: bool,
+    ping: Option<(u64, Instant)>,
+    sequence: u64,
+    ping_wanted: bool,
+    last_sample: Option<Instant>,
+    rtt: Option<Duration>,
+}
+
+impl Keepalive {
+    /// How often the round trip is measured while data arrives.
+    const SAMPLE_EVERY: Duration = Duration::from_millis(500);
+
+    pub(super) fn new(version: Version, config: &Config, now: Instant) -> Self {
+        Self {
+            version,
+            interval: config.keepalive,
+            last_heard: now,
+            probed: None,
+            probe_wanted: false,
+            ping: None,
+            sequence: 0,
+            ping_wanted: false,
+            last_sample: None,
+            rtt: None,
+        }
+    }
+
+    pub(super) fn heard(&mut self, now: Instant) {
+        self.last_heard = now;
+        self.probed = None;
+    }
+
+    /// Data arrived: measure the round trip unless that was done just now.
+    pub(super) fn want_sample(&mut self, now: Instant) {
+        let recent = self
+            .last_sample
+            .is_some_and(|at| now - at < Self::SAMPLE_EVERY);
+        if self.version == Version::V2 && self.ping.is_none() && !recent {
+            self.ping_wanted = true;
+        }
+    }
+
+    pub(super) fn want_ping(&mut self) {
+        self.ping_wanted = true;
+    }
+
+    /// The payload of a PING to send now.
+    pub(super) fn take_ping(&mut self, now: Instant) -> Option<Bytes> {
+        if !core::mem::take(&mut self.ping_wanted) {
+            return None;
+        }
+        self.sequence += 1;
+        self.ping = Some((self.sequence, now));
+        Some(Bytes::copy_from_slice(&self.sequence.to_be_bytes()))
+    }
+
+    /// Whether the transport's own ping is to be sent now.
+    pub(super) fn take_probe(&mut self) -> bool {
+        core::mem::take(&mut self.probe_wanted)
+    }
+
+    pub(super) fn handle_pong(&mut self, now: Instant, payload: &[u8]) {
+        let Some((sequence, sent)) = self.ping else {
+            return;
+        };
+        if payload != sequence.to_be_bytes() {
+            return;
+        }
+        self.ping = None;
+        self.last_sample = Some(now);
+        let sample = now - sent;
+        // Near the smallest: queues, ours included, must not make the path look longer.
+        self.rtt = Some(match self.rtt {
+            Some(rtt) if sample > rtt => rtt + (sample - rtt) / 64,
+            _ => sample,
+        });
+    }
+
+    /// Whether the peer has been silent for too long.
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> bool {
+        let Some(interval) = self.interval else {
+            return false;
+        };
+        match self.probed {
+            // Silence counts from the probe on: before, this end may have been asleep.
+            Some(at) => return now - at >= interval,
+            None if now - self.last_heard < interval => {}
+            None => {
+                self.probed = Some(now);
+                match self.version {
+                    Version::V1 => self.probe_wanted = true,
+                    Version::V2 => self.ping_wanted = true,
+                }
+            }
+        }
+        false
+    }
+
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        let since = self.probed.unwrap_or(self.last_heard);
+        self.interval.map(|interval| since + interval)
+    }
+
+    pub(super) fn has_output(&self) -> bool {
+        self.ping_wanted || self.probe_wanted
+    }
+
+    pub(super) fn rtt(&self) -> Option<Duration> {
+        self.rtt
+    }
+}

@@ -1,0 +1,79 @@
+//! The whole protocol as one state machine without I/O, clock or randomness (PROTOCOL.md sections 4 to 6).
+//!
+//! A [`Session`] is one end of one tunnel. Whoever drives it
+//! - hands received messages to [`handle_message`](Session::handle_message),
+//! - hands the outcome of [`poll_transmit`](Session::poll_transmit) to the transport until it is `None`,
+//! - takes [`poll_event`](Session::poll_event) until it is `None`,
+//! - calls [`handle_timeout`](Session::handle_timeout) at [`poll_timeout`](Session::poll_timeout),
+//!
+//! and asks for all of these again after any call that takes `&mut self`. While
+//! [`can_receive`](Session::can_receive) is false it leaves the transport's messages where they are.
+//!
+//! ```
+//! use kohakuriver_tunnel::session::{Config, Event, Instant, Recv, Role, Session, Transmit, Version};
+//!
+//! let now = Instant::default();
+//! let mut opener = Session::new(Role::Opener, Version::V2, Config::default(), now);
+//! let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), now);
+//!
+//! let stream = opener.open_tcp(8080, now)?;
+//! opener.send_slice(stream, b"hello").unwrap(); // no need to wait for the answer
+//! opener.finish(stream);
+//! while let Some(Transmit::Message(message)) = opener.poll_transmit(now) {
+//!     acceptor.handle_message(now, message).unwrap();
+//! }
+//!
+//! let Some(Event::Incoming { stream, port: 8080, .. }) = acceptor.poll_event() else { panic!() };
+//! acceptor.accept(stream).unwrap();
+//! assert_eq!(acceptor.recv(stream), Ok(Recv::Data("hello".into())));
+//! assert_eq!(acceptor.recv(stream), Ok(Recv::Finished));
+//! acceptor.send_slice(stream, b"the reply survives the half-close").unwrap();
+//! # Ok::<(), kohakuriver_tunnel::session::OpenError>(())
+//! ```
+
+mod config;
+mod control;
+mod endpoint;
+mod error;
+mod event;
+mod ids;
+mod incoming;
+mod keepalive;
+mod outgoing;
+mod receive;
+mod schedule;
+mod state;
+mod stream;
+mod table;
+mod time;
+
+pub use self::config::Config;
+pub use self::endpoint::Session;
+pub use self::error::{OpenError, Reason, Reset, SendError, StreamError, Violation};
+pub use self::event::{Event, Recv, Stats, StreamId, Transmit};
+pub use self::state::State;
+pub use self::time::Instant;
+
+/// Bytes each side of a v2 stream may send before the first WINDOW (PROTOCOL.md section 5.5).
+pub const INITIAL_WINDOW: u32 = 256 << 10;
+
+/// The WebSocket subprotocol that selects v2 (PROTOCOL.md section 5.1).
+pub const SUBPROTOCOL_V2: &str = "kohakuriver-tunnel.v2";
+
+/// The protocol spoken on a tunnel, agreed on before its first message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Version {
+    /// As deployed: no credit, no half-close that can be relied on.
+    V1,
+    /// With credit, half-close, resets and keepalive.
+    V2,
+}
+
+/// Which end of the tunnel this is. Only the opener sends CONNECT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Opens connections.
+    Opener,
+    /// Accepts them.
+    Acceptor,
+}

@@ -1,0 +1,301 @@
+//! What this end sends, and in which order.
+
+use bytes::Bytes;
+
+use super::endpoint::Session;
+use super::stream::Stream;
+use super::{Instant, Reset, SendError, State, StreamId, Transmit, Version};
+use crate::wire::{Chunk, ClientId, Frame, Header, Kind, Proto};
+
+impl Session {
+    /// Bytes a stream may always queue, whatever the others have queued.
+    const RESERVE: usize = 4096;
+    /// Datagrams in a row while streams wait.
+    const MAX_FLOW_RUN: u32 = 16;
+
+    /// Bytes of a stream that [`send`](Self::send) takes now: right for one message.
+    ///
+    /// At most [`Config::max_piece`](super::Config::max_piece), less while other streams wait to send. Zero
+    /// when there is no credit or no room; then [`Event::Writable`](super::Event::Writable) follows.
+    ///
+    /// # Errors
+    /// [`SendError`], never `Blocked`.
+    pub fn send_capacity(&mut self, stream: StreamId) -> Result<usize, SendError> {
+        let s = Self::sending(&mut self.streams, stream)?;
+        let contended = self.schedule.is_contended();
+        let piece = match contended {
+            true => self.config.contended_piece,
+            false => self.config.max_piece,
+        };
+        let credit = s.queue.credit();
+        let room = self.config.stream_send_buffer.saturating_sub(s.queue.len());
+        let stream_bytes = self.stats.unsent - self.datagrams_unsent;
+        let mut budget = self.config.send_budget.saturating_sub(stream_bytes);
+        if budget < Self::RESERVE && s.queue.is_empty() {
+            budget = Self::RESERVE;
+        }
+        if budget == 0 && !s.flags.budget_queued {
+            s.flags.budget_queued = true;
+            self.waiting.push_back(stream);
+        }
+        let capacity = piece.min(credit).min(room).min(budget);
+        s.flags.blocked = capacity == 0;
+        Ok(capacity)
+    }
+
+    /// Queues bytes of a stream without copying them.
+    ///
+    /// A chunk of at most [`send_capacity`](Self::send_capacity) bytes that was read behind headroom becomes
+    /// one message as it is.
+    ///
+    /// # Errors
+    /// [`SendError::Blocked`] gives the chunk back when it exceeds the credit or there is no room at all.
+    pub fn send(&mut self, stream: StreamId, chunk: Chunk) -> Result<(), SendError> {
+        if chunk.is_empty() {
+            return Self::sending(&mut self.streams, stream).map(drop);
+        }
+        let capacity = self.send_capacity(stream)?;
+        let s = Self::sending(&mut self.streams, stream)?;
+        if capacity == 0 || chunk.len() > s.queue.credit() {
+            s.flags.blocked = true;
+            return Err(SendError::Blocked(chunk));
+        }
+        self.stats.unsent += chunk.len();
+        s.queue.push(chunk);
+        self.schedule_output(stream.slot);
+        Ok(())
+    }
+
+    /// Queues a copy of as many of the bytes as there is room for; says how many.
+    ///
+    /// Small writes that wait are joined into one message.
+    ///
+    /// # Errors
+    /// [`SendError`], never `Blocked`: then it is `Ok(0)`.
+    pub fn send_slice(&mut self, stream: StreamId, bytes: &[u8]) -> Result<usize, SendError> {
+        let capacity = self.send_capacity(stream)?;
+        let taken = bytes.get(..capacity).unwrap_or(bytes);
+        let piece = self.config.max_piece;
+        let s = Self::sending(&mut self.streams, stream)?;
+        s.queue.push_slice(taken, piece);
+        self.stats.unsent += taken.len();
+        self.schedule_output(stream.slot);
+        Ok(taken.len())
+    }
+
+    /// Queues one datagram. Never blocks: under pressure the flow's oldest datagrams are dropped and counted.
+    ///
+    /// # Errors
+    /// [`SendError::Reset`], [`SendError::Finished`], [`SendError::Unknown`].
+    pub fn send_datagram(&mut self, flow: StreamId, datagram: Chunk) -> Result<(), SendError> {
+        let len = datagram.len();
+        let s = Self::sending(&mut self.streams, flow)?;
+        if s.proto != Proto::Udp {
+            return Err(SendError::Unknown);
+        }
+        let was_empty = s.queue.is_empty();
+        let mut dropped = 0;
+        while s.queue.chunks() >= self.config.datagram_queue
+            || (!s.queue.is_empty() && s.queue.len() + len > self.config.datagram_buffer)
+        {
+            let Some(oldest) = s.queue.drop_front() else {
+                break;
+            };
+            self.stats.unsent -= oldest;
+            self.datagrams_unsent -= oldest;
+            dropped += 1;
+        }
+        if self.datagrams_unsent + len > self.config.datagram_budget {
+            dropped += 1;
+        } else {
+            s.queue.push(datagram);
+            self.stats.unsent += len;
+            self.datagrams_unsent += len;
+        }
+        self.stats.datagrams_dropped_sending += dropped;
+        if was_empty {
+            self.flows.push_back(flow);
+        }
+        Ok(())
+    }
+
+    /// The next message for the transport: control, then datagrams, then streams in turn.
+    ///
+    /// To be called while the transport has room, until `None`. What it returns counts as sent.
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
+        if self.is_closed() {
+            return None;
+        }
+        let message = match self.next_control(now) {
+            Some(frame) => frame.to_bytes(),
+            None if self.keepalive.take_probe() => return Some(Transmit::Probe),
+            None => self.next_data(now)?,
+        };
+        Some(Transmit::Message(message))
+    }
+
+    fn next_control(&mut self, now: Instant) -> Option<Frame<Bytes>> {
+        if let Some(payload) = self.keepalive.take_ping(now) {
+            let id = ClientId::KEEPALIVE;
+            return Some(Frame::Ping { id, payload });
+        }
+        if let Some(frame) = self.control.pop() {
+            return Some(frame);
+        }
+        while let Some(stream) = self.grants.pop_front() {
+            let Some(s) = self.streams.get_mut(stream) else {
+                continue;
+            };
+            s.window_queued = false;
+            if s.state.can_receive() {
+                let credit = s.window.take_grant();
+                return Some(Frame::Window { id: s.id, credit });
+            }
+        }
+        None
+    }
+
+    fn next_data(&mut self, now: Instant) -> Option<Bytes> {
+        let streams_wait = !self.schedule.is_empty();
+        if !streams_wait || self.flow_run < Self::MAX_FLOW_RUN {
+            if let Some(message) = self.next_datagram(now) {
+                self.flow_run += 1;
+                return Some(message);
+            }
+        }
+        self.flow_run = 0;
+        self.next_piece(now).or_else(|| self.next_datagram(now))
+    }
+
+    fn next_datagram(&mut self, now: Instant) -> Option<Bytes> {
+        while let Some(flow) = self.flows.pop_front() {
+            let Some(s) = self.streams.get_mut(flow) else {
+                continue;
+            };
+            if let Some(datagram) = s.queue.pop(usize::MAX) {
+                let message = seal(s, datagram, &mut self.stats);
+                self.datagrams_unsent -= message.len() - crate::wire::HEADER_LEN;
+                if !s.queue.is_empty() || s.finishing {
+                    self.flows.push_back(flow);
+                }
+                return Some(message);
+            }
+            if s.finishing && s.state.can_send() {
+                let (proto, id) = (s.proto, s.id);
+                self.finish_slot(flow.slot, now);
+                return Some(Frame::<Bytes>::Close { proto, id }.to_bytes());
+            }
+        }
+        None
+    }
+
+    fn next_piece(&mut self, now: Instant) -> Option<Bytes> {
+        let quantum = self.config.max_piece;
+        while let Some(stream) = self.schedule.pop() {
+            let Some(s) = self.streams.get_mut(stream) else {
+                continue;
+            };
+            let Some(chunk) = s.queue.pop(quantum) else {
+                let close = s.finishing && s.state.can_send();
+                let (proto, id) = (s.proto, s.id);
+                self.schedule.sent(stream, &mut s.turn, 0, false, quantum);
+                if close {
+                    self.finish_slot(stream.slot, now);
+                    return Some(Frame::<Bytes>::Close { proto, id }.to_bytes());
+                }
+                continue;
+            };
+            let len = chunk.len();
+            let message = seal(s, chunk, &mut self.stats);
+            let more = s.has_output();
+            self.schedule.sent(stream, &mut s.turn, len, more, quantum);
+            if s.flags.blocked && s.queue.credit() > 0 {
+                self.notify_writable(stream.slot);
+            }
+            self.wake_waiting();
+            return Some(message);
+        }
+        None
+    }
+
+    /// CLOSE was sent.
+    fn finish_slot(&mut self, slot: u32, now: Instant) {
+        let Some(s) = self.streams.slot_mut(slot) else {
+            return;
+        };
+        let next = match s.proto {
+            Proto::Tcp => s.state.after_finish(),
+            Proto::Udp => State::Closed,
+        };
+        if next == State::Closed {
+            return self.end_stream(slot, None, false);
+        }
+        s.state = next;
+        // The peer may never say CLOSE: in v1 because it forgot the id, in v2 because nobody here would
+        // notice that it did.
+        if self.version == Version::V1 || s.flags.released {
+            self.set_deadline(slot, now + self.config.linger);
+        }
+    }
+
+    /// Wakes the streams that wait for the send budget, once half of it is free.
+    pub(super) fn wake_waiting(&mut self) {
+        let stream_bytes = self.stats.unsent - self.datagrams_unsent;
+        if stream_bytes > self.config.send_budget / 2 {
+            return;
+        }
+        while let Some(stream) = self.waiting.pop_front() {
+            if let Some(s) = self.streams.get_mut(stream) {
+                s.flags.budget_queued = false;
+                self.notify_writable(stream.slot);
+            }
+        }
+    }
+
+    /// Gives the stream its turn if it has something to send.
+    pub(super) fn schedule_output(&mut self, slot: u32) {
+        let quantum = self.config.max_piece;
+        let Some(s) = self.streams.slot_mut(slot) else {
+            return;
+        };
+        if !s.has_output() {
+            return;
+        }
+        let stream = StreamId {
+            slot,
+            generation: s.generation,
+        };
+        match s.proto {
+            Proto::Tcp => self.schedule.activate(stream, &mut s.turn, quantum),
+            Proto::Udp if s.queue.is_empty() => self.flows.push_back(stream),
+            Proto::Udp => {}
+        }
+    }
+
+    fn sending(
+        streams: &mut super::table::StreamTable,
+        stream: StreamId,
+    ) -> Result<&mut Stream, SendError> {
+        let s = streams.get_mut(stream).ok_or(SendError::Unknown)?;
+        if let Some(reset) = &s.reset {
+            return Err(SendError::Reset(Reset::clone(reset)));
+        }
+        if s.can_send() {
+            Ok(s)
+        } else {
+            Err(SendError::Finished)
+        }
+    }
+}
+
+fn seal(s: &Stream, chunk: Chunk, stats: &mut super::Stats) -> Bytes {
+    let len = chunk.len();
+    stats.unsent -= len;
+    stats.bytes_sent += len as u64;
+    chunk.seal(Header {
+        kind: Kind::Data,
+        proto: s.proto,
+        id: s.id,
+        port: 0,
+    })
+}

@@ -1,0 +1,247 @@
+use alloc::collections::VecDeque;
+use core::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+
+use super::{INITIAL_WINDOW, Instant};
+
+/// What a stream has received and the application has not read.
+///
+/// Small payloads are copied together, so that they neither pin the transport's buffer nor cost more
+/// memory than the bytes they carry.
+#[derive(Debug, Default)]
+pub(super) struct ReceiveBuffer {
+    chunks: VecDeque<Bytes>,
+    /// Small payloads after the last chunk.
+    tail: BytesMut,
+    len: usize,
+}
+
+impl ReceiveBuffer {
+    /// Payloads below this are copied.
+    const SMALL: usize = 4096;
+
+    pub(super) fn push(&mut self, payload: Bytes) {
+        self.len += payload.len();
+        if payload.len() < Self::SMALL {
+            if self.tail.capacity() - self.tail.len() < payload.len() {
+                self.seal_tail();
+                let backlog = !self.chunks.is_empty();
+                let room = if backlog { Self::SMALL } else { payload.len() };
+                self.tail = BytesMut::with_capacity(room);
+            }
+            self.tail.extend_from_slice(&payload);
+        } else {
+            self.seal_tail();
+            self.chunks.push_back(payload);
+        }
+    }
+
+    /// A datagram: never merged with another, copied when it would pin much more than itself.
+    pub(super) fn push_datagram(&mut self, payload: Bytes) {
+        self.len += payload.len();
+        self.chunks.push_back(if payload.len() < Self::SMALL {
+            Bytes::copy_from_slice(&payload)
+        } else {
+            payload
+        });
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Bytes> {
+        let chunk = match self.chunks.pop_front() {
+            Some(chunk) => chunk,
+            None if self.tail.is_empty() => return None,
+            None => core::mem::take(&mut self.tail).freeze(),
+        };
+        self.len -= chunk.len();
+        if self.chunks.is_empty() && self.chunks.capacity() > 8 {
+            // An idle stream holds next to no memory.
+            self.chunks = VecDeque::new();
+        }
+        Some(chunk)
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Bytes held.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Datagrams held, if all that was pushed are datagrams.
+    pub(super) fn datagrams(&self) -> usize {
+        self.chunks.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.chunks.is_empty() && self.tail.is_empty()
+    }
+
+    fn seal_tail(&mut self) {
+        if !self.tail.is_empty() {
+            let tail = core::mem::take(&mut self.tail).freeze();
+            self.chunks.push_back(tail);
+        }
+    }
+}
+
+/// The credit this end has granted on a stream, and how it grows (PROTOCOL.md section 5.5).
+///
+/// The window aims at twice what arrives in one round trip: a stream held back by its window doubles it each
+/// round trip, one held back by its sender, its reader or the link does not.
+#[derive(Debug)]
+pub(super) struct ReceiveWindow {
+    /// Bytes the peer may have under way beyond what was read.
+    size: u32,
+    /// All bytes the peer may ever send, as granted so far.
+    limit: u64,
+    received: u64,
+    consumed: u64,
+    epoch: Instant,
+    epoch_bytes: u64,
+}
+
+impl ReceiveWindow {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            size: INITIAL_WINDOW,
+            limit: u64::from(INITIAL_WINDOW),
+            received: 0,
+            consumed: 0,
+            epoch: now,
+            epoch_bytes: 0,
+        }
+    }
+
+    /// Notes bytes that arrived; says by how much they exceed the window, if they do.
+    pub(super) fn receive(&mut self, len: usize) -> Result<(), u64> {
+        let received = self.received.saturating_add(len as u64);
+        if received > self.limit {
+            return Err(received - self.limit);
+        }
+        self.received = received;
+        self.epoch_bytes += len as u64;
+        Ok(())
+    }
+
+    /// Bytes the window should grow by, given the round trip, if the reader keeps up.
+    pub(super) fn wanted_growth(&mut self, now: Instant, rtt: Duration, max: u32) -> u32 {
+        if now - self.epoch < rtt {
+            return 0;
+        }
+        let unread = self.received - self.consumed;
+        let per_round_trip = self.epoch_bytes;
+        self.epoch = now;
+        self.epoch_bytes = 0;
+        if unread > u64::from(self.size) / 2 {
+            return 0;
+        }
+        let doubled = u64::from(self.size).saturating_mul(2);
+        let wanted = per_round_trip.saturating_mul(2).min(doubled);
+        let wanted = u32::try_from(wanted).unwrap_or(max).min(max);
+        wanted.saturating_sub(self.size)
+    }
+
+    pub(super) fn grow(&mut self, by: u32) {
+        self.size = self.size.saturating_add(by);
+    }
+
+    pub(super) fn consume(&mut self, len: usize) {
+        self.consumed += len as u64;
+    }
+
+    /// Whether enough was read since the last grant to be worth a WINDOW.
+    pub(super) fn grant_is_due(&self) -> bool {
+        self.grant() >= self.size / 4
+    }
+
+    /// Takes the credit to announce.
+    pub(super) fn take_grant(&mut self) -> u32 {
+        let grant = self.grant();
+        self.limit += u64::from(grant);
+        grant
+    }
+
+    /// Bytes lent to this window beyond what every stream has.
+    pub(super) fn grown(&self) -> usize {
+        (self.size - INITIAL_WINDOW) as usize
+    }
+
+    fn grant(&self) -> u32 {
+        let wanted = self.consumed + u64::from(self.size);
+        u32::try_from(wanted.saturating_sub(self.limit)).unwrap_or(u32::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RTT: Duration = Duration::from_millis(100);
+
+    fn at(millis: u64) -> Instant {
+        Instant::from_micros(millis * 1000)
+    }
+
+    #[test]
+    fn a_window_that_holds_the_sender_back_doubles_each_round_trip() {
+        let mut window = ReceiveWindow::new(at(0));
+        for trip in 1..=4 {
+            let size = window.size;
+            window
+                .receive((window.limit - window.received) as usize)
+                .unwrap();
+            window.consume((window.received - window.consumed) as usize);
+            let growth = window.wanted_growth(at(trip * 100), RTT, u32::MAX);
+            assert_eq!(growth, size);
+            window.grow(growth);
+            assert!(window.grant_is_due());
+            window.take_grant();
+            assert_eq!(window.limit - window.consumed, u64::from(window.size));
+        }
+    }
+
+    #[test]
+    fn a_slow_sender_or_reader_does_not_grow_it() {
+        let mut window = ReceiveWindow::new(at(0));
+        window.receive(1000).unwrap();
+        window.consume(1000);
+        assert_eq!(window.wanted_growth(at(100), RTT, u32::MAX), 0);
+        window.receive(INITIAL_WINDOW as usize - 1000).unwrap();
+        assert_eq!(window.wanted_growth(at(200), RTT, u32::MAX), 0, "unread");
+    }
+
+    #[test]
+    fn an_overrun_is_told_and_not_counted() {
+        let mut window = ReceiveWindow::new(at(0));
+        assert_eq!(window.receive(INITIAL_WINDOW as usize + 5), Err(5));
+        assert_eq!(window.receive(INITIAL_WINDOW as usize), Ok(()));
+    }
+
+    #[test]
+    fn small_payloads_are_joined_and_order_is_kept() {
+        let mut buffer = ReceiveBuffer::default();
+        let big = Bytes::from(alloc::vec![7; ReceiveBuffer::SMALL]);
+        for part in [
+            Bytes::from_static(b"ab"),
+            Bytes::from_static(b"c"),
+            big.clone(),
+        ] {
+            buffer.push(part);
+        }
+        for _ in 0..1000 {
+            buffer.push(Bytes::from_static(b"x"));
+        }
+        assert_eq!(buffer.len(), 3 + big.len() + 1000);
+        let mut joined = BytesMut::new();
+        let mut pieces = 0;
+        while let Some(chunk) = buffer.pop() {
+            joined.extend_from_slice(&chunk);
+            pieces += 1;
+        }
+        assert!(joined.starts_with(b"abc\x07") && joined.ends_with(b"xxx"));
+        assert!(pieces <= 4 && buffer.is_empty() && buffer.len() == 0);
+    }
+}

@@ -1,0 +1,167 @@
+use alloc::collections::VecDeque;
+
+use super::StreamId;
+
+/// Whose turn it is to send: deficit round robin by bytes, with a head start for streams that were idle.
+///
+/// A stream that becomes active gets one quantum ahead of those that send in bulk, so a keystroke does not
+/// wait behind a download. It then takes its turn with the others, also when its queue ran empty, so that a
+/// stream cannot stay ahead by sending little and often.
+#[derive(Debug, Default)]
+pub(super) struct Schedule {
+    fresh: VecDeque<StreamId>,
+    bulk: VecDeque<StreamId>,
+    /// Fresh turns since the last bulk turn.
+    fresh_run: u32,
+}
+
+/// A stream's place in the [`Schedule`].
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    list: List,
+    /// Bytes the stream may still send in this turn; below zero it has sent more and pays in the next.
+    deficit: i64,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum List {
+    #[default]
+    Idle,
+    Fresh,
+    Bulk,
+}
+
+impl Schedule {
+    /// Fresh turns in a row while bulk waits.
+    const MAX_FRESH_RUN: u32 = 16;
+
+    /// The stream has something to send.
+    pub(super) fn activate(&mut self, id: StreamId, turn: &mut Turn, quantum: usize) {
+        if turn.list == List::Idle {
+            turn.list = List::Fresh;
+            turn.deficit = quantum as i64;
+            self.fresh.push_back(id);
+        }
+    }
+
+    /// Takes out the stream whose turn it is. It may be gone; if not, [`sent`](Self::sent) puts it back.
+    pub(super) fn pop(&mut self) -> Option<StreamId> {
+        if self.fresh_run < Self::MAX_FRESH_RUN || self.bulk.is_empty() {
+            if let Some(id) = self.fresh.pop_front() {
+                self.fresh_run += 1;
+                return Some(id);
+            }
+        }
+        self.fresh_run = 0;
+        self.bulk.pop_front()
+    }
+
+    /// The stream taken out has sent `len` bytes; `more` says whether it has more to send.
+    pub(super) fn sent(
+        &mut self,
+        id: StreamId,
+        turn: &mut Turn,
+        len: usize,
+        more: bool,
+        quantum: usize,
+    ) {
+        turn.deficit -= len as i64;
+        let fresh = turn.list == List::Fresh;
+        if more && turn.deficit > 0 {
+            let list = if fresh {
+                &mut self.fresh
+            } else {
+                &mut self.bulk
+            };
+            list.push_front(id);
+        } else if more || fresh {
+            // What was overdrawn is less than one message, so this is above zero within a few rounds.
+            turn.deficit = (turn.deficit + quantum as i64).min(quantum as i64);
+            turn.list = List::Bulk;
+            self.bulk.push_back(id);
+        } else {
+            turn.list = List::Idle;
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.fresh.is_empty() && self.bulk.is_empty()
+    }
+
+    /// Whether more than one stream takes turns.
+    pub(super) fn is_contended(&self) -> bool {
+        self.fresh.len() + self.bulk.len() > 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    const QUANTUM: usize = 1000;
+
+    fn id(slot: usize) -> StreamId {
+        StreamId {
+            slot: slot as u32,
+            generation: 0,
+        }
+    }
+
+    /// One message of `len(slot)` bytes by the stream whose turn it is.
+    fn send(schedule: &mut Schedule, turns: &mut [Turn], len: impl Fn(usize) -> usize) -> usize {
+        let next = schedule.pop().unwrap();
+        let slot = next.slot();
+        schedule.sent(next, &mut turns[slot], len(slot), true, QUANTUM);
+        slot
+    }
+
+    #[test]
+    fn bytes_are_shared_whatever_the_message_size() {
+        let mut schedule = Schedule::default();
+        let mut turns = [Turn::default(), Turn::default(), Turn::default()];
+        for (slot, turn) in turns.iter_mut().enumerate() {
+            schedule.activate(id(slot), turn, QUANTUM);
+        }
+        let len = |slot: usize| [1000, 100, 333][slot];
+        let mut bytes = [0_usize; 3];
+        for _ in 0..10_000 {
+            let slot = send(&mut schedule, &mut turns, len);
+            bytes[slot] += len(slot);
+        }
+        let (least, most) = (bytes.iter().min().unwrap(), bytes.iter().max().unwrap());
+        assert!(most - least <= 3 * QUANTUM, "{bytes:?}");
+    }
+
+    #[test]
+    fn a_newcomer_goes_first_once() {
+        let mut schedule = Schedule::default();
+        let mut turns: Vec<Turn> = (0..3).map(|_| Turn::default()).collect();
+        schedule.activate(id(0), &mut turns[0], QUANTUM);
+        schedule.activate(id(1), &mut turns[1], QUANTUM);
+        for _ in 0..4 {
+            send(&mut schedule, &mut turns, |_| 1000);
+        }
+        schedule.activate(id(2), &mut turns[2], QUANTUM);
+        let next = schedule.pop().unwrap();
+        assert_eq!(next, id(2));
+        schedule.sent(next, &mut turns[2], 10, false, QUANTUM);
+        // Ran empty: it keeps its place in the round and cannot jump the queue again.
+        schedule.activate(id(2), &mut turns[2], QUANTUM);
+        assert_ne!(schedule.pop().unwrap(), id(2));
+    }
+
+    #[test]
+    fn a_flood_of_newcomers_does_not_starve_bulk() {
+        let mut schedule = Schedule::default();
+        let mut turns: Vec<Turn> = (0..200).map(|_| Turn::default()).collect();
+        schedule.activate(id(0), &mut turns[0], QUANTUM);
+        send(&mut schedule, &mut turns, |_| 1000);
+        for (slot, turn) in turns.iter_mut().enumerate().skip(1) {
+            schedule.activate(id(slot), turn, QUANTUM);
+        }
+        let first = (0..100).position(|_| send(&mut schedule, &mut turns, |_| 1000) == 0);
+        assert!(first.is_some_and(|turns| turns <= Schedule::MAX_FRESH_RUN as usize));
+    }
+}

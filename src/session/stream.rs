@@ -1,0 +1,186 @@
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+
+use super::receive::{ReceiveBuffer, ReceiveWindow};
+use super::schedule::Turn;
+use super::{INITIAL_WINDOW, Instant, Reset, State, Version};
+use crate::wire::{Chunk, ClientId, Proto};
+
+/// Everything the session knows of one stream or flow.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub(super) generation: u32,
+    pub(super) id: ClientId,
+    pub(super) proto: Proto,
+    pub(super) state: State,
+    pub(super) reset: Option<Box<Reset>>,
+
+    pub(super) queue: SendQueue,
+    pub(super) turn: Turn,
+    /// CLOSE follows what is queued.
+    pub(super) finishing: bool,
+
+    pub(super) unread: ReceiveBuffer,
+    pub(super) window: ReceiveWindow,
+    /// Stands in the list of streams with credit to announce.
+    pub(super) window_queued: bool,
+
+    pub(super) flags: Flags,
+    /// When a direction that the peer may never end is given up.
+    pub(super) deadline: Option<Instant>,
+}
+
+/// What the user of the stream wants to hear, and was told.
+#[derive(Debug, Default)]
+pub(super) struct Flags {
+    /// The handle is gone: nothing more is read or sent.
+    pub(super) released: bool,
+    /// Sending was refused; the user waits for room.
+    pub(super) blocked: bool,
+    /// Stands in the list of streams that wait for the session's send budget.
+    pub(super) budget_queued: bool,
+    pub(super) readable_queued: bool,
+    pub(super) writable_queued: bool,
+}
+
+impl Stream {
+    pub(super) fn new(
+        generation: u32,
+        id: ClientId,
+        proto: Proto,
+        state: State,
+        version: Version,
+        now: Instant,
+    ) -> Self {
+        Self {
+            generation,
+            id,
+            proto,
+            state,
+            reset: None,
+            queue: SendQueue::new(proto, version),
+            turn: Turn::default(),
+            finishing: false,
+            unread: ReceiveBuffer::default(),
+            window: ReceiveWindow::new(now),
+            window_queued: false,
+            flags: Flags::default(),
+            deadline: None,
+        }
+    }
+
+    pub(super) fn can_send(&self) -> bool {
+        self.state.can_send() && !self.finishing && self.reset.is_none()
+    }
+
+    /// Whether poll_transmit has something to do for it.
+    pub(super) fn has_output(&self) -> bool {
+        !self.queue.is_empty() || (self.finishing && self.state.can_send())
+    }
+}
+
+/// What the application gave to send, and how much of it the peer takes.
+#[derive(Debug)]
+pub(super) struct SendQueue {
+    chunks: VecDeque<Chunk>,
+    len: usize,
+    sent: u64,
+    /// All bytes the peer will ever take, as granted so far.
+    limit: u64,
+}
+
+impl SendQueue {
+    fn new(proto: Proto, version: Version) -> Self {
+        let limit = match (proto, version) {
+            (Proto::Tcp, Version::V2) => u64::from(INITIAL_WINDOW),
+            _ => u64::MAX,
+        };
+        Self {
+            chunks: VecDeque::new(),
+            len: 0,
+            sent: 0,
+            limit,
+        }
+    }
+
+    /// Bytes the peer takes beyond what is queued.
+    pub(super) fn credit(&self) -> usize {
+        let left = self.limit - self.sent - self.len as u64;
+        usize::try_from(left).unwrap_or(usize::MAX)
+    }
+
+    /// Adds credit. `None` when it can no longer be counted.
+    pub(super) fn grant(&mut self, credit: u32) -> Option<()> {
+        let limit = self.limit.checked_add(u64::from(credit))?;
+        (limit <= i64::MAX as u64).then(|| self.limit = limit)
+    }
+
+    pub(super) fn push(&mut self, chunk: Chunk) {
+        self.len += chunk.len();
+        self.chunks.push_back(chunk);
+    }
+
+    /// Copies bytes in, behind those that wait in the last chunk where it has room.
+    pub(super) fn push_slice(&mut self, mut bytes: &[u8], piece: usize) {
+        self.len += bytes.len();
+        let backlog = !self.chunks.is_empty();
+        if let Some(last) = self.chunks.back_mut() {
+            let room = piece.saturating_sub(last.len()).min(bytes.len());
+            let (front, _) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
+            let taken = last.append(front);
+            bytes = bytes.get(taken..).unwrap_or_default();
+        }
+        while !bytes.is_empty() {
+            let (front, rest) = bytes
+                .split_at_checked(piece.min(bytes.len()))
+                .unwrap_or((bytes, &[]));
+            let room = if backlog { piece - front.len() } else { 0 };
+            self.chunks.push_back(Chunk::copied_with_room(front, room));
+            bytes = rest;
+        }
+    }
+
+    /// Takes at most `piece` bytes off the front.
+    pub(super) fn pop(&mut self, piece: usize) -> Option<Chunk> {
+        let front = self.chunks.front_mut()?;
+        let chunk = if front.len() > piece {
+            front.split_to(piece)
+        } else {
+            self.chunks.pop_front()?
+        };
+        self.len -= chunk.len();
+        self.sent += chunk.len() as u64;
+        if self.chunks.is_empty() && self.chunks.capacity() > 8 {
+            // An idle stream holds next to no memory.
+            self.chunks = VecDeque::new();
+        }
+        Some(chunk)
+    }
+
+    /// Drops the oldest chunk; says how many bytes that was.
+    pub(super) fn drop_front(&mut self) -> Option<usize> {
+        let len = self.chunks.pop_front()?.len();
+        self.len -= len;
+        Some(len)
+    }
+
+    /// Drops everything; says how many bytes that was.
+    pub(super) fn clear(&mut self) -> usize {
+        self.chunks = VecDeque::new();
+        core::mem::take(&mut self.len)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// Bytes queued.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Messages queued, if each was pushed whole.
+    pub(super) fn chunks(&self) -> usize {
+        self.chunks.len()
+    }
+}
