@@ -7,6 +7,9 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
+#[cfg(feature = "mux")]
+#[cfg_attr(docsrs, doc(cfg(feature = "mux")))]
+pub mod mux;
 pub mod session;
 pub mod wire;
 

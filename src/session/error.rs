@@ -89,7 +89,9 @@ impl Reset {
     /// Longest text kept of what a peer sends, in bytes.
     pub const MAX_TEXT: usize = 1024;
 
-    pub(super) fn new(reason: Reason, text: &str) -> Self {
+    /// A reset of this end's making.
+    #[must_use]
+    pub fn new(reason: Reason, text: &str) -> Self {
         Self {
             reason,
             text: text.into(),

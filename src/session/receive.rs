@@ -242,6 +242,6 @@ mod tests {
             pieces += 1;
         }
         assert!(joined.starts_with(b"abc\x07") && joined.ends_with(b"xxx"));
-        assert!(pieces <= 4 && buffer.is_empty() && buffer.len() == 0);
+        assert!(pieces <= 4 && buffer.is_empty());
     }
 }

@@ -39,16 +39,16 @@ impl HeadroomBuf {
     ///
     /// Memory of chunks that were dropped meanwhile is used again.
     pub fn spare(&mut self, limit: usize) -> Limit<&mut BytesMut> {
-        if self.buffer.is_empty() {
+        if self.filled().is_empty() {
             // Under half of a read is left: better a fresh buffer than many tiny reads.
             let wanted = HEADER_LEN + limit.min(self.capacity).div_ceil(2).max(1);
             if self.buffer.capacity() < wanted {
-                self.buffer.reserve(HEADER_LEN + self.capacity);
+                self.buffer.clear();
+                self.buffer.reserve(HEADER_LEN + self.capacity.max(1));
             }
-            self.buffer.put_bytes(0, HEADER_LEN);
+            self.buffer.resize(HEADER_LEN, 0);
         }
-        let left = self.buffer.capacity() - self.buffer.len();
-        if left == 0 {
+        if self.buffer.capacity() == self.buffer.len() {
             self.buffer.reserve(self.capacity.max(1));
         }
         let left = self.buffer.capacity() - self.buffer.len();

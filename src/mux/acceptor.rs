@@ -1,0 +1,114 @@
+use alloc::sync::Arc;
+use core::future::poll_fn;
+use core::task::{Context, Poll};
+
+use super::shared::{Handle, Mux, Shared, register};
+use super::{TunnelDatagram, TunnelStream};
+use crate::session::Reason;
+use crate::wire::Proto;
+
+/// Takes the connections that the other side opens. Dropping it refuses them.
+#[derive(Debug)]
+pub struct Acceptor {
+    shared: Arc<Shared>,
+}
+
+impl Acceptor {
+    pub(super) fn new(mux: &Mux) -> Self {
+        let shared = Arc::clone(&mux.shared);
+        shared.lock().handles += 1;
+        Self { shared }
+    }
+
+    /// The next connection; `None` after the tunnel has ended. Cancel safe.
+    pub async fn accept(&mut self) -> Option<Incoming> {
+        poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    /// As [`accept`](Self::accept).
+    pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Incoming>> {
+        let mut state = self.shared.lock();
+        if let Some((id, proto, port)) = state.incoming.pop_front() {
+            let handle = Handle::new(&self.shared, &mut state, id);
+            return Poll::Ready(Some(Incoming {
+                handle,
+                proto,
+                port,
+            }));
+        }
+        if state.closed.is_some() {
+            return Poll::Ready(None);
+        }
+        register(&mut state.acceptor, cx);
+        Poll::Pending
+    }
+}
+
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        self.shared.with(|state| {
+            state.accepting = false;
+            state.handles -= 1;
+            while let Some((id, ..)) = state.incoming.pop_front() {
+                let text = "nobody accepts connections here";
+                state.session.reject(id, Reason::Denied, text);
+            }
+        });
+    }
+}
+
+/// A connection the other side wants. Dropping it refuses it.
+#[derive(Debug)]
+pub struct Incoming {
+    handle: Handle,
+    proto: Proto,
+    port: u16,
+}
+
+impl Incoming {
+    /// Byte stream or datagrams.
+    #[must_use]
+    pub const fn proto(&self) -> Proto {
+        self.proto
+    }
+
+    /// The port asked for.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The client id it has on the wire, for logs.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        let state = self.handle.shared.lock();
+        state.session.client_id(self.handle.id).map(|id| id.0)
+    }
+
+    /// Accepts a byte stream. If the other side gave up meanwhile, the stream says so when it is read.
+    #[must_use]
+    pub fn accept_tcp(self) -> TunnelStream {
+        TunnelStream::new(self.accept())
+    }
+
+    /// Accepts a datagram flow.
+    #[must_use]
+    pub fn accept_udp(self) -> TunnelDatagram {
+        TunnelDatagram::new(self.accept())
+    }
+
+    fn accept(self) -> Handle {
+        self.handle.with(|state, id| {
+            // Gone already: the handle will tell.
+            let _ = state.session.accept(id);
+            state.wakers(id).is_established = true;
+        });
+        self.handle
+    }
+
+    /// Refuses it: the other side learns `reason` (v2) and `text`.
+    pub fn reject(self, reason: Reason, text: &str) {
+        self.handle
+            .with(|state, id| state.session.reset(id, reason, text));
+    }
+}

@@ -1,0 +1,63 @@
+use core::future::poll_fn;
+use core::task::{Context, Poll};
+
+use bytes::Bytes;
+
+use super::shared::{Handle, register};
+use super::stream::send_reset;
+use crate::session::{Reason, Recv, Reset, StreamError};
+use crate::wire::Chunk;
+
+/// A datagram flow through the tunnel. Dropping it ends it.
+#[derive(Debug)]
+pub struct TunnelDatagram {
+    handle: Handle,
+}
+
+impl TunnelDatagram {
+    pub(super) fn new(handle: Handle) -> Self {
+        Self { handle }
+    }
+
+    /// Sends one datagram of at most 65,535 bytes, empty ones too. Never waits: under pressure the oldest
+    /// are dropped and counted in [`Stats`](crate::session::Stats).
+    ///
+    /// # Errors
+    /// [`Reset`] when the flow is over.
+    pub fn send(&self, datagram: impl Into<Chunk>) -> Result<(), Reset> {
+        let datagram = datagram.into();
+        self.handle
+            .with(|state, id| state.session.send_datagram(id, datagram))
+            .map_err(send_reset)
+    }
+
+    /// The next datagram. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Reset`] when the flow is over, also when the other side has closed it ([`Reason::Gone`]).
+    pub async fn recv(&self) -> Result<Bytes, Reset> {
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// As [`recv`](Self::recv).
+    pub fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Reset>> {
+        self.handle.with(|state, id| match state.session.recv(id) {
+            Ok(Recv::Data(datagram)) => Poll::Ready(Ok(datagram)),
+            Ok(Recv::Blocked) => {
+                register(&mut state.wakers(id).read, cx);
+                Poll::Pending
+            }
+            Ok(Recv::Finished) => {
+                Poll::Ready(Err(Reset::new(Reason::Gone, "closed by the other side")))
+            }
+            Err(StreamError::Reset(reset)) => Poll::Ready(Err(reset)),
+            Err(error) => Poll::Ready(Err(Reset::new(Reason::Gone, &alloc::format!("{error}")))),
+        })
+    }
+
+    /// Ends the flow with a reason.
+    pub fn reset(&self, reason: Reason, text: &str) {
+        self.handle
+            .with(|state, id| state.session.reset(id, reason, text));
+    }
+}

@@ -1,0 +1,370 @@
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt::{self, Display};
+use core::future::Future;
+use core::pin::Pin;
+use core::task::{Context, Poll, Waker};
+use core::time::Duration;
+use std::time::Instant as Clock;
+
+use bytes::Bytes;
+use futures_core::Stream;
+use futures_sink::Sink;
+
+use super::shared::{Mux, Shared};
+use super::{Timer, TokioTimer};
+use crate::session::Transmit;
+use crate::transport::{Carrier, Received};
+
+/// Moves a tunnel: owns the transport, to be spawned on any executor. Ends when the tunnel does.
+///
+/// Dropping it ends the tunnel at once.
+#[derive(Debug)]
+#[must_use = "nothing moves unless the driver is polled"]
+pub struct Driver<T, C: Carrier, R = TokioTimer> {
+    transport: T,
+    carrier: C,
+    timer: R,
+    shared: Arc<Shared>,
+    phase: Phase,
+    /// Messages read and not yet handled, reused.
+    inbox: Vec<Bytes>,
+    /// Messages to be written, reused.
+    outbox: Vec<Transmit>,
+    /// Tasks to wake once the lock is gone, reused.
+    wake: Vec<Waker>,
+    /// Written since the last flush.
+    dirty: bool,
+    wake_at: Option<Clock>,
+}
+
+/// How a tunnel ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Closed {
+    /// This end was done: all handles dropped, or shut down.
+    Finished,
+    /// The other side ended the transport.
+    Ended,
+    /// The transport failed, or carried what is no tunnel message. Says how.
+    Lost(String),
+    /// The other side has been silent for two keepalive intervals.
+    PeerDead,
+    /// The driver was dropped.
+    Dropped,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Running,
+    /// The transport is being closed until the time given.
+    Closing(Clock),
+    Done,
+}
+
+/// What one look at the transport found.
+enum Inflow {
+    /// Nothing more now.
+    Pending,
+    /// As much as is handled at once; there may be more.
+    More,
+    Over(Closed),
+}
+
+impl Closed {
+    pub(super) fn text(&self) -> String {
+        format!("the tunnel ended: {self}")
+    }
+}
+
+impl Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Finished => f.write_str("finished"),
+            Self::Ended => f.write_str("ended by the other side"),
+            Self::Lost(cause) => f.write_str(cause),
+            Self::PeerDead => f.write_str("the other side has gone silent"),
+            Self::Dropped => f.write_str("its driver was dropped"),
+        }
+    }
+}
+
+impl<T, C, R, E> Driver<T, C, R>
+where
+    T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
+    C: Carrier,
+    R: Timer,
+    E: Display,
+{
+    /// Bytes and messages read before they are handled, and handled before others get their turn.
+    const INBOX_BYTES: usize = 256 << 10;
+    const INBOX_MESSAGES: usize = 64;
+    /// Bytes taken from the session at once: enough to fill a write, not so many that a keystroke waits.
+    const OUTBOX_BYTES: usize = 64 << 10;
+    const OUTBOX_MESSAGES: usize = 64;
+    /// Rounds before other tasks get their turn.
+    const ROUNDS: usize = 16;
+    /// How long the other side may take to answer the end of the transport.
+    const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+    fn run(&mut self, cx: &mut Context<'_>) -> Poll<Closed> {
+        for _ in 0..Self::ROUNDS {
+            let inflow = self.read(cx);
+            let now = Clock::now();
+            let finished = self.handle_inbox(cx, now);
+            if let Inflow::Over(closed) = inflow {
+                return Poll::Ready(closed);
+            }
+            if let Some(closed) = finished {
+                return Poll::Ready(closed);
+            }
+            let written = match self.write(cx, now) {
+                Ok(written) => written,
+                Err(error) => return Poll::Ready(Closed::Lost(error.to_string())),
+            };
+            if let Some(closed) = self.wait(cx) {
+                return Poll::Ready(closed);
+            }
+            if self.is_finished() && !self.dirty {
+                return Poll::Ready(Closed::Finished);
+            }
+            let more = matches!(inflow, Inflow::More);
+            if more {
+                // Let the readers of what came run first.
+                break;
+            }
+            if !written && !self.has_work() {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Reads what has arrived, a bounded amount, without the lock.
+    fn read(&mut self, cx: &mut Context<'_>) -> Inflow {
+        {
+            let mut state = self.shared.lock();
+            state.driver_stalled = !state.session.can_receive();
+            if state.driver_stalled {
+                return Inflow::Pending;
+            }
+        }
+        let mut bytes = 0;
+        let mut skipped = 0;
+        let mut alive = false;
+        let inflow = loop {
+            if bytes >= Self::INBOX_BYTES || self.inbox.len() + skipped >= Self::INBOX_MESSAGES {
+                break Inflow::More;
+            }
+            match Pin::new(&mut self.transport).poll_next(cx) {
+                Poll::Pending => break Inflow::Pending,
+                Poll::Ready(None) => break Inflow::Over(Closed::Ended),
+                Poll::Ready(Some(Err(error))) => {
+                    break Inflow::Over(Closed::Lost(error.to_string()));
+                }
+                Poll::Ready(Some(Ok(message))) => match self.carrier.unwrap(message) {
+                    Received::Message(message) => {
+                        bytes += message.len();
+                        self.inbox.push(message);
+                    }
+                    Received::Skip => {
+                        skipped += 1;
+                        alive = true;
+                    }
+                    Received::End => break Inflow::Over(Closed::Ended),
+                    Received::Other(_) => {
+                        let cause = "the other side sent what is no tunnel message";
+                        break Inflow::Over(Closed::Lost(cause.into()));
+                    }
+                },
+            }
+        };
+        if alive {
+            let now = self.shared.now();
+            self.shared.lock().session.handle_activity(now);
+        }
+        inflow
+    }
+
+    /// Gives the session what was read and what time it is, and wakes whom that concerns.
+    fn handle_inbox(&mut self, cx: &Context<'_>, clock: Clock) -> Option<Closed> {
+        let shared = Arc::clone(&self.shared);
+        let now = shared.at(clock);
+        let mut state = shared.lock();
+        for message in self.inbox.drain(..) {
+            // Counted by the session, which has dealt with it.
+            let _ = state.session.handle_message(now, message);
+        }
+        let due = state.session.poll_timeout().is_some_and(|at| at <= now);
+        if due {
+            state.session.handle_timeout(now);
+        }
+        if state.handles == 0 && !state.session.is_draining() {
+            state.session.drain();
+        }
+        super::shared::register(&mut state.driver, cx);
+        state.dispatch(&mut self.wake);
+        let closed = state.closed.clone();
+        drop(state);
+        for waker in self.wake.drain(..) {
+            waker.wake();
+        }
+        closed
+    }
+
+    /// Writes what the session has to say while the transport takes it; says whether that was anything.
+    fn write(&mut self, cx: &mut Context<'_>, clock: Clock) -> Result<bool, E> {
+        let now = self.shared.at(clock);
+        let mut written = false;
+        loop {
+            if Pin::new(&mut self.transport).poll_ready(cx)?.is_pending() {
+                return Ok(written);
+            }
+            if self.outbox.is_empty() && !self.fill_outbox(now) {
+                break;
+            }
+            for transmit in self.outbox.drain(..) {
+                let message = match transmit {
+                    Transmit::Message(message) => Some(self.carrier.wrap(message)),
+                    Transmit::Probe => self.carrier.probe(),
+                };
+                if let Some(message) = message {
+                    // One readiness covers the batch: a sink that is full queues it, and it is small.
+                    Pin::new(&mut self.transport).start_send(message)?;
+                    self.dirty = true;
+                    written = true;
+                }
+            }
+        }
+        if self.dirty {
+            let flushed = Pin::new(&mut self.transport).poll_flush(cx)?;
+            self.dirty = flushed.is_pending();
+        }
+        Ok(written)
+    }
+
+    /// Takes a batch off the session.
+    fn fill_outbox(&mut self, now: crate::session::Instant) -> bool {
+        let mut state = self.shared.lock();
+        let mut bytes = 0;
+        while bytes < Self::OUTBOX_BYTES && self.outbox.len() < Self::OUTBOX_MESSAGES {
+            let Some(transmit) = state.session.poll_transmit(now) else {
+                break;
+            };
+            if let Transmit::Message(message) = &transmit {
+                bytes += message.len();
+            }
+            self.outbox.push(transmit);
+        }
+        state.dispatch(&mut self.wake);
+        drop(state);
+        for waker in self.wake.drain(..) {
+            waker.wake();
+        }
+        !self.outbox.is_empty()
+    }
+
+    /// Arms the timer for what the session waits for.
+    fn wait(&mut self, cx: &mut Context<'_>) -> Option<Closed> {
+        let next = self.shared.lock().session.poll_timeout();
+        let next = next.map(|at| self.shared.clock(at))?;
+        // A deadline that moved away is left as it is: it fires early, and nothing is due then.
+        let at = self.wake_at.map_or(next, |armed| armed.min(next));
+        self.wake_at = Some(at);
+        while self
+            .wake_at
+            .is_some_and(|at| self.timer.poll_deadline(cx, at).is_ready())
+        {
+            let clock = Clock::now();
+            if let Some(closed) = self.handle_inbox(cx, clock) {
+                return Some(closed);
+            }
+            let next = self.shared.lock().session.poll_timeout();
+            self.wake_at = next.map(|at| self.shared.clock(at));
+        }
+        None
+    }
+
+    fn has_work(&self) -> bool {
+        let state = self.shared.lock();
+        let session = &state.session;
+        let receive = state.driver_stalled && session.can_receive();
+        receive || session.has_event()
+    }
+
+    /// Nobody needs the tunnel any more and everything was said.
+    fn is_finished(&self) -> bool {
+        let state = self.shared.lock();
+        let done = state.shutdown || (state.handles == 0 && state.session.is_idle());
+        done && !state.session.has_transmit()
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>, until: Clock) -> Poll<()> {
+        if Pin::new(&mut self.transport).poll_close(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        self.timer.poll_deadline(cx, until)
+    }
+}
+
+impl<T, C: Carrier, R> Driver<T, C, R> {
+    pub(super) fn new(transport: T, carrier: C, timer: R, mux: &Mux) -> Self {
+        Self {
+            transport,
+            carrier,
+            timer,
+            shared: Arc::clone(&mux.shared),
+            phase: Phase::Running,
+            inbox: Vec::new(),
+            outbox: Vec::new(),
+            wake: Vec::new(),
+            dirty: false,
+            wake_at: None,
+        }
+    }
+
+    fn end(&mut self, closed: Closed) {
+        self.shared.lock().close(closed, &mut self.wake);
+        for waker in self.wake.drain(..) {
+            waker.wake();
+        }
+    }
+}
+
+impl<T, C, R, E> Future for Driver<T, C, R>
+where
+    T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
+    C: Carrier + Unpin,
+    R: Timer,
+    E: Display,
+{
+    type Output = Closed;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Closed> {
+        let this = &mut *self;
+        if this.phase == Phase::Running {
+            let Poll::Ready(closed) = this.run(cx) else {
+                return Poll::Pending;
+            };
+            this.end(closed);
+            this.phase = Phase::Closing(Clock::now() + Self::CLOSE_TIMEOUT);
+        }
+        if let Phase::Closing(until) = this.phase {
+            if this.poll_close(cx, until).is_pending() {
+                return Poll::Pending;
+            }
+            this.phase = Phase::Done;
+        }
+        let closed = this.shared.lock().closed.clone();
+        Poll::Ready(closed.unwrap_or(Closed::Finished))
+    }
+}
+
+impl<T, C: Carrier, R> Drop for Driver<T, C, R> {
+    fn drop(&mut self) {
+        self.end(Closed::Dropped);
+    }
+}

@@ -1,0 +1,247 @@
+use alloc::collections::VecDeque;
+use core::cell::Cell;
+use core::future::poll_fn;
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
+use std::io::{self, IoSlice};
+
+use bytes::{Buf, Bytes};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::poll_read_buf;
+
+use super::stream::{ReadHalf, TunnelStream, WriteHalf};
+use crate::session::{Reason, Reset};
+use crate::wire::{Chunk, HeadroomBuf};
+
+/// Reads of at most this are copied, so that they do not pin a whole read buffer.
+const COPY_MAX: usize = 4096;
+/// Bytes one read buffer holds: several messages.
+const READ_BUFFER: usize = 256 << 10;
+/// Bytes and chunks taken from the tunnel to be written to the local side at once. What a stalled local side
+/// holds beyond the session's bounds.
+const WRITE_BATCH: usize = 128 << 10;
+const WRITE_SLICES: usize = 16;
+
+std::thread_local! {
+    /// One for all relays of a thread: it is empty whenever none of them runs.
+    static BUFFER: Cell<Option<HeadroomBuf>> = const { Cell::new(None) };
+}
+
+/// What a relay has carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Relayed {
+    /// Bytes from the local side into the tunnel.
+    pub sent: u64,
+    /// Bytes from the tunnel to the local side.
+    pub received: u64,
+}
+
+/// Which side a relay failed at.
+#[derive(Debug, Error)]
+pub enum RelayError {
+    /// The tunnel's, or what is behind it.
+    #[error(transparent)]
+    Tunnel(#[from] Reset),
+    /// The local one. The other side was told.
+    #[error("local connection: {0}")]
+    Local(#[from] io::Error),
+}
+
+impl TunnelStream {
+    /// Joins the stream with a local connection until both directions have ended, each for itself.
+    ///
+    /// Bytes read from the local side go into the transport's message without a copy, bytes from the tunnel
+    /// into the local write likewise. An idle relay holds no buffer. When the local side fails, the stream is
+    /// reset; when the tunnel does, what came before is still written, and the caller should reset the local
+    /// side.
+    ///
+    /// # Errors
+    /// [`RelayError`].
+    pub async fn relay<S>(self, local: &mut S) -> Result<Relayed, RelayError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + ?Sized,
+    {
+        let mut relay = Relay {
+            stream: self,
+            sending: true,
+            receiving: true,
+            sent: 0,
+            inbound: Inbound::default(),
+        };
+        let outcome = poll_fn(|cx| relay.poll(cx, local)).await;
+        if let Err(RelayError::Local(error)) = &outcome {
+            // Not the error's text: it may name what is local here.
+            let text = alloc::format!("{}", error.kind());
+            relay.stream.reset(Reason::Reset, &text);
+        }
+        outcome
+    }
+}
+
+struct Relay {
+    stream: TunnelStream,
+    sending: bool,
+    receiving: bool,
+    sent: u64,
+    inbound: Inbound,
+}
+
+impl Relay {
+    fn poll<S>(&mut self, cx: &mut Context<'_>, local: &mut S) -> Poll<Result<Relayed, RelayError>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + ?Sized,
+    {
+        let (read, write) = self.stream.split_mut();
+        if self.sending {
+            match poll_send(cx, local, write, &mut self.sent) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(())) => self.sending = false,
+                Poll::Ready(Err(RelayError::Tunnel(_))) if self.receiving => {
+                    // What came before the reset is written first; then the other direction tells.
+                    self.sending = false;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            }
+        }
+        if self.receiving {
+            ready!(poll_receive(cx, local, read, &mut self.inbound))?;
+            self.receiving = false;
+        }
+        if self.sending {
+            Poll::Pending
+        } else {
+            Poll::Ready(Ok(Relayed {
+                sent: self.sent,
+                received: self.inbound.written,
+            }))
+        }
+    }
+}
+
+/// Local side to tunnel, until the local side ends.
+fn poll_send<S>(
+    cx: &mut Context<'_>,
+    local: &mut S,
+    write: &mut WriteHalf,
+    sent: &mut u64,
+) -> Poll<Result<(), RelayError>>
+where
+    S: AsyncRead + Unpin + ?Sized,
+{
+    loop {
+        let capacity = ready!(write.poll_capacity(cx))?;
+        let Some(chunk) = ready!(poll_chunk(cx, local, capacity))? else {
+            write.finish();
+            return Poll::Ready(Ok(()));
+        };
+        *sent += chunk.len() as u64;
+        write
+            .send(chunk)
+            .map_err(|error| RelayError::Tunnel(super::stream::send_reset(error)))?;
+    }
+}
+
+/// Reads at most `limit` bytes behind headroom; `None` at the end.
+fn poll_chunk<S>(
+    cx: &mut Context<'_>,
+    local: &mut S,
+    limit: usize,
+) -> Poll<io::Result<Option<Chunk>>>
+where
+    S: AsyncRead + Unpin + ?Sized,
+{
+    let new = || HeadroomBuf::with_capacity(READ_BUFFER);
+    let mut buffer = BUFFER.take().unwrap_or_else(new);
+    let mut spare = buffer.spare(limit);
+    let read = poll_read_buf(Pin::new(local), cx, &mut spare);
+    let chunk = match &read {
+        Poll::Ready(Ok(1..)) => Some(buffer.next_chunk(COPY_MAX)),
+        _ => None,
+    };
+    BUFFER.set(Some(buffer));
+    read.map_ok(|_| chunk)
+}
+
+/// Tunnel to local side, until the tunnel ends.
+fn poll_receive<S>(
+    cx: &mut Context<'_>,
+    local: &mut S,
+    read: &mut ReadHalf,
+    inbound: &mut Inbound,
+) -> Poll<Result<(), RelayError>>
+where
+    S: AsyncWrite + Unpin + ?Sized,
+{
+    loop {
+        while !inbound.chunks.is_empty() {
+            ready!(inbound.poll_write(cx, local))?;
+        }
+        match inbound.gather(cx, read) {
+            Poll::Pending if inbound.chunks.is_empty() => {
+                if inbound.unflushed && Pin::new(&mut *local).poll_flush(cx)?.is_ready() {
+                    inbound.unflushed = false;
+                }
+                return Poll::Pending;
+            }
+            Poll::Ready(ended) if inbound.chunks.is_empty() => {
+                ended?;
+                ready!(Pin::new(local).poll_shutdown(cx))?;
+                return Poll::Ready(Ok(()));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Bytes on their way from the tunnel to the local side.
+#[derive(Debug, Default)]
+struct Inbound {
+    chunks: VecDeque<Bytes>,
+    unflushed: bool,
+    written: u64,
+}
+
+impl Inbound {
+    /// Takes what has arrived, as much as is written at once. Ready at the end of the stream.
+    fn gather(&mut self, cx: &mut Context<'_>, read: &mut ReadHalf) -> Poll<Result<(), Reset>> {
+        let mut bytes = 0;
+        while bytes < WRITE_BATCH && self.chunks.len() < WRITE_SLICES {
+            let Some(chunk) = ready!(read.poll_chunk(cx))? else {
+                return Poll::Ready(Ok(()));
+            };
+            bytes += chunk.len();
+            self.chunks.push_back(chunk);
+        }
+        Poll::Pending
+    }
+
+    /// Writes once.
+    fn poll_write<S>(&mut self, cx: &mut Context<'_>, local: &mut S) -> Poll<io::Result<()>>
+    where
+        S: AsyncWrite + Unpin + ?Sized,
+    {
+        let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
+        let mut count = 0;
+        for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
+            *slice = IoSlice::new(chunk);
+            count += 1;
+        }
+        let slices = slices.get(..count).unwrap_or_default();
+        let mut len = ready!(Pin::new(local).poll_write_vectored(cx, slices))?;
+        if len == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        self.written += len as u64;
+        self.unflushed = true;
+        while let Some(front) = self.chunks.front_mut().filter(|_| len > 0) {
+            let part = len.min(front.len());
+            front.advance(part);
+            len -= part;
+            if front.is_empty() {
+                self.chunks.pop_front();
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}

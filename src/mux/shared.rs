@@ -1,0 +1,331 @@
+use alloc::collections::VecDeque;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::future::poll_fn;
+use core::task::{Context, Poll, Waker};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant as Clock;
+
+use super::{Closed, TunnelDatagram, TunnelStream};
+use crate::session::{
+    Config, Event, Instant, OpenError, Reason, Role, Session, Stats, StreamId, Version,
+};
+use crate::wire::Proto;
+
+/// What the driver and all handles share. The lock is never held while the transport or a socket is polled.
+#[derive(Debug)]
+pub(super) struct Shared {
+    state: Mutex<State>,
+    origin: Clock,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) session: Session,
+    /// By [`StreamId::slot`].
+    wakers: Vec<StreamWakers>,
+    pub(super) incoming: VecDeque<(StreamId, Proto, u16)>,
+    pub(super) acceptor: Option<Waker>,
+    pub(super) accepting: bool,
+    /// Those who wait for the end of the tunnel.
+    watchers: Vec<Waker>,
+    pub(super) driver: Option<Waker>,
+    /// The driver has read what `can_receive` was before it went to sleep.
+    pub(super) driver_stalled: bool,
+    /// Handles that keep the tunnel up.
+    pub(super) handles: usize,
+    pub(super) shutdown: bool,
+    pub(super) closed: Option<Closed>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct StreamWakers {
+    pub(super) read: Option<Waker>,
+    pub(super) write: Option<Waker>,
+    pub(super) established: Option<Waker>,
+    pub(super) is_established: bool,
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // No code panics under the lock; if it did, the session is still the best there is.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        self.at(Clock::now())
+    }
+
+    pub(super) fn at(&self, clock: Clock) -> Instant {
+        Instant::default() + clock.saturating_duration_since(self.origin)
+    }
+
+    pub(super) fn clock(&self, instant: Instant) -> Clock {
+        self.origin + (instant - Instant::default())
+    }
+
+    /// Does something to the session, and wakes the driver if that gave it work.
+    pub(super) fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = self.lock();
+        let outcome = act(&mut state);
+        let driver = state.driver_if_needed();
+        drop(state);
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+        outcome
+    }
+}
+
+impl State {
+    fn driver_if_needed(&mut self) -> Option<Waker> {
+        let session = &self.session;
+        let needed = session.has_transmit()
+            || session.has_event()
+            || (self.driver_stalled && session.can_receive())
+            || self.shutdown
+            || self.handles == 0;
+        if needed { self.driver.take() } else { None }
+    }
+
+    pub(super) fn wakers(&mut self, stream: StreamId) -> &mut StreamWakers {
+        let slot = stream.slot();
+        if self.wakers.len() <= slot {
+            self.wakers.resize_with(slot + 1, StreamWakers::default);
+        }
+        // Just made long enough.
+        #[allow(clippy::indexing_slicing)]
+        &mut self.wakers[slot]
+    }
+
+    /// Turns the session's events into wake-ups, to be done after the lock is gone.
+    pub(super) fn dispatch(&mut self, wake: &mut Vec<Waker>) {
+        while let Some(event) = self.session.poll_event() {
+            match event {
+                Event::Readable(stream) => {
+                    let wakers = self.wakers(stream);
+                    wake.extend(wakers.read.take());
+                    if let Some(waiting) = wakers.established.take() {
+                        wake.push(waiting);
+                    }
+                }
+                Event::Writable(stream) => wake.extend(self.wakers(stream).write.take()),
+                Event::Established(stream) => {
+                    let wakers = self.wakers(stream);
+                    wakers.is_established = true;
+                    wake.extend(wakers.established.take());
+                }
+                Event::Incoming {
+                    stream,
+                    proto,
+                    port,
+                } if self.accepting => {
+                    self.incoming.push_back((stream, proto, port));
+                    wake.extend(self.acceptor.take());
+                }
+                Event::Incoming { stream, .. } => {
+                    let text = "nobody accepts connections here";
+                    self.session.reject(stream, Reason::Denied, text);
+                }
+                Event::GoAway => wake.append(&mut self.watchers),
+                Event::PeerDead => self.close(Closed::PeerDead, wake),
+            }
+        }
+    }
+
+    /// The tunnel has ended: everybody is told.
+    pub(super) fn close(&mut self, closed: Closed, wake: &mut Vec<Waker>) {
+        if self.closed.is_none() {
+            self.session.handle_closed(Reason::Gone, &closed.text());
+            self.closed = Some(closed);
+        }
+        wake.append(&mut self.watchers);
+        wake.extend(self.acceptor.take());
+        self.dispatch(wake);
+    }
+
+    fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<Closed> {
+        match &self.closed {
+            Some(closed) => Poll::Ready(closed.clone()),
+            None => {
+                self.watch(cx);
+                Poll::Pending
+            }
+        }
+    }
+
+    fn watch(&mut self, cx: &Context<'_>) {
+        if !self.watchers.iter().any(|w| w.will_wake(cx.waker())) {
+            self.watchers.push(cx.waker().clone());
+        }
+    }
+}
+
+/// Opens connections through a tunnel. Cheap to clone.
+///
+/// The tunnel ends gracefully when every handle is dropped: all clones of this, the [`Acceptor`](super::Acceptor)
+/// and all streams.
+#[derive(Debug)]
+pub struct Mux {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Mux {
+    pub(super) fn new(role: Role, version: Version, config: Config) -> Self {
+        let session = Session::new(role, version, config, Instant::default());
+        let state = State {
+            session,
+            wakers: Vec::new(),
+            incoming: VecDeque::new(),
+            acceptor: None,
+            accepting: true,
+            watchers: Vec::new(),
+            driver: None,
+            driver_stalled: false,
+            handles: 1,
+            shutdown: false,
+            closed: None,
+        };
+        Self {
+            shared: Arc::new(Shared {
+                state: Mutex::new(state),
+                origin: Clock::now(),
+            }),
+        }
+    }
+
+    /// Opens a byte stream to `port` at the other side. Does not wait: data may be written at once.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open_tcp(&self, port: u16) -> Result<TunnelStream, OpenError> {
+        let stream = self.open(|session, now| session.open_tcp(port, now))?;
+        Ok(TunnelStream::new(stream))
+    }
+
+    /// Opens a datagram flow to `port` at the other side. Does not wait.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open_udp(&self, port: u16) -> Result<TunnelDatagram, OpenError> {
+        let flow = self.open(|session, now| session.open_udp(port, now))?;
+        Ok(TunnelDatagram::new(flow))
+    }
+
+    fn open(
+        &self,
+        open: impl FnOnce(&mut Session, Instant) -> Result<StreamId, OpenError>,
+    ) -> Result<Handle, OpenError> {
+        let now = self.shared.now();
+        self.shared.with(|state| {
+            let id = open(&mut state.session, now)?;
+            Ok(Handle::new(&self.shared, state, id))
+        })
+    }
+
+    /// Takes no new connections any more; open streams go on. The other side is told (v2).
+    pub fn drain(&self) {
+        self.shared.with(|state| state.session.drain());
+    }
+
+    /// Resets every stream and ends the tunnel.
+    pub fn shutdown(&self) {
+        self.shared.with(|state| {
+            state.session.shutdown();
+            state.shutdown = true;
+        });
+    }
+
+    /// Measures the round trip; see [`rtt`](Self::rtt). v2 only.
+    pub fn ping(&self) {
+        self.shared.with(|state| state.session.ping());
+    }
+
+    /// Waits for the end of the tunnel and says why it came.
+    pub async fn closed(&self) -> Closed {
+        poll_fn(|cx| self.shared.lock().poll_closed(cx)).await
+    }
+
+    /// Waits until this end or the other takes no new connections, or the tunnel has ended.
+    pub async fn draining(&self) {
+        poll_fn(|cx| {
+            let mut state = self.shared.lock();
+            if state.session.is_draining() || state.closed.is_some() {
+                return Poll::Ready(());
+            }
+            state.watch(cx);
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Why the tunnel has ended, if it has.
+    #[must_use]
+    pub fn is_closed(&self) -> Option<Closed> {
+        self.shared.lock().closed.clone()
+    }
+
+    /// Counters of the session.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.shared.lock().session.stats()
+    }
+
+    /// The round trip to the other side, once measured. v2 only.
+    #[must_use]
+    pub fn rtt(&self) -> Option<core::time::Duration> {
+        self.shared.lock().session.rtt()
+    }
+}
+
+impl Clone for Mux {
+    fn clone(&self) -> Self {
+        self.shared.lock().handles += 1;
+        let shared = Arc::clone(&self.shared);
+        Self { shared }
+    }
+}
+
+impl Drop for Mux {
+    fn drop(&mut self) {
+        self.shared.with(|state| state.handles -= 1);
+    }
+}
+
+/// One stream's hold on the tunnel: dropping it releases the stream.
+#[derive(Debug)]
+pub(super) struct Handle {
+    pub(super) shared: Arc<Shared>,
+    pub(super) id: StreamId,
+}
+
+impl Handle {
+    pub(super) fn new(shared: &Arc<Shared>, state: &mut State, id: StreamId) -> Self {
+        *state.wakers(id) = StreamWakers::default();
+        state.handles += 1;
+        let shared = Arc::clone(shared);
+        Self { shared, id }
+    }
+
+    /// Does something to the stream.
+    pub(super) fn with<R>(&self, act: impl FnOnce(&mut State, StreamId) -> R) -> R {
+        self.shared.with(|state| act(state, self.id))
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.with(|state, id| {
+            state.session.release(id);
+            state.handles -= 1;
+        });
+    }
+}
+
+/// Keeps the waker of the task that waits, without cloning one that is the same.
+pub(super) fn register(place: &mut Option<Waker>, cx: &Context<'_>) {
+    match place {
+        Some(waker) => waker.clone_from(cx.waker()),
+        None => *place = Some(cx.waker().clone()),
+    }
+}

@@ -1,0 +1,268 @@
+use alloc::sync::Arc;
+use core::future::poll_fn;
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
+use std::io;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::shared::{Handle, register};
+use crate::session::{Reason, Recv, Reset, SendError, StreamError};
+use crate::wire::Chunk;
+
+/// A byte stream through the tunnel.
+///
+/// `shutdown` ends this direction only. Dropping it ends it gracefully: what was written still arrives, and
+/// the other side is told to stop if it goes on sending.
+#[derive(Debug)]
+pub struct TunnelStream {
+    read: ReadHalf,
+    write: WriteHalf,
+}
+
+/// The receiving direction of a [`TunnelStream`].
+///
+/// Dropping it alone leaves what arrives unread, until the window is used up.
+#[derive(Debug)]
+pub struct ReadHalf {
+    handle: Arc<Handle>,
+    chunk: Bytes,
+}
+
+/// The sending direction of a [`TunnelStream`]. Dropping it ends this direction.
+#[derive(Debug)]
+pub struct WriteHalf {
+    handle: Arc<Handle>,
+}
+
+impl TunnelStream {
+    pub(super) fn new(handle: Handle) -> Self {
+        let handle = Arc::new(handle);
+        Self {
+            read: ReadHalf {
+                handle: Arc::clone(&handle),
+                chunk: Bytes::new(),
+            },
+            write: WriteHalf { handle },
+        }
+    }
+
+    /// Waits until the other side has accepted the connection. Not needed before writing. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Reset`] if it was refused.
+    pub async fn established(&self) -> Result<(), Reset> {
+        poll_fn(|cx| {
+            let mut state = self.read.handle.shared.lock();
+            let id = self.read.handle.id;
+            if state.wakers(id).is_established {
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(reset) = state.session.reset_of(id) {
+                return Poll::Ready(Err(reset.clone()));
+            }
+            register(&mut state.wakers(id).established, cx);
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Ends both directions at once. The other side learns `reason` (v2) and `text`.
+    pub fn reset(&self, reason: Reason, text: &str) {
+        let reset = |state: &mut super::shared::State, id| state.session.reset(id, reason, text);
+        self.write.handle.with(reset);
+    }
+
+    /// Splits it into its directions; the stream is released when both are dropped.
+    #[must_use]
+    pub fn into_split(self) -> (ReadHalf, WriteHalf) {
+        (self.read, self.write)
+    }
+
+    /// The directions, for use at the same time.
+    pub fn split_mut(&mut self) -> (&mut ReadHalf, &mut WriteHalf) {
+        (&mut self.read, &mut self.write)
+    }
+}
+
+impl ReadHalf {
+    /// The next bytes without a copy; `None` at the end. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Reset`], after all that came before it.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Reset> {
+        poll_fn(|cx| self.poll_chunk(cx)).await
+    }
+
+    /// As [`chunk`](Self::chunk).
+    pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Reset>> {
+        if !self.chunk.is_empty() {
+            return Poll::Ready(Ok(Some(core::mem::take(&mut self.chunk))));
+        }
+        self.handle.with(|state, id| match state.session.recv(id) {
+            Ok(Recv::Data(bytes)) => Poll::Ready(Ok(Some(bytes))),
+            Ok(Recv::Finished) => Poll::Ready(Ok(None)),
+            Ok(Recv::Blocked) => {
+                register(&mut state.wakers(id).read, cx);
+                Poll::Pending
+            }
+            Err(error) => Poll::Ready(Err(reset_of(error))),
+        })
+    }
+}
+
+impl WriteHalf {
+    /// Waits until at least one byte can be sent; says how many are right for one message. Cancel safe.
+    ///
+    /// # Errors
+    /// [`Reset`], also of a direction that was shut down.
+    pub async fn capacity(&mut self) -> Result<usize, Reset> {
+        poll_fn(|cx| self.poll_capacity(cx)).await
+    }
+
+    /// As [`capacity`](Self::capacity).
+    pub fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Reset>> {
+        self.handle.with(
+            |state, id| match state.session.send_capacity(id).map_err(send_reset)? {
+                0 => {
+                    register(&mut state.wakers(id).write, cx);
+                    Poll::Pending
+                }
+                capacity => Poll::Ready(Ok(capacity)),
+            },
+        )
+    }
+
+    /// Sends bytes without a copy: at most what [`capacity`](Self::capacity) said.
+    ///
+    /// # Errors
+    /// [`SendError`].
+    pub fn send(&mut self, chunk: Chunk) -> Result<(), SendError> {
+        self.handle.with(|state, id| state.session.send(id, chunk))
+    }
+
+    /// Ends this direction after what was sent.
+    pub fn finish(&mut self) {
+        self.handle.with(|state, id| state.session.finish(id));
+    }
+}
+
+impl Drop for WriteHalf {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl AsyncRead for ReadHalf {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let Some(mut chunk) = ready!(self.poll_chunk(cx)).map_err(io_error)? else {
+            return Poll::Ready(Ok(()));
+        };
+        let len = chunk.len().min(buf.remaining());
+        buf.put_slice(&chunk.split_to(len));
+        self.chunk = chunk;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for WriteHalf {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        self.handle.with(|state, id| {
+            let sent = state.session.send_slice(id, bytes);
+            match sent.map_err(|error| io_error(send_reset(error)))? {
+                0 => {
+                    register(&mut state.wakers(id).write, cx);
+                    Poll::Pending
+                }
+                sent => Poll::Ready(Ok(sent)),
+            }
+        })
+    }
+
+    /// The driver flushes by itself.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.finish();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for TunnelStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.read).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for TunnelStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.write).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.write).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.write).poll_shutdown(cx)
+    }
+}
+
+/// The error as [`io::Error`] carries it, with the [`Reset`] as its source.
+pub(super) fn io_error(reset: Reset) -> io::Error {
+    let kind = match reset.reason {
+        Reason::Refused => io::ErrorKind::ConnectionRefused,
+        Reason::Unreachable => io::ErrorKind::HostUnreachable,
+        Reason::TimedOut => io::ErrorKind::TimedOut,
+        Reason::Denied => io::ErrorKind::PermissionDenied,
+        Reason::NoAgent => io::ErrorKind::NotConnected,
+        _ => io::ErrorKind::ConnectionReset,
+    };
+    io::Error::new(kind, reset)
+}
+
+fn reset_of(error: StreamError) -> Reset {
+    match error {
+        StreamError::Reset(reset) => reset,
+        // The handle keeps its stream known.
+        other => Reset::new(Reason::Gone, &alloc::format!("{other}")),
+    }
+}
+
+pub(super) fn send_reset(error: SendError) -> Reset {
+    match error {
+        SendError::Reset(reset) => reset,
+        other => Reset::new(Reason::Gone, &alloc::format!("{other}")),
+    }
+}
+
+impl From<Reset> for io::Error {
+    fn from(reset: Reset) -> Self {
+        io_error(reset)
+    }
+}
