@@ -1,0 +1,161 @@
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio_util::codec::{Decoder, Encoder};
+
+use super::{CodecError, take_message};
+use crate::wire::{DecodeError, Frame};
+
+/// One buffer is one message: for carriers that keep boundaries (PROTOCOL.md section 3.3).
+///
+/// Made for [`UdpFramed`](tokio_util::udp::UdpFramed). Every datagram gives exactly one item and is consumed
+/// whole: a frame, or the [`DecodeError`] of a datagram that is none, be it garbage or empty. Either comes
+/// with the sender's address, and the stream goes on.
+///
+/// Not for byte streams, which keep no boundaries: those need a [`StreamCodec`](super::StreamCodec).
+///
+/// There is no cap: a message is as long as the datagram the socket delivered (65,507 bytes over
+/// UDP/IPv4). Sending a longer one fails with the socket's own error.
+///
+/// A datagram can be lost, doubled or overtaken, and so can the frame in it; see the
+/// [module](super) for an example.
+#[derive(Debug, Clone, Default)]
+pub struct MessageCodec {
+    /// The current datagram gave its item. Tells its empty remainder from an empty datagram.
+    delivered: bool,
+}
+
+impl MessageCodec {
+    /// A codec for one socket.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { delivered: false }
+    }
+}
+
+impl Decoder for MessageCodec {
+    type Item = Result<Frame, DecodeError>;
+    type Error = CodecError;
+
+    /// Takes the whole buffer for one message. `Ok(None)` when there is nothing in it.
+    ///
+    /// # Errors
+    /// None; a message that is no frame is an item.
+    fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<Self::Item>, CodecError> {
+        if buffer.is_empty() {
+            return Ok(None);
+        }
+        self.delivered = true;
+        let len = buffer.len();
+        Ok(Some(take_message(buffer, len)))
+    }
+
+    /// As [`decode`](Self::decode), but an empty buffer is an empty datagram, unless the call before
+    /// took a datagram out of it. `UdpFramed` calls this one, until it is told that nothing is left.
+    ///
+    /// # Errors
+    /// None; a message that is no frame is an item.
+    fn decode_eof(&mut self, buffer: &mut BytesMut) -> Result<Option<Self::Item>, CodecError> {
+        if buffer.is_empty() && self.delivered {
+            self.delivered = false;
+            return Ok(None);
+        }
+        self.delivered = true;
+        let len = buffer.len();
+        Ok(Some(take_message(buffer, len)))
+    }
+}
+
+impl<P: AsRef<[u8]>> Encoder<Frame<P>> for MessageCodec {
+    type Error = CodecError;
+
+    /// Appends the encoded frame.
+    ///
+    /// # Errors
+    /// None; the buffer grows.
+    fn encode(&mut self, frame: Frame<P>, buffer: &mut BytesMut) -> Result<(), CodecError> {
+        buffer.reserve(frame.encoded_len());
+        // A `BytesMut` grows, so the encoder cannot run out of room.
+        let _ = frame.encode(buffer);
+        Ok(())
+    }
+}
+
+impl Encoder<Bytes> for MessageCodec {
+    type Error = CodecError;
+
+    /// Appends a ready-made message, as it is.
+    ///
+    /// # Errors
+    /// None; the buffer grows.
+    fn encode(&mut self, message: Bytes, buffer: &mut BytesMut) -> Result<(), CodecError> {
+        buffer.reserve(message.len());
+        buffer.put_slice(&message);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::{vec, vec::Vec};
+
+    use super::*;
+    use crate::wire::{ClientId, Proto};
+
+    fn data(payload: Bytes) -> Frame {
+        let (proto, id) = (Proto::Udp, ClientId(0xdead_beef));
+        Frame::Data { proto, id, payload }
+    }
+
+    /// What `UdpFramed` does with one datagram.
+    fn receive(codec: &mut MessageCodec, datagram: &[u8]) -> Vec<Result<Frame, DecodeError>> {
+        let mut buffer = BytesMut::from(datagram);
+        let items = core::iter::from_fn(|| codec.decode_eof(&mut buffer).unwrap());
+        let items = items.take(3).collect();
+        assert!(buffer.is_empty(), "the datagram is consumed whole");
+        items
+    }
+
+    #[test]
+    fn every_datagram_is_one_item() {
+        let mut codec = MessageCodec::new();
+        let small = data("hi".into());
+        let large = data(vec![7; 9000].into());
+        let datagrams = [
+            (small.to_bytes(), Ok(small.clone())),
+            (Bytes::new(), Err(DecodeError::Truncated { len: 0 })),
+            (Bytes::new(), Err(DecodeError::Truncated { len: 0 })),
+            (large.to_bytes(), Ok(large)),
+            ("garbage".into(), Err(DecodeError::Truncated { len: 7 })),
+            (vec![0x7f; 20].into(), Err(DecodeError::UnknownKind(0x7f))),
+            (Bytes::new(), Err(DecodeError::Truncated { len: 0 })),
+            (small.to_bytes(), Ok(small)),
+        ];
+        for (datagram, expected) in datagrams {
+            assert_eq!(receive(&mut codec, &datagram), [expected]);
+        }
+    }
+
+    #[test]
+    fn a_small_frame_pins_no_read_buffer() {
+        let mut buffer = BytesMut::with_capacity(64 * 1024);
+        let start = buffer.as_ptr();
+        let frame = data("hi".into());
+        MessageCodec::new()
+            .encode(frame.clone(), &mut buffer)
+            .unwrap();
+        let item = MessageCodec::new().decode(&mut buffer).unwrap();
+        assert_eq!(item, Some(Ok(frame)));
+        // Reclaims its own memory instead of allocating: nobody else holds it.
+        assert!(buffer.try_reclaim(64 * 1024));
+        buffer.put_u8(0);
+        assert_eq!(buffer.as_ptr(), start);
+    }
+
+    #[test]
+    fn nothing_buffered_is_no_message() {
+        assert_eq!(
+            MessageCodec::new().decode(&mut BytesMut::new()).unwrap(),
+            None
+        );
+    }
+}

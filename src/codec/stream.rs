@@ -1,0 +1,160 @@
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio_util::codec::{Decoder, Encoder};
+
+use super::{CodecError, take_message};
+use crate::wire::{DecodeError, Frame};
+
+/// Bytes of the length in front of every message.
+const PREFIX_LEN: usize = 4;
+
+/// Room asked for at least, when a message is known not to be complete.
+const READ_MIN: usize = 8 * 1024;
+
+/// A length before each message: for TCP, Unix sockets, vsock and pipes (PROTOCOL.md section 3.2).
+///
+/// The length is a big-endian `u32`, counts the bytes of the message that follows, header included and
+/// itself excluded, and is at most [`max_len`](Self::max_len) in both directions.
+///
+/// - However the bytes are split on their way, the frames are the same.
+/// - A well-delimited message that is no frame is an item, `Err(DecodeError)`, and the next one follows.
+/// - A length over the cap is [`CodecError::TooLong`] before anything is reserved for it, and stays so:
+///   the position in the stream is lost and nothing is skipped or guessed.
+/// - The end of the stream inside a message is [`CodecError::Truncated`].
+///
+/// [`FramedRead`](tokio_util::codec::FramedRead) ends after a [`CodecError`].
+///
+/// A peer that announces a message and never sends it gains little: room is not reserved for what was
+/// announced, but for as much again as has arrived (at least 8 KiB), and never for more than the cap. Since
+/// the buffer grows by doubling, it stays under twice the cap.
+///
+/// See the [module](super) for examples.
+#[derive(Debug, Clone)]
+pub struct StreamCodec {
+    max_len: usize,
+}
+
+impl StreamCodec {
+    /// The cap of [`new`](Self::new): 1 MiB for a whole message, header included.
+    ///
+    /// The same limit the deployed WebSocket parts have, so what passes here can be relayed to them.
+    pub const DEFAULT_MAX_LEN: usize = 1024 * 1024;
+
+    /// A codec with the [default cap](Self::DEFAULT_MAX_LEN).
+    #[must_use]
+    pub const fn new() -> Self {
+        Self::with_max_len(Self::DEFAULT_MAX_LEN)
+    }
+
+    /// A codec for messages of at most `max_len` bytes, header included; at most `u32::MAX`, which is what
+    /// the prefix can say.
+    ///
+    /// A peer can make the codec hold just under twice this much (and 8 KiB). Both ends should agree on it: it is not
+    /// negotiated.
+    #[must_use]
+    pub const fn with_max_len(max_len: usize) -> Self {
+        let limit = u32::MAX as usize;
+        let max_len = if max_len < limit { max_len } else { limit };
+        Self { max_len }
+    }
+
+    /// The longest message in bytes, header included.
+    #[must_use]
+    pub const fn max_len(&self) -> usize {
+        self.max_len
+    }
+
+    /// Checks and writes the length, and makes room for what follows.
+    fn put_prefix(&self, len: usize, buffer: &mut BytesMut) -> Result<(), CodecError> {
+        let max = self.max_len;
+        match u32::try_from(len) {
+            Ok(prefix) if len <= max => {
+                buffer.reserve(PREFIX_LEN + len);
+                buffer.put_u32(prefix);
+                Ok(())
+            }
+            _ => Err(CodecError::TooLong { len, max }),
+        }
+    }
+}
+
+impl Default for StreamCodec {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Decoder for StreamCodec {
+    type Item = Result<Frame, DecodeError>;
+    type Error = CodecError;
+
+    /// Takes the next message off the front of the buffer. `Ok(None)` when it is not complete.
+    ///
+    /// # Errors
+    /// [`CodecError::TooLong`], again and again: the length is not consumed.
+    fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<Self::Item>, CodecError> {
+        let Some(&prefix) = buffer.first_chunk::<PREFIX_LEN>() else {
+            return Ok(None);
+        };
+        let max = self.max_len;
+        // A length that `usize` cannot hold is over any cap.
+        let len = usize::try_from(u32::from_be_bytes(prefix)).unwrap_or(usize::MAX);
+        if len > max {
+            return Err(CodecError::TooLong { len, max });
+        }
+        let missing = PREFIX_LEN.saturating_add(len).saturating_sub(buffer.len());
+        if missing > 0 {
+            buffer.reserve(missing.min(buffer.len().max(READ_MIN)));
+            return Ok(None);
+        }
+        buffer.advance(PREFIX_LEN);
+        Ok(Some(take_message(buffer, len)))
+    }
+
+    /// As [`decode`](Self::decode), but an incomplete message stays incomplete.
+    ///
+    /// # Errors
+    /// [`CodecError::TooLong`] and [`CodecError::Truncated`].
+    fn decode_eof(&mut self, buffer: &mut BytesMut) -> Result<Option<Self::Item>, CodecError> {
+        if let Some(item) = self.decode(buffer)? {
+            return Ok(Some(item));
+        }
+        let have = buffer.len();
+        let need = match buffer.first_chunk::<PREFIX_LEN>() {
+            None if have == 0 => return Ok(None),
+            None => PREFIX_LEN,
+            // `decode` saw that it is within the cap.
+            Some(&prefix) => PREFIX_LEN.saturating_add(u32::from_be_bytes(prefix) as usize),
+        };
+        let missing = need.saturating_sub(have);
+        Err(CodecError::Truncated { missing })
+    }
+}
+
+impl<P: AsRef<[u8]>> Encoder<Frame<P>> for StreamCodec {
+    type Error = CodecError;
+
+    /// Appends the length and the encoded frame.
+    ///
+    /// # Errors
+    /// [`CodecError::TooLong`]; then nothing is written.
+    fn encode(&mut self, frame: Frame<P>, buffer: &mut BytesMut) -> Result<(), CodecError> {
+        self.put_prefix(frame.encoded_len(), buffer)?;
+        // A `BytesMut` grows, so the encoder cannot run out of room.
+        let _ = frame.encode(buffer);
+        Ok(())
+    }
+}
+
+impl Encoder<Bytes> for StreamCodec {
+    type Error = CodecError;
+
+    /// Appends the length and a ready-made message, as it is.
+    ///
+    /// # Errors
+    /// [`CodecError::TooLong`]; then nothing is written.
+    fn encode(&mut self, message: Bytes, buffer: &mut BytesMut) -> Result<(), CodecError> {
+        self.put_prefix(message.len(), buffer)?;
+        buffer.put_slice(&message);
+        Ok(())
+    }
+}

@@ -1,0 +1,345 @@
+use core::future::poll_fn;
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures_core::{FusedStream, Stream};
+use futures_sink::Sink;
+use thiserror::Error;
+
+use super::{Carrier, Received};
+use crate::wire::{DecodeError, Frame};
+
+/// Messages that mean nothing to the tunnel, passed over in one poll. Then other tasks have their turn.
+const SKIP_MAX: usize = 32;
+
+/// A `Stream` and `Sink` of frames over a transport's `Stream` and `Sink` of messages.
+///
+/// **Receiving.** A malformed message is an item and not the end: see [`ReceiveError`]. Messages the
+/// carrier skips are passed over, 32 at most before the task yields, so a flood of pings stalls
+/// nobody else. The stream ends where the transport ends, or at [`Received::End`], and stays ended.
+///
+/// **Sending.** A [`Frame`] costs a copy of its payload, to put the header in front of it. A ready-made
+/// message as [`Bytes`] costs none: see [`HeadroomBuf`](crate::wire::HeadroomBuf). It is sent as it is and
+/// not checked.
+///
+/// Since it is a sink of both, `SinkExt::close` and `SinkExt::flush` could not tell which was meant. The
+/// methods [`close`](Self::close) and [`flush`](Self::flush) here take their place.
+///
+/// One task has to poll it both ways, or keep sending and receiving apart with `StreamExt::split`, at the
+/// price of a lock. Most stacks answer pings and the closing handshake only while they are being received
+/// from.
+///
+/// The transport has to be [`Unpin`], as WebSockets are; one that is not goes in as `Box::pin(transport)`.
+/// See the [module](super) for an example.
+#[derive(Debug)]
+pub struct FrameTransport<T, C> {
+    transport: T,
+    carrier: C,
+    ended: bool,
+}
+
+// The carrier is never pinned.
+impl<T: Unpin, C> Unpin for FrameTransport<T, C> {}
+
+impl<T, C: Carrier> FrameTransport<T, C> {
+    /// Frames over `transport`, whose messages `carrier` understands.
+    pub const fn new(transport: T, carrier: C) -> Self {
+        Self {
+            transport,
+            carrier,
+            ended: false,
+        }
+    }
+
+    /// Sends what is buffered.
+    ///
+    /// # Errors
+    /// Those of the transport.
+    pub async fn flush(&mut self) -> Result<(), T::Error>
+    where
+        T: Sink<C::Message> + Unpin,
+    {
+        poll_fn(|cx| Pin::new(&mut self.transport).poll_flush(cx)).await
+    }
+
+    /// Sends what is buffered and says that nothing follows: over a WebSocket, the closing handshake.
+    ///
+    /// Receiving goes on: what the other side had sent before it heard of it still arrives, and then the end.
+    ///
+    /// # Errors
+    /// Those of the transport.
+    pub async fn close(&mut self) -> Result<(), T::Error>
+    where
+        T: Sink<C::Message> + Unpin,
+    {
+        poll_fn(|cx| Pin::new(&mut self.transport).poll_close(cx)).await
+    }
+
+    /// The transport, for instance to send a message of its own, like the text of the handshake.
+    pub const fn transport_mut(&mut self) -> &mut T {
+        &mut self.transport
+    }
+
+    /// The transport.
+    pub const fn transport(&self) -> &T {
+        &self.transport
+    }
+
+    /// Gives the transport and the carrier back. Nothing is buffered here, so nothing is lost.
+    pub fn into_parts(self) -> (T, C) {
+        (self.transport, self.carrier)
+    }
+}
+
+impl<T, C, E> Stream for FrameTransport<T, C>
+where
+    T: Stream<Item = Result<C::Message, E>> + Unpin,
+    C: Carrier,
+{
+    type Item = Result<Frame, ReceiveError<E, C::Message>>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        for _ in 0..SKIP_MAX {
+            let Some(message) = ready!(Pin::new(&mut this.transport).poll_next(cx)) else {
+                this.ended = true;
+                return Poll::Ready(None);
+            };
+            let item = match message {
+                Err(error) => Err(ReceiveError::Transport(error)),
+                Ok(message) => match this.carrier.unwrap(message) {
+                    Received::Message(message) => {
+                        Frame::decode(message).map_err(ReceiveError::Decode)
+                    }
+                    Received::Other(message) => Err(ReceiveError::Unexpected(message)),
+                    Received::Skip => continue,
+                    Received::End => {
+                        this.ended = true;
+                        // Stacks answer a closing handshake when they are polled again.
+                        let _ = Pin::new(&mut this.transport).poll_next(cx);
+                        return Poll::Ready(None);
+                    }
+                },
+            };
+            return Poll::Ready(Some(item));
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<T, C, E> FusedStream for FrameTransport<T, C>
+where
+    T: Stream<Item = Result<C::Message, E>> + Unpin,
+    C: Carrier,
+{
+    fn is_terminated(&self) -> bool {
+        self.ended
+    }
+}
+
+impl<T, C> Sink<Bytes> for FrameTransport<T, C>
+where
+    T: Sink<C::Message> + Unpin,
+    C: Carrier,
+{
+    type Error = T::Error;
+
+    fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), T::Error>> {
+        Pin::new(&mut self.get_mut().transport).poll_ready(cx)
+    }
+
+    fn start_send(self: Pin<&mut Self>, message: Bytes) -> Result<(), T::Error> {
+        let this = self.get_mut();
+        let message = this.carrier.wrap(message);
+        Pin::new(&mut this.transport).start_send(message)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), T::Error>> {
+        Pin::new(&mut self.get_mut().transport).poll_flush(cx)
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), T::Error>> {
+        Pin::new(&mut self.get_mut().transport).poll_close(cx)
+    }
+}
+
+impl<T, C> Sink<Frame> for FrameTransport<T, C>
+where
+    T: Sink<C::Message> + Unpin,
+    C: Carrier,
+{
+    type Error = T::Error;
+
+    fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), T::Error>> {
+        Sink::<Bytes>::poll_ready(self, cx)
+    }
+
+    fn start_send(self: Pin<&mut Self>, frame: Frame) -> Result<(), T::Error> {
+        Sink::<Bytes>::start_send(self, frame.to_bytes())
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), T::Error>> {
+        Sink::<Bytes>::poll_flush(self, cx)
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), T::Error>> {
+        Sink::<Bytes>::poll_close(self, cx)
+    }
+}
+
+/// What a [`FrameTransport`] received instead of a frame. Whose fault it is tells the variant.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ReceiveError<E, M> {
+    /// The peer sent a tunnel message that is malformed. The next one may not be.
+    #[error(transparent)]
+    Decode(DecodeError),
+    /// The transport failed. Whether anything follows is up to it; after the error of a WebSocket, nothing
+    /// does.
+    #[error(transparent)]
+    Transport(E),
+    /// The peer sent a message that carries no tunnel message: [`Received::Other`]. Frames may follow.
+    ///
+    /// The text of the handshake (PROTOCOL.md section 3.1) arrives like this.
+    #[error("message of the transport that carries no tunnel message")]
+    Unexpected(M),
+}
+
+#[cfg(test)]
+mod tests {
+    use core::convert::Infallible;
+    use std::collections::VecDeque;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
+
+    use super::*;
+    use crate::transport::carrier_fn;
+    use crate::wire::ClientId;
+
+    /// A transport that is never pending: what it holds, then `last` for ever.
+    struct Always {
+        first: VecDeque<Received<&'static str>>,
+        last: Option<Received<&'static str>>,
+        polls: usize,
+    }
+
+    impl Stream for Always {
+        type Item = Result<Received<&'static str>, Infallible>;
+
+        fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+            self.polls += 1;
+            let next = self.first.pop_front().or_else(|| self.last.clone());
+            Poll::Ready(next.map(Ok))
+        }
+    }
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    type Item = Result<Frame, ReceiveError<Infallible, Received<&'static str>>>;
+
+    fn poll<C>(frames: &mut FrameTransport<Always, C>, wakes: &Arc<Wakes>) -> Poll<Option<Item>>
+    where
+        C: Carrier<Message = Received<&'static str>>,
+    {
+        let waker = Waker::from(Arc::clone(wakes));
+        Pin::new(frames).poll_next(&mut Context::from_waker(&waker))
+    }
+
+    fn frames(
+        first: impl IntoIterator<Item = Received<&'static str>>,
+        last: Option<Received<&'static str>>,
+    ) -> FrameTransport<Always, impl Carrier<Message = Received<&'static str>>> {
+        let first = first.into_iter().collect();
+        let transport = Always {
+            first,
+            last,
+            polls: 0,
+        };
+        let carrier = carrier_fn(Received::Message, |message| match message {
+            Received::Other(text) => Received::Other(Received::Other(text)),
+            Received::Message(message) => Received::Message(message),
+            Received::Skip => Received::Skip,
+            Received::End => Received::End,
+        });
+        FrameTransport::new(transport, carrier)
+    }
+
+    fn ping() -> Frame {
+        Frame::Ping {
+            id: ClientId::KEEPALIVE,
+            payload: Bytes::new(),
+        }
+    }
+
+    #[test]
+    fn an_endless_flood_of_pings_yields_to_other_tasks() {
+        let mut frames = frames([], Some(Received::Skip));
+        let wakes = Arc::default();
+        for round in 1..4 {
+            assert_eq!(poll(&mut frames, &wakes), Poll::Pending);
+            assert_eq!(frames.transport().polls, round * SKIP_MAX);
+            assert_eq!(wakes.0.load(Ordering::Relaxed), round);
+        }
+    }
+
+    #[test]
+    fn a_frame_behind_pings_arrives() {
+        for pings in [1, SKIP_MAX - 1, SKIP_MAX, 3 * SKIP_MAX + 1] {
+            let skips = core::iter::repeat_n(Received::Skip, pings);
+            let frame = Received::Message(ping().to_bytes());
+            let mut frames = frames(skips.chain([frame]), None);
+            let wakes = Arc::default();
+            for _ in 0..pings / SKIP_MAX {
+                assert_eq!(poll(&mut frames, &wakes), Poll::Pending);
+            }
+            assert_eq!(poll(&mut frames, &wakes), Poll::Ready(Some(Ok(ping()))));
+            assert_eq!(wakes.0.load(Ordering::Relaxed), pings / SKIP_MAX);
+            assert_eq!(poll(&mut frames, &wakes), Poll::Ready(None));
+        }
+    }
+
+    #[test]
+    fn what_is_no_frame_is_an_item_and_not_the_end() {
+        let messages = [
+            Received::Message(Bytes::from_static(b"short")),
+            Received::Other("CONNECTED"),
+            Received::Message(ping().to_bytes()),
+        ];
+        let mut frames = frames(messages, None);
+        let wakes = Arc::default();
+        let items = [
+            Err(ReceiveError::Decode(DecodeError::Truncated { len: 5 })),
+            Err(ReceiveError::Unexpected(Received::Other("CONNECTED"))),
+            Ok(ping()),
+        ];
+        for item in items {
+            assert_eq!(poll(&mut frames, &wakes), Poll::Ready(Some(item)));
+        }
+        assert_eq!(poll(&mut frames, &wakes), Poll::Ready(None));
+    }
+
+    #[test]
+    fn the_end_is_final_and_polls_the_stack_once_more_for_its_closing_handshake() {
+        let after = Some(Received::Message(ping().to_bytes()));
+        let mut frames = frames([Received::End], after);
+        let wakes = Arc::default();
+        assert!(!frames.is_terminated());
+        for _ in 0..3 {
+            assert_eq!(poll(&mut frames, &wakes), Poll::Ready(None));
+            assert!(frames.is_terminated());
+        }
+        assert_eq!(frames.transport().polls, 2);
+    }
+}
