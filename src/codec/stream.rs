@@ -7,7 +7,7 @@ use crate::wire::{DecodeError, Frame};
 /// Bytes of the length in front of every message.
 const PREFIX_LEN: usize = 4;
 
-/// Room asked for at least, when a message is known not to be complete.
+/// Room made at least, when more than this is missing of a message.
 const READ_MIN: usize = 8 * 1024;
 
 /// A length before each message: for TCP, Unix sockets, vsock and pipes (PROTOCOL.md section 3.2).
@@ -23,9 +23,8 @@ const READ_MIN: usize = 8 * 1024;
 ///
 /// [`FramedRead`](tokio_util::codec::FramedRead) ends after a [`CodecError`].
 ///
-/// A peer that announces a message and never sends it gains little: room is not reserved for what was
-/// announced, but for as much again as has arrived (at least 8 KiB), and never for more than the cap. Since
-/// the buffer grows by doubling, it stays under twice the cap.
+/// A peer that announces a message and never sends it gains little: room is not made for what was announced
+/// but for as much again as has arrived, at least 8 KiB, and never for more than one message at the cap.
 ///
 /// See the [module](super) for examples.
 #[derive(Debug, Clone)]
@@ -48,8 +47,7 @@ impl StreamCodec {
     /// A codec for messages of at most `max_len` bytes, header included; at most `u32::MAX`, which is what
     /// the prefix can say.
     ///
-    /// A peer can make the codec hold just under twice this much (and 8 KiB). Both ends should agree on it: it is not
-    /// negotiated.
+    /// It is what a peer can make the decoder hold. Both ends should agree on it: it is not negotiated.
     #[must_use]
     pub const fn with_max_len(max_len: usize) -> Self {
         let limit = u32::MAX as usize;
@@ -103,7 +101,7 @@ impl Decoder for StreamCodec {
         }
         let missing = PREFIX_LEN.saturating_add(len).saturating_sub(buffer.len());
         if missing > 0 {
-            buffer.reserve(missing.min(buffer.len().max(READ_MIN)));
+            make_room(buffer, missing);
             return Ok(None);
         }
         buffer.advance(PREFIX_LEN);
@@ -157,4 +155,19 @@ impl Encoder<Bytes> for StreamCodec {
         buffer.put_slice(&message);
         Ok(())
     }
+}
+
+/// Makes room for more of a message, in proportion to what has arrived of it.
+///
+/// `BytesMut::reserve` would double the whole allocation, consumed bytes included, and so pass the cap.
+fn make_room(buffer: &mut BytesMut, missing: usize) {
+    let have = buffer.len();
+    let spare = buffer.capacity() - have;
+    let wanted = missing.min(have.max(READ_MIN));
+    if spare >= wanted.min(READ_MIN / 2) || buffer.try_reclaim(wanted) {
+        return;
+    }
+    let mut grown = BytesMut::with_capacity(have + wanted);
+    grown.put_slice(buffer);
+    *buffer = grown;
 }
