@@ -7,15 +7,14 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
+#[cfg(feature = "codec")]
+#[cfg_attr(docsrs, doc(cfg(feature = "codec")))]
+pub mod codec;
 #[cfg(feature = "mux")]
 #[cfg_attr(docsrs, doc(cfg(feature = "mux")))]
 pub mod mux;
 pub mod session;
 pub mod wire;
-
-#[cfg(feature = "codec")]
-#[cfg_attr(docsrs, doc(cfg(feature = "codec")))]
-pub mod codec;
 
 #[cfg(feature = "transport")]
 #[cfg_attr(docsrs, doc(cfg(feature = "transport")))]

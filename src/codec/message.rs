@@ -6,9 +6,9 @@ use crate::wire::{DecodeError, Frame};
 
 /// One buffer is one message: for carriers that keep boundaries (PROTOCOL.md section 3.3).
 ///
-/// Made for [`UdpFramed`](tokio_util::udp::UdpFramed). Every datagram gives exactly one item and is consumed
-/// whole: a frame, or the [`DecodeError`] of a datagram that is none, be it garbage or empty. Either comes
-/// with the sender's address, and the stream goes on.
+/// Made for [`UdpFramed`]. Every datagram gives exactly one item and is consumed whole: a frame, or the
+/// [`DecodeError`] of a datagram that is none, be it garbage or empty. Either comes with the sender's
+/// address, and the stream goes on.
 ///
 /// Not for byte streams, which keep no boundaries: those need a [`StreamCodec`](super::StreamCodec).
 ///
@@ -17,6 +17,8 @@ use crate::wire::{DecodeError, Frame};
 ///
 /// A datagram can be lost, doubled or overtaken, and so can the frame in it; see the
 /// [module](super) for an example.
+///
+/// [`UdpFramed`]: https://docs.rs/tokio-util/0.7/tokio_util/udp/struct.UdpFramed.html
 #[derive(Debug, Clone, Default)]
 pub struct MessageCodec {
     /// The current datagram gave its item. Tells its empty remainder from an empty datagram.
@@ -94,7 +96,6 @@ impl Encoder<Bytes> for MessageCodec {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::{vec, vec::Vec};
 

@@ -17,7 +17,9 @@ const SKIP_MAX: usize = 32;
 ///
 /// **Receiving.** A malformed message is an item and not the end: see [`ReceiveError`]. Messages the
 /// carrier skips are passed over, 32 at most before the task yields, so a flood of pings stalls
-/// nobody else. The stream ends where the transport ends, or at [`Received::End`], and stays ended.
+/// nobody else. The stream ends where the transport ends, or at [`Received::End`], and stays ended. At
+/// `End` the transport is polled once more, so that the stack can answer a closing handshake;
+/// [`close`](Self::close) makes sure that the answer is out.
 ///
 /// **Sending.** A [`Frame`] costs a copy of its payload, to put the header in front of it. A ready-made
 /// message as [`Bytes`] costs none: see [`HeadroomBuf`](crate::wire::HeadroomBuf). It is sent as it is and
@@ -26,9 +28,8 @@ const SKIP_MAX: usize = 32;
 /// Since it is a sink of both, `SinkExt::close` and `SinkExt::flush` could not tell which was meant. The
 /// methods [`close`](Self::close) and [`flush`](Self::flush) here take their place.
 ///
-/// One task has to poll it both ways, or keep sending and receiving apart with `StreamExt::split`, at the
-/// price of a lock. Most stacks answer pings and the closing handshake only while they are being received
-/// from.
+/// Most stacks answer pings and the closing handshake only while they are being received from, so whoever
+/// sends has to receive too: in one task, or in two with `StreamExt::split`, at the price of a lock.
 ///
 /// The transport has to be [`Unpin`], as WebSockets are; one that is not goes in as `Box::pin(transport)`.
 /// See the [module](super) for an example.
