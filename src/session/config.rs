@@ -36,7 +36,7 @@ pub struct Config {
     pub v1_stall: Duration,
     /// Bytes accepted for sending and not yet transmitted, over all streams. Default 4 MiB.
     ///
-    /// A peer that does not read its transport makes this end hold no more than this, plus 4 KiB a stream.
+    /// A peer that does not read its transport makes this end hold no more than this and one piece, plus 4 KiB a stream.
     pub send_budget: usize,
     /// Bytes accepted for sending and not yet transmitted on one stream. Default 256 KiB.
     pub stream_send_buffer: usize,

@@ -33,7 +33,8 @@ impl Keepalive {
             probe_wanted: false,
             ping: None,
             sequence: 0,
-            ping_wanted: false,
+            // Measured while nothing queues yet.
+            ping_wanted: version == Version::V2,
             last_sample: None,
             rtt: None,
         }

@@ -27,18 +27,20 @@ impl Session {
             true => self.config.contended_piece,
             false => self.config.max_piece,
         };
-        let credit = s.queue.credit();
-        let room = self.config.stream_send_buffer.saturating_sub(s.queue.len());
+        // Bounds are overrun by at most one piece, so that pieces stay whole.
+        let stream_full = s.queue.len() >= self.config.stream_send_buffer;
         let stream_bytes = self.stats.unsent - self.datagrams_unsent;
-        let mut budget = self.config.send_budget.saturating_sub(stream_bytes);
-        if budget < Self::RESERVE && s.queue.is_empty() {
-            budget = Self::RESERVE;
-        }
-        if budget == 0 && !s.flags.budget_queued {
+        let budget_full = stream_bytes >= self.config.send_budget;
+        if budget_full && !s.flags.budget_queued {
             s.flags.budget_queued = true;
             self.waiting.push_back(stream);
         }
-        let capacity = piece.min(credit).min(room).min(budget);
+        let room = match (stream_full, budget_full) {
+            (false, false) => piece,
+            (false, true) if s.queue.is_empty() => piece.min(Self::RESERVE),
+            _ => 0,
+        };
+        let capacity = room.min(s.queue.credit());
         s.flags.blocked = capacity == 0;
         Ok(capacity)
     }

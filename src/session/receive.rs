@@ -104,6 +104,9 @@ pub(super) struct ReceiveWindow {
 }
 
 impl ReceiveWindow {
+    /// Arrivals are measured over at least this: messages come in bursts.
+    const SHORTEST_EPOCH: Duration = Duration::from_millis(2);
+
     pub(super) fn new(now: Instant) -> Self {
         Self {
             size: INITIAL_WINDOW,
@@ -128,11 +131,14 @@ impl ReceiveWindow {
 
     /// Bytes the window should grow by, given the round trip, if the reader keeps up.
     pub(super) fn wanted_growth(&mut self, now: Instant, rtt: Duration, max: u32) -> u32 {
-        if now - self.epoch < rtt {
+        let elapsed = now - self.epoch;
+        if elapsed < rtt.max(Self::SHORTEST_EPOCH) {
             return 0;
         }
         let unread = self.received - self.consumed;
-        let per_round_trip = self.epoch_bytes;
+        let micros = |span: Duration| u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
+        let per_round_trip =
+            self.epoch_bytes.saturating_mul(micros(rtt)) / micros(elapsed).max(1);
         self.epoch = now;
         self.epoch_bytes = 0;
         if unread > u64::from(self.size) / 2 {
