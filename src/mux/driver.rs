@@ -231,7 +231,11 @@ where
                 Some(Transmit::Message(message)) => self.carrier.wrap(message),
                 Some(Transmit::Probe) => match self.carrier.probe() {
                     Some(probe) => probe,
-                    None => continue,
+                    None => {
+                        // Nothing to ask with: silence then says nothing.
+                        self.shared.lock().session.handle_activity(now);
+                        continue;
+                    }
                 },
                 None => break,
             };

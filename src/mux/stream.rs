@@ -23,7 +23,7 @@ pub struct TunnelStream {
 
 /// The receiving direction of a [`TunnelStream`].
 ///
-/// Dropping it alone leaves what arrives unread, until the window is used up.
+/// Dropping it alone throws away what still arrives.
 #[derive(Debug)]
 pub struct ReadHalf {
     handle: Arc<Handle>,
@@ -145,6 +145,12 @@ impl WriteHalf {
     /// Ends this direction after what was sent.
     pub fn finish(&mut self) {
         self.handle.with(|state, id| state.session.finish(id));
+    }
+}
+
+impl Drop for ReadHalf {
+    fn drop(&mut self) {
+        self.handle.with(|state, id| state.session.discard(id));
     }
 }
 

@@ -98,6 +98,7 @@ impl Config {
             .max_window
             .clamp(super::INITIAL_WINDOW, i32::MAX as u32);
         self.stream_send_buffer = self.stream_send_buffer.max(1);
+        self.keepalive = self.keepalive.map(|i| i.max(Duration::from_millis(1)));
         self.datagram_queue = self.datagram_queue.max(1);
         self
     }

@@ -44,6 +44,10 @@ impl ControlQueue {
         self.frames.is_empty()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.frames.len()
+    }
+
     /// Answers that wait for the transport.
     pub(super) fn replies(&self) -> usize {
         self.replies

@@ -134,6 +134,9 @@ impl Session {
         if self.streams.len() >= self.config.max_streams {
             return Err(OpenError::Limit(self.config.max_streams));
         }
+        if self.control.len() >= self.config.max_streams {
+            return Err(OpenError::Congested);
+        }
         let (streams, graves) = (&self.streams, &self.graves);
         let id = self
             .ids
@@ -163,10 +166,18 @@ impl Session {
     /// answered before.
     pub fn accept(&mut self, stream: StreamId) -> Result<(), StreamError> {
         let s = Self::checked(&mut self.streams, stream)?;
-        s.state = s.state.after_accept().ok_or(StreamError::WrongState)?;
+        s.state = match s.state.after_accept() {
+            Some(next) => next,
+            None if s.state == State::Closed => {
+                let text = "closed by the other side";
+                return Err(StreamError::Reset(Reset::new(Reason::Gone, text)));
+            }
+            None => return Err(StreamError::WrongState),
+        };
         let (proto, id) = (s.proto, s.id);
         self.backlog -= 1;
         self.push_control(Frame::Connected { proto, id });
+        self.schedule_output(stream.slot);
         Ok(())
     }
 
@@ -220,6 +231,16 @@ impl Session {
     pub fn reset(&mut self, stream: StreamId, reason: Reason, text: &str) {
         if self.streams.get(stream).is_some() {
             self.reset_slot(stream.slot, reason, text);
+        }
+    }
+
+    /// Throws away what has come and will come on a stream, and lets the peer go on sending it.
+    pub fn discard(&mut self, stream: StreamId) {
+        if let Some(s) = self.streams.get_mut(stream) {
+            s.flags.deaf = true;
+            s.window.consume(s.unread.len());
+            self.discard_unread(stream.slot);
+            self.queue_grant(stream.slot);
         }
     }
 
@@ -281,21 +302,24 @@ impl Session {
 
     /// The next thing that happened.
     pub fn poll_event(&mut self) -> Option<Event> {
-        let event = self.events.pop_front()?;
-        match event {
-            Event::Readable(id) => {
-                if let Some(s) = self.streams.get_mut(id) {
-                    s.flags.readable_queued = false;
+        while let Some(event) = self.events.pop_front() {
+            let known = match event {
+                Event::Readable(id) => {
+                    let s = self.streams.get_mut(id);
+                    s.map(|s| s.flags.readable_queued = false).is_some()
                 }
-            }
-            Event::Writable(id) => {
-                if let Some(s) = self.streams.get_mut(id) {
-                    s.flags.writable_queued = false;
+                Event::Writable(id) => {
+                    let s = self.streams.get_mut(id);
+                    s.map(|s| s.flags.writable_queued = false).is_some()
                 }
+                Event::Incoming { stream, .. } => self.streams.get(stream).is_some(),
+                _ => true,
+            };
+            if known {
+                return Some(event);
             }
-            _ => {}
         }
-        Some(event)
+        None
     }
 
     /// Whether [`poll_event`](Self::poll_event) has something.

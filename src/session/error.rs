@@ -100,11 +100,18 @@ impl Reset {
 
     /// Takes a peer's words so that they can be shown in one line of a log.
     pub(super) fn from_peer(reason: Reason, text: &[u8]) -> Self {
-        let text = text.get(..Self::MAX_TEXT).unwrap_or(text);
-        let text = String::from_utf8_lossy(text)
-            .chars()
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect();
+        // Line breaks and changes of direction, as well as what terminals obey.
+        let harmful = |c: char| {
+            c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        };
+        let words = text.get(..Self::MAX_TEXT).unwrap_or(text);
+        let mut text = String::new();
+        for c in String::from_utf8_lossy(words).chars() {
+            if text.len() + c.len_utf8() > Self::MAX_TEXT {
+                break;
+            }
+            text.push(if harmful(c) { ' ' } else { c });
+        }
         Self { reason, text }
     }
 }
@@ -178,6 +185,9 @@ pub enum OpenError {
     /// [`Config::max_streams`](super::Config::max_streams) is reached.
     #[error("{0} connections are open already")]
     Limit(usize),
+    /// The transport does not take what was said before: opening and resetting does not help.
+    #[error("the tunnel is congested")]
+    Congested,
     /// This end drains, or the peer sent GOAWAY.
     #[error("the tunnel takes no new connections")]
     Draining,
@@ -193,6 +203,9 @@ pub enum SendError {
     /// No credit or no room now; [`Event::Writable`](super::Event::Writable) follows. The chunk comes back.
     #[error("no credit or no room now")]
     Blocked(Chunk),
+    /// A datagram beyond 65,535 bytes.
+    #[error("datagram of {0} bytes is longer than 65535")]
+    TooLong(usize),
     /// This direction was finished before.
     #[error("this direction was finished before")]
     Finished,

@@ -1,5 +1,7 @@
 //! What the peer's messages do.
 
+use alloc::boxed::Box;
+
 use bytes::Bytes;
 
 use super::control::Cause;
@@ -18,6 +20,9 @@ impl Session {
     /// [`Violation`] when the peer breaks the protocol. It was counted and dealt with; the session goes on,
     /// and the caller needs to do nothing about it.
     pub fn handle_message(&mut self, now: Instant, message: Bytes) -> Result<(), Violation> {
+        if self.is_closed() {
+            return Ok(());
+        }
         self.now = now;
         self.keepalive.heard(now);
         let outcome = match Frame::decode(message) {
@@ -144,6 +149,11 @@ impl Session {
                 self.reset_slot(slot, Reason::Overflow, "more bytes than were granted");
                 return Err(Violation::CreditOverrun { id, excess });
             }
+        }
+        if s.flags.deaf {
+            s.window.consume(len);
+            self.queue_grant(slot);
+            return Ok(());
         }
         s.unread.push(payload);
         self.stats.unread += len;
@@ -368,8 +378,10 @@ impl Session {
             return;
         };
         stall.progress += len;
+        // With less room the next message would begin a new stall, and a new time to wait for progress.
         let limit = self.config.v1_stream_buffer;
-        let room = |s: &mut super::stream::Stream| s.unread.len() < limit;
+        let limit = limit.saturating_sub(Self::STALL_PROGRESS);
+        let room = |s: &mut super::stream::Stream| s.unread.len() <= limit;
         if self.streams.slot_mut(slot).is_none_or(room) {
             self.stall = None;
         }
@@ -398,6 +410,11 @@ impl Session {
             let text = "too many bytes were not read";
             self.reset_slot(slot, Reason::Overflow, text);
             self.discard_unread(slot);
+            if let Some(s) = self.streams.slot_mut(slot) {
+                // It may have ended in order before: what is lost now must not look like its end.
+                s.reset
+                    .get_or_insert_with(|| Box::new(Reset::new(Reason::Overflow, text)));
+            }
         }
     }
 

@@ -88,12 +88,15 @@ impl Session {
     /// Queues one datagram. Never blocks: under pressure the flow's oldest datagrams are dropped and counted.
     ///
     /// # Errors
-    /// [`SendError::Reset`], [`SendError::Finished`], [`SendError::Unknown`].
+    /// [`SendError`], never `Blocked`.
     pub fn send_datagram(&mut self, flow: StreamId, datagram: Chunk) -> Result<(), SendError> {
         let len = datagram.len();
         let s = Self::sending(&mut self.streams, flow)?;
         if s.proto != Proto::Udp {
             return Err(SendError::Unknown);
+        }
+        if len > usize::from(u16::MAX) {
+            return Err(SendError::TooLong(len));
         }
         let was_empty = s.queue.is_empty();
         let mut dropped = 0;

@@ -137,8 +137,7 @@ impl ReceiveWindow {
         }
         let unread = self.received - self.consumed;
         let micros = |span: Duration| u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
-        let per_round_trip =
-            self.epoch_bytes.saturating_mul(micros(rtt)) / micros(elapsed).max(1);
+        let per_round_trip = self.epoch_bytes.saturating_mul(micros(rtt)) / micros(elapsed).max(1);
         self.epoch = now;
         self.epoch_bytes = 0;
         if unread > u64::from(self.size) / 2 {

@@ -35,6 +35,8 @@ pub(super) struct Stream {
 pub(super) struct Flags {
     /// The handle is gone: nothing more is read or sent.
     pub(super) released: bool,
+    /// What arrives is thrown away.
+    pub(super) deaf: bool,
     /// Sending was refused; the user waits for room.
     pub(super) blocked: bool,
     /// Stands in the list of streams that wait for the session's send budget.

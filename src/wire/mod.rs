@@ -5,7 +5,8 @@
 //!
 //! Laws, each a property test and a fuzz oracle:
 //! 1. `RawFrame::new(b)?.into_inner() == b` for any bytes of at least a header;
-//! 2. `Header::from_bytes(h.to_bytes()) == h`, `Frame::decode(f.to_bytes()) == f`;
+//! 2. `Header::from_bytes(h.to_bytes()) == h`, `Frame::decode(f.to_bytes()) == f` for a frame that keeps to the
+//!    protocol;
 //! 3. strict decoding is a bijection on what it accepts, lenient decoding has a fixed point: decoding,
 //!    encoding and decoding again changes nothing more;
 //! 4. no input makes decoding panic, allocate more than the message, or read past it;
