@@ -1,4 +1,25 @@
-//! Port forwarding over any message transport.
+//! Port forwarding over any message transport: one protocol, from an eight-byte header to async streams.
+//!
+//! ```text
+//!  0      1       2               6        8
+//!  +------+-------+---------------+--------+------------- - -
+//!  | type | proto |   client id   |  port  |  payload
+//!  +------+-------+---------------+--------+------------- - -
+//! ```
+//!
+//! | module | feature | what it is |
+//! |---|---|---|
+//! | [`wire`] | always | the message: headers, typed and raw frames, buffers with headroom |
+//! | [`session`] | always | the protocol as a state machine without I/O |
+#![cfg_attr(feature = "codec", doc = "| [`codec`] | `codec` | tokio-util codecs for datagrams and byte streams |")]
+#![cfg_attr(feature = "transport", doc = "| [`transport`] | `transport` | frames over any WebSocket stack |")]
+#![cfg_attr(feature = "mux", doc = "| [`mux`] | `mux` | async streams and datagram flows |")]
+//!
+//! `wire`, `session` and `transport` are `no_std` with `alloc`. Each module begins with an example; the README has
+//! one for each layer side by side. PROTOCOL.md in the repository is what the code implements.
+//!
+//! What the protocol does not give: confidentiality, authentication, resumption after the transport is lost,
+//! connections opened by the accepting side, and, with v1 peers, flow control.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -19,3 +40,8 @@ pub mod wire;
 #[cfg(feature = "transport")]
 #[cfg_attr(docsrs, doc(cfg(feature = "transport")))]
 pub mod transport;
+
+/// The README's snippets are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeSnippets;
