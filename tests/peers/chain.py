@@ -264,7 +264,7 @@ class Service:
     E echo | U take size bytes, answer their sha256 | D the sha256 of size bytes, then the bytes
     B both at once, then the sha256 of what came | S stream size bytes (0: without end) and read nothing
     H read to the end, then answer the sha256 | F send size bytes and end that direction, then read to the
-    end into `received` | V send size bytes and abort | R read nothing at all
+    end into `received` | V send size bytes, then reset | R read nothing at all
     """
 
     HEADER = struct.Struct("!cQ")
@@ -353,7 +353,7 @@ class Service:
     async def do_V(self, _, writer, size):
         await self.send(writer, size)
         await asyncio.sleep(0.2)
-        writer.transport.abort()
+        reset(writer)
 
     async def do_R(self, reader, *_):
         reader._transport.pause_reading()
@@ -429,12 +429,16 @@ class App:
 
     def vanish(self):
         """Ends it with a reset, as an application that is killed with data unread."""
-        sock = self.writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.writer.transport.abort()
+        reset(self.writer)
 
     def close(self):
         self.writer.close()
+
+
+def reset(writer):
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 def differing(got, want):
