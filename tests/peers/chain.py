@@ -92,7 +92,11 @@ class Program:
 
     def signal(self, number):
         if self.code is None:
-            self.process.send_signal(number)
+            try:
+                # Not process.send_signal: it may take the exit code from under the event loop.
+                os.kill(self.process.pid, number)
+            except ProcessLookupError:
+                pass
 
     async def kill(self):
         self.signal(signal.SIGKILL)
