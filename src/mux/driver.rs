@@ -1,3 +1,4 @@
+use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -15,7 +16,7 @@ use futures_sink::Sink;
 
 use super::shared::{Mux, Shared};
 use super::{Timer, TokioTimer};
-use crate::session::Transmit;
+use crate::session::{Instant, Transmit};
 use crate::transport::{Carrier, Received};
 
 /// Moves a tunnel: owns the transport, to be spawned on any executor. Ends when the tunnel does.
@@ -31,8 +32,8 @@ pub struct Driver<T, C: Carrier, R = TokioTimer> {
     phase: Phase,
     /// Messages read and not yet handled, reused.
     inbox: Vec<Bytes>,
-    /// Messages to be written, reused.
-    outbox: Vec<Transmit>,
+    /// Messages to be written next.
+    outbox: VecDeque<Transmit>,
     /// Tasks to wake once the lock is gone, reused.
     wake: Vec<Waker>,
     /// Written since the last flush.
@@ -223,21 +224,20 @@ where
             if Pin::new(&mut self.transport).poll_ready(cx)?.is_pending() {
                 return Ok(written);
             }
-            if self.outbox.is_empty() && !self.fill_outbox(now) {
-                break;
+            if self.outbox.is_empty() {
+                self.fill_outbox(now);
             }
-            for transmit in self.outbox.drain(..) {
-                let message = match transmit {
-                    Transmit::Message(message) => Some(self.carrier.wrap(message)),
-                    Transmit::Probe => self.carrier.probe(),
-                };
-                if let Some(message) = message {
-                    // One readiness covers the batch: a sink that is full queues it, and it is small.
-                    Pin::new(&mut self.transport).start_send(message)?;
-                    self.dirty = true;
-                    written = true;
-                }
-            }
+            let message = match self.outbox.pop_front() {
+                Some(Transmit::Message(message)) => self.carrier.wrap(message),
+                Some(Transmit::Probe) => match self.carrier.probe() {
+                    Some(probe) => probe,
+                    None => continue,
+                },
+                None => break,
+            };
+            Pin::new(&mut self.transport).start_send(message)?;
+            self.dirty = true;
+            written = true;
         }
         if self.dirty {
             let flushed = Pin::new(&mut self.transport).poll_flush(cx)?;
@@ -247,7 +247,7 @@ where
     }
 
     /// Takes a batch off the session.
-    fn fill_outbox(&mut self, now: crate::session::Instant) -> bool {
+    fn fill_outbox(&mut self, now: Instant) {
         let mut state = self.shared.lock();
         let mut bytes = 0;
         while bytes < Self::OUTBOX_BYTES && self.outbox.len() < Self::OUTBOX_MESSAGES {
@@ -257,14 +257,13 @@ where
             if let Transmit::Message(message) = &transmit {
                 bytes += message.len();
             }
-            self.outbox.push(transmit);
+            self.outbox.push_back(transmit);
         }
         state.dispatch(&mut self.wake);
         drop(state);
         for waker in self.wake.drain(..) {
             waker.wake();
         }
-        !self.outbox.is_empty()
     }
 
     /// Arms the timer for what the session waits for.
@@ -299,7 +298,7 @@ where
     fn is_finished(&self) -> bool {
         let state = self.shared.lock();
         let done = state.shutdown || (state.handles == 0 && state.session.is_idle());
-        done && !state.session.has_transmit()
+        done && self.outbox.is_empty() && !state.session.has_transmit()
     }
 
     fn poll_close(&mut self, cx: &mut Context<'_>, until: Clock) -> Poll<()> {
@@ -319,7 +318,7 @@ impl<T, C: Carrier, R> Driver<T, C, R> {
             shared: Arc::clone(&mux.shared),
             phase: Phase::Running,
             inbox: Vec::new(),
-            outbox: Vec::new(),
+            outbox: VecDeque::new(),
             wake: Vec::new(),
             dirty: false,
             wake_at: None,
