@@ -110,6 +110,16 @@ impl ReadHalf {
             Err(error) => Poll::Ready(Err(reset_of(error))),
         })
     }
+
+    /// Waits for a reset of a stream whose end was read. Never ready without an error.
+    pub(super) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reset>> {
+        let mut state = self.handle.shared.lock();
+        if let Some(reset) = state.session.reset_of(self.handle.id) {
+            return Poll::Ready(Err(reset.clone()));
+        }
+        register(&mut state.wakers(self.handle.id).read, cx);
+        Poll::Pending
+    }
 }
 
 impl WriteHalf {
