@@ -201,7 +201,7 @@ pub struct Mux {
 }
 
 impl Mux {
-    pub(super) fn new(role: Role, version: Version, config: Config) -> Self {
+    pub(super) fn new(role: Role, version: Version, config: Config, origin: Clock) -> Self {
         let session = Session::new(role, version, config, Instant::default());
         let state = State {
             session,
@@ -221,7 +221,7 @@ impl Mux {
         Self {
             shared: Arc::new(Shared {
                 state: Mutex::new(state),
-                origin: Clock::now(),
+                origin,
             }),
         }
     }

@@ -194,7 +194,7 @@ impl AsyncWrite for WriteHalf {
         }
         self.handle.with(|state, id| {
             let sent = state.session.send_slice(id, bytes);
-            match sent.map_err(|error| io_error(send_reset(error)))? {
+            match sent.map_err(write_error)? {
                 0 => {
                     register(&mut state.wakers(id).write, cx);
                     Poll::Pending
@@ -261,6 +261,14 @@ fn reset_of(error: StreamError) -> Reset {
         StreamError::Reset(reset) => reset,
         // The handle keeps its stream known.
         other => Reset::new(Reason::Gone, &alloc::format!("{other}")),
+    }
+}
+
+/// As [`io_error`], but for a direction that was shut down before.
+fn write_error(error: SendError) -> io::Error {
+    match error {
+        SendError::Finished => io::Error::new(io::ErrorKind::BrokenPipe, error),
+        error => io_error(send_reset(error)),
     }
 }
 
