@@ -31,7 +31,7 @@ impl TunnelDatagram {
             .map_err(send_reset)
     }
 
-    /// The next datagram. Cancel safe.
+    /// The next datagram. Cancel safe. One task at a time: a second one that waits replaces the first.
     ///
     /// # Errors
     /// [`Reset`] when the flow is over, also when the other side has closed it ([`Reason::Gone`]).

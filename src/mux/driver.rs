@@ -38,7 +38,8 @@ pub struct Driver<T, C: Carrier, R = TokioTimer> {
     wake: Vec<Waker>,
     /// Written since the last flush.
     dirty: bool,
-    wake_at: Option<Clock>,
+    /// When a shutdown that the transport does not take is given up.
+    give_up: Option<Clock>,
 }
 
 /// How a tunnel ended.
@@ -60,9 +61,22 @@ pub enum Closed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Running,
-    /// The transport is being closed until the time given.
-    Closing(Clock),
+    /// The transport is being closed.
+    Closing(Closing),
     Done,
+}
+
+/// How far the end of the transport has come, and how long it may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Closing {
+    /// Closed here; the other side may still be reading.
+    sent: bool,
+    /// The other side's end is not waited for.
+    ended: bool,
+    /// Given up when nothing happens until then.
+    until: Clock,
+    /// Given up then in any case.
+    deadline: Clock,
 }
 
 /// What one look at the transport found.
@@ -107,13 +121,16 @@ where
     const OUTBOX_MESSAGES: usize = 64;
     /// Rounds before other tasks get their turn.
     const ROUNDS: usize = 16;
-    /// How long the other side may take to answer the end of the transport.
+    /// Batches written before what has arrived gets its turn.
+    const BATCHES: usize = 16;
+    /// How long the other side may be silent while the transport ends, and how long that may take in all.
     const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+    const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
     fn run(&mut self, cx: &mut Context<'_>) -> Poll<Closed> {
         for _ in 0..Self::ROUNDS {
             let inflow = self.read(cx);
-            let now = Clock::now();
+            let now = self.timer.now();
             let finished = self.handle_inbox(cx, now);
             if let Inflow::Over(closed) = inflow {
                 return Poll::Ready(closed);
@@ -125,7 +142,7 @@ where
                 Ok(written) => written,
                 Err(error) => return Poll::Ready(Closed::Lost(error.to_string())),
             };
-            if let Some(closed) = self.wait(cx) {
+            if let Some(closed) = self.wait(cx, now) {
                 return Poll::Ready(closed);
             }
             if self.is_finished() && !self.dirty {
@@ -184,7 +201,7 @@ where
             }
         };
         if alive {
-            let now = self.shared.now();
+            let now = self.shared.at(self.timer.now());
             self.shared.lock().session.handle_activity(now);
         }
         inflow
@@ -220,11 +237,16 @@ where
     fn write(&mut self, cx: &mut Context<'_>, clock: Clock) -> Result<bool, E> {
         let now = self.shared.at(clock);
         let mut written = false;
+        let mut batches = 0;
         loop {
             if Pin::new(&mut self.transport).poll_ready(cx)?.is_pending() {
                 return Ok(written);
             }
             if self.outbox.is_empty() {
+                if batches == Self::BATCHES {
+                    break;
+                }
+                batches += 1;
                 self.fill_outbox(now);
             }
             let message = match self.outbox.pop_front() {
@@ -232,7 +254,7 @@ where
                 Some(Transmit::Probe) => match self.carrier.probe() {
                     Some(probe) => probe,
                     None => {
-                        // Nothing to ask with: silence then says nothing.
+                        // Nobody was asked, so silence says nothing.
                         self.shared.lock().session.handle_activity(now);
                         continue;
                     }
@@ -271,24 +293,29 @@ where
     }
 
     /// Arms the timer for what the session waits for.
-    fn wait(&mut self, cx: &mut Context<'_>) -> Option<Closed> {
-        let next = self.shared.lock().session.poll_timeout();
-        let next = next.map(|at| self.shared.clock(at))?;
-        // A deadline that moved away is left as it is: it fires early, and nothing is due then.
-        let at = self.wake_at.map_or(next, |armed| armed.min(next));
-        self.wake_at = Some(at);
-        while self
-            .wake_at
-            .is_some_and(|at| self.timer.poll_deadline(cx, at).is_ready())
-        {
-            let clock = Clock::now();
+    fn wait(&mut self, cx: &mut Context<'_>, now: Clock) -> Option<Closed> {
+        if self.shared.lock().shutdown {
+            let until = *self.give_up.get_or_insert(now + Self::CLOSE_TIMEOUT);
+            let late = self.timer.poll_deadline(cx, until).is_ready();
+            return late.then_some(Closed::Finished);
+        }
+        loop {
+            let at = self.shared.lock().arm()?;
+            let deadline = self.shared.clock(at);
+            if self.timer.poll_deadline(cx, deadline).is_pending() {
+                return None;
+            }
+            self.shared.lock().armed = None;
+            let clock = self.timer.now();
             if let Some(closed) = self.handle_inbox(cx, clock) {
                 return Some(closed);
             }
-            let next = self.shared.lock().session.poll_timeout();
-            self.wake_at = next.map(|at| self.shared.clock(at));
+            if clock < deadline {
+                // A timer ahead of its clock must not hold up everything else.
+                cx.waker().wake_by_ref();
+                return None;
+            }
         }
-        None
     }
 
     fn has_work(&self) -> bool {
@@ -305,10 +332,38 @@ where
         done && self.outbox.is_empty() && !state.session.has_transmit()
     }
 
-    fn poll_close(&mut self, cx: &mut Context<'_>, until: Clock) -> Poll<()> {
-        if Pin::new(&mut self.transport).poll_close(cx).is_ready() {
+    /// Closes the transport, then lets the other side read to the end: to drop a socket that still receives
+    /// may destroy what was sent before.
+    fn poll_close(&mut self, cx: &mut Context<'_>, mut closing: Closing) -> Poll<()> {
+        if !closing.sent {
+            closing.sent = Pin::new(&mut self.transport).poll_close(cx).is_ready();
+        }
+        if closing.sent && closing.ended {
             return Poll::Ready(());
         }
+        let mut skipped = 0;
+        while !closing.ended {
+            match Pin::new(&mut self.transport).poll_next(cx) {
+                Poll::Pending => break,
+                Poll::Ready(None | Some(Err(_))) => closing.ended = true,
+                Poll::Ready(Some(Ok(message))) => {
+                    closing.ended = matches!(self.carrier.unwrap(message), Received::End);
+                    skipped += 1;
+                }
+            }
+            if skipped == Self::INBOX_MESSAGES {
+                cx.waker().wake_by_ref();
+                break;
+            }
+        }
+        if closing.sent && closing.ended {
+            return Poll::Ready(());
+        }
+        if skipped > 0 {
+            closing.until = self.timer.now() + Self::CLOSE_TIMEOUT;
+        }
+        self.phase = Phase::Closing(closing);
+        let until = closing.until.min(closing.deadline);
         self.timer.poll_deadline(cx, until)
     }
 }
@@ -325,7 +380,7 @@ impl<T, C: Carrier, R> Driver<T, C, R> {
             outbox: VecDeque::new(),
             wake: Vec::new(),
             dirty: false,
-            wake_at: None,
+            give_up: None,
         }
     }
 
@@ -352,11 +407,17 @@ where
             let Poll::Ready(closed) = this.run(cx) else {
                 return Poll::Pending;
             };
+            let now = this.timer.now();
+            this.phase = Phase::Closing(Closing {
+                sent: false,
+                ended: closed != Closed::Finished,
+                until: now + Self::CLOSE_TIMEOUT,
+                deadline: now + Self::CLOSE_DEADLINE,
+            });
             this.end(closed);
-            this.phase = Phase::Closing(Clock::now() + Self::CLOSE_TIMEOUT);
         }
-        if let Phase::Closing(until) = this.phase {
-            if this.poll_close(cx, until).is_pending() {
+        if let Phase::Closing(closing) = this.phase {
+            if this.poll_close(cx, closing).is_pending() {
                 return Poll::Pending;
             }
             this.phase = Phase::Done;

@@ -101,7 +101,7 @@ pub fn connect_with_timer<T, C: Carrier, R: Timer>(
     config: Config,
     timer: R,
 ) -> (Mux, Acceptor, Driver<T, C, R>) {
-    let mux = Mux::new(role, version, config);
+    let mux = Mux::new(role, version, config, timer.now());
     let acceptor = Acceptor::new(&mux);
     let driver = Driver::new(transport, carrier, timer, &mux);
     (mux, acceptor, driver)

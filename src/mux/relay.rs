@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
 use super::stream::{ReadHalf, TunnelStream, WriteHalf};
-use crate::session::{Reason, Reset};
+use crate::session::{Reason, Reset, SendError};
 use crate::wire::{Chunk, HeadroomBuf};
 
 /// Reads of at most this are copied, so that they do not pin a whole read buffer.
@@ -66,7 +66,7 @@ impl TunnelStream {
             stream: self,
             sending: true,
             receiving: true,
-            sent: 0,
+            outbound: Outbound::default(),
             inbound: Inbound::default(),
         };
         let outcome = poll_fn(|cx| relay.poll(cx, local)).await;
@@ -83,8 +83,16 @@ struct Relay {
     stream: TunnelStream,
     sending: bool,
     receiving: bool,
-    sent: u64,
+    outbound: Outbound,
     inbound: Inbound,
+}
+
+/// Bytes on their way from the local side to the tunnel.
+#[derive(Debug, Default)]
+struct Outbound {
+    /// Read, and refused by the tunnel because other streams took the room meanwhile.
+    refused: Option<Chunk>,
+    sent: u64,
 }
 
 impl Relay {
@@ -94,7 +102,7 @@ impl Relay {
     {
         let (read, write) = self.stream.split_mut();
         if self.sending {
-            match poll_send(cx, local, write, &mut self.sent) {
+            match poll_send(cx, local, write, &mut self.outbound) {
                 Poll::Pending => {}
                 Poll::Ready(Ok(())) => self.sending = false,
                 Poll::Ready(Err(RelayError::Tunnel(_))) if self.receiving => {
@@ -109,10 +117,12 @@ impl Relay {
             self.receiving = false;
         }
         if self.sending {
+            // The local side may stay silent for long: a reset is not to wait for it.
+            ready!(read.poll_reset(cx))?;
             Poll::Pending
         } else {
             Poll::Ready(Ok(Relayed {
-                sent: self.sent,
+                sent: self.outbound.sent,
                 received: self.inbound.written,
             }))
         }
@@ -124,21 +134,29 @@ fn poll_send<S>(
     cx: &mut Context<'_>,
     local: &mut S,
     write: &mut WriteHalf,
-    sent: &mut u64,
+    outbound: &mut Outbound,
 ) -> Poll<Result<(), RelayError>>
 where
     S: AsyncRead + Unpin + ?Sized,
 {
     loop {
         let capacity = ready!(write.poll_capacity(cx))?;
-        let Some(chunk) = ready!(poll_chunk(cx, local, capacity))? else {
-            write.finish();
-            return Poll::Ready(Ok(()));
+        let chunk = match outbound.refused.take() {
+            Some(chunk) => chunk,
+            None => match ready!(poll_chunk(cx, local, capacity))? {
+                Some(chunk) => chunk,
+                None => {
+                    write.finish();
+                    return Poll::Ready(Ok(()));
+                }
+            },
         };
-        *sent += chunk.len() as u64;
-        write
-            .send(chunk)
-            .map_err(|error| RelayError::Tunnel(super::stream::send_reset(error)))?;
+        let len = chunk.len() as u64;
+        match write.send(chunk) {
+            Ok(()) => outbound.sent += len,
+            Err(SendError::Blocked(chunk)) => outbound.refused = Some(chunk),
+            Err(error) => return Poll::Ready(Err(super::stream::send_reset(error).into())),
+        }
     }
 }
 
@@ -184,8 +202,13 @@ where
                 }
                 return Poll::Pending;
             }
-            Poll::Ready(ended) if inbound.chunks.is_empty() => {
-                ended?;
+            Poll::Ready(Err(reset)) if inbound.chunks.is_empty() => {
+                if inbound.unflushed {
+                    ready!(Pin::new(local).poll_flush(cx))?;
+                }
+                return Poll::Ready(Err(reset.into()));
+            }
+            Poll::Ready(Ok(())) if inbound.chunks.is_empty() => {
                 ready!(Pin::new(local).poll_shutdown(cx))?;
                 return Poll::Ready(Ok(()));
             }

@@ -1,4 +1,4 @@
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::future::poll_fn;
@@ -28,8 +28,11 @@ pub(super) struct State {
     pub(super) acceptor: Option<Waker>,
     pub(super) accepting: bool,
     /// Those who wait for the end of the tunnel.
-    watchers: Vec<Waker>,
+    watchers: BTreeMap<u64, Waker>,
+    next_watcher: u64,
     pub(super) driver: Option<Waker>,
+    /// What the driver's timer is set to.
+    pub(super) armed: Option<Instant>,
     /// The driver has read what `can_receive` was before it went to sleep.
     pub(super) driver_stalled: bool,
     /// Handles that keep the tunnel up.
@@ -80,8 +83,10 @@ impl Shared {
 impl State {
     fn driver_if_needed(&mut self) -> Option<Waker> {
         let session = &self.session;
+        let due = session.poll_timeout();
         let needed = session.has_transmit()
             || session.has_event()
+            || due.is_some_and(|due| self.armed.is_none_or(|armed| due < armed))
             || (self.driver_stalled && session.can_receive())
             || self.shutdown
             || self.handles == 0;
@@ -127,7 +132,7 @@ impl State {
                     let text = "nobody accepts connections here";
                     self.session.reject(stream, Reason::Denied, text);
                 }
-                Event::GoAway => wake.append(&mut self.watchers),
+                Event::GoAway => self.wake_watchers(wake),
                 Event::PeerDead => self.close(Closed::PeerDead, wake),
             }
         }
@@ -139,25 +144,50 @@ impl State {
             self.session.handle_closed(Reason::Gone, &closed.text());
             self.closed = Some(closed);
         }
-        wake.append(&mut self.watchers);
+        self.wake_watchers(wake);
         wake.extend(self.acceptor.take());
         self.dispatch(wake);
     }
 
-    fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<Closed> {
-        match &self.closed {
-            Some(closed) => Poll::Ready(closed.clone()),
-            None => {
-                self.watch(cx);
-                Poll::Pending
-            }
-        }
+    /// What the timer is to be set to.
+    pub(super) fn arm(&mut self) -> Option<Instant> {
+        let next = self.session.poll_timeout()?;
+        // A deadline that moved away is left as it is: it fires early, and nothing is due then.
+        let at = self.armed.map_or(next, |armed| armed.min(next));
+        self.armed = Some(at);
+        self.armed
     }
 
-    fn watch(&mut self, cx: &Context<'_>) {
-        if !self.watchers.iter().any(|w| w.will_wake(cx.waker())) {
-            self.watchers.push(cx.waker().clone());
+    fn wake_watchers(&mut self, wake: &mut Vec<Waker>) {
+        wake.extend(core::mem::take(&mut self.watchers).into_values());
+    }
+}
+
+/// One who waits for the end of the tunnel. When it stops waiting, nothing of it stays.
+struct Watch<'a> {
+    shared: &'a Shared,
+    key: Option<u64>,
+}
+
+impl Watch<'_> {
+    fn poll<R>(&mut self, cx: &Context<'_>, outcome: impl FnOnce(&State) -> Option<R>) -> Poll<R> {
+        let mut state = self.shared.lock();
+        if let Some(outcome) = outcome(&state) {
+            return Poll::Ready(outcome);
         }
+        let key = *self.key.get_or_insert(state.next_watcher);
+        state.next_watcher = state.next_watcher.max(key + 1);
+        state.watchers.insert(key, cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        let Some(key) = self.key else { return };
+        let watcher = self.shared.lock().watchers.remove(&key);
+        // Only now, without the lock: it may be the last thing that holds its task.
+        drop(watcher);
     }
 }
 
@@ -171,7 +201,7 @@ pub struct Mux {
 }
 
 impl Mux {
-    pub(super) fn new(role: Role, version: Version, config: Config) -> Self {
+    pub(super) fn new(role: Role, version: Version, config: Config, origin: Clock) -> Self {
         let session = Session::new(role, version, config, Instant::default());
         let state = State {
             session,
@@ -179,8 +209,10 @@ impl Mux {
             incoming: VecDeque::new(),
             acceptor: None,
             accepting: true,
-            watchers: Vec::new(),
+            watchers: BTreeMap::new(),
+            next_watcher: 0,
             driver: None,
+            armed: None,
             driver_stalled: false,
             handles: 1,
             shutdown: false,
@@ -189,7 +221,7 @@ impl Mux {
         Self {
             shared: Arc::new(Shared {
                 state: Mutex::new(state),
-                origin: Clock::now(),
+                origin,
             }),
         }
     }
@@ -225,7 +257,14 @@ impl Mux {
 
     /// Takes no new connections any more; open streams go on. The other side is told (v2).
     pub fn drain(&self) {
-        self.shared.with(|state| state.session.drain());
+        let mut wake = Vec::new();
+        self.shared.with(|state| {
+            state.session.drain();
+            state.wake_watchers(&mut wake);
+        });
+        for waker in wake {
+            waker.wake();
+        }
     }
 
     /// Resets every stream and ends the tunnel.
@@ -243,20 +282,22 @@ impl Mux {
 
     /// Waits for the end of the tunnel and says why it came.
     pub async fn closed(&self) -> Closed {
-        poll_fn(|cx| self.shared.lock().poll_closed(cx)).await
+        let mut watch = self.watch();
+        poll_fn(|cx| watch.poll(cx, |state| state.closed.clone())).await
     }
 
     /// Waits until this end or the other takes no new connections, or the tunnel has ended.
     pub async fn draining(&self) {
-        poll_fn(|cx| {
-            let mut state = self.shared.lock();
-            if state.session.is_draining() || state.closed.is_some() {
-                return Poll::Ready(());
-            }
-            state.watch(cx);
-            Poll::Pending
-        })
-        .await;
+        let mut watch = self.watch();
+        let over = |state: &State| state.session.is_draining() || state.closed.is_some();
+        poll_fn(|cx| watch.poll(cx, |state| over(state).then_some(()))).await;
+    }
+
+    fn watch(&self) -> Watch<'_> {
+        Watch {
+            shared: &self.shared,
+            key: None,
+        }
     }
 
     /// Why the tunnel has ended, if it has.
@@ -315,10 +356,13 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.with(|state, id| {
+        let wakers = self.with(|state, id| {
             state.session.release(id);
             state.handles -= 1;
+            core::mem::take(state.wakers(id))
         });
+        // Only now, without the lock: they may be the last that holds their tasks.
+        drop(wakers);
     }
 }
 

@@ -110,6 +110,16 @@ impl ReadHalf {
             Err(error) => Poll::Ready(Err(reset_of(error))),
         })
     }
+
+    /// Waits for a reset of a stream whose end was read. Never ready without an error.
+    pub(super) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reset>> {
+        let mut state = self.handle.shared.lock();
+        if let Some(reset) = state.session.reset_of(self.handle.id) {
+            return Poll::Ready(Err(reset.clone()));
+        }
+        register(&mut state.wakers(self.handle.id).read, cx);
+        Poll::Pending
+    }
 }
 
 impl WriteHalf {
@@ -190,7 +200,7 @@ impl AsyncWrite for WriteHalf {
         }
         self.handle.with(|state, id| {
             let sent = state.session.send_slice(id, bytes);
-            match sent.map_err(|error| io_error(send_reset(error)))? {
+            match sent.map_err(write_error)? {
                 0 => {
                     register(&mut state.wakers(id).write, cx);
                     Poll::Pending
@@ -257,6 +267,14 @@ fn reset_of(error: StreamError) -> Reset {
         StreamError::Reset(reset) => reset,
         // The handle keeps its stream known.
         other => Reset::new(Reason::Gone, &alloc::format!("{other}")),
+    }
+}
+
+/// As [`io_error`], but for a direction that was shut down before.
+fn write_error(error: SendError) -> io::Error {
+    match error {
+        SendError::Finished => io::Error::new(io::ErrorKind::BrokenPipe, error),
+        error => io_error(send_reset(error)),
     }
 }
 

@@ -8,6 +8,11 @@ use std::time::Instant;
 pub trait Timer: Unpin {
     /// Wakes the task when `deadline` has passed, if it has not. Replaces what was asked before.
     fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()>;
+
+    /// The current time, on the clock the deadlines are of.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
 }
 
 /// tokio's clock. Needs its time driver.
@@ -28,5 +33,10 @@ impl Timer for TokioTimer {
             self.armed = Some(deadline);
         }
         sleep.as_mut().poll(cx)
+    }
+
+    /// tokio's, so that a paused clock is the tunnel's too.
+    fn now(&self) -> Instant {
+        tokio::time::Instant::now().into_std()
     }
 }

@@ -1,5 +1,6 @@
 use alloc::boxed::Box;
 use alloc::collections::{BTreeSet, VecDeque};
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use bytes::Bytes;
@@ -45,6 +46,8 @@ pub struct Session {
     pub(super) events: VecDeque<Event>,
     /// Streams one direction of which is given up at a time.
     pub(super) deadlines: BTreeSet<(Instant, u32)>,
+    /// Streams that get a deadline as soon as it is known what time it is.
+    undated: Vec<StreamId>,
     pub(super) keepalive: Keepalive,
     pub(super) stall: Option<Stall>,
 
@@ -91,6 +94,7 @@ impl Session {
             waiting: VecDeque::new(),
             events: VecDeque::new(),
             deadlines: BTreeSet::new(),
+            undated: Vec::new(),
             keepalive: Keepalive::new(version, &config, now),
             stall: None,
             lent: 0,
@@ -258,7 +262,7 @@ impl Session {
         s.flags.released = true;
         let finished = matches!(s.state, State::LocalFinished | State::ConnectingFinished);
         if finished && s.deadline.is_none() {
-            self.set_deadline(stream.slot, self.now + self.config.linger);
+            self.undated.push(stream);
         }
         self.discard_unread(stream.slot);
         self.schedule_output(stream.slot);
@@ -297,6 +301,7 @@ impl Session {
         self.control.clear();
         self.grants.clear();
         self.deadlines.clear();
+        self.undated.clear();
         self.stall = None;
     }
 
@@ -336,7 +341,8 @@ impl Session {
         }
         let linger = self.deadlines.first().map(|(at, _)| *at);
         let stall = self.stall.map(|stall| stall.until);
-        [linger, stall, self.keepalive.next_timeout()]
+        let undated = (!self.undated.is_empty()).then_some(self.now);
+        [linger, stall, undated, self.keepalive.next_timeout()]
             .into_iter()
             .flatten()
             .min()
@@ -348,6 +354,15 @@ impl Session {
             return;
         }
         self.now = now;
+        for stream in core::mem::take(&mut self.undated) {
+            if self
+                .streams
+                .get(stream)
+                .is_some_and(|s| s.deadline.is_none())
+            {
+                self.set_deadline(stream.slot, now + self.config.linger);
+            }
+        }
         while let Some((at, slot)) = self.deadlines.first().copied() {
             if at > now {
                 break;

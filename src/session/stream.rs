@@ -136,7 +136,11 @@ impl SendQueue {
             let (front, rest) = bytes
                 .split_at_checked(piece.min(bytes.len()))
                 .unwrap_or((bytes, &[]));
-            let room = if backlog { piece - front.len() } else { 0 };
+            // No more room than there is data, so that a stream that waits holds at most twice its bytes.
+            let room = match backlog {
+                true => (piece - front.len()).min(self.len),
+                false => 0,
+            };
             self.chunks.push_back(Chunk::copied_with_room(front, room));
             bytes = rest;
         }

@@ -16,7 +16,7 @@ pub trait Carrier {
 
     /// The stack's own keepalive (a WebSocket ping), sent where the tunnel protocol has none (v1).
     ///
-    /// `None` when there is no such thing: then a silent v1 peer cannot be told from a dead one.
+    /// `None` when there is no such thing: then a silent v1 peer cannot be told from a dead one, and is kept.
     fn probe(&mut self) -> Option<Self::Message> {
         None
     }

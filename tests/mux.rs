@@ -1,0 +1,26 @@
+//! The mux as a program meets it: over a strict pipe in memory and over real WebSockets.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    missing_docs
+)]
+
+#[path = "mux/cancel.rs"]
+mod cancel;
+#[path = "mux/datagrams.rs"]
+mod datagrams;
+#[path = "mux/executor.rs"]
+mod executor;
+#[path = "mux/flow.rs"]
+mod flow;
+#[path = "mux/lifecycle.rs"]
+mod lifecycle;
+#[path = "mux/pipe.rs"]
+mod pipe;
+#[path = "mux/relay.rs"]
+mod relay;
+#[path = "mux/streams.rs"]
+mod streams;
+#[path = "mux/tunnel.rs"]
+mod tunnel;

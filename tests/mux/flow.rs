@@ -1,0 +1,148 @@
+//! A stream that nobody reads, beside others.
+
+use std::io;
+use std::time::Duration;
+
+use kohakuriver_tunnel::session::{Config, Reason, Version};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::tunnel::{Link, noise, within};
+
+/// Writes until the window is full.
+async fn fill(stream: &mut (impl AsyncWriteExt + Unpin)) -> usize {
+    let mut written = 0;
+    let piece = noise(1, 32 << 10);
+    while let Ok(len) = tokio::time::timeout(Duration::from_millis(200), stream.write(&piece)).await
+    {
+        written += len.unwrap();
+    }
+    written
+}
+
+#[tokio::test]
+async fn a_stalled_reader_stalls_only_itself() {
+    for link in Link::BOTH {
+        let mut tunnel = link.v2().await;
+        let (mut stalled, stalled_far) = tunnel.stream().await;
+        let written = fill(&mut stalled).await;
+        assert!(written >= 256 << 10, "{written}");
+        assert!(tunnel.far.stats().unread <= 256 << 10);
+
+        let (mut near, mut far) = tunnel.stream().await;
+        for turn in 0..200_u8 {
+            let mut back = [0; 64];
+            near.write_all(&[turn; 64]).await.unwrap();
+            within(far.read_exact(&mut back)).await.unwrap();
+            far.write_all(&back).await.unwrap();
+            within(near.read_exact(&mut back)).await.unwrap();
+            assert_eq!(back, [turn; 64]);
+        }
+        // Bulk as well, beyond any window.
+        let data = noise(2, 4 << 20);
+        let sent = data.clone();
+        let writer = tokio::spawn(async move {
+            near.write_all(&sent).await.unwrap();
+            near
+        });
+        let mut got = vec![0; data.len()];
+        within(far.read_exact(&mut got)).await.unwrap();
+        assert!(got == data);
+        writer.await.unwrap();
+
+        // And the stalled one is whole when somebody reads it at last.
+        let reader = tokio::spawn(async move {
+            let mut stalled_far = stalled_far;
+            let mut all = Vec::new();
+            stalled_far.read_to_end(&mut all).await.unwrap();
+            all.len()
+        });
+        stalled.write_all(&[9; 1000]).await.unwrap();
+        stalled.shutdown().await.unwrap();
+        assert_eq!(within(reader).await.unwrap(), written + 1000);
+    }
+}
+
+#[tokio::test]
+async fn v1_resets_only_the_slow_stream() {
+    for link in Link::BOTH {
+        let mut config = Config::default();
+        config.v1_stream_buffer = 64 << 10;
+        config.v1_stall = Duration::from_millis(100);
+        let mut tunnel = link.tunnel(Version::V1, config).await;
+        let (mut slow_near, mut slow_far) = tunnel.stream().await;
+        let (mut near, mut far) = tunnel.stream().await;
+        // The acceptor sends, as a service does: in v1 only it can say why it ends.
+        let flood = tokio::spawn(async move { while far_write(&mut slow_far).await.is_ok() {} });
+        for turn in 0..50_u8 {
+            let mut back = [0; 64];
+            near.write_all(&[turn; 64]).await.unwrap();
+            within(far.read_exact(&mut back)).await.unwrap();
+            far.write_all(&back).await.unwrap();
+            within(near.read_exact(&mut back)).await.unwrap();
+        }
+        within(flood).await.unwrap();
+        let mut all = Vec::new();
+        let error = within(slow_near.read_to_end(&mut all)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        let reset = error.get_ref().unwrap().downcast_ref();
+        let reset: &kohakuriver_tunnel::session::Reset = reset.unwrap();
+        assert_eq!(reset.reason, Reason::Overflow);
+        assert!(tunnel.near.is_closed().is_none());
+    }
+}
+
+async fn far_write(far: &mut (impl AsyncWriteExt + Unpin)) -> io::Result<()> {
+    far.write_all(&[7; 10_000]).await
+}
+
+#[tokio::test]
+async fn a_v1_reader_that_is_only_slow_is_kept() {
+    let mut config = Config::default();
+    config.v1_stream_buffer = 64 << 10;
+    config.v1_stall = Duration::from_millis(500);
+    let mut tunnel = Link::Pipe.tunnel(Version::V1, config).await;
+    let (mut near, mut far) = tunnel.stream().await;
+    let data = noise(3, 1 << 20);
+    let sent = data.clone();
+    let writer = tokio::spawn(async move {
+        far.write_all(&sent).await.unwrap();
+        far
+    });
+    let mut got = vec![0; data.len()];
+    for piece in got.chunks_mut(100_000) {
+        within(near.read_exact(piece)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(got == data);
+    drop(within(writer).await.unwrap());
+}
+
+/// Thousands of streams that each wait for the one budget all get through.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_shared_budget_strands_nobody() {
+    for link in Link::BOTH {
+        let mut config = Config::default();
+        config.send_budget = 64 << 10;
+        let (mux, _) = link.tunnel(Version::V2, config).await.echo();
+        let mut tasks = tokio::task::JoinSet::new();
+        for seed in 0..50 {
+            let stream = mux.open_tcp(7).unwrap();
+            tasks.spawn(async move {
+                let data = noise(seed, 300_000);
+                let (mut read, mut write) = stream.into_split();
+                let sent = data.clone();
+                let writer = tokio::spawn(async move {
+                    write.write_all(&sent).await.unwrap();
+                    write.shutdown().await.unwrap();
+                });
+                let mut got = Vec::new();
+                read.read_to_end(&mut got).await.unwrap();
+                writer.await.unwrap();
+                assert!(got == data);
+            });
+        }
+        while let Some(task) = within(tasks.join_next()).await {
+            task.unwrap();
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Two muxes joined by a transport, and what the tests have in common.
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Sink, Stream};
+use kohakuriver_tunnel::mux::{self, Acceptor, Closed, Mux, TunnelDatagram, TunnelStream};
+use kohakuriver_tunnel::session::{Config, Role, Version};
+use kohakuriver_tunnel::transport::{Carrier, Received};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role as Side;
+
+use super::pipe::{Packets, Wire, pipe};
+
+/// Long enough for a machine that does ten other things.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// What `future` comes to; a test that waits for ever fails here instead.
+pub(crate) async fn within<F: Future>(future: F) -> F::Output {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(output) => output,
+        Err(_) => panic!("nothing happened"),
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Tungstenite;
+
+impl Carrier for Tungstenite {
+    type Message = Message;
+
+    fn wrap(&mut self, message: Bytes) -> Message {
+        Message::Binary(message)
+    }
+
+    fn unwrap(&mut self, message: Message) -> Received<Message> {
+        match message {
+            Message::Binary(bytes) => Received::Message(bytes),
+            Message::Ping(_) | Message::Pong(_) => Received::Skip,
+            Message::Close(_) => Received::End,
+            other => Received::Other(other),
+        }
+    }
+
+    fn probe(&mut self) -> Option<Message> {
+        Some(Message::Ping(Bytes::new()))
+    }
+}
+
+/// A tunnel both ends of which live in this process.
+pub(crate) struct Tunnel {
+    /// Opens.
+    pub(crate) near: Mux,
+    /// Accepts.
+    pub(crate) far: Mux,
+    pub(crate) acceptor: Acceptor,
+    pub(crate) near_driver: JoinHandle<Closed>,
+    pub(crate) far_driver: JoinHandle<Closed>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Link {
+    Pipe,
+    WebSocket,
+}
+
+impl Link {
+    pub(crate) const BOTH: [Self; 2] = [Self::Pipe, Self::WebSocket];
+
+    pub(crate) async fn v2(self) -> Tunnel {
+        self.tunnel(Version::V2, Config::default()).await
+    }
+
+    pub(crate) async fn tunnel(self, version: Version, config: Config) -> Tunnel {
+        match self {
+            Self::Pipe => piped(version, config).0,
+            Self::WebSocket => {
+                let (near, far) = websockets().await;
+                tunnel(near, far, Tungstenite, version, config)
+            }
+        }
+    }
+}
+
+/// A tunnel in memory, and its wires.
+pub(crate) fn piped(version: Version, config: Config) -> (Tunnel, [Wire; 2]) {
+    let (near, far, wires) = pipe(8);
+    let carrier = Packets { probes: true };
+    (tunnel(near, far, carrier, version, config), wires)
+}
+
+pub(crate) fn tunnel<T, C, E>(
+    near: T,
+    far: T,
+    carrier: C,
+    version: Version,
+    config: Config,
+) -> Tunnel
+where
+    T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin + Send + 'static,
+    C: Carrier + Clone + Unpin + Send + 'static,
+    C::Message: Send,
+    E: std::fmt::Display + Send,
+{
+    let (near, _, driver) =
+        mux::connect(near, carrier.clone(), Role::Opener, version, config.clone());
+    let near_driver = tokio::spawn(driver);
+    let (far, acceptor, driver) = mux::connect(far, carrier, Role::Acceptor, version, config);
+    let far_driver = tokio::spawn(driver);
+    Tunnel {
+        near,
+        far,
+        acceptor,
+        near_driver,
+        far_driver,
+    }
+}
+
+/// Two ends of a TCP connection over loopback.
+pub(crate) async fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+    let (near, far) = (near.unwrap(), far.unwrap().0);
+    near.set_nodelay(true).unwrap();
+    far.set_nodelay(true).unwrap();
+    (near, far)
+}
+
+pub(crate) async fn websockets() -> (WebSocketStream<TcpStream>, WebSocketStream<TcpStream>) {
+    let (near, far) = sockets().await;
+    (
+        WebSocketStream::from_raw_socket(near, Side::Client, None).await,
+        WebSocketStream::from_raw_socket(far, Side::Server, None).await,
+    )
+}
+
+impl Tunnel {
+    /// A stream, both ends.
+    pub(crate) async fn stream(&mut self) -> (TunnelStream, TunnelStream) {
+        let near = self.near.open_tcp(80).unwrap();
+        let incoming = within(self.acceptor.accept()).await.unwrap();
+        (near, incoming.accept_tcp())
+    }
+
+    /// A flow, both ends.
+    pub(crate) async fn flow(&mut self) -> (TunnelDatagram, TunnelDatagram) {
+        let near = self.near.open_udp(53).unwrap();
+        let incoming = within(self.acceptor.accept()).await.unwrap();
+        (near, incoming.accept_udp())
+    }
+
+    /// Answers every stream with what it says, until the tunnel ends.
+    pub(crate) fn echo(mut self) -> (Mux, JoinHandle<Closed>) {
+        drop(self.far);
+        tokio::spawn(async move {
+            while let Some(incoming) = self.acceptor.accept().await {
+                tokio::spawn(async move {
+                    let (mut read, mut write) = tokio::io::split(incoming.accept_tcp());
+                    // How it ended is the other side's to judge.
+                    let _ = tokio::io::copy(&mut read, &mut write).await;
+                    let _ = tokio::io::AsyncWriteExt::shutdown(&mut write).await;
+                });
+            }
+        });
+        (self.near, self.near_driver)
+    }
+}
+
+/// Bytes that differ from place to place and from seed to seed.
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
