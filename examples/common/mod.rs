@@ -4,12 +4,15 @@
 #![allow(dead_code)] // each program uses its own selection
 
 pub mod args;
+pub mod backoff;
 pub mod http;
 pub mod metrics;
 pub mod net;
 pub mod program;
 pub mod route;
+pub mod serve;
 pub mod signals;
 pub mod token;
+pub mod tunnel;
 pub mod url;
 pub mod ws;

@@ -152,3 +152,11 @@ pub fn announce(line: &str) {
     // A closed stdout is no reason to end: nobody reads the line.
     let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
 }
+
+/// Asks for as many file descriptors as the system allows: each connection takes one.
+pub fn raise_file_limit() {
+    #[cfg(unix)]
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::debug!("the file limit stays as it is: {error}");
+    }
+}

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
+use crate::api::ClusterApi;
 use crate::common::args::{LogArgs, LogFormat};
 use crate::common::program::{Failure, Logging};
 use crate::common::token::TokenArgs;
-use crate::common::url::Url;
-use crate::proxy::{ClusterApi, FixedTasks, Registry, Settings, TaskFile, TaskPlace};
+use crate::common::url::{Url, is_name};
+use crate::proxy::{FixedTasks, Registry, Settings, TaskPlace};
+use crate::tasks::TaskFile;
 
 #[derive(Parser, Debug)]
 #[command(
@@ -98,6 +100,20 @@ fn parse_task(text: &str) -> Result<(String, TaskPlace), String> {
     let form =
         "write TASK=CONTAINER@RUNNER-URL, for example 42=kohakuriver-vps-42@http://127.0.0.1:8001";
     let (task, place) = text.split_once('=').ok_or(form)?;
-    TaskPlace::check_task(task)?;
+    check_task(task)?;
     Ok((task.to_owned(), TaskPlace::parse(place)?))
+}
+
+/// Checks the name of a task.
+///
+/// # Errors
+/// A sentence that names what is wrong.
+pub fn check_task(task: &str) -> Result<(), String> {
+    if is_name(task) {
+        Ok(())
+    } else {
+        Err(format!(
+            "{task:?} is no task id: use letters, digits, dots, dashes and underscores"
+        ))
+    }
 }

@@ -3,16 +3,18 @@
 //! `cargo run --release --example host -- --task 42=kohakuriver-vps-42@http://127.0.0.1:8001`
 #![allow(missing_docs, unreachable_pub)]
 
+mod api;
 mod args;
 #[path = "../common/mod.rs"]
 mod common;
 mod proxy;
+mod tasks;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use args::Args;
-use common::program::{About, Failure, announce, run};
+use common::program::{About, Failure, announce, raise_file_limit, run};
 use common::{net, signals};
 use proxy::Host;
 
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
 }
 
 async fn serve(args: Args) -> Result<(), Failure> {
+    raise_file_limit();
     let host = Arc::new(Host::new(args.settings()?));
     let stop = signals::stop().map_err(|error| Failure::failed(error.to_string()))?;
     let listener = net::listen(args.listen).map_err(|error| {

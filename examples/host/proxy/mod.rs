@@ -1,10 +1,8 @@
 //! The proxy itself, without a command line: the demo of `forward` runs it too.
 
-mod api;
-mod registry;
+pub mod registry;
 mod relay;
 mod session;
-mod tasks;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,9 +13,7 @@ use hyper::{Request, StatusCode};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-pub use self::api::ClusterApi;
 pub use self::registry::{FixedTasks, Registry, TaskPlace};
-pub use self::tasks::TaskFile;
 
 use crate::common::http::{self, Answer, Limits};
 use crate::common::metrics::{Counter, Gauge, Page};

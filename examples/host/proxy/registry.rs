@@ -47,20 +47,6 @@ impl TaskPlace {
         let container = container.to_owned();
         Ok(Self { container, runner })
     }
-
-    /// Checks the name of a task.
-    ///
-    /// # Errors
-    /// A sentence that names what is wrong.
-    pub fn check_task(task: &str) -> Result<(), String> {
-        if is_name(task) {
-            Ok(())
-        } else {
-            Err(format!(
-                "{task:?} is no task id: use letters, digits, dots, dashes and underscores"
-            ))
-        }
-    }
 }
 
 /// Why a session does not come about, as the deployed host tells it.

@@ -10,9 +10,9 @@ use hyper::{Request, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::registry::{Refusal, Registry, TaskPlace};
 use crate::common::url::Url;
 use crate::common::{http, net};
+use crate::proxy::registry::{Refusal, Registry, TaskPlace};
 
 /// Time for both questions together, well inside the 10 s a client waits.
 const ANSWER_WITHIN: Duration = Duration::from_secs(4);

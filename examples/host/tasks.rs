@@ -10,7 +10,8 @@ use futures_util::future::BoxFuture;
 use hyper::header::HeaderValue;
 use serde::Deserialize;
 
-use super::registry::{Refusal, Registry, TaskPlace};
+use crate::args::check_task;
+use crate::proxy::registry::{Refusal, Registry, TaskPlace};
 
 pub struct TaskFile {
     path: PathBuf,
@@ -98,7 +99,7 @@ fn read(path: &Path) -> Result<HashMap<String, TaskPlace>, String> {
         .tasks
         .into_iter()
         .map(|(task, place)| {
-            TaskPlace::check_task(&task)?;
+            check_task(&task)?;
             let place = TaskPlace::parse(&place)?;
             Ok((task, place))
         })
