@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)] // each test file uses its own selection
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+pub mod chain;
 pub mod program;
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};

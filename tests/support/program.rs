@@ -64,6 +64,20 @@ impl Program {
         })
     }
 
+    /// Waits for a line on stdout that holds this text.
+    pub fn line_with(&self, part: &str) -> String {
+        let found = self.stdout.wait(LIMIT, |lines| {
+            lines.iter().find(|line| line.contains(part)).cloned()
+        });
+        found.unwrap_or_else(|| {
+            panic!(
+                "{}: nothing with {part:?} on stdout: {:?}",
+                self.name,
+                self.stdout.all()
+            )
+        })
+    }
+
     /// Waits for a line on stderr that holds this text.
     pub fn complaint(&self, part: &str) -> String {
         let found = self.stderr.wait(LIMIT, |lines| {
