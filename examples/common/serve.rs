@@ -71,11 +71,10 @@ pub async fn stream(incoming: Incoming, addresses: &[SocketAddr], served: &Serve
 /// Connects an asked-for flow to the first of `addresses` that takes datagrams, until it falls silent.
 pub async fn flow(incoming: Incoming, addresses: &[SocketAddr], served: &Served) {
     let port = incoming.port();
-    let mut addresses = addresses.iter().copied();
-    let Some(first) = addresses.next() else {
+    let Some(first) = addresses.first() else {
         return incoming.reject(Reason::Unreachable, "the name has no address");
     };
-    let socket = match open(first).await {
+    let socket = match open(*first).await {
         Ok(socket) => socket,
         Err(error) => {
             served.refused.add(1);
@@ -88,7 +87,9 @@ pub async fn flow(incoming: Incoming, addresses: &[SocketAddr], served: &Served)
     let flow = Flow {
         flow: incoming.accept_udp(),
         socket,
-        others: addresses.collect(),
+        addresses,
+        current: 0,
+        answered: addresses.len() == 1,
         unanswered: None,
         served,
     };
@@ -100,9 +101,11 @@ pub async fn flow(incoming: Incoming, addresses: &[SocketAddr], served: &Served)
 struct Flow<'a> {
     flow: TunnelDatagram,
     socket: UdpSocket,
-    /// Addresses to turn to while nothing has answered.
-    others: Vec<SocketAddr>,
-    /// The last datagram sent while there are other addresses to try.
+    /// Tried in turn until one has answered.
+    addresses: &'a [SocketAddr],
+    current: usize,
+    answered: bool,
+    /// The last datagram, until one has answered: it is sent again to the next address.
     unanswered: Option<bytes::Bytes>,
     served: &'a Served,
 }
@@ -128,7 +131,7 @@ impl Flow<'_> {
                     match self.receive() {
                         Ok(Some(datagram)) => {
                             last_used = Instant::now();
-                            self.others.clear();
+                            self.answered = true;
                             self.unanswered = None;
                             if let Err(reset) = self.flow.send(datagram) {
                                 return reset;
@@ -156,7 +159,7 @@ impl Flow<'_> {
             self.turn_to_other().await;
             sent = self.socket.send(&datagram).await;
         }
-        if !self.others.is_empty() {
+        if !self.answered {
             self.unanswered = Some(datagram);
         }
         if let Err(error) = sent {
@@ -188,11 +191,14 @@ impl Flow<'_> {
     }
 
     async fn turn_to_other(&mut self) {
-        if self.others.is_empty() {
+        if self.answered {
             return;
         }
-        let address = self.others.remove(0);
-        if let Ok(socket) = open(address).await {
+        self.current = (self.current + 1) % self.addresses.len();
+        let Some(address) = self.addresses.get(self.current) else {
+            return;
+        };
+        if let Ok(socket) = open(*address).await {
             self.socket = socket;
         }
     }
