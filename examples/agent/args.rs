@@ -1,0 +1,161 @@
+//! The agent's command line, the same as that of the deployed agent.
+
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::common::args::{LogArgs, LogFormat};
+use crate::common::program::{Failure, Logging};
+use crate::common::token::TokenArgs;
+use crate::common::url::{Url, is_name};
+use crate::registration::Settings;
+
+#[derive(Parser, Debug)]
+#[command(
+    name = "agent",
+    about = "Makes the services of this container reachable through the runner.",
+    after_help = "Examples:
+  agent --runner-url ws://127.0.0.1:8001 --container-id kohakuriver-vps-42
+  RUNNER_URL=ws://10.0.0.7:8001 CONTAINER_ID=kohakuriver-vps-42 agent
+
+Services are looked for on 127.0.0.1 and ::1. KOHAKURIVER_TUNNEL_URL and KOHAKURIVER_CONTAINER_ID are
+read where RUNNER_URL and CONTAINER_ID are not set.
+
+Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage, 3 refused by the runner, or
+--max-reconnect attempts failed."
+)]
+pub struct Args {
+    /// Runner to register at: a base URL, or the whole ws://…/ws/tunnel/NAME.
+    #[arg(long, env = "RUNNER_URL", hide_env_values = true, value_name = "URL")]
+    runner_url: Option<String>,
+
+    /// Name under which this container is known.
+    #[arg(
+        long,
+        env = "CONTAINER_ID",
+        hide_env_values = true,
+        value_name = "NAME"
+    )]
+    container_id: Option<String>,
+
+    /// Seconds that a try to reconnect waits on average; the wait is drawn from zero to twice this.
+    #[arg(
+        long,
+        env = "RECONNECT_DELAY",
+        default_value_t = 5.0,
+        hide_env_values = true,
+        value_name = "SECONDS"
+    )]
+    reconnect_delay: f64,
+
+    /// Failed tries in a row after which it gives up; 0 never does.
+    #[arg(
+        long,
+        env = "MAX_RECONNECT",
+        default_value_t = 0,
+        hide_env_values = true,
+        value_name = "N"
+    )]
+    max_reconnect: u32,
+
+    /// What is logged, unless RUST_LOG is set: error, warn, info, debug or trace.
+    #[arg(
+        long,
+        env = "LOG_LEVEL",
+        default_value = "info",
+        hide_env_values = true,
+        value_name = "LEVEL",
+        value_parser = parse_level
+    )]
+    log_level: String,
+
+    #[command(flatten)]
+    token: TokenArgs,
+
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+impl Args {
+    /// What the registration needs to know.
+    ///
+    /// # Errors
+    /// URL or name are missing or wrong, or the token file cannot be used.
+    pub fn settings(&self) -> Result<Settings, Failure> {
+        let runner = self
+            .runner_url
+            .clone()
+            .or_else(|| variable("KOHAKURIVER_TUNNEL_URL"))
+            .ok_or_else(|| {
+                missing(
+                    "no runner",
+                    "--runner-url ws://127.0.0.1:8001 or RUNNER_URL",
+                )
+            })?;
+        let base = Url::parse(&runner).map_err(Failure::usage)?;
+        let name = self
+            .container_id
+            .clone()
+            .or_else(|| variable("KOHAKURIVER_CONTAINER_ID"));
+        let url = if base.path.contains("/ws/tunnel/") {
+            base
+        } else {
+            let name = name.ok_or_else(|| {
+                missing(
+                    "no container name",
+                    "--container-id kohakuriver-vps-42 or CONTAINER_ID",
+                )
+            })?;
+            if !is_name(&name) {
+                return Err(Failure::usage(format!(
+                    "{name:?} is no container name: use letters, digits, dots, dashes and underscores"
+                )));
+            }
+            base.join(&format!("/ws/tunnel/{name}"))
+        };
+        let delay = Duration::try_from_secs_f64(self.reconnect_delay)
+            .ok()
+            .filter(|delay| *delay <= Duration::from_secs(3600));
+        let reconnect_delay = delay.ok_or_else(|| {
+            Failure::usage(format!(
+                "--reconnect-delay {} is not from 0 to 3600 seconds",
+                self.reconnect_delay
+            ))
+        })?;
+        Ok(Settings {
+            url,
+            token: self.token.header()?,
+            reconnect_delay,
+            max_reconnect: self.max_reconnect,
+        })
+    }
+}
+
+impl Logging for Args {
+    fn log_format(&self) -> LogFormat {
+        self.log.log_format
+    }
+
+    fn log_level(&self) -> &str {
+        &self.log_level
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn missing(what: &str, how: &str) -> Failure {
+    Failure::usage(format!("{what} is given: set {how}"))
+}
+
+/// Levels as Python and Rust write them.
+fn parse_level(text: &str) -> Result<String, String> {
+    let level = text.to_ascii_lowercase();
+    match level.as_str() {
+        "error" | "warn" | "info" | "debug" | "trace" | "off" => Ok(level),
+        "warning" => Ok("warn".to_owned()),
+        "critical" => Ok("error".to_owned()),
+        _ => Err("write error, warn, info, debug or trace".to_owned()),
+    }
+}

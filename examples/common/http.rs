@@ -1,0 +1,229 @@
+//! The HTTP side of a part: an accept loop with limits, plain-text answers, and the WebSocket upgrade
+//! as server and as client.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{Empty, Full};
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::upgrade::Upgraded;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use super::net::{self, Link};
+
+/// Request head: more is refused (431), so a handshake holds at most this in memory.
+const HEAD_MAX: usize = 16 * 1024;
+
+pub type Answer = Response<Full<Bytes>>;
+
+/// What one stranger can take of a listener before any session exists.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections that may be in their HTTP phase at once. Without it, connections that say nothing use
+    /// up the file descriptors.
+    pub handshakes: usize,
+    /// Time for a whole request head. Without it, one byte a minute holds a connection for ever.
+    pub head_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            handshakes: 1024,
+            head_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Serves until dropped. Upgraded connections live on in tasks of their own.
+pub async fn serve<H, F>(listener: TcpListener, limits: Limits, handler: H)
+where
+    H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + 'static,
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let places = Arc::new(Semaphore::new(limits.handshakes));
+    loop {
+        let (stream, peer) = net::accept(&listener).await;
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            tracing::debug!(%peer, "too many connections are shaking hands: dropped");
+            continue;
+        };
+        net::tune_link(&stream);
+        let handler = handler.clone();
+        tokio::spawn(async move {
+            let service = hyper::service::service_fn(move |request| {
+                let answer = handler(request, peer);
+                async move { Ok::<_, std::convert::Infallible>(answer.await) }
+            });
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(limits.head_timeout)
+                .max_header_size(HEAD_MAX)
+                .serve_connection(TokioIo::new(Link::Plain(stream)), service)
+                .with_upgrades()
+                .await;
+            if let Err(error) = served {
+                tracing::debug!(%peer, "connection ended in its HTTP phase: {error}");
+            }
+            drop(place);
+        });
+    }
+}
+
+/// An answer of one line of plain text.
+pub fn text(status: StatusCode, line: impl Into<String>) -> Answer {
+    let mut line = line.into();
+    if !line.ends_with('\n') {
+        line.push('\n');
+    }
+    let mut answer = Response::new(Full::new(Bytes::from(line)));
+    *answer.status_mut() = status;
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(header::CONTENT_TYPE, plain);
+    answer
+}
+
+/// A request that cannot be served as it is.
+#[derive(Debug, Clone)]
+pub struct BadRequest {
+    status: StatusCode,
+    line: &'static str,
+    header: Option<(header::HeaderName, &'static str)>,
+}
+
+impl BadRequest {
+    pub fn new(status: StatusCode, line: &'static str) -> Self {
+        let header = None;
+        Self {
+            status,
+            line,
+            header,
+        }
+    }
+
+    /// With a header that says what would be right.
+    #[must_use]
+    pub fn with(mut self, name: header::HeaderName, value: &'static str) -> Self {
+        self.header = Some((name, value));
+        self
+    }
+}
+
+impl From<BadRequest> for Answer {
+    fn from(bad: BadRequest) -> Self {
+        let mut answer = text(bad.status, bad.line);
+        if let Some((name, value)) = bad.header {
+            let value = HeaderValue::from_static(value);
+            answer.headers_mut().insert(name, value);
+        }
+        answer
+    }
+}
+
+/// The key of a proper WebSocket upgrade request.
+///
+/// # Errors
+/// What is wrong with the request.
+pub fn upgrade_key<B>(request: &Request<B>) -> Result<HeaderValue, BadRequest> {
+    let headers = request.headers();
+    if request.method() != Method::GET {
+        let line = "only GET is served here";
+        return Err(
+            BadRequest::new(StatusCode::METHOD_NOT_ALLOWED, line).with(header::ALLOW, "GET")
+        );
+    }
+    if !has_token(headers, &header::CONNECTION, "upgrade")
+        || !has_token(headers, &header::UPGRADE, "websocket")
+    {
+        let line = "this path speaks WebSocket: connect with ws://";
+        let bad = BadRequest::new(StatusCode::UPGRADE_REQUIRED, line);
+        return Err(bad.with(header::UPGRADE, "websocket"));
+    }
+    let version = headers.get(header::SEC_WEBSOCKET_VERSION);
+    if version.is_none_or(|version| version != "13") {
+        let line = "only WebSocket version 13 is served";
+        let bad = BadRequest::new(StatusCode::UPGRADE_REQUIRED, line);
+        return Err(bad.with(header::SEC_WEBSOCKET_VERSION, "13"));
+    }
+    match headers.get(header::SEC_WEBSOCKET_KEY) {
+        // 16 bytes in base64.
+        Some(key) if key.len() == 24 => Ok(key.clone()),
+        _ => Err(BadRequest::new(
+            StatusCode::BAD_REQUEST,
+            "the Sec-WebSocket-Key header is missing or not 24 letters long",
+        )),
+    }
+}
+
+/// Whether a comma-separated header lists `wanted`, in any case.
+pub fn has_token(headers: &HeaderMap, name: &header::HeaderName, wanted: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|token| token.trim().eq_ignore_ascii_case(wanted))
+}
+
+/// The connection below an upgrade, and what was read beyond the head.
+pub async fn upgraded<T>(message: T) -> io::Result<(Link, Bytes)>
+where
+    T: Upgradable,
+{
+    let upgraded = message.upgrade().await.map_err(io::Error::other)?;
+    match upgraded.downcast::<TokioIo<Link>>() {
+        Ok(parts) => Ok((parts.io.into_inner(), parts.read_buf)),
+        Err(_) => Err(io::Error::other("the connection is of another kind")),
+    }
+}
+
+/// What hyper can upgrade.
+pub trait Upgradable {
+    fn upgrade(self) -> impl Future<Output = hyper::Result<Upgraded>> + Send;
+}
+
+impl Upgradable for hyper::upgrade::OnUpgrade {
+    fn upgrade(self) -> impl Future<Output = hyper::Result<Upgraded>> + Send {
+        self
+    }
+}
+
+impl Upgradable for Response<Incoming> {
+    fn upgrade(self) -> impl Future<Output = hyper::Result<Upgraded>> + Send {
+        hyper::upgrade::on(self)
+    }
+}
+
+/// Sends one request over a fresh connection; the answer may be a 101.
+pub async fn ask(link: Link, request: Request<Empty<Bytes>>) -> io::Result<Response<Incoming>> {
+    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
+        .max_buf_size(HEAD_MAX)
+        .handshake(TokioIo::new(link))
+        .await
+        .map_err(io::Error::other)?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!("connection ended in its HTTP phase: {error}");
+        }
+    });
+    sender.send_request(request).await.map_err(io::Error::other)
+}
+
+/// At most `limit` bytes of a body, as text; a longer one is an error.
+pub async fn body_text(body: Incoming, limit: usize) -> io::Result<String> {
+    use http_body_util::{BodyExt, Limited};
+    let collected = Limited::new(body, limit)
+        .collect()
+        .await
+        .map_err(io::Error::other)?;
+    let bytes = collected.to_bytes();
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}

@@ -1,0 +1,18 @@
+//! What the four programs share: command line, logging, signals, sockets, the WebSocket stack.
+//!
+//! Policy only: nothing here knows a rule of the tunnel protocol, that is the library's part.
+#![allow(dead_code)] // each program uses its own selection
+
+pub mod args;
+pub mod backoff;
+pub mod http;
+pub mod metrics;
+pub mod net;
+pub mod program;
+pub mod route;
+pub mod serve;
+pub mod signals;
+pub mod token;
+pub mod tunnel;
+pub mod url;
+pub mod ws;

@@ -1,0 +1,245 @@
+//! Sockets: options, connecting to the first address that answers, ending with a reset.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+use super::url::Url;
+
+/// How long an address may stay silent before the next one is tried beside it.
+const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
+
+/// Unsent bytes the kernel may hold for a tunnel's socket. What waits there can no longer be overtaken
+/// by a keystroke, so it is kept small.
+const NOT_SENT_MAX: u32 = 128 * 1024;
+
+/// A connection between two parts of the chain.
+#[derive(Debug)]
+pub enum Link {
+    Plain(TcpStream),
+}
+
+impl Link {
+    /// The TCP socket below.
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+        }
+    }
+
+    /// Makes the socket's end a reset instead of an orderly close.
+    pub fn reset_on_drop(&self) {
+        reset_on_drop(self.tcp());
+    }
+}
+
+impl AsyncRead for Link {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Link {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// Options of a socket between two parts of the chain: no Nagle, TCP keepalive for when nothing else
+/// would notice a dead peer, little unsent data in the kernel.
+pub fn tune_link(stream: &TcpStream) {
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(10));
+    // An option that this system lacks costs comfort, not correctness.
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    #[cfg(target_os = "linux")]
+    let _ = socket.set_tcp_notsent_lowat(NOT_SENT_MAX);
+}
+
+/// Options of an application's or a service's socket.
+pub fn tune_app(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+}
+
+/// Makes the socket's end a reset: the other side sees a failure, not an empty reply.
+pub fn reset_on_drop(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// Binds without listening: until [`TcpSocket::listen`] a connection is refused, not kept waiting.
+pub fn bind_tcp(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+/// Listens with a backlog that outlasts a burst of browsers.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    bind_tcp(address)?.listen(1024)
+}
+
+/// Accepts the next connection; a failing `accept` (too many open files) is waited out, not spun on.
+pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            // The peer was gone before it was accepted.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                tracing::warn!("cannot accept a connection: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Connects to a name or an address within `limit`.
+pub async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
+    within(limit, async {
+        let addresses = resolve(host, port).await?;
+        connect_any(&addresses).await
+    })
+    .await
+}
+
+/// Connects to whichever address answers first, earlier ones preferred.
+pub async fn connect_any(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut waiting = addresses.iter().copied();
+    let mut attempts = FuturesUnordered::new();
+    let mut failure = None;
+    attempts.extend(waiting.next().map(TcpStream::connect));
+    loop {
+        tokio::select! {
+            ended = attempts.next(), if !attempts.is_empty() => match ended {
+                Some(Ok(stream)) => return Ok(stream),
+                Some(Err(error)) => {
+                    failure.get_or_insert(error);
+                    attempts.extend(waiting.next().map(TcpStream::connect));
+                }
+                None => {}
+            },
+            () = tokio::time::sleep(NEXT_ADDRESS_AFTER), if waiting.len() > 0 => {
+                attempts.extend(waiting.next().map(TcpStream::connect));
+            }
+            else => {
+                let none = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+                return Err(failure.unwrap_or_else(none));
+            }
+        }
+    }
+}
+
+/// The addresses of a name. Literals and `localhost` need no resolver, so they work in an empty root.
+pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    if host.eq_ignore_ascii_case("localhost") {
+        return Ok(loopbacks(port).to_vec());
+    }
+    Ok(tokio::net::lookup_host((host, port)).await?.collect())
+}
+
+/// Both loopbacks: a service may listen on either alone.
+pub fn loopbacks(port: u16) -> [SocketAddr; 2] {
+    [
+        SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+        SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
+    ]
+}
+
+/// A time limit that ends in an `io::Error` like every other failure.
+pub async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(ended) => ended,
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no answer within {} s", limit.as_secs()),
+        )),
+    }
+}
+
+/// An I/O failure without Rust's `(os error 111)` tail, in lower case.
+pub fn plain(error: &io::Error) -> String {
+    let mut text = error.to_string();
+    if let Some(at) = text.find(" (os error ") {
+        text.truncate(at);
+    }
+    let mut letters = text.chars();
+    match letters.next() {
+        Some(first) => first.to_lowercase().chain(letters).collect(),
+        None => "failed".to_owned(),
+    }
+}
+
+/// Connects to the server of a URL.
+pub async fn connect_link(url: &Url, limit: Duration) -> io::Result<Link> {
+    if url.tls {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "TLS is not built in yet: use ws://",
+        ));
+    }
+    let stream = connect(&url.host, url.port, limit).await?;
+    tune_link(&stream);
+    Ok(Link::Plain(stream))
+}

@@ -1,0 +1,162 @@
+//! The frame of a program: arguments in, logging on, one thread, exit code out.
+
+use std::error::Error;
+use std::fmt::Display;
+use std::future::Future;
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing::Subscriber;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
+
+use super::args::{LogFormat, Parsed, parse};
+
+/// Why a program ends other than as asked.
+#[derive(Debug)]
+pub struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    /// It failed while running: exit code 1.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self::new(1, message)
+    }
+
+    /// It was called wrongly: exit code 2.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(2, message)
+    }
+
+    /// The other side could not be reached, or refused: exit code 3.
+    pub fn refused(message: impl Into<String>) -> Self {
+        Self::new(3, message)
+    }
+
+    fn new(code: u8, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self { code, message }
+    }
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for Failure {}
+
+/// What a program says of itself before it runs.
+pub struct About {
+    pub name: &'static str,
+    /// How to do it right, at the end of a usage error.
+    pub hint: &'static str,
+}
+
+/// Arguments that say how to log.
+pub trait Logging {
+    fn log_format(&self) -> LogFormat;
+
+    /// What is logged unless RUST_LOG says otherwise.
+    fn log_level(&self) -> &str {
+        "info"
+    }
+}
+
+/// Runs a program on one thread, to its exit code.
+///
+/// One thread on purpose: each program is one process that moves bytes between sockets, and wakes
+/// across threads cost more than they give.
+pub fn run<A, F>(about: &About, main: impl FnOnce(A) -> F) -> ExitCode
+where
+    A: Parser + Logging,
+    F: Future<Output = Result<(), Failure>>,
+{
+    let args = match parse::<A>(std::env::args_os(), about.hint) {
+        Ok(Parsed::Run(args)) => args,
+        Ok(Parsed::Print(text)) => {
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            return ExitCode::SUCCESS;
+        }
+        Err(failure) => return report(about, LogFormat::Text, &failure),
+    };
+    let format = args.log_format();
+    let ended = start_logging(format, args.log_level()).and_then(|()| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::failed(format!("cannot start the event loop: {error}")))?;
+        let ended = runtime.block_on(main(args));
+        // A name look-up may still hold a helper thread: nothing waits for it.
+        runtime.shutdown_background();
+        ended
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => report(about, format, &failure),
+    }
+}
+
+fn report(about: &About, format: LogFormat, failure: &Failure) -> ExitCode {
+    match format {
+        LogFormat::Text => {
+            let _ = writeln!(std::io::stderr(), "{}: {failure}", about.name);
+        }
+        LogFormat::Json => tracing::error!(exit_code = failure.code, "{failure}"),
+    }
+    ExitCode::from(failure.code)
+}
+
+fn start_logging(format: LogFormat, level: &str) -> Result<(), Failure> {
+    let wanted = std::env::var("RUST_LOG")
+        .ok()
+        .filter(|text| !text.is_empty());
+    let directives = wanted.as_deref().unwrap_or(level);
+    let filter: Targets = directives.parse().map_err(|_| {
+        Failure::usage(format!(
+            "cannot read the log filter {directives:?}: use for example RUST_LOG=debug or RUST_LOG=info,hyper=warn"
+        ))
+    })?;
+    let layer: Box<dyn Layer<_> + Send + Sync> = match format {
+        LogFormat::Text => text_layer(),
+        LogFormat::Json => Box::new(fmt::layer().json().with_writer(std::io::stderr)),
+    };
+    // Only ever called once; a second subscriber would be refused, not replaced.
+    let _ = tracing_subscriber::registry()
+        .with(layer.with_filter(filter))
+        .try_init();
+    Ok(())
+}
+
+fn text_layer<S>() -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+{
+    Box::new(
+        fmt::layer()
+            .with_target(false)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_writer(std::io::stderr),
+    )
+}
+
+/// Prints one line on stdout and flushes it: scripts wait for it.
+pub fn announce(line: &str) {
+    let mut stdout = std::io::stdout().lock();
+    // A closed stdout is no reason to end: nobody reads the line.
+    let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+}
+
+/// Asks for as many file descriptors as the system allows: each connection takes one.
+pub fn raise_file_limit() {
+    #[cfg(unix)]
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::debug!("the file limit stays as it is: {error}");
+    }
+}

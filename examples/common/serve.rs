@@ -1,0 +1,238 @@
+//! The last step of the chain: from an accepted stream or flow to the service's socket. The agent does
+//! it inside the container, the runner for targets it reaches itself.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use kohakuriver_tunnel::mux::{Incoming, RelayError, TunnelDatagram};
+use kohakuriver_tunnel::session::{Reason, Reset};
+use kohakuriver_tunnel::wire::Chunk;
+use tokio::net::UdpSocket;
+use tokio::time::Instant;
+
+use super::metrics::Counter;
+use super::net;
+
+/// How long a service may take to answer a connection attempt.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Silence in both directions after which a datagram flow and its socket are given up.
+pub const FLOW_IDLE: Duration = Duration::from_secs(60);
+
+/// The largest UDP payload, and one byte to notice more.
+const DATAGRAM_MAX: usize = 65_536;
+
+thread_local! {
+    /// One for all flows of the thread: a buffer each would cost 64 KiB a flow.
+    static DATAGRAM: RefCell<Box<[u8]>> = RefCell::new(vec![0; DATAGRAM_MAX].into_boxed_slice());
+}
+
+/// What happened to the connections to services.
+#[derive(Debug, Default)]
+pub struct Served {
+    pub streams: Counter,
+    pub flows: Counter,
+    pub refused: Counter,
+    /// Datagrams that the service's host answered with "port unreachable".
+    pub flow_refusals: Counter,
+    /// Datagrams that could not be sent: too large for the way there.
+    pub flow_failures: Counter,
+}
+
+/// Connects an asked-for stream to the first of `addresses` that answers, until both have ended.
+pub async fn stream(incoming: Incoming, addresses: &[SocketAddr], served: &Served) {
+    let port = incoming.port();
+    let connecting = net::within(CONNECT_TIMEOUT, net::connect_any(addresses));
+    // Boxed: what connecting needs is gone while the stream lives.
+    let mut socket = match Box::pin(connecting).await {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::debug!(port, "cannot connect to the service: {error}");
+            served.refused.add(1);
+            let text = format!("port {port}: {}", net::plain(&error));
+            return incoming.reject(reason(&error), &text);
+        }
+    };
+    net::tune_app(&socket);
+    served.streams.add(1);
+    tracing::debug!(port, "connected");
+    match incoming.accept_tcp().relay(&mut socket).await {
+        Ok(relayed) => tracing::debug!(port, ?relayed, "ended"),
+        Err(RelayError::Tunnel(reset)) => {
+            tracing::debug!(port, "ended by the tunnel: {reset}");
+            net::reset_on_drop(&socket);
+        }
+        Err(RelayError::Local(error)) => tracing::debug!(port, "ended by the service: {error}"),
+    }
+}
+
+/// Connects an asked-for flow to the first of `addresses` that takes datagrams, until it falls silent.
+pub async fn flow(incoming: Incoming, addresses: &[SocketAddr], served: &Served) {
+    let port = incoming.port();
+    let Some(first) = addresses.first() else {
+        return incoming.reject(Reason::Unreachable, "the name has no address");
+    };
+    let socket = match open(*first).await {
+        Ok(socket) => socket,
+        Err(error) => {
+            served.refused.add(1);
+            let text = format!("port {port}: {}", net::plain(&error));
+            return incoming.reject(reason(&error), &text);
+        }
+    };
+    served.flows.add(1);
+    tracing::debug!(port, "flow opened");
+    let flow = Flow {
+        flow: incoming.accept_udp(),
+        socket,
+        addresses,
+        current: 0,
+        answered: addresses.len() == 1,
+        unanswered: None,
+        served,
+    };
+    let ended = flow.run().await;
+    tracing::debug!(port, "flow ended: {ended}");
+}
+
+/// A flow at the service's end: a socket of its own, so that answers and refusals find back.
+struct Flow<'a> {
+    flow: TunnelDatagram,
+    socket: UdpSocket,
+    /// Tried in turn until one has answered.
+    addresses: &'a [SocketAddr],
+    current: usize,
+    answered: bool,
+    /// The last datagram, until one has answered: it is sent again to the next address.
+    unanswered: Option<bytes::Bytes>,
+    served: &'a Served,
+}
+
+impl Flow<'_> {
+    async fn run(mut self) -> Reset {
+        let mut last_used = Instant::now();
+        let idle = tokio::time::sleep_until(last_used + FLOW_IDLE);
+        tokio::pin!(idle);
+        loop {
+            tokio::select! {
+                biased;
+                received = self.flow.recv() => match received {
+                    Ok(datagram) => {
+                        last_used = Instant::now();
+                        self.send(datagram).await;
+                    }
+                    Err(reset) => return reset,
+                },
+                ready = self.socket.readable() => {
+                    // An error here is the socket's own, reported by the read.
+                    let _ = ready;
+                    match self.receive() {
+                        Ok(Some(datagram)) => {
+                            last_used = Instant::now();
+                            self.answered = true;
+                            self.unanswered = None;
+                            if let Err(reset) = self.flow.send(datagram) {
+                                return reset;
+                            }
+                        }
+                        Ok(None) => {}
+                        Err(error) => self.failed(&error).await,
+                    }
+                }
+                () = &mut idle => {
+                    if last_used.elapsed() >= FLOW_IDLE {
+                        return Reset::new(Reason::TimedOut, "idle");
+                    }
+                    idle.as_mut().reset(last_used + FLOW_IDLE);
+                }
+            }
+        }
+    }
+
+    async fn send(&mut self, datagram: bytes::Bytes) {
+        // A refusal of an earlier datagram comes up here and clears itself: this one is sent again.
+        let mut sent = self.socket.send(&datagram).await;
+        if sent.as_ref().is_err_and(is_refusal) {
+            self.served.flow_refusals.add(1);
+            self.turn_to_other().await;
+            sent = self.socket.send(&datagram).await;
+        }
+        if !self.answered {
+            self.unanswered = Some(datagram);
+        }
+        if let Err(error) = sent {
+            self.failed(&error).await;
+        }
+    }
+
+    /// What has arrived, if anything has.
+    fn receive(&self) -> io::Result<Option<Chunk>> {
+        DATAGRAM.with_borrow_mut(|buffer| match self.socket.try_recv(buffer) {
+            Ok(len) => Ok(Some(Chunk::copied(buffer.get(..len).unwrap_or_default()))),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        })
+    }
+
+    /// Nothing that befalls one datagram ends the flow: the service may just be restarting.
+    async fn failed(&mut self, error: &io::Error) {
+        if !is_refusal(error) {
+            tracing::debug!("a datagram failed: {error}");
+            self.served.flow_failures.add(1);
+            return;
+        }
+        self.served.flow_refusals.add(1);
+        self.turn_to_other().await;
+        if let Some(datagram) = self.unanswered.take() {
+            let _ = self.socket.send(&datagram).await;
+        }
+    }
+
+    async fn turn_to_other(&mut self) {
+        if self.answered {
+            return;
+        }
+        self.current = (self.current + 1) % self.addresses.len();
+        let Some(address) = self.addresses.get(self.current) else {
+            return;
+        };
+        if let Ok(socket) = open(*address).await {
+            self.socket = socket;
+        }
+    }
+}
+
+/// Why a connection failed, as the protocol says it.
+pub fn reason(error: &io::Error) -> Reason {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Reason::Refused,
+        io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::AddrNotAvailable
+        | io::ErrorKind::NotFound => Reason::Unreachable,
+        io::ErrorKind::TimedOut => Reason::TimedOut,
+        io::ErrorKind::PermissionDenied => Reason::Denied,
+        _ => Reason::Unspecified,
+    }
+}
+
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+    )
+}
+
+async fn open(address: SocketAddr) -> io::Result<UdpSocket> {
+    let local: SocketAddr = match address {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(local).await?;
+    socket.connect(address).await?;
+    Ok(socket)
+}

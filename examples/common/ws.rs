@@ -1,0 +1,307 @@
+//! The WebSocket stack of the programs: tungstenite behind the library's `Carrier`.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use http_body_util::Empty;
+use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::{Request, StatusCode};
+use kohakuriver_tunnel::transport::{Carrier, Received};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+use super::http;
+use super::net::{self, Link};
+use super::url::Url;
+
+pub type Socket = WebSocketStream<Link>;
+
+/// The WebSocket subprotocol that means version 2; not chosen means version 1.
+pub const V2: HeaderValue = HeaderValue::from_static("kohakuriver-tunnel.v2");
+
+/// Largest message taken from a peer. The deployed parts accept as much; ours send 64 KiB.
+const MESSAGE_MAX: usize = 16 << 20;
+
+/// Time for the WebSocket handshake, and for the first text after it.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Most of an error answer's body that is shown.
+const REFUSAL_TEXT_MAX: usize = 4096;
+
+/// Tunnel messages as binary WebSocket messages.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tungstenite;
+
+impl Carrier for Tungstenite {
+    type Message = Message;
+
+    fn wrap(&mut self, message: Bytes) -> Message {
+        Message::Binary(message)
+    }
+
+    fn unwrap(&mut self, message: Message) -> Received<Message> {
+        match message {
+            Message::Binary(bytes) => Received::Message(bytes),
+            Message::Ping(_) | Message::Pong(_) => Received::Skip,
+            Message::Close(_) => Received::End,
+            other => Received::Other(other),
+        }
+    }
+
+    fn probe(&mut self) -> Option<Message> {
+        Some(Message::Ping(Bytes::new()))
+    }
+}
+
+/// Why no WebSocket, or no tunnel on it, came about.
+#[derive(Debug)]
+pub enum ConnectError {
+    /// Nothing answered as a WebSocket server: worth another try.
+    Unreachable(String),
+    /// The other side said no. `lasting` when asking again will not change it.
+    Refused { reason: String, lasting: bool },
+}
+
+impl ConnectError {
+    /// Whether another try is pointless.
+    pub fn is_lasting(&self) -> bool {
+        matches!(self, Self::Refused { lasting: true, .. })
+    }
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(reason) | Self::Refused { reason, .. } => f.write_str(reason),
+        }
+    }
+}
+
+/// Connects as a client and offers version 2; says whether it was chosen.
+///
+/// Done on hyper and not by tungstenite, which takes a server that chooses no subprotocol for a faulty one.
+pub async fn connect(
+    url: &Url,
+    token: Option<&HeaderValue>,
+) -> Result<(Socket, bool), ConnectError> {
+    let unreachable = |what: &dyn fmt::Display| {
+        ConnectError::Unreachable(format!("cannot reach {}: {what}", url.authority()))
+    };
+    let work = async {
+        let link = net::connect_link(url, HANDSHAKE_TIMEOUT)
+            .await
+            .map_err(|error| unreachable(&net::plain(&error)))?;
+        handshake(url, token, link).await
+    };
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, work).await {
+        Ok(ended) => ended,
+        Err(_) => Err(unreachable(&"no answer within 10 s")),
+    }
+}
+
+async fn handshake(
+    url: &Url,
+    token: Option<&HeaderValue>,
+    link: Link,
+) -> Result<(Socket, bool), ConnectError> {
+    let broken = |what: &dyn fmt::Display| {
+        ConnectError::Unreachable(format!(
+            "{} does not answer as a WebSocket: {what}",
+            url.authority()
+        ))
+    };
+    let key = generate_key();
+    let mut request = Request::get(url.target())
+        .header(header::HOST, url.authority())
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::UPGRADE, "websocket")
+        .header(header::SEC_WEBSOCKET_VERSION, "13")
+        .header(header::SEC_WEBSOCKET_KEY, &key)
+        .header(header::SEC_WEBSOCKET_PROTOCOL, V2);
+    if let Some(token) = token {
+        request = request.header(header::AUTHORIZATION, token);
+    }
+    let request = request.body(Empty::new()).map_err(|error| broken(&error))?;
+    let response = http::ask(link, request)
+        .await
+        .map_err(|error| broken(&error))?;
+
+    let status = response.status();
+    if status != StatusCode::SWITCHING_PROTOCOLS {
+        let body = http::body_text(response.into_body(), REFUSAL_TEXT_MAX).await;
+        return Err(refused(status, &body.unwrap_or_default()));
+    }
+    let headers = response.headers();
+    let accept = derive_accept_key(key.as_bytes());
+    if !http::has_token(headers, &header::UPGRADE, "websocket")
+        || headers
+            .get(header::SEC_WEBSOCKET_ACCEPT)
+            .is_none_or(|given| given != accept.as_str())
+    {
+        return Err(broken(&"its upgrade answer is wrong"));
+    }
+    if headers.contains_key(header::SEC_WEBSOCKET_EXTENSIONS) {
+        return Err(broken(&"it chose an extension that was not offered"));
+    }
+    let v2 = match headers.get(header::SEC_WEBSOCKET_PROTOCOL) {
+        None => false,
+        Some(chosen) if chosen == V2 => true,
+        Some(_) => return Err(broken(&"it chose a subprotocol that was not offered")),
+    };
+    let (link, read) = http::upgraded(response)
+        .await
+        .map_err(|error| broken(&error))?;
+    Ok((over(link, read, Role::Client).await, v2))
+}
+
+/// An HTTP answer where a WebSocket was asked for.
+fn refused(status: StatusCode, body: &str) -> ConnectError {
+    let line = body.lines().map(str::trim).find(|line| !line.is_empty());
+    let reason = match line {
+        Some(line) => format!("refused with HTTP {}: {line}", status.as_u16()),
+        None => format!("refused with HTTP {status}"),
+    };
+    let passing = matches!(
+        status,
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS
+    );
+    ConnectError::Refused {
+        reason,
+        lasting: status.is_client_error() && !passing,
+    }
+}
+
+/// Waits for the text that starts a forwarding session.
+///
+/// # Errors
+/// The server's `Error: …`, or what came instead of a text.
+pub async fn expect_connected(socket: &mut Socket) -> Result<(), ConnectError> {
+    let unreachable = |what: String| Err(ConnectError::Unreachable(what));
+    let first = async {
+        loop {
+            match socket.next().await {
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                other => return other,
+            }
+        }
+    };
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, first).await {
+        Err(_) => unreachable("the host accepted but said nothing within 10 s".to_owned()),
+        Ok(Some(Ok(Message::Text(text)))) if text.as_str() == "CONNECTED" => Ok(()),
+        Ok(Some(Ok(Message::Text(text)))) => {
+            let code = close_code(socket).await;
+            let reason = text.as_str();
+            let reason = reason.strip_prefix("Error: ").unwrap_or(reason).to_owned();
+            // 1008 is the refusal by rule (unknown task, not running); a runner that is merely offline
+            // has the same code in the deployed host and comes back.
+            let lasting = code == Some(CloseCode::Policy) && !reason.contains("offline");
+            Err(ConnectError::Refused { reason, lasting })
+        }
+        Ok(Some(Ok(Message::Close(frame)))) => {
+            let said = frame.filter(|frame| !frame.reason.is_empty());
+            let said =
+                said.map_or_else(|| "no reason".to_owned(), |frame| frame.reason.to_string());
+            unreachable(format!("the host closed before the session began: {said}"))
+        }
+        Ok(Some(Ok(_))) => unreachable("the host sent data before CONNECTED".to_owned()),
+        Ok(Some(Err(error))) => unreachable(format!(
+            "the connection broke before the session began: {error}"
+        )),
+        Ok(None) => unreachable("the host closed before the session began".to_owned()),
+    }
+}
+
+/// The code of the close that follows an error text.
+async fn close_code(socket: &mut Socket) -> Option<CloseCode> {
+    let close = async {
+        while let Some(Ok(message)) = socket.next().await {
+            if let Message::Close(frame) = message {
+                return frame.map(|frame| frame.code);
+            }
+        }
+        None
+    };
+    let limit = Duration::from_secs(2);
+    tokio::time::timeout(limit, close).await.ok().flatten()
+}
+
+/// The server's answer to an upgrade request.
+pub fn accept_answer(key: &HeaderValue, protocol: Option<HeaderValue>) -> http::Answer {
+    let mut answer = http::Answer::default();
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let accept = HeaderValue::try_from(derive_accept_key(key.as_bytes()));
+    let headers: [(HeaderName, Option<HeaderValue>); 4] = [
+        (
+            header::CONNECTION,
+            Some(HeaderValue::from_static("Upgrade")),
+        ),
+        (header::UPGRADE, Some(HeaderValue::from_static("websocket"))),
+        (header::SEC_WEBSOCKET_ACCEPT, accept.ok()),
+        (header::SEC_WEBSOCKET_PROTOCOL, protocol),
+    ];
+    for (name, value) in headers {
+        if let Some(value) = value {
+            answer.headers_mut().insert(name, value);
+        }
+    }
+    answer
+}
+
+/// A WebSocket on an upgraded connection.
+pub async fn over(link: Link, read: Bytes, role: Role) -> Socket {
+    WebSocketStream::from_partially_read(link, read.into(), role, Some(config())).await
+}
+
+/// Ends a fresh server socket the way the deployed parts do: a text, a close code, a short wait for the
+/// other side's close.
+pub async fn refuse(mut socket: Socket, reason: &str, code: u16) {
+    let goodbye = async {
+        let text = Message::text(format!("Error: {reason}"));
+        let frame = CloseFrame {
+            code: CloseCode::from(code),
+            reason: shorten(reason).into(),
+        };
+        socket.send(text).await?;
+        socket.send(Message::Close(Some(frame))).await?;
+        while let Some(message) = socket.next().await {
+            message?;
+        }
+        Ok::<_, Error>(())
+    };
+    let limit = Duration::from_secs(5);
+    let _ = tokio::time::timeout(limit, goodbye).await;
+}
+
+/// A close reason has room for 123 bytes.
+fn shorten(reason: &str) -> String {
+    reason
+        .char_indices()
+        .take_while(|(at, letter)| at + letter.len_utf8() <= 123)
+        .map(|(_, letter)| letter)
+        .collect()
+}
+
+fn config() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(128 * 1024)
+        .write_buffer_size(128 * 1024)
+        // One message beyond the mark may be queued while the socket is blocked.
+        .max_write_buffer_size(128 * 1024 + MESSAGE_MAX)
+        .max_message_size(Some(MESSAGE_MAX))
+        .max_frame_size(Some(MESSAGE_MAX))
+}
+
+/// An error of the WebSocket as an I/O error, for callers that know no stack.
+pub fn io_error(error: Error) -> io::Error {
+    match error {
+        Error::Io(error) => error,
+        other => io::Error::other(other),
+    }
+}

@@ -1,0 +1,252 @@
+//! The client's command line.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use clap::Parser;
+use hyper::header::HeaderValue;
+
+use crate::common::args::{LogArgs, LogFormat};
+use crate::common::program::{Failure, Logging};
+use crate::common::route::{Proto, Session};
+use crate::common::token::TokenArgs;
+use crate::common::url::{Url, is_name};
+use crate::spec::PortSpec;
+
+#[derive(Parser, Debug)]
+#[command(
+    name = "forward",
+    about = "Makes ports of a KohakuRiver container or VM local ports of this machine.",
+    override_usage = "forward <task_id> <remote_port>[:local][/proto]... [OPTIONS]
+       forward --host ws://HOST:8000/api/tunnel/<task_id> --remote-port N [--local-port N]
+       forward                      (no arguments: a demonstration of the whole chain)",
+    after_help = "Examples:
+  forward 42 8888                            # localhost:8888 is port 8888 of task 42
+  forward 42 8888 --local-port 9999          # another local port; 0 takes a free one
+  forward 42 5353 --proto udp
+  forward 42 8888 6006:7006 5353/udp         # several ports: remote[:local][/proto]
+  forward --host ws://cluster:8000 42 22 --local-port 2222     # then: ssh -p 2222 localhost
+  forward --host ws://cluster:8000/api/tunnel/42 --local-port 8080 --remote-port 8080
+  forward                                    # everything in one process, to see it work
+
+It stays up when the host, the runner or the container restarts, and reconnects by itself.
+
+Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage, 3 could not reach or was refused by
+the other side."
+)]
+pub struct Args {
+    /// Task of the VPS and the ports to forward: TASK_ID REMOTE_PORT[:LOCAL][/PROTO]...
+    #[arg(value_name = "TASK_ID PORT")]
+    words: Vec<String>,
+
+    /// Base URL of the host, or a whole ws://…/api/tunnel/TASK_ID [default:
+    /// ws://$KOHAKURIVER_HOST:$KOHAKURIVER_PORT, else ws://localhost:8000].
+    #[arg(long, value_name = "URL")]
+    host: Option<String>,
+
+    /// Port inside the container or VM, in place of a positional one.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    remote_port: Option<u16>,
+
+    /// Local port, the same as the remote one by default; 0 takes a free one and prints it.
+    #[arg(long, value_name = "N")]
+    local_port: Option<u16>,
+
+    /// Local address to listen on [default: 127.0.0.1].
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_address)]
+    local_host: Option<IpAddr>,
+
+    /// Protocol of the ports that do not say their own [default: tcp].
+    #[arg(long, value_enum, value_name = "tcp|udp")]
+    proto: Option<Proto>,
+
+    /// Seconds a connection made while the tunnel is down waits for it to come back.
+    #[arg(long, default_value_t = 15, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
+    wait: u64,
+
+    /// Seconds of silence after which a UDP peer is forgotten.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    udp_idle: u64,
+
+    /// Most UDP peers per port; one more takes the place of the one silent for longest.
+    #[arg(long, default_value_t = 16_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_000))]
+    udp_peers: u32,
+
+    #[command(flatten)]
+    token: TokenArgs,
+
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+/// What to do.
+pub enum Job {
+    Forward(Vec<Forward>),
+    Demo,
+}
+
+/// One local port and where it leads.
+#[derive(Debug, Clone)]
+pub struct Forward {
+    pub local: SocketAddr,
+    pub proto: Proto,
+    pub remote: u16,
+    pub task: String,
+    pub url: Url,
+    pub token: Option<HeaderValue>,
+    pub wait: Duration,
+    pub udp_idle: Duration,
+    pub udp_peers: usize,
+}
+
+impl Args {
+    /// What is asked for.
+    ///
+    /// # Errors
+    /// Arguments that do not go together.
+    pub fn job(&self) -> Result<Job, Failure> {
+        if self.asks_for_nothing() {
+            return Ok(Job::Demo);
+        }
+        let (task, base, any_port, words) = self.destination()?;
+        let specs = self.ports(words)?;
+        let token = self.token.header()?;
+        let local_host = self.local_host.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let forward = |spec: &PortSpec| {
+            let proto = spec.proto.or(self.proto).unwrap_or(Proto::Tcp);
+            let url = if any_port {
+                base.clone()
+            } else {
+                let session = Session {
+                    name: task.clone(),
+                    only: Some((spec.remote, proto)),
+                };
+                base.join(&session.path(&task))
+            };
+            let port = spec.local.unwrap_or(spec.remote);
+            Forward {
+                local: SocketAddr::new(local_host, port),
+                proto,
+                remote: spec.remote,
+                task: task.clone(),
+                url,
+                token: token.clone(),
+                wait: Duration::from_secs(self.wait),
+                udp_idle: Duration::from_secs(self.udp_idle),
+                udp_peers: self.udp_peers as usize,
+            }
+        };
+        let forwards: Vec<Forward> = specs.iter().map(forward).collect();
+        for (index, one) in forwards.iter().enumerate() {
+            let twice = forwards
+                .iter()
+                .take(index)
+                .any(|other| (other.local, other.proto) == (one.local, one.proto));
+            if twice && one.local.port() != 0 {
+                return Err(wrong(format!(
+                    "local port {} ({}) is asked for twice: give one of them another, for example {}:0",
+                    one.local.port(),
+                    one.proto,
+                    one.remote
+                )));
+            }
+        }
+        Ok(Job::Forward(forwards))
+    }
+
+    fn asks_for_nothing(&self) -> bool {
+        self.words.is_empty()
+            && self.host.is_none()
+            && self.remote_port.is_none()
+            && self.local_port.is_none()
+            && self.local_host.is_none()
+            && self.proto.is_none()
+    }
+
+    /// The task, the URL, whether that is of a session for any port, and the words that are ports.
+    fn destination(&self) -> Result<(String, Url, bool, &[String]), Failure> {
+        let text = self.host.clone().unwrap_or_else(default_host);
+        let base = Url::parse(&text).map_err(wrong)?;
+        if let Some((_, task)) = base.path.rsplit_once("/api/tunnel/") {
+            let task = checked_task(task)?;
+            let words = match self.words.split_first() {
+                // The task may be repeated in front of the ports.
+                Some((first, rest)) if *first == task && !rest.is_empty() => rest,
+                _ => &self.words,
+            };
+            return Ok((task, base, true, words));
+        }
+        let Some((task, ports)) = self.words.split_first() else {
+            return Err(wrong("no task is given"));
+        };
+        Ok((checked_task(task)?, base, false, ports))
+    }
+
+    fn ports(&self, words: &[String]) -> Result<Vec<PortSpec>, Failure> {
+        let mut specs = words
+            .iter()
+            .map(|word| PortSpec::parse(word).map_err(wrong))
+            .collect::<Result<Vec<_>, _>>()?;
+        if let Some(remote) = self.remote_port {
+            specs.push(PortSpec {
+                remote,
+                local: None,
+                proto: None,
+            });
+        }
+        match (specs.as_mut_slice(), self.local_port) {
+            ([], _) => Err(wrong("no port is given")),
+            ([only], Some(_)) if only.local.is_some() => Err(wrong(
+                "the local port is given twice: in the port and by --local-port",
+            )),
+            ([only], Some(local)) => {
+                only.local = Some(local);
+                Ok(specs)
+            }
+            (_, None) => Ok(specs),
+            (_, Some(_)) => Err(wrong(
+                "--local-port goes with one port only: write remote:local for each of several",
+            )),
+        }
+    }
+}
+
+impl Logging for Args {
+    fn log_format(&self) -> LogFormat {
+        self.log.log_format
+    }
+}
+
+fn wrong(what: impl Into<String>) -> Failure {
+    Failure::usage(format!("{}; {}", what.into(), crate::ABOUT.hint))
+}
+
+fn checked_task(task: &str) -> Result<String, Failure> {
+    if is_name(task) {
+        Ok(task.to_owned())
+    } else {
+        Err(wrong(format!(
+            "{task:?} is no task id: use letters, digits, dots, dashes and underscores"
+        )))
+    }
+}
+
+fn default_host() -> String {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let host = variable("KOHAKURIVER_HOST").unwrap_or_else(|| "localhost".to_owned());
+    if host.contains("://") {
+        return host;
+    }
+    let port = variable("KOHAKURIVER_PORT").unwrap_or_else(|| "8000".to_owned());
+    format!("ws://{host}:{port}")
+}
+
+fn parse_address(text: &str) -> Result<IpAddr, String> {
+    if text.eq_ignore_ascii_case("localhost") {
+        return Ok(Ipv4Addr::LOCALHOST.into());
+    }
+    let literal = text.trim_start_matches('[').trim_end_matches(']');
+    literal.parse().map_err(|_| {
+        "write an IP address of this machine, for example 127.0.0.1 or 0.0.0.0".to_owned()
+    })
+}

@@ -1,0 +1,109 @@
+//! No arguments: runner, host, a sample service and the client, in one process on loopback ports.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use crate::args::Forward;
+use crate::common::net;
+use crate::common::program::{Failure, announce};
+use crate::common::route::{Proto, Session};
+use crate::common::url::Url;
+use crate::proxy::{FixedTasks, Host, TaskPlace};
+use crate::server::Runner;
+use crate::{listener, proxy, sample, server};
+
+/// Where the sample appears, or on the next free port.
+const FIRST_PORT: u16 = 8080;
+const LAST_PORT: u16 = 8180;
+
+const TASK: &str = "demo";
+const CONTAINER: &str = "kohakuriver-vps-demo";
+
+/// Runs the chain until told to stop.
+///
+/// # Errors
+/// No loopback port is free.
+pub async fn run() -> Result<(), Failure> {
+    let cannot = |error: io::Error| {
+        let reason = net::plain(&error);
+        Failure::failed(format!("cannot start the demonstration: {reason}"))
+    };
+    let (service, service_at) = loopback().map_err(cannot)?;
+    let (runner, runner_at) = loopback().map_err(cannot)?;
+    let (host, host_at) = loopback().map_err(cannot)?;
+    tokio::spawn(sample::serve(service));
+    tokio::spawn(Arc::new(Runner::new(runner_settings())).serve(runner));
+    tokio::spawn(Arc::new(Host::new(host_settings(runner_at)?)).serve(host));
+
+    let proto = Proto::Tcp;
+    let remote = service_at.port();
+    let session = Session {
+        name: TASK.to_owned(),
+        only: Some((remote, proto)),
+    };
+    let host_url = Url::parse(&format!("ws://{host_at}")).map_err(Failure::failed)?;
+    let local = free_port().map_err(cannot)?;
+    let forward = Forward {
+        local,
+        proto,
+        remote,
+        task: TASK.to_owned(),
+        url: host_url.join(&session.path(TASK)),
+        token: None,
+        wait: Duration::from_secs(15),
+        udp_idle: Duration::from_secs(60),
+        udp_peers: 1,
+    };
+    announce(&format!(
+        "app -> forward {local} -> host {host_at} -> runner {runner_at} -> service {service_at}"
+    ));
+    announce(&format!(
+        "Open http://{local}/ in a browser, or try: curl http://{local}/download/256 -o /dev/null (MiB); Ctrl-C ends it"
+    ));
+    listener::forward(vec![forward]).await
+}
+
+fn runner_settings() -> server::Settings {
+    server::Settings {
+        targets: HashMap::from([(CONTAINER.to_owned(), Ipv4Addr::LOCALHOST.to_string())]),
+        enabled: true,
+        token: None,
+        max_sessions: 64,
+        max_agents: 0,
+    }
+}
+
+fn host_settings(runner: SocketAddr) -> Result<proxy::Settings, Failure> {
+    let place = TaskPlace::parse(&format!("{CONTAINER}@http://{runner}"));
+    let place = place.map_err(Failure::failed)?;
+    Ok(proxy::Settings {
+        registries: vec![Box::new(FixedTasks::new([(TASK.to_owned(), place)]))],
+        token: None,
+        callers_checked: false,
+        max_sessions: 64,
+    })
+}
+
+fn loopback() -> io::Result<(TcpListener, SocketAddr)> {
+    let listener = net::listen((Ipv4Addr::LOCALHOST, 0).into())?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+/// The first port that can be listened on; the listener proper follows at once.
+fn free_port() -> io::Result<SocketAddr> {
+    let mut last = io::Error::from(io::ErrorKind::AddrInUse);
+    for port in FIRST_PORT..=LAST_PORT {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        match net::listen(address) {
+            Ok(_) => return Ok(address),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}

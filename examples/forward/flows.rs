@@ -1,0 +1,250 @@
+//! A UDP port: each local peer has a flow of the tunnel, given up when it falls silent.
+
+use std::cell::RefCell;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use kohakuriver_tunnel::mux::TunnelDatagram;
+use kohakuriver_tunnel::session::Reset;
+use kohakuriver_tunnel::wire::Chunk;
+use tokio::net::UdpSocket;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
+
+use crate::args::Forward;
+use crate::common::program::Failure;
+use crate::link::Link;
+
+/// Datagrams taken from the socket before others get their turn.
+const BURST: usize = 64;
+
+/// The largest UDP payload, and one byte to notice more.
+const DATAGRAM_MAX: usize = 65_536;
+
+thread_local! {
+    /// One for all UDP ports of the process.
+    static DATAGRAM: RefCell<Box<[u8]>> = RefCell::new(vec![0; DATAGRAM_MAX].into_boxed_slice());
+}
+
+/// Serves the port until dropped.
+pub async fn serve(socket: UdpSocket, forward: Forward, link: Link) -> Failure {
+    let mut flows = Flows {
+        socket: Arc::new(socket),
+        forward,
+        link,
+        by_peer: HashMap::new(),
+        due: BinaryHeap::new(),
+        readers: JoinSet::new(),
+        started: Instant::now(),
+        opened: 0,
+        dropped: 0,
+    };
+    loop {
+        flows.turn().await;
+    }
+}
+
+struct Flows {
+    socket: Arc<UdpSocket>,
+    forward: Forward,
+    link: Link,
+    by_peer: HashMap<SocketAddr, Flow>,
+    /// When to look at a flow again: at the earliest moment it can be idle. One entry a flow, and those
+    /// of flows that are gone.
+    due: BinaryHeap<Reverse<(Instant, u64, SocketAddr)>>,
+    /// One task a flow, for what comes back.
+    readers: JoinSet<(SocketAddr, u64, Reset)>,
+    started: Instant,
+    opened: u64,
+    /// Datagrams from local peers that found no tunnel.
+    dropped: u64,
+}
+
+struct Flow {
+    number: u64,
+    tunnel: Arc<TunnelDatagram>,
+    /// Milliseconds after the start; written by both directions.
+    last_used: Arc<AtomicU64>,
+    reader: AbortHandle,
+}
+
+impl Flows {
+    async fn turn(&mut self) {
+        let far = || Instant::now() + Duration::from_secs(3600);
+        let due = self.due.peek().map_or_else(far, |Reverse((at, ..))| *at);
+        tokio::select! {
+            ready = self.socket.readable() => {
+                // An error here is the socket's own, reported by the read.
+                let _ = ready;
+                self.receive_burst();
+            }
+            Some(ended) = self.readers.join_next() => {
+                if let Ok((peer, number, reset)) = ended {
+                    self.ended(peer, number, &reset);
+                }
+            }
+            () = tokio::time::sleep_until(due) => {
+                while self.forget_idle() {}
+            }
+        }
+    }
+
+    fn receive_burst(&mut self) {
+        for _ in 0..BURST {
+            let received = DATAGRAM.with_borrow_mut(|buffer| {
+                let (len, peer) = self.socket.try_recv_from(buffer)?;
+                let payload = buffer.get(..len).unwrap_or_default();
+                Ok::<_, io::Error>((Chunk::copied(payload), peer))
+            });
+            match received {
+                Ok((datagram, peer)) => self.send(peer, datagram),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // The kernel tells of a peer that is gone: nothing to do with the others.
+                Err(error) => tracing::debug!("a datagram could not be received: {error}"),
+            }
+        }
+    }
+
+    fn send(&mut self, peer: SocketAddr, datagram: Chunk) {
+        let now = self.clock();
+        if let Some(flow) = self.by_peer.get(&peer) {
+            flow.last_used.store(now, Ordering::Relaxed);
+            // A flow that has just ended: its reader tells, and the next datagram opens another.
+            let _ = flow.tunnel.send(datagram);
+            return;
+        }
+        match self.open(peer) {
+            Some(tunnel) => {
+                let _ = tunnel.send(datagram);
+            }
+            None => {
+                self.dropped += 1;
+                tracing::debug!(%peer, dropped = self.dropped, "no tunnel for a datagram");
+            }
+        }
+    }
+
+    fn open(&mut self, peer: SocketAddr) -> Option<Arc<TunnelDatagram>> {
+        let tunnel = self.link.now()?.open_udp(self.forward.remote).ok()?;
+        while self.by_peer.len() >= self.forward.udp_peers && self.forget_oldest() {}
+        self.opened += 1;
+        let number = self.opened;
+        let tunnel = Arc::new(tunnel);
+        let last_used = Arc::new(AtomicU64::new(self.clock()));
+        let reader = self.readers.spawn(read(
+            (peer, number),
+            Arc::clone(&self.socket),
+            Arc::clone(&tunnel),
+            Arc::clone(&last_used),
+            self.started,
+        ));
+        let flow = Flow {
+            number,
+            tunnel: Arc::clone(&tunnel),
+            last_used,
+            reader,
+        };
+        tracing::debug!(%peer, "flow opened");
+        self.by_peer.insert(peer, flow);
+        self.due.push(Reverse((
+            Instant::now() + self.forward.udp_idle,
+            number,
+            peer,
+        )));
+        self.drop_stale_entries();
+        Some(tunnel)
+    }
+
+    /// Ends the first flow in the queue if it is idle by now; says whether there may be more.
+    fn forget_idle(&mut self) -> bool {
+        let now = Instant::now();
+        match self.due.peek() {
+            Some(Reverse((at, ..))) if *at <= now => self.look_at_first(now),
+            _ => false,
+        }
+    }
+
+    /// Ends the flow that was silent for longest; says whether there was any.
+    fn forget_oldest(&mut self) -> bool {
+        let before = self.by_peer.len();
+        while self.by_peer.len() == before {
+            let Some(Reverse((at, ..))) = self.due.peek() else {
+                return false;
+            };
+            let at = *at;
+            self.look_at_first(at);
+        }
+        true
+    }
+
+    /// Takes the first entry of the queue: its flow is ended if it was not used after it was queued, and
+    /// is queued again otherwise.
+    fn look_at_first(&mut self, now: Instant) -> bool {
+        let Some(Reverse((_, number, peer))) = self.due.pop() else {
+            return false;
+        };
+        let Some(flow) = self.by_peer.get(&peer).filter(|f| f.number == number) else {
+            return true;
+        };
+        let used = Duration::from_millis(flow.last_used.load(Ordering::Relaxed));
+        let idle_at = self.started + used + self.forward.udp_idle;
+        if idle_at > now {
+            self.due.push(Reverse((idle_at, number, peer)));
+        } else if let Some(flow) = self.by_peer.remove(&peer) {
+            tracing::debug!(%peer, "flow forgotten");
+            flow.reader.abort();
+        }
+        true
+    }
+
+    fn ended(&mut self, peer: SocketAddr, number: u64, reset: &Reset) {
+        if self.by_peer.get(&peer).is_some_and(|f| f.number == number) {
+            tracing::debug!(%peer, "flow ended: {reset}");
+            self.by_peer.remove(&peer);
+        }
+    }
+
+    /// Peers that come and go fast must not make the queue grow without bound.
+    fn drop_stale_entries(&mut self) {
+        if self.due.len() > 2 * self.by_peer.len() + 1024 {
+            let by_peer = &self.by_peer;
+            self.due.retain(|Reverse((_, number, peer))| {
+                by_peer.get(peer).is_some_and(|f| f.number == *number)
+            });
+        }
+    }
+
+    fn clock(&self) -> u64 {
+        millis_since(self.started)
+    }
+}
+
+/// Carries back what comes for a peer until the flow ends.
+async fn read(
+    (peer, number): (SocketAddr, u64),
+    socket: Arc<UdpSocket>,
+    tunnel: Arc<TunnelDatagram>,
+    last_used: Arc<AtomicU64>,
+    started: Instant,
+) -> (SocketAddr, u64, Reset) {
+    loop {
+        match tunnel.recv().await {
+            Ok(datagram) => {
+                last_used.store(millis_since(started), Ordering::Relaxed);
+                if let Err(error) = socket.send_to(&datagram, peer).await {
+                    tracing::debug!(%peer, "a datagram could not be sent: {error}");
+                }
+            }
+            Err(reset) => return (peer, number, reset),
+        }
+    }
+}
+
+fn millis_since(started: Instant) -> u64 {
+    u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,53 @@
+//! The local client: ports of a container or VM on this machine.
+//!
+//! `cargo run --release --example forward -- 42 8888`, or without arguments for the whole chain in one
+//! process.
+#![allow(missing_docs, unreachable_pub)]
+
+mod args;
+#[path = "../common/mod.rs"]
+mod common;
+mod demo;
+mod flows;
+mod link;
+mod listener;
+#[path = "../host/proxy/mod.rs"]
+mod proxy;
+mod sample;
+#[path = "../runner/server/mod.rs"]
+mod server;
+mod spec;
+mod streams;
+
+use std::process::ExitCode;
+
+use args::{Args, Job};
+use common::program::{About, Failure, raise_file_limit, run};
+use common::signals;
+
+const ABOUT: About = About {
+    name: "forward",
+    hint: "try: forward 42 8888 (forward --help tells more)",
+};
+
+fn main() -> ExitCode {
+    run(&ABOUT, start)
+}
+
+async fn start(args: Args) -> Result<(), Failure> {
+    raise_file_limit();
+    let stop = signals::stop().map_err(|error| Failure::failed(error.to_string()))?;
+    let work = async {
+        match args.job()? {
+            Job::Forward(forwards) => listener::forward(forwards).await,
+            Job::Demo => demo::run().await,
+        }
+    };
+    tokio::select! {
+        ended = work => ended,
+        signal = stop => {
+            tracing::info!("{signal}: ending");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! What to forward: `8888`, `6006:7006`, `5353/udp`.
+
+use crate::common::route::Proto;
+
+/// One port of the other side and the local port that leads to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortSpec {
+    pub remote: u16,
+    /// `None`: the same as the remote one. 0: any that is free.
+    pub local: Option<u16>,
+    /// `None`: as `--proto` says.
+    pub proto: Option<Proto>,
+}
+
+impl PortSpec {
+    /// Reads `REMOTE[:LOCAL][/PROTO]`.
+    ///
+    /// # Errors
+    /// A sentence that names what is wrong and how to do it right.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let wrong = |what: &str| {
+            format!(
+                "{what} in {text:?}: write REMOTE[:LOCAL][/PROTO], for example 8888, 6006:7006 or 5353/udp"
+            )
+        };
+        let (ports, proto) = match text.split_once('/') {
+            Some((ports, proto)) => {
+                let proto =
+                    Proto::parse(proto).ok_or_else(|| wrong("the protocol is not tcp or udp"))?;
+                (ports, Some(proto))
+            }
+            None => (text, None),
+        };
+        let (remote, local) = match ports.split_once(':') {
+            Some((remote, local)) => {
+                let local = local
+                    .parse()
+                    .map_err(|_| wrong("the local port is not a number from 0 to 65535"))?;
+                (remote, Some(local))
+            }
+            None => (ports, None),
+        };
+        let remote = remote
+            .parse()
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or_else(|| wrong("the remote port is not a number from 1 to 65535"))?;
+        Ok(Self {
+            remote,
+            local,
+            proto,
+        })
+    }
+}

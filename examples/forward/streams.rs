@@ -1,0 +1,89 @@
+//! A TCP port: each accepted connection becomes a stream of the tunnel.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use kohakuriver_tunnel::mux::{Mux, RelayError, TunnelStream};
+use kohakuriver_tunnel::session::{OpenError, Reset};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::args::Forward;
+use crate::common::net;
+use crate::common::program::Failure;
+use crate::link::Link;
+
+/// Connections at once on one port, those included that wait for the tunnel. Without it, an application in
+/// a loop could use up the descriptors of the process.
+const CONNECTIONS: usize = 16_000;
+
+/// Serves the port until dropped.
+pub async fn serve(listener: TcpListener, forward: Forward, link: Link) -> Failure {
+    let forward = Arc::new(forward);
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let (socket, peer) = net::accept(&listener).await;
+        net::tune_app(&socket);
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            tracing::warn!("{CONNECTIONS} connections are open already: {peer} was reset");
+            net::reset_on_drop(&socket);
+            continue;
+        };
+        let (forward, link) = (Arc::clone(&forward), link.clone());
+        tokio::spawn(async move {
+            connection(socket, peer, &forward, link).await;
+            drop(place);
+        });
+    }
+}
+
+async fn connection(mut socket: TcpStream, peer: SocketAddr, forward: &Forward, link: Link) {
+    let port = forward.remote;
+    let stream = match Box::pin(open(forward, link)).await {
+        Ok(stream) => stream,
+        Err(reason) => {
+            tracing::warn!("port {port}: {reason}");
+            return net::reset_on_drop(&socket);
+        }
+    };
+    tracing::debug!(%peer, port, "connected");
+    match stream.relay(&mut socket).await {
+        Ok(relayed) => tracing::debug!(%peer, port, ?relayed, "ended"),
+        Err(RelayError::Tunnel(reset)) => {
+            tracing::warn!("{}", told(port, &reset));
+            net::reset_on_drop(&socket);
+        }
+        Err(RelayError::Local(error)) => {
+            tracing::debug!(%peer, port, "ended by the application: {error}");
+        }
+    }
+}
+
+/// A stream of the tunnel that is up now, or is up again in time.
+async fn open(forward: &Forward, mut link: Link) -> Result<TunnelStream, String> {
+    let deadline = Instant::now() + forward.wait;
+    loop {
+        let mux: Mux = link.up(deadline).await?;
+        match mux.open_tcp(forward.remote) {
+            Ok(stream) => return Ok(stream),
+            // Ended just now, or is about to: the next one is on its way.
+            Err(OpenError::Closed | OpenError::Draining) if Instant::now() < deadline => {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+/// One line on why a connection ended: the other side's words, which name the port, or the reason alone.
+fn told(port: u16, reset: &Reset) -> String {
+    let text = reset.text.trim();
+    if text.is_empty() {
+        format!("port {port}: {}", reset.reason)
+    } else if text.starts_with("port ") {
+        text.to_owned()
+    } else {
+        format!("port {port}: {text}")
+    }
+}

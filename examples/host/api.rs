@@ -1,0 +1,179 @@
+//! Tasks as the REST API of a deployed host knows them, asked with the caller's own token: who may
+//! forward is decided there.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use http_body_util::Empty;
+use hyper::header::{self, HeaderValue};
+use hyper::{Request, StatusCode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::common::url::Url;
+use crate::common::{http, net};
+use crate::proxy::registry::{Refusal, Registry, TaskPlace};
+
+/// Time for both questions together, well inside the 10 s a client waits.
+const ANSWER_WITHIN: Duration = Duration::from_secs(4);
+
+/// Largest answer read: a cluster of some thousand nodes.
+const ANSWER_MAX: usize = 4 << 20;
+
+pub struct ClusterApi {
+    base: Url,
+}
+
+#[derive(Deserialize)]
+struct Task {
+    status: String,
+    #[serde(default)]
+    task_type: String,
+    #[serde(default)]
+    assigned_node: Option<String>,
+    #[serde(default)]
+    vps_backend: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Node {
+    hostname: String,
+    url: String,
+    status: String,
+}
+
+/// Why a question got no usable answer.
+enum Unanswered {
+    Status(StatusCode),
+    Failed(String),
+}
+
+impl ClusterApi {
+    pub fn new(base: Url) -> Self {
+        Self { base }
+    }
+
+    async fn place(
+        &self,
+        id: &str,
+        caller: Option<&HeaderValue>,
+    ) -> Result<Option<TaskPlace>, Refusal> {
+        let asked: Result<Task, _> = self.get(&format!("/api/status/{id}"), caller).await;
+        let task = match asked {
+            Ok(task) => task,
+            Err(Unanswered::Status(StatusCode::NOT_FOUND)) => return Ok(None),
+            Err(other) => return Err(self.refusal(id, other)),
+        };
+        if task.status != "running" {
+            let status = shown(&task.status);
+            return Err(Refusal::policy(format!(
+                "task {id} is not running (it is {status})"
+            )));
+        }
+        let Some(hostname) = &task.assigned_node else {
+            return Err(Refusal::policy(format!("task {id} runs on no node")));
+        };
+        let nodes: Vec<Node> = match self.get("/api/nodes", caller).await {
+            Ok(nodes) => nodes,
+            Err(other) => return Err(self.refusal(id, other)),
+        };
+        let shown_name = shown(hostname);
+        let Some(node) = nodes.into_iter().find(|node| node.hostname == *hostname) else {
+            return Err(Refusal::policy(format!(
+                "the runner {shown_name} of task {id} is unknown to the cluster"
+            )));
+        };
+        if node.status != "online" {
+            return Err(Refusal::policy(format!(
+                "the runner {shown_name} of task {id} is offline"
+            )));
+        }
+        let runner = Url::parse(&node.url).map_err(|_| {
+            Refusal::failure(format!("the cluster gives no usable URL for {shown_name}"))
+        })?;
+        let container = container_name(id, &task);
+        Ok(Some(TaskPlace { container, runner }))
+    }
+
+    async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        caller: Option<&HeaderValue>,
+    ) -> Result<T, Unanswered> {
+        let failed = |error: std::io::Error| Unanswered::Failed(net::plain(&error));
+        let url = self.base.join(path);
+        let mut request = Request::get(url.target())
+            .header(header::HOST, url.authority())
+            .header(header::ACCEPT, "application/json");
+        if let Some(caller) = caller {
+            request = request.header(header::AUTHORIZATION, caller);
+        }
+        let request = request
+            .body(Empty::new())
+            .map_err(|error| Unanswered::Failed(error.to_string()))?;
+        let link = net::connect_link(&url, ANSWER_WITHIN)
+            .await
+            .map_err(failed)?;
+        let response = http::ask(link, request).await.map_err(failed)?;
+        let status = response.status();
+        if status != StatusCode::OK {
+            return Err(Unanswered::Status(status));
+        }
+        let body = http::body_text(response.into_body(), ANSWER_MAX)
+            .await
+            .map_err(failed)?;
+        serde_json::from_str(&body)
+            .map_err(|error| Unanswered::Failed(format!("{path} is not as expected: {error}")))
+    }
+
+    fn refusal(&self, id: &str, unanswered: Unanswered) -> Refusal {
+        match unanswered {
+            Unanswered::Status(StatusCode::UNAUTHORIZED) => Refusal::policy(
+                "the cluster wants a valid token: give --token-file or KOHAKURIVER_TUNNEL_TOKEN",
+            ),
+            Unanswered::Status(StatusCode::FORBIDDEN) => {
+                Refusal::policy(format!("task {id} belongs to someone else"))
+            }
+            Unanswered::Status(status) => Refusal::failure(format!(
+                "the cluster at {} answered HTTP {status}",
+                self.base.authority()
+            )),
+            Unanswered::Failed(reason) => Refusal::failure(format!(
+                "the cluster at {} cannot be asked: {reason}",
+                self.base.authority()
+            )),
+        }
+    }
+}
+
+impl Registry for ClusterApi {
+    fn find<'a>(
+        &'a self,
+        task: &'a str,
+        caller: Option<&'a HeaderValue>,
+    ) -> BoxFuture<'a, Result<Option<TaskPlace>, Refusal>> {
+        Box::pin(async move {
+            match tokio::time::timeout(ANSWER_WITHIN, self.place(task, caller)).await {
+                Ok(found) => found,
+                Err(_) => Err(Refusal::failure(format!(
+                    "the cluster at {} does not answer",
+                    self.base.authority()
+                ))),
+            }
+        })
+    }
+}
+
+/// The names under which agents register and runners know their VMs.
+fn container_name(id: &str, task: &Task) -> String {
+    match (task.task_type.as_str(), task.vps_backend.as_deref()) {
+        (_, Some("qemu")) => format!("vm-{id}"),
+        ("vps", _) => format!("kohakuriver-vps-{id}"),
+        _ => format!("kohakuriver-task-{id}"),
+    }
+}
+
+/// Text of a foreign server, fit for one line.
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(80).collect()
+}

@@ -1,0 +1,119 @@
+//! The host's command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use crate::api::ClusterApi;
+use crate::common::args::{LogArgs, LogFormat};
+use crate::common::program::{Failure, Logging};
+use crate::common::token::TokenArgs;
+use crate::common::url::{Url, is_name};
+use crate::proxy::{FixedTasks, Registry, Settings, TaskPlace};
+use crate::tasks::TaskFile;
+
+#[derive(Parser, Debug)]
+#[command(
+    name = "host",
+    about = "Finds out on which runner a task is and joins port-forwarding clients to it.",
+    after_help = "Examples:
+  host --task 42=kohakuriver-vps-42@http://127.0.0.1:8001
+  host --listen 0.0.0.0:8000 --tasks tasks.toml      # read again whenever it changes
+  host --api http://cluster:8000                     # asks the cluster, with the caller's own token
+
+tasks.toml:
+  [tasks]
+  42 = \"kohakuriver-vps-42@http://10.0.0.7:8001\"
+
+Then, on a laptop: forward --host ws://this-machine:8000 42 8888
+
+Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage, 3 refused by the other side."
+)]
+pub struct Args {
+    /// Address to serve on; port 0 takes a free one and prints it.
+    #[arg(long, default_value = "127.0.0.1:8000", value_name = "ADDRESS:PORT")]
+    pub listen: SocketAddr,
+
+    /// A task and where it runs: TASK=CONTAINER@RUNNER-URL; may be given many times.
+    #[arg(long = "task", value_name = "TASK", value_parser = parse_task)]
+    tasks: Vec<(String, TaskPlace)>,
+
+    /// File with tasks, read again whenever it changes.
+    #[arg(long = "tasks", value_name = "FILE")]
+    task_file: Option<PathBuf>,
+
+    /// Base URL of a deployed KohakuRiver host, asked about each task with the token of the caller.
+    #[arg(long, value_name = "URL", value_parser = Url::parse)]
+    api: Option<Url>,
+
+    /// Most sessions at once; more are answered with 503.
+    #[arg(long, default_value_t = 4096, value_name = "N")]
+    max_sessions: usize,
+
+    #[command(flatten)]
+    token: TokenArgs,
+
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+impl Args {
+    /// What the proxy needs to know.
+    ///
+    /// # Errors
+    /// No source of tasks was given, or the task file or the token file cannot be used.
+    pub fn settings(&self) -> Result<Settings, Failure> {
+        let mut registries: Vec<Box<dyn Registry>> = Vec::new();
+        if !self.tasks.is_empty() {
+            registries.push(Box::new(FixedTasks::new(self.tasks.iter().cloned())));
+        }
+        if let Some(path) = &self.task_file {
+            registries.push(Box::new(
+                TaskFile::open(path.clone()).map_err(Failure::usage)?,
+            ));
+        }
+        if let Some(url) = &self.api {
+            registries.push(Box::new(ClusterApi::new(url.clone())));
+        }
+        if registries.is_empty() {
+            return Err(Failure::usage(
+                "no tasks are known: give --task 42=kohakuriver-vps-42@http://127.0.0.1:8001, --tasks FILE or --api URL",
+            ));
+        }
+        Ok(Settings {
+            registries,
+            token: self.token.header()?,
+            callers_checked: self.api.is_some(),
+            max_sessions: self.max_sessions,
+        })
+    }
+}
+
+impl Logging for Args {
+    fn log_format(&self) -> LogFormat {
+        self.log.log_format
+    }
+}
+
+fn parse_task(text: &str) -> Result<(String, TaskPlace), String> {
+    let form =
+        "write TASK=CONTAINER@RUNNER-URL, for example 42=kohakuriver-vps-42@http://127.0.0.1:8001";
+    let (task, place) = text.split_once('=').ok_or(form)?;
+    check_task(task)?;
+    Ok((task.to_owned(), TaskPlace::parse(place)?))
+}
+
+/// Checks the name of a task.
+///
+/// # Errors
+/// A sentence that names what is wrong.
+pub fn check_task(task: &str) -> Result<(), String> {
+    if is_name(task) {
+        Ok(())
+    } else {
+        Err(format!(
+            "{task:?} is no task id: use letters, digits, dots, dashes and underscores"
+        ))
+    }
+}

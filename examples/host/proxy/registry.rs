@@ -1,0 +1,93 @@
+//! Where tasks are known.
+
+use std::collections::HashMap;
+
+use futures_util::future::BoxFuture;
+use hyper::header::HeaderValue;
+
+use crate::common::url::{Url, is_name};
+
+/// A source of tasks: flags, a file, a cluster's API.
+pub trait Registry: Send + Sync {
+    /// Where the task runs; `None` when this source does not know it.
+    ///
+    /// `caller` is the `Authorization` header of the person who forwards.
+    ///
+    /// # Errors
+    /// The task is known but cannot be forwarded to by this caller now.
+    fn find<'a>(
+        &'a self,
+        task: &'a str,
+        caller: Option<&'a HeaderValue>,
+    ) -> BoxFuture<'a, Result<Option<TaskPlace>, Refusal>>;
+}
+
+/// A container and its runner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskPlace {
+    pub container: String,
+    pub runner: Url,
+}
+
+impl TaskPlace {
+    /// Reads `CONTAINER@RUNNER-URL`.
+    ///
+    /// # Errors
+    /// A sentence that names what is wrong.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (container, runner) = text
+            .split_once('@')
+            .ok_or_else(|| format!("{text:?} is not of the form CONTAINER@RUNNER-URL"))?;
+        if !is_name(container) {
+            return Err(format!(
+                "{container:?} is no container name: use letters, digits, dots, dashes and underscores"
+            ));
+        }
+        let runner = Url::parse(runner)?;
+        let container = container.to_owned();
+        Ok(Self { container, runner })
+    }
+}
+
+/// Why a session does not come about, as the deployed host tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub reason: String,
+    /// The WebSocket close code.
+    pub code: u16,
+}
+
+impl Refusal {
+    /// By rule: unknown, not running, not allowed, runner offline (close code 1008).
+    pub fn policy(reason: impl Into<String>) -> Self {
+        let reason = reason.into();
+        Self { reason, code: 1008 }
+    }
+
+    /// By failure: something that should answer does not (close code 1011).
+    pub fn failure(reason: impl Into<String>) -> Self {
+        let reason = reason.into();
+        Self { reason, code: 1011 }
+    }
+}
+
+/// Tasks given on the command line.
+#[derive(Debug)]
+pub struct FixedTasks(HashMap<String, TaskPlace>);
+
+impl FixedTasks {
+    pub fn new(tasks: impl IntoIterator<Item = (String, TaskPlace)>) -> Self {
+        Self(tasks.into_iter().collect())
+    }
+}
+
+impl Registry for FixedTasks {
+    fn find<'a>(
+        &'a self,
+        task: &'a str,
+        _caller: Option<&'a HeaderValue>,
+    ) -> BoxFuture<'a, Result<Option<TaskPlace>, Refusal>> {
+        let place = self.0.get(task).cloned();
+        Box::pin(async move { Ok(place) })
+    }
+}

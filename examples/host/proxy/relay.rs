@@ -1,0 +1,192 @@
+//! Raw bytes between two sockets, both ways.
+//!
+//! A direction reads into a buffer borrowed from a pool and writes at once. Only what the other socket
+//! does not take keeps the buffer, so an idle session holds none and a blocked direction holds one.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::common::metrics::Counter;
+use crate::common::net::Link;
+
+/// Bytes per read, and the most that one direction of a session keeps in memory.
+const BUFFER: usize = 256 * 1024;
+
+/// Buffers kept for the next read when nobody needs them.
+const POOLED: usize = 8;
+
+/// How long one direction may outlive the other: a WebSocket whose one side is closed has only its
+/// last words to say.
+const LAST_WORDS: Duration = Duration::from_secs(30);
+
+thread_local! {
+    static POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Copies until both directions have ended. Each side comes with what was already read from it.
+///
+/// # Errors
+/// One socket failed: both are reset, so that neither peer takes a cut stream for a whole one.
+pub async fn join(
+    (mut client, from_client): (Link, Bytes),
+    (mut runner, from_runner): (Link, Bytes),
+    to_runner: &Counter,
+    to_client: &Counter,
+) -> io::Result<()> {
+    let mut up = Direction::new(from_client, to_runner);
+    let mut down = Direction::new(from_runner, to_client);
+    let first = poll_fn(|cx| {
+        let up = up.poll(cx, &mut client, &mut runner)?;
+        let down = down.poll(cx, &mut runner, &mut client)?;
+        if up.is_ready() || down.is_ready() {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
+    });
+    let mut ended = first.await;
+    if ended.is_ok() {
+        let rest = poll_fn(|cx| {
+            let up = up.poll(cx, &mut client, &mut runner)?;
+            let down = down.poll(cx, &mut runner, &mut client)?;
+            if up.is_ready() && down.is_ready() {
+                Poll::Ready(Ok(()))
+            } else {
+                Poll::Pending
+            }
+        });
+        ended = match tokio::time::timeout(LAST_WORDS, rest).await {
+            Ok(ended) => ended,
+            Err(_) => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "one side closed and the other went on",
+            )),
+        };
+    }
+    if ended.is_err() {
+        client.reset_on_drop();
+        runner.reset_on_drop();
+    }
+    ended
+}
+
+struct Direction<'a> {
+    state: State,
+    counter: &'a Counter,
+}
+
+/// `Early -> Reading <-> Holding`, at the end of the input `-> Closing -> Closed`.
+enum State {
+    /// What was read before the relay began has to be written first.
+    Early(Bytes),
+    Reading,
+    /// Read but not yet taken by the other socket: `buffer[start..end]`.
+    Holding {
+        buffer: Box<[u8]>,
+        start: usize,
+        end: usize,
+    },
+    Closing,
+    Closed,
+}
+
+impl<'a> Direction<'a> {
+    fn new(early: Bytes, counter: &'a Counter) -> Self {
+        let state = State::Early(early);
+        Self { state, counter }
+    }
+
+    /// Moves what can be moved now; ready when the input has ended and the other side was told.
+    ///
+    /// Bounded work: the sockets themselves say `Pending` when this task had its share.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Link,
+        to: &mut Link,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            match &mut self.state {
+                State::Early(bytes) => {
+                    while !bytes.is_empty() {
+                        let written = ready!(write(cx, to, bytes))?;
+                        self.counter.add(written as u64);
+                        bytes::Buf::advance(bytes, written);
+                    }
+                    self.state = State::Reading;
+                }
+                State::Reading => {
+                    let mut buffer = take_buffer();
+                    let mut filled = ReadBuf::new(&mut buffer);
+                    let read = Pin::new(&mut *from).poll_read(cx, &mut filled);
+                    let end = filled.filled().len();
+                    match read {
+                        Poll::Ready(Ok(())) if end > 0 => {
+                            self.state = State::Holding {
+                                buffer,
+                                start: 0,
+                                end,
+                            };
+                        }
+                        Poll::Ready(Ok(())) => {
+                            give_back(buffer);
+                            self.state = State::Closing;
+                        }
+                        Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                        Poll::Pending => {
+                            give_back(buffer);
+                            // Nothing more to write for now: a TLS socket must not sit on records.
+                            return match Pin::new(to).poll_flush(cx) {
+                                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                                _ => Poll::Pending,
+                            };
+                        }
+                    }
+                }
+                State::Holding { buffer, start, end } => {
+                    let rest = buffer.get(*start..*end).unwrap_or_default();
+                    if rest.is_empty() {
+                        give_back(std::mem::take(buffer));
+                        self.state = State::Reading;
+                    } else {
+                        let written = ready!(write(cx, to, rest))?;
+                        self.counter.add(written as u64);
+                        *start += written;
+                    }
+                }
+                State::Closing => {
+                    ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
+                    self.state = State::Closed;
+                }
+                State::Closed => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}
+
+fn write(cx: &mut Context<'_>, to: &mut Link, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    match ready!(Pin::new(to).poll_write(cx, bytes)) {
+        Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        other => Poll::Ready(other),
+    }
+}
+
+fn take_buffer() -> Box<[u8]> {
+    let pooled = POOL.with_borrow_mut(Vec::pop);
+    pooled.unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice())
+}
+
+fn give_back(buffer: Box<[u8]>) {
+    POOL.with_borrow_mut(|pool| {
+        if pool.len() < POOLED && buffer.len() == BUFFER {
+            pool.push(buffer);
+        }
+    });
+}

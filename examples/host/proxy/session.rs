@@ -1,0 +1,211 @@
+//! One session: from the client's upgrade request to two joined sockets.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderValue};
+use hyper::upgrade::OnUpgrade;
+use hyper::{Request, Response, StatusCode};
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use super::registry::{Refusal, TaskPlace};
+use super::{Host, relay};
+use crate::common::http::{self, Answer};
+use crate::common::route::Session;
+use crate::common::{net, token, ws};
+
+/// Time to reach the runner and to get its answer: the client waits 10 s for everything.
+const RUNNER_WITHIN: Duration = Duration::from_secs(5);
+
+/// Headers of the client that the runner needs to complete its handshake.
+const PASSED_ON: [header::HeaderName; 3] = [
+    header::SEC_WEBSOCKET_KEY,
+    header::SEC_WEBSOCKET_VERSION,
+    header::SEC_WEBSOCKET_PROTOCOL,
+];
+
+/// Answers an upgrade request: with the runner's 101, or with a WebSocket that says why not.
+pub async fn join(
+    host: Arc<Host>,
+    mut request: Request<Incoming>,
+    session: Session,
+    peer: SocketAddr,
+) -> Answer {
+    let key = match http::upgrade_key(&request) {
+        Ok(key) => key,
+        Err(bad) => return bad.into(),
+    };
+    let caller = request.headers().get(header::AUTHORIZATION);
+    if let Some(own) = &host.settings.token {
+        if !host.settings.callers_checked && !token::same(own, caller) {
+            return token::demanded().into();
+        }
+    }
+    let Ok(place) = Arc::clone(&host.places).try_acquire_owned() else {
+        return http::text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "this host has as many sessions as it may: try again later",
+        );
+    };
+
+    let joined = async {
+        let place = find(&host, &session.name, caller).await?;
+        let response = ask_runner(&host, &request, &session, &place).await?;
+        Ok::<_, Refusal>((place, response))
+    };
+    match joined.await {
+        Ok((place_of_task, response)) => {
+            tracing::debug!(%peer, task = %session, container = place_of_task.container, "joined");
+            host.counters.joined.add(1);
+            let answer = pass_answer(&response);
+            let client = hyper::upgrade::on(&mut request);
+            tokio::spawn(async move {
+                let ended = run(&host, client, response).await;
+                match ended {
+                    Ok(()) => tracing::debug!(%peer, task = %session, "ended"),
+                    Err(error) => tracing::debug!(%peer, task = %session, "broke: {error}"),
+                }
+                drop(place);
+            });
+            answer
+        }
+        Err(refusal) => {
+            tracing::info!(%peer, task = %session, "refused: {}", refusal.reason);
+            let counter = if refusal.code == 1008 {
+                &host.counters.refused
+            } else {
+                &host.counters.unreachable
+            };
+            counter.add(1);
+            let client = hyper::upgrade::on(&mut request);
+            tokio::spawn(async move {
+                if let Ok((link, read)) = http::upgraded(client).await {
+                    let socket = ws::over(link, read, Role::Server).await;
+                    ws::refuse(socket, &refusal.reason, refusal.code).await;
+                }
+                drop(place);
+            });
+            ws::accept_answer(&key, None)
+        }
+    }
+}
+
+async fn find(host: &Host, task: &str, caller: Option<&HeaderValue>) -> Result<TaskPlace, Refusal> {
+    for registry in &host.settings.registries {
+        if let Some(place) = registry.find(task, caller).await? {
+            return Ok(place);
+        }
+    }
+    Err(Refusal::policy(format!("task {task} is unknown")))
+}
+
+/// Repeats the client's request at the runner.
+async fn ask_runner(
+    host: &Host,
+    request: &Request<Incoming>,
+    session: &Session,
+    place: &TaskPlace,
+) -> Result<Response<Incoming>, Refusal> {
+    let mut path = session.path(&place.container);
+    let mut response = ask_path(host, request, &path, place).await?;
+    let unknown_path = matches!(
+        response.status(),
+        StatusCode::NOT_FOUND | StatusCode::FORBIDDEN
+    );
+    if session.only.is_none() && unknown_path {
+        // A deployed runner has no such path. It asks for a port in the path, and takes the one of each
+        // CONNECT.
+        path = format!("/ws/forward/{}/1?proto=tcp", place.container);
+        response = ask_path(host, request, &path, place).await?;
+    }
+    let status = response.status();
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        if response
+            .headers()
+            .contains_key(header::SEC_WEBSOCKET_EXTENSIONS)
+        {
+            return Err(Refusal::failure(
+                "the runner chose a WebSocket extension that was not offered",
+            ));
+        }
+        return Ok(response);
+    }
+    let body = http::body_text(response.into_body(), 4096)
+        .await
+        .unwrap_or_default();
+    let line = body.lines().next().unwrap_or_default();
+    let reason = format!("the runner answered HTTP {}: {line}", status.as_u16());
+    Err(if status.is_client_error() {
+        Refusal::policy(reason)
+    } else {
+        Refusal::failure(reason)
+    })
+}
+
+async fn ask_path(
+    host: &Host,
+    request: &Request<Incoming>,
+    path: &str,
+    place: &TaskPlace,
+) -> Result<Response<Incoming>, Refusal> {
+    let url = place.runner.join(path);
+    let unreachable = |error: std::io::Error| {
+        let reason = net::plain(&error);
+        Refusal::failure(format!(
+            "the runner {} is unreachable: {reason}",
+            url.authority()
+        ))
+    };
+    let mut forwarded = Request::get(url.target())
+        .header(header::HOST, url.authority())
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::UPGRADE, "websocket");
+    for name in &PASSED_ON {
+        for value in request.headers().get_all(name) {
+            forwarded = forwarded.header(name, value);
+        }
+    }
+    let caller = request.headers().get(header::AUTHORIZATION);
+    if let Some(token) = host.settings.token.as_ref().or(caller) {
+        forwarded = forwarded.header(header::AUTHORIZATION, token);
+    }
+    let forwarded = forwarded
+        .body(http_body_util::Empty::new())
+        .map_err(|error| Refusal::failure(error.to_string()))?;
+    let asked = async {
+        let link = net::connect_link(&url, RUNNER_WITHIN).await?;
+        http::ask(link, forwarded).await
+    };
+    net::within(RUNNER_WITHIN, asked).await.map_err(unreachable)
+}
+
+/// The runner's 101 with what the client's handshake needs, and nothing else.
+fn pass_answer(response: &Response<Incoming>) -> Answer {
+    let mut answer = Answer::default();
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let passed = [header::SEC_WEBSOCKET_ACCEPT, header::SEC_WEBSOCKET_PROTOCOL];
+    for name in passed {
+        if let Some(value) = response.headers().get(&name) {
+            answer.headers_mut().insert(name, value.clone());
+        }
+    }
+    let headers = answer.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    answer
+}
+
+/// Joins the two sockets until both directions have ended.
+async fn run(host: &Host, client: OnUpgrade, response: Response<Incoming>) -> std::io::Result<()> {
+    let _open = host.counters.open.enter();
+    let both = async {
+        let client = http::upgraded(client).await?;
+        let runner = http::upgraded(response).await?;
+        Ok((client, runner))
+    };
+    let (client, runner) = net::within(ws::HANDSHAKE_TIMEOUT, both).await?;
+    let counters = &host.counters;
+    relay::join(client, runner, &counters.to_runner, &counters.to_client).await
+}

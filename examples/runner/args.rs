@@ -1,0 +1,112 @@
+//! The runner's command line.
+
+use std::net::SocketAddr;
+
+use clap::Parser;
+
+use crate::common::args::{LogArgs, LogFormat};
+use crate::common::program::{Failure, Logging};
+use crate::common::token::TokenArgs;
+use crate::common::url::is_name;
+use crate::server::Settings;
+
+#[derive(Parser, Debug)]
+#[command(
+    name = "runner",
+    about = "Joins port-forwarding sessions to the containers and VMs of this machine.",
+    after_help = "Examples:
+  runner                                             # containers come with their agents
+  runner --target vm-42=192.168.122.42               # a VM or container dialled directly, TCP and UDP
+  runner --listen 0.0.0.0:8001 --target box=localhost
+
+Environment: TUNNEL_ENABLED=False turns the tunnel routes off (default True).
+
+Beside it, inside a container: agent --runner-url ws://this-machine:8001 --container-id kohakuriver-vps-42
+
+Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage, 3 refused by the other side."
+)]
+pub struct Args {
+    /// Address to serve on; port 0 takes a free one and prints it.
+    #[arg(long, default_value = "127.0.0.1:8001", value_name = "ADDRESS:PORT")]
+    pub listen: SocketAddr,
+
+    /// A container or VM that is dialled directly: NAME=ADDRESS; may be given many times.
+    #[arg(long = "target", value_name = "NAME=ADDRESS", value_parser = parse_target)]
+    targets: Vec<(String, String)>,
+
+    /// Most client sessions at once; more are answered with 503.
+    #[arg(long, default_value_t = 4096, value_name = "N")]
+    max_sessions: usize,
+
+    /// Most agents at once; more are answered with 503.
+    #[arg(long, default_value_t = 16_384, value_name = "N")]
+    max_agents: usize,
+
+    /// Whether the tunnel routes are served; False or 0 turns them off and clients are told so.
+    #[arg(
+        long,
+        env = "TUNNEL_ENABLED",
+        default_value = "True",
+        hide_env_values = true,
+        value_name = "BOOL",
+        value_parser = parse_switch,
+        action = clap::ArgAction::Set
+    )]
+    tunnel_enabled: bool,
+
+    #[command(flatten)]
+    token: TokenArgs,
+
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+impl Args {
+    /// What the server needs to know.
+    ///
+    /// # Errors
+    /// The token file cannot be used.
+    pub fn settings(&self) -> Result<Settings, Failure> {
+        Ok(Settings {
+            targets: self.targets.iter().cloned().collect(),
+            enabled: self.tunnel_enabled,
+            token: self.token.header()?,
+            max_sessions: self.max_sessions,
+            max_agents: self.max_agents,
+        })
+    }
+}
+
+impl Logging for Args {
+    fn log_format(&self) -> LogFormat {
+        self.log.log_format
+    }
+}
+
+fn parse_target(text: &str) -> Result<(String, String), String> {
+    let (name, address) = text
+        .split_once('=')
+        .ok_or("write NAME=ADDRESS, for example vm-42=192.168.122.42")?;
+    if !is_name(name) {
+        return Err(format!(
+            "{name:?} is no container name: use letters, digits, dots, dashes and underscores"
+        ));
+    }
+    let address = address.trim_start_matches('[').trim_end_matches(']');
+    let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:%".contains(&byte);
+    let is_address = address.parse::<std::net::IpAddr>().is_ok() || !address.contains(':');
+    if address.is_empty() || !is_address || !address.bytes().all(is_host) {
+        return Err(format!(
+            "{address:?} is no address: write an IP or a host name without a port, the port comes from the client"
+        ));
+    }
+    Ok((name.to_owned(), address.to_owned()))
+}
+
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err("write True or False".to_owned()),
+    }
+}

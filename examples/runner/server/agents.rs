@@ -1,0 +1,151 @@
+//! Which containers have an agent now.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kohakuriver_tunnel::mux::Mux;
+use kohakuriver_tunnel::session::Role;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::common::tunnel;
+use crate::common::ws::Socket;
+
+/// How long after its loss, or after this server's start, an agent counts as reconnecting.
+const COMES_BACK_WITHIN: Duration = Duration::from_secs(30);
+
+/// Containers remembered after the loss of their agents. More are forgotten, which costs only the waiting.
+const REMEMBERED: usize = 16_384;
+
+pub struct Agents {
+    state: Mutex<State>,
+    /// Told of every registration.
+    registered: watch::Sender<()>,
+    started: Instant,
+    limit: usize,
+}
+
+#[derive(Default)]
+struct State {
+    live: HashMap<String, Agent>,
+    lost: HashMap<String, Instant>,
+    connections: u64,
+}
+
+#[derive(Clone)]
+struct Agent {
+    /// Which connection this is: an old one that ends late must not take a newer one along.
+    connection: u64,
+    mux: Mux,
+}
+
+impl Agents {
+    pub fn new(limit: usize) -> Self {
+        Self {
+            state: Mutex::default(),
+            registered: watch::Sender::new(()),
+            started: Instant::now(),
+            limit,
+        }
+    }
+
+    /// Whether an agent of this name may register: a newer one of the same name always may.
+    pub fn has_room(&self, name: &str) -> bool {
+        let state = self.lock();
+        state.live.len() < self.limit || state.live.contains_key(name)
+    }
+
+    pub fn count(&self) -> u64 {
+        self.lock().live.len() as u64
+    }
+
+    /// Keeps an agent registered for as long as its WebSocket lives.
+    pub async fn serve(&self, socket: Socket, v2: bool, name: String, peer: SocketAddr) {
+        let (mux, acceptor, driver) = tunnel::over(socket, Role::Opener, v2);
+        // Agents open nothing.
+        drop(acceptor);
+        let connection = self.register(&name, mux);
+        tracing::info!(container = name, %peer, v2, "agent registered");
+        let ended = driver.await;
+        if self.remove(&name, connection) {
+            tracing::info!(container = name, %peer, "agent lost: {ended}");
+        } else {
+            tracing::info!(container = name, %peer, "agent replaced by a newer one");
+        }
+    }
+
+    /// The tunnel to a container's agent, for which an agent that was here lately is waited until
+    /// `deadline`.
+    pub async fn find(&self, name: &str, deadline: Instant) -> Option<Mux> {
+        let mut registered = self.registered.subscribe();
+        loop {
+            if let Some(agent) = self.live(name) {
+                return Some(agent);
+            }
+            if !self.may_come_back(name) {
+                return None;
+            }
+            let changed = tokio::time::timeout_at(deadline, registered.changed()).await;
+            if !matches!(changed, Ok(Ok(()))) {
+                return None;
+            }
+        }
+    }
+
+    fn live(&self, name: &str) -> Option<Mux> {
+        let state = self.lock();
+        let agent = state.live.get(name)?;
+        agent.mux.is_closed().is_none().then(|| agent.mux.clone())
+    }
+
+    fn may_come_back(&self, name: &str) -> bool {
+        let state = self.lock();
+        let since = match (state.live.get(name), state.lost.get(name)) {
+            // Its tunnel has just ended and is about to be removed.
+            (Some(_), _) => return true,
+            (None, Some(lost)) => *lost,
+            (None, None) => self.started,
+        };
+        since.elapsed() < COMES_BACK_WITHIN
+    }
+
+    fn register(&self, name: &str, mux: Mux) -> u64 {
+        let mut state = self.lock();
+        state.connections += 1;
+        let connection = state.connections;
+        state.lost.remove(name);
+        let agent = Agent { connection, mux };
+        let replaced = state.live.insert(name.to_owned(), agent);
+        drop(state);
+        if let Some(old) = replaced {
+            old.mux.shutdown();
+        }
+        self.registered.send_replace(());
+        connection
+    }
+
+    /// Removes exactly this connection; says whether it was still the one registered.
+    fn remove(&self, name: &str, connection: u64) -> bool {
+        let mut state = self.lock();
+        let current = state.live.get(name).map(|agent| agent.connection);
+        if current != Some(connection) {
+            return false;
+        }
+        state.live.remove(name);
+        if state.lost.len() >= REMEMBERED {
+            state
+                .lost
+                .retain(|_, lost| lost.elapsed() < COMES_BACK_WITHIN);
+        }
+        if state.lost.len() < REMEMBERED {
+            state.lost.insert(name.to_owned(), Instant::now());
+        }
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,208 @@
+//! The tunnel server itself, without a command line: the demo of `forward` runs it too.
+
+mod agents;
+mod join;
+mod session;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderValue};
+use hyper::upgrade::OnUpgrade;
+use hyper::{Request, StatusCode};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use self::agents::Agents;
+use crate::common::http::{self, Answer, BadRequest, Limits};
+use crate::common::metrics::{Counter, Gauge, Page};
+use crate::common::route::Route;
+use crate::common::serve::Served;
+use crate::common::ws::{self, Socket};
+use crate::common::{net, token};
+
+/// What the server needs to know.
+pub struct Settings {
+    /// Containers and VMs that are dialled directly: name to address.
+    pub targets: HashMap<String, String>,
+    /// Whether tunnels are served at all.
+    pub enabled: bool,
+    /// Demanded from clients and agents.
+    pub token: Option<HeaderValue>,
+    /// Most client sessions at once.
+    pub max_sessions: usize,
+    /// Most agents at once.
+    pub max_agents: usize,
+}
+
+pub struct Runner {
+    settings: Settings,
+    agents: Agents,
+    places: Arc<Semaphore>,
+    counters: Counters,
+    served: Served,
+}
+
+#[derive(Default)]
+struct Counters {
+    sessions_open: Gauge,
+    sessions: Counter,
+    refused: Counter,
+    agents: Counter,
+    /// Connections joined to an agent.
+    joined: Counter,
+    /// Connections that a session asked for and is not for.
+    denied: Counter,
+    no_agent: Counter,
+}
+
+impl Runner {
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            agents: Agents::new(settings.max_agents),
+            places: Arc::new(Semaphore::new(settings.max_sessions)),
+            settings,
+            counters: Counters::default(),
+            served: Served::default(),
+        }
+    }
+
+    /// Serves until dropped.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener) {
+        http::serve(listener, Limits::default(), move |request, peer| {
+            let runner = Arc::clone(&self);
+            async move { runner.answer(request, peer).unwrap_or_else(Answer::from) }
+        })
+        .await;
+    }
+
+    fn answer(
+        self: Arc<Self>,
+        mut request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Result<Answer, BadRequest> {
+        let route = Route::parse(request.uri())?;
+        match route {
+            Route::Health => return Ok(http::text(StatusCode::OK, "ok")),
+            Route::Metrics => return Ok(self.page()),
+            Route::Forward(_) | Route::Agent(_) => {}
+        }
+        let key = http::upgrade_key(&request)?;
+        if let Some(expected) = &self.settings.token {
+            let given = request.headers().get(header::AUTHORIZATION);
+            if !token::same(expected, given) {
+                return Err(token::demanded());
+            }
+        }
+        let v2 = http::has_token(
+            request.headers(),
+            &header::SEC_WEBSOCKET_PROTOCOL,
+            kohakuriver_tunnel::session::SUBPROTOCOL_V2,
+        );
+        let upgrade = hyper::upgrade::on(&mut request);
+        match route {
+            Route::Forward(session) => {
+                let full = "this runner has as many sessions as it may: try again later";
+                let place = Arc::clone(&self.places)
+                    .try_acquire_owned()
+                    .map_err(|_| BadRequest::new(StatusCode::SERVICE_UNAVAILABLE, full))?;
+                tokio::spawn(async move {
+                    if let Some(socket) = upgraded(upgrade, peer).await {
+                        session::serve(&self, socket, v2, session, peer).await;
+                    }
+                    drop(place);
+                });
+            }
+            Route::Agent(name) => {
+                if !self.settings.enabled {
+                    let off = "tunnels are turned off on this runner";
+                    return Err(BadRequest::new(StatusCode::SERVICE_UNAVAILABLE, off));
+                }
+                if !self.agents.has_room(&name) {
+                    let full = "this runner has as many agents as it may: try again later";
+                    return Err(BadRequest::new(StatusCode::SERVICE_UNAVAILABLE, full));
+                }
+                self.counters.agents.add(1);
+                tokio::spawn(async move {
+                    if let Some(socket) = upgraded(upgrade, peer).await {
+                        self.agents.serve(socket, v2, name, peer).await;
+                    }
+                });
+            }
+            Route::Health | Route::Metrics => {}
+        }
+        Ok(ws::accept_answer(&key, v2.then_some(ws::V2)))
+    }
+
+    fn page(&self) -> Answer {
+        let (counters, served) = (&self.counters, &self.served);
+        let sessions = [
+            (r#"{outcome="served"}"#, counters.sessions.value()),
+            (r#"{outcome="refused"}"#, counters.refused.value()),
+        ];
+        let connections = [
+            (r#"{outcome="agent"}"#, counters.joined.value()),
+            (r#"{outcome="direct_tcp"}"#, served.streams.value()),
+            (r#"{outcome="direct_udp"}"#, served.flows.value()),
+            (r#"{outcome="refused"}"#, served.refused.value()),
+            (r#"{outcome="denied"}"#, counters.denied.value()),
+            (r#"{outcome="no_agent"}"#, counters.no_agent.value()),
+        ];
+        let datagrams = [
+            (r#"{cause="refused"}"#, served.flow_refusals.value()),
+            (r#"{cause="failed"}"#, served.flow_failures.value()),
+        ];
+        Page::default()
+            .metric(
+                "gauge",
+                "runner_sessions",
+                "Client sessions open now.",
+                &[("", counters.sessions_open.value())],
+            )
+            .metric(
+                "counter",
+                "runner_sessions_total",
+                "Client sessions, by what became of them.",
+                &sessions,
+            )
+            .metric(
+                "gauge",
+                "runner_agents",
+                "Agents registered now.",
+                &[("", self.agents.count())],
+            )
+            .metric(
+                "counter",
+                "runner_agents_total",
+                "Registrations of agents.",
+                &[("", counters.agents.value())],
+            )
+            .metric(
+                "counter",
+                "runner_connections_total",
+                "Connections asked for, by what became of them.",
+                &connections,
+            )
+            .metric(
+                "counter",
+                "runner_datagrams_lost_total",
+                "Datagrams to directly dialled targets that came to nothing.",
+                &datagrams,
+            )
+            .answer()
+    }
+}
+
+/// The WebSocket on a connection that was promised one.
+async fn upgraded(upgrade: OnUpgrade, peer: SocketAddr) -> Option<Socket> {
+    match net::within(ws::HANDSHAKE_TIMEOUT, http::upgraded(upgrade)).await {
+        Ok((link, read)) => Some(ws::over(link, read, Role::Server).await),
+        Err(error) => {
+            tracing::debug!(%peer, "gone before its session began: {error}");
+            None
+        }
+    }
+}

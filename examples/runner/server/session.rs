@@ -1,0 +1,196 @@
+//! One client's session: greeted, then each connection it asks for is dialled or joined to the agent.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::SinkExt;
+use kohakuriver_tunnel::mux::{Incoming, Mux, TunnelDatagram, TunnelStream};
+use kohakuriver_tunnel::session::{OpenError, Reason, Reset, Role};
+use kohakuriver_tunnel::wire;
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::Message;
+
+use super::{Runner, join};
+use crate::common::route::{Proto, Session};
+use crate::common::ws::{self, Socket};
+use crate::common::{net, serve, tunnel};
+
+/// How long an agent that is reconnecting is waited for: well inside the client's own 10 s.
+const AGENT_WITHIN: Duration = Duration::from_secs(6);
+
+/// How long an agent may take to say whether it could connect: its own limit and a little more.
+const AGENT_ANSWER: Duration = Duration::from_secs(12);
+
+/// Serves a client until its WebSocket ends.
+pub async fn serve(
+    runner: &Arc<Runner>,
+    mut socket: Socket,
+    v2: bool,
+    session: Session,
+    peer: SocketAddr,
+) {
+    if let Err((reason, code)) = ready(runner, &session).await {
+        runner.counters.refused.add(1);
+        tracing::info!(%peer, container = %session, "refused: {reason}");
+        return ws::refuse(socket, &reason, code).await;
+    }
+    if let Err(error) = socket.send(Message::text("CONNECTED")).await {
+        return tracing::debug!(%peer, container = %session, "gone before its session began: {error}");
+    }
+    let _open = runner.counters.sessions_open.enter();
+    runner.counters.sessions.add(1);
+    tracing::debug!(%peer, container = %session, v2, "session begins");
+
+    let (mux, mut acceptor, driver) = tunnel::over(socket, Role::Acceptor, v2);
+    // The acceptor keeps the tunnel up.
+    drop(mux);
+    let driver = tokio::spawn(driver);
+    while let Some(incoming) = acceptor.accept().await {
+        if let Err(reason) = permitted(&session, &incoming) {
+            runner.counters.denied.add(1);
+            tracing::info!(%peer, container = %session, "denied: {reason}");
+            incoming.reject(Reason::Denied, &reason);
+            continue;
+        }
+        let runner = Arc::clone(runner);
+        let container = session.name.clone();
+        tokio::spawn(async move { connection(&runner, &container, incoming).await });
+    }
+    if let Ok(ended) = driver.await {
+        tracing::debug!(%peer, container = %session, "session ended: {ended}");
+    }
+}
+
+/// Whether the session can be of any use; the reason and the close code if not.
+async fn ready(runner: &Runner, session: &Session) -> Result<(), (String, u16)> {
+    if !runner.settings.enabled {
+        return Err(("tunnels are turned off on this runner".to_owned(), 1008));
+    }
+    let container = &session.name;
+    if runner.settings.targets.contains_key(container) {
+        return Ok(());
+    }
+    let deadline = Instant::now() + AGENT_WITHIN;
+    match runner.agents.find(container, deadline).await {
+        Some(_) => Ok(()),
+        None => Err((format!("no agent is connected for {container}"), 1011)),
+    }
+}
+
+fn permitted(session: &Session, incoming: &Incoming) -> Result<(), String> {
+    let (port, proto) = (incoming.port(), proto(incoming));
+    match session.only {
+        Some(only) if only != (port, proto) => Err(format!(
+            "port {port}/{proto}: this session is for port {}/{} only",
+            only.0, only.1
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn proto(incoming: &Incoming) -> Proto {
+    match incoming.proto() {
+        wire::Proto::Tcp => Proto::Tcp,
+        wire::Proto::Udp => Proto::Udp,
+    }
+}
+
+async fn connection(runner: &Runner, container: &str, incoming: Incoming) {
+    let (port, proto) = (incoming.port(), proto(&incoming));
+    if let Some(address) = runner.settings.targets.get(container) {
+        let addresses = match Box::pin(net::resolve(address, port)).await {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                let text = format!("port {port}: {}", net::plain(&error));
+                return incoming.reject(Reason::Unreachable, &text);
+            }
+        };
+        return match proto {
+            Proto::Tcp => serve::stream(incoming, &addresses, &runner.served).await,
+            Proto::Udp => serve::flow(incoming, &addresses, &runner.served).await,
+        };
+    }
+    let opened = match proto {
+        Proto::Tcp => Box::pin(open_stream(runner, container, port))
+            .await
+            .map(|stream| {
+                runner.counters.joined.add(1);
+                Opened::Stream(stream)
+            }),
+        Proto::Udp => Box::pin(open_flow(runner, container, port))
+            .await
+            .map(|flow| {
+                runner.counters.joined.add(1);
+                Opened::Flow(flow)
+            }),
+    };
+    match opened {
+        Ok(Opened::Stream(agent)) => join::streams(incoming.accept_tcp(), agent).await,
+        Ok(Opened::Flow(agent)) => join::flows(incoming.accept_udp(), agent).await,
+        Err(reset) => {
+            tracing::debug!(container, port, "not joined: {reset}");
+            if reset.reason == Reason::NoAgent {
+                runner.counters.no_agent.add(1);
+            }
+            incoming.reject(reset.reason, &reset.text);
+        }
+    }
+}
+
+/// The agent's end of a connection.
+enum Opened {
+    Stream(TunnelStream),
+    Flow(TunnelDatagram),
+}
+
+/// A stream that the agent has connected to the service.
+async fn open_stream(runner: &Runner, container: &str, port: u16) -> Result<TunnelStream, Reset> {
+    let deadline = Instant::now() + AGENT_WITHIN;
+    loop {
+        let (mux, stream) = open(runner, container, deadline, |mux| mux.open_tcp(port)).await?;
+        match tokio::time::timeout(AGENT_ANSWER, stream.established()).await {
+            Ok(Ok(())) => return Ok(stream),
+            // The agent went away over it: nothing was lost yet, so its successor is asked.
+            Ok(Err(_)) if mux.is_closed().is_some() => {}
+            Ok(Err(reset)) => return Err(reset),
+            Err(_) => {
+                let text = format!("port {port}: the agent does not answer");
+                stream.reset(Reason::TimedOut, &text);
+                return Err(Reset::new(Reason::TimedOut, &text));
+            }
+        }
+    }
+}
+
+async fn open_flow(runner: &Runner, container: &str, port: u16) -> Result<TunnelDatagram, Reset> {
+    let deadline = Instant::now() + AGENT_WITHIN;
+    let (_, flow) = open(runner, container, deadline, |mux| mux.open_udp(port)).await?;
+    Ok(flow)
+}
+
+/// Opens something at the agent that is there now, or comes back in time.
+async fn open<T>(
+    runner: &Runner,
+    container: &str,
+    deadline: Instant,
+    open: impl Fn(&Mux) -> Result<T, OpenError>,
+) -> Result<(Mux, T), Reset> {
+    loop {
+        let Some(mux) = runner.agents.find(container, deadline).await else {
+            let text = format!("no agent is connected for {container}");
+            return Err(Reset::new(Reason::NoAgent, &text));
+        };
+        match open(&mux) {
+            Ok(opened) => return Ok((mux, opened)),
+            Err(OpenError::Closed | OpenError::Draining) if Instant::now() < deadline => {
+                // On its way out; its successor is about to register.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(error @ OpenError::Limit(_)) => {
+                return Err(Reset::new(Reason::Limit, &error.to_string()));
+            }
+            Err(error) => return Err(Reset::new(Reason::Gone, &error.to_string())),
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! Containers that are reached through their agents, and parts of the chain that die and come back.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::io::ErrorKind;
+use std::time::{Duration, Instant};
+
+use support::chain::{
+    CONTAINER, Chain, connect, echo, ending, eventually, expect_echo, pattern, service, service_at,
+    start_agent, start_runner,
+};
+use support::program::Program;
+use support::{free_port, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
+
+const BACK: Duration = Duration::from_secs(20);
+
+/// A connection that works, as an application sees it that tries once.
+async fn works(forward: &Program) {
+    expect_echo(&mut connect(forward).await, &pattern(3, 1000)).await;
+}
+
+#[tokio::test]
+async fn a_service_is_reached_through_the_agent() {
+    let chain = Chain::for_agents();
+    let _agent = chain.agent();
+    let forward = chain.forward(service(echo).await.port(), &[]);
+    let mut stream = connect(&forward).await;
+    for size in [1, 64, 1000, 100_000] {
+        expect_echo(&mut stream, &pattern(size as u64, size)).await;
+    }
+}
+
+#[tokio::test]
+async fn half_close_keeps_the_reply_through_the_agent() {
+    let service = service(|mut stream| async move {
+        let mut request = Vec::new();
+        stream.read_to_end(&mut request).await.unwrap();
+        request.reverse();
+        stream.write_all(&request).await.unwrap();
+    });
+    let chain = Chain::for_agents();
+    let _agent = chain.agent();
+    let forward = chain.forward(service.await.port(), &[]);
+    let mut request = pattern(5, 4 << 20);
+    let mut stream = connect(&forward).await;
+    soon("upload", stream.write_all(&request)).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut reply = Vec::new();
+    soon("reply", stream.read_to_end(&mut reply)).await.unwrap();
+    request.reverse();
+    assert!(reply == request, "{} bytes came back", reply.len());
+}
+
+#[tokio::test]
+async fn a_service_on_the_ipv6_loopback_alone_is_reached() {
+    let chain = Chain::for_agents();
+    let _agent = chain.agent();
+    let forward = chain.forward(service_at("[::1]:0", echo).await.port(), &[]);
+    works(&forward).await;
+}
+
+#[tokio::test]
+async fn a_port_refused_inside_the_container_is_a_reset_and_one_line() {
+    let dead = free_port();
+    let chain = Chain::for_agents();
+    let _agent = chain.agent();
+    let forward = chain.forward(dead, &[]);
+    let started = Instant::now();
+    let ended = ending(&mut connect(&forward).await).await;
+    assert_eq!(ended, Some(ErrorKind::ConnectionReset));
+    assert!(started.elapsed() < Duration::from_secs(1));
+    forward.complaint(&format!("port {dead}: connection refused"));
+    assert_eq!(forward.stderr().len(), 1);
+}
+
+#[tokio::test]
+async fn two_forwards_on_one_container_never_mix_their_bytes() {
+    let chain = Chain::for_agents();
+    let _agent = chain.agent();
+    let port = service(echo).await.port();
+    let forwards = [chain.forward(port, &[]), chain.forward(port, &[])];
+    let mut connections = JoinSet::new();
+    for (user, forward) in forwards.iter().enumerate() {
+        for number in 0..50 {
+            let mut stream = connect(forward).await;
+            connections.spawn(async move {
+                for round in 0..20 {
+                    let seed = (user * 1_000_000 + number * 1000 + round) as u64;
+                    expect_echo(&mut stream, &pattern(seed, 5000)).await;
+                }
+            });
+        }
+    }
+    soon("connections", connections.join_all()).await;
+}
+
+#[tokio::test]
+async fn an_agent_killed_and_back_costs_only_its_live_connections() {
+    let chain = Chain::for_agents();
+    let mut agent = chain.agent();
+    let mut forward = chain.forward(service(echo).await.port(), &[]);
+    let mut open = connect(&forward).await;
+    expect_echo(&mut open, b"before").await;
+
+    agent.kill();
+    let killed = Instant::now();
+    assert_eq!(ending(&mut open).await, Some(ErrorKind::ConnectionReset));
+    assert!(killed.elapsed() < Duration::from_secs(2));
+
+    // An application that comes too early waits for the agent instead of failing.
+    let mut early = connect(&forward).await;
+    early.write_all(b"early").await.unwrap();
+    let _agent = chain.agent();
+    let mut reply = [0; 5];
+    soon("early echo", early.read_exact(&mut reply))
+        .await
+        .unwrap();
+    assert_eq!(&reply, b"early");
+    works(&forward).await;
+    assert!(forward.is_running());
+}
+
+#[tokio::test]
+async fn a_newer_agent_replaces_the_older_and_outlives_its_end() {
+    let chain = Chain::for_agents();
+    let port = service(echo).await.port();
+    let mut old = chain.agent();
+    // SIGSTOP: the runner cannot know that it is dead.
+    old.signal("STOP");
+    let _new = chain.agent();
+    let forward = chain.forward(port, &[]);
+    works(&forward).await;
+    old.kill();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    works(&forward).await;
+}
+
+#[tokio::test]
+async fn a_runner_killed_and_back_is_survived_by_agent_and_forward() {
+    let port = service(echo).await.port();
+    let mut chain = Chain::for_agents();
+    let address = chain.runner.address();
+    let _agent = start_agent(&address);
+    let mut forward = chain.forward(port, &[]);
+    let mut open = connect(&forward).await;
+    expect_echo(&mut open, b"before").await;
+
+    chain.runner.kill();
+    let killed = Instant::now();
+    assert!(ending(&mut open).await.is_some());
+    assert!(killed.elapsed() < Duration::from_secs(2));
+
+    let mut early = connect(&forward).await;
+    early.write_all(b"early").await.unwrap();
+    chain.runner = start_runner(&address, &[]);
+    let mut reply = [0; 5];
+    soon("early echo", early.read_exact(&mut reply))
+        .await
+        .unwrap();
+    works(&forward).await;
+    assert!(forward.is_running());
+}
+
+#[tokio::test]
+async fn a_host_killed_and_back_is_survived_by_the_forward() {
+    let port = service(echo).await.port();
+    let mut chain = Chain::direct();
+    let address = chain.host.address();
+    let mut forward = chain.forward(port, &[]);
+    works(&forward).await;
+    chain.host.kill();
+    forward.complaint("reconnecting");
+    let task = format!("42={CONTAINER}@http://{}", chain.runner.address());
+    chain.host = Program::start("host", &["--listen", &address, "--task", &task]);
+    works(&forward).await;
+    assert!(forward.is_running());
+}
+
+#[tokio::test]
+async fn a_refusal_that_will_not_change_ends_the_forward() {
+    let mut chain = Chain::direct();
+    let address = chain.host.address();
+    let mut forward = chain.forward(80, &[]);
+    chain.host.kill();
+    // The task is gone when the host is back.
+    let args = ["--listen", &address, "--task", "43=box@http://127.0.0.1:1"];
+    chain.host = Program::start("host", &args);
+    assert_eq!(forward.exit(BACK), 3);
+    forward.complaint("task 42 is unknown");
+}
+
+#[tokio::test]
+async fn a_connection_made_while_the_tunnel_is_down_waits_a_bounded_time() {
+    let mut chain = Chain::direct();
+    let forward = chain.forward(80, &["--wait", "1"]);
+    chain.host.kill();
+    forward.complaint("reconnecting");
+    let started = Instant::now();
+    let ended = ending(&mut connect(&forward).await).await;
+    assert_eq!(ended, Some(ErrorKind::ConnectionReset));
+    let took = started.elapsed();
+    assert!(
+        took > Duration::from_millis(900) && took < Duration::from_secs(3),
+        "{took:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_agent_gives_up_where_it_is_told_to() {
+    let url = format!("ws://127.0.0.1:{}", free_port());
+    let args = ["--runner-url", &url, "--container-id", "box"];
+    let few = ["--reconnect-delay", "0.01", "--max-reconnect", "3"];
+    let mut agent = Program::start("agent", &[args, [few[0], few[1], few[2], few[3]]].concat());
+    assert_eq!(agent.exit(BACK), 3);
+    agent.complaint("giving up after 3 tries");
+}
+
+#[tokio::test]
+async fn an_agent_stops_for_good_when_it_is_refused_for_good() {
+    let token = [("KOHAKURIVER_TUNNEL_TOKEN", "secret")];
+    let runner = Program::start_with("runner", &["--listen", "127.0.0.1:0"], &token);
+    let url = format!("ws://{}", runner.address());
+    let environment = [("RUNNER_URL", &*url), ("CONTAINER_ID", "box")];
+    let mut agent = Program::start_with("agent", &[], &environment);
+    assert_eq!(agent.exit(BACK), 3);
+    agent.complaint("401");
+}
+
+#[tokio::test]
+async fn the_deployed_environment_names_are_understood() {
+    let runner = start_runner("127.0.0.1:0", &[]);
+    let url = format!("ws://{}", runner.address());
+    for names in [
+        ["RUNNER_URL", "CONTAINER_ID"],
+        ["KOHAKURIVER_TUNNEL_URL", "KOHAKURIVER_CONTAINER_ID"],
+    ] {
+        let environment = [(names[0], &*url), (names[1], "box"), ("LOG_LEVEL", "INFO")];
+        let agent = Program::start_with("agent", &[], &environment);
+        agent.complaint("registered at");
+    }
+}
+
+#[tokio::test]
+async fn a_streaming_service_learns_that_its_client_has_vanished() {
+    let (tell, mut told) = tokio::sync::mpsc::channel(1);
+    let service = service(move |mut stream| {
+        let tell = tell.clone();
+        async move {
+            let block = vec![7; 65_536];
+            while stream.write_all(&block).await.is_ok() {}
+            tell.send(()).await.unwrap();
+        }
+    });
+    let chain = Chain::for_agents();
+    let _agent = chain.agent();
+    let mut forward = chain.forward(service.await.port(), &[]);
+    let mut stream = connect(&forward).await;
+    let mut some = vec![0; 1 << 20];
+    soon("some", stream.read_exact(&mut some)).await.unwrap();
+    forward.kill();
+    let gone = tokio::time::timeout(Duration::from_secs(2), told.recv()).await;
+    assert!(gone.is_ok(), "the service still sends");
+}
+
+#[tokio::test]
+async fn everything_ends_well_at_sigterm() {
+    let mut chain = Chain::for_agents();
+    let mut agent = chain.agent();
+    let mut forward = chain.forward(service(echo).await.port(), &[]);
+    let mut open = connect(&forward).await;
+    expect_echo(&mut open, b"in use").await;
+    for program in [&mut forward, &mut agent, &mut chain.host, &mut chain.runner] {
+        program.signal("TERM");
+        assert_eq!(program.exit(Duration::from_secs(2)), 0);
+    }
+}
+
+#[tokio::test]
+async fn many_agents_of_one_runner_are_kept_apart() {
+    let chain = Chain::for_agents();
+    let address = chain.runner.address();
+    let url = format!("ws://{address}");
+    let agents: Vec<Program> = (0..20)
+        .map(|n| {
+            let name = format!("box-{n}");
+            let args = ["--runner-url", &url, "--container-id", &name];
+            let agent = Program::start("agent", &args);
+            agent.complaint("registered at");
+            agent
+        })
+        .collect();
+    let metric = "kohakuriver_tunnel_runner_agents 20";
+    eventually("20 agents", BACK, || async {
+        let mut stream = tokio::net::TcpStream::connect(&address).await.ok()?;
+        stream
+            .write_all(b"GET /metrics HTTP/1.0\r\n\r\n")
+            .await
+            .ok()?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await.ok()?;
+        page.contains(metric).then_some(())
+    })
+    .await;
+    drop(agents);
+}

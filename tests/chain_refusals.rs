@@ -1,0 +1,319 @@
+//! What a person sees who asks for what cannot be had, and what a stranger does no harm with.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use kohakuriver_tunnel::wire::{ClientId, Frame, Header, Kind, Proto};
+use support::chain::{CONTAINER, Chain, connect, echo, ending, expect_echo, service};
+use support::program::Program;
+use support::{free_port, soon};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// A WebSocket session whose text CONNECTED has come.
+async fn session(url: &str, v2: bool) -> Client {
+    let mut request = url.into_client_request().unwrap();
+    if v2 {
+        let value = "kohakuriver-tunnel.v2".parse().unwrap();
+        request
+            .headers_mut()
+            .insert("sec-websocket-protocol", value);
+    }
+    let (mut client, _) = soon("connect", connect_async(request)).await.unwrap();
+    let first = soon("first text", client.next()).await.unwrap().unwrap();
+    assert_eq!(first, Message::text("CONNECTED"));
+    client
+}
+
+fn frame(kind: Kind, port: u16, payload: &[u8]) -> Message {
+    let header = Header {
+        kind,
+        proto: Proto::Tcp,
+        id: ClientId(1),
+        port,
+    };
+    Message::binary([&header.to_bytes(), payload].concat())
+}
+
+#[tokio::test]
+async fn an_unknown_task_is_exit_code_3_and_the_hosts_reason() {
+    let chain = Chain::direct();
+    let url = chain.host_url();
+    let mut forward = Program::start(
+        "forward",
+        &["--host", &url, "43", "80", "--local-port", "0"],
+    );
+    assert_eq!(forward.exit(SOON), 3);
+    forward.complaint("task 43 is unknown");
+    assert_eq!(forward.stderr().len(), 1);
+}
+
+#[test]
+fn an_unreachable_host_is_exit_code_3() {
+    let url = format!("ws://127.0.0.1:{}", free_port());
+    let mut forward = Program::start(
+        "forward",
+        &["--host", &url, "42", "80", "--local-port", "0"],
+    );
+    assert_eq!(forward.exit(SOON), 3);
+    forward.complaint("connection refused");
+}
+
+#[test]
+fn an_unreachable_runner_is_exit_code_3() {
+    let dead = free_port();
+    let task = format!("42=box@http://127.0.0.1:{dead}");
+    let host = Program::start("host", &["--listen", "127.0.0.1:0", "--task", &task]);
+    let url = format!("ws://{}", host.address());
+    let mut forward = Program::start(
+        "forward",
+        &["--host", &url, "42", "80", "--local-port", "0"],
+    );
+    assert_eq!(forward.exit(SOON), 3);
+    forward.complaint(&format!("the runner 127.0.0.1:{dead} is unreachable"));
+}
+
+#[test]
+fn a_container_without_agent_is_exit_code_3() {
+    let chain = Chain::for_agents();
+    let mut forward = chain.start_forward(80, &[]);
+    assert_eq!(forward.exit(Duration::from_secs(12)), 3);
+    forward.complaint(&format!("no agent is connected for {CONTAINER}"));
+}
+
+#[tokio::test]
+async fn a_taken_local_port_is_exit_code_1_and_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let chain = Chain::direct();
+    let args = [
+        "--host",
+        &chain.host_url(),
+        "42",
+        "80",
+        "--local-port",
+        &port,
+    ];
+    let mut forward = Program::start("forward", &args);
+    assert_eq!(forward.exit(SOON), 1);
+    forward.complaint(&format!("127.0.0.1:{port}"));
+    assert_eq!(forward.stderr().len(), 1);
+}
+
+#[test]
+fn nonsense_arguments_are_exit_code_2_and_one_line() {
+    for args in [
+        &["42"][..],
+        &["42", "http"],
+        &["42", "0"],
+        &["42", "70000"],
+        &["42", "80/sctp"],
+        &["42", "80:x"],
+        &["4 2", "80"],
+        &["42", "80", "81", "--local-port", "90"],
+        &["42", "80:90", "--local-port", "90"],
+        &["42", "80:90", "81:90"],
+        &["42", "80", "--proto", "sctp"],
+        &["42", "80", "--local-host", "nowhere"],
+        &["42", "80", "--host", "ftp://x"],
+        &["42", "80", "--host", "ws://x:port"],
+        &["--host", "ws://x/api/tunnel/42"],
+        &["--local-port", "80"],
+        &["--nonsense"],
+        &["42", "80", "--token-file", "/does/not/exist"],
+    ] {
+        let mut forward = Program::start("forward", args);
+        assert_eq!(forward.exit(SOON), 2, "{args:?}");
+        std::thread::sleep(Duration::from_millis(20));
+        let said = forward.stderr();
+        assert_eq!(said.len(), 1, "{args:?}: {said:?}");
+    }
+    for (name, args) in [
+        ("agent", &[][..]),
+        ("agent", &["--runner-url", "ws://x"]),
+        ("agent", &["--runner-url", "x y", "--container-id", "box"]),
+        (
+            "agent",
+            &["--runner-url", "ws://x", "--container-id", "a/b"],
+        ),
+        ("runner", &["--target", "box"]),
+        ("runner", &["--target", "box=1.2.3.4:80"]),
+        ("runner", &["--listen", "8001"]),
+    ] {
+        let mut program = Program::start(name, args);
+        assert_eq!(program.exit(SOON), 2, "{name} {args:?}");
+        std::thread::sleep(Duration::from_millis(20));
+        let said = program.stderr();
+        assert_eq!(said.len(), 1, "{name} {args:?}: {said:?}");
+    }
+}
+
+#[test]
+fn help_teaches_by_example() {
+    for name in ["forward", "host", "runner", "agent"] {
+        let mut program = Program::start(name, &["--help"]);
+        assert_eq!(program.exit(SOON), 0);
+        program.line_with("Examples:");
+        program.line_with("Exit codes:");
+    }
+}
+
+#[tokio::test]
+async fn tunnels_that_are_turned_off_say_so() {
+    let switch = [("TUNNEL_ENABLED", "False")];
+    let target = format!("{CONTAINER}=127.0.0.1");
+    let args = ["--listen", "127.0.0.1:0", "--target", &target];
+    let runner = Program::start_with("runner", &args, &switch);
+    let task = format!("42={CONTAINER}@http://{}", runner.address());
+    let host = Program::start("host", &["--listen", "127.0.0.1:0", "--task", &task]);
+    let url = format!("ws://{}", host.address());
+    let mut forward = Program::start(
+        "forward",
+        &["--host", &url, "42", "80", "--local-port", "0"],
+    );
+    assert_eq!(forward.exit(SOON), 3);
+    forward.complaint("tunnels are turned off on this runner");
+}
+
+#[tokio::test]
+async fn one_token_opens_the_whole_chain() {
+    let token = [("KOHAKURIVER_TUNNEL_TOKEN", "s3cret-of-the-test")];
+    let port = service(echo).await.port().to_string();
+    let target = format!("{CONTAINER}=127.0.0.1");
+    let args = ["--listen", "127.0.0.1:0", "--target", &target];
+    let runner = Program::start_with("runner", &args, &token);
+    let task = format!("42={CONTAINER}@http://{}", runner.address());
+    let host = Program::start_with(
+        "host",
+        &["--listen", "127.0.0.1:0", "--task", &task],
+        &token,
+    );
+    let url = format!("ws://{}", host.address());
+    let args = ["--host", &url, "42", &port, "--local-port", "0"];
+
+    let mut stranger = Program::start("forward", &args);
+    assert_eq!(stranger.exit(SOON), 3);
+    stranger.complaint("401");
+
+    let loud = [token[0], ("RUST_LOG", "trace")];
+    let forward = Program::start_with("forward", &args, &loud);
+    expect_echo(&mut connect(&forward).await, b"let in").await;
+    let log = forward.stderr().join("\n");
+    assert!(!log.contains(token[0].1), "the token was logged");
+}
+
+#[tokio::test]
+async fn a_session_opens_only_its_own_port() {
+    let (port, other) = (service(echo).await.port(), service(echo).await.port());
+    let chain = Chain::direct();
+    let url = format!("{}/ws/forward/42/{port}?proto=tcp", chain.host_url());
+    let mut client = session(&url, true).await;
+    client.send(frame(Kind::Connect, other, b"")).await.unwrap();
+    let answer = soon("answer", client.next()).await.unwrap().unwrap();
+    match Frame::decode(answer.into_data()).unwrap() {
+        Frame::Error { text: payload, .. } => {
+            let text = String::from_utf8_lossy(&payload).into_owned();
+            assert!(
+                text.contains(&format!("for port {port}/tcp only")),
+                "{text}"
+            );
+        }
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_knows_only_version_1_is_served() {
+    let port = service(echo).await.port();
+    let chain = Chain::direct();
+    let url = format!("{}/ws/forward/42/{port}", chain.host_url());
+    let mut client = session(&url, false).await;
+    // As the deployed client does: data at once, port 0 in it.
+    client.send(frame(Kind::Connect, port, b"")).await.unwrap();
+    client
+        .send(frame(Kind::Data, 0, b"optimistic"))
+        .await
+        .unwrap();
+    let connected = soon("connected", client.next()).await.unwrap().unwrap();
+    assert_eq!(connected.into_data()[0], Kind::Connected as u8);
+    let data = soon("data", client.next()).await.unwrap().unwrap();
+    assert_eq!(data.into_data()[8..], *b"optimistic");
+}
+
+#[tokio::test]
+async fn a_hostile_session_harms_only_itself() {
+    let port = service(echo).await.port();
+    let mut chain = Chain::direct();
+    let forward = chain.forward(port, &[]);
+    let mut bystander = connect(&forward).await;
+    expect_echo(&mut bystander, b"before").await;
+    let url = format!("{}/ws/forward/42/{port}", chain.host_url());
+
+    for (what, message) in [
+        ("a text in mid-session", Message::text("CONNECTED")),
+        ("more than 16 MiB", Message::binary(vec![3; (16 << 20) + 1])),
+    ] {
+        let mut client = session(&url, true).await;
+        let _ = client.send(message).await;
+        let ended = async { while let Some(Ok(_)) = client.next().await {} };
+        soon(what, ended).await;
+        expect_echo(&mut bystander, what.as_bytes()).await;
+    }
+    for message in [
+        Message::binary(&b""[..]),
+        Message::binary(&b"\x01\x00\x00"[..]),
+        Message::binary(vec![0xff; 8]),
+        Message::binary(vec![0x00; 65_536]),
+        frame(Kind::Data, 0, b"for nobody"),
+        frame(Kind::Connected, 0, b"who asked?"),
+        frame(Kind::Connect, 0, b"port 0"),
+    ] {
+        let mut client = session(&url, true).await;
+        let _ = client.send(message).await;
+        // Whatever it did to its own session, the next one works.
+        let mut next = connect(&forward).await;
+        expect_echo(&mut next, b"and after").await;
+        expect_echo(&mut bystander, b"still here").await;
+    }
+    // Bytes that are no WebSocket frame, and a frame cut short.
+    for bytes in [
+        &b"\xff\xff\xff\xff\xff\xff\xff\xff"[..],
+        &b"\x82\xfe\x10\x00\x01"[..],
+    ] {
+        let mut client = session(&url, false).await;
+        if let MaybeTlsStream::Plain(stream) = client.get_mut() {
+            stream.write_all(bytes).await.unwrap();
+            stream.shutdown().await.unwrap();
+            ending(stream).await;
+        }
+        expect_echo(&mut bystander, bytes).await;
+    }
+    assert!(chain.host.is_running() && chain.runner.is_running());
+}
+
+#[tokio::test]
+async fn garbage_instead_of_http_harms_nobody() {
+    let port = service(echo).await.port();
+    let mut chain = Chain::direct();
+    let forward = chain.forward(port, &[]);
+    for address in [chain.host.address(), chain.runner.address()] {
+        for bytes in [&[0xff; 4096][..], b"GET / HTTP/9.9\r\n\r\n", b"GET /ws/fo"] {
+            let mut stream = TcpStream::connect(&address).await.unwrap();
+            stream.write_all(bytes).await.unwrap();
+            stream.shutdown().await.unwrap();
+            ending(&mut stream).await;
+        }
+    }
+    expect_echo(&mut connect(&forward).await, b"unharmed").await;
+    assert!(chain.host.is_running() && chain.runner.is_running());
+}

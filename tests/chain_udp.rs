@@ -1,0 +1,197 @@
+//! Datagrams through the chain.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use support::chain::{Chain, eventually, pattern, serve_udp_echo, udp_echo};
+use support::program::Program;
+use support::{free_udp_port, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+
+const UDP: [&str; 2] = ["--proto", "udp"];
+
+async fn peer_of(forward: &Program) -> UdpSocket {
+    let address: SocketAddr = forward.address().parse().unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(address).await.unwrap();
+    socket
+}
+
+/// Sends until it comes back: a datagram may get lost, but not for ever.
+async fn echoed(socket: &UdpSocket, datagram: &[u8]) {
+    eventually("an echo", Duration::from_secs(20), || async {
+        socket.send(datagram).await.unwrap();
+        let mut reply = vec![0; 65_536];
+        let received = socket.recv(&mut reply);
+        let limit = Duration::from_millis(500);
+        let len = tokio::time::timeout(limit, received).await.ok()?.unwrap();
+        (reply[..len] == *datagram).then_some(())
+    })
+    .await;
+}
+
+async fn metric(address: &str, name: &str) -> u64 {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = b"GET /metrics HTTP/1.0\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut page = String::new();
+    soon("metrics", stream.read_to_string(&mut page))
+        .await
+        .unwrap();
+    let line = page.lines().find(|line| line.starts_with(name)).unwrap();
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+async fn sizes_come_back(chain: &Chain) {
+    let service = udp_echo().await;
+    let forward = chain.forward(service.port(), &UDP);
+    let socket = peer_of(&forward).await;
+    for size in [0, 1, 512, 1472, 9000, 65_507] {
+        let datagram = pattern(size as u64, size);
+        soon("send", socket.send(&datagram)).await.unwrap();
+        let mut reply = vec![0; 65_536];
+        let len = soon("echo", socket.recv(&mut reply)).await.unwrap();
+        assert!(reply[..len] == datagram, "size {size}: {len} came back");
+    }
+}
+
+#[tokio::test]
+async fn datagrams_of_all_sizes_come_back_whole() {
+    sizes_come_back(&Chain::direct()).await;
+}
+
+#[tokio::test]
+async fn datagrams_of_all_sizes_come_back_whole_through_the_agent() {
+    let chain = Chain::for_agents();
+    let _agent = chain.agent();
+    sizes_come_back(&chain).await;
+}
+
+#[tokio::test]
+async fn each_local_peer_has_its_own_flow() {
+    let chain = Chain::direct();
+    let forward = chain.forward(udp_echo().await.port(), &UDP);
+    let mut peers = Vec::new();
+    for number in 0..200u64 {
+        let socket = peer_of(&forward).await;
+        socket.send(&pattern(number, 100)).await.unwrap();
+        peers.push((number, socket));
+    }
+    for (number, socket) in &peers {
+        let mut reply = [0; 200];
+        let len = soon("echo", socket.recv(&mut reply)).await.unwrap();
+        assert!(reply[..len] == pattern(*number, 100), "peer {number}");
+    }
+}
+
+async fn survives_refusals(chain: &Chain) {
+    let port = free_udp_port();
+    let forward = chain.forward(port, &UDP);
+    let socket = peer_of(&forward).await;
+    for _ in 0..5 {
+        socket.send(b"nobody there").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let service = UdpSocket::bind(("127.0.0.1", port)).await.unwrap();
+    tokio::spawn(serve_udp_echo(service));
+    echoed(&socket, b"there now").await;
+}
+
+#[tokio::test]
+async fn a_refused_datagram_does_not_end_the_flow_and_is_counted() {
+    let chain = Chain::direct();
+    survives_refusals(&chain).await;
+    let name = "kohakuriver_tunnel_runner_datagrams_lost_total{cause=\"refused\"}";
+    assert!(metric(&chain.runner.address(), name).await > 0);
+}
+
+#[tokio::test]
+async fn a_refused_datagram_does_not_end_the_flow_through_the_agent() {
+    let chain = Chain::for_agents();
+    let _agent = chain.agent();
+    survives_refusals(&chain).await;
+}
+
+#[tokio::test]
+async fn a_udp_service_on_the_ipv6_loopback_alone_is_reached() {
+    let service = UdpSocket::bind("[::1]:0").await.unwrap();
+    let port = service.local_addr().unwrap().port();
+    tokio::spawn(serve_udp_echo(service));
+    let chain = Chain::for_agents();
+    let _agent = chain.agent();
+    let forward = chain.forward(port, &UDP);
+    echoed(&peer_of(&forward).await, b"over six").await;
+}
+
+#[tokio::test]
+async fn silent_peers_are_forgotten() {
+    let chain = Chain::direct();
+    let service = udp_echo().await.port();
+    let forward = chain.forward(service, &[UDP[0], UDP[1], "--udp-idle", "1"]);
+    let before = descriptors(&chain.runner);
+    let mut peers = Vec::new();
+    for number in 0..300u64 {
+        let socket = peer_of(&forward).await;
+        echoed(&socket, &pattern(number, 64)).await;
+        peers.push(socket);
+    }
+    eventually("sockets gone", Duration::from_secs(20), || async {
+        (descriptors(&chain.runner) <= before).then_some(())
+    })
+    .await;
+    // Forgotten is not refused: the next datagram opens a flow again.
+    echoed(&peers[0], b"back again").await;
+}
+
+#[tokio::test]
+async fn a_peer_that_stays_in_use_is_not_forgotten() {
+    let chain = Chain::direct();
+    // Answers with the address it was asked from, which is that of the flow.
+    let service = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let port = service.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let mut buffer = [0; 100];
+        while let Ok((_, peer)) = service.recv_from(&mut buffer).await {
+            let _ = service.send_to(peer.to_string().as_bytes(), peer).await;
+        }
+    });
+    let forward = chain.forward(port, &[UDP[0], UDP[1], "--udp-idle", "1"]);
+    let socket = peer_of(&forward).await;
+    let mut seen = std::collections::HashSet::new();
+    for _ in 0..8 {
+        socket.send(b"who am I?").await.unwrap();
+        let mut reply = [0; 100];
+        let len = soon("answer", socket.recv(&mut reply)).await.unwrap();
+        seen.insert(reply[..len].to_vec());
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    assert_eq!(seen.len(), 1, "the flow changed while it was in use");
+}
+
+#[tokio::test]
+async fn one_peer_too_many_takes_the_place_of_the_quietest() {
+    let chain = Chain::direct();
+    let service = udp_echo().await.port();
+    let forward = chain.forward(service, &[UDP[0], UDP[1], "--udp-peers", "10"]);
+    let before = descriptors(&chain.runner);
+    let mut peers = Vec::new();
+    for number in 0..100u64 {
+        let socket = peer_of(&forward).await;
+        echoed(&socket, &pattern(number, 64)).await;
+        peers.push(socket);
+    }
+    eventually("10 flows", Duration::from_secs(20), || async {
+        (descriptors(&chain.runner) <= before + 10).then_some(())
+    })
+    .await;
+}
+
+/// Open file descriptors of a program.
+fn descriptors(program: &Program) -> usize {
+    let folder = format!("/proc/{}/fd", program.pid());
+    std::fs::read_dir(folder).unwrap().count()
+}

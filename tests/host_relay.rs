@@ -1,0 +1,386 @@
+//! The host program between a WebSocket client and a stand-in for a runner.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use support::program::Program;
+use support::{free_port, soon};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+const V2: &str = "kohakuriver-tunnel.v2";
+
+/// A runner that greets with the path and the headers it saw and then echoes every message.
+async fn echo_runner() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut seen = String::new();
+                let accepted = tokio_tungstenite::accept_hdr_async(
+                    stream,
+                    #[allow(clippy::result_large_err)] // the callback's type is the library's
+                    |request: &Request, mut response: Response| {
+                        let header = |name: &str| {
+                            let value = request.headers().get(name);
+                            value
+                                .map_or("-", |value| value.to_str().unwrap())
+                                .to_owned()
+                        };
+                        seen = format!(
+                            "{} authorization={} extensions={}",
+                            request.uri(),
+                            header("authorization"),
+                            header("sec-websocket-extensions"),
+                        );
+                        if header("sec-websocket-protocol") != "-" {
+                            let name = "sec-websocket-protocol";
+                            response.headers_mut().insert(name, V2.parse().unwrap());
+                        }
+                        Ok(response)
+                    },
+                )
+                .await;
+                let Ok(mut socket) = accepted else { return };
+                socket.send(Message::text(seen)).await.unwrap();
+                while let Some(Ok(message)) = socket.next().await {
+                    if message.is_binary() && socket.send(message).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+fn host(tasks: &[&str]) -> Program {
+    let mut args = vec!["--listen", "127.0.0.1:0"];
+    for task in tasks {
+        args.extend(["--task", task]);
+    }
+    Program::start("host", &args)
+}
+
+async fn connect(host: &Program, path: &str) -> Client {
+    let url = format!("ws://{}{path}", host.address());
+    soon("connect", connect_async(url)).await.unwrap().0
+}
+
+async fn next(client: &mut Client) -> Message {
+    soon("message", client.next()).await.unwrap().unwrap()
+}
+
+/// The text and the close code with which a session is refused.
+async fn refusal(host: &Program, path: &str) -> (String, CloseCode) {
+    let mut client = connect(host, path).await;
+    let text = next(&mut client).await.into_text().unwrap().to_string();
+    match next(&mut client).await {
+        Message::Close(Some(frame)) => (text, frame.code),
+        other => panic!("not a close: {other:?}"),
+    }
+}
+
+/// The first line of the answer to raw bytes.
+async fn raw(host: &Program, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(host.address()).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    let mut answer = vec![0; 4096];
+    let read = soon("answer", stream.read(&mut answer)).await.unwrap_or(0);
+    let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
+    answer.lines().next().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn a_session_is_joined_to_the_tasks_runner() {
+    let runner = echo_runner().await;
+    let host = host(&[&format!("42=kohakuriver-vps-42@http://{runner}")]);
+    let url = format!("ws://{}/ws/forward/42/8888?proto=udp", host.address());
+    let mut request = url.into_client_request().unwrap();
+    let headers = request.headers_mut();
+    headers.insert("authorization", "Bearer secret".parse().unwrap());
+    headers.insert("sec-websocket-protocol", V2.parse().unwrap());
+    headers.insert(
+        "sec-websocket-extensions",
+        "permessage-deflate".parse().unwrap(),
+    );
+    let (mut client, response) = soon("connect", connect_async(request)).await.unwrap();
+    assert_eq!(response.headers()["sec-websocket-protocol"], V2);
+
+    assert_eq!(
+        next(&mut client).await.into_text().unwrap().as_str(),
+        "/ws/forward/kohakuriver-vps-42/8888?proto=udp authorization=Bearer secret extensions=-"
+    );
+    for size in [0, 1, 125, 126, 65_535, 65_536, 1 << 20, 5 << 20] {
+        let message = Message::binary(vec![size as u8; size]);
+        client.send(message.clone()).await.unwrap();
+        assert!(next(&mut client).await == message, "size {size}");
+    }
+    client.close(None).await.unwrap();
+    while let Some(Ok(message)) = soon("close", client.next()).await {
+        assert!(message.is_close());
+    }
+    let page = raw(&host, b"GET /healthz HTTP/1.0\r\n\r\n").await;
+    assert_eq!(page, "HTTP/1.0 200 OK");
+}
+
+#[tokio::test]
+async fn a_session_for_any_port_keeps_its_own_path() {
+    let runner = echo_runner().await;
+    let host = host(&[&format!("42=box@http://{runner}")]);
+    let mut client = connect(&host, "/api/tunnel/42").await;
+    let seen = next(&mut client).await.into_text().unwrap();
+    assert!(seen.starts_with("/api/tunnel/box "), "{seen}");
+}
+
+#[tokio::test]
+async fn who_cannot_be_joined_is_told_why() {
+    let dead = free_port();
+    let host = host(&[&format!("7=box@http://127.0.0.1:{dead}")]);
+    let (text, code) = refusal(&host, "/ws/forward/8/80").await;
+    assert_eq!(text, "Error: task 8 is unknown");
+    assert_eq!(code, CloseCode::Policy);
+    let (text, code) = refusal(&host, "/ws/forward/7/80").await;
+    let expected = format!("Error: the runner 127.0.0.1:{dead} is unreachable: connection refused");
+    assert_eq!((text, code), (expected, CloseCode::Error));
+}
+
+#[tokio::test]
+async fn bad_requests_get_one_line_and_harm_nobody() {
+    let runner = echo_runner().await;
+    let host = host(&[&format!("42=box@http://{runner}")]);
+    let mut client = connect(&host, "/ws/forward/42/80").await;
+    next(&mut client).await;
+
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
+    for (request, expected) in [
+        (
+            "GET /ws/forward/42/0 HTTP/1.1\r\n\r\n".to_owned(),
+            "HTTP/1.1 400",
+        ),
+        (
+            "GET /ws/forward/42/99999 HTTP/1.1\r\n\r\n".to_owned(),
+            "HTTP/1.1 400",
+        ),
+        (
+            "GET /ws/forward/42/80?proto=sctp HTTP/1.1\r\n\r\n".to_owned(),
+            "HTTP/1.1 400",
+        ),
+        (
+            "GET /ws/forward/4%2f2/80 HTTP/1.1\r\n\r\n".to_owned(),
+            "HTTP/1.1 400",
+        ),
+        ("GET /nothing HTTP/1.1\r\n\r\n".to_owned(), "HTTP/1.1 404"),
+        (
+            "GET /ws/forward/42/80 HTTP/1.1\r\n\r\n".to_owned(),
+            "HTTP/1.1 426",
+        ),
+        (
+            format!("POST /ws/forward/42/80 HTTP/1.1\r\n{upgrade}"),
+            "HTTP/1.1 405",
+        ),
+        ("GET /metrics HTTP/1.1\r\n\r\n".to_owned(), "HTTP/1.1 200"),
+        ("\0\0\0\0\r\n\r\n".to_owned(), "HTTP/1.1 400"),
+        (
+            format!("GET /healthz HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(20_000)),
+            "HTTP/1.1 431",
+        ),
+    ] {
+        let status = raw(&host, request.as_bytes()).await;
+        let shown: String = request.chars().take(60).collect();
+        assert!(status.starts_with(expected), "{shown:?}: {status}");
+    }
+    // Connections that say nothing, or half a word, and go.
+    for half in ["", "GET /ws/forw"] {
+        let mut stream = TcpStream::connect(host.address()).await.unwrap();
+        stream.write_all(half.as_bytes()).await.unwrap();
+    }
+    client
+        .send(Message::binary(&b"still here"[..]))
+        .await
+        .unwrap();
+    assert_eq!(next(&mut client).await.into_data(), &b"still here"[..]);
+}
+
+#[tokio::test]
+async fn a_connection_that_dies_takes_its_other_half_along() {
+    let runner = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = host(&[&format!("42=box@http://{}", runner.local_addr().unwrap())]);
+    let url = format!("ws://{}/ws/forward/42/80", host.address());
+    let (client, server) = tokio::join!(connect_async(url), async {
+        let (stream, _) = runner.accept().await.unwrap();
+        tokio_tungstenite::accept_async(stream).await.unwrap()
+    });
+    let (mut client, server) = (client.unwrap().0, server);
+    server.get_ref().set_zero_linger().unwrap();
+    drop(server);
+    match soon("end", client.next()).await {
+        Some(Err(Error::Io(error))) => {
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        }
+        other => panic!("expected a reset: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_task_file_is_read_again_when_it_changes() {
+    let runner = echo_runner().await;
+    let folder = std::env::temp_dir().join(format!("host-relay-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("tasks.toml");
+    let write = |text: &str| {
+        let mut file = std::fs::File::create(&path).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    };
+    write("[tasks]\n");
+    let file = path.to_str().unwrap();
+    let host = Program::start("host", &["--listen", "127.0.0.1:0", "--tasks", file]);
+    let (text, _) = refusal(&host, "/ws/forward/42/80").await;
+    assert_eq!(text, "Error: task 42 is unknown");
+
+    write(&format!("[tasks]\n42 = \"box@http://{runner}\"\n"));
+    let mut client = connect(&host, "/ws/forward/42/80").await;
+    assert!(next(&mut client).await.is_text());
+
+    write("[tasks\n");
+    let mut client = connect(&host, "/ws/forward/42/80").await;
+    assert!(next(&mut client).await.is_text());
+    host.complaint("keeping the tasks as they were");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
+async fn a_host_with_a_token_demands_it_and_shows_it_to_the_runner() {
+    let runner = echo_runner().await;
+    let task = format!("42=box@http://{runner}");
+    let args = ["--listen", "127.0.0.1:0", "--task", &task];
+    let token = [("KOHAKURIVER_TUNNEL_TOKEN", "secret")];
+    let host = Program::start_with("host", &args, &token);
+    let url = format!("ws://{}/ws/forward/42/80", host.address());
+    match soon("refusal", connect_async(&url)).await {
+        Err(Error::Http(response)) => assert_eq!(response.status(), 401),
+        other => panic!("expected 401: {other:?}"),
+    }
+    let mut request = url.into_client_request().unwrap();
+    let headers = request.headers_mut();
+    headers.insert("authorization", "Bearer secret".parse().unwrap());
+    let (mut client, _) = soon("connect", connect_async(request)).await.unwrap();
+    let seen = next(&mut client).await.into_text().unwrap();
+    assert!(seen.contains("authorization=Bearer secret"), "{seen}");
+}
+
+/// A cluster that knows task 42 (running on the node `n1`), 43 (stopped) and 44 (someone else's).
+async fn cluster(runner: SocketAddr) -> SocketAddr {
+    use axum::extract::Path;
+    use axum::http::{HeaderMap, StatusCode};
+    use axum::routing::get;
+
+    let status = |Path(id): Path<String>, headers: HeaderMap| async move {
+        if headers
+            .get("authorization")
+            .is_none_or(|token| token != "Bearer mine")
+        {
+            return (StatusCode::UNAUTHORIZED, String::new());
+        }
+        let task = |status: &str| {
+            format!(
+                r#"{{"task_id":"{id}","task_type":"vps","status":"{status}","assigned_node":"n1","vps_backend":"docker","vm_ip":null}}"#
+            )
+        };
+        match id.as_str() {
+            "42" => (StatusCode::OK, task("running")),
+            "43" => (StatusCode::OK, task("stopped")),
+            "44" => (StatusCode::FORBIDDEN, String::new()),
+            _ => (StatusCode::NOT_FOUND, String::new()),
+        }
+    };
+    let nodes = move || async move {
+        format!(r#"[{{"hostname":"n1","url":"http://{runner}","status":"online","cores":8}}]"#)
+    };
+    let app = axum::Router::new()
+        .route("/api/status/{id}", get(status))
+        .route("/api/nodes", get(nodes));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    address
+}
+
+#[tokio::test]
+async fn the_cluster_decides_who_may_forward_to_what() {
+    let runner = echo_runner().await;
+    let api = format!("http://{}", cluster(runner).await);
+    let host = Program::start("host", &["--listen", "127.0.0.1:0", "--api", &api]);
+    for (task, token, expected) in [
+        ("42", "mine", "/ws/forward/kohakuriver-vps-42/80?proto=tcp"),
+        ("42", "stolen", "Error: the cluster wants a valid token"),
+        (
+            "43",
+            "mine",
+            "Error: task 43 is not running (it is stopped)",
+        ),
+        ("44", "mine", "Error: task 44 belongs to someone else"),
+        ("45", "mine", "Error: task 45 is unknown"),
+    ] {
+        let url = format!("ws://{}/ws/forward/{task}/80", host.address());
+        let mut request = url.into_client_request().unwrap();
+        let value = format!("Bearer {token}").parse().unwrap();
+        request.headers_mut().insert("authorization", value);
+        let (mut client, _) = soon("connect", connect_async(request)).await.unwrap();
+        let said = next(&mut client).await.into_text().unwrap();
+        assert!(said.starts_with(expected), "{task} {token}: {said}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_one_line_and_exit_code_2() {
+    for args in [
+        &[][..],
+        &["--task", "42"],
+        &["--task", "42=box"],
+        &["--task", "42=box@ftp://x"],
+        &["--listen", "nowhere", "--task", "42=box@http://x"],
+        &["--nonsense"],
+        &["--tasks", "/does/not/exist.toml"],
+    ] {
+        let mut host = Program::start("host", args);
+        assert_eq!(host.exit(Duration::from_secs(5)), 2, "{args:?}");
+        std::thread::sleep(Duration::from_millis(50));
+        let said = host.stderr();
+        assert_eq!(said.len(), 1, "{args:?}: {said:?}");
+    }
+}
+
+#[test]
+fn signals_end_it_well() {
+    for signal in ["INT", "TERM"] {
+        let mut host = host(&["42=box@http://127.0.0.1:1"]);
+        host.address();
+        host.signal(signal);
+        assert_eq!(host.exit(Duration::from_secs(2)), 0, "{signal}");
+    }
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let args = ["--listen", &address, "--task", "42=box@http://127.0.0.1:1"];
+    let mut host = Program::start("host", &args);
+    assert_eq!(host.exit(Duration::from_secs(2)), 1);
+    host.complaint(&address);
+}

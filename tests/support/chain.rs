@@ -1,0 +1,183 @@
+//! The whole chain as processes on loopback, and services at its end.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
+use super::program::Program;
+use super::soon;
+
+/// The container of task 42.
+pub const CONTAINER: &str = "kohakuriver-vps-42";
+
+/// Host and runner; forwards and agents are started on top.
+pub struct Chain {
+    pub host: Program,
+    pub runner: Program,
+}
+
+impl Chain {
+    /// With a runner that dials the container itself, at 127.0.0.1.
+    pub fn direct() -> Self {
+        Self::with_runner(&["--target", &format!("{CONTAINER}=127.0.0.1")])
+    }
+
+    /// With a runner that needs the container's agent.
+    pub fn for_agents() -> Self {
+        Self::with_runner(&[])
+    }
+
+    pub fn with_runner(args: &[&str]) -> Self {
+        let runner = start_runner("127.0.0.1:0", args);
+        let task = format!("42={CONTAINER}@http://{}", runner.address());
+        let host = Program::start("host", &["--listen", "127.0.0.1:0", "--task", &task]);
+        host.address();
+        Self { host, runner }
+    }
+
+    pub fn host_url(&self) -> String {
+        format!("ws://{}", self.host.address())
+    }
+
+    /// A forward that is up, of task 42 and any free local port unless `args` say otherwise.
+    pub fn forward(&self, remote: u16, args: &[&str]) -> Program {
+        let forward = self.start_forward(remote, args);
+        forward.address();
+        forward
+    }
+
+    /// As [`forward`](Self::forward), not waited for.
+    pub fn start_forward(&self, remote: u16, args: &[&str]) -> Program {
+        let (url, remote) = (self.host_url(), remote.to_string());
+        let mut words = vec!["--host", &url, "42", &remote, "--local-port", "0"];
+        words.extend(args);
+        Program::start("forward", &words)
+    }
+
+    /// An agent of the container that is registered.
+    pub fn agent(&self) -> Program {
+        start_agent(&self.runner.address())
+    }
+}
+
+pub fn start_runner(listen: &str, args: &[&str]) -> Program {
+    let mut words = vec!["--listen", listen];
+    words.extend(args);
+    let runner = Program::start("runner", &words);
+    runner.address();
+    runner
+}
+
+pub fn start_agent(runner: &str) -> Program {
+    let url = format!("ws://{runner}");
+    let args = ["--runner-url", &url, "--container-id", CONTAINER];
+    let agent = Program::start(
+        "agent",
+        &[&args[..], &["--reconnect-delay", "0.5"]].concat(),
+    );
+    agent.complaint("registered at");
+    agent
+}
+
+/// Connects to a forward's port.
+pub async fn connect(forward: &Program) -> TcpStream {
+    let address = forward.address();
+    soon("connect", TcpStream::connect(address)).await.unwrap()
+}
+
+/// Accepts connections and gives each to `serve`, until the test ends.
+pub async fn service<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    service_at("127.0.0.1:0", serve).await
+}
+
+/// As [`service`], at an address.
+pub async fn service_at<F>(
+    address: &str,
+    serve: impl Fn(TcpStream) -> F + Send + 'static,
+) -> SocketAddr
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind(address).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream));
+        }
+    });
+    address
+}
+
+/// Sends back what comes, until that ends.
+pub async fn echo(mut stream: TcpStream) {
+    let (mut read, mut write) = stream.split();
+    let _ = tokio::io::copy(&mut read, &mut write).await;
+}
+
+/// A UDP echo service.
+pub async fn udp_echo() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(serve_udp_echo(socket));
+    address
+}
+
+pub async fn serve_udp_echo(socket: UdpSocket) {
+    let mut buffer = vec![0; 65_536];
+    while let Ok((len, peer)) = socket.recv_from(&mut buffer).await {
+        let _ = socket.send_to(&buffer[..len], peer).await;
+    }
+}
+
+/// Writes `message` and expects it back.
+pub async fn expect_echo(stream: &mut TcpStream, message: &[u8]) {
+    soon("write", stream.write_all(message)).await.unwrap();
+    let mut reply = vec![0; message.len()];
+    soon("echo", stream.read_exact(&mut reply)).await.unwrap();
+    assert!(reply == message, "the echo differs");
+}
+
+/// Reads until the connection ends, and says how: `None` for an orderly end.
+pub async fn ending(stream: &mut TcpStream) -> Option<ErrorKind> {
+    let mut rest = Vec::new();
+    let ended = soon("the connection's end", stream.read_to_end(&mut rest)).await;
+    ended.err().map(|error| error.kind())
+}
+
+/// Bytes that differ from place to place and from seed to seed.
+pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// Tries again until it works: for what comes back by itself.
+pub async fn eventually<T, F>(what: &str, limit: Duration, mut attempt: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let end = tokio::time::Instant::now() + limit;
+    loop {
+        if let Some(done) = attempt().await {
+            return done;
+        }
+        assert!(
+            tokio::time::Instant::now() < end,
+            "{what}: not within {limit:?}"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

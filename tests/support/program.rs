@@ -1,0 +1,228 @@
+//! The examples as real processes.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, Once};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::LIMIT;
+
+/// A running example; killed when dropped.
+pub struct Program {
+    name: String,
+    child: Child,
+    stdout: Lines,
+    stderr: Lines,
+}
+
+impl Program {
+    /// Starts an example that `cargo test` has built.
+    pub fn start(name: &str, args: &[&str]) -> Self {
+        Self::start_with(name, args, &[])
+    }
+
+    /// Starts it with more in its environment.
+    pub fn start_with(name: &str, args: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(path(name));
+        command
+            .args(args)
+            .env_remove("KOHAKURIVER_HOST")
+            .env_remove("KOHAKURIVER_PORT")
+            .env_remove("KOHAKURIVER_TUNNEL_TOKEN")
+            .env_remove("RUST_LOG")
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start the example {name}: {error}"));
+        let stdout = Lines::read(child.stdout.take().unwrap());
+        let stderr = Lines::read(child.stderr.take().unwrap());
+        Self {
+            name: name.to_owned(),
+            child,
+            stdout,
+            stderr,
+        }
+    }
+
+    /// Waits for a line on stdout that begins so and gives the rest of it.
+    pub fn line(&self, start: &str) -> String {
+        let found = self.stdout.wait(LIMIT, |lines| {
+            let line = lines.iter().find_map(|line| line.strip_prefix(start));
+            line.map(str::to_owned)
+        });
+        found.unwrap_or_else(|| {
+            let (out, err) = (self.stdout.all(), self.stderr.all());
+            panic!(
+                "{}: no line {start:?} on stdout\nstdout: {out:?}\nstderr: {err:?}",
+                self.name
+            )
+        })
+    }
+
+    /// Waits for a line on stdout that holds this text.
+    pub fn line_with(&self, part: &str) -> String {
+        let found = self.stdout.wait(LIMIT, |lines| {
+            lines.iter().find(|line| line.contains(part)).cloned()
+        });
+        found.unwrap_or_else(|| {
+            panic!(
+                "{}: nothing with {part:?} on stdout: {:?}",
+                self.name,
+                self.stdout.all()
+            )
+        })
+    }
+
+    /// Waits for a line on stderr that holds this text.
+    pub fn complaint(&self, part: &str) -> String {
+        let found = self.stderr.wait(LIMIT, |lines| {
+            lines.iter().find(|line| line.contains(part)).cloned()
+        });
+        found.unwrap_or_else(|| {
+            panic!(
+                "{}: nothing with {part:?} on stderr: {:?}",
+                self.name,
+                self.stderr.all()
+            )
+        })
+    }
+
+    /// All of stderr so far.
+    pub fn stderr(&self) -> Vec<String> {
+        self.stderr.all()
+    }
+
+    /// The address in the line `Listening on ADDRESS …`.
+    pub fn address(&self) -> String {
+        let line = self.line("Listening on ");
+        line.split(' ').next().unwrap_or_default().to_owned()
+    }
+
+    /// The port in the line `Listening on ADDRESS:PORT …`.
+    pub fn port(&self) -> u16 {
+        let address = self.address();
+        let (_, port) = address.rsplit_once(':').unwrap();
+        port.parse().unwrap()
+    }
+
+    /// The exit code, which must come within `limit`.
+    pub fn exit(&mut self, limit: Duration) -> i32 {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return code(status);
+            }
+            let still = Instant::now() < end;
+            assert!(
+                still,
+                "{}: still running after {limit:?}: {:?}",
+                self.name,
+                self.stderr()
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Whether it runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// SIGKILL: no goodbye.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Sends a signal by its name, for example `TERM`.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.child.id().to_string())
+            .status();
+        assert!(sent.unwrap().success());
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.kill();
+        if thread::panicking() {
+            eprintln!("--- {} stderr\n{}", self.name, self.stderr.all().join("\n"));
+        }
+    }
+}
+
+/// Where cargo puts an example: beside the folder of this test program.
+fn path(name: &str) -> PathBuf {
+    static BUILT: Once = Once::new();
+    let this = std::env::current_exe().unwrap();
+    let profile = this.parent().unwrap().parent().unwrap();
+    BUILT.call_once(|| build(profile));
+    let file = format!("{name}{}", std::env::consts::EXE_SUFFIX);
+    profile.join("examples").join(file)
+}
+
+/// `cargo test` has built the examples, but `cargo test --test one` has not.
+fn build(profile: &Path) {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
+        .args(["build", "--quiet", "--examples", "--target-dir"])
+        .arg(profile.parent().unwrap())
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    assert!(
+        cargo.status().unwrap().success(),
+        "the examples do not build"
+    );
+}
+
+fn code(status: ExitStatus) -> i32 {
+    status.code().unwrap_or(-1)
+}
+
+/// The lines of a pipe, as they come.
+#[derive(Clone, Default)]
+struct Lines(Arc<(Mutex<Vec<String>>, Condvar)>);
+
+impl Lines {
+    fn read(pipe: impl Read + Send + 'static) -> Self {
+        let lines = Self::default();
+        let filled = lines.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(pipe).lines() {
+                let Ok(line) = line else { return };
+                filled.0.0.lock().unwrap().push(line);
+                filled.0.1.notify_all();
+            }
+        });
+        lines
+    }
+
+    fn wait<T>(&self, limit: Duration, find: impl Fn(&[String]) -> Option<T>) -> Option<T> {
+        let end = Instant::now() + limit;
+        let mut lines = self.0.0.lock().unwrap();
+        loop {
+            if let Some(found) = find(&lines) {
+                return Some(found);
+            }
+            let left = end.checked_duration_since(Instant::now())?;
+            lines = self.0.1.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+
+    fn all(&self) -> Vec<String> {
+        self.0.0.lock().unwrap().clone()
+    }
+}
