@@ -15,4 +15,5 @@ pub mod signals;
 pub mod token;
 pub mod tunnel;
 pub mod url;
+pub mod websocket;
 pub mod ws;

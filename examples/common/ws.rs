@@ -1,7 +1,6 @@
-//! The WebSocket stack of the programs: tungstenite behind the library's `Carrier`.
+//! The WebSockets of the programs: handshakes, the first text, refusals, and the library's `Carrier`.
 
 use std::fmt;
-use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,23 +9,23 @@ use http_body_util::Empty;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Request, StatusCode};
 use kohakuriver_tunnel::transport::{Carrier, Received};
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::http;
 use super::net::{self, Link};
 use super::url::Url;
+use super::websocket::WebSocket;
 
-pub type Socket = WebSocketStream<Link>;
+pub type Socket = WebSocket<Link>;
 
 /// The WebSocket subprotocol that means version 2; not chosen means version 1.
 pub const V2: HeaderValue = HeaderValue::from_static("kohakuriver-tunnel.v2");
 
-/// Largest message taken from a peer. The deployed parts accept as much; ours send 64 KiB.
+/// Largest message taken from a peer: as much as the deployed runner takes. Ours send 64 KiB, which all take.
 const MESSAGE_MAX: usize = 16 << 20;
 
 /// Time for the WebSocket handshake, and for the first text after it.
@@ -158,7 +157,7 @@ async fn handshake(
     let (link, read) = http::upgraded(response)
         .await
         .map_err(|error| broken(&error))?;
-    Ok((over(link, read, Role::Client).await, v2))
+    Ok((over(link, read, Role::Client), v2))
 }
 
 /// An HTTP answer where a WebSocket was asked for.
@@ -255,8 +254,8 @@ pub fn accept_answer(key: &HeaderValue, protocol: Option<HeaderValue>) -> http::
 }
 
 /// A WebSocket on an upgraded connection.
-pub async fn over(link: Link, read: Bytes, role: Role) -> Socket {
-    WebSocketStream::from_partially_read(link, read.into(), role, Some(config())).await
+pub fn over(link: Link, read: Bytes, role: Role) -> Socket {
+    WebSocket::new(link, read, role, MESSAGE_MAX)
 }
 
 /// Ends a fresh server socket the way the deployed parts do: a text, a close code, a short wait for the
@@ -286,22 +285,4 @@ fn shorten(reason: &str) -> String {
         .take_while(|(at, letter)| at + letter.len_utf8() <= 123)
         .map(|(_, letter)| letter)
         .collect()
-}
-
-fn config() -> WebSocketConfig {
-    WebSocketConfig::default()
-        .read_buffer_size(128 * 1024)
-        .write_buffer_size(128 * 1024)
-        // One message beyond the mark may be queued while the socket is blocked.
-        .max_write_buffer_size(128 * 1024 + MESSAGE_MAX)
-        .max_message_size(Some(MESSAGE_MAX))
-        .max_frame_size(Some(MESSAGE_MAX))
-}
-
-/// An error of the WebSocket as an I/O error, for callers that know no stack.
-pub fn io_error(error: Error) -> io::Error {
-    match error {
-        Error::Io(error) => error,
-        other => io::Error::other(other),
-    }
 }

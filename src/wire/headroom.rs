@@ -76,10 +76,16 @@ impl HeadroomBuf {
         chunk
     }
 
-    /// Takes what was read: copied when it is at most `copy_max` bytes, else split off.
+    /// Takes what was read: copied when it is at most `copy_max` bytes, with the whole allocation when that
+    /// is nearly full, else split off.
+    ///
+    /// A chunk that has its allocation to itself can be masked in place, as WebSocket clients must.
     pub fn next_chunk(&mut self, copy_max: usize) -> Chunk {
-        if self.filled().len() <= copy_max {
+        let len = self.filled().len();
+        if len <= copy_max {
             self.copy()
+        } else if len >= self.capacity / 4 * 3 {
+            self.take()
         } else {
             self.split()
         }
