@@ -147,6 +147,8 @@ impl Session {
             .allocate(|id| streams.find(id).is_some() || graves.contains(id));
         self.push_control(Frame::Connect { proto, id, port });
         self.stats.opened += 1;
+        // Now, while nothing queues yet.
+        self.keepalive.want_sample(now);
         Ok(self.insert(id, proto, State::Connecting, now))
     }
 
@@ -181,6 +183,7 @@ impl Session {
         let (proto, id) = (s.proto, s.id);
         self.backlog -= 1;
         self.push_control(Frame::Connected { proto, id });
+        self.keepalive.want_sample(self.now);
         self.schedule_output(stream.slot);
         Ok(())
     }

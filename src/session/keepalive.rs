@@ -33,8 +33,7 @@ impl Keepalive {
             probe_wanted: false,
             ping: None,
             sequence: 0,
-            // Measured while nothing queues yet.
-            ping_wanted: version == Version::V2,
+            ping_wanted: false,
             last_sample: None,
             rtt: None,
         }
@@ -45,7 +44,7 @@ impl Keepalive {
         self.probed = None;
     }
 
-    /// Data arrived: measure the round trip unless that was done just now.
+    /// A stream begins or data arrived: measure the round trip unless that was done just now.
     pub(super) fn want_sample(&mut self, now: Instant) {
         let recent = self
             .last_sample

@@ -140,12 +140,12 @@ impl Session {
     }
 
     fn next_control(&mut self, now: Instant) -> Option<Frame<Bytes>> {
+        if let Some(frame) = self.control.pop() {
+            return Some(frame);
+        }
         if let Some(payload) = self.keepalive.take_ping(now) {
             let id = ClientId::KEEPALIVE;
             return Some(Frame::Ping { id, payload });
-        }
-        if let Some(frame) = self.control.pop() {
-            return Some(frame);
         }
         while let Some(stream) = self.grants.pop_front() {
             let Some(s) = self.streams.get_mut(stream) else {
