@@ -14,10 +14,10 @@ fail() {
 }
 
 # The check must be able to fail: with one index that may be out of bounds there is a panic to be seen.
-cargo build --quiet --release --locked --bin wire --features can-panic
+cargo build --quiet --release --bin wire --features can-panic
 nm --demangle "$out/wire" | grep -Eq "$panics" || fail "a program that can panic shows no panic function"
 
-cargo build --quiet --release --locked --bins
+cargo build --quiet --release --bins
 nm "$out/wire" | grep -q ' _start$' || fail "wire: no symbols to check"
 found=$(nm --demangle "$out/wire" | grep -E "$panics" || true)
 [ -z "$found" ] || fail "wire: can panic: $found"
