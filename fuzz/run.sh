@@ -1,0 +1,29 @@
+#!/bin/bash
+# Fuzzes each target for SECONDS (default 60) on the nightly toolchain, from its committed corpus.
+# What is found on the way stays in target/, not in the corpus.
+# Usage: fuzz/run.sh [SECONDS] [TARGET...]
+set -euo pipefail
+cd "$(dirname "$0")"
+
+seconds=${1:-60}
+shift || true
+toolchain=${FUZZ_TOOLCHAIN:-nightly}
+targets=("$@")
+if [ "${#targets[@]}" = 0 ]; then
+    for path in fuzz_targets/*.rs; do
+        targets+=("$(basename "$path" .rs)")
+    done
+fi
+
+# RUSTUP_TOOLCHAIN, not `+nightly`: cargo-fuzz starts cargo again.
+export RUSTUP_TOOLCHAIN=$toolchain
+cargo fuzz build --features libfuzzer --fuzz-dir .
+for target in "${targets[@]}"; do
+    found=target/found/$target
+    mkdir -p "$found"
+    cargo fuzz run --features libfuzzer --fuzz-dir . "$target" "$found" "corpus/$target" -- \
+        -max_total_time="$seconds" -max_len=4096 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 2>&1 |
+        tee "target/$target.log" | grep -E 'DONE|stat::number_of_executed_units|panicked|SUMMARY' || true
+    # grep's result does not tell; libFuzzer says this only when it ended by itself.
+    grep -q '^Done ' "target/$target.log" || { tail -60 "target/$target.log"; exit 1; }
+done

@@ -1,0 +1,22 @@
+//! The bodies of the fuzz targets: functions of any bytes that panic when a law is broken.
+//!
+//! To add one: its body as a module here and a line in [`TARGETS`], a binary of its name in `fuzz_targets/` and
+//! `Cargo.toml`, and a few inputs of its name in `corpus/`. `tests/replay.rs` sees to it that none is forgotten.
+
+mod decode;
+mod stream_codec;
+mod transport;
+
+pub use decode::decode;
+pub use stream_codec::stream_codec;
+pub use transport::transport;
+
+/// A target's body.
+pub type Body = fn(&[u8]);
+
+/// Every target by the name of its binary and of its corpus.
+pub const TARGETS: &[(&str, Body)] = &[
+    ("decode", decode),
+    ("stream_codec", stream_codec),
+    ("transport", transport),
+];

@@ -1,0 +1,29 @@
+#!/bin/bash
+# Builds the programs without any library, checks what is in them, and runs them on the golden vectors.
+# Needs cargo, a C compiler with binutils, and python3. The programs are for Linux on x86-64.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+limit=4096
+out=target/x86_64-unknown-linux-gnu/release
+panics='panic|unwrap_failed|expect_failed|slice_.*fail|index_fail|slice_error_fail|rust_begin_unwind|copy_from_slice.*fail'
+
+fail() {
+    echo "$*" >&2
+    exit 1
+}
+
+# The check must be able to fail: with one index that may be out of bounds there is a panic to be seen.
+cargo build --quiet --release --bin wire --features can-panic
+nm --demangle "$out/wire" | grep -Eq "$panics" || fail "a program that can panic shows no panic function"
+
+cargo build --quiet --release --bins
+nm "$out/wire" | grep -q ' _start$' || fail "wire: no symbols to check"
+found=$(nm --demangle "$out/wire" | grep -E "$panics" || true)
+[ -z "$found" ] || fail "wire: can panic: $found"
+text=$(size -A -d "$out/wire" | awk '$1 == ".text" { print $2 }')
+[ "$text" -lt "$limit" ] || fail "wire: $text bytes of code, allowed are fewer than $limit"
+! readelf --dynamic "$out/wire" | grep -q NEEDED || fail "wire: needs a shared library"
+ran=$(python3 run_vectors.py "$out/wire")
+
+echo "wire: $text of $limit bytes of code, no panic function, $ran"
