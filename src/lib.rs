@@ -11,9 +11,18 @@
 //! |---|---|---|
 //! | [`wire`] | always | the message: headers, typed and raw frames, buffers with headroom |
 //! | [`session`] | always | the protocol as a state machine without I/O |
-#![cfg_attr(feature = "codec", doc = "| [`codec`] | `codec` | tokio-util codecs for datagrams and byte streams |")]
-#![cfg_attr(feature = "transport", doc = "| [`transport`] | `transport` | frames over any WebSocket stack |")]
-#![cfg_attr(feature = "mux", doc = "| [`mux`] | `mux` | async streams and datagram flows |")]
+#![cfg_attr(
+    feature = "codec",
+    doc = "| [`codec`] | `codec` | tokio-util codecs for datagrams and byte streams |"
+)]
+#![cfg_attr(
+    feature = "transport",
+    doc = "| [`transport`] | `transport` | frames over any WebSocket stack |"
+)]
+#![cfg_attr(
+    feature = "mux",
+    doc = "| [`mux`] | `mux` | async streams and datagram flows |"
+)]
 //!
 //! `wire`, `session` and `transport` are `no_std` with `alloc`. Each module begins with an example; the README has
 //! one for each layer side by side. PROTOCOL.md in the repository is what the code implements.

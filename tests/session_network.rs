@@ -259,7 +259,10 @@ fn a_slow_reader_gets_what_it_reads_and_the_sender_waits() {
             read += data.len();
         }
         let held = session.stats().unread;
-        assert!(held <= 256 << 10, "the window of a slow reader grew: {held}");
+        assert!(
+            held <= 256 << 10,
+            "the window of a slow reader grew: {held}"
+        );
     }
     assert!(read >= 95 * (32 << 10), "{read}");
 }
@@ -375,7 +378,11 @@ fn v1_and_v2_datagrams_cross_a_link_beside_bulk() {
         for _ in 0..100 {
             let stamp = network.now().as_micros().to_be_bytes();
             let datagram = Chunk::copied(&stamp);
-            network.opener.session.send_datagram(flow, datagram).unwrap();
+            network
+                .opener
+                .session
+                .send_datagram(flow, datagram)
+                .unwrap();
             network.run_for(millis(3), &mut app);
         }
         network.run_for(millis(50), &mut app);
