@@ -9,7 +9,7 @@ pub struct Config {
     /// Streams and flows at once, those not yet accepted included. Default 16,384.
     ///
     /// Without it a peer could open connections until memory ends, at a few hundred bytes each. One more is
-    /// answered with ERROR (limit).
+    /// answered with ERROR (limit). The ids of as many ended streams are remembered.
     pub max_streams: usize,
     /// Connections that wait to be accepted. Default 1,024.
     ///

@@ -84,7 +84,7 @@ impl Session {
             version,
             streams: StreamTable::default(),
             ids: IdAllocator::default(),
-            graves: Tombstones::default(),
+            graves: Tombstones::new(config.max_streams),
             backlog: 0,
             control: ControlQueue::default(),
             grants: VecDeque::new(),
