@@ -305,29 +305,32 @@ impl Session {
         self.stall = None;
     }
 
-    /// The next thing that happened.
+    /// The next thing that happened. Of a stream that was released nothing is told any more.
     pub fn poll_event(&mut self) -> Option<Event> {
         while let Some(event) = self.events.pop_front() {
-            let known = match event {
+            let wanted = match event {
                 Event::Readable(id) => {
                     let s = self.streams.get_mut(id);
-                    s.map(|s| s.flags.readable_queued = false).is_some()
+                    s.map(|s| s.flags.readable_queued = false);
+                    self.is_held(id)
                 }
                 Event::Writable(id) => {
                     let s = self.streams.get_mut(id);
-                    s.map(|s| s.flags.writable_queued = false).is_some()
+                    s.map(|s| s.flags.writable_queued = false);
+                    self.is_held(id)
                 }
-                Event::Incoming { stream, .. } => self.streams.get(stream).is_some(),
-                _ => true,
+                Event::Incoming { stream, .. } => self.is_held(stream),
+                Event::Established(id) => self.is_held(id),
+                Event::GoAway | Event::PeerDead => true,
             };
-            if known {
+            if wanted {
                 return Some(event);
             }
         }
         None
     }
 
-    /// Whether [`poll_event`](Self::poll_event) has something.
+    /// Whether [`poll_event`](Self::poll_event) may have something.
     #[must_use]
     pub fn has_event(&self) -> bool {
         !self.events.is_empty()
@@ -459,6 +462,11 @@ impl Session {
     #[must_use]
     pub const fn is_closed(&self) -> bool {
         self.closed
+    }
+
+    /// Whether the stream is there and was not released.
+    fn is_held(&self, stream: StreamId) -> bool {
+        self.streams.get(stream).is_some_and(|s| !s.flags.released)
     }
 
     pub(super) fn checked(
