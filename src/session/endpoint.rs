@@ -310,13 +310,15 @@ impl Session {
         while let Some(event) = self.events.pop_front() {
             let wanted = match event {
                 Event::Readable(id) => {
-                    let s = self.streams.get_mut(id);
-                    s.map(|s| s.flags.readable_queued = false);
+                    if let Some(s) = self.streams.get_mut(id) {
+                        s.flags.readable_queued = false;
+                    }
                     self.is_held(id)
                 }
                 Event::Writable(id) => {
-                    let s = self.streams.get_mut(id);
-                    s.map(|s| s.flags.writable_queued = false);
+                    if let Some(s) = self.streams.get_mut(id) {
+                        s.flags.writable_queued = false;
+                    }
                     self.is_held(id)
                 }
                 Event::Incoming { stream, .. } => self.is_held(stream),
@@ -366,9 +368,18 @@ impl Session {
                 self.set_deadline(stream.slot, now + self.config.linger);
             }
         }
+        if let Some(stall) = self.stall.filter(|stall| stall.until <= now) {
+            self.handle_stall_timeout(now, stall);
+        }
         while let Some((at, slot)) = self.deadlines.first().copied() {
             if at > now {
                 break;
+            }
+            let after_stall = self.stall.map(|stall| stall.until + self.config.linger);
+            if let Some(later) = after_stall.filter(|later| *later > now) {
+                // Its end may wait behind what is not received.
+                self.set_deadline(slot, later);
+                continue;
             }
             self.deadlines.remove(&(at, slot));
             if let Some(s) = self.streams.slot_mut(slot) {
@@ -376,9 +387,6 @@ impl Session {
             }
             let text = "the other side did not end the connection";
             self.reset_slot(slot, Reason::Gone, text);
-        }
-        if let Some(stall) = self.stall.filter(|stall| stall.until <= now) {
-            self.handle_stall_timeout(now, stall);
         }
         if self.stall.is_some() {
             // Nothing is received, so silence says nothing.
