@@ -9,7 +9,7 @@ pub struct Config {
     /// Streams and flows at once, those not yet accepted included. Default 16,384.
     ///
     /// Without it a peer could open connections until memory ends, at a few hundred bytes each. One more is
-    /// answered with ERROR (limit).
+    /// answered with ERROR (limit). The ids of as many ended streams are remembered.
     pub max_streams: usize,
     /// Connections that wait to be accepted. Default 1,024.
     ///
@@ -61,7 +61,8 @@ pub struct Config {
     /// Answers to a peer's PING, CONNECT or stray DATA that wait to be transmitted before receiving
     /// stalls. Default 4,096.
     ///
-    /// Stops a peer that asks without reading the answers.
+    /// Stops a peer that asks without reading the answers. At least 16, so that two ends that only measure
+    /// the round trip never wait for each other.
     pub max_replies: usize,
 }
 
@@ -100,6 +101,8 @@ impl Config {
         self.stream_send_buffer = self.stream_send_buffer.max(1);
         self.keepalive = self.keepalive.map(|i| i.max(Duration::from_millis(1)));
         self.datagram_queue = self.datagram_queue.max(1);
+        self.v1_stream_buffer = self.v1_stream_buffer.max(1);
+        self.max_replies = self.max_replies.max(16);
         self
     }
 }

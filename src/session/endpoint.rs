@@ -84,7 +84,7 @@ impl Session {
             version,
             streams: StreamTable::default(),
             ids: IdAllocator::default(),
-            graves: Tombstones::default(),
+            graves: Tombstones::new(config.max_streams),
             backlog: 0,
             control: ControlQueue::default(),
             grants: VecDeque::new(),
@@ -308,29 +308,34 @@ impl Session {
         self.stall = None;
     }
 
-    /// The next thing that happened.
+    /// The next thing that happened. Of a stream that was released nothing is told any more.
     pub fn poll_event(&mut self) -> Option<Event> {
         while let Some(event) = self.events.pop_front() {
-            let known = match event {
+            let wanted = match event {
                 Event::Readable(id) => {
-                    let s = self.streams.get_mut(id);
-                    s.map(|s| s.flags.readable_queued = false).is_some()
+                    if let Some(s) = self.streams.get_mut(id) {
+                        s.flags.readable_queued = false;
+                    }
+                    self.is_held(id)
                 }
                 Event::Writable(id) => {
-                    let s = self.streams.get_mut(id);
-                    s.map(|s| s.flags.writable_queued = false).is_some()
+                    if let Some(s) = self.streams.get_mut(id) {
+                        s.flags.writable_queued = false;
+                    }
+                    self.is_held(id)
                 }
-                Event::Incoming { stream, .. } => self.streams.get(stream).is_some(),
-                _ => true,
+                Event::Incoming { stream, .. } => self.is_held(stream),
+                Event::Established(id) => self.is_held(id),
+                Event::GoAway | Event::PeerDead => true,
             };
-            if known {
+            if wanted {
                 return Some(event);
             }
         }
         None
     }
 
-    /// Whether [`poll_event`](Self::poll_event) has something.
+    /// Whether [`poll_event`](Self::poll_event) may have something.
     #[must_use]
     pub fn has_event(&self) -> bool {
         !self.events.is_empty()
@@ -366,9 +371,18 @@ impl Session {
                 self.set_deadline(stream.slot, now + self.config.linger);
             }
         }
+        if let Some(stall) = self.stall.filter(|stall| stall.until <= now) {
+            self.handle_stall_timeout(now, stall);
+        }
         while let Some((at, slot)) = self.deadlines.first().copied() {
             if at > now {
                 break;
+            }
+            let after_stall = self.stall.map(|stall| stall.until + self.config.linger);
+            if let Some(later) = after_stall.filter(|later| *later > now) {
+                // Its end may wait behind what is not received.
+                self.set_deadline(slot, later);
+                continue;
             }
             self.deadlines.remove(&(at, slot));
             if let Some(s) = self.streams.slot_mut(slot) {
@@ -376,9 +390,6 @@ impl Session {
             }
             let text = "the other side did not end the connection";
             self.reset_slot(slot, Reason::Gone, text);
-        }
-        if let Some(stall) = self.stall.filter(|stall| stall.until <= now) {
-            self.handle_stall_timeout(now, stall);
         }
         if self.stall.is_some() {
             // Nothing is received, so silence says nothing.
@@ -462,6 +473,11 @@ impl Session {
     #[must_use]
     pub const fn is_closed(&self) -> bool {
         self.closed
+    }
+
+    /// Whether the stream is there and was not released.
+    fn is_held(&self, stream: StreamId) -> bool {
+        self.streams.get(stream).is_some_and(|s| !s.flags.released)
     }
 
     pub(super) fn checked(

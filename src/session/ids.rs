@@ -29,22 +29,32 @@ impl IdAllocator {
 /// The ids that ended last: late frames for them are normal traffic.
 ///
 /// Bounded by count; the oldest are forgotten first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Tombstones {
+    max: usize,
     /// Whether a late DATA was, or need not be, answered.
     answered: BTreeMap<ClientId, bool>,
     order: VecDeque<ClientId>,
 }
 
 impl Tombstones {
-    const MAX: usize = 1024;
+    const LEAST: usize = 1024;
+
+    /// Remembers as many ids as may end at once, or somewhat more.
+    pub(super) fn new(max_streams: usize) -> Self {
+        Self {
+            max: max_streams.max(Self::LEAST),
+            answered: BTreeMap::new(),
+            order: VecDeque::new(),
+        }
+    }
 
     pub(super) fn bury(&mut self, id: ClientId, answered: bool) {
         if self.answered.insert(id, answered).is_some() {
             return;
         }
         self.order.push_back(id);
-        if self.order.len() > Self::MAX {
+        if self.order.len() > self.max {
             if let Some(oldest) = self.order.pop_front() {
                 self.answered.remove(&oldest);
             }
@@ -85,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_late_frame_is_answered_once_and_memory_is_bounded() {
-        let mut graves = Tombstones::default();
+        let mut graves = Tombstones::new(2_000);
         graves.bury(ClientId(1), false);
         graves.bury(ClientId(2), true);
         assert!(graves.answer(ClientId(1)) && !graves.answer(ClientId(1)));
@@ -93,8 +103,8 @@ mod tests {
         for id in 3..5_000 {
             assert!(graves.answer(ClientId(id)));
         }
-        assert_eq!(graves.answered.len(), Tombstones::MAX);
-        assert_eq!(graves.order.len(), Tombstones::MAX);
+        assert_eq!(graves.answered.len(), 2_000);
+        assert_eq!(graves.order.len(), 2_000);
         graves.revive(ClientId(4_999));
         assert!(!graves.contains(ClientId(4_999)));
     }

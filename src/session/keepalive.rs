@@ -58,14 +58,16 @@ impl Keepalive {
         self.ping_wanted = true;
     }
 
-    /// The payload of a PING to send now.
+    /// The payload of a PING to send now: that of the last, until it is answered.
     pub(super) fn take_ping(&mut self, now: Instant) -> Option<Bytes> {
         if !core::mem::take(&mut self.ping_wanted) {
             return None;
         }
-        self.sequence += 1;
-        self.ping = Some((self.sequence, now));
-        Some(Bytes::copy_from_slice(&self.sequence.to_be_bytes()))
+        let (sequence, _) = *self.ping.get_or_insert_with(|| {
+            self.sequence += 1;
+            (self.sequence, now)
+        });
+        Some(Bytes::copy_from_slice(&sequence.to_be_bytes()))
     }
 
     /// Whether the transport's own ping is to be sent now.

@@ -98,7 +98,6 @@ impl Session {
         if len > usize::from(u16::MAX) {
             return Err(SendError::TooLong(len));
         }
-        let was_empty = s.queue.is_empty();
         let mut dropped = 0;
         while s.queue.chunks() >= self.config.datagram_queue
             || (!s.queue.is_empty() && s.queue.len() + len > self.config.datagram_buffer)
@@ -118,9 +117,7 @@ impl Session {
             self.datagrams_unsent += len;
         }
         self.stats.datagrams_dropped_sending += dropped;
-        if was_empty {
-            self.flows.push_back(flow);
-        }
+        self.schedule_output(flow.slot);
         Ok(())
     }
 
@@ -164,7 +161,7 @@ impl Session {
         let streams_wait = !self.schedule.is_empty();
         if !streams_wait || self.flow_run < Self::MAX_FLOW_RUN {
             if let Some(message) = self.next_datagram(now) {
-                self.flow_run += 1;
+                self.flow_run = self.flow_run.saturating_add(1);
                 return Some(message);
             }
         }
@@ -177,12 +174,11 @@ impl Session {
             let Some(s) = self.streams.get_mut(flow) else {
                 continue;
             };
+            s.flags.flow_queued = false;
             if let Some(datagram) = s.queue.pop(usize::MAX) {
                 let message = seal(s, datagram, &mut self.stats);
                 self.datagrams_unsent -= message.len() - crate::wire::HEADER_LEN;
-                if !s.queue.is_empty() || s.finishing {
-                    self.flows.push_back(flow);
-                }
+                self.schedule_output(flow.slot);
                 return Some(message);
             }
             if s.finishing && s.state.can_send() {
@@ -272,8 +268,11 @@ impl Session {
         };
         match s.proto {
             Proto::Tcp => self.schedule.activate(stream, &mut s.turn, quantum),
-            Proto::Udp if s.queue.is_empty() => self.flows.push_back(stream),
-            Proto::Udp => {}
+            Proto::Udp if s.flags.flow_queued => {}
+            Proto::Udp => {
+                s.flags.flow_queued = true;
+                self.flows.push_back(stream);
+            }
         }
     }
 

@@ -41,6 +41,8 @@ pub(super) struct Flags {
     pub(super) blocked: bool,
     /// Stands in the list of streams that wait for the session's send budget.
     pub(super) budget_queued: bool,
+    /// Stands in the list of flows with something to send.
+    pub(super) flow_queued: bool,
     pub(super) readable_queued: bool,
     pub(super) writable_queued: bool,
 }

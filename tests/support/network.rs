@@ -1,0 +1,461 @@
+//! Two sessions joined by two links with a rate, a delay and bounded buffers, on a virtual clock.
+//!
+//! Nothing here reads a clock or a random source: the same seed and calls give the same run.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use kohakuriver_tunnel::session::{
+    Config, Event, Instant, Reason, Role, Session, Transmit, Version, Violation,
+};
+use kohakuriver_tunnel::wire::{ClientId, Frame, Kind};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    Opener,
+    Acceptor,
+}
+
+impl Side {
+    pub const BOTH: [Self; 2] = [Self::Opener, Self::Acceptor];
+
+    pub fn other(self) -> Self {
+        match self {
+            Self::Opener => Self::Acceptor,
+            Self::Acceptor => Self::Opener,
+        }
+    }
+}
+
+/// One direction of the transport.
+#[derive(Debug, Clone, Copy)]
+pub struct LinkConfig {
+    pub bytes_per_second: u64,
+    pub delay: Duration,
+    /// Up to this much is added to the delay of a message; the order stays.
+    pub jitter: Duration,
+    /// Bytes the sender's socket takes before they are on the wire; overrun by at most one message.
+    pub send_buffer: usize,
+    /// Bytes that may be on the wire or wait to be received; overrun by at most `send_buffer`.
+    pub pipe: usize,
+}
+
+impl LinkConfig {
+    /// Room for a bandwidth-delay product and a small socket buffer.
+    pub fn new(bits_per_second: u64, delay: Duration) -> Self {
+        let bytes_per_second = bits_per_second / 8;
+        let product = u128::from(bytes_per_second) * delay.as_nanos() / 1_000_000_000;
+        Self {
+            bytes_per_second,
+            delay,
+            jitter: Duration::ZERO,
+            send_buffer: 128 << 10,
+            pipe: usize::try_from(product).unwrap() + (512 << 10),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Packet {
+    Message(Bytes),
+    Probe,
+    ProbeAnswer,
+}
+
+#[derive(Debug)]
+pub struct Link {
+    pub config: LinkConfig,
+    /// When each message leaves the socket, and its length.
+    unsent: VecDeque<(u64, usize)>,
+    unsent_bytes: usize,
+    flight: VecDeque<(u64, Packet)>,
+    /// Bytes of messages not yet received, those in the socket included.
+    held_bytes: usize,
+    free_at: u64,
+    /// Takes everything and delivers nothing.
+    pub silent: bool,
+}
+
+impl Link {
+    fn new(config: LinkConfig) -> Self {
+        Self {
+            config,
+            unsent: VecDeque::new(),
+            unsent_bytes: 0,
+            flight: VecDeque::new(),
+            held_bytes: 0,
+            free_at: 0,
+            silent: false,
+        }
+    }
+
+    fn settle(&mut self, now: u64) {
+        while let Some(&(departs, len)) = self.unsent.front() {
+            if departs > now {
+                break;
+            }
+            self.unsent.pop_front();
+            self.unsent_bytes -= len;
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.unsent_bytes < self.config.send_buffer
+            && self.held_bytes - self.unsent_bytes <= self.config.pipe
+    }
+
+    fn push(&mut self, now: u64, packet: Packet, jitter: u64) {
+        if self.silent {
+            return;
+        }
+        let len = packet.len();
+        let nanos = len as u64 * 1_000_000_000 / self.config.bytes_per_second.max(1);
+        self.free_at = self.free_at.max(now) + nanos.max(1);
+        self.unsent.push_back((self.free_at, len));
+        self.unsent_bytes += len;
+        self.held_bytes += len;
+        let delay = u64::try_from(self.config.delay.as_nanos()).unwrap() + jitter;
+        let last = self.flight.back().map_or(0, |(at, _)| *at);
+        let arrives = (self.free_at + delay).max(last);
+        self.flight.push_back((arrives, packet));
+    }
+
+    fn pop(&mut self, now: u64) -> Option<Packet> {
+        self.flight.front().filter(|(at, _)| *at <= now)?;
+        let (_, packet) = self.flight.pop_front()?;
+        self.held_bytes -= packet.len();
+        Some(packet)
+    }
+
+    /// Messages that were transmitted and not received.
+    pub fn in_flight(&self) -> usize {
+        self.flight.len()
+    }
+
+    fn clear(&mut self) {
+        *self = Self::new(self.config);
+        self.silent = true;
+    }
+}
+
+impl Packet {
+    /// With what a WebSocket and TCP/IP put around it, roughly.
+    fn len(&self) -> usize {
+        match self {
+            Self::Message(message) => message.len() + 14,
+            Self::Probe | Self::ProbeAnswer => 14,
+        }
+    }
+}
+
+/// What passed in one direction for one client id.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Flow {
+    pub data_sent: u64,
+    pub data_received: u64,
+    pub credit_sent: u64,
+    pub credit_received: u64,
+    pub closes: u32,
+    pub errors: u32,
+}
+
+/// One end and the link that leads away from it.
+#[derive(Debug)]
+pub struct End {
+    pub session: Session,
+    pub link: Link,
+    pub violations: Vec<Violation>,
+    /// Per client id, what this end sent.
+    pub sent: HashMap<ClientId, Flow>,
+    pub messages: u64,
+    pub probes: u64,
+}
+
+#[derive(Debug)]
+pub struct Network {
+    pub opener: End,
+    pub acceptor: End,
+    /// Nanoseconds.
+    now: u64,
+    random: u64,
+    /// Counts what passes per client id.
+    pub tapped: bool,
+    /// Messages a receiver takes before the other end gets its turn.
+    pub batch: usize,
+}
+
+/// Called with every event of either end.
+pub trait App {
+    fn on_event(&mut self, side: Side, session: &mut Session, event: Event, now: Instant);
+}
+
+impl<F: FnMut(Side, &mut Session, Event, Instant)> App for F {
+    fn on_event(&mut self, side: Side, session: &mut Session, event: Event, now: Instant) {
+        self(side, session, event, now);
+    }
+}
+
+/// Looks at no event.
+pub fn ignore(_: Side, _: &mut Session, _: Event, _: Instant) {}
+
+impl Network {
+    pub fn new(version: Version, configs: [Config; 2], links: [LinkConfig; 2], seed: u64) -> Self {
+        let [opener, acceptor] = configs;
+        let [out, back] = links;
+        let end = |role, config, link| End {
+            session: Session::new(role, version, config, Instant::default()),
+            link: Link::new(link),
+            violations: Vec::new(),
+            sent: HashMap::new(),
+            messages: 0,
+            probes: 0,
+        };
+        Self {
+            opener: end(Role::Opener, opener, out),
+            acceptor: end(Role::Acceptor, acceptor, back),
+            now: 0,
+            random: seed | 1,
+            tapped: false,
+            batch: 64,
+        }
+    }
+
+    /// The same configuration at both ends and the same link both ways.
+    pub fn symmetric(version: Version, config: Config, link: LinkConfig) -> Self {
+        Self::new(version, [config.clone(), config], [link; 2], 1)
+    }
+
+    pub fn now(&self) -> Instant {
+        Instant::from_micros(self.now / 1000)
+    }
+
+    pub fn end(&self, side: Side) -> &End {
+        match side {
+            Side::Opener => &self.opener,
+            Side::Acceptor => &self.acceptor,
+        }
+    }
+
+    pub fn end_mut(&mut self, side: Side) -> &mut End {
+        match side {
+            Side::Opener => &mut self.opener,
+            Side::Acceptor => &mut self.acceptor,
+        }
+    }
+
+    pub fn session(&mut self, side: Side) -> &mut Session {
+        &mut self.end_mut(side).session
+    }
+
+    /// Lets `span` pass.
+    pub fn run_for(&mut self, span: Duration, app: &mut impl App) {
+        let until = self.now + u64::try_from(span.as_nanos()).unwrap();
+        while self.step(until, app) {}
+    }
+
+    /// Runs until nothing more happens by itself, at most for `span`; says whether that came about.
+    pub fn run_until_silent(&mut self, span: Duration, app: &mut impl App) -> bool {
+        let until = self.now + u64::try_from(span.as_nanos()).unwrap();
+        while self.step(until, app) {}
+        self.now < until
+    }
+
+    /// The transport ends: what is on it is lost and both ends are told.
+    pub fn cut(&mut self) {
+        for side in Side::BOTH {
+            let end = self.end_mut(side);
+            end.link.clear();
+            end.session.handle_closed(Reason::Gone, "cut");
+        }
+    }
+
+    /// The transport carries nothing any more and tells nobody.
+    pub fn go_silent(&mut self) {
+        for side in Side::BOTH {
+            self.end_mut(side).link.clear();
+        }
+    }
+
+    /// Does what is due now, then moves to the next moment at which something is. False at `until`, or
+    /// when nothing is due any more.
+    fn step(&mut self, until: u64, app: &mut impl App) -> bool {
+        self.settle(app);
+        match self.next_moment() {
+            Some(at) if at <= until => {
+                self.now = at.max(self.now);
+                true
+            }
+            Some(_) => {
+                self.now = until;
+                self.settle(app);
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Lets both ends do all they can at this moment.
+    pub fn settle(&mut self, app: &mut impl App) {
+        loop {
+            let first = match self.next_random() & 1 {
+                0 => Side::Opener,
+                _ => Side::Acceptor,
+            };
+            let mut moved = false;
+            for side in [first, first.other()] {
+                moved |= self.transmit(side);
+                moved |= self.receive(side);
+                moved |= self.timeout(side);
+                moved |= self.tell(side, app);
+                moved |= self.transmit(side);
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    fn transmit(&mut self, side: Side) -> bool {
+        let (now, at, tapped) = (self.now, self.now(), self.tapped);
+        let jitter = self.jitter(side);
+        let end = self.end_mut(side);
+        end.link.settle(now);
+        let mut moved = false;
+        while end.link.has_room() {
+            let packet = match end.session.poll_transmit(at) {
+                Some(Transmit::Message(message)) => {
+                    end.messages += 1;
+                    if tapped {
+                        end.tap(&message);
+                    }
+                    Packet::Message(message)
+                }
+                Some(Transmit::Probe) => {
+                    end.probes += 1;
+                    Packet::Probe
+                }
+                None => {
+                    assert!(!end.session.has_transmit(), "nothing came of has_transmit");
+                    break;
+                }
+            };
+            end.link.push(now, packet, jitter);
+            moved = true;
+        }
+        moved
+    }
+
+    /// Takes what has arrived, while the session can.
+    fn receive(&mut self, side: Side) -> bool {
+        let (now, at, tapped) = (self.now, self.now(), self.tapped);
+        let mut taken = 0;
+        while taken < self.batch && self.end(side).session.can_receive() {
+            let peer = self.end_mut(side.other());
+            let Some(packet) = peer.link.pop(now) else {
+                break;
+            };
+            taken += 1;
+            match packet {
+                Packet::Message(message) => {
+                    if tapped {
+                        peer.tap_received(&message);
+                    }
+                    let end = self.end_mut(side);
+                    if let Err(violation) = end.session.handle_message(at, message) {
+                        end.violations.push(violation);
+                    }
+                }
+                Packet::Probe => {
+                    let end = self.end_mut(side);
+                    end.link.push(now, Packet::ProbeAnswer, 0);
+                }
+                Packet::ProbeAnswer => self.session(side).handle_activity(at),
+            }
+        }
+        taken > 0
+    }
+
+    fn timeout(&mut self, side: Side) -> bool {
+        let at = self.now();
+        let session = self.session(side);
+        let due = session.poll_timeout().is_some_and(|due| due <= at);
+        if due {
+            session.handle_timeout(at);
+            let again = session.poll_timeout().filter(|due| *due <= at);
+            assert_eq!(again, None, "still due after handle_timeout");
+        }
+        due
+    }
+
+    fn tell(&mut self, side: Side, app: &mut impl App) -> bool {
+        let at = self.now();
+        let session = self.session(side);
+        let mut told = false;
+        while let Some(event) = session.poll_event() {
+            app.on_event(side, session, event, at);
+            told = true;
+        }
+        told
+    }
+
+    fn next_moment(&self) -> Option<u64> {
+        Side::BOTH
+            .into_iter()
+            .flat_map(|side| {
+                let (end, peer) = (self.end(side), self.end(side.other()));
+                let arrival = peer.session.can_receive().then_some(());
+                let arrival = arrival.and_then(|()| end.link.flight.front().map(|(at, _)| *at));
+                let full = end.session.has_transmit() && !end.link.has_room();
+                let room = full.then(|| end.link.unsent.front().map(|(at, _)| *at));
+                let timeout = end.session.poll_timeout();
+                // Not before the microsecond has come.
+                let timeout = timeout.map(|at| at.as_micros().saturating_mul(1000));
+                [arrival, room.flatten(), timeout]
+            })
+            .flatten()
+            .min()
+    }
+
+    fn jitter(&mut self, side: Side) -> u64 {
+        let jitter = self.end(side).link.config.jitter.as_nanos();
+        match u64::try_from(jitter).unwrap() {
+            0 => 0,
+            most => self.next_random() % most,
+        }
+    }
+
+    fn next_random(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+}
+
+impl End {
+    fn tap(&mut self, message: &Bytes) {
+        let frame = Frame::decode(message.clone()).expect("a session sends only frames");
+        Frame::decode_strict(message.clone()).expect("and they are well formed");
+        let flow = self.sent.entry(frame.id()).or_default();
+        match &frame {
+            Frame::Data { payload, .. } => flow.data_sent += payload.len() as u64,
+            Frame::Window { credit, .. } => flow.credit_sent += u64::from(*credit),
+            Frame::Close { .. } => flow.closes += 1,
+            Frame::Error { .. } => flow.errors += 1,
+            _ => {}
+        }
+    }
+
+    fn tap_received(&mut self, message: &Bytes) {
+        let frame = Frame::decode(message.clone()).expect("a session sends only frames");
+        let flow = self.sent.entry(frame.id()).or_default();
+        match (frame.kind(), &frame) {
+            (Kind::Data, frame) => flow.data_received += frame.payload().len() as u64,
+            (_, Frame::Window { credit, .. }) => flow.credit_received += u64::from(*credit),
+            _ => {}
+        }
+    }
+}
