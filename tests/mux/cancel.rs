@@ -1,1 +1,212 @@
-//! x
+//! Every future is dropped at every poll that finds it pending, and made anew: nothing is lost or doubled.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+
+use bytes::Bytes;
+use kohakuriver_tunnel::mux::{self, Acceptor, Closed, Mux, TunnelStream};
+use kohakuriver_tunnel::session::{Config, Role, Version};
+use kohakuriver_tunnel::wire::Chunk;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
+
+use super::pipe::{Packets, pipe};
+use super::tunnel::{noise, within};
+
+/// Waits for what the expression's future comes to, though each one is dropped after one poll.
+macro_rules! fickle {
+    ($future:expr) => {
+        within(poll_fn(|cx| pin!($future).poll(cx))).await
+    };
+}
+
+/// As [`fickle`], for futures that take their waker with them when they are dropped.
+macro_rules! restless {
+    ($future:expr) => {
+        within(poll_fn(|cx| {
+            cx.waker().wake_by_ref();
+            pin!($future).poll(cx)
+        }))
+        .await
+    };
+}
+
+/// A tunnel through the smallest pipe, whose drivers are dropped and made anew as far as that is possible:
+/// each poll is of a new borrow.
+fn tunnel() -> (Mux, Mux, Acceptor, [JoinHandle<Closed>; 2]) {
+    let (near, far, _) = pipe(1);
+    let carrier = Packets::default();
+    let version = Version::V2;
+    let config = Config::default();
+    let (near, _, mut driver) = mux::connect(near, carrier, Role::Opener, version, config);
+    let near_driver = tokio::spawn(async move { fickle!(&mut driver) });
+    let config = Config::default();
+    let (far, acceptor, mut driver) = mux::connect(far, carrier, Role::Acceptor, version, config);
+    let far_driver = tokio::spawn(async move { fickle!(&mut driver) });
+    (near, far, acceptor, [near_driver, far_driver])
+}
+
+async fn stream(near: &Mux, acceptor: &mut Acceptor) -> (TunnelStream, TunnelStream) {
+    let near = near.open_tcp(1).unwrap();
+    let incoming = fickle!(acceptor.accept()).unwrap();
+    let far = incoming.accept_tcp();
+    fickle!(near.established()).unwrap();
+    (near, far)
+}
+
+#[tokio::test]
+async fn reads_and_writes() {
+    let (near, _far, mut acceptor, _drivers) = tunnel();
+    let (near, far) = stream(&near, &mut acceptor).await;
+    let data = noise(1, 2 << 20);
+    let sent = data.clone();
+    let (_read, mut write) = near.into_split();
+    let writer = tokio::spawn(async move {
+        let mut rest = &sent[..];
+        while !rest.is_empty() {
+            let piece = &rest[..rest.len().min(50_001)];
+            let len = fickle!(write.write(piece)).unwrap();
+            rest = &rest[len..];
+        }
+        fickle!(write.flush()).unwrap();
+        fickle!(write.shutdown()).unwrap();
+        write
+    });
+    let (mut read, _write) = far.into_split();
+    let mut got = Vec::new();
+    let mut buffer = vec![0; 10_007];
+    loop {
+        match fickle!(read.read(&mut buffer)).unwrap() {
+            0 => break,
+            len => got.extend_from_slice(&buffer[..len]),
+        }
+    }
+    assert!(got == data);
+    writer.await.unwrap();
+}
+
+#[tokio::test]
+async fn chunks_and_capacity() {
+    let (near, _far, mut acceptor, _drivers) = tunnel();
+    let (near, far) = stream(&near, &mut acceptor).await;
+    let data = noise(2, 2 << 20);
+    let sent = data.clone();
+    let (_read, mut write) = near.into_split();
+    let writer = tokio::spawn(async move {
+        let mut rest = &sent[..];
+        while !rest.is_empty() {
+            let capacity = fickle!(write.capacity()).unwrap();
+            let (piece, left) = rest.split_at(capacity.min(rest.len()));
+            write.send(Chunk::copied(piece)).unwrap();
+            rest = left;
+        }
+        write.finish();
+        write
+    });
+    let (mut read, _write) = far.into_split();
+    let mut got = Vec::new();
+    while let Some(chunk) = fickle!(read.chunk()).unwrap() {
+        got.extend_from_slice(&chunk);
+        // Some of it byte by byte: what is left of a chunk stays with the half.
+        if let Ok(byte) = fickle!(read.read_u8()) {
+            got.push(byte);
+        }
+    }
+    assert!(got == data);
+    writer.await.unwrap();
+}
+
+#[tokio::test]
+async fn accept_and_established() {
+    let (near, _far, mut acceptor, _drivers) = tunnel();
+    let opener = tokio::spawn(async move {
+        let mut streams = Vec::new();
+        for port in 0..300 {
+            let stream = near.open_tcp(port).unwrap();
+            if port % 3 == 0 {
+                fickle!(stream.established()).unwrap();
+            }
+            streams.push(stream);
+        }
+        for stream in &streams {
+            fickle!(stream.established()).unwrap();
+        }
+        (near, streams)
+    });
+    let mut accepted = Vec::new();
+    for port in 0..300 {
+        let incoming = fickle!(acceptor.accept()).unwrap();
+        assert_eq!(incoming.port(), port);
+        accepted.push(incoming.accept_tcp());
+    }
+    within(opener).await.unwrap();
+}
+
+#[tokio::test]
+async fn datagrams() {
+    let (near, _far, mut acceptor, _drivers) = tunnel();
+    let near = near.open_udp(1).unwrap();
+    let far = fickle!(acceptor.accept()).unwrap().accept_udp();
+    let echo = tokio::spawn(async move {
+        while let Ok(datagram) = fickle!(far.recv()) {
+            far.send(datagram).unwrap();
+        }
+    });
+    for number in 0..500_u64 {
+        // Two under way, so that one may be lost beside the other.
+        for half in [number * 2, number * 2 + 1] {
+            near.send(Bytes::copy_from_slice(&half.to_be_bytes()))
+                .unwrap();
+        }
+        for half in [number * 2, number * 2 + 1] {
+            let datagram = fickle!(near.recv()).unwrap();
+            assert_eq!(datagram[..], half.to_be_bytes());
+        }
+    }
+    drop(near);
+    within(echo).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_end() {
+    let (near, far, acceptor, [near_driver, far_driver]) = tunnel();
+    drop(acceptor);
+    let draining = tokio::spawn({
+        let near = near.clone();
+        async move { restless!(near.draining()) }
+    });
+    let closed = tokio::spawn(async move { restless!(far.closed()) });
+    tokio::task::yield_now().await;
+    assert!(!draining.is_finished() && !closed.is_finished());
+    near.drain();
+    draining.await.unwrap();
+    drop(near);
+    assert_eq!(closed.await.unwrap(), Closed::Ended);
+    assert_eq!(within(near_driver).await.unwrap(), Closed::Finished);
+    assert_eq!(within(far_driver).await.unwrap(), Closed::Ended);
+}
+
+/// A reader that waits in one task hands its stream to another: the second is woken.
+#[tokio::test]
+async fn a_future_dropped_in_one_task_is_made_in_another() {
+    let (near, _far, mut acceptor, _drivers) = tunnel();
+    let (near, mut far) = stream(&near, &mut acceptor).await;
+    let (mut read, _write) = near.into_split();
+    for turn in 0..100_u8 {
+        let first = tokio::spawn(async move {
+            let nothing = futures_util::poll!(pin!(read.chunk()));
+            assert!(nothing.is_pending());
+            read
+        });
+        read = within(first).await.unwrap();
+        let second = tokio::spawn(async move {
+            let chunk = within(read.chunk()).await;
+            (read, chunk)
+        });
+        tokio::task::yield_now().await;
+        far.write_all(&[turn]).await.unwrap();
+        let (back, chunk) = within(second).await.unwrap();
+        assert_eq!(chunk, Ok(Some(Bytes::copy_from_slice(&[turn]))));
+        read = back;
+    }
+}

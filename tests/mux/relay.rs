@@ -344,3 +344,63 @@ async fn a_dropped_relay_ends_the_stream_gracefully() {
     })
     .await;
 }
+
+/// A local side at whose every read another stream takes all the room there is.
+struct Contender {
+    rival: kohakuriver_tunnel::mux::WriteHalf,
+    reads: usize,
+}
+
+impl AsyncRead for Contender {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.reads += 1;
+        if self.reads <= 20 {
+            buf.put_slice(&[self.reads as u8; 1000]);
+        }
+        while Pin::new(&mut self.rival)
+            .poll_write(cx, &[0; 1000])?
+            .is_ready()
+        {}
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Contender {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn what_was_read_is_kept_though_another_took_the_room() {
+    let mut config = Config::default();
+    config.send_budget = 8 << 10;
+    let mut tunnel = Link::Pipe.tunnel(Version::V2, config).await;
+    let (near, mut far) = tunnel.stream().await;
+    let (rival, mut rival_far) = tunnel.stream().await;
+    tokio::spawn(async move { while rival_far.read(&mut [0; 9000]).await.is_ok_and(|n| n > 0) {} });
+    let (_read, rival) = rival.into_split();
+    let relay = relay(near, Contender { rival, reads: 0 });
+    let mut got = Vec::new();
+    within(far.read_to_end(&mut got)).await.unwrap();
+    let all: Vec<u8> = (1..=20).flat_map(|read| [read; 1000]).collect();
+    assert!(got == all, "{} bytes", got.len());
+    drop(far);
+    assert_eq!(within(relay).await.unwrap().unwrap().sent, 20_000);
+}

@@ -1,0 +1,204 @@
+//! Throughput of the mux beside `penguin-mux`, turn about in one process.
+//!
+//! `cargo run --release` here. One stream over tungstenite, writes of 32 KiB, reads into 32 KiB, each run on
+//! a tunnel of its own: over loopback TCP one way and both ways at once, and through a pipe of 1 MiB in
+//! memory. Payload bytes of all directions per second; the median of five, the peers in turns so that the
+//! machine's moods hit both.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use kohakuriver_tunnel::mux;
+use kohakuriver_tunnel::session::{Config, Role, Version};
+use kohakuriver_tunnel::transport::{Carrier, Received};
+use penguin_mux::Multiplexor;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex, split};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role as Side;
+
+const WRITE: usize = 32 << 10;
+const RUNS: usize = 5;
+
+struct Tungstenite;
+
+impl Carrier for Tungstenite {
+    type Message = Message;
+
+    fn wrap(&mut self, message: Bytes) -> Message {
+        Message::Binary(message)
+    }
+
+    fn unwrap(&mut self, message: Message) -> Received<Message> {
+        match message {
+            Message::Binary(bytes) => Received::Message(bytes),
+            Message::Ping(_) | Message::Pong(_) => Received::Skip,
+            Message::Close(_) => Received::End,
+            other => Received::Other(other),
+        }
+    }
+}
+
+trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Transport for T {}
+
+#[derive(Clone, Copy)]
+enum Peer {
+    Ours,
+    Penguin,
+}
+
+#[derive(Clone, Copy)]
+struct Shape {
+    name: &'static str,
+    tcp: bool,
+    both: bool,
+    /// Bytes in each direction: about a second's work for the slower one.
+    ours: usize,
+    penguin: usize,
+    target: f64,
+}
+
+const SHAPES: [Shape; 4] = [
+    Shape {
+        name: "loopback TCP, one way",
+        tcp: true,
+        both: false,
+        ours: 1 << 30,
+        penguin: 512 << 20,
+        target: 1.8,
+    },
+    Shape {
+        name: "loopback TCP, both ways",
+        tcp: true,
+        both: true,
+        ours: 512 << 20,
+        penguin: 64 << 20,
+        target: 5.0,
+    },
+    Shape {
+        name: "1 MiB pipe, one way",
+        tcp: false,
+        both: false,
+        ours: 1 << 30,
+        penguin: 1 << 30,
+        target: 1.3,
+    },
+    Shape {
+        name: "1 MiB pipe, both ways",
+        tcp: false,
+        both: true,
+        ours: 512 << 20,
+        penguin: 64 << 20,
+        target: 1.3,
+    },
+];
+
+#[tokio::main]
+async fn main() {
+    println!("| shape | ours GB/s | penguin-mux 0.8.4 GB/s | ratio | target |");
+    println!("|---|---|---|---|---|");
+    for shape in SHAPES {
+        let (mut ours, mut penguin) = (Vec::new(), Vec::new());
+        for _ in 0..RUNS {
+            ours.push(run(shape, Peer::Ours).await);
+            penguin.push(run(shape, Peer::Penguin).await);
+        }
+        let (ours, penguin) = (median(ours), median(penguin));
+        let (name, target) = (shape.name, shape.target);
+        let ratio = ours / penguin;
+        println!("| {name} | {ours:.2} | {penguin:.2} | {ratio:.2} | {target} |");
+    }
+}
+
+fn median(mut rates: Vec<f64>) -> f64 {
+    rates.sort_by(f64::total_cmp);
+    rates[rates.len() / 2]
+}
+
+/// GB/s of one run.
+async fn run(shape: Shape, peer: Peer) -> f64 {
+    if shape.tcp {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (near, far) = (near.unwrap(), far.unwrap().0);
+        near.set_nodelay(true).unwrap();
+        far.set_nodelay(true).unwrap();
+        through(near, far, shape, peer).await
+    } else {
+        let (near, far) = duplex(1 << 20);
+        through(near, far, shape, peer).await
+    }
+}
+
+async fn through<S: Transport>(near: S, far: S, shape: Shape, peer: Peer) -> f64 {
+    let near = WebSocketStream::from_raw_socket(near, Side::Client, None).await;
+    let far = WebSocketStream::from_raw_socket(far, Side::Server, None).await;
+    match peer {
+        Peer::Ours => {
+            let join = Config::default;
+            let (opener, _, driver) =
+                mux::connect(near, Tungstenite, Role::Opener, Version::V2, join());
+            tokio::spawn(driver);
+            let (_, mut acceptor, driver) =
+                mux::connect(far, Tungstenite, Role::Acceptor, Version::V2, join());
+            tokio::spawn(driver);
+            let near = opener.open_tcp(80).unwrap();
+            let far = acceptor.accept().await.unwrap().accept_tcp();
+            near.established().await.unwrap();
+            measure(near.into_split(), far.into_split(), shape, shape.ours).await
+        }
+        Peer::Penguin => {
+            let opener = Multiplexor::new(near, None, None);
+            let acceptor = Multiplexor::new(far, None, None);
+            let accepting = acceptor.accept_stream_channel();
+            let (near, far) = tokio::join!(opener.new_stream_channel(&[], 80), accepting);
+            let (near, far) = (split(near.unwrap()), split(far.unwrap()));
+            measure(near, far, shape, shape.penguin).await
+        }
+    }
+}
+
+/// The acceptor's side sends, as a service does; the other one too if both do.
+async fn measure<R, W>(near: (R, W), far: (R, W), shape: Shape, total: usize) -> f64
+where
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    let began = Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    let (mut kept_read, mut kept_write) = (None, None);
+    tasks.spawn(write(far.1, total));
+    tasks.spawn(read(near.0, total));
+    if shape.both {
+        tasks.spawn(write(near.1, total));
+        tasks.spawn(read(far.0, total));
+    } else {
+        kept_write = Some(near.1);
+        kept_read = Some(far.0);
+    }
+    while let Some(task) = tasks.join_next().await {
+        task.unwrap();
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    drop((kept_read, kept_write));
+    let directions = if shape.both { 2.0 } else { 1.0 };
+    directions * total as f64 / seconds / 1e9
+}
+
+async fn write<W: AsyncWrite + Unpin>(mut stream: W, total: usize) {
+    let piece = vec![7; WRITE];
+    for _ in 0..total / WRITE {
+        stream.write_all(&piece).await.unwrap();
+    }
+    stream.shutdown().await.unwrap();
+}
+
+async fn read<R: AsyncRead + Unpin>(mut stream: R, total: usize) {
+    let mut buffer = vec![0; WRITE];
+    for _ in 0..total / WRITE {
+        stream.read_exact(&mut buffer).await.unwrap();
+    }
+}
