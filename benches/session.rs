@@ -1,7 +1,12 @@
 //! The session alone: two ends joined by a loop, no I/O, no runtime.
 //!
 //! `cargo bench --bench session`. Each figure counts both ends: send, transmit, receive and read.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    missing_docs
+)]
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -97,9 +102,15 @@ fn messages(criterion: &mut Criterion) {
             let (near, far) = pair.open();
             let mut buffer = HeadroomBuf::with_capacity(256 << 10);
             bencher.iter(|| {
-                // As a socket's read would fill it.
-                buffer.spare(len).put_slice(&payload);
-                pair.opener.send(near, buffer.next_chunk(4096)).unwrap();
+                // As a socket's reads would fill it, which take what is left of a buffer first.
+                let mut rest = &payload[..];
+                while !rest.is_empty() {
+                    let mut spare = buffer.spare(rest.len());
+                    let (piece, left) = rest.split_at(spare.remaining_mut());
+                    spare.put_slice(piece);
+                    rest = left;
+                    pair.opener.send(near, buffer.next_chunk(4096)).unwrap();
+                }
                 pair.exchange();
                 assert_eq!(pair.read(far), len);
                 pair.exchange();

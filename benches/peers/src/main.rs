@@ -50,9 +50,18 @@ enum Peer {
 }
 
 #[derive(Clone, Copy)]
+enum Socket {
+    Pipe,
+    /// With the options a socket is born with, as in the peer's own benchmark.
+    AsItIs,
+    /// As both would be used.
+    NoDelay,
+}
+
+#[derive(Clone, Copy)]
 struct Shape {
     name: &'static str,
-    tcp: bool,
+    transport: Socket,
     both: bool,
     /// Bytes in each direction: about a second's work for the slower one.
     ours: usize,
@@ -60,10 +69,10 @@ struct Shape {
     target: f64,
 }
 
-const SHAPES: [Shape; 4] = [
+const SHAPES: [Shape; 6] = [
     Shape {
         name: "loopback TCP, one way",
-        tcp: true,
+        transport: Socket::AsItIs,
         both: false,
         ours: 1 << 30,
         penguin: 512 << 20,
@@ -71,7 +80,23 @@ const SHAPES: [Shape; 4] = [
     },
     Shape {
         name: "loopback TCP, both ways",
-        tcp: true,
+        transport: Socket::AsItIs,
+        both: true,
+        ours: 512 << 20,
+        penguin: 64 << 20,
+        target: 5.0,
+    },
+    Shape {
+        name: "loopback TCP with NODELAY, one way",
+        transport: Socket::NoDelay,
+        both: false,
+        ours: 1 << 30,
+        penguin: 512 << 20,
+        target: 1.8,
+    },
+    Shape {
+        name: "loopback TCP with NODELAY, both ways",
+        transport: Socket::NoDelay,
         both: true,
         ours: 512 << 20,
         penguin: 64 << 20,
@@ -79,7 +104,7 @@ const SHAPES: [Shape; 4] = [
     },
     Shape {
         name: "1 MiB pipe, one way",
-        tcp: false,
+        transport: Socket::Pipe,
         both: false,
         ours: 1 << 30,
         penguin: 1 << 30,
@@ -87,7 +112,7 @@ const SHAPES: [Shape; 4] = [
     },
     Shape {
         name: "1 MiB pipe, both ways",
-        tcp: false,
+        transport: Socket::Pipe,
         both: true,
         ours: 512 << 20,
         penguin: 64 << 20,
@@ -119,18 +144,18 @@ fn median(mut rates: Vec<f64>) -> f64 {
 
 /// GB/s of one run.
 async fn run(shape: Shape, peer: Peer) -> f64 {
-    if shape.tcp {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
-        let (near, far) = (near.unwrap(), far.unwrap().0);
-        near.set_nodelay(true).unwrap();
-        far.set_nodelay(true).unwrap();
-        through(near, far, shape, peer).await
-    } else {
+    if matches!(shape.transport, Socket::Pipe) {
         let (near, far) = duplex(1 << 20);
-        through(near, far, shape, peer).await
+        return through(near, far, shape, peer).await;
     }
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+    let (near, far) = (near.unwrap(), far.unwrap().0);
+    let nodelay = matches!(shape.transport, Socket::NoDelay);
+    near.set_nodelay(nodelay).unwrap();
+    far.set_nodelay(nodelay).unwrap();
+    through(near, far, shape, peer).await
 }
 
 async fn through<S: Transport>(near: S, far: S, shape: Shape, peer: Peer) -> f64 {
