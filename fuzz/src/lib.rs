@@ -4,10 +4,12 @@
 //! `Cargo.toml`, and a few inputs of its name in `corpus/`. `tests/replay.rs` sees to it that none is forgotten.
 
 mod decode;
+mod session;
 mod stream_codec;
 mod transport;
 
 pub use decode::decode;
+pub use session::session;
 pub use stream_codec::stream_codec;
 pub use transport::transport;
 
@@ -17,6 +19,7 @@ pub type Body = fn(&[u8]);
 /// Every target by the name of its binary and of its corpus.
 pub const TARGETS: &[(&str, Body)] = &[
     ("decode", decode),
+    ("session", session),
     ("stream_codec", stream_codec),
     ("transport", transport),
 ];

@@ -212,7 +212,7 @@ pub enum SendError {
     /// The stream was reset.
     #[error(transparent)]
     Reset(Reset),
-    /// No such stream.
+    /// No such stream, or a flow where a stream is wanted, or the reverse.
     #[error("no such stream")]
     Unknown,
 }

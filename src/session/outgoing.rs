@@ -22,6 +22,9 @@ impl Session {
     /// [`SendError`], never `Blocked`.
     pub fn send_capacity(&mut self, stream: StreamId) -> Result<usize, SendError> {
         let s = Self::sending(&mut self.streams, stream)?;
+        if s.proto != Proto::Tcp {
+            return Err(SendError::Unknown);
+        }
         let contended = self.schedule.is_contended();
         let piece = match contended {
             true => self.config.contended_piece,
@@ -85,7 +88,7 @@ impl Session {
         Ok(taken.len())
     }
 
-    /// Queues one datagram. Never blocks: under pressure the flow's oldest datagrams are dropped and counted.
+    /// Queues one datagram of a flow. Never blocks: under pressure the flow's oldest datagrams are dropped and counted.
     ///
     /// # Errors
     /// [`SendError`], never `Blocked`.

@@ -1,0 +1,369 @@
+//! Two sessions under operations of every kind, with messages of a hostile peer mixed in.
+//!
+//! Input: one byte that chooses version and bounds, then operations of one byte and their arguments. Messages
+//! between the two pass in order, but either end may also get a forged one at any time, well formed or not.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kohakuriver_tunnel::session::{
+    Config, Event, Instant, Reason, Recv, Role, SendError, Session, State, StreamId, Transmit,
+    Version,
+};
+use kohakuriver_tunnel::wire::{Chunk, Frame};
+
+/// Whatever happens: no panic, every bound holds, every `poll_*` comes to an end, what ended stays so, and after
+/// everything is released nothing is left.
+pub fn session(data: &[u8]) {
+    let Some((&first, rest)) = data.split_first() else {
+        return;
+    };
+    let version = match first & 1 {
+        0 => Version::V2,
+        _ => Version::V1,
+    };
+    let config = config(first & 2 != 0);
+    let mut input = Input(rest);
+    let mut now = Instant::default();
+    let end = |role| End {
+        session: Session::new(role, version, config.clone(), now),
+        config: config.clone(),
+        wire: VecDeque::new(),
+        handles: Vec::new(),
+        ended: Vec::new(),
+        violations: 0,
+    };
+    let mut ends = [end(Role::Opener), end(Role::Acceptor)];
+    while let Some(op) = input.byte() {
+        let [opener, acceptor] = &mut ends;
+        let (one, other) = match op >> 7 {
+            0 => (opener, acceptor),
+            _ => (acceptor, opener),
+        };
+        match op & 0x0f {
+            0 => one.open(now, input.byte().unwrap_or(0)),
+            1 => one.accept(input.byte().unwrap_or(0)),
+            2 => one.transmit(now, usize::from(input.byte().unwrap_or(255))),
+            3 | 4 => other.receive(now, &mut one.wire, usize::from(input.byte().unwrap_or(1))),
+            5 => {
+                one.transmit(now, usize::MAX);
+                other.receive(now, &mut one.wire, usize::MAX);
+            }
+            6 => one.send(&mut input),
+            7 => one.send_datagram(&mut input),
+            8 => one.recv(input.byte().unwrap_or(0), usize::from(op >> 4) + 1),
+            9 => one.finish_or_reset(&mut input),
+            10 => one.release(input.byte().unwrap_or(0)),
+            11 => now = now + Duration::from_millis(u64::from(input.byte().unwrap_or(1)) * 20),
+            12 => one.about_the_tunnel(now, input.byte().unwrap_or(0)),
+            13 => {
+                let message = input.message();
+                one.take(now, message);
+            }
+            14 => {
+                let message = input.raw();
+                one.take(now, message);
+            }
+            _ => one.flood(now, &mut input),
+        }
+        for end in &mut ends {
+            end.timeout(now);
+            end.poll_events();
+            end.check();
+        }
+    }
+    wind_up(&mut ends, now);
+}
+
+/// Every bound is so small that a few operations reach it.
+fn config(smallest: bool) -> Config {
+    let mut config = Config::default();
+    config.linger = Duration::from_secs(1);
+    config.v1_stall = Duration::from_secs(1);
+    config.max_streams = 12;
+    config.accept_backlog = 5;
+    config.max_replies = 20;
+    config.v1_stream_buffer = 2_000;
+    config.receive_budget = 400_000;
+    config.datagram_queue = 4;
+    config.datagram_buffer = 1_000;
+    config.datagram_budget = 3_000;
+    if smallest {
+        config.receive_budget = 5_000;
+        config.send_budget = 4_000;
+        config.stream_send_buffer = 1_000;
+        config.max_piece = 500;
+        config.contended_piece = 100;
+        config.keepalive = None;
+    }
+    config
+}
+
+/// Everything is let go of, and time passes: nothing may stay.
+fn wind_up(ends: &mut [End; 2], mut now: Instant) {
+    for _ in 0..20 {
+        for end in &mut *ends {
+            end.timeout(now);
+            end.poll_events();
+            for stream in std::mem::take(&mut end.handles) {
+                end.session.release(stream);
+            }
+            end.check();
+        }
+        let [opener, acceptor] = &mut *ends;
+        for _ in 0..3 {
+            opener.transmit(now, usize::MAX);
+            acceptor.receive(now, &mut opener.wire, usize::MAX);
+            acceptor.transmit(now, usize::MAX);
+            opener.receive(now, &mut acceptor.wire, usize::MAX);
+        }
+        now = now + Duration::from_secs(1);
+    }
+    for end in ends {
+        let stats = end.session.stats();
+        assert_eq!(stats.streams, 0, "a stream stays");
+        assert_eq!((stats.unread, stats.unsent), (0, 0), "bytes stay");
+        assert!(end.session.is_idle());
+    }
+}
+
+struct End {
+    session: Session,
+    config: Config,
+    /// Messages to the other end.
+    wire: VecDeque<Bytes>,
+    handles: Vec<StreamId>,
+    /// Streams that were read to their end.
+    ended: Vec<StreamId>,
+    violations: u64,
+}
+
+impl End {
+    fn pick(&self, which: u8) -> Option<StreamId> {
+        let at = usize::from(which).checked_rem(self.handles.len())?;
+        self.handles.get(at).copied()
+    }
+
+    fn open(&mut self, now: Instant, which: u8) {
+        let port = u16::from(which);
+        let opened = match which & 1 {
+            0 => self.session.open_tcp(port, now),
+            _ => self.session.open_udp(port, now),
+        };
+        self.handles.extend(opened);
+    }
+
+    fn accept(&mut self, which: u8) {
+        if let Some(stream) = self.pick(which) {
+            // An error only when it was answered before or is gone.
+            let _ = self.session.accept(stream);
+        }
+    }
+
+    fn transmit(&mut self, now: Instant, most: usize) {
+        const ENDLESS: usize = 100_000;
+        for _ in 0..most.min(ENDLESS) {
+            match self.session.poll_transmit(now) {
+                Some(Transmit::Message(message)) => {
+                    Frame::decode_strict(message.clone()).expect("a message is well formed");
+                    self.wire.push_back(message);
+                }
+                Some(Transmit::Probe) => self.session.handle_activity(now),
+                None => {
+                    assert!(!self.session.has_transmit());
+                    return;
+                }
+            }
+        }
+        assert!(most < ENDLESS, "poll_transmit does not end");
+    }
+
+    fn receive(&mut self, now: Instant, wire: &mut VecDeque<Bytes>, most: usize) {
+        for _ in 0..most {
+            if !self.session.can_receive() {
+                return;
+            }
+            let Some(message) = wire.pop_front() else {
+                return;
+            };
+            self.take(now, message);
+        }
+    }
+
+    /// A message that cannot be received now is not handed in.
+    fn take(&mut self, now: Instant, message: Bytes) {
+        if self.session.can_receive() {
+            let outcome = self.session.handle_message(now, message);
+            self.violations += u64::from(outcome.is_err());
+            self.check();
+        }
+    }
+
+    fn flood(&mut self, now: Instant, input: &mut Input<'_>) {
+        let (message, times) = (input.message(), input.byte().unwrap_or(0));
+        for _ in 0..times {
+            self.take(now, message.clone());
+        }
+    }
+
+    fn send(&mut self, input: &mut Input<'_>) {
+        let (which, len) = (input.byte().unwrap_or(0), input.len());
+        let Some(stream) = self.pick(which) else {
+            return;
+        };
+        let unsent = self.session.stats().unsent;
+        let sent = match which & 0x80 {
+            0 => self.session.send_slice(stream, &vec![which; len]),
+            _ => self.send_chunk(stream, vec![which; len].into()),
+        };
+        let more = self.session.stats().unsent - unsent;
+        assert_eq!(more, sent.unwrap_or(0));
+    }
+
+    /// Sends as much as is taken at once.
+    fn send_chunk(&mut self, stream: StreamId, mut bytes: Bytes) -> Result<usize, SendError> {
+        let room = self.session.send_capacity(stream)?;
+        bytes.truncate(room);
+        let len = bytes.len();
+        self.session.send(stream, Chunk::from(bytes)).map(|()| len)
+    }
+
+    fn send_datagram(&mut self, input: &mut Input<'_>) {
+        let (which, len) = (input.byte().unwrap_or(0), input.len());
+        if let Some(flow) = self.pick(which) {
+            let datagram = Chunk::copied(&vec![which; len]);
+            // An error only when it is no flow, or over.
+            let _ = self.session.send_datagram(flow, datagram);
+        }
+    }
+
+    fn recv(&mut self, which: u8, times: usize) {
+        let Some(stream) = self.pick(which) else {
+            return;
+        };
+        for _ in 0..times {
+            match self.session.recv(stream) {
+                Ok(Recv::Data(_)) => assert!(!self.ended.contains(&stream), "data after the end"),
+                Ok(Recv::Blocked) => {
+                    assert!(!self.ended.contains(&stream), "blocked after the end");
+                    return;
+                }
+                Ok(Recv::Finished) | Err(_) => {
+                    self.ended.push(stream);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn finish_or_reset(&mut self, input: &mut Input<'_>) {
+        let (which, how) = (input.byte().unwrap_or(0), input.byte().unwrap_or(0));
+        let Some(stream) = self.pick(which) else {
+            return;
+        };
+        let reason = Reason::from_code(u16::from(how));
+        match how % 4 {
+            0 | 1 => self.session.finish(stream),
+            2 => self.session.discard(stream),
+            _ => self.session.reset(stream, reason, "fuzz"),
+        }
+    }
+
+    fn release(&mut self, which: u8) {
+        if let Some(stream) = self.pick(which) {
+            self.handles.retain(|held| *held != stream);
+            match which & 0x80 {
+                0 => self.session.release(stream),
+                _ => self.session.reject(stream, Reason::Denied, "fuzz"),
+            }
+        }
+    }
+
+    fn about_the_tunnel(&mut self, now: Instant, which: u8) {
+        match which {
+            0..128 => self.session.ping(),
+            128..192 => self.session.handle_activity(now),
+            192..240 => self.session.drain(),
+            240..250 => self.session.shutdown(),
+            _ => self.session.handle_closed(Reason::Gone, "fuzz"),
+        }
+    }
+
+    fn timeout(&mut self, now: Instant) {
+        for _ in 0..100 {
+            if self.session.poll_timeout().is_none_or(|due| due > now) {
+                return;
+            }
+            self.session.handle_timeout(now);
+        }
+        panic!("poll_timeout stays due");
+    }
+
+    fn poll_events(&mut self) {
+        for _ in 0..1_000 {
+            match self.session.poll_event() {
+                Some(Event::Incoming { stream, .. }) => self.handles.push(stream),
+                Some(
+                    Event::Readable(stream) | Event::Writable(stream) | Event::Established(stream),
+                ) => assert!(self.handles.contains(&stream), "told of a released stream"),
+                Some(_) => {}
+                None => return,
+            }
+        }
+        panic!("poll_event does not end");
+    }
+
+    fn check(&self) {
+        let (stats, config) = (self.session.stats(), &self.config);
+        assert!(stats.unread <= config.receive_budget + config.datagram_budget);
+        let reserve = stats.streams * 4096 + config.max_piece;
+        assert!(stats.unsent <= config.send_budget + config.datagram_budget + reserve);
+        assert!(stats.streams <= config.max_streams);
+        assert_eq!(stats.violations, self.violations);
+        if self.session.is_closed() {
+            assert!(!self.session.has_transmit() && self.session.poll_timeout().is_none());
+            for stream in &self.handles {
+                assert_eq!(self.session.state(*stream), Some(State::Closed));
+            }
+        }
+    }
+}
+
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn byte(&mut self) -> Option<u8> {
+        let (&byte, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(byte)
+    }
+
+    /// Mostly small, sometimes more than a window.
+    fn len(&mut self) -> usize {
+        match self.byte().unwrap_or(0) {
+            len @ 0..200 => usize::from(len),
+            len => (usize::from(len) - 199) * 6_000,
+        }
+    }
+
+    /// A message with a valid type, about an id that likely lives.
+    fn message(&mut self) -> Bytes {
+        let [kind, id, port] = [(); 3].map(|()| self.byte().unwrap_or(0));
+        let mut message = vec![kind % 9 + 1, kind >> 7, 0, 0, 0, id % 16, 0, port];
+        let len = match kind % 9 + 1 {
+            0x08 => 4,
+            _ => self.len(),
+        };
+        let fill = if port & 1 == 0 { 0xff } else { 0 };
+        message.resize(8 + len, fill);
+        message.into()
+    }
+
+    fn raw(&mut self) -> Bytes {
+        let len = usize::from(self.byte().unwrap_or(0) % 32).min(self.0.len());
+        let (message, rest) = self.0.split_at(len);
+        self.0 = rest;
+        Bytes::copy_from_slice(message)
+    }
+}

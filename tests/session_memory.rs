@@ -1,0 +1,141 @@
+//! What an idle stream costs in memory, counted at the allocator.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    missing_docs
+)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
+
+use kohakuriver_tunnel::session::{
+    Config, Event, Instant, Recv, Role, Session, StreamId, Transmit, Version,
+};
+
+struct Counting;
+
+static LIVE: AtomicIsize = AtomicIsize::new(0);
+
+// SAFETY: all is passed on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        LIVE.fetch_add(layout.size() as isize, Relaxed);
+        // SAFETY: as required of the caller.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size() as isize, Relaxed);
+        // SAFETY: as required of the caller.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const STREAMS: usize = 10_000;
+const NOW: Instant = Instant::from_micros(0);
+
+fn live() -> isize {
+    LIVE.load(Relaxed)
+}
+
+fn config() -> Config {
+    let mut config = Config::default();
+    config.accept_backlog = STREAMS;
+    config
+}
+
+fn pass(from: &mut Session, to: &mut Session) {
+    while to.can_receive() {
+        match from.poll_transmit(NOW) {
+            Some(Transmit::Message(message)) => to.handle_message(NOW, message).unwrap(),
+            Some(Transmit::Probe) => {}
+            None => return,
+        }
+    }
+}
+
+fn settle(opener: &mut Session, acceptor: &mut Session) {
+    while opener.has_transmit() || acceptor.has_transmit() {
+        pass(opener, acceptor);
+        pass(acceptor, opener);
+    }
+}
+
+/// All in one test: the count is of the whole process.
+#[test]
+fn ten_thousand_idle_streams_and_what_waits_for_a_stuck_link() {
+    for version in [Version::V1, Version::V2] {
+        idle_streams(version);
+    }
+    small_writes_on_a_stuck_link();
+}
+
+fn idle_streams(version: Version) {
+    let mut opener = Session::new(Role::Opener, version, config(), NOW);
+    let mut acceptor = Session::new(Role::Acceptor, version, config(), NOW);
+    let mut opened = Vec::with_capacity(STREAMS);
+    let mut accepted: Vec<StreamId> = Vec::with_capacity(STREAMS);
+    let empty = live();
+    for _ in 0..STREAMS {
+        let stream = opener.open_tcp(80, NOW).unwrap();
+        opener.send_slice(stream, &[1; 1000]).unwrap();
+        opened.push(stream);
+        settle(&mut opener, &mut acceptor);
+        while let Some(event) = acceptor.poll_event() {
+            if let Event::Incoming { stream, .. } = event {
+                acceptor.accept(stream).unwrap();
+                accepted.push(stream);
+            }
+        }
+    }
+    // Everybody has said something and read it: a used stream, idle again.
+    for stream in &accepted {
+        assert!(matches!(acceptor.recv(*stream), Ok(Recv::Data(_))));
+        acceptor.send_slice(*stream, &[2; 1000]).unwrap();
+        settle(&mut opener, &mut acceptor);
+    }
+    for stream in &opened {
+        assert!(matches!(opener.recv(*stream), Ok(Recv::Data(_))));
+    }
+    while opener.poll_event().is_some() || acceptor.poll_event().is_some() {}
+    let both = live() - empty;
+    let each = both / (2 * STREAMS as isize);
+    println!("{version:?}: {each} bytes for each idle stream at each end");
+    assert!(each < 4096, "{each}");
+    // Half of the bar: there is a mux to come on top.
+    assert!(each < 2048, "{each}");
+
+    for (session, streams) in [(&mut opener, opened), (&mut acceptor, accepted)] {
+        for stream in streams {
+            session.release(stream);
+        }
+    }
+    settle(&mut opener, &mut acceptor);
+    while opener.poll_event().is_some() || acceptor.poll_event().is_some() {}
+    assert!(opener.is_idle() && acceptor.is_idle());
+}
+
+/// What is allocated is in proportion to what waits: `send_budget` and 4 KiB a stream bound bytes, and there is
+/// no more than as much again behind them.
+fn small_writes_on_a_stuck_link() {
+    let mut opener = Session::new(Role::Opener, Version::V2, config(), NOW);
+    let streams: Vec<_> = (0..STREAMS)
+        .map(|_| opener.open_tcp(80, NOW).unwrap())
+        .collect();
+    let empty = live();
+    for _ in 0..20 {
+        for stream in &streams {
+            opener.send_slice(*stream, b"keystrokes").unwrap();
+        }
+    }
+    let unsent = opener.stats().unsent;
+    let each = (live() - empty) / STREAMS as isize;
+    println!("{each} bytes allocated for {} waiting", unsent / STREAMS);
+    assert_eq!(unsent, 200 * STREAMS);
+    assert!(each < 1500, "{each}");
+}
