@@ -16,7 +16,9 @@ use super::pipe::{Packets, pipe};
 use super::tunnel::noise;
 
 #[derive(Clone, Default)]
-struct Alarms(Arc<Mutex<Vec<Option<(Instant, Waker)>>>>);
+struct Alarms(Arc<Mutex<Vec<Option<Waiting>>>>);
+
+type Waiting = (Instant, Waker);
 
 /// One deadline in the executor's list.
 struct Alarm {
