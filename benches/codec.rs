@@ -20,6 +20,8 @@ use kohakuriver_tunnel::wire::{Chunk, ClientId, Frame, HEADER_LEN, HeadroomBuf, 
 
 const SIZES: [usize; 5] = [0, 64, 1024, 16 * 1024, 64 * 1024];
 
+type Take = fn(&mut HeadroomBuf) -> Chunk;
+
 fn data<P>(payload: P) -> Frame<P> {
     Frame::Data {
         proto: Proto::Tcp,
@@ -85,7 +87,7 @@ fn encode(criterion: &mut Criterion) {
 
 /// A read into the buffer, its being taken out, and its message: `memcpy` stands for the socket.
 fn headroom(criterion: &mut Criterion) {
-    let takes: [(_, fn(&mut HeadroomBuf) -> Chunk); 3] = [
+    let takes: [(_, Take); 3] = [
         ("split", HeadroomBuf::split),
         ("take", HeadroomBuf::take),
         ("copy", HeadroomBuf::copy),

@@ -115,9 +115,8 @@ fn pass(from: &mut Session, to: &mut Session, now: Instant) -> bool {
 /// The next stream the peer wants; other events are skipped.
 fn incoming(session: &mut Session) -> StreamId {
     loop {
-        match session.poll_event().expect("an incoming stream") {
-            Event::Incoming { stream, .. } => return stream,
-            _ => {}
+        if let Event::Incoming { stream, .. } = session.poll_event().expect("an incoming stream") {
+            return stream;
         }
     }
 }

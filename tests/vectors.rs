@@ -138,7 +138,7 @@ fn whole(hex: &str, repeat: Option<&Repeat>) -> Vec<u8> {
     assert_eq!(hex.len() % 2, 0, "{hex}");
     let digits = hex.as_bytes().chunks(2);
     let mut bytes: Vec<u8> = digits
-        .map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap())
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
         .collect();
     if let Some(Repeat { byte, count }) = repeat {
         bytes.resize(bytes.len() + count, u8::from_str_radix(byte, 16).unwrap());

@@ -267,7 +267,7 @@ proptest! {
             Ok(again) => prop_assert_eq!(again, frame),
             Err(DecodeError::InvalidUtf8 { valid_up_to }) => {
                 prop_assert_eq!(frame.kind(), Kind::Error);
-                let error = str::from_utf8(frame.payload()).unwrap_err();
+                let error = std::str::from_utf8(frame.payload()).unwrap_err();
                 prop_assert_eq!(error.valid_up_to(), valid_up_to);
             }
             Err(other) => prop_assert!(false, "{other}"),
@@ -323,7 +323,7 @@ proptest! {
                 (message.len() - HEADER_LEN).to_string()
             }
             DecodeError::InvalidUtf8 { .. } => {
-                str::from_utf8(&message[HEADER_LEN..]).unwrap_err().valid_up_to().to_string()
+                std::str::from_utf8(&message[HEADER_LEN..]).unwrap_err().valid_up_to().to_string()
             }
             other => return Err(TestCaseError::fail(format!("{other:?}"))),
         };

@@ -28,8 +28,8 @@ pub fn decode(data: &[u8]) {
                     assert_eq!(again, data);
                 }
                 Err(DecodeError::InvalidUtf8 { valid_up_to }) => {
-                    assert!(str::from_utf8(&frame.payload()[..valid_up_to]).is_ok());
-                    assert!(str::from_utf8(frame.payload()).is_err());
+                    assert!(std::str::from_utf8(&frame.payload()[..valid_up_to]).is_ok());
+                    assert!(std::str::from_utf8(frame.payload()).is_err());
                 }
                 Err(_) => assert_ne!(again, data),
             }

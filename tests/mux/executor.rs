@@ -15,11 +15,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::pipe::{Packets, pipe};
 use super::tunnel::noise;
 
-/// Who is to be woken, and when; a place for each timer.
-type Deadlines = Vec<Option<(Instant, Waker)>>;
-
 #[derive(Clone, Default)]
-struct Alarms(Arc<Mutex<Deadlines>>);
+struct Alarms(Arc<Mutex<Vec<Option<Waiting>>>>);
+
+type Waiting = (Instant, Waker);
 
 /// One deadline in the executor's list.
 struct Alarm {

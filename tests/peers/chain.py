@@ -392,6 +392,18 @@ class App:
             app.writer.write(Service.HEADER.pack(command, size))
         return app
 
+    @classmethod
+    async def ending(cls, port, first):
+        """How a connection ends of which nothing but its end is expected."""
+        try:
+            app = await cls.open(port)
+        except ConnectionResetError:
+            return "reset"  # before connect() returned
+        app.writer.write(first)
+        end = await app.end()
+        app.close()
+        return end
+
     async def exactly(self, size, what):
         try:
             return await self.reader.readexactly(size)

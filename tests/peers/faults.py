@@ -351,11 +351,8 @@ async def refused_port_is_a_reset(chain, service):
     with refusing_socket() as sock:
         forward = await chain.forward(sock.getsockname()[1])
         for first in (b"", b"GET / HTTP/1.0\r\n\r\n"):
-            app = await App.open(forward.port)
-            app.writer.write(first)
-            end = await within(10, "the app's end", app.end())
+            end = await within(10, "the app's end", App.ending(forward.port, first))
             check(end == "reset", f"the app saw an {end}")
-            app.close()
 
 
 @fault(11)

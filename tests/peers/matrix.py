@@ -111,10 +111,7 @@ class Run:
         with refusing_socket() as sock:
             forward = await self.chain.forward(sock.getsockname()[1])
             for first in (b"", b"GET / HTTP/1.0\r\n\r\n", b""):
-                app = await App.open(forward.port)
-                app.writer.write(first)
-                end = await within(15, "the app's end", app.end())
-                app.close()
+                end = await within(15, "the app's end", App.ending(forward.port, first))
                 if self.chain.sides["forward"] == "ours":
                     check(end == "reset", f"the app saw an {end} in place of a reset")
 
