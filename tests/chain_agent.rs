@@ -58,7 +58,15 @@ async fn half_close_keeps_the_reply_through_the_agent() {
 async fn a_service_on_the_ipv6_loopback_alone_is_reached() {
     let chain = Chain::for_agents();
     let _agent = chain.agent();
-    let forward = chain.forward(service_at("[::1]:0", echo).await.port(), &[]);
+    // Bound and not listening: the other loopback refuses.
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = other.local_addr().unwrap().port();
+    drop(other);
+    let refusing = tokio::net::TcpSocket::new_v4().unwrap();
+    refusing.set_reuseaddr(true).unwrap();
+    refusing.bind(([127, 0, 0, 1], port).into()).unwrap();
+    service_at(&format!("[::1]:{port}"), echo).await;
+    let forward = chain.forward(port, &[]);
     works(&forward).await;
 }
 
@@ -263,6 +271,36 @@ async fn a_streaming_service_learns_that_its_client_has_vanished() {
     forward.kill();
     let gone = tokio::time::timeout(Duration::from_secs(2), told.recv()).await;
     assert!(gone.is_ok(), "the service still sends");
+}
+
+#[tokio::test]
+async fn a_stalled_service_does_not_keep_connections_whose_clients_are_gone() {
+    let service = service(|stream| async move {
+        // Never reads.
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        drop(stream);
+    });
+    let chain = Chain::for_agents();
+    let agent = chain.agent();
+    let before = descriptors(&agent);
+    let mut forward = chain.forward(service.await.port(), &[]);
+    let mut stream = connect(&forward).await;
+    let block = vec![7; 1 << 20];
+    let stalled = async { while stream.write_all(&block).await.is_ok() {} };
+    let stalled = tokio::time::timeout(Duration::from_secs(2), stalled).await;
+    assert!(stalled.is_err(), "the service should not take everything");
+    assert_eq!(descriptors(&agent), before + 1);
+    forward.kill();
+    eventually("the connection's end", Duration::from_secs(25), || async {
+        (descriptors(&agent) == before).then_some(())
+    })
+    .await;
+}
+
+/// Open file descriptors of a program.
+fn descriptors(program: &Program) -> usize {
+    let folder = format!("/proc/{}/fd", program.pid());
+    std::fs::read_dir(folder).unwrap().count()
 }
 
 #[tokio::test]

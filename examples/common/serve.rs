@@ -18,6 +18,9 @@ use super::net;
 /// How long a service may take to answer a connection attempt.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a service that takes nothing keeps the connection of a client that is gone.
+pub const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// Silence in both directions after which a datagram flow and its socket are given up.
 pub const FLOW_IDLE: Duration = Duration::from_secs(60);
 
@@ -58,7 +61,9 @@ pub async fn stream(incoming: Incoming, addresses: &[SocketAddr], served: &Serve
     net::tune_app(&socket);
     served.streams.add(1);
     tracing::debug!(port, "connected");
-    match incoming.accept_tcp().relay(&mut socket).await {
+    let grace = || tokio::time::sleep(LAST_WORDS);
+    let stream = incoming.accept_tcp();
+    match stream.relay_with_grace(&mut socket, grace).await {
         Ok(relayed) => tracing::debug!(port, ?relayed, "ended"),
         Err(RelayError::Tunnel(reset)) => {
             tracing::debug!(port, "ended by the tunnel: {reset}");

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kohakuriver_tunnel::mux::{Mux, RelayError, TunnelStream};
 use kohakuriver_tunnel::session::{OpenError, Reset};
@@ -17,6 +18,9 @@ use crate::link::Link;
 /// Connections at once on one port, those included that wait for the tunnel. Without it, an application in
 /// a loop could use up the descriptors of the process.
 const CONNECTIONS: usize = 16_000;
+
+/// How long an application that takes nothing keeps a connection whose other end is gone.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Serves the port until dropped.
 pub async fn serve(listener: TcpListener, forward: Forward, link: Link) -> Failure {
@@ -48,7 +52,8 @@ async fn connection(mut socket: TcpStream, peer: SocketAddr, forward: &Forward, 
         }
     };
     tracing::debug!(%peer, port, "connected");
-    match stream.relay(&mut socket).await {
+    let grace = || tokio::time::sleep(LAST_WORDS);
+    match stream.relay_with_grace(&mut socket, grace).await {
         Ok(relayed) => tracing::debug!(%peer, port, ?relayed, "ended"),
         Err(RelayError::Tunnel(reset)) => {
             tracing::warn!("{}", told(port, &reset));
@@ -69,7 +74,7 @@ async fn open(forward: &Forward, mut link: Link) -> Result<TunnelStream, String>
             Ok(stream) => return Ok(stream),
             // Ended just now, or is about to: the next one is on its way.
             Err(OpenError::Closed | OpenError::Draining) if Instant::now() < deadline => {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
             Err(error) => return Err(error.to_string()),
         }

@@ -1,6 +1,7 @@
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use core::cell::Cell;
-use core::future::poll_fn;
+use core::future::{Future, poll_fn};
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
 use std::io::{self, IoSlice};
@@ -62,6 +63,27 @@ impl TunnelStream {
     where
         S: AsyncRead + AsyncWrite + Unpin + ?Sized,
     {
+        self.relay_with_grace(local, core::future::pending).await
+    }
+
+    /// As [`relay`](Self::relay), with a bound on how long a local side that takes nothing may keep what came
+    /// before a reset of the tunnel.
+    ///
+    /// `grace` makes the time for that, and is called again after each write, so that a slow local side gets
+    /// everything. Without it, a service that has stopped reading would keep the connections of all clients
+    /// that gave up on it.
+    ///
+    /// # Errors
+    /// [`RelayError`].
+    pub async fn relay_with_grace<S, F>(
+        self,
+        local: &mut S,
+        mut grace: impl FnMut() -> F,
+    ) -> Result<Relayed, RelayError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + ?Sized,
+        F: Future<Output = ()>,
+    {
         let mut relay = Relay {
             stream: self,
             sending: true,
@@ -69,7 +91,25 @@ impl TunnelStream {
             outbound: Outbound::default(),
             inbound: Inbound::default(),
         };
-        let outcome = poll_fn(|cx| relay.poll(cx, local)).await;
+        let mut waiting = None;
+        let outcome = poll_fn(|cx| {
+            if let Poll::Ready(outcome) = relay.poll(cx, local) {
+                return Poll::Ready(outcome);
+            }
+            let reset = ready!(relay.poll_undelivered(cx));
+            let written = relay.inbound.written;
+            if waiting
+                .as_ref()
+                .is_none_or(|(before, _)| *before != written)
+            {
+                waiting = Some((written, Box::pin(grace())));
+            }
+            match &mut waiting {
+                Some((_, grace)) => grace.as_mut().poll(cx).map(|()| Err(reset.into())),
+                None => Poll::Pending,
+            }
+        })
+        .await;
         if let Err(RelayError::Local(error)) = &outcome {
             // Not the error's text: it may name what is local here.
             let text = alloc::format!("{}", error.kind());
@@ -118,13 +158,21 @@ impl Relay {
         }
         if self.sending {
             // The local side may stay silent for long: a reset is not to wait for it.
-            ready!(read.poll_reset(cx))?;
-            Poll::Pending
+            read.poll_reset(cx).map(|reset| Err(reset.into()))
         } else {
             Poll::Ready(Ok(Relayed {
                 sent: self.outbound.sent,
                 received: self.inbound.written,
             }))
+        }
+    }
+
+    /// Ready with the tunnel's reset when the local side does not take what came before it.
+    fn poll_undelivered(&mut self, cx: &mut Context<'_>) -> Poll<Reset> {
+        if self.receiving && !self.inbound.chunks.is_empty() {
+            self.stream.split_mut().0.poll_reset(cx)
+        } else {
+            Poll::Pending
         }
     }
 }

@@ -111,11 +111,13 @@ impl ReadHalf {
         })
     }
 
-    /// Waits for a reset of a stream whose end was read. Never ready without an error.
-    pub(super) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reset>> {
+    /// Waits for a reset without reading: for whoever cannot take what comes now, or has read to the end.
+    ///
+    /// Ready as soon as the reset is known, even if there is data from before it.
+    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Reset> {
         let mut state = self.handle.shared.lock();
         if let Some(reset) = state.session.reset_of(self.handle.id) {
-            return Poll::Ready(Err(reset.clone()));
+            return Poll::Ready(reset.clone());
         }
         register(&mut state.wakers(self.handle.id).read, cx);
         Poll::Pending

@@ -2,34 +2,37 @@
 //!
 //! A direction reads from one leg only what the other takes, so a stall stays with its connection.
 
+use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Buf;
 use kohakuriver_tunnel::mux::{ReadHalf, TunnelDatagram, TunnelStream, WriteHalf};
-use kohakuriver_tunnel::session::{Reason, Reset, SendError};
+use kohakuriver_tunnel::session::{Reset, SendError};
 use kohakuriver_tunnel::wire::Chunk;
 use tokio::time::Instant;
 
-use crate::common::serve::FLOW_IDLE;
+use crate::common::serve::{FLOW_IDLE, LAST_WORDS};
 
-/// Joins two streams until both directions have ended; a reset of either reaches the other.
+/// Joins two streams until both directions have ended, each for itself; a reset of either reaches the other.
 pub async fn streams(mut client: TunnelStream, mut agent: TunnelStream) {
+    let one_finished = AtomicBool::new(false);
     let (to_agent, to_client) = {
         let (client_read, client_write) = client.split_mut();
         let (agent_read, agent_write) = agent.split_mut();
-        let mut up = pin!(pump(client_read, agent_write));
-        let mut down = pin!(pump(agent_read, client_write));
-        // A reset of the sender ends the connection at once. One of the receiver does not: what it sent
-        // before is still delivered, and its own direction then ends with the same reset.
+        let mut up = pin!(pump(client_read, agent_write, &one_finished));
+        let mut down = pin!(pump(agent_read, client_write, &one_finished));
+        // A leg that is reset has its own direction to end: what it sent before the reset comes first.
         tokio::select! {
             ended = &mut up => match ended {
-                Ended::Sender(reset) => (Some(reset), None),
-                Ended::Receiver(reset) => (None, Some(both(down.await, reset))),
-                Ended::Well => rest(down.await, false),
+                Ended::Both => (None, None),
+                Ended::SenderReset(reset) => (Some(reset), None),
+                Ended::ReceiverReset => (None, down.await.sender_reset()),
             },
             ended = &mut down => match ended {
-                Ended::Sender(reset) => (None, Some(reset)),
-                Ended::Receiver(reset) => (Some(both(up.await, reset)), None),
-                Ended::Well => rest(up.await, true),
+                Ended::Both => (None, None),
+                Ended::SenderReset(reset) => (None, Some(reset)),
+                Ended::ReceiverReset => (up.await.sender_reset(), None),
             },
         }
     };
@@ -77,51 +80,63 @@ pub async fn flows(client: TunnelDatagram, agent: TunnelDatagram) {
 
 /// How one direction ended.
 enum Ended {
-    Well,
-    Sender(Reset),
-    Receiver(Reset),
+    /// Well, and the other one before it.
+    Both,
+    SenderReset(Reset),
+    ReceiverReset,
 }
 
-/// Resets for the agent and for the client after one direction ended well and the other so.
-fn rest(ended: Ended, up: bool) -> (Option<Reset>, Option<Reset>) {
-    match (ended, up) {
-        (Ended::Well, _) => (None, None),
-        (Ended::Sender(reset), true) | (Ended::Receiver(reset), false) => (Some(reset), None),
-        (Ended::Sender(reset), false) | (Ended::Receiver(reset), true) => (None, Some(reset)),
+impl Ended {
+    fn sender_reset(self) -> Option<Reset> {
+        match self {
+            Self::SenderReset(reset) => Some(reset),
+            // The other leg is gone as well.
+            Self::Both | Self::ReceiverReset => None,
+        }
     }
 }
 
-/// The more telling of two resets of one leg: that of its sending direction, which came in order.
-fn both(ended: Ended, reset: Reset) -> Reset {
-    match ended {
-        Ended::Sender(in_order) => in_order,
-        Ended::Receiver(_) | Ended::Well => reset,
-    }
-}
-
-async fn pump(from: &mut ReadHalf, to: &mut WriteHalf) -> Ended {
+/// Carries one direction to its end; then, unless the other one has ended too, waits for a reset.
+async fn pump(from: &mut ReadHalf, to: &mut WriteHalf, one_finished: &AtomicBool) -> Ended {
     loop {
         let mut bytes = match from.chunk().await {
             Ok(Some(bytes)) => bytes,
-            Ok(None) => {
-                to.finish();
-                return Ended::Well;
-            }
-            Err(reset) => return Ended::Sender(reset),
+            Ok(None) => break,
+            Err(reset) => return Ended::SenderReset(reset),
         };
         while !bytes.is_empty() {
-            let capacity = match to.capacity().await {
-                Ok(capacity) => capacity,
-                Err(reset) => return Ended::Receiver(reset),
+            let capacity = tokio::select! {
+                biased;
+                capacity = to.capacity() => capacity,
+                reset = abandoned(from) => return Ended::SenderReset(reset),
             };
-            let piece = bytes.split_to(capacity.min(bytes.len()));
-            match to.send(Chunk::from(piece)) {
-                Ok(()) => {}
-                Err(SendError::Reset(reset)) => return Ended::Receiver(reset),
-                Err(other) => {
-                    return Ended::Receiver(Reset::new(Reason::Gone, &other.to_string()));
-                }
+            let Ok(capacity) = capacity else {
+                return Ended::ReceiverReset;
+            };
+            let len = capacity.min(bytes.len());
+            match to.send(Chunk::from(bytes.slice(..len))) {
+                Ok(()) => bytes.advance(len),
+                // Other streams of the tunnel took the room meanwhile.
+                Err(SendError::Blocked(_)) => {}
+                Err(_) => return Ended::ReceiverReset,
             }
         }
     }
+    to.finish();
+    if one_finished.swap(true, Ordering::Relaxed) {
+        return Ended::Both;
+    }
+    Ended::SenderReset(reset_of(from).await)
+}
+
+/// A sender that was reset while the receiver takes nothing. Without the bound, a stalled service would keep
+/// the connections of all clients that gave up on it.
+async fn abandoned(from: &mut ReadHalf) -> Reset {
+    let reset = reset_of(from).await;
+    tokio::time::sleep(LAST_WORDS).await;
+    reset
+}
+
+async fn reset_of(from: &mut ReadHalf) -> Reset {
+    poll_fn(|cx| from.poll_reset(cx)).await
 }
