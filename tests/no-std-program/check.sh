@@ -27,3 +27,9 @@ text=$(size -A -d "$out/wire" | awk '$1 == ".text" { print $2 }')
 ran=$(python3 run_vectors.py "$out/wire")
 
 echo "wire: $text of $limit bytes of code, no panic function, $ran"
+
+nm "$out/session" | grep -q ' _start$' || fail "session: no symbols to check"
+! readelf --dynamic "$out/session" | grep -q NEEDED || fail "session: needs a shared library"
+said=$("$out/session") || fail "session: step $? failed"
+text=$(size -A -d "$out/session" | awk '$1 == ".text" { print $2 }')
+echo "session: $text bytes of code, ran $said"

@@ -2,9 +2,11 @@
 //! counts on, and a panic handler. Linux on x86-64.
 #![no_std]
 
+mod heap;
 mod memory;
 mod sys;
 
+pub use heap::Heap;
 pub use sys::{exit, read_all, write_all};
 
 /// Makes `$main` the program: a `fn() -> i32` whose result is the exit code.
