@@ -138,7 +138,9 @@ impl Session {
         let len = payload.len();
         self.stats.bytes_received += len as u64;
         if proto == Proto::Udp {
-            self.take_datagram(slot, payload);
+            if !s.flags.deaf {
+                self.take_datagram(slot, payload);
+            }
             return Ok(());
         }
         if len == 0 {

@@ -192,3 +192,31 @@ impl SendQueue {
         self.chunks.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Config, Reason, Role, Session, Violation};
+    use super::*;
+    use crate::wire::Frame;
+
+    /// It takes 2^31 messages to come this far, so the last of them is all that is played.
+    #[test]
+    fn more_credit_than_can_be_counted_resets_the_stream() {
+        let now = Instant::default();
+        let mut session = Session::new(Role::Opener, Version::V2, Config::default(), now);
+        let streams = [1, 2].map(|port| session.open_tcp(port, now).unwrap());
+        let most = i64::MAX as u64;
+        let id = ClientId(1);
+        session.streams.get_mut(streams[0]).unwrap().queue.limit = most - 5;
+        let mut window = |credit| {
+            let frame = Frame::<&[u8]>::Window { id, credit };
+            session.handle_message(now, frame.to_bytes())
+        };
+        assert_eq!(window(5), Ok(()));
+        assert_eq!(window(1), Err(Violation::CreditOverflow { id }));
+        assert_eq!(window(1), Ok(()), "late");
+        let reset = session.reset_of(streams[0]).unwrap();
+        assert_eq!(reset.reason, Reason::Overflow);
+        assert_eq!(session.reset_of(streams[1]), None);
+    }
+}

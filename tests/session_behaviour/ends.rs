@@ -1,0 +1,346 @@
+//! How streams begin and end.
+
+use super::*;
+
+#[test]
+fn half_close_keeps_the_reply() {
+    for version in BOTH {
+        let mut pair = Pair::new(version);
+        let (opened, accepted) = pair.stream();
+        assert_eq!(pair.opener.send_slice(opened, b"question").unwrap(), 8);
+        pair.opener.finish(opened);
+        pair.run();
+        let (question, end) = drain(&mut pair.acceptor, accepted);
+        assert_eq!((&question[..], end), (&b"question"[..], Ok(Recv::Finished)));
+        assert_eq!(pair.opener.state(opened), Some(State::LocalFinished));
+
+        pair.acceptor.send_slice(accepted, b"reply").unwrap();
+        pair.run();
+        assert_eq!(pair.opener.recv(opened), Ok(Recv::Data("reply".into())));
+        assert_eq!(pair.opener.recv(opened), Ok(Recv::Blocked));
+        pair.acceptor.finish(accepted);
+        pair.run();
+        assert_eq!(pair.opener.recv(opened), Ok(Recv::Finished));
+        for (session, stream) in [(&mut pair.opener, opened), (&mut pair.acceptor, accepted)] {
+            assert_eq!(session.state(stream), Some(State::Closed));
+            assert_eq!(session.reset_of(stream), None);
+            session.release(stream);
+            assert!(session.is_idle());
+        }
+    }
+}
+
+#[test]
+fn the_service_may_end_first() {
+    for version in BOTH {
+        let mut pair = Pair::new(version);
+        let (opened, accepted) = pair.stream();
+        pair.acceptor.send_slice(accepted, b"greeting").unwrap();
+        pair.acceptor.finish(accepted);
+        pair.run();
+        assert_eq!(pair.opener.recv(opened), Ok(Recv::Data("greeting".into())));
+        assert_eq!(pair.opener.recv(opened), Ok(Recv::Finished));
+        pair.opener.send_slice(opened, b"more").unwrap();
+        pair.opener.finish(opened);
+        pair.run();
+        let read = drain(&mut pair.acceptor, accepted);
+        assert_eq!(read, (b"more".to_vec(), Ok(Recv::Finished)));
+    }
+}
+
+#[test]
+fn a_reset_reaches_the_other_side_with_its_reason() {
+    let mut pair = Pair::new(Version::V2);
+    for from_opener in [true, false] {
+        let (opened, accepted) = pair.stream();
+        let (from, stream, to, theirs) = match from_opener {
+            true => (&mut pair.opener, opened, &mut pair.acceptor, accepted),
+            false => (&mut pair.acceptor, accepted, &mut pair.opener, opened),
+        };
+        from.send_slice(stream, b"dropped").unwrap();
+        from.reset(stream, Reason::TimedOut, "too late");
+        pass(from, to, pair.now);
+        let reset = Reset::new(Reason::TimedOut, "too late");
+        assert_eq!(to.recv(theirs), Err(StreamError::Reset(reset.clone())));
+        assert_eq!(to.reset_of(theirs), Some(&reset));
+        assert_eq!(from.stats().unsent, 0);
+        let sent = to.send_slice(theirs, b"x");
+        assert!(matches!(sent, Err(SendError::Reset(found)) if found == reset));
+    }
+}
+
+#[test]
+fn what_came_before_a_reset_is_read_first() {
+    let mut pair = Pair::new(Version::V2);
+    let (opened, accepted) = pair.stream();
+    pair.opener.send_slice(opened, b"first").unwrap();
+    pair.run();
+    pair.opener.reset(opened, Reason::Reset, "");
+    pair.run();
+    let (read, end) = drain(&mut pair.acceptor, accepted);
+    assert_eq!((&read[..], reason(end)), (&b"first"[..], Reason::Reset));
+}
+
+#[test]
+fn in_v1_only_the_acceptor_can_say_why() {
+    let mut pair = Pair::new(Version::V1);
+    let (opened, accepted) = pair.stream();
+    pair.acceptor.reset(accepted, Reason::Refused, "no");
+    pair.run();
+    let StreamError::Reset(reset) = pair.opener.recv(opened).unwrap_err() else {
+        panic!();
+    };
+    assert_eq!(
+        reset,
+        Reset::new(Reason::Unspecified, "connection refused: no")
+    );
+
+    let (opened, accepted) = pair.stream();
+    pair.opener.reset(opened, Reason::Reset, "");
+    pair.run();
+    assert_eq!(pair.acceptor.recv(accepted), Ok(Recv::Finished));
+    // What the service still sends is answered once with CLOSE, the second, which ends all.
+    pair.acceptor.send_slice(accepted, b"late").unwrap();
+    pair.run();
+    assert_eq!(pair.acceptor.state(accepted), Some(State::Closed));
+    assert_eq!(pair.opener.stats().stray_data, 1);
+}
+
+#[test]
+fn a_rejected_connection_tells_why() {
+    for version in BOTH {
+        let mut pair = Pair::new(version);
+        let opened = pair.opener.open_tcp(1, pair.now).unwrap();
+        pair.opener.send_slice(opened, b"optimistic").unwrap();
+        pair.run();
+        let asked = incoming(&mut pair.acceptor);
+        pair.acceptor
+            .reject(asked, Reason::Refused, "nothing listens");
+        assert!(pair.acceptor.is_idle());
+        assert_eq!(pair.acceptor.stats().unread, 0);
+        pair.run();
+        let reset = pair.opener.reset_of(opened).unwrap();
+        assert!(reset.to_string().contains("nothing listens"), "{reset}");
+        if version == Version::V2 {
+            assert_eq!(reset.reason, Reason::Refused);
+        }
+        assert_eq!(pair.acceptor.accept(asked), Err(StreamError::Unknown));
+    }
+}
+
+#[test]
+fn data_may_follow_connect_at_once() {
+    for version in BOTH {
+        let mut pair = Pair::new(version);
+        let opened = pair.opener.open_tcp(80, pair.now).unwrap();
+        assert_eq!(pair.opener.send_slice(opened, b"early").unwrap(), 5);
+        pair.opener.finish(opened);
+        pair.run();
+        let accepted = incoming(&mut pair.acceptor);
+        assert_eq!(pair.acceptor.state(accepted), Some(State::PendingFinished));
+        assert!(matches!(
+            pair.acceptor.send_slice(accepted, b"x"),
+            Err(SendError::Finished)
+        ));
+        // Even before it is accepted.
+        let read = drain(&mut pair.acceptor, accepted);
+        assert_eq!(read, (b"early".to_vec(), Ok(Recv::Finished)));
+        pair.acceptor.accept(accepted).unwrap();
+        assert_eq!(pair.acceptor.accept(accepted), Err(StreamError::WrongState));
+        pair.acceptor.send_slice(accepted, b"reply").unwrap();
+        pair.acceptor.finish(accepted);
+        pair.run();
+        let read = drain(&mut pair.opener, opened);
+        assert_eq!(read, (b"reply".to_vec(), Ok(Recv::Finished)));
+    }
+}
+
+#[test]
+fn finish_before_accept_is_not_forgotten() {
+    for version in BOTH {
+        let mut pair = Pair::new(version);
+        let opened = pair.opener.open_tcp(80, pair.now).unwrap();
+        pair.run();
+        let accepted = incoming(&mut pair.acceptor);
+        pair.acceptor.finish(accepted);
+        pair.acceptor.accept(accepted).unwrap();
+        pair.run();
+        assert_eq!(pair.opener.recv(opened), Ok(Recv::Finished));
+    }
+}
+
+#[test]
+fn a_flow_ends_both_ways_with_one_close() {
+    for version in BOTH {
+        let mut pair = Pair::new(version);
+        let (opened, accepted) = pair.flow();
+        pair.opener
+            .send_datagram(opened, Chunk::copied(b"last"))
+            .unwrap();
+        pair.opener.finish(opened);
+        pair.run();
+        assert_eq!(pair.opener.state(opened), Some(State::Closed));
+        assert_eq!(pair.acceptor.state(accepted), Some(State::Closed));
+        let read = drain(&mut pair.acceptor, accepted);
+        assert_eq!(read, (b"last".to_vec(), Ok(Recv::Finished)));
+        assert_eq!(pair.acceptor.reset_of(accepted), None);
+    }
+}
+
+#[test]
+fn release_lets_what_was_sent_arrive() {
+    for version in BOTH {
+        let mut pair = Pair::new(version);
+        let (opened, accepted) = pair.stream();
+        let sent = fill(&mut pair.opener, opened);
+        pair.opener.release(opened);
+        assert_eq!(pair.opener.stats().streams, 1, "not yet");
+        pair.run();
+        let (read, end) = drain(&mut pair.acceptor, accepted);
+        assert_eq!((read.len(), end), (sent, Ok(Recv::Finished)));
+        pair.acceptor.finish(accepted);
+        pair.run();
+        assert!(pair.opener.is_idle());
+        assert_eq!(pair.opener.recv(opened), Err(StreamError::Unknown));
+    }
+}
+
+#[test]
+fn sending_to_a_released_stream_resets_it() {
+    let mut pair = Pair::new(Version::V2);
+    let (opened, accepted) = pair.stream();
+    pair.opener.release(opened);
+    pair.run();
+    pair.acceptor.send_slice(accepted, b"anybody?").unwrap();
+    pair.run();
+    let (_, end) = drain(&mut pair.acceptor, accepted);
+    assert_eq!(reason(end), Reason::Gone);
+    assert!(pair.opener.is_idle());
+}
+
+#[test]
+fn release_drops_what_was_not_read() {
+    let mut pair = Pair::new(Version::V2);
+    let (opened, accepted) = pair.stream();
+    fill(&mut pair.opener, opened);
+    pair.run();
+    assert!(pair.acceptor.stats().unread > 0);
+    pair.acceptor.release(accepted);
+    assert_eq!(pair.acceptor.stats().unread, 0);
+}
+
+#[test]
+fn a_pending_stream_released_is_rejected() {
+    let mut pair = Pair::new(Version::V2);
+    let opened = pair.opener.open_tcp(80, pair.now).unwrap();
+    pair.run();
+    let asked = incoming(&mut pair.acceptor);
+    pair.acceptor.release(asked);
+    pair.run();
+    assert_eq!(pair.opener.reset_of(opened).unwrap().reason, Reason::Gone);
+    assert!(pair.acceptor.is_idle());
+}
+
+#[test]
+fn a_released_stream_whose_peer_never_ends_is_given_up() {
+    let mut pair = Pair::new(Version::V2);
+    let (opened, accepted) = pair.stream();
+    pair.opener.release(opened);
+    pair.run();
+    pair.wait(Duration::from_millis(9_999));
+    assert_eq!(pair.acceptor.recv(accepted), Ok(Recv::Finished));
+    assert_eq!(pair.opener.stats().streams, 1);
+    pair.wait(Duration::from_millis(2));
+    assert!(pair.opener.is_idle());
+    assert_eq!(
+        pair.acceptor.reset_of(accepted).unwrap().reason,
+        Reason::Gone
+    );
+}
+
+/// The linger counts from the release, however long nothing has happened before.
+#[test]
+fn a_release_after_a_long_silence_lingers_in_full() {
+    let quiet = config(|config| config.keepalive = None);
+    let mut pair = Pair::with(Version::V2, quiet);
+    let (opened, _) = pair.stream();
+    pair.opener.finish(opened);
+    pair.run();
+    pair.wait(Duration::from_secs(1_000));
+    pair.opener.release(opened);
+    pair.wait(Duration::from_secs(9));
+    assert!(!pair.opener.is_idle());
+    pair.wait(Duration::from_secs(2));
+    assert!(pair.opener.is_idle());
+}
+
+/// An event about a stream that is gone would reach whoever has its slot now.
+#[test]
+fn no_event_comes_after_release() {
+    let mut pair = Pair::new(Version::V2);
+    let opened = pair.opener.open_tcp(80, pair.now).unwrap();
+    pair.run();
+    let accepted = incoming(&mut pair.acceptor);
+    pair.acceptor.accept(accepted).unwrap();
+    pair.acceptor.send_slice(accepted, b"hello").unwrap();
+    pair.run();
+    pair.opener.release(opened);
+    assert_eq!(pair.opener.poll_event(), None);
+
+    let opened = pair.opener.open_tcp(80, pair.now).unwrap();
+    pair.opener.release(opened);
+    pair.run();
+    let accepted = incoming(&mut pair.acceptor);
+    pair.acceptor.accept(accepted).unwrap();
+    pair.run();
+    assert_eq!(events(&mut pair.opener), []);
+}
+
+#[test]
+fn an_id_is_not_given_again_while_it_lives_or_lingers() {
+    let mut pair = Pair::new(Version::V2);
+    let mut seen = std::collections::HashSet::new();
+    let (lives, _) = pair.stream();
+    seen.insert(pair.opener.client_id(lives).unwrap());
+    for _ in 0..500 {
+        let (opened, accepted) = pair.stream();
+        assert!(seen.insert(pair.opener.client_id(opened).unwrap()));
+        pair.opener.reset(opened, Reason::Reset, "");
+        pair.acceptor.release(accepted);
+        pair.opener.release(opened);
+        pair.run();
+    }
+    assert_eq!(pair.opener.stats().streams, 1);
+    assert!(!seen.contains(&ClientId::KEEPALIVE));
+}
+
+#[test]
+fn what_is_discarded_does_not_hold_the_sender_back() {
+    for version in BOTH {
+        let mut pair = Pair::new(version);
+        let (opened, accepted) = pair.stream();
+        fill(&mut pair.opener, opened);
+        pair.run();
+        pair.acceptor.discard(accepted);
+        pair.run();
+        let mut sent = 0;
+        while sent < 4 * WINDOW {
+            let more = fill(&mut pair.opener, opened);
+            assert!(more > 0, "{version:?}: held back after {sent}");
+            sent += more;
+            pair.run();
+            assert_eq!(pair.acceptor.stats().unread, 0);
+        }
+        pair.opener.finish(opened);
+        pair.run();
+        assert_eq!(pair.acceptor.recv(accepted), Ok(Recv::Finished));
+        assert_eq!(pair.acceptor.reset_of(accepted), None);
+
+        let (opened, accepted) = pair.flow();
+        pair.acceptor.discard(accepted);
+        let datagram = Chunk::copied(b"unheard");
+        pair.opener.send_datagram(opened, datagram).unwrap();
+        pair.run();
+        assert_eq!(pair.acceptor.recv(accepted), Ok(Recv::Blocked));
+    }
+}

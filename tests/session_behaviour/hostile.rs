@@ -1,0 +1,173 @@
+//! Peers that break the protocol.
+
+use super::*;
+
+#[test]
+fn data_for_nobody_is_answered_once() {
+    for version in BOTH {
+        for role in [Role::Opener, Role::Acceptor] {
+            let mut session = Session::new(role, version, Config::default(), at(0));
+            let id = ClientId(77);
+            let kind = Kind::Data;
+            let first = say(&mut session, at(0), data(77, "flood"));
+            assert_eq!(first, Err(Violation::UnknownStream { kind, id }));
+            for _ in 0..100 {
+                let _ = say(&mut session, at(0), data(77, "flood"));
+            }
+            let said = messages(&mut session, at(0));
+            let expected = match version {
+                Version::V1 => close(77),
+                Version::V2 => error(77, Reason::Gone.code(), b"no such connection"),
+            };
+            assert_eq!(said, [expected]);
+            assert_eq!(session.stats().stray_data, 101);
+            assert_eq!(session.stats().bytes_received, 0);
+        }
+    }
+}
+
+#[test]
+fn late_frames_after_the_end_change_nothing() {
+    let mut pair = Pair::new(Version::V2);
+    let (opened, accepted) = pair.stream();
+    pair.opener.reset(opened, Reason::Reset, "");
+    pair.run();
+    pair.opener.release(opened);
+    pair.acceptor.release(accepted);
+    for session in [&mut pair.opener, &mut pair.acceptor] {
+        let window = Frame::Window {
+            id: ClientId(1),
+            credit: 1,
+        };
+        for late in [data(1, "x"), close(1), error(1, 8, b""), window] {
+            say(session, at(0), late).unwrap();
+        }
+        assert_eq!(messages(session, at(0)), []);
+        assert_eq!(session.stats().violations, 0);
+        assert!(session.is_idle());
+    }
+}
+
+#[test]
+fn every_breach_is_counted_and_survived() {
+    let connected = |id| Frame::<Bytes>::Connected {
+        proto: Proto::Tcp,
+        id: ClientId(id),
+    };
+    let window = |id| Frame::<Bytes>::Window {
+        id: ClientId(id),
+        credit: 1,
+    };
+    let udp = Frame::Data {
+        proto: Proto::Udp,
+        id: ClientId(1),
+        payload: Bytes::from_static(b"x"),
+    };
+    for version in BOTH {
+        for role in [Role::Opener, Role::Acceptor] {
+            let mut pair = Pair::new(version);
+            let (opened, accepted) = pair.stream();
+            let (session, stream) = match role {
+                Role::Opener => (&mut pair.opener, opened),
+                Role::Acceptor => (&mut pair.acceptor, accepted),
+            };
+            let breaches = [
+                connect(1).to_bytes(),
+                connected(1).to_bytes(),
+                connected(99).to_bytes(),
+                close(98).to_bytes(),
+                error(97, 0, b"").to_bytes(),
+                window(96).to_bytes(),
+                udp.to_bytes(),
+                Bytes::from_static(b"short"),
+                Bytes::from_static(&[0xff, 0, 0, 0, 0, 1, 0, 0]),
+                Bytes::from_static(&[3, 9, 0, 0, 0, 1, 0, 0]),
+                Bytes::from_static(&[3, 0, 0, 0, 0, 0, 0, 0]),
+                Bytes::from_static(&[8, 0, 0, 0, 0, 1, 0, 0, 1]),
+                Bytes::new(),
+            ];
+            for (i, breach) in breaches.into_iter().enumerate() {
+                let outcome = session.handle_message(at(0), breach.clone());
+                assert!(outcome.is_err(), "{version:?} {role:?} {breach:?}");
+                assert_eq!(session.stats().violations, i as u64 + 1);
+            }
+            assert_eq!(session.state(stream), Some(State::Open));
+            assert_eq!(messages(session, at(0)), []);
+        }
+    }
+}
+
+#[test]
+fn the_error_says_what_was_wrong() {
+    let mut opener = Session::new(Role::Opener, Version::V1, Config::default(), at(0));
+    let go = say(&mut opener, at(0), Frame::GoAway);
+    assert_eq!(go, Err(Violation::NotInVersion(Kind::GoAway)));
+    let wrong = say(&mut opener, at(0), connect(5));
+    assert_eq!(wrong, Err(Violation::WrongRole(Kind::Connect)));
+    let short = opener.handle_message(at(0), Bytes::from_static(b"abc"));
+    let truncated = DecodeError::Truncated { len: 3 };
+    assert_eq!(short, Err(Violation::Malformed(truncated)));
+}
+
+#[test]
+fn data_before_connected_resets_the_stream() {
+    let mut opener = Session::new(Role::Opener, Version::V2, Config::default(), at(0));
+    let stream = opener.open_tcp(1, at(0)).unwrap();
+    assert!(say(&mut opener, at(0), data(1, "too early")).is_err());
+    assert_eq!(opener.state(stream), Some(State::Closed));
+    let said = messages(&mut opener, at(0));
+    assert!(said.iter().any(|frame| frame.kind() == Kind::Error));
+}
+
+#[test]
+fn data_after_close_resets_a_v2_stream() {
+    let mut pair = Pair::new(Version::V2);
+    let (opened, accepted) = pair.stream();
+    pair.opener.send_slice(opened, b"all").unwrap();
+    pair.opener.finish(opened);
+    pair.run();
+    assert!(say(&mut pair.acceptor, at(0), data(1, "and more")).is_err());
+    let (read, end) = drain(&mut pair.acceptor, accepted);
+    assert_eq!((&read[..], reason(end)), (&b"all"[..], Reason::Reset));
+}
+
+#[test]
+fn a_peers_words_are_bounded_and_fit_one_line() {
+    for text in [
+        [0xff; 5000],
+        [b'\n'; 5000],
+        *b"\xf0\x9f\x98\x80".repeat(1250).first_chunk().unwrap(),
+    ] {
+        let mut opener = Session::new(Role::Opener, Version::V2, Config::default(), at(0));
+        let stream = opener.open_tcp(1, at(0)).unwrap();
+        let frame = Frame::Error {
+            proto: Proto::Tcp,
+            id: ClientId(1),
+            code: 0xffff,
+            text: Bytes::copy_from_slice(&text),
+        };
+        say(&mut opener, at(0), frame).unwrap();
+        let reset = opener.reset_of(stream).unwrap();
+        assert!(reset.text.len() <= Reset::MAX_TEXT, "{}", reset.text.len());
+        assert!(!reset.text.contains('\n'));
+        assert_eq!(reset.reason, Reason::Unspecified);
+    }
+}
+
+#[test]
+fn an_id_that_ended_may_be_opened_again_by_the_peer() {
+    for version in BOTH {
+        let mut acceptor = Session::new(Role::Acceptor, version, Config::default(), at(0));
+        for round in 0..3 {
+            say(&mut acceptor, at(0), connect(9)).unwrap();
+            say(&mut acceptor, at(0), data(9, vec![round])).unwrap();
+            let stream = incoming(&mut acceptor);
+            assert_eq!(acceptor.recv(stream), Ok(Recv::Data(vec![round].into())));
+            // The handle of the old one is kept for a while.
+            acceptor.reset(stream, Reason::Reset, "");
+            messages(&mut acceptor, at(0));
+        }
+        assert_eq!(acceptor.stats().streams, 3);
+        assert_eq!(acceptor.stats().violations, 0);
+    }
+}

@@ -1,0 +1,189 @@
+//! Bounds, and what happens at them.
+
+use super::*;
+
+#[test]
+fn one_stream_too_many_is_refused() {
+    let small = config(|config| config.max_streams = 2);
+    for version in BOTH {
+        let mut pair = Pair::new(version);
+        pair.acceptor = Session::new(Role::Acceptor, version, small.clone(), pair.now);
+        let first = pair.stream();
+        pair.stream();
+        let refused = pair.opener.open_tcp(80, pair.now).unwrap();
+        pair.run();
+        let reset = pair.opener.reset_of(refused).unwrap();
+        assert!(reset.text.contains("too many"), "{reset}");
+        if version == Version::V2 {
+            assert_eq!(reset.reason, Reason::Limit);
+        }
+        assert_eq!(pair.acceptor.stats().streams, 2);
+        pair.acceptor.reset(first.1, Reason::Reset, "");
+        pair.acceptor.release(first.1);
+        pair.run();
+        pair.stream();
+    }
+    let mut opener = Session::new(Role::Opener, Version::V2, small, at(0));
+    opener.open_tcp(1, at(0)).unwrap();
+    opener.open_udp(1, at(0)).unwrap();
+    assert_eq!(opener.open_tcp(1, at(0)), Err(OpenError::Limit(2)));
+}
+
+#[test]
+fn the_backlog_is_bounded_and_accepting_makes_room() {
+    let small = config(|config| config.accept_backlog = 3);
+    let mut pair = Pair::with(Version::V2, small);
+    let opened: Vec<_> = (0..5)
+        .map(|_| pair.opener.open_tcp(80, pair.now).unwrap())
+        .collect();
+    pair.run();
+    let refused = |pair: &Pair, i: usize| pair.opener.reset_of(opened[i]).is_some();
+    assert_eq!(
+        [0, 1, 2, 3, 4].map(|i| refused(&pair, i)),
+        [false, false, false, true, true]
+    );
+    let asked = incoming(&mut pair.acceptor);
+    pair.acceptor.accept(asked).unwrap();
+    let next = pair.opener.open_tcp(80, pair.now).unwrap();
+    pair.run();
+    assert_eq!(pair.opener.reset_of(next), None);
+}
+
+#[test]
+fn only_the_opener_opens() {
+    let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
+    assert_eq!(acceptor.open_tcp(1, at(0)), Err(OpenError::NotOpener));
+    acceptor.handle_closed(Reason::Gone, "");
+    assert_eq!(acceptor.open_tcp(1, at(0)), Err(OpenError::Closed));
+}
+
+#[test]
+fn the_receive_budget_resets_the_stream_that_holds_most() {
+    let small = config(|config| config.receive_budget = 300 << 10);
+    for version in BOTH {
+        let mut pair = Pair::with(version, small.clone());
+        let (_, modest) = {
+            let (opened, accepted) = pair.stream();
+            pair.opener.send_slice(opened, &[1; 10_000]).unwrap();
+            (opened, accepted)
+        };
+        let (greedy, theirs) = pair.stream();
+        fill(&mut pair.opener, greedy);
+        pair.run();
+        let (third, _) = pair.stream();
+        fill(&mut pair.opener, third);
+        pair.run();
+        let stats = pair.acceptor.stats();
+        assert!(stats.unread <= 300 << 10, "{}", stats.unread);
+        let reset = pair.acceptor.reset_of(theirs).unwrap();
+        assert_eq!(reset.reason, Reason::Overflow);
+        assert_eq!(reason(pair.acceptor.recv(theirs)), Reason::Overflow);
+        let (read, end) = drain(&mut pair.acceptor, modest);
+        assert_eq!((read.len(), end), (10_000, Ok(Recv::Blocked)));
+    }
+}
+
+/// Its bytes go, so its reader must not take what is left for the whole.
+#[test]
+fn the_receive_budget_never_truncates_in_silence() {
+    let small = config(|config| config.receive_budget = 300 << 10);
+    let mut pair = Pair::with(Version::V2, small);
+    let (done, theirs) = pair.stream();
+    let sent = fill(&mut pair.opener, done);
+    pair.opener.finish(done);
+    pair.acceptor.finish(theirs);
+    pair.run();
+    assert_eq!(pair.acceptor.state(theirs), Some(State::Closed));
+    let (next, _) = pair.stream();
+    fill(&mut pair.opener, next);
+    pair.run();
+    match drain(&mut pair.acceptor, theirs) {
+        (read, Ok(Recv::Finished)) => assert_eq!(read.len(), sent),
+        (_, end) => assert_eq!(reason(end), Reason::Overflow),
+    }
+}
+
+#[test]
+fn a_ping_flood_stops_receiving_until_the_answers_are_read() {
+    let small = config(|config| config.max_replies = 100);
+    for version in BOTH {
+        let mut session = Session::new(Role::Opener, version, small.clone(), at(0));
+        messages(&mut session, at(0));
+        let ping = Frame::Ping {
+            id: ClientId::KEEPALIVE,
+            payload: Bytes::from_static(&[9; 4000]),
+        };
+        for _ in 0..100 {
+            assert!(session.can_receive());
+            say(&mut session, at(0), ping.clone()).unwrap();
+        }
+        assert!(!session.can_receive());
+        // Whoever does not care is held to the bound.
+        let more = say(&mut session, at(0), ping);
+        assert_eq!(more, Err(Violation::TooManyRequests(100)));
+        session.poll_transmit(at(0)).unwrap();
+        assert!(session.can_receive());
+        let answers = messages(&mut session, at(0));
+        assert_eq!(answers.len(), 99);
+        assert!(answers.iter().all(|pong| pong.payload().len() <= 125));
+    }
+}
+
+#[test]
+fn a_connect_flood_stops_receiving_until_the_answers_are_read() {
+    let small = config(|config| {
+        config.max_replies = 100;
+        config.accept_backlog = 10;
+    });
+    let mut acceptor = Session::new(Role::Acceptor, Version::V2, small, at(0));
+    let mut id = 0;
+    while acceptor.can_receive() {
+        id += 1;
+        say(&mut acceptor, at(0), connect(id)).unwrap();
+    }
+    assert_eq!(id, 110);
+    assert_eq!(acceptor.stats().streams, 10);
+    let refusals = messages(&mut acceptor, at(0));
+    assert_eq!(refusals.len(), 100);
+    assert!(acceptor.can_receive());
+}
+
+#[test]
+fn a_flood_of_stray_data_stops_receiving_until_the_answers_are_read() {
+    let small = config(|config| config.max_replies = 50);
+    let mut opener = Session::new(Role::Opener, Version::V1, small, at(0));
+    let mut id = 1;
+    while opener.can_receive() {
+        let outcome = say(&mut opener, at(0), data(id, "x"));
+        assert!(matches!(outcome, Err(Violation::UnknownStream { .. })));
+        id += 1;
+    }
+    assert_eq!(id, 51);
+    messages(&mut opener, at(0));
+    assert!(opener.can_receive());
+}
+
+/// Zero is a bound too: it must not mean that nothing is ever received.
+#[test]
+fn a_session_with_the_smallest_bounds_still_works() {
+    let least = config(|config| {
+        config.max_replies = 0;
+        config.v1_stream_buffer = 0;
+        config.stream_send_buffer = 0;
+        config.send_budget = 0;
+        config.max_piece = 0;
+        config.contended_piece = 0;
+        config.datagram_queue = 0;
+        config.max_window = 0;
+    });
+    for version in BOTH {
+        let mut pair = Pair::with(version, least.clone());
+        let (opened, accepted) = pair.stream();
+        for byte in b"abc" {
+            let sent = pair.opener.send_slice(opened, &[*byte]).unwrap();
+            pair.run();
+            assert_eq!(sent, 1);
+            assert_eq!(drain(&mut pair.acceptor, accepted).0, [*byte]);
+        }
+    }
+}

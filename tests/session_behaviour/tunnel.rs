@@ -1,0 +1,224 @@
+//! What concerns the whole tunnel.
+
+use super::*;
+
+#[test]
+fn drain_refuses_new_streams_and_lets_open_ones_go_on() {
+    for drain_opener in [true, false] {
+        let mut pair = Pair::new(Version::V2);
+        let (opened, accepted) = pair.stream();
+        events(&mut pair.opener);
+        events(&mut pair.acceptor);
+        let (one, other) = match drain_opener {
+            true => (&mut pair.opener, &mut pair.acceptor),
+            false => (&mut pair.acceptor, &mut pair.opener),
+        };
+        one.drain();
+        one.drain();
+        assert!(one.is_draining() && !other.is_draining());
+        pass(one, other, pair.now);
+        assert_eq!(events(other), [Event::GoAway]);
+        assert!(other.is_draining());
+        let again = pair.opener.open_tcp(1, pair.now);
+        assert_eq!(again, Err(OpenError::Draining));
+        pair.opener.send_slice(opened, b"goes on").unwrap();
+        pair.run();
+        assert_eq!(
+            pair.acceptor.recv(accepted),
+            Ok(Recv::Data("goes on".into()))
+        );
+    }
+}
+
+#[test]
+fn a_connect_that_crosses_goaway_is_refused() {
+    let mut pair = Pair::new(Version::V2);
+    let opened = pair.opener.open_tcp(1, pair.now).unwrap();
+    pair.acceptor.drain();
+    pair.run();
+    assert_eq!(pair.opener.reset_of(opened).unwrap().reason, Reason::Gone);
+    assert!(pair.acceptor.is_idle());
+}
+
+#[test]
+fn a_v1_peer_is_not_told_of_draining_but_refused() {
+    let mut pair = Pair::new(Version::V1);
+    pair.acceptor.drain();
+    assert!(!pair.acceptor.has_transmit());
+    let opened = pair.opener.open_tcp(1, pair.now).unwrap();
+    pair.run();
+    assert!(pair.opener.reset_of(opened).is_some());
+}
+
+#[test]
+fn shutdown_resets_every_stream_with_gone() {
+    for version in BOTH {
+        let mut pair = Pair::new(version);
+        let streams: Vec<_> = (0..5).map(|_| pair.stream()).collect();
+        let pending = pair.opener.open_tcp(1, pair.now).unwrap();
+        pair.run();
+        pair.acceptor.shutdown();
+        pair.run();
+        let opened = streams.iter().map(|(opened, _)| *opened);
+        for stream in opened.chain([pending]) {
+            let reset = pair.opener.reset_of(stream).unwrap();
+            assert!(reset.text.contains("shutting down"), "{reset}");
+        }
+        assert_eq!(pair.acceptor.stats().resets, 6);
+        assert!(pair.opener.is_draining() == (version == Version::V2));
+    }
+}
+
+/// More streams at once than ids are remembered for: still nobody breaks the protocol.
+#[test]
+fn thousands_of_resets_at_once_are_no_violation() {
+    for version in BOTH {
+        let mut pair = Pair::with(version, config(|config| config.accept_backlog = 5_000));
+        let streams: Vec<_> = (0..5_000)
+            .map(|_| pair.opener.open_tcp(1, pair.now).unwrap())
+            .collect();
+        pair.run();
+        for event in events(&mut pair.acceptor) {
+            if let Event::Incoming { stream, .. } = event {
+                pair.acceptor.accept(stream).unwrap();
+                pair.acceptor.send_slice(stream, b"crosses").unwrap();
+            }
+        }
+        pass(&mut pair.acceptor, &mut pair.opener, pair.now);
+        for stream in events(&mut pair.acceptor) {
+            let _ = stream;
+        }
+        pair.opener.shutdown();
+        pair.run();
+        for stream in streams {
+            pair.opener.release(stream);
+        }
+        assert!(pair.opener.is_idle());
+    }
+}
+
+/// As above, with what the acceptor sent still under way when the opener forgets.
+#[test]
+fn data_under_way_when_thousands_are_reset_is_late_not_stray() {
+    let mut pair = Pair::with(Version::V2, config(|config| config.accept_backlog = 5_000));
+    for _ in 0..3_000 {
+        pair.opener.open_tcp(1, pair.now).unwrap();
+    }
+    pair.run();
+    for event in events(&mut pair.acceptor) {
+        if let Event::Incoming { stream, .. } = event {
+            pair.acceptor.accept(stream).unwrap();
+        }
+    }
+    pair.run();
+    let live: Vec<_> = (1..=3_000).map(|id| data(id, "crosses")).collect();
+    pair.opener.shutdown();
+    for frame in live {
+        say(&mut pair.opener, pair.now, frame).unwrap();
+    }
+    pair.run();
+}
+
+#[test]
+fn ping_measures_the_round_trip() {
+    let mut pair = Pair::new(Version::V2);
+    pair.opener.ping();
+    for (start, trip) in [(0, 40), (1_000, 20)] {
+        let Some(Transmit::Message(ping)) = pair.opener.poll_transmit(at(start)) else {
+            panic!();
+        };
+        pair.acceptor.handle_message(at(start), ping).unwrap();
+        let Some(Transmit::Message(pong)) = pair.acceptor.poll_transmit(at(start)) else {
+            panic!();
+        };
+        let back = at(start + trip);
+        pair.opener.handle_message(back, pong.clone()).unwrap();
+        assert_eq!(pair.opener.rtt(), Some(Duration::from_millis(trip)));
+        // A second answer to the same PING says nothing.
+        pair.opener.handle_message(at(start + 1), pong).unwrap();
+        assert_eq!(pair.opener.rtt(), Some(Duration::from_millis(trip)));
+        pair.opener.ping();
+    }
+
+    let mut v1 = Session::new(Role::Opener, Version::V1, Config::default(), at(0));
+    v1.ping();
+    assert!(!v1.has_transmit());
+}
+
+#[test]
+fn pings_more_frequent_than_the_round_trip_still_measure_it() {
+    let mut pair = Pair::new(Version::V2);
+    let mut under_way = std::collections::VecDeque::new();
+    for tick in 0..20_u64 {
+        pair.opener.ping();
+        if let Some(Transmit::Message(ping)) = pair.opener.poll_transmit(at(tick * 10)) {
+            under_way.push_back((tick + 5, ping));
+        }
+        while under_way.front().is_some_and(|(due, _)| *due <= tick) {
+            let (_, ping) = under_way.pop_front().unwrap();
+            pair.acceptor.handle_message(at(tick * 10), ping).unwrap();
+            pass(&mut pair.acceptor, &mut pair.opener, at(tick * 10));
+        }
+    }
+    assert_eq!(pair.opener.rtt(), Some(Duration::from_millis(50)));
+}
+
+#[test]
+fn silence_is_probed_and_then_death() {
+    for version in BOTH {
+        let mut session = Session::new(Role::Opener, version, Config::default(), at(0));
+        let stream = session.open_tcp(1, at(0)).unwrap();
+        messages(&mut session, at(0));
+        assert_eq!(session.poll_timeout(), Some(at(15_000)));
+        session.handle_timeout(at(15_000));
+        match (version, session.poll_transmit(at(15_000))) {
+            (Version::V1, Some(Transmit::Probe)) => {}
+            (Version::V2, Some(Transmit::Message(ping))) => {
+                assert_eq!(Frame::decode(ping).unwrap().kind(), Kind::Ping);
+            }
+            (_, other) => panic!("{other:?}"),
+        }
+        assert_eq!(session.poll_transmit(at(15_000)), None);
+        assert_eq!(session.poll_timeout(), Some(at(30_000)));
+        session.handle_timeout(at(30_000));
+        assert!(events(&mut session).contains(&Event::PeerDead));
+        assert!(session.is_closed());
+        assert_eq!(session.reset_of(stream).unwrap().reason, Reason::TimedOut);
+        assert_eq!(session.poll_timeout(), None);
+        assert_eq!(session.poll_transmit(at(30_000)), None);
+    }
+}
+
+#[test]
+fn a_sign_of_life_ends_the_silence() {
+    for version in BOTH {
+        let mut pair = Pair::new(version);
+        pair.stream();
+        pair.wait(Duration::from_secs(3600));
+        assert!(!pair.opener.is_closed() && !pair.acceptor.is_closed());
+    }
+}
+
+#[test]
+fn nothing_is_taken_after_the_end() {
+    let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
+    acceptor.handle_closed(Reason::Gone, "cut");
+    say(&mut acceptor, at(0), connect(1)).unwrap();
+    say(&mut acceptor, at(0), data(1, "x")).unwrap();
+    assert!(acceptor.is_idle());
+    assert_eq!(events(&mut acceptor), []);
+    assert_eq!(acceptor.poll_transmit(at(0)), None);
+}
+
+#[test]
+fn what_was_received_can_be_read_after_the_end() {
+    let mut pair = Pair::new(Version::V2);
+    let (opened, accepted) = pair.stream();
+    pair.opener.send_slice(opened, b"read me").unwrap();
+    pair.run();
+    pair.acceptor.handle_closed(Reason::Gone, "cut");
+    let (read, end) = drain(&mut pair.acceptor, accepted);
+    assert_eq!((&read[..], reason(end)), (&b"read me"[..], Reason::Gone));
+    pair.acceptor.release(accepted);
+    assert!(pair.acceptor.is_idle());
+}

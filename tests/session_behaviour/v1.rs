@@ -1,0 +1,228 @@
+//! Tunnels to peers without credit.
+
+use super::*;
+
+fn small() -> Config {
+    config(|config| {
+        config.v1_stream_buffer = 256 << 10;
+        config.keepalive = None;
+    })
+}
+
+/// Fills a stream until the tunnel stalls.
+fn stall(pair: &mut Pair, opened: StreamId) {
+    while pair.acceptor.can_receive() {
+        fill(&mut pair.opener, opened);
+        pair.run();
+    }
+}
+
+#[test]
+fn a_stall_resets_only_the_slow_stream_and_the_others_go_on() {
+    let mut pair = Pair::with(Version::V1, small());
+    let (slow, their_slow) = pair.stream();
+    let (other, their_other) = pair.stream();
+    stall(&mut pair, slow);
+    pair.opener.send_slice(other, b"waits").unwrap();
+    pair.run();
+    assert!(!pair.acceptor.can_receive());
+    assert_eq!(pair.acceptor.recv(their_other), Ok(Recv::Blocked));
+    pair.wait(Duration::from_millis(1_999));
+    assert!(!pair.acceptor.can_receive());
+    pair.wait(Duration::from_millis(2));
+    assert!(pair.acceptor.can_receive());
+    assert_eq!(
+        pair.acceptor.recv(their_other),
+        Ok(Recv::Data("waits".into()))
+    );
+    let reset = pair.acceptor.reset_of(their_slow).unwrap();
+    assert_eq!(reset.reason, Reason::Overflow);
+    assert_eq!(pair.opener.state(slow), Some(State::Closed));
+    // What it had is still there for its reader, before the reset.
+    let (read, end) = drain(&mut pair.acceptor, their_slow);
+    assert!(read.len() >= 256 << 10);
+    assert_eq!(reason(end), Reason::Overflow);
+}
+
+#[test]
+fn a_reader_that_makes_progress_is_not_reset() {
+    let mut pair = Pair::with(Version::V1, small());
+    let (opened, accepted) = pair.stream();
+    stall(&mut pair, opened);
+    let mut read = 0;
+    for _ in 0..50 {
+        pair.wait(Duration::from_millis(500));
+        fill(&mut pair.opener, opened);
+        pair.run();
+        if let Ok(Recv::Data(data)) = pair.acceptor.recv(accepted) {
+            read += data.len();
+        }
+        pair.run();
+    }
+    assert!(read >= 49 * (32 << 10), "{read}");
+    assert_eq!(pair.acceptor.reset_of(accepted), None);
+}
+
+/// A reader that takes a little now and then stops all others as well as one that takes nothing.
+#[test]
+fn a_trickle_is_not_progress() {
+    let mut pair = Pair::with(Version::V1, small());
+    let (_, accepted) = pair.stream();
+    // The peer sends in small messages, so that a read is a small one.
+    let trickle = |pair: &mut Pair| {
+        while pair.acceptor.can_receive() {
+            let message = data(1, vec![1; 4096]);
+            say(&mut pair.acceptor, pair.now, message).unwrap();
+        }
+    };
+    trickle(&mut pair);
+    for _ in 0..10 {
+        pair.wait(Duration::from_millis(1_500));
+        if pair.acceptor.reset_of(accepted).is_some() {
+            break;
+        }
+        assert!(matches!(pair.acceptor.recv(accepted), Ok(Recv::Data(_))));
+        trickle(&mut pair);
+    }
+    let reset = pair.acceptor.reset_of(accepted).expect("no reset");
+    assert_eq!(reset.reason, Reason::Overflow);
+}
+
+#[test]
+fn reading_ends_the_stall() {
+    let mut pair = Pair::with(Version::V1, small());
+    let (opened, accepted) = pair.stream();
+    stall(&mut pair, opened);
+    drain(&mut pair.acceptor, accepted).1.unwrap();
+    assert!(pair.acceptor.can_receive());
+    assert_eq!(pair.acceptor.poll_timeout(), None);
+}
+
+#[test]
+fn releasing_or_resetting_the_slow_stream_ends_the_stall() {
+    for release in [true, false] {
+        let mut pair = Pair::with(Version::V1, small());
+        let (opened, accepted) = pair.stream();
+        stall(&mut pair, opened);
+        match release {
+            true => pair.acceptor.release(accepted),
+            false => pair.acceptor.reset(accepted, Reason::Reset, ""),
+        }
+        assert!(pair.acceptor.can_receive());
+    }
+}
+
+#[test]
+fn the_acceptor_lingers_after_close_for_a_bounded_time() {
+    let mut pair = Pair::with(Version::V1, small());
+    let (opened, accepted) = pair.stream();
+    pair.opener.finish(opened);
+    pair.run();
+    pair.wait(Duration::from_secs(9));
+    assert_eq!(pair.acceptor.state(accepted), Some(State::RemoteFinished));
+    pair.wait(Duration::from_secs(2));
+    assert_eq!(pair.acceptor.state(accepted), Some(State::Closed));
+    assert_eq!(pair.opener.state(opened), Some(State::Closed));
+}
+
+#[test]
+fn the_opener_waits_as_long_as_the_reply_comes() {
+    let mut opener = Session::new(Role::Opener, Version::V1, small(), at(0));
+    let stream = opener.open_tcp(1, at(0)).unwrap();
+    opener.finish(stream);
+    messages(&mut opener, at(0));
+    let connected = Frame::Connected {
+        proto: Proto::Tcp,
+        id: ClientId(1),
+    };
+    say(&mut opener, at(1), connected).unwrap();
+    for seconds in 1..10 {
+        let now = at(seconds * 9_000);
+        assert!(opener.poll_timeout().unwrap() > now);
+        say(&mut opener, now, data(1, "more")).unwrap();
+    }
+    assert_eq!(opener.poll_timeout(), Some(at(91_000)));
+    opener.handle_timeout(at(91_000));
+    let (read, end) = drain(&mut opener, stream);
+    assert_eq!((read.len(), reason(end)), (36, Reason::Gone));
+}
+
+/// While the tunnel stalls nothing is received, so nothing can be said about who is silent.
+#[test]
+fn a_stall_does_not_use_up_the_linger_of_others() {
+    let mut pair = Pair::with(Version::V1, small());
+    let patient = config(|config| config.linger = Duration::from_secs(3600));
+    pair.acceptor = Session::new(Role::Acceptor, Version::V1, patient, pair.now);
+    let (slow, their_slow) = pair.stream();
+    let (replying, asked) = pair.stream();
+    pair.opener.finish(replying);
+    pair.run();
+    // The replies come to the opener, which stalls on another stream that is read, but slowly.
+    let fill_back = |pair: &mut Pair| {
+        while pair.opener.can_receive() {
+            fill(&mut pair.acceptor, their_slow);
+            pair.run();
+        }
+    };
+    fill_back(&mut pair);
+    pair.acceptor.send_slice(asked, b"reply").unwrap();
+    pair.acceptor.finish(asked);
+    let mut held = pair.opener.stats().unread;
+    for _ in 0..12 {
+        // Enough to count as progress, never enough to end the stall.
+        pair.wait(Duration::from_secs(1));
+        let message = data(1, vec![0; 64 << 10]);
+        if let Ok(Recv::Data(data)) = pair.opener.recv(slow) {
+            held -= data.len();
+        }
+        while held < 256 << 10 {
+            say(&mut pair.opener, pair.now, message.clone()).unwrap();
+            held += 64 << 10;
+        }
+    }
+    assert_eq!(pair.opener.reset_of(replying), None);
+    drain(&mut pair.opener, slow).1.unwrap();
+    pair.run();
+    let read = drain(&mut pair.opener, replying);
+    assert_eq!(read, (b"reply".to_vec(), Ok(Recv::Finished)));
+}
+
+#[test]
+fn a_second_close_ends_what_is_left() {
+    let mut pair = Pair::with(Version::V1, small());
+    let (opened, accepted) = pair.stream();
+    pair.opener.finish(opened);
+    pair.run();
+    say(&mut pair.acceptor, pair.now, close(1)).unwrap();
+    assert_eq!(
+        pair.acceptor.reset_of(accepted).unwrap().reason,
+        Reason::Gone
+    );
+}
+
+#[test]
+fn the_deployed_agents_quirks_are_no_violations() {
+    let mut opener = Session::new(Role::Opener, Version::V1, small(), at(0));
+    let stream = opener.open_tcp(1, at(0)).unwrap();
+    let connected = [2, 0, 0, 0, 0, 1, 0x1f, 0x90]; // the port is reserved there
+    opener
+        .handle_message(at(0), Bytes::copy_from_slice(&connected))
+        .unwrap();
+    // The service ends, and still reads.
+    say(&mut opener, at(0), data(1, "bye")).unwrap();
+    say(&mut opener, at(0), close(1)).unwrap();
+    opener.send_slice(stream, b"thanks").unwrap();
+    opener.finish(stream);
+    let said = messages(&mut opener, at(0));
+    assert_eq!(said.last(), Some(&close(1)));
+    // Late frames of a closed id.
+    say(&mut opener, at(0), data(1, "late")).unwrap();
+    say(&mut opener, at(0), close(1)).unwrap();
+    say(&mut opener, at(0), error(1, 8080, b"mid-stream")).unwrap();
+    let pong = Frame::Pong {
+        id: ClientId(7),
+        payload: Bytes::new(),
+    };
+    say(&mut opener, at(0), pong).unwrap();
+    assert_eq!(opener.stats().violations, 0);
+}
