@@ -48,6 +48,11 @@ enum Op {
         which: usize,
         times: usize,
     },
+    /// Sends until it blocks, or for a megabyte.
+    Flood {
+        side: Side,
+        which: usize,
+    },
     Finish {
         side: Side,
         which: usize,
@@ -86,6 +91,8 @@ struct Stream {
     finished: [bool; 2],
     /// What this end read last: nothing comes after it.
     ended: [Option<End>; 2],
+    /// Sending was refused and no event has come since.
+    blocked: [bool; 2],
     /// Somebody ended it before its time, so that bytes may be missing.
     disturbed: bool,
 }
@@ -118,11 +125,11 @@ impl App for Model {
                 assert_eq!(known.handles[1].replace(stream), None, "{id} came in twice");
             }
             Event::Established(stream) | Event::Readable(stream) | Event::Writable(stream) => {
-                let held = |s: &Stream| s.handles[side as usize] == Some(stream);
-                assert!(
-                    self.streams.iter().any(held),
-                    "{event:?} of a released stream"
-                );
+                let held = |s: &&mut Stream| s.handles[side as usize] == Some(stream);
+                let Some(s) = self.streams.iter_mut().find(held) else {
+                    panic!("{event:?} of a released stream");
+                };
+                s.blocked[side as usize] &= event != Event::Writable(stream);
             }
             Event::PeerDead | Event::GoAway => panic!("{event:?}"),
             _ => {}
@@ -192,6 +199,7 @@ impl Model {
                     read: [0; 2],
                     finished: [false; 2],
                     ended: [None; 2],
+                    blocked: [false; 2],
                     disturbed: false,
                 });
             }
@@ -225,6 +233,11 @@ impl Model {
             Op::Recv { side, which, times } => {
                 if let Some((i, handle)) = self.held(which, side) {
                     self.recv(network.session(side), side, i, handle, times);
+                }
+            }
+            Op::Flood { side, which } => {
+                if let Some((i, handle)) = self.held(which, side) {
+                    self.flood(network, side, i, handle);
                 }
             }
             Op::Finish { side, which } => {
@@ -293,11 +306,14 @@ impl Model {
                 .map(|()| *sent += 1)
         } else if copy {
             let bytes = pattern(s.id, side, *sent, len);
-            let taken = session.send_slice(handle, bytes);
-            taken.map(|taken| *sent += taken as u64)
+            session.send_slice(handle, bytes).map(|taken| {
+                *sent += taken as u64;
+                s.blocked[side as usize] = taken == 0 && len > 0;
+            })
         } else {
             session.send_capacity(handle).and_then(|capacity| {
                 let len = len.min(capacity).max(1);
+                s.blocked[side as usize] = capacity == 0;
                 let chunk = Chunk::copied(pattern(s.id, side, *sent, len));
                 match session.send(handle, chunk) {
                     Err(SendError::Blocked(chunk)) => {
@@ -322,6 +338,26 @@ impl Model {
                 s.disturbed = true;
             }
             Err(error) => panic!("{error}: {s:?}"),
+        }
+    }
+
+    /// Sends until that is refused for a while, or for a megabyte.
+    fn flood(&mut self, network: &mut Network, side: Side, i: usize, handle: StreamId) {
+        let until = self.streams[i].sent[side as usize] + (1 << 20);
+        for _ in 0..200 {
+            let before = self.streams[i].sent[side as usize];
+            self.send(network.session(side), side, i, handle, 64 << 10, false);
+            let s = &self.streams[i];
+            let sent = s.sent[side as usize];
+            if s.proto == Proto::Udp || sent > until {
+                return;
+            }
+            if sent == before {
+                network.run_for(Duration::from_millis(50), self);
+                if self.streams[i].blocked[side as usize] {
+                    return;
+                }
+            }
         }
     }
 
@@ -453,10 +489,16 @@ impl Model {
         }
     }
 
-    /// Both ends read all there is, until nothing more comes.
+    /// Whoever waits is accepted, and both ends read all there is, until nothing more comes.
     fn read_all(&mut self, network: &mut Network) {
         loop {
             let mut moved = false;
+            for i in 0..self.streams.len() {
+                if self.streams[i].handles[1].is_some() && !self.streams[i].answered {
+                    self.accept(network, i);
+                    moved = true;
+                }
+            }
             for side in Side::BOTH {
                 for i in 0..self.streams.len() {
                     if let Some(handle) = self.streams[i].handles[side as usize] {
@@ -481,11 +523,6 @@ impl Model {
             network.end_mut(side).link.config.bytes_per_second = 100 << 20;
         }
         network.run_for(Duration::from_secs(10), self);
-        for i in 0..self.streams.len() {
-            if self.streams[i].handles[1].is_some() && !self.streams[i].answered {
-                self.accept(network, i);
-            }
-        }
         self.read_all(network);
         self.no_window_is_closed(network);
         for side in Side::BOTH {
@@ -509,6 +546,7 @@ impl Model {
                 let session = network.session(side);
                 assert_eq!(session.state(handle), Some(State::Closed), "{s:?}");
                 let end = s.ended[side as usize].expect("a stream has no end");
+                assert!(!s.blocked[side as usize], "a writer was not woken: {s:?}");
                 if !s.disturbed {
                     assert_eq!(end, End::Finished);
                     if s.proto == Proto::Tcp {
@@ -534,8 +572,12 @@ impl Model {
     /// All was read: whoever may send can.
     fn no_window_is_closed(&mut self, network: &mut Network) {
         for side in Side::BOTH {
-            for s in &self.streams {
+            // Where the other side has let go, the sender learns when that gives up.
+            let undisturbed = self.streams.iter().filter(|s| !s.disturbed);
+            for s in undisturbed {
                 if let (Some(handle), Proto::Tcp) = (s.handles[side as usize], s.proto) {
+                    let waits = s.blocked[side as usize] && !s.finished[side as usize];
+                    assert!(!waits, "a writer was not woken: {s:?}");
                     match network.session(side).send_capacity(handle) {
                         Ok(room) => assert!(room > 0, "a window stays closed: {s:?}"),
                         Err(SendError::Finished | SendError::Reset(_)) => {}
@@ -605,6 +647,7 @@ fn ops() -> impl Strategy<Value = Op> {
         24 => (at(), len, any::<bool>())
             .prop_map(|((side, which), len, copy)| Op::Send { side, which, len, copy }),
         16 => (at(), times).prop_map(|((side, which), times)| Op::Recv { side, which, times }),
+        3 => at().prop_map(|(side, which)| Op::Flood { side, which }),
         3 => at().prop_map(|(side, which)| Op::Finish { side, which }),
         1 => at().prop_map(|(side, which)| Op::Reset { side, which }),
         1 => at().prop_map(|(side, which)| Op::Release { side, which }),

@@ -121,6 +121,30 @@ fn one_stream_fills_a_long_fat_link_within_three_seconds_and_keeps_it() {
     assert!(unread <= Config::default().receive_budget);
 }
 
+/// What one stream was lent is there for the next when it has ended.
+#[test]
+fn one_stream_after_the_other_fills_the_link() {
+    let link = LinkConfig::new(GIGABIT, millis(50));
+    let mut network = Network::symmetric(Version::V2, Config::default(), link);
+    let mut bulk = Bulk::new(0);
+    for port in 1..4 {
+        bulk.open(&mut network, port..port + 1);
+        network.run_for(millis(2500), &mut bulk);
+        let before = bulk.total();
+        network.run_for(millis(500), &mut bulk);
+        let share = (bulk.total() - before) as f64 * 2.0 / (GIGABIT / 8) as f64;
+        assert!(share >= 0.9, "stream {port}: {share}");
+        let stream = bulk.senders.pop().unwrap();
+        network.opener.session.finish(stream);
+        network.run_for(millis(1000), &mut bulk);
+        for stream in bulk.ports.keys() {
+            network.acceptor.session.finish(*stream);
+        }
+        network.run_for(millis(1000), &mut bulk);
+        assert_eq!(network.opener.session.state(stream), Some(State::Closed));
+    }
+}
+
 #[test]
 fn stalled_streams_leave_a_fair_share_to_all_others() {
     let link = LinkConfig::new(GIGABIT, millis(5));
