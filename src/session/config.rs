@@ -38,12 +38,13 @@ pub struct Config {
     ///
     /// A peer that does not read its transport makes this end hold no more than this and one piece, plus 4 KiB a stream.
     pub send_budget: usize,
-    /// Bytes accepted for sending and not yet transmitted on one stream. Default 128 KiB.
+    /// Bytes accepted for sending and not yet transmitted on one stream. Default 256 KiB.
     pub stream_send_buffer: usize,
     /// Largest payload of one DATA message on a stream in bytes, at most 1 MiB - 8. Default 64 KiB.
     pub max_piece: usize,
-    /// As `max_piece`, while other streams wait to send. Default 64 KiB: a
-    /// stream that was idle goes first anyway, and whole pieces are never copied.
+    /// As `max_piece`, while more than four streams wait to send. Default 32 KiB.
+    ///
+    /// With fewer a round is short, and a stream that was idle goes first anyway.
     pub contended_piece: usize,
     /// Datagrams queued on one flow in each direction; one more drops the oldest. Default 256.
     pub datagram_queue: usize,
@@ -77,9 +78,9 @@ impl Default for Config {
             v1_stream_buffer: 4 << 20,
             v1_stall: Duration::from_secs(2),
             send_budget: 4 << 20,
-            stream_send_buffer: 128 << 10,
+            stream_send_buffer: 256 << 10,
             max_piece: 64 << 10,
-            contended_piece: 64 << 10,
+            contended_piece: 32 << 10,
             datagram_queue: 256,
             datagram_buffer: 1 << 20,
             datagram_budget: 16 << 20,

@@ -15,7 +15,7 @@ impl Session {
 
     /// Bytes of a stream that [`send`](Self::send) takes now: right for one message.
     ///
-    /// At most [`Config::max_piece`](super::Config::max_piece), less while other streams wait to send. Zero
+    /// At most [`Config::max_piece`](super::Config::max_piece), less while many streams wait to send. Zero
     /// when there is no credit or no room; then [`Event::Writable`](super::Event::Writable) follows.
     ///
     /// # Errors

@@ -89,9 +89,8 @@ impl ReceiveBuffer {
 
 /// The credit this end has granted on a stream, and how it grows (PROTOCOL.md section 5.5).
 ///
-/// The window aims at half more than arrives in one round trip: a stream held back by its window grows it by
-/// that each round trip, one held back by its sender, its reader or the link does not. More than that would
-/// only queue, and a quarter of a window may wait to be granted.
+/// The window aims at twice what arrives in one round trip: a stream held back by its window doubles it each
+/// round trip, one held back by its sender, its reader or the link does not.
 #[derive(Debug)]
 pub(super) struct ReceiveWindow {
     /// Bytes the peer may have under way beyond what was read.
@@ -144,7 +143,7 @@ impl ReceiveWindow {
         if unread > u64::from(self.size) / 2 {
             return 0;
         }
-        let wanted = per_round_trip.saturating_mul(3) / 2;
+        let wanted = per_round_trip.saturating_mul(2);
         let wanted = u32::try_from(wanted).unwrap_or(max).min(max);
         wanted.saturating_sub(self.size)
     }
@@ -191,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_that_holds_the_sender_back_grows_each_round_trip() {
+    fn a_window_that_holds_the_sender_back_doubles_each_round_trip() {
         let mut window = ReceiveWindow::new(at(0));
         for trip in 1..=4 {
             let size = window.size;
@@ -200,7 +199,7 @@ mod tests {
                 .unwrap();
             window.consume((window.received - window.consumed) as usize);
             let growth = window.wanted_growth(at(trip * 100), RTT, u32::MAX);
-            assert_eq!(growth, size / 2);
+            assert_eq!(growth, size);
             window.grow(growth);
             assert!(window.grant_is_due());
             window.take_grant();

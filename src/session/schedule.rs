@@ -88,9 +88,10 @@ impl Schedule {
         self.fresh.is_empty() && self.bulk.is_empty()
     }
 
-    /// Whether more than one stream takes turns.
+    /// Whether so many streams take turns that a round of whole pieces would be long.
     pub(super) fn is_contended(&self) -> bool {
-        self.fresh.len() + self.bulk.len() > 1
+        const FEW: usize = 4;
+        self.fresh.len() + self.bulk.len() > FEW
     }
 }
 

@@ -59,7 +59,10 @@ fn only_the_opener_opens() {
 
 #[test]
 fn the_receive_budget_resets_the_stream_that_holds_most() {
-    let small = config(|config| config.receive_budget = 300 << 10);
+    let small = config(|config| {
+        config.receive_budget = 300 << 10;
+        config.stream_send_buffer = 256 << 10;
+    });
     for version in BOTH {
         let mut pair = Pair::with(version, small.clone());
         let (_, modest) = {
