@@ -1,0 +1,39 @@
+#!/bin/bash
+# Installs what the checks need from Debian's packages, and only what is missing. Ends with 77 where that cannot be done.
+set -euo pipefail
+
+missing=()
+# need PACKAGE FILE : the package is wanted unless there is such a command or file.
+need() {
+    command -v "$2" >/dev/null || compgen -G "$2" >/dev/null || missing+=("$1")
+}
+export PATH=$PATH:/usr/sbin:/sbin
+need python3 python3
+need postgresql '/usr/lib/postgresql/*/bin/initdb'
+need nginx nginx
+need curl curl
+need dnsmasq-base dnsmasq
+need bind9-dnsutils dig
+need chromium chromium
+need python3-websockets '/usr/lib/python3/dist-packages/websockets/__init__.py'
+need rsync rsync
+need netcat-openbsd nc.openbsd
+need file file
+[ "${#missing[@]}" != 0 ] || exit 0
+
+cannot() {
+    echo "not installed: ${missing[*]}"
+    exit 77
+}
+command -v apt-get >/dev/null || cannot
+root=()
+[ "$(id -u)" = 0 ] || root=(sudo -n)
+# The servers are started by the checks alone, not by their packages.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    # shellcheck disable=SC2064
+    trap "${root[*]} rm -f $policy" EXIT
+    printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee "$policy" >/dev/null && "${root[@]}" chmod +x "$policy" || cannot
+fi
+"${root[@]}" apt-get update -qq || cannot
+"${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends "${missing[@]}" || cannot
