@@ -7,6 +7,9 @@
     missing_docs
 )]
 
+#[path = "../examples/common/random.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod random;
 #[path = "../examples/common/websocket.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod websocket;

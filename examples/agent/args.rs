@@ -6,6 +6,7 @@ use clap::Parser;
 
 use crate::common::args::{LogArgs, LogFormat};
 use crate::common::program::{Failure, Logging};
+use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, no_roots};
 use crate::common::token::TokenArgs;
 use crate::common::url::{Url, is_name};
 use crate::registration::Settings;
@@ -13,6 +14,7 @@ use crate::registration::Settings;
 #[derive(Parser, Debug)]
 #[command(
     name = "agent",
+    version,
     about = "Makes the services of this container reachable through the runner.",
     after_help = "Examples:
   agent --runner-url ws://127.0.0.1:8001 --container-id kohakuriver-vps-42
@@ -73,6 +75,12 @@ pub struct Args {
     token: TokenArgs,
 
     #[command(flatten)]
+    tls: ClientTlsArgs,
+
+    #[command(flatten)]
+    identity: IdentityArgs,
+
+    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -125,6 +133,8 @@ impl Args {
         Ok(Settings {
             url,
             token: self.token.header()?,
+            // A runner is no public server: only what --ca says is trusted.
+            dialer: Dialer::new(&self.tls, Some(&self.identity), no_roots)?,
             reconnect_delay,
             max_reconnect: self.max_reconnect,
         })

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::common::net::loopbacks;
 use crate::common::program::Failure;
 use crate::common::serve::{self, Served};
+use crate::common::tls::Dialer;
 use crate::common::tunnel;
 use crate::common::url::Url;
 use crate::common::ws::{self, ConnectError, Socket};
@@ -20,6 +21,7 @@ pub struct Settings {
     /// The whole `/ws/tunnel/{container}` URL.
     pub url: Url,
     pub token: Option<HeaderValue>,
+    pub dialer: Dialer,
     /// Mean wait before a try to reconnect.
     pub reconnect_delay: Duration,
     /// Failed tries in a row after which it gives up; 0 never does.
@@ -44,7 +46,7 @@ pub async fn keep(settings: Settings) -> Failure {
     let mut retry = Retry::new(settings.reconnect_delay);
     let mut failures = 0;
     loop {
-        match ws::connect(&settings.url, settings.token.as_ref()).await {
+        match ws::connect(&settings.dialer, &settings.url, settings.token.as_ref()).await {
             Ok((socket, v2)) => {
                 let since = Instant::now();
                 tracing::info!(v2, "registered at {}", settings.url);

@@ -54,7 +54,8 @@ fn one_line(error: &Error) -> String {
         if part.starts_with("Usage:") || part.starts_with("For more information") {
             break;
         }
-        if part.is_empty() {
+        // How to pass a flag as a value is never what was meant here.
+        if part.is_empty() || part.starts_with("tip: to pass") {
             continue;
         }
         let part = part.strip_prefix("error: ").unwrap_or(part);

@@ -14,8 +14,9 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 
 use super::net::{self, Link};
 
@@ -44,8 +45,12 @@ impl Default for Limits {
 }
 
 /// Serves until dropped. Upgraded connections live on in tasks of their own.
-pub async fn serve<H, F>(listener: TcpListener, limits: Limits, handler: H)
-where
+pub async fn serve<H, F>(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    limits: Limits,
+    handler: H,
+) where
     H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
@@ -57,8 +62,12 @@ where
             continue;
         };
         net::tune_link(&stream);
-        let handler = handler.clone();
+        let (handler, tls) = (handler.clone(), tls.clone());
         tokio::spawn(async move {
+            let link = match secured(stream, tls, limits.head_timeout).await {
+                Ok(link) => link,
+                Err(error) => return tracing::debug!(%peer, "no TLS with it: {error}"),
+            };
             let service = hyper::service::service_fn(move |request| {
                 let answer = handler(request, peer);
                 async move { Ok::<_, std::convert::Infallible>(answer.await) }
@@ -67,7 +76,7 @@ where
                 .timer(TokioTimer::new())
                 .header_read_timeout(limits.head_timeout)
                 .max_header_size(HEAD_MAX)
-                .serve_connection(TokioIo::new(Link::Plain(stream)), service)
+                .serve_connection(TokioIo::new(link), service)
                 .with_upgrades()
                 .await;
             if let Err(error) = served {
@@ -75,6 +84,17 @@ where
             }
             drop(place);
         });
+    }
+}
+
+/// The connection, after its TLS handshake where there is TLS.
+async fn secured(stream: TcpStream, tls: Option<TlsAcceptor>, limit: Duration) -> io::Result<Link> {
+    match tls {
+        None => Ok(Link::Plain(stream)),
+        Some(tls) => {
+            let stream = net::within(limit, tls.accept(stream)).await?;
+            Ok(Link::Tls(Box::new(stream.into())))
+        }
     }
 }
 

@@ -19,6 +19,8 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_util::io::poll_read_buf;
 
+use super::random::random;
+
 /// Bytes that wait to be written before no more are taken.
 const WRITE_BUFFER: usize = 256 << 10;
 /// Least and most that one read asks for.
@@ -209,7 +211,7 @@ impl<S> WebSocket<S> {
             rsv2: false,
             rsv3: false,
             opcode,
-            mask: (self.role == Role::Client).then(rand::random),
+            mask: (self.role == Role::Client).then(random),
         };
         let small = payload.len() <= SMALL;
         let room = HEADER_MAX + if small { payload.len() } else { 0 };

@@ -9,7 +9,6 @@ use http_body_util::Empty;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Request, StatusCode};
 use kohakuriver_tunnel::transport::{Carrier, Received};
-use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
@@ -17,6 +16,8 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::http;
 use super::net::{self, Link};
+use super::random::websocket_key;
+use super::tls::Dialer;
 use super::url::Url;
 use super::websocket::WebSocket;
 
@@ -87,6 +88,7 @@ impl fmt::Display for ConnectError {
 ///
 /// Done on hyper and not by tungstenite, which takes a server that chooses no subprotocol for a faulty one.
 pub async fn connect(
+    dialer: &Dialer,
     url: &Url,
     token: Option<&HeaderValue>,
 ) -> Result<(Socket, bool), ConnectError> {
@@ -94,7 +96,8 @@ pub async fn connect(
         ConnectError::Unreachable(format!("cannot reach {}: {what}", url.authority()))
     };
     let work = async {
-        let link = net::connect_link(url, HANDSHAKE_TIMEOUT)
+        let link = dialer
+            .connect(url, HANDSHAKE_TIMEOUT)
             .await
             .map_err(|error| unreachable(&net::plain(&error)))?;
         handshake(url, token, link).await
@@ -116,7 +119,7 @@ async fn handshake(
             url.authority()
         ))
     };
-    let key = generate_key();
+    let key = websocket_key();
     let mut request = Request::get(url.target())
         .header(header::HOST, url.authority())
         .header(header::CONNECTION, "Upgrade")

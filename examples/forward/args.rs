@@ -4,18 +4,20 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use clap::Parser;
-use hyper::header::HeaderValue;
 
 use crate::common::args::{LogArgs, LogFormat};
 use crate::common::program::{Failure, Logging};
 use crate::common::route::{Proto, Session};
+use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, public_roots};
 use crate::common::token::TokenArgs;
 use crate::common::url::{Url, is_name};
+use crate::link::Destination;
 use crate::spec::PortSpec;
 
 #[derive(Parser, Debug)]
 #[command(
     name = "forward",
+    version,
     about = "Makes ports of a KohakuRiver container or VM local ports of this machine.",
     override_usage = "forward <task_id> <remote_port>[:local][/proto]... [OPTIONS]
        forward --host ws://HOST:8000/api/tunnel/<task_id> --remote-port N [--local-port N]
@@ -76,6 +78,12 @@ pub struct Args {
     token: TokenArgs,
 
     #[command(flatten)]
+    tls: ClientTlsArgs,
+
+    #[command(flatten)]
+    identity: IdentityArgs,
+
+    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -86,14 +94,13 @@ pub enum Job {
 }
 
 /// One local port and where it leads.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Forward {
     pub local: SocketAddr,
     pub proto: Proto,
     pub remote: u16,
     pub task: String,
-    pub url: Url,
-    pub token: Option<HeaderValue>,
+    pub destination: Destination,
     pub wait: Duration,
     pub udp_idle: Duration,
     pub udp_peers: usize,
@@ -111,6 +118,7 @@ impl Args {
         let (task, base, any_port, words) = self.destination()?;
         let specs = self.ports(words)?;
         let token = self.token.header()?;
+        let dialer = Dialer::new(&self.tls, Some(&self.identity), public_roots)?;
         let local_host = self.local_host.unwrap_or(Ipv4Addr::LOCALHOST.into());
         let forward = |spec: &PortSpec| {
             let proto = spec.proto.or(self.proto).unwrap_or(Proto::Tcp);
@@ -129,8 +137,11 @@ impl Args {
                 proto,
                 remote: spec.remote,
                 task: task.clone(),
-                url,
-                token: token.clone(),
+                destination: Destination {
+                    url,
+                    token: token.clone(),
+                    dialer: dialer.clone(),
+                },
                 wait: Duration::from_secs(self.wait),
                 udp_idle: Duration::from_secs(self.udp_idle),
                 udp_peers: self.udp_peers as usize,

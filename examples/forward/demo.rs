@@ -12,7 +12,9 @@ use crate::args::Forward;
 use crate::common::net;
 use crate::common::program::{Failure, announce};
 use crate::common::route::{Proto, Session};
+use crate::common::tls::{ClientTlsArgs, Dialer, no_roots};
 use crate::common::url::Url;
+use crate::link::Destination;
 use crate::proxy::{FixedTasks, Host, TaskPlace};
 use crate::server::Runner;
 use crate::{listener, proxy, sample, server};
@@ -53,8 +55,11 @@ pub async fn run() -> Result<(), Failure> {
         proto,
         remote,
         task: TASK.to_owned(),
-        url: host_url.join(&session.path(TASK)),
-        token: None,
+        destination: Destination {
+            url: host_url.join(&session.path(TASK)),
+            token: None,
+            dialer: dialer()?,
+        },
         wait: Duration::from_secs(15),
         udp_idle: Duration::from_secs(60),
         udp_peers: 1,
@@ -73,6 +78,7 @@ fn runner_settings() -> server::Settings {
         targets: HashMap::from([(CONTAINER.to_owned(), Ipv4Addr::LOCALHOST.to_string())]),
         enabled: true,
         token: None,
+        tls: None,
         max_sessions: 64,
         max_agents: 0,
     }
@@ -84,9 +90,16 @@ fn host_settings(runner: SocketAddr) -> Result<proxy::Settings, Failure> {
     Ok(proxy::Settings {
         registries: vec![Box::new(FixedTasks::new([(TASK.to_owned(), place)]))],
         token: None,
+        tls: None,
+        dialer: dialer()?,
         callers_checked: false,
         max_sessions: 64,
     })
+}
+
+/// Everything is on loopback: nothing has a certificate.
+fn dialer() -> Result<Dialer, Failure> {
+    Dialer::new(&ClientTlsArgs::default(), None, no_roots)
 }
 
 fn loopback() -> io::Result<(TcpListener, SocketAddr)> {

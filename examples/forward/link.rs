@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::common::backoff::Backoff;
 use crate::common::program::Failure;
+use crate::common::tls::Dialer;
 use crate::common::tunnel;
 use crate::common::url::Url;
 use crate::common::ws::{self, ConnectError};
@@ -32,10 +33,17 @@ pub struct Link {
     wanted: Arc<Notify>,
 }
 
+/// Where a session is to be had, and what is shown for it.
+#[derive(Clone)]
+pub struct Destination {
+    pub url: Url,
+    pub token: Option<HeaderValue>,
+    pub dialer: Dialer,
+}
+
 /// What keeps it up.
 pub struct Keeper {
-    url: Url,
-    token: Option<HeaderValue>,
+    destination: Destination,
     state: watch::Sender<State>,
     wanted: Arc<Notify>,
 }
@@ -51,8 +59,8 @@ enum State {
 ///
 /// # Errors
 /// The host cannot be reached or refuses, whatever the reason: whoever started this sees it at once.
-pub async fn connect(url: Url, token: Option<HeaderValue>) -> Result<(Link, Keeper), ConnectError> {
-    let mux = establish(&url, token.as_ref()).await?;
+pub async fn connect(destination: Destination) -> Result<(Link, Keeper), ConnectError> {
+    let mux = destination.connect().await?;
     let state = watch::Sender::new(State::Up(mux));
     let wanted = Arc::new(Notify::new());
     let link = Link {
@@ -60,12 +68,25 @@ pub async fn connect(url: Url, token: Option<HeaderValue>) -> Result<(Link, Keep
         wanted: Arc::clone(&wanted),
     };
     let keeper = Keeper {
-        url,
-        token,
+        destination,
         state,
         wanted,
     };
     Ok((link, keeper))
+}
+
+impl Destination {
+    async fn connect(&self) -> Result<Mux, ConnectError> {
+        let Self { url, token, dialer } = self;
+        let (mut socket, v2) = ws::connect(dialer, url, token.as_ref()).await?;
+        ws::expect_connected(&mut socket).await?;
+        tracing::debug!(v2, "session begins at {url}");
+        let (mux, acceptor, driver) = tunnel::over(socket, Role::Opener, v2);
+        // Nobody connects from the other side.
+        drop(acceptor);
+        tokio::spawn(driver);
+        Ok(mux)
+    }
 }
 
 impl Link {
@@ -100,6 +121,7 @@ impl Link {
 impl Keeper {
     /// Keeps the tunnel up until the other side refuses for good.
     pub async fn keep(self) -> Failure {
+        let url = &self.destination.url;
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
             let up = match &*self.state.borrow() {
@@ -109,19 +131,19 @@ impl Keeper {
             if let Some(mux) = up {
                 let since = Instant::now();
                 let cause = lost(&mux).await;
-                tracing::warn!("{cause}; reconnecting to {}", self.url);
+                tracing::warn!("{cause}; reconnecting to {}", url);
                 self.state.send_replace(State::Down(cause));
                 if since.elapsed() > HELD {
                     backoff.reset();
                 }
             }
             self.pause(backoff.wait()).await;
-            match establish(&self.url, self.token.as_ref()).await {
+            match self.destination.connect().await {
                 Ok(mux) => {
-                    tracing::info!("reconnected to {}", self.url);
+                    tracing::info!("reconnected to {}", url);
                     self.state.send_replace(State::Up(mux));
                 }
-                Err(error) if error.is_lasting() => return refused(&self.url, &error),
+                Err(error) if error.is_lasting() => return refused(url, &error),
                 Err(error) => {
                     tracing::debug!("{error}");
                     self.state.send_replace(State::Down(error.to_string()));
@@ -151,17 +173,6 @@ pub fn refused(url: &Url, error: &ConnectError) -> Failure {
             Failure::refused(format!("the host {} refused: {reason}", url.authority()))
         }
     }
-}
-
-async fn establish(url: &Url, token: Option<&HeaderValue>) -> Result<Mux, ConnectError> {
-    let (mut socket, v2) = ws::connect(url, token).await?;
-    ws::expect_connected(&mut socket).await?;
-    tracing::debug!(v2, "session begins at {url}");
-    let (mux, acceptor, driver) = tunnel::over(socket, Role::Opener, v2);
-    // Nobody connects from the other side.
-    drop(acceptor);
-    tokio::spawn(driver);
-    Ok(mux)
 }
 
 /// Waits until the tunnel has ended, or takes no new connections any more.

@@ -56,19 +56,21 @@ pub async fn forward(forwards: Vec<Forward>) -> Result<(), Failure> {
 
 /// One tunnel per URL: ports that share a URL share the tunnel.
 async fn connect(forwards: &[Forward]) -> Result<Vec<(Link, Option<Keeper>)>, Failure> {
-    let mut urls: Vec<_> = forwards.iter().map(|forward| &forward.url).collect();
-    urls.sort_by_key(ToString::to_string);
-    urls.dedup();
-    let connecting = urls.into_iter().map(|url| async move {
-        let token = forwards.first().and_then(|forward| forward.token.clone());
-        match link::connect(url.clone(), token).await {
+    let mut destinations: Vec<_> = forwards.iter().map(|f| &f.destination).collect();
+    destinations.sort_by_key(|destination| destination.url.to_string());
+    destinations.dedup_by(|one, other| one.url == other.url);
+    let connecting = destinations.into_iter().map(|destination| async move {
+        let url = &destination.url;
+        match link::connect(destination.clone()).await {
             Ok((link, keeper)) => Ok((url, link, Some(keeper))),
             Err(error) => Err(link::refused(url, &error)),
         }
     });
     let mut connected = try_join_all(connecting).await?;
     let link_of = |forward: &Forward| {
-        let found = connected.iter_mut().find(|(url, ..)| **url == forward.url);
+        let found = connected
+            .iter_mut()
+            .find(|(url, ..)| **url == forward.destination.url);
         found
             .map(|(_, link, keeper)| (link.clone(), keeper.take()))
             .ok_or_else(|| Failure::failed("a port has no tunnel"))

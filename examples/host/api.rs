@@ -10,6 +10,7 @@ use hyper::{Request, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::common::tls::Dialer;
 use crate::common::url::Url;
 use crate::common::{http, net};
 use crate::proxy::registry::{Refusal, Registry, TaskPlace};
@@ -22,6 +23,7 @@ const ANSWER_MAX: usize = 4 << 20;
 
 pub struct ClusterApi {
     base: Url,
+    dialer: Dialer,
 }
 
 #[derive(Deserialize)]
@@ -49,8 +51,8 @@ enum Unanswered {
 }
 
 impl ClusterApi {
-    pub fn new(base: Url) -> Self {
-        Self { base }
+    pub fn new(base: Url, dialer: Dialer) -> Self {
+        Self { base, dialer }
     }
 
     async fn place(
@@ -111,7 +113,9 @@ impl ClusterApi {
         let request = request
             .body(Empty::new())
             .map_err(|error| Unanswered::Failed(error.to_string()))?;
-        let link = net::connect_link(&url, ANSWER_WITHIN)
+        let link = self
+            .dialer
+            .connect(&url, ANSWER_WITHIN)
             .await
             .map_err(failed)?;
         let response = http::ask(link, request).await.map_err(failed)?;

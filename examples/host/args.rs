@@ -8,6 +8,7 @@ use clap::Parser;
 use crate::api::ClusterApi;
 use crate::common::args::{LogArgs, LogFormat};
 use crate::common::program::{Failure, Logging};
+use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, public_roots};
 use crate::common::token::TokenArgs;
 use crate::common::url::{Url, is_name};
 use crate::proxy::{FixedTasks, Registry, Settings, TaskPlace};
@@ -16,6 +17,7 @@ use crate::tasks::TaskFile;
 #[derive(Parser, Debug)]
 #[command(
     name = "host",
+    version,
     about = "Finds out on which runner a task is and joins port-forwarding clients to it.",
     after_help = "Examples:
   host --task 42=kohakuriver-vps-42@http://127.0.0.1:8001
@@ -55,6 +57,12 @@ pub struct Args {
     token: TokenArgs,
 
     #[command(flatten)]
+    tls: ClientTlsArgs,
+
+    #[command(flatten)]
+    identity: IdentityArgs,
+
+    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -64,6 +72,7 @@ impl Args {
     /// # Errors
     /// No source of tasks was given, or the task file or the token file cannot be used.
     pub fn settings(&self) -> Result<Settings, Failure> {
+        let dialer = Dialer::new(&self.tls, None, public_roots)?;
         let mut registries: Vec<Box<dyn Registry>> = Vec::new();
         if !self.tasks.is_empty() {
             registries.push(Box::new(FixedTasks::new(self.tasks.iter().cloned())));
@@ -74,7 +83,7 @@ impl Args {
             ));
         }
         if let Some(url) = &self.api {
-            registries.push(Box::new(ClusterApi::new(url.clone())));
+            registries.push(Box::new(ClusterApi::new(url.clone(), dialer.clone())));
         }
         if registries.is_empty() {
             return Err(Failure::usage(
@@ -84,6 +93,8 @@ impl Args {
         Ok(Settings {
             registries,
             token: self.token.header()?,
+            tls: self.identity.acceptor()?,
+            dialer,
             callers_checked: self.api.is_some(),
             max_sessions: self.max_sessions,
         })

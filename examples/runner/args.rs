@@ -6,6 +6,7 @@ use clap::Parser;
 
 use crate::common::args::{LogArgs, LogFormat};
 use crate::common::program::{Failure, Logging};
+use crate::common::tls::IdentityArgs;
 use crate::common::token::TokenArgs;
 use crate::common::url::is_name;
 use crate::server::Settings;
@@ -13,6 +14,7 @@ use crate::server::Settings;
 #[derive(Parser, Debug)]
 #[command(
     name = "runner",
+    version,
     about = "Joins port-forwarding sessions to the containers and VMs of this machine.",
     after_help = "Examples:
   runner                                             # containers come with their agents
@@ -58,6 +60,9 @@ pub struct Args {
     token: TokenArgs,
 
     #[command(flatten)]
+    identity: IdentityArgs,
+
+    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -71,6 +76,7 @@ impl Args {
             targets: self.targets.iter().cloned().collect(),
             enabled: self.tunnel_enabled,
             token: self.token.header()?,
+            tls: self.identity.acceptor()?,
             max_sessions: self.max_sessions,
             max_agents: self.max_agents,
         })

@@ -12,12 +12,14 @@ use hyper::header::HeaderValue;
 use hyper::{Request, StatusCode};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 
 pub use self::registry::{FixedTasks, Registry, TaskPlace};
 
 use crate::common::http::{self, Answer, Limits};
 use crate::common::metrics::{Counter, Gauge, Page};
 use crate::common::route::Route;
+use crate::common::tls::Dialer;
 
 /// What the proxy needs to know.
 pub struct Settings {
@@ -26,6 +28,10 @@ pub struct Settings {
     /// Sent to the runner in place of the caller's token, and demanded from callers unless a registry
     /// checks them.
     pub token: Option<HeaderValue>,
+    /// Served with TLS alone, if given.
+    pub tls: Option<TlsAcceptor>,
+    /// Connects to runners.
+    pub dialer: Dialer,
     /// Whether a registry checks the caller's own token.
     pub callers_checked: bool,
     /// Most sessions at once.
@@ -59,7 +65,8 @@ impl Host {
 
     /// Serves until dropped.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
-        http::serve(listener, Limits::default(), move |request, peer| {
+        let tls = self.settings.tls.clone();
+        http::serve(listener, tls, Limits::default(), move |request, peer| {
             Arc::clone(&self).answer(request, peer)
         })
         .await;

@@ -175,7 +175,7 @@ async fn ask_path(
         .body(http_body_util::Empty::new())
         .map_err(|error| Refusal::failure(error.to_string()))?;
     let asked = async {
-        let link = net::connect_link(&url, RUNNER_WITHIN).await?;
+        let link = host.settings.dialer.connect(&url, RUNNER_WITHIN).await?;
         http::ask(link, forwarded).await
     };
     net::within(RUNNER_WITHIN, asked).await.map_err(unreachable)

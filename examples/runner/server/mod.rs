@@ -14,6 +14,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Request, StatusCode};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use self::agents::Agents;
@@ -32,6 +33,8 @@ pub struct Settings {
     pub enabled: bool,
     /// Demanded from clients and agents.
     pub token: Option<HeaderValue>,
+    /// Served with TLS alone, if given.
+    pub tls: Option<TlsAcceptor>,
     /// Most client sessions at once.
     pub max_sessions: usize,
     /// Most agents at once.
@@ -72,7 +75,8 @@ impl Runner {
 
     /// Serves until dropped.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
-        http::serve(listener, Limits::default(), move |request, peer| {
+        let tls = self.settings.tls.clone();
+        http::serve(listener, tls, Limits::default(), move |request, peer| {
             let runner = Arc::clone(&self);
             async move { runner.answer(request, peer).unwrap_or_else(Answer::from) }
         })
