@@ -17,8 +17,8 @@ use crate::wire::{Chunk, HeadroomBuf};
 
 /// Reads of at most this are copied, so that they do not pin a whole read buffer.
 const COPY_MAX: usize = 4096;
-/// Bytes one read buffer holds: one message.
-const READ_BUFFER: usize = 64 << 10;
+/// Most that one read asks for.
+const READ_BUFFER: usize = 256 << 10;
 /// Bytes and chunks taken from the tunnel to be written to the local side at once. What a stalled local side
 /// holds beyond the session's bounds.
 const WRITE_BATCH: usize = 128 << 10;

@@ -25,7 +25,7 @@ pub struct HeadroomBuf {
 }
 
 impl HeadroomBuf {
-    /// A buffer that allocates room for `capacity` payload bytes at a time, on first use.
+    /// A buffer that allocates room for one read at a time, on first use, of at most `capacity` payload bytes.
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
         Self {
@@ -41,10 +41,10 @@ impl HeadroomBuf {
     pub fn spare(&mut self, limit: usize) -> Limit<&mut BytesMut> {
         if self.filled().is_empty() {
             // Under half of a read is left: better a fresh buffer than many tiny reads.
-            let wanted = HEADER_LEN + limit.min(self.capacity).div_ceil(2).max(1);
-            if self.buffer.capacity() < wanted {
+            let read = limit.min(self.capacity).max(1);
+            if self.buffer.capacity() < HEADER_LEN + read.div_ceil(2) {
                 self.buffer.clear();
-                self.buffer.reserve(HEADER_LEN + self.capacity.max(1));
+                self.buffer.reserve(HEADER_LEN + read);
             }
             self.buffer.resize(HEADER_LEN, 0);
         }
@@ -84,7 +84,7 @@ impl HeadroomBuf {
         let len = self.filled().len();
         if len <= copy_max {
             self.copy()
-        } else if len >= self.capacity / 4 * 3 {
+        } else if self.buffer.capacity() - self.buffer.len() <= len / 4 {
             self.take()
         } else {
             self.split()
