@@ -33,6 +33,7 @@
 
 mod config;
 mod control;
+mod ending;
 mod endpoint;
 mod error;
 mod event;
