@@ -100,6 +100,10 @@ impl<S> WebSocket<S> {
             if let Some(key) = header.mask {
                 apply_mask(&mut payload, key);
             }
+            if len < self.read_size / 8 {
+                // Kept by a reader who is in no hurry, it must not pin a read buffer of many times its size.
+                payload = BytesMut::from(&*payload);
+            }
             if let Some(message) = self.take_frame(&header, payload)? {
                 return Ok(Ok(message));
             }

@@ -26,8 +26,8 @@ pub type Socket = WebSocket<Link>;
 /// The WebSocket subprotocol that means version 2; not chosen means version 1.
 pub const V2: HeaderValue = HeaderValue::from_static("kohakuriver-tunnel.v2");
 
-/// Largest message taken from a peer: as much as the deployed runner takes. Ours send 64 KiB, which all take.
-const MESSAGE_MAX: usize = 16 << 20;
+/// Largest message taken from a peer: as much as all deployed parts take, and more than any sends.
+const MESSAGE_MAX: usize = 1 << 20;
 
 /// Time for the WebSocket handshake, and for the first text after it.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -92,7 +92,6 @@ fn host_settings(runner: SocketAddr) -> Result<proxy::Settings, Failure> {
         token: None,
         tls: None,
         dialer: dialer()?,
-        callers_checked: false,
         max_sessions: 64,
     })
 }

@@ -151,6 +151,10 @@ impl ClusterApi {
 }
 
 impl Registry for ClusterApi {
+    fn checks_callers(&self) -> bool {
+        true
+    }
+
     fn find<'a>(
         &'a self,
         task: &'a str,

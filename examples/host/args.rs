@@ -95,7 +95,6 @@ impl Args {
             token: self.token.header()?,
             tls: self.identity.acceptor()?,
             dialer,
-            callers_checked: self.api.is_some(),
             max_sessions: self.max_sessions,
         })
     }

@@ -310,9 +310,10 @@ where
             if let Some(closed) = self.handle_inbox(cx, clock) {
                 return Some(closed);
             }
+            // What that gave to send, a ping for instance, is written in the next round. It also keeps a timer
+            // ahead of its clock from holding up everything else.
+            cx.waker().wake_by_ref();
             if clock < deadline {
-                // A timer ahead of its clock must not hold up everything else.
-                cx.waker().wake_by_ref();
                 return None;
             }
         }

@@ -121,16 +121,17 @@ impl Session {
         let Some(slot) = self.streams.find(id) else {
             return self.handle_stray_data(proto, id);
         };
+        let wrong = |s: &mut super::stream::Stream| s.proto != proto;
+        if self.streams.slot_mut(slot).is_some_and(wrong) {
+            let kind = Kind::Data;
+            return Err(Violation::WrongProto { kind, id });
+        }
         if self.verdict(slot, Kind::Data)? != Verdict::Take {
             return Ok(());
         }
         let Some(s) = self.streams.slot_mut(slot) else {
             return Ok(());
         };
-        if s.proto != proto {
-            let kind = Kind::Data;
-            return Err(Violation::WrongProto { kind, id });
-        }
         if s.flags.released {
             self.reset_slot(slot, Reason::Gone, "nobody reads this any more");
             return Ok(());

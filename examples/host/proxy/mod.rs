@@ -32,8 +32,6 @@ pub struct Settings {
     pub tls: Option<TlsAcceptor>,
     /// Connects to runners.
     pub dialer: Dialer,
-    /// Whether a registry checks the caller's own token.
-    pub callers_checked: bool,
     /// Most sessions at once.
     pub max_sessions: usize,
 }

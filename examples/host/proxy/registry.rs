@@ -20,6 +20,11 @@ pub trait Registry: Send + Sync {
         task: &'a str,
         caller: Option<&'a HeaderValue>,
     ) -> BoxFuture<'a, Result<Option<TaskPlace>, Refusal>>;
+
+    /// Whether `find` lets only those callers through whom it knows. If not, the host's own token is demanded.
+    fn checks_callers(&self) -> bool {
+        false
+    }
 }
 
 /// A container and its runner.

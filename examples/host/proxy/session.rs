@@ -38,10 +38,11 @@ pub async fn join(
         Err(bad) => return bad.into(),
     };
     let caller = request.headers().get(header::AUTHORIZATION);
-    if let Some(own) = &host.settings.token {
-        if !host.settings.callers_checked && !token::same(own, caller) {
-            return token::demanded().into();
-        }
+    let trusted = host.settings.token.as_ref();
+    let trusted = trusted.is_none_or(|own| token::same(own, caller));
+    let mut registries = host.settings.registries.iter();
+    if !trusted && !registries.any(|registry| registry.checks_callers()) {
+        return token::demanded().into();
     }
     let Ok(place) = Arc::clone(&host.places).try_acquire_owned() else {
         return http::text(
@@ -51,7 +52,7 @@ pub async fn join(
     };
 
     let joined = async {
-        let place = find(&host, &session.name, caller).await?;
+        let place = find(&host, &session.name, caller, trusted).await?;
         let response = ask_runner(&host, &request, &session, &place).await?;
         Ok::<_, Refusal>((place, response))
     };
@@ -92,8 +93,15 @@ pub async fn join(
     }
 }
 
-async fn find(host: &Host, task: &str, caller: Option<&HeaderValue>) -> Result<TaskPlace, Refusal> {
-    for registry in &host.settings.registries {
+/// Asks those registries that check the caller themselves, and the others if the caller has the host's token.
+async fn find(
+    host: &Host,
+    task: &str,
+    caller: Option<&HeaderValue>,
+    trusted: bool,
+) -> Result<TaskPlace, Refusal> {
+    let registries = host.settings.registries.iter();
+    for registry in registries.filter(|registry| trusted || registry.checks_callers()) {
         if let Some(place) = registry.find(task, caller).await? {
             return Ok(place);
         }

@@ -49,7 +49,7 @@ pub async fn serve(
     while let Some(incoming) = acceptor.accept().await {
         if let Err(reason) = permitted(&session, &incoming) {
             runner.counters.denied.add(1);
-            tracing::info!(%peer, container = %session, "denied: {reason}");
+            tracing::trace!(%peer, container = %session, "denied: {reason}");
             incoming.reject(Reason::Denied, &reason);
             continue;
         }
