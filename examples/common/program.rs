@@ -4,9 +4,11 @@ use std::error::Error;
 use std::fmt::Display;
 use std::future::Future;
 use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tokio::net::TcpListener;
 use tracing::Subscriber;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -14,6 +16,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
 use super::args::{LogFormat, Parsed, parse};
+use super::{net, signals};
 
 /// Why a program ends other than as asked.
 #[derive(Debug)]
@@ -158,5 +161,37 @@ pub fn raise_file_limit() {
     #[cfg(unix)]
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         tracing::debug!("the file limit stays as it is: {error}");
+    }
+}
+
+/// Listens, says where, and serves until a signal comes: all that a server does besides its job.
+///
+/// # Errors
+/// The address cannot be listened on.
+pub async fn serve_until_stopped<F>(
+    listen: SocketAddr,
+    serve: impl FnOnce(TcpListener) -> F,
+) -> Result<(), Failure>
+where
+    F: Future<Output = ()>,
+{
+    raise_file_limit();
+    let stop = signals::stop().map_err(|error| Failure::failed(error.to_string()))?;
+    let listener = net::listen(listen).map_err(|error| {
+        let reason = net::plain(&error);
+        Failure::failed(format!(
+            "cannot listen on {listen}: {reason}; choose another with --listen"
+        ))
+    })?;
+    let address = listener
+        .local_addr()
+        .map_err(|error| Failure::failed(error.to_string()))?;
+    announce(&format!("Listening on {address}"));
+    tokio::select! {
+        () = serve(listener) => Ok(()),
+        signal = stop => {
+            tracing::info!("{signal}: ending");
+            Ok(())
+        }
     }
 }

@@ -14,8 +14,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use args::Args;
-use common::program::{About, Failure, announce, raise_file_limit, run};
-use common::{net, signals};
+use common::program::{About, Failure, run, serve_until_stopped};
 use proxy::Host;
 
 const ABOUT: About = About {
@@ -28,25 +27,6 @@ fn main() -> ExitCode {
 }
 
 async fn serve(args: Args) -> Result<(), Failure> {
-    raise_file_limit();
     let host = Arc::new(Host::new(args.settings()?));
-    let stop = signals::stop().map_err(|error| Failure::failed(error.to_string()))?;
-    let listener = net::listen(args.listen).map_err(|error| {
-        let reason = net::plain(&error);
-        Failure::failed(format!(
-            "cannot listen on {}: {reason}; choose another with --listen",
-            args.listen
-        ))
-    })?;
-    let address = listener
-        .local_addr()
-        .map_err(|error| Failure::failed(error.to_string()))?;
-    announce(&format!("Listening on {address}"));
-    tokio::select! {
-        () = host.serve(listener) => Ok(()),
-        signal = stop => {
-            tracing::info!("{signal}: ending");
-            Ok(())
-        }
-    }
+    serve_until_stopped(args.listen, |listener| host.serve(listener)).await
 }
