@@ -112,6 +112,7 @@ pub fn tune_link(stream: &TcpStream) {
     let _ = socket.set_tcp_keepalive(&keepalive);
     #[cfg(target_os = "linux")]
     let _ = socket.set_tcp_notsent_lowat(NOT_SENT_MAX);
+    unpace(stream, &socket);
 }
 
 /// Bytes the kernel may hold for an application or a service, each way. They are near, so more would not
@@ -125,6 +126,21 @@ pub fn tune_app(stream: &TcpStream) {
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_send_buffer_size(APP_BUFFER);
     let _ = socket.set_recv_buffer_size(APP_BUFFER);
+    unpace(stream, &socket);
+}
+
+/// Between two programs of one machine there is nothing to congest, but a system whose default is to pace
+/// what it sends (BBR) arms a timer for every few segments there too: a sixth of a role's CPU time. Every
+/// Linux has `reno` and lets everybody choose it.
+fn unpace(stream: &TcpStream, socket: &SockRef<'_>) {
+    let addresses = (stream.local_addr(), stream.peer_addr());
+    let same_machine = matches!(addresses, (Ok(local), Ok(peer)) if local.ip() == peer.ip());
+    #[cfg(target_os = "linux")]
+    if same_machine {
+        let _ = socket.set_tcp_congestion(b"reno");
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (same_machine, socket);
 }
 
 /// Makes the socket's end a reset: the other side sees a failure, not an empty reply.

@@ -90,6 +90,7 @@ where
         Err(failure) => return report(about, LogFormat::Text, &failure),
     };
     let format = args.log_format();
+    keep_memory();
     let ended = start_logging(format, args.log_level()).and_then(|()| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -104,6 +105,15 @@ where
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => report(about, format, &failure),
     }
+}
+
+/// Makes glibc keep freed read buffers for the next ones.
+///
+/// It adapts to the largest block it was given back; below that it would unmap buffers and fault them in
+/// again, up to 90,000 page faults per GiB relayed. Elsewhere this does nothing.
+fn keep_memory() {
+    const LARGEST: usize = 4 << 20;
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGEST)));
 }
 
 fn report(about: &About, format: LogFormat, failure: &Failure) -> ExitCode {

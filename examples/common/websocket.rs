@@ -22,10 +22,10 @@ use tokio_util::io::poll_read_buf;
 use super::random::random;
 
 /// Bytes that wait to be written before no more are taken.
-const WRITE_BUFFER: usize = 256 << 10;
+const WRITE_BUFFER: usize = 128 << 10;
 /// Least and most that one read asks for.
 const READ_MIN: usize = 8 << 10;
-const READ_MAX: usize = 256 << 10;
+const READ_MAX: usize = 128 << 10;
 /// Payloads up to this are copied behind their header.
 const SMALL: usize = 1024;
 /// Parts written by one call.

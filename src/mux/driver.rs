@@ -114,7 +114,7 @@ where
     E: Display,
 {
     /// Bytes and messages read before they are handled, and handled before others get their turn.
-    const INBOX_BYTES: usize = 256 << 10;
+    const INBOX_BYTES: usize = 128 << 10;
     const INBOX_MESSAGES: usize = 64;
     /// Bytes taken from the session at once: enough to fill a write, not so many that a keystroke waits.
     const OUTBOX_BYTES: usize = 64 << 10;
