@@ -52,6 +52,8 @@ pub struct Session {
 
     /// Bytes of windows lent beyond what every stream has.
     pub(super) lent: usize,
+    /// The stream that last received a small piece, and when: somebody waits for an answer there.
+    pub(super) small_data: Option<(u32, Instant)>,
     /// Bytes of datagrams in `Stats::unread` and `Stats::unsent`.
     pub(super) datagrams_unread: usize,
     pub(super) datagrams_unsent: usize,
@@ -97,6 +99,7 @@ impl Session {
             keepalive: Keepalive::new(version, &config, now),
             stall: None,
             lent: 0,
+            small_data: None,
             datagrams_unread: 0,
             datagrams_unsent: 0,
             stats: Stats::default(),

@@ -1,6 +1,7 @@
 //! What the peer's messages do.
 
 use alloc::boxed::Box;
+use core::time::Duration;
 
 use bytes::Bytes;
 
@@ -13,6 +14,10 @@ use crate::wire::{ClientId, Frame, Kind, Proto};
 impl Session {
     /// v1: bytes that must be read within [`Config::v1_stall`](super::Config::v1_stall).
     const STALL_PROGRESS: usize = 64 << 10;
+    /// Less than a TCP segment: what bulk leaves only at its end, and dialogue most of the time.
+    const SMALL_DATA: usize = 1024;
+    /// How long after such a piece the others leave room for the next.
+    const INTERACTIVE_FOR: Duration = Duration::from_millis(100);
 
     /// Takes one message of the peer.
     ///
@@ -160,10 +165,13 @@ impl Session {
         }
         s.unread.push(payload);
         self.stats.unread += len;
+        if len < Self::SMALL_DATA {
+            self.small_data = Some((slot, now));
+        }
         self.notify_readable(slot);
         match self.version {
             Version::V1 => self.after_v1_data(now, slot),
-            Version::V2 => self.grow_window(now, slot),
+            Version::V2 => self.resize_window(now, slot),
         }
         if self.stats.unread - self.datagrams_unread > self.config.receive_budget {
             self.reset_greediest();
@@ -323,7 +331,7 @@ impl Session {
         Err(Violation::Unexpected { kind, id, state })
     }
 
-    fn grow_window(&mut self, now: Instant, slot: u32) {
+    fn resize_window(&mut self, now: Instant, slot: u32) {
         self.keepalive.want_sample(now);
         let Some(rtt) = self.keepalive.rtt() else {
             return;
@@ -331,13 +339,20 @@ impl Session {
         let Some(s) = self.streams.slot_mut(slot) else {
             return;
         };
-        let growth = s.window.wanted_growth(now, rtt, self.config.max_window);
-        if growth == 0 {
+        let interactive = self
+            .small_data
+            .is_some_and(|(other, at)| other != slot && now - at < Self::INTERACTIVE_FOR);
+        let before = s.window.size();
+        let max = self.config.max_window;
+        let wanted = s.window.wanted_size(now, rtt, interactive, max);
+        if wanted <= before {
+            s.window.resize(wanted);
+            self.lent -= (before - wanted) as usize;
             return;
         }
         let spare = (self.config.receive_budget / 2).saturating_sub(self.lent);
-        let growth = growth.min(u32::try_from(spare).unwrap_or(u32::MAX));
-        s.window.grow(growth);
+        let growth = (wanted - before).min(u32::try_from(spare).unwrap_or(u32::MAX));
+        s.window.resize(before + growth);
         self.lent += growth as usize;
         self.queue_grant(slot);
     }

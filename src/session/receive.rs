@@ -133,30 +133,51 @@ impl ReceiveWindow {
         Ok(())
     }
 
-    /// Bytes the window should grow by, given the round trip, if the reader keeps up.
-    pub(super) fn wanted_growth(&mut self, now: Instant, rtt: Duration, max: u32) -> u32 {
+    /// The size that the window should have from now on, given the round trip.
+    ///
+    /// It grows if the reader keeps up. What it has for being fast it loses while others are `interactive`: their
+    /// round trips wait behind it.
+    pub(super) fn wanted_size(
+        &mut self,
+        now: Instant,
+        rtt: Duration,
+        interactive: bool,
+        max: u32,
+    ) -> u32 {
         let elapsed = now - self.epoch;
         if elapsed < rtt.max(Self::SHORTEST_EPOCH) {
-            return 0;
+            return self.size;
         }
         let unread = self.received - self.consumed;
         let micros = |span: Duration| u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
         let per = |span| self.epoch_bytes.saturating_mul(micros(span)) / micros(elapsed).max(1);
+        let per_trip = u32::try_from(per(rtt).saturating_mul(2)).unwrap_or(max);
+        let per_trip = per_trip.min(self.size.saturating_mul(2)).min(max);
         let fast = per(Self::SHORTEST_EPOCH) >= u64::from(INITIAL_WINDOW);
-        let wanted = per(rtt).saturating_mul(2);
         self.epoch = now;
         self.epoch_bytes = 0;
-        if unread > u64::from(self.size) / 2 {
-            return 0;
+        if interactive && self.size <= Self::FAST_WINDOW {
+            return per_trip.clamp(INITIAL_WINDOW, self.size);
         }
-        let wanted = u32::try_from(wanted).unwrap_or(max);
-        let least = if fast { Self::FAST_WINDOW } else { 0 };
-        let wanted = wanted.min(self.size.saturating_mul(2)).max(least).min(max);
-        wanted.saturating_sub(self.size)
+        if unread > u64::from(self.size) / 2 {
+            return self.size;
+        }
+        let least = if fast && !interactive {
+            Self::FAST_WINDOW.min(max)
+        } else {
+            0
+        };
+        self.size.max(per_trip).max(least)
     }
 
-    pub(super) fn grow(&mut self, by: u32) {
-        self.size = self.size.saturating_add(by);
+    /// Bytes the peer may have under way beyond what was read.
+    pub(super) fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// A smaller size takes nothing back: credit is withheld until what is under way has come down to it.
+    pub(super) fn resize(&mut self, size: u32) {
+        self.size = size;
     }
 
     pub(super) fn consume(&mut self, len: usize) {
@@ -205,9 +226,9 @@ mod tests {
                 .receive((window.limit - window.received) as usize)
                 .unwrap();
             window.consume((window.received - window.consumed) as usize);
-            let growth = window.wanted_growth(at(trip * 100), RTT, u32::MAX);
-            assert_eq!(growth, size);
-            window.grow(growth);
+            let wanted = window.wanted_size(at(trip * 100), RTT, false, u32::MAX);
+            assert_eq!(wanted, 2 * size);
+            window.resize(wanted);
             assert!(window.grant_is_due());
             window.take_grant();
             assert_eq!(window.limit - window.consumed, u64::from(window.size));
@@ -218,17 +239,22 @@ mod tests {
     fn a_fast_stream_gets_two_windows_and_no_more() {
         let short = Duration::from_micros(50);
         let mut window = ReceiveWindow::new(at(0));
-        for epoch in 1..=5_u64 {
+        let mut fill = |millis, interactive| {
             for _ in 0..4 {
                 let len = window.limit - window.received;
                 window.receive(len as usize).unwrap();
                 window.consume(len as usize);
                 window.take_grant();
             }
-            let growth = window.wanted_growth(at(epoch * 2), short, u32::MAX);
-            window.grow(growth);
-            assert_eq!(window.size, ReceiveWindow::FAST_WINDOW);
-        }
+            let wanted = window.wanted_size(at(millis), short, interactive, u32::MAX);
+            window.resize(wanted);
+            wanted
+        };
+        assert_eq!(fill(2, false), ReceiveWindow::FAST_WINDOW);
+        assert_eq!(fill(4, false), ReceiveWindow::FAST_WINDOW);
+        assert_eq!(fill(6, true), INITIAL_WINDOW);
+        assert_eq!(fill(8, true), INITIAL_WINDOW);
+        assert_eq!(fill(10, false), ReceiveWindow::FAST_WINDOW);
     }
 
     #[test]
@@ -236,9 +262,11 @@ mod tests {
         let mut window = ReceiveWindow::new(at(0));
         window.receive(1000).unwrap();
         window.consume(1000);
-        assert_eq!(window.wanted_growth(at(100), RTT, u32::MAX), 0);
+        let wanted = window.wanted_size(at(100), RTT, false, u32::MAX);
+        assert_eq!(wanted, INITIAL_WINDOW);
         window.receive(INITIAL_WINDOW as usize - 1000).unwrap();
-        assert_eq!(window.wanted_growth(at(200), RTT, u32::MAX), 0, "unread");
+        let wanted = window.wanted_size(at(200), RTT, false, u32::MAX);
+        assert_eq!(wanted, INITIAL_WINDOW, "unread");
     }
 
     #[test]
