@@ -12,104 +12,28 @@
 )]
 
 use std::env;
-use std::hint::black_box;
 use std::process::{Command, ExitCode};
 
-use bytes::{BufMut, Bytes, BytesMut};
-use kohakuriver_tunnel::wire::{
-    Chunk, ClientId, DecodeError, Frame, HEADER_LEN, Header, HeadroomBuf, Proto,
-};
+mod codec;
+mod session;
 
 const CALLS: u64 = 64;
-
-/// The functions counted. Their symbols keep these names, and nothing is inlined into their callers.
-mod counted {
-    use super::*;
-
-    #[unsafe(no_mangle)]
-    #[inline(never)]
-    pub(super) fn decode_borrowed(message: &[u8]) -> Result<Frame<&[u8]>, DecodeError> {
-        Frame::decode(message)
-    }
-
-    #[unsafe(no_mangle)]
-    #[inline(never)]
-    pub(super) fn decode_bytes(message: Bytes) -> Result<Frame, DecodeError> {
-        Frame::decode(message)
-    }
-
-    /// What encoding behind headroom is: eight bytes written in front of the payload.
-    #[unsafe(no_mangle)]
-    #[inline(never)]
-    pub(super) fn encode_in_place(header: Header, message: &mut [u8]) -> bool {
-        match message.first_chunk_mut::<HEADER_LEN>() {
-            Some(headroom) => {
-                *headroom = header.to_bytes();
-                true
-            }
-            None => false,
-        }
-    }
-
-    /// The same, with what `bytes` takes to make a shareable message of the buffer.
-    #[unsafe(no_mangle)]
-    #[inline(never)]
-    pub(super) fn seal_in_place(header: Header, chunk: Chunk) -> Bytes {
-        chunk.seal(header)
-    }
-}
 
 struct Case {
     function: &'static str,
     budget: u64,
-    messages: &'static [&'static str],
+    inputs: &'static [&'static str],
 }
-
-const MESSAGES: &[&str] = &[
-    "connect",
-    "connected",
-    "data 0",
-    "data 64",
-    "data 65536",
-    "data 1048576",
-    "close",
-    "error 64",
-    "ping 0",
-    "pong 8",
-    "window",
-    "goaway",
-];
-const PAYLOADS: &[&str] = &["data 0", "data 64", "data 65536", "data 1048576"];
-
-const CASES: &[Case] = &[
-    Case {
-        function: "decode_borrowed",
-        budget: 40,
-        messages: MESSAGES,
-    },
-    Case {
-        function: "decode_bytes",
-        budget: 120,
-        messages: MESSAGES,
-    },
-    Case {
-        function: "encode_in_place",
-        budget: 40,
-        messages: PAYLOADS,
-    },
-    // Half of it is `BytesMut::freeze`.
-    Case {
-        function: "seal_in_place",
-        budget: 50,
-        messages: PAYLOADS,
-    },
-];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["--call", function, message] => {
-            call(function, message);
+        ["--call", function, input] if function.starts_with("session") => {
+            session::call(function, input);
+            ExitCode::SUCCESS
+        }
+        ["--call", function, input] => {
+            codec::call(function, input);
             ExitCode::SUCCESS
         }
         [] => table(),
@@ -120,16 +44,16 @@ fn main() -> ExitCode {
 fn table() -> ExitCode {
     println!(
         "{:16} {:14} {:>12} {:>7}",
-        "function", "message", "instructions", "budget"
+        "function", "input", "instructions", "budget"
     );
     let mut exceeded = 0;
-    for case in CASES {
-        for message in case.messages {
-            let count = count(case.function, message);
+    for case in codec::CASES.iter().chain(session::CASES) {
+        for input in case.inputs {
+            let count = count(case.function, input);
             let over = if count > case.budget { " EXCEEDED" } else { "" };
             exceeded += usize::from(!over.is_empty());
             let (function, budget) = (case.function, case.budget);
-            println!("{function:16} {message:14} {count:>12} {budget:>7}{over}");
+            println!("{function:16} {input:14} {count:>12} {budget:>7}{over}");
         }
     }
     match exceeded {
@@ -142,16 +66,16 @@ fn table() -> ExitCode {
 }
 
 /// Instructions per call, rounded up.
-fn count(function: &str, message: &str) -> u64 {
+fn count(function: &str, input: &str) -> u64 {
     let run = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(format!("--toggle-collect={function}"))
         .arg(env::current_exe().unwrap())
-        .args(["--call", function, message])
+        .args(["--call", function, input])
         .output()
         .expect("valgrind is not installed");
     let log = String::from_utf8_lossy(&run.stderr);
-    assert!(run.status.success(), "{function} {message}: {log}");
+    assert!(run.status.success(), "{function} {input}: {log}");
     let collected = log
         .lines()
         .find_map(|line| line.split_once("Collected : "))
@@ -159,81 +83,4 @@ fn count(function: &str, message: &str) -> u64 {
     let collected: u64 = collected.1.trim().parse().unwrap();
     assert!(collected >= CALLS, "{function} was not seen");
     collected.div_ceil(CALLS)
-}
-
-/// Calls the function `CALLS` times, with arguments made beforehand.
-fn call(function: &str, message: &str) {
-    let frame = frame(message);
-    let header = black_box(frame.header());
-    match function {
-        "decode_borrowed" => {
-            let message = frame.to_bytes();
-            for _ in 0..CALLS {
-                black_box(counted::decode_borrowed(black_box(&message))).unwrap();
-            }
-        }
-        "decode_bytes" => {
-            // A vector made shareable, and what was split off a buffer; kept, so that nothing is freed here.
-            let [vector, buffer] = [false, true].map(|split| message_bytes(&frame, split));
-            for i in 0..CALLS {
-                let message = if i % 2 == 0 { &vector } else { &buffer };
-                black_box(counted::decode_bytes(black_box(message.clone()))).unwrap();
-            }
-        }
-        "encode_in_place" => {
-            let mut message = vec![0; frame.encoded_len()];
-            for _ in 0..CALLS {
-                assert!(counted::encode_in_place(header, black_box(&mut message)));
-            }
-            assert_eq!(message[..HEADER_LEN], header.to_bytes());
-        }
-        "seal_in_place" => {
-            // Kept between the calls, as a sender does: what is split off is shared from the start.
-            let payload = frame.payload();
-            let mut buffer = HeadroomBuf::with_capacity(2 * (HEADER_LEN + payload.len()));
-            for _ in 0..CALLS {
-                buffer.spare(payload.len()).put_slice(payload);
-                let message = counted::seal_in_place(header, black_box(buffer.split()));
-                assert!(black_box(message)[HEADER_LEN..] == *payload);
-            }
-        }
-        other => panic!("no function {other}"),
-    }
-}
-
-fn message_bytes(frame: &Frame, split: bool) -> Bytes {
-    let mut buffer = BytesMut::new();
-    frame.encode(&mut buffer).unwrap();
-    if split {
-        buffer.split().freeze()
-    } else {
-        Bytes::from(Vec::from(buffer))
-    }
-}
-
-fn frame(message: &str) -> Frame {
-    let (kind, size) = message.split_once(' ').unwrap_or((message, "0"));
-    let payload = Bytes::from(vec![0x5a; size.parse().unwrap()]);
-    let (proto, id) = (Proto::Udp, ClientId(0xdead_beef));
-    match kind {
-        "connect" => Frame::Connect {
-            proto,
-            id,
-            port: 8080,
-        },
-        "connected" => Frame::Connected { proto, id },
-        "data" => Frame::Data { proto, id, payload },
-        "close" => Frame::Close { proto, id },
-        "error" => Frame::Error {
-            proto,
-            id,
-            code: 1,
-            text: payload,
-        },
-        "ping" => Frame::Ping { id, payload },
-        "pong" => Frame::Pong { id, payload },
-        "window" => Frame::Window { id, credit: 65536 },
-        "goaway" => Frame::GoAway,
-        other => panic!("no message {other}"),
-    }
 }
