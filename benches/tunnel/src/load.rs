@@ -1,0 +1,192 @@
+//! What an application does to a local port, and how long that takes. Every byte is checked.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpStream, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::pattern::Pattern;
+use crate::service::{DOWNLOAD, ECHO, UPLOAD, WHOLE};
+
+/// Longer than any measurement waits for a byte.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const MIB: f64 = (1 << 20) as f64;
+
+fn connect(port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Runs the same on so many threads; the first failure counts.
+fn at_once<T: Send>(count: usize, work: impl Fn() -> io::Result<T> + Sync) -> io::Result<Vec<T>> {
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..count).map(|_| scope.spawn(&work)).collect();
+        let ended = threads.into_iter().map(|thread| match thread.join() {
+            Ok(ended) => ended,
+            Err(_) => Err(io::Error::other("a measuring thread panicked")),
+        });
+        ended.collect()
+    })
+}
+
+fn request(port: u16, wish: u8, len: u64) -> io::Result<TcpStream> {
+    let mut stream = connect(port)?;
+    let mut request = [wish; 9];
+    request[1..].copy_from_slice(&len.to_be_bytes());
+    stream.write_all(&request)?;
+    Ok(stream)
+}
+
+/// MiB/s into the service over so many connections, `mib` in all.
+pub fn upload(port: u16, connections: usize, mib: u64) -> io::Result<f64> {
+    let len = (mib << 20) / connections as u64;
+    let pattern = Pattern::new();
+    let start = Instant::now();
+    at_once(connections, || {
+        let mut stream = request(port, UPLOAD, len)?;
+        pattern.send(&mut stream, len)?;
+        let mut verdict = [0];
+        stream.read_exact(&mut verdict)?;
+        match verdict {
+            [WHOLE] => Ok(()),
+            _ => Err(io::Error::other("the upload arrived damaged")),
+        }
+    })?;
+    Ok((len * connections as u64) as f64 / MIB / start.elapsed().as_secs_f64())
+}
+
+/// MiB/s out of the service.
+pub fn download(port: u16, connections: usize, mib: u64) -> io::Result<f64> {
+    let len = (mib << 20) / connections as u64;
+    let pattern = Pattern::new();
+    let start = Instant::now();
+    at_once(connections, || {
+        let mut stream = request(port, DOWNLOAD, len)?;
+        pattern.receive(&mut stream, len)
+    })?;
+    Ok((len * connections as u64) as f64 / MIB / start.elapsed().as_secs_f64())
+}
+
+/// MiB/s of echo, one way counted: each connection sends all, says that it ends, and gets all back.
+pub fn echo(port: u16, connections: usize, kib: u64) -> io::Result<f64> {
+    let len = kib << 10;
+    let pattern = Pattern::new();
+    let start = Instant::now();
+    at_once(connections, || {
+        let mut stream = connect(port)?;
+        let mut back = stream.try_clone()?;
+        thread::scope(|scope| {
+            let sending = scope.spawn(|| {
+                stream.write_all(&[ECHO])?;
+                pattern.send(&mut stream, len)?;
+                stream.shutdown(Shutdown::Write)
+            });
+            pattern.receive(&mut back, len)?;
+            let rest = back.read(&mut [0; 1])?;
+            if rest != 0 {
+                return Err(io::Error::other("more came back than was sent"));
+            }
+            sending.join().map_err(|_| io::Error::other("panicked"))?
+        })
+    })?;
+    Ok((len * connections as u64) as f64 / MIB / start.elapsed().as_secs_f64())
+}
+
+/// Microseconds of each round trip of 64 bytes, one after the other, sorted.
+pub fn round_trips(port: u16, count: usize) -> io::Result<Vec<f64>> {
+    let mut stream = connect(port)?;
+    stream.write_all(&[ECHO])?;
+    let sent = [0x5a; 64];
+    let mut came = [0; 64];
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
+        let start = Instant::now();
+        stream.write_all(&sent)?;
+        stream.read_exact(&mut came)?;
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+        if came != sent {
+            return Err(io::Error::other("a round trip came back damaged"));
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times)
+}
+
+/// The same, for as long as a download of `mib` goes on beside.
+pub fn round_trips_beside(port: u16, mib: u64) -> io::Result<Vec<f64>> {
+    thread::scope(|scope| {
+        let bulk = scope.spawn(|| download(port, 1, mib));
+        let mut times = Vec::new();
+        while !bulk.is_finished() {
+            times.extend(round_trips(port, 50)?);
+        }
+        let ended = bulk.join().map_err(|_| io::Error::other("panicked"))?;
+        ended?;
+        times.sort_by(f64::total_cmp);
+        Ok(times)
+    })
+}
+
+/// The value that so large a part of the sorted ones does not exceed.
+pub fn quantile(sorted: &[f64], part: f64) -> f64 {
+    let at = (sorted.len().saturating_sub(1)) as f64 * part;
+    sorted.get(at.round() as usize).copied().unwrap_or(f64::NAN)
+}
+
+/// Connections per second: opened, one byte there and back, closed; eight at once.
+pub fn connections(port: u16, count: usize) -> io::Result<f64> {
+    const AT_ONCE: usize = 8;
+    let start = Instant::now();
+    at_once(AT_ONCE, || {
+        for _ in 0..count / AT_ONCE {
+            let mut stream = connect(port)?;
+            stream.write_all(&[ECHO, 7])?;
+            let mut came = [0];
+            stream.read_exact(&mut came)?;
+            if came != [7] {
+                return Err(io::Error::other("a connection came back damaged"));
+            }
+        }
+        Ok(())
+    })?;
+    Ok(count as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Microseconds of each datagram's round trip, sorted; those that did not come back within a second are left out.
+pub fn datagrams(port: u16, count: u32) -> io::Result<Vec<f64>> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    socket.connect((Ipv4Addr::LOCALHOST, port))?;
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    let mut times = Vec::new();
+    let mut buffer = [0; 2048];
+    for number in 0..count {
+        let mut sent = [0x5a; 64];
+        sent[..4].copy_from_slice(&number.to_be_bytes());
+        let start = Instant::now();
+        socket.send(&sent)?;
+        // One that was late for its own turn is not taken for this one.
+        while let Ok(len) = socket.recv(&mut buffer) {
+            if buffer[..len] == sent {
+                times.push(start.elapsed().as_secs_f64() * 1e6);
+                break;
+            }
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times)
+}
+
+/// Connections that were used once and now wait.
+pub fn idle(port: u16, count: usize) -> io::Result<Vec<TcpStream>> {
+    let mut idle = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut stream = connect(port)?;
+        stream.write_all(&[ECHO, 7])?;
+        stream.read_exact(&mut [0; 1])?;
+        idle.push(stream);
+    }
+    Ok(idle)
+}

@@ -1,0 +1,69 @@
+//! Contents that can be checked at the speed of a memory comparison.
+
+use std::io::{self, Read, Write};
+
+/// Bytes of one read or write.
+pub const PIECE: usize = 64 << 10;
+
+/// The pattern repeats after a prime number of bytes, so a piece that is lost, doubled or moved does not match.
+const PERIOD: usize = 65_521;
+
+pub struct Pattern(Vec<u8>);
+
+impl Pattern {
+    pub fn new() -> Self {
+        let mut state = 0x9e37_79b9_u32;
+        let mut bytes: Vec<u8> = Vec::with_capacity(PERIOD + PIECE);
+        for _ in 0..PERIOD {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            bytes.push(state as u8);
+        }
+        bytes.extend_from_within(..PIECE.min(PERIOD));
+        bytes.resize(PERIOD + PIECE, 0);
+        for at in PERIOD..bytes.len() {
+            bytes[at] = bytes[at - PERIOD];
+        }
+        Self(bytes)
+    }
+
+    /// What stands at `at` in an endless repetition, at most `len` bytes and one piece.
+    pub fn at(&self, at: u64, len: u64) -> &[u8] {
+        let start = (at % PERIOD as u64) as usize;
+        let len = len.min(PIECE as u64) as usize;
+        &self.0[start..start + len]
+    }
+
+    pub fn send(&self, to: &mut impl Write, len: u64) -> io::Result<()> {
+        let mut at = 0;
+        while at < len {
+            let piece = self.at(at, len - at);
+            to.write_all(piece)?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Reads exactly `len` bytes.
+    ///
+    /// # Errors
+    /// The connection's, or `InvalidData` naming the place where the contents differ.
+    pub fn receive(&self, from: &mut impl Read, len: u64) -> io::Result<()> {
+        let mut buffer = vec![0; PIECE];
+        let mut at = 0;
+        while at < len {
+            let most = (len - at).min(PIECE as u64) as usize;
+            let read = from.read(&mut buffer[..most])?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if buffer[..read] != *self.at(at, read as u64) {
+                let text = format!("wrong contents within {read} bytes from {at}");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            }
+            at += read as u64;
+        }
+        Ok(())
+    }
+}

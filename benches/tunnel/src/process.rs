@@ -1,0 +1,27 @@
+//! What Linux says of a process: its CPU time and its memory.
+
+use std::fs;
+
+/// Clock ticks per second, the same on every Linux that tells times to programs.
+const TICKS: f64 = 100.0;
+
+/// CPU seconds, of the program and of the kernel on its behalf.
+pub fn cpu_seconds(id: u32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    // The name, in parentheses, may hold anything.
+    let after = text.rsplit_once(')').map_or("", |(_, after)| after);
+    let fields: Vec<&str> = after.split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok());
+    (ticks(11).unwrap_or(0.0) + ticks(12).unwrap_or(0.0)) / TICKS
+}
+
+/// Resident memory in bytes.
+pub fn resident(id: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number
+        .and_then(|text| text.parse::<u64>().ok())
+        .unwrap_or(0)
+        * 1024
+}
