@@ -12,8 +12,8 @@ use support::program::Program;
 use support::{free_port, soon};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
@@ -210,6 +210,56 @@ async fn one_token_opens_the_whole_chain() {
     expect_echo(&mut connect(&forward).await, b"let in").await;
     let log = forward.stderr().join("\n");
     assert!(!log.contains(token[0].1), "the token was logged");
+}
+
+#[tokio::test]
+async fn the_tokens_of_clients_and_agents_do_not_stand_for_each_other() {
+    let tokens = [
+        ("KOHAKURIVER_TUNNEL_TOKEN", "of-clients"),
+        ("KOHAKURIVER_TUNNEL_AGENT_TOKEN", "of-agents"),
+    ];
+    let runner = Program::start_with("runner", &["--listen", "127.0.0.1:0"], &tokens);
+    let url = format!("ws://{}", runner.address());
+    let agent = |token| {
+        let args = ["--runner-url", &url, "--container-id", CONTAINER];
+        Program::start_with("agent", &args, &[("KOHAKURIVER_TUNNEL_TOKEN", token)])
+    };
+    let mut impostor = agent("of-clients");
+    assert_eq!(impostor.exit(SOON), 3);
+    impostor.complaint("401");
+    let registered = agent("of-agents");
+    registered.complaint("registered at");
+
+    for (token, expected) in [("of-agents", 401), ("of-clients", 101)] {
+        let mut request = format!("{url}/ws/forward/{CONTAINER}/80")
+            .into_client_request()
+            .unwrap();
+        let value = format!("Bearer {token}").parse().unwrap();
+        request.headers_mut().insert("authorization", value);
+        let status = match soon("connect", connect_async(request)).await {
+            Ok((_, response)) => response.status(),
+            Err(Error::Http(response)) => response.status(),
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(status, expected, "{token}");
+    }
+
+    let mut same = tokens;
+    same[1].1 = same[0].1;
+    let mut runner = Program::start_with("runner", &["--listen", "127.0.0.1:0"], &same);
+    assert_eq!(runner.exit(SOON), 2);
+    let told = runner.complaint("give two different ones");
+    assert!(!told.contains(same[0].1), "{told}");
+}
+
+#[test]
+fn an_empty_token_file_does_not_let_everybody_in() {
+    for flag in ["--token-file", "--agent-token-file"] {
+        let args = ["--listen", "127.0.0.1:0", flag, "/dev/null"];
+        let mut runner = Program::start("runner", &args);
+        assert_eq!(runner.exit(SOON), 2);
+        runner.complaint("/dev/null");
+    }
 }
 
 #[tokio::test]

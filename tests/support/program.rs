@@ -31,6 +31,7 @@ impl Program {
             .env_remove("KOHAKURIVER_HOST")
             .env_remove("KOHAKURIVER_PORT")
             .env_remove("KOHAKURIVER_TUNNEL_TOKEN")
+            .env_remove("KOHAKURIVER_TUNNEL_AGENT_TOKEN")
             .env_remove("RUST_LOG")
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
