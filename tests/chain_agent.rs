@@ -7,8 +7,8 @@ use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use support::chain::{
-    CONTAINER, Chain, connect, echo, ending, eventually, expect_echo, pattern, service, service_at,
-    start_agent, start_runner,
+    CONTAINER, Chain, SilentPort, connect, echo, ending, eventually, expect_echo, pattern, service,
+    service_at, start_agent, start_runner,
 };
 use support::program::Program;
 use support::{free_port, soon};
@@ -282,25 +282,38 @@ async fn a_stalled_service_does_not_keep_connections_whose_clients_are_gone() {
     });
     let chain = Chain::for_agents();
     let agent = chain.agent();
-    let before = descriptors(&agent);
+    let before = agent.descriptors();
     let mut forward = chain.forward(service.await.port(), &[]);
     let mut stream = connect(&forward).await;
     let block = vec![7; 1 << 20];
     let stalled = async { while stream.write_all(&block).await.is_ok() {} };
     let stalled = tokio::time::timeout(Duration::from_secs(2), stalled).await;
     assert!(stalled.is_err(), "the service should not take everything");
-    assert_eq!(descriptors(&agent), before + 1);
+    assert_eq!(agent.descriptors(), before + 1);
     forward.kill();
     eventually("the connection's end", Duration::from_secs(25), || async {
-        (descriptors(&agent) == before).then_some(())
+        (agent.descriptors() == before).then_some(())
     })
     .await;
 }
 
-/// Open file descriptors of a program.
-fn descriptors(program: &Program) -> usize {
-    let folder = format!("/proc/{}/fd", program.pid());
-    std::fs::read_dir(folder).unwrap().count()
+#[tokio::test]
+async fn a_connection_attempt_of_the_agent_ends_with_the_client() {
+    let silent = SilentPort::open();
+    let chain = Chain::for_agents();
+    let agent = chain.agent();
+    let before = agent.descriptors();
+    let mut forward = chain.forward(silent.port(), &[]);
+    let _waiting = connect(&forward).await;
+    eventually("an attempt", Duration::from_secs(5), || async {
+        (agent.descriptors() > before).then_some(())
+    })
+    .await;
+    forward.kill();
+    eventually("its end", Duration::from_secs(3), || async {
+        (agent.descriptors() == before).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

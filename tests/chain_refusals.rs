@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use kohakuriver_tunnel::wire::{ClientId, Frame, Header, Kind, Proto};
-use support::chain::{CONTAINER, Chain, connect, echo, ending, expect_echo, service};
+use support::chain::{
+    CONTAINER, Chain, SilentPort, connect, echo, ending, eventually, expect_echo, service,
+};
 use support::program::Program;
 use support::{free_port, soon};
 use tokio::io::AsyncWriteExt;
@@ -36,10 +38,14 @@ async fn session(url: &str, v2: bool) -> Client {
 }
 
 fn frame(kind: Kind, port: u16, payload: &[u8]) -> Message {
+    frame_for(1, kind, port, payload)
+}
+
+fn frame_for(id: u32, kind: Kind, port: u16, payload: &[u8]) -> Message {
     let header = Header {
         kind,
         proto: Proto::Tcp,
-        id: ClientId(1),
+        id: ClientId(id),
         port,
     };
     Message::binary([&header.to_bytes(), payload].concat())
@@ -349,6 +355,32 @@ async fn a_hostile_session_harms_only_itself() {
         expect_echo(&mut bystander, bytes).await;
     }
     assert!(chain.host.is_running() && chain.runner.is_running());
+}
+
+#[tokio::test]
+async fn connection_attempts_are_bounded_and_end_with_their_session() {
+    let silent = SilentPort::open();
+    let chain = Chain::direct();
+    let port = service(echo).await.port();
+    let forward = chain.forward(port, &[]);
+    let url = format!("{}/api/tunnel/42", chain.host_url());
+    let mut client = session(&url, true).await;
+    let idle = chain.runner.descriptors();
+    for id in 1..=1200 {
+        let connect = frame_for(id, Kind::Connect, silent.port(), b"");
+        client.feed(connect).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let attempts = chain.runner.descriptors() - idle;
+    assert!((1000..=1024).contains(&attempts), "{attempts} attempts");
+
+    drop(client);
+    eventually("their end", Duration::from_secs(4), || async {
+        (chain.runner.descriptors() < idle).then_some(())
+    })
+    .await;
+    expect_echo(&mut connect(&forward).await, b"a turn again").await;
 }
 
 #[tokio::test]
