@@ -12,7 +12,7 @@ use support::chain::{
 };
 use support::program::Program;
 use support::{free_port, soon};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Error, Message};
@@ -95,6 +95,42 @@ fn a_container_without_agent_is_exit_code_3() {
     let mut forward = chain.start_forward(80, &[]);
     assert_eq!(forward.exit(Duration::from_secs(12)), 3);
     forward.complaint(&format!("no agent is connected for {CONTAINER}"));
+}
+
+/// A host that answers each connection with the same bytes.
+async fn host_that_says(answer: &'static [u8]) -> String {
+    let address = service(move |mut stream| async move {
+        let mut request = [0; 4096];
+        let _ = stream.read(&mut request).await;
+        let _ = stream.write_all(answer).await;
+    });
+    format!("ws://{}", address.await)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn words_of_the_other_side_do_not_drive_the_terminal() {
+    let body =
+        "HTTP/1.1 403 No\r\nContent-Length: 23\r\n\r\n\u{1b}]0;pwned\u{7}\u{202e}\u{200f} denied";
+    let greeting = service(|stream| async {
+        let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+        let text = "Error: no\u{1b}[2J\nINFO all is well\u{202e}";
+        socket.send(Message::text(text)).await.unwrap();
+        let _ = socket.close(None).await;
+        while let Some(Ok(_)) = socket.next().await {}
+    });
+    let greeting = format!("ws://{}", greeting.await);
+    for (url, part) in [
+        (host_that_says(body.as_bytes()).await, "denied"),
+        (greeting, "all is well"),
+    ] {
+        let args = ["--host", &url, "42", "80", "--local-port", "0"];
+        let mut forward = Program::start("forward", &args);
+        assert_eq!(forward.exit(SOON), 3);
+        let told = forward.complaint(part);
+        let harmful = |c: char| c.is_control() || ('\u{200e}'..='\u{202e}').contains(&c);
+        assert!(!told.contains(harmful), "{told:?}");
+        assert_eq!(forward.stderr().len(), 1);
+    }
 }
 
 #[tokio::test]

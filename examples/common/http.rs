@@ -14,6 +14,7 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use kohakuriver_tunnel::session::clean_text;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -246,4 +247,11 @@ pub async fn body_text(body: Incoming, limit: usize) -> io::Result<String> {
         .map_err(io::Error::other)?;
     let bytes = collected.to_bytes();
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// What a person is shown of an answer's body: its first line that says something, cleaned.
+pub fn first_line(body: &str) -> String {
+    let mut lines = body.lines().map(str::trim);
+    let line = lines.find(|line| !line.is_empty()).unwrap_or_default();
+    clean_text(line.as_bytes())
 }

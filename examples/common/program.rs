@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Parser;
+use kohakuriver_tunnel::session::clean_text;
 use tokio::net::TcpListener;
 use tracing::Subscriber;
 use tracing_subscriber::filter::Targets;
@@ -42,7 +43,8 @@ impl Failure {
     }
 
     fn new(code: u8, message: impl Into<String>) -> Self {
-        let message = message.into();
+        // It may quote the other side, or what somebody pasted into a command line.
+        let message = clean_text(message.into().as_bytes());
         Self { code, message }
     }
 }

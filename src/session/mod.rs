@@ -50,7 +50,7 @@ mod time;
 
 pub use self::config::Config;
 pub use self::endpoint::Session;
-pub use self::error::{OpenError, Reason, Reset, SendError, StreamError, Violation};
+pub use self::error::{OpenError, Reason, Reset, SendError, StreamError, Violation, clean_text};
 pub use self::event::{Event, Recv, Stats, StreamId, Transmit};
 pub use self::state::State;
 pub use self::time::Instant;

@@ -143,7 +143,7 @@ async fn ask_runner(
     let body = http::body_text(response.into_body(), 4096)
         .await
         .unwrap_or_default();
-    let line = body.lines().next().unwrap_or_default();
+    let line = http::first_line(&body);
     let reason = format!("the runner answered HTTP {}: {line}", status.as_u16());
     Err(if status.is_client_error() {
         Refusal::policy(reason)
