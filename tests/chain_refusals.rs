@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use kohakuriver_tunnel::wire::{ClientId, Frame, Header, Kind, Proto};
@@ -15,6 +15,7 @@ use support::{free_port, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
@@ -35,6 +36,17 @@ async fn session(url: &str, v2: bool) -> Client {
     let first = soon("first text", client.next()).await.unwrap().unwrap();
     assert_eq!(first, Message::text("CONNECTED"));
     client
+}
+
+/// The next message that is no measurement of the round trip.
+async fn not_a_ping(client: &mut Client) -> Message {
+    loop {
+        let message = soon("message", client.next()).await.unwrap().unwrap();
+        let kind = message.is_binary().then(|| message.clone().into_data()[0]);
+        if kind != Some(Kind::Ping as u8) {
+            return message;
+        }
+    }
 }
 
 fn frame(kind: Kind, port: u16, payload: &[u8]) -> Message {
@@ -417,6 +429,51 @@ async fn connection_attempts_are_bounded_and_end_with_their_session() {
     })
     .await;
     expect_echo(&mut connect(&forward).await, b"a turn again").await;
+}
+
+#[tokio::test]
+async fn a_runner_that_is_told_to_end_lets_its_connections_finish() {
+    let port = service(echo).await.port();
+    let mut chain = Chain::direct();
+    let url = format!("ws://{}/api/tunnel/{CONTAINER}", chain.runner.address());
+    let mut client = session(&url, true).await;
+    client.send(frame(Kind::Connect, port, b"")).await.unwrap();
+    let connected = not_a_ping(&mut client).await.into_data();
+    assert_eq!(connected[0], Kind::Connected as u8);
+
+    chain.runner.signal("TERM");
+    let goaway = not_a_ping(&mut client).await.into_data();
+    assert_eq!(goaway[0], Kind::GoAway as u8);
+    client.send(frame(Kind::Data, 0, b"last")).await.unwrap();
+    let data = not_a_ping(&mut client).await.into_data();
+    assert_eq!(data[8..], *b"last");
+    client.send(frame(Kind::Close, 0, b"")).await.unwrap();
+    let close = not_a_ping(&mut client).await.into_data();
+    assert_eq!(close[0], Kind::Close as u8);
+
+    match not_a_ping(&mut client).await {
+        Message::Close(Some(frame)) => assert_eq!(frame.code, CloseCode::Away),
+        other => panic!("not a close: {other:?}"),
+    }
+    while let Some(Ok(_)) = soon("the end", client.next()).await {}
+    assert_eq!(chain.runner.exit(Duration::from_secs(1)), 0);
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once() {
+    let port = service(echo).await.port();
+    let mut chain = Chain::direct();
+    let mut forward = chain.forward(port, &[]);
+    let mut stream = connect(&forward).await;
+    expect_echo(&mut stream, b"in use").await;
+    for program in [&mut forward, &mut chain.runner] {
+        program.signal("TERM");
+        program.complaint("SIGTERM: ending");
+        let started = Instant::now();
+        program.signal("INT");
+        assert_eq!(program.exit(SOON), 0);
+        assert!(started.elapsed() < Duration::from_millis(700));
+    }
 }
 
 #[tokio::test]

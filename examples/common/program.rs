@@ -17,7 +17,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
 use super::args::{LogFormat, Parsed, parse};
-use super::{net, signals};
+use super::net;
+use super::signals::Stop;
 
 /// Why a program ends other than as asked.
 #[derive(Debug)]
@@ -178,7 +179,7 @@ where
     F: Future<Output = ()>,
 {
     raise_file_limit();
-    let stop = signals::stop().map_err(|error| Failure::failed(error.to_string()))?;
+    let stop = Stop::listen().map_err(|error| Failure::failed(error.to_string()))?;
     let listener = net::listen(listen).map_err(|error| {
         let reason = net::plain(&error);
         Failure::failed(format!(
@@ -189,11 +190,6 @@ where
         .local_addr()
         .map_err(|error| Failure::failed(error.to_string()))?;
     announce(&format!("Listening on {address}"));
-    tokio::select! {
-        () = serve(listener) => Ok(()),
-        signal = stop => {
-            tracing::info!("{signal}: ending");
-            Ok(())
-        }
-    }
+    stop.unless_told(serve(listener)).await;
+    Ok(())
 }
