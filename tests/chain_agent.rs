@@ -4,8 +4,11 @@
 mod support;
 
 use std::io::ErrorKind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::{SinkExt, StreamExt};
 use support::chain::{
     CONTAINER, Chain, SilentPort, connect, echo, ending, eventually, expect_echo, pattern, service,
     service_at, start_agent, start_runner,
@@ -14,6 +17,9 @@ use support::program::Program;
 use support::{free_port, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 const BACK: Duration = Duration::from_secs(20);
 
@@ -198,6 +204,43 @@ async fn a_refusal_that_will_not_change_ends_the_forward() {
     chain.host = Program::start("host", &args);
     assert_eq!(forward.exit(BACK), 3);
     forward.complaint("task 42 is unknown");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_task_that_does_not_run_for_a_moment_is_waited_for_once_it_was_there() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    let host = service(move |stream| {
+        let number = counter.fetch_add(1, Ordering::Relaxed);
+        async move {
+            let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+            let refused = matches!(number, 1 | 3);
+            let text = match refused {
+                true => "Error: task 42 is not running (it is stopped)",
+                false => "CONNECTED",
+            };
+            socket.send(Message::text(text)).await.unwrap();
+            let code = match refused {
+                true => CloseCode::Policy,
+                false => CloseCode::Away,
+            };
+            if number < 2 || refused {
+                let reason = "".into();
+                let _ = socket.close(Some(CloseFrame { code, reason })).await;
+            }
+            while let Some(Ok(_)) = socket.next().await {}
+        }
+    });
+    let url = format!("ws://{}", host.await);
+    let args = ["--host", &url, "42", "80", "--local-port", "0"];
+    let mut forward = Program::start("forward", &args);
+    forward.complaint("reconnected to");
+    assert_eq!(asked.load(Ordering::Relaxed), 3);
+    assert!(forward.is_running());
+    // Whoever starts one is told at once.
+    let mut late = Program::start("forward", &args);
+    assert_eq!(late.exit(BACK), 3);
+    late.complaint("not running");
 }
 
 #[tokio::test]

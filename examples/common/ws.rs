@@ -201,9 +201,11 @@ pub async fn expect_connected(socket: &mut Socket) -> Result<(), ConnectError> {
             let code = close_code(socket).await;
             let text = clean_text(text.as_bytes());
             let reason = text.strip_prefix("Error: ").unwrap_or(&text).to_owned();
-            // 1008 is the refusal by rule (unknown task, not running); a runner that is merely offline
-            // has the same code in the deployed host and comes back.
-            let lasting = code == Some(CloseCode::Policy) && !reason.contains("offline");
+            // 1008 is the refusal by rule, such as an unknown task. A runner that is merely offline and a task
+            // that is not running at the moment have the same code in the deployed host and come back.
+            let passing = ["offline", "not running"];
+            let passing = passing.iter().any(|words| reason.contains(words));
+            let lasting = code == Some(CloseCode::Policy) && !passing;
             Err(ConnectError::Refused { reason, lasting })
         }
         Ok(Some(Ok(Message::Close(frame)))) => {
