@@ -184,6 +184,28 @@ pub fn upgrade_key<B>(request: &Request<B>) -> Result<HeaderValue, BadRequest> {
     }
 }
 
+/// Keeps out the web pages that the user of this machine visits: their browser tells where they are from. To be
+/// asked where no token is demanded.
+///
+/// # Errors
+/// The request is that of a page from elsewhere.
+pub fn same_origin(headers: &HeaderMap) -> Result<(), BadRequest> {
+    let Some(origin) = headers.get(header::ORIGIN) else {
+        return Ok(());
+    };
+    let authority = origin.to_str().ok().and_then(|text| text.split_once("://"));
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    match (authority, host) {
+        (Some((_, from)), Some(host)) if from.eq_ignore_ascii_case(host) => Ok(()),
+        _ => Err(BadRequest::new(
+            StatusCode::FORBIDDEN,
+            "web pages from elsewhere are refused here: start this server with a token to serve them",
+        )),
+    }
+}
+
 /// Whether a comma-separated header lists `wanted`, in any case.
 pub fn has_token(headers: &HeaderMap, name: &header::HeaderName, wanted: &str) -> bool {
     headers

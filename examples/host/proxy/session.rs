@@ -39,6 +39,11 @@ pub async fn join(
     };
     let caller = request.headers().get(header::AUTHORIZATION);
     let trusted = host.settings.token.as_ref();
+    if trusted.is_none() {
+        if let Err(bad) = http::same_origin(request.headers()) {
+            return bad.into();
+        }
+    }
     let trusted = trusted.is_none_or(|own| token::same(own, caller));
     let mut registries = host.settings.registries.iter();
     if !trusted && !registries.any(|registry| registry.checks_callers()) {

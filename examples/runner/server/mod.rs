@@ -104,11 +104,14 @@ impl Runner {
             Route::Agent(_) => agent_token.as_ref().or(token.as_ref()),
             _ => token.as_ref(),
         };
-        if let Some(expected) = expected {
-            let given = request.headers().get(header::AUTHORIZATION);
-            if !token::same(expected, given) {
-                return Err(token::demanded());
+        match expected {
+            Some(expected) => {
+                let given = request.headers().get(header::AUTHORIZATION);
+                if !token::same(expected, given) {
+                    return Err(token::demanded());
+                }
             }
+            None => http::same_origin(request.headers())?,
         }
         let v2 = http::has_token(
             request.headers(),
