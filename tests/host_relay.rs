@@ -355,8 +355,9 @@ async fn the_cluster_decides_who_may_forward_to_what() {
     let runner = echo_runner().await;
     let api = format!("http://{}", cluster(runner).await);
     let host = Program::start("host", &["--listen", "127.0.0.1:0", "--api", &api]);
+    let to_runner = "/ws/forward/kohakuriver-vps-42/80?proto=tcp authorization=- ";
     for (task, token, expected) in [
-        ("42", "mine", "/ws/forward/kohakuriver-vps-42/80?proto=tcp"),
+        ("42", "mine", to_runner),
         ("42", "stolen", "Error: the cluster wants a valid token"),
         (
             "43",
