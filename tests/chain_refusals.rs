@@ -213,6 +213,32 @@ fn nonsense_arguments_are_exit_code_2_and_one_line() {
 }
 
 #[test]
+fn a_secret_in_a_wrong_url_is_not_repeated() {
+    let task = |url: &str| format!("42=box@{url}");
+    for url in [
+        "http://me:s3cret@x:8000",
+        "http://me:s3/cret@x",
+        "http://x:port?key=s3cret",
+        "//s3cret@x",
+        "ws://x/#s3cret",
+    ] {
+        for (name, args) in [
+            ("forward", &["--host", url, "42", "80"][..]),
+            ("agent", &["--runner-url", url, "--container-id", "box"]),
+            ("host", &["--api", url]),
+            ("host", &["--task", &task(url)]),
+            ("host", &["--task", &format!("42={url}")]),
+        ] {
+            let mut program = Program::start(name, args);
+            assert_eq!(program.exit(SOON), 2, "{name} {args:?}");
+            let told = program.complaint(&format!("{name}: "));
+            assert!(!told.contains("cret"), "{told}");
+            assert_eq!(program.stderr().len(), 1);
+        }
+    }
+}
+
+#[test]
 fn help_teaches_by_example() {
     for name in ["forward", "host", "runner", "agent"] {
         let mut program = Program::start(name, &["--help"]);
