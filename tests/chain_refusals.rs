@@ -239,6 +239,18 @@ fn a_secret_in_a_wrong_url_is_not_repeated() {
 }
 
 #[test]
+fn the_reason_for_ending_is_logged_as_json_whatever_the_filter() {
+    for (filter, part) in [("a=b=c", "a=b=c"), ("off", "no such file")] {
+        let args = ["42", "80", "--log-format", "json", "--token-file", "/none"];
+        let mut forward = Program::start_with("forward", &args, &[("RUST_LOG", filter)]);
+        assert_eq!(forward.exit(SOON), 2);
+        let line = forward.complaint("exit_code").to_lowercase();
+        assert!(line.starts_with('{') && line.contains(part), "{line}");
+        assert_eq!(forward.stderr().len(), 1);
+    }
+}
+
+#[test]
 fn help_teaches_by_example() {
     for name in ["forward", "host", "runner", "agent"] {
         let mut program = Program::start(name, &["--help"]);

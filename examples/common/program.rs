@@ -114,7 +114,13 @@ fn report(about: &About, format: LogFormat, failure: &Failure) -> ExitCode {
         LogFormat::Text => {
             let _ = writeln!(std::io::stderr(), "{}: {failure}", about.name);
         }
-        LogFormat::Json => tracing::error!(exit_code = failure.code, "{failure}"),
+        LogFormat::Json => {
+            // Past the filter, which may be what is wrong or let nothing through.
+            let unfiltered = fmt().json().with_writer(std::io::stderr).finish();
+            tracing::subscriber::with_default(unfiltered, || {
+                tracing::error!(exit_code = failure.code, "{failure}");
+            });
+        }
     }
     ExitCode::from(failure.code)
 }
