@@ -184,6 +184,10 @@ fn nonsense_arguments_are_exit_code_2_and_one_line() {
         &["--host", "ws://x/api/tunnel/42"],
         &["--local-port", "80"],
         &["--nonsense"],
+        &["--token-file", "/dev/null"],
+        &["--cert", "/dev/null", "--key", "/dev/null"],
+        &["--host", "ws://x/ws/forward/42/none"],
+        &["--host", "ws://x/ws/forward/42/80", "42", "80"],
         &["42", "80", "--token-file", "/does/not/exist"],
     ] {
         let mut forward = Program::start("forward", args);

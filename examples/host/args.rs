@@ -30,7 +30,7 @@ tasks.toml:
 
 Then, on a laptop: forward --host ws://this-machine:8000 42 8888
 
-Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage, 3 refused by the other side."
+Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage."
 )]
 pub struct Args {
     /// Address to serve on; port 0 takes a free one and prints it.

@@ -30,7 +30,7 @@ Environment: TUNNEL_ENABLED=False turns the tunnel routes off (default True).
 
 Beside it, inside a container: agent --runner-url ws://this-machine:8001 --container-id kohakuriver-vps-42
 
-Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage, 3 refused by the other side."
+Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage."
 )]
 pub struct Args {
     /// Address to serve on; port 0 takes a free one and prints it.
