@@ -215,8 +215,8 @@ pub enum SendError {
     /// No credit or no room now; [`Event::Writable`](super::Event::Writable) follows. The chunk comes back.
     #[error("no credit or no room now")]
     Blocked(Chunk),
-    /// A datagram beyond 65,535 bytes.
-    #[error("datagram of {0} bytes is longer than 65535")]
+    /// A datagram beyond [`MAX_DATAGRAM`](super::MAX_DATAGRAM). Counted as dropped.
+    #[error("datagram of {0} bytes is longer than {max}", max = super::MAX_DATAGRAM)]
     TooLong(usize),
     /// This direction was finished before.
     #[error("this direction was finished before")]

@@ -7,7 +7,9 @@ use bytes::Bytes;
 use super::control::Cause;
 use super::endpoint::{Session, Stall};
 use super::state::Verdict;
-use super::{Event, Instant, Reason, Reset, Role, State, StreamId, Version, Violation};
+use super::{
+    Event, Instant, MAX_DATAGRAM, Reason, Reset, Role, State, StreamId, Version, Violation,
+};
 use crate::wire::{ClientId, Frame, Kind, Proto};
 
 impl Session {
@@ -177,6 +179,10 @@ impl Session {
             return;
         };
         let len = payload.len();
+        if len > MAX_DATAGRAM {
+            self.stats.datagrams_dropped_receiving += 1;
+            return;
+        }
         let mut dropped = 0;
         while s.unread.datagrams() >= self.config.datagram_queue
             || (!s.unread.is_empty() && s.unread.len() + len > self.config.datagram_buffer)

@@ -58,6 +58,9 @@ pub use self::time::Instant;
 /// Bytes each side of a v2 stream may send before the first WINDOW (PROTOCOL.md section 5.5).
 pub const INITIAL_WINDOW: u32 = 256 << 10;
 
+/// The largest datagram, in bytes (PROTOCOL.md section 4.3).
+pub const MAX_DATAGRAM: usize = 65_507;
+
 /// The WebSocket subprotocol that selects v2 (PROTOCOL.md section 5.1).
 pub const SUBPROTOCOL_V2: &str = "kohakuriver-tunnel.v2";
 

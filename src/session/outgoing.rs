@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::endpoint::Session;
 use super::stream::Stream;
-use super::{Instant, Reset, SendError, State, StreamId, Transmit, Version};
+use super::{Instant, MAX_DATAGRAM, Reset, SendError, State, StreamId, Transmit, Version};
 use crate::wire::{Chunk, ClientId, Frame, Header, Kind, Proto};
 
 impl Session {
@@ -98,7 +98,8 @@ impl Session {
         if s.proto != Proto::Udp {
             return Err(SendError::Unknown);
         }
-        if len > usize::from(u16::MAX) {
+        if len > MAX_DATAGRAM {
+            self.stats.datagrams_dropped_sending += 1;
             return Err(SendError::TooLong(len));
         }
         let mut dropped = 0;

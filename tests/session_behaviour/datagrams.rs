@@ -71,6 +71,36 @@ fn bytes_and_datagrams_are_not_mixed_up() {
 }
 
 #[test]
+fn one_that_is_too_long_is_dropped_and_counted_and_the_flow_goes_on() {
+    for version in BOTH {
+        let mut pair = Pair::new(version);
+        let (opened, accepted) = pair.flow();
+        let long = pair.opener.send_datagram(opened, datagram(1, 65_508));
+        assert!(matches!(long, Err(SendError::TooLong(65_508))));
+        assert_eq!(pair.opener.stats().datagrams_dropped_sending, 1);
+
+        let long = Frame::Data {
+            proto: Proto::Udp,
+            id: pair.opener.client_id(opened).unwrap(),
+            payload: vec![1; 65_508],
+        };
+        assert_eq!(
+            pair.acceptor.handle_message(pair.now, long.to_bytes()),
+            Ok(())
+        );
+        assert_eq!(pair.acceptor.stats().datagrams_dropped_receiving, 1);
+        pair.opener
+            .send_datagram(opened, datagram(2, 65_507))
+            .unwrap();
+        pair.run();
+        let Ok(Recv::Data(data)) = pair.acceptor.recv(accepted) else {
+            panic!();
+        };
+        assert_eq!(data.len(), 65_507);
+    }
+}
+
+#[test]
 fn an_empty_datagram_arrives() {
     let mut pair = Pair::new(Version::V2);
     let (opened, accepted) = pair.flow();
