@@ -8,7 +8,7 @@ use super::control::{Cause, ControlQueue};
 use super::ids::{IdAllocator, Tombstones};
 use super::keepalive::Keepalive;
 use super::schedule::Schedule;
-use super::stream::Stream;
+use super::stream::{Datagrams, Stream};
 use super::table::StreamTable;
 use super::{
     Config, Event, Instant, OpenError, Reason, Recv, Reset, Role, State, Stats, StreamError,
@@ -52,9 +52,9 @@ pub struct Session {
 
     /// Bytes of windows lent beyond what every stream has.
     pub(super) lent: usize,
-    /// Bytes of datagrams in `Stats::unread` and `Stats::unsent`.
-    pub(super) datagrams_unread: usize,
-    pub(super) datagrams_unsent: usize,
+    /// The datagrams in `Stats::unread` and `Stats::unsent`.
+    pub(super) datagrams_unread: Datagrams,
+    pub(super) datagrams_unsent: Datagrams,
     pub(super) stats: Stats,
 
     /// The latest time any call has told.
@@ -97,8 +97,8 @@ impl Session {
             keepalive: Keepalive::new(version, &config, now),
             stall: None,
             lent: 0,
-            datagrams_unread: 0,
-            datagrams_unsent: 0,
+            datagrams_unread: Datagrams::default(),
+            datagrams_unsent: Datagrams::default(),
             stats: Stats::default(),
             now,
             draining: false,
@@ -211,7 +211,7 @@ impl Session {
         };
         self.stats.unread -= chunk.len();
         if s.proto == Proto::Udp {
-            self.datagrams_unread -= chunk.len();
+            self.datagrams_unread.remove(1, chunk.len());
         } else {
             s.window.consume(chunk.len());
         }

@@ -167,7 +167,7 @@ impl Session {
             Version::V1 => self.after_v1_data(now, slot),
             Version::V2 => self.grow_window(now, slot),
         }
-        if self.stats.unread - self.datagrams_unread > self.config.receive_budget {
+        if self.stats.unread - self.datagrams_unread.bytes() > self.config.receive_budget {
             self.reset_greediest();
         }
         Ok(())
@@ -189,15 +189,15 @@ impl Session {
         {
             let Some(oldest) = s.unread.pop() else { break };
             self.stats.unread -= oldest.len();
-            self.datagrams_unread -= oldest.len();
+            self.datagrams_unread.remove(1, oldest.len());
             dropped += 1;
         }
-        if self.datagrams_unread + len > self.config.datagram_budget {
+        if self.datagrams_unread.cost_with(len) > self.config.datagram_budget {
             dropped += 1;
         } else {
             s.unread.push_datagram(payload);
             self.stats.unread += len;
-            self.datagrams_unread += len;
+            self.datagrams_unread.add(len);
         }
         self.stats.datagrams_dropped_receiving += dropped;
         self.notify_readable(slot);
@@ -430,11 +430,11 @@ impl Session {
     pub(super) fn discard_unread(&mut self, slot: u32) {
         if let Some(s) = self.streams.slot_mut(slot) {
             let len = s.unread.len();
+            if s.proto == Proto::Udp {
+                self.datagrams_unread.remove(s.unread.datagrams(), len);
+            }
             s.unread.clear();
             self.stats.unread -= len;
-            if s.proto == Proto::Udp {
-                self.datagrams_unread -= len;
-            }
             if self.stall.is_some_and(|stall| stall.slot == slot) {
                 self.stall = None;
             }
