@@ -258,6 +258,16 @@ async fn the_full_url_form_works() {
 }
 
 #[tokio::test]
+async fn the_url_of_a_session_for_one_port_works() {
+    let port = service(echo).await.port();
+    let chain = Chain::direct();
+    let url = format!("{}/ws/forward/42/{port}?proto=tcp", chain.host_url());
+    let forward = Program::start("forward", &["--host", &url, "--local-port", "0"]);
+    forward.line_with(&format!("(tcp) -> task 42 port {port}"));
+    expect_echo(&mut connect(&forward).await, b"by the full URL").await;
+}
+
+#[tokio::test]
 async fn without_arguments_the_whole_chain_runs_in_one_process() {
     let mut forward = Program::start("forward", &[]);
     let address = forward.address();

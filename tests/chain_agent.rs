@@ -4,16 +4,22 @@
 mod support;
 
 use std::io::ErrorKind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::{SinkExt, StreamExt};
 use support::chain::{
-    CONTAINER, Chain, connect, echo, ending, eventually, expect_echo, pattern, service, service_at,
-    start_agent, start_runner,
+    CONTAINER, Chain, SilentPort, connect, echo, ending, eventually, expect_echo, pattern, service,
+    service_at, start_agent, start_runner,
 };
 use support::program::Program;
 use support::{free_port, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 const BACK: Duration = Duration::from_secs(20);
 
@@ -200,6 +206,43 @@ async fn a_refusal_that_will_not_change_ends_the_forward() {
     forward.complaint("task 42 is unknown");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_task_that_does_not_run_for_a_moment_is_waited_for_once_it_was_there() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    let host = service(move |stream| {
+        let number = counter.fetch_add(1, Ordering::Relaxed);
+        async move {
+            let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+            let refused = matches!(number, 1 | 3);
+            let text = match refused {
+                true => "Error: task 42 is not running (it is stopped)",
+                false => "CONNECTED",
+            };
+            socket.send(Message::text(text)).await.unwrap();
+            let code = match refused {
+                true => CloseCode::Policy,
+                false => CloseCode::Away,
+            };
+            if number < 2 || refused {
+                let reason = "".into();
+                let _ = socket.close(Some(CloseFrame { code, reason })).await;
+            }
+            while let Some(Ok(_)) = socket.next().await {}
+        }
+    });
+    let url = format!("ws://{}", host.await);
+    let args = ["--host", &url, "42", "80", "--local-port", "0"];
+    let mut forward = Program::start("forward", &args);
+    forward.complaint("reconnected to");
+    assert_eq!(asked.load(Ordering::Relaxed), 3);
+    assert!(forward.is_running());
+    // Whoever starts one is told at once.
+    let mut late = Program::start("forward", &args);
+    assert_eq!(late.exit(BACK), 3);
+    late.complaint("not running");
+}
+
 #[tokio::test]
 async fn a_connection_made_while_the_tunnel_is_down_waits_a_bounded_time() {
     let mut chain = Chain::direct();
@@ -282,25 +325,38 @@ async fn a_stalled_service_does_not_keep_connections_whose_clients_are_gone() {
     });
     let chain = Chain::for_agents();
     let agent = chain.agent();
-    let before = descriptors(&agent);
+    let before = agent.descriptors();
     let mut forward = chain.forward(service.await.port(), &[]);
     let mut stream = connect(&forward).await;
     let block = vec![7; 1 << 20];
     let stalled = async { while stream.write_all(&block).await.is_ok() {} };
     let stalled = tokio::time::timeout(Duration::from_secs(2), stalled).await;
     assert!(stalled.is_err(), "the service should not take everything");
-    assert_eq!(descriptors(&agent), before + 1);
+    assert_eq!(agent.descriptors(), before + 1);
     forward.kill();
     eventually("the connection's end", Duration::from_secs(25), || async {
-        (descriptors(&agent) == before).then_some(())
+        (agent.descriptors() == before).then_some(())
     })
     .await;
 }
 
-/// Open file descriptors of a program.
-fn descriptors(program: &Program) -> usize {
-    let folder = format!("/proc/{}/fd", program.pid());
-    std::fs::read_dir(folder).unwrap().count()
+#[tokio::test]
+async fn a_connection_attempt_of_the_agent_ends_with_the_client() {
+    let silent = SilentPort::open();
+    let chain = Chain::for_agents();
+    let agent = chain.agent();
+    let before = agent.descriptors();
+    let mut forward = chain.forward(silent.port(), &[]);
+    let _waiting = connect(&forward).await;
+    eventually("an attempt", Duration::from_secs(5), || async {
+        (agent.descriptors() > before).then_some(())
+    })
+    .await;
+    forward.kill();
+    eventually("its end", Duration::from_secs(3), || async {
+        (agent.descriptors() == before).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -3,17 +3,20 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use kohakuriver_tunnel::wire::{ClientId, Frame, Header, Kind, Proto};
-use support::chain::{CONTAINER, Chain, connect, echo, ending, expect_echo, service};
+use support::chain::{
+    CONTAINER, Chain, SilentPort, connect, echo, ending, eventually, expect_echo, service,
+};
 use support::program::Program;
 use support::{free_port, soon};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
@@ -35,11 +38,26 @@ async fn session(url: &str, v2: bool) -> Client {
     client
 }
 
+/// The next message that is no measurement of the round trip.
+async fn not_a_ping(client: &mut Client) -> Message {
+    loop {
+        let message = soon("message", client.next()).await.unwrap().unwrap();
+        let kind = message.is_binary().then(|| message.clone().into_data()[0]);
+        if kind != Some(Kind::Ping as u8) {
+            return message;
+        }
+    }
+}
+
 fn frame(kind: Kind, port: u16, payload: &[u8]) -> Message {
+    frame_for(1, kind, port, payload)
+}
+
+fn frame_for(id: u32, kind: Kind, port: u16, payload: &[u8]) -> Message {
     let header = Header {
         kind,
         proto: Proto::Tcp,
-        id: ClientId(1),
+        id: ClientId(id),
         port,
     };
     Message::binary([&header.to_bytes(), payload].concat())
@@ -91,6 +109,42 @@ fn a_container_without_agent_is_exit_code_3() {
     forward.complaint(&format!("no agent is connected for {CONTAINER}"));
 }
 
+/// A host that answers each connection with the same bytes.
+async fn host_that_says(answer: &'static [u8]) -> String {
+    let address = service(move |mut stream| async move {
+        let mut request = [0; 4096];
+        let _ = stream.read(&mut request).await;
+        let _ = stream.write_all(answer).await;
+    });
+    format!("ws://{}", address.await)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn words_of_the_other_side_do_not_drive_the_terminal() {
+    let body =
+        "HTTP/1.1 403 No\r\nContent-Length: 23\r\n\r\n\u{1b}]0;pwned\u{7}\u{202e}\u{200f} denied";
+    let greeting = service(|stream| async {
+        let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+        let text = "Error: no\u{1b}[2J\nINFO all is well\u{202e}";
+        socket.send(Message::text(text)).await.unwrap();
+        let _ = socket.close(None).await;
+        while let Some(Ok(_)) = socket.next().await {}
+    });
+    let greeting = format!("ws://{}", greeting.await);
+    for (url, part) in [
+        (host_that_says(body.as_bytes()).await, "denied"),
+        (greeting, "all is well"),
+    ] {
+        let args = ["--host", &url, "42", "80", "--local-port", "0"];
+        let mut forward = Program::start("forward", &args);
+        assert_eq!(forward.exit(SOON), 3);
+        let told = forward.complaint(part);
+        let harmful = |c: char| c.is_control() || ('\u{200e}'..='\u{202e}').contains(&c);
+        assert!(!told.contains(harmful), "{told:?}");
+        assert_eq!(forward.stderr().len(), 1);
+    }
+}
+
 #[tokio::test]
 async fn a_taken_local_port_is_exit_code_1_and_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -130,6 +184,10 @@ fn nonsense_arguments_are_exit_code_2_and_one_line() {
         &["--host", "ws://x/api/tunnel/42"],
         &["--local-port", "80"],
         &["--nonsense"],
+        &["--token-file", "/dev/null"],
+        &["--cert", "/dev/null", "--key", "/dev/null"],
+        &["--host", "ws://x/ws/forward/42/none"],
+        &["--host", "ws://x/ws/forward/42/80", "42", "80"],
         &["42", "80", "--token-file", "/does/not/exist"],
     ] {
         let mut forward = Program::start("forward", args);
@@ -155,6 +213,44 @@ fn nonsense_arguments_are_exit_code_2_and_one_line() {
         std::thread::sleep(Duration::from_millis(20));
         let said = program.stderr();
         assert_eq!(said.len(), 1, "{name} {args:?}: {said:?}");
+    }
+}
+
+#[test]
+fn a_secret_in_a_wrong_url_is_not_repeated() {
+    let task = |url: &str| format!("42=box@{url}");
+    for url in [
+        "http://me:s3cret@x:8000",
+        "http://me:s3/cret@x",
+        "http://x:port?key=s3cret",
+        "//s3cret@x",
+        "ws://x/#s3cret",
+    ] {
+        for (name, args) in [
+            ("forward", &["--host", url, "42", "80"][..]),
+            ("agent", &["--runner-url", url, "--container-id", "box"]),
+            ("host", &["--api", url]),
+            ("host", &["--task", &task(url)]),
+            ("host", &["--task", &format!("42={url}")]),
+        ] {
+            let mut program = Program::start(name, args);
+            assert_eq!(program.exit(SOON), 2, "{name} {args:?}");
+            let told = program.complaint(&format!("{name}: "));
+            assert!(!told.contains("cret"), "{told}");
+            assert_eq!(program.stderr().len(), 1);
+        }
+    }
+}
+
+#[test]
+fn the_reason_for_ending_is_logged_as_json_whatever_the_filter() {
+    for (filter, part) in [("a=b=c", "a=b=c"), ("off", "no such file")] {
+        let args = ["42", "80", "--log-format", "json", "--token-file", "/none"];
+        let mut forward = Program::start_with("forward", &args, &[("RUST_LOG", filter)]);
+        assert_eq!(forward.exit(SOON), 2);
+        let line = forward.complaint("exit_code").to_lowercase();
+        assert!(line.starts_with('{') && line.contains(part), "{line}");
+        assert_eq!(forward.stderr().len(), 1);
     }
 }
 
@@ -210,6 +306,56 @@ async fn one_token_opens_the_whole_chain() {
     expect_echo(&mut connect(&forward).await, b"let in").await;
     let log = forward.stderr().join("\n");
     assert!(!log.contains(token[0].1), "the token was logged");
+}
+
+#[tokio::test]
+async fn the_tokens_of_clients_and_agents_do_not_stand_for_each_other() {
+    let tokens = [
+        ("KOHAKURIVER_TUNNEL_TOKEN", "of-clients"),
+        ("KOHAKURIVER_TUNNEL_AGENT_TOKEN", "of-agents"),
+    ];
+    let runner = Program::start_with("runner", &["--listen", "127.0.0.1:0"], &tokens);
+    let url = format!("ws://{}", runner.address());
+    let agent = |token| {
+        let args = ["--runner-url", &url, "--container-id", CONTAINER];
+        Program::start_with("agent", &args, &[("KOHAKURIVER_TUNNEL_TOKEN", token)])
+    };
+    let mut impostor = agent("of-clients");
+    assert_eq!(impostor.exit(SOON), 3);
+    impostor.complaint("401");
+    let registered = agent("of-agents");
+    registered.complaint("registered at");
+
+    for (token, expected) in [("of-agents", 401), ("of-clients", 101)] {
+        let mut request = format!("{url}/ws/forward/{CONTAINER}/80")
+            .into_client_request()
+            .unwrap();
+        let value = format!("Bearer {token}").parse().unwrap();
+        request.headers_mut().insert("authorization", value);
+        let status = match soon("connect", connect_async(request)).await {
+            Ok((_, response)) => response.status(),
+            Err(Error::Http(response)) => response.status(),
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(status, expected, "{token}");
+    }
+
+    let mut same = tokens;
+    same[1].1 = same[0].1;
+    let mut runner = Program::start_with("runner", &["--listen", "127.0.0.1:0"], &same);
+    assert_eq!(runner.exit(SOON), 2);
+    let told = runner.complaint("give two different ones");
+    assert!(!told.contains(same[0].1), "{told}");
+}
+
+#[test]
+fn an_empty_token_file_does_not_let_everybody_in() {
+    for flag in ["--token-file", "--agent-token-file"] {
+        let args = ["--listen", "127.0.0.1:0", flag, "/dev/null"];
+        let mut runner = Program::start("runner", &args);
+        assert_eq!(runner.exit(SOON), 2);
+        runner.complaint("/dev/null");
+    }
 }
 
 #[tokio::test]
@@ -299,6 +445,77 @@ async fn a_hostile_session_harms_only_itself() {
         expect_echo(&mut bystander, bytes).await;
     }
     assert!(chain.host.is_running() && chain.runner.is_running());
+}
+
+#[tokio::test]
+async fn connection_attempts_are_bounded_and_end_with_their_session() {
+    let silent = SilentPort::open();
+    let chain = Chain::direct();
+    let port = service(echo).await.port();
+    let forward = chain.forward(port, &[]);
+    let url = format!("{}/api/tunnel/42", chain.host_url());
+    let mut client = session(&url, true).await;
+    let idle = chain.runner.descriptors();
+    for id in 1..=1200 {
+        let connect = frame_for(id, Kind::Connect, silent.port(), b"");
+        client.feed(connect).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let attempts = chain.runner.descriptors() - idle;
+    assert!((1000..=1024).contains(&attempts), "{attempts} attempts");
+
+    drop(client);
+    eventually("their end", Duration::from_secs(4), || async {
+        (chain.runner.descriptors() < idle).then_some(())
+    })
+    .await;
+    expect_echo(&mut connect(&forward).await, b"a turn again").await;
+}
+
+#[tokio::test]
+async fn a_runner_that_is_told_to_end_lets_its_connections_finish() {
+    let port = service(echo).await.port();
+    let mut chain = Chain::direct();
+    let url = format!("ws://{}/api/tunnel/{CONTAINER}", chain.runner.address());
+    let mut client = session(&url, true).await;
+    client.send(frame(Kind::Connect, port, b"")).await.unwrap();
+    let connected = not_a_ping(&mut client).await.into_data();
+    assert_eq!(connected[0], Kind::Connected as u8);
+
+    chain.runner.signal("TERM");
+    let goaway = not_a_ping(&mut client).await.into_data();
+    assert_eq!(goaway[0], Kind::GoAway as u8);
+    client.send(frame(Kind::Data, 0, b"last")).await.unwrap();
+    let data = not_a_ping(&mut client).await.into_data();
+    assert_eq!(data[8..], *b"last");
+    client.send(frame(Kind::Close, 0, b"")).await.unwrap();
+    let close = not_a_ping(&mut client).await.into_data();
+    assert_eq!(close[0], Kind::Close as u8);
+
+    match not_a_ping(&mut client).await {
+        Message::Close(Some(frame)) => assert_eq!(frame.code, CloseCode::Away),
+        other => panic!("not a close: {other:?}"),
+    }
+    while let Some(Ok(_)) = soon("the end", client.next()).await {}
+    assert_eq!(chain.runner.exit(Duration::from_secs(1)), 0);
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once() {
+    let port = service(echo).await.port();
+    let mut chain = Chain::direct();
+    let mut forward = chain.forward(port, &[]);
+    let mut stream = connect(&forward).await;
+    expect_echo(&mut stream, b"in use").await;
+    for program in [&mut forward, &mut chain.runner] {
+        program.signal("TERM");
+        program.complaint("SIGTERM: ending");
+        let started = Instant::now();
+        program.signal("INT");
+        assert_eq!(program.exit(SOON), 0);
+        assert!(started.elapsed() < Duration::from_millis(700));
+    }
 }
 
 #[tokio::test]

@@ -138,6 +138,36 @@ async fn a_session_is_joined_to_the_tasks_runner() {
 }
 
 #[tokio::test]
+async fn a_web_page_from_elsewhere_opens_nothing_where_no_token_is_demanded() {
+    let runner = echo_runner().await;
+    let host = host(&[&format!("42=box@http://{runner}")]);
+    let real_runner = Program::start("runner", &["--listen", "127.0.0.1:0"]);
+    for (server, path) in [
+        (&host, "/ws/forward/42/80"),
+        (&real_runner, "/ws/forward/box/80"),
+        (&real_runner, "/ws/tunnel/box"),
+    ] {
+        let address = server.address();
+        let upgrade = format!(
+            "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+        );
+        for (origin, status) in [
+            ("Origin: https://evil.example\r\n".to_owned(), "403"),
+            ("Origin: null\r\n".to_owned(), "403"),
+            (format!("Origin: http://{address}\r\n"), "101"),
+            (String::new(), "101"),
+        ] {
+            let answer = raw(server, format!("{upgrade}{origin}\r\n").as_bytes()).await;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status}")),
+                "{path} {origin} {answer}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_session_for_any_port_keeps_its_own_path() {
     let runner = echo_runner().await;
     let host = host(&[&format!("42=box@http://{runner}")]);
@@ -325,8 +355,9 @@ async fn the_cluster_decides_who_may_forward_to_what() {
     let runner = echo_runner().await;
     let api = format!("http://{}", cluster(runner).await);
     let host = Program::start("host", &["--listen", "127.0.0.1:0", "--api", &api]);
+    let to_runner = "/ws/forward/kohakuriver-vps-42/80?proto=tcp authorization=- ";
     for (task, token, expected) in [
-        ("42", "mine", "/ws/forward/kohakuriver-vps-42/80?proto=tcp"),
+        ("42", "mine", to_runner),
         ("42", "stolen", "Error: the cluster wants a valid token"),
         (
             "43",

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use args::Args;
 use common::program::{About, Failure, raise_file_limit, run};
-use common::signals;
+use common::signals::Stop;
 
 const ABOUT: About = About {
     name: "agent",
@@ -27,12 +27,9 @@ fn main() -> ExitCode {
 async fn serve(args: Args) -> Result<(), Failure> {
     raise_file_limit();
     let settings = args.settings()?;
-    let stop = signals::stop().map_err(|error| Failure::failed(error.to_string()))?;
-    tokio::select! {
-        failure = registration::keep(settings) => Err(failure),
-        signal = stop => {
-            tracing::info!("{signal}: ending");
-            Ok(())
-        }
+    let stop = Stop::listen().map_err(|error| Failure::failed(error.to_string()))?;
+    match stop.unless_told(registration::keep(settings)).await {
+        Some(failure) => Err(failure),
+        None => Ok(()),
     }
 }

@@ -8,7 +8,6 @@ use kohakuriver_tunnel::session::Role;
 use kohakuriver_tunnel::wire::Proto;
 use tokio::time::Instant;
 
-use crate::common::net::loopbacks;
 use crate::common::program::Failure;
 use crate::common::serve::{self, Served};
 use crate::common::tls::Dialer;
@@ -106,11 +105,10 @@ async fn serve(socket: Socket, v2: bool, served: &Arc<Served>) -> String {
     let driver = tokio::spawn(driver);
     while let Some(incoming) = acceptor.accept().await {
         let served = Arc::clone(served);
-        let addresses = loopbacks(incoming.port());
         tokio::spawn(async move {
             match incoming.proto() {
-                Proto::Tcp => serve::stream(incoming, &addresses, &served).await,
-                Proto::Udp => serve::flow(incoming, &addresses, &served).await,
+                Proto::Tcp => serve::stream(incoming, "localhost", &served).await,
+                Proto::Udp => serve::flow(incoming, "localhost", &served).await,
             }
         });
     }

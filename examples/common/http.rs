@@ -14,6 +14,7 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use kohakuriver_tunnel::session::clean_text;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -183,6 +184,28 @@ pub fn upgrade_key<B>(request: &Request<B>) -> Result<HeaderValue, BadRequest> {
     }
 }
 
+/// Keeps out the web pages that the user of this machine visits: their browser tells where they are from. To be
+/// asked where no token is demanded.
+///
+/// # Errors
+/// The request is that of a page from elsewhere.
+pub fn same_origin(headers: &HeaderMap) -> Result<(), BadRequest> {
+    let Some(origin) = headers.get(header::ORIGIN) else {
+        return Ok(());
+    };
+    let authority = origin.to_str().ok().and_then(|text| text.split_once("://"));
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    match (authority, host) {
+        (Some((_, from)), Some(host)) if from.eq_ignore_ascii_case(host) => Ok(()),
+        _ => Err(BadRequest::new(
+            StatusCode::FORBIDDEN,
+            "web pages from elsewhere are refused here: start this server with a token to serve them",
+        )),
+    }
+}
+
 /// Whether a comma-separated header lists `wanted`, in any case.
 pub fn has_token(headers: &HeaderMap, name: &header::HeaderName, wanted: &str) -> bool {
     headers
@@ -246,4 +269,11 @@ pub async fn body_text(body: Incoming, limit: usize) -> io::Result<String> {
         .map_err(io::Error::other)?;
     let bytes = collected.to_bytes();
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// What a person is shown of an answer's body: its first line that says something, cleaned.
+pub fn first_line(body: &str) -> String {
+    let mut lines = body.lines().map(str::trim);
+    let line = lines.find(|line| !line.is_empty()).unwrap_or_default();
+    clean_text(line.as_bytes())
 }

@@ -209,11 +209,14 @@ pub async fn connect_any(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
                 attempts.extend(waiting.next().map(TcpStream::connect));
             }
             else => {
-                let none = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-                return Err(failure.unwrap_or_else(none));
+                return Err(failure.unwrap_or_else(no_address));
             }
         }
     }
+}
+
+pub fn no_address() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "the name has no address")
 }
 
 /// The addresses of a name. Literals and `localhost` need no resolver, so they work in an empty root.

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Parser;
+use kohakuriver_tunnel::session::clean_text;
 use tokio::net::TcpListener;
 use tracing::Subscriber;
 use tracing_subscriber::filter::Targets;
@@ -16,7 +17,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
 use super::args::{LogFormat, Parsed, parse};
-use super::{net, signals};
+use super::net;
+use super::signals::Stop;
 
 /// Why a program ends other than as asked.
 #[derive(Debug)]
@@ -42,7 +44,8 @@ impl Failure {
     }
 
     fn new(code: u8, message: impl Into<String>) -> Self {
-        let message = message.into();
+        // It may quote the other side, or what somebody pasted into a command line.
+        let message = clean_text(message.into().as_bytes());
         Self { code, message }
     }
 }
@@ -121,7 +124,13 @@ fn report(about: &About, format: LogFormat, failure: &Failure) -> ExitCode {
         LogFormat::Text => {
             let _ = writeln!(std::io::stderr(), "{}: {failure}", about.name);
         }
-        LogFormat::Json => tracing::error!(exit_code = failure.code, "{failure}"),
+        LogFormat::Json => {
+            // Past the filter, which may be what is wrong or let nothing through.
+            let unfiltered = fmt().json().with_writer(std::io::stderr).finish();
+            tracing::subscriber::with_default(unfiltered, || {
+                tracing::error!(exit_code = failure.code, "{failure}");
+            });
+        }
     }
     ExitCode::from(failure.code)
 }
@@ -186,7 +195,7 @@ where
     F: Future<Output = ()>,
 {
     raise_file_limit();
-    let stop = signals::stop().map_err(|error| Failure::failed(error.to_string()))?;
+    let stop = Stop::listen().map_err(|error| Failure::failed(error.to_string()))?;
     let listener = net::listen(listen).map_err(|error| {
         let reason = net::plain(&error);
         Failure::failed(format!(
@@ -197,11 +206,6 @@ where
         .local_addr()
         .map_err(|error| Failure::failed(error.to_string()))?;
     announce(&format!("Listening on {address}"));
-    tokio::select! {
-        () = serve(listener) => Ok(()),
-        signal = stop => {
-            tracing::info!("{signal}: ending");
-            Ok(())
-        }
-    }
+    stop.unless_told(serve(listener)).await;
+    Ok(())
 }

@@ -10,12 +10,13 @@ use kohakuriver_tunnel::mux::{Incoming, RelayError, TunnelDatagram};
 use kohakuriver_tunnel::session::{Reason, Reset};
 use kohakuriver_tunnel::wire::Chunk;
 use tokio::net::UdpSocket;
-use tokio::time::Instant;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
 
 use super::metrics::Counter;
 use super::net;
 
-/// How long a service may take to answer a connection attempt.
+/// How long a connection attempt may take, from its turn and the look-up of the name to the answer.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a service that takes nothing keeps the connection of a client that is gone.
@@ -26,6 +27,10 @@ pub const FLOW_IDLE: Duration = Duration::from_secs(60);
 
 /// The largest UDP payload, and one byte to notice more.
 const DATAGRAM_MAX: usize = 65_536;
+
+/// Connections that may be in the making at once, in the whole process. Towards a target that says nothing
+/// each holds a socket until it times out; one more waits for its turn.
+static DIALS: Semaphore = Semaphore::const_new(1024);
 
 thread_local! {
     /// One for all flows of the thread: a buffer each would cost 64 KiB a flow.
@@ -44,19 +49,14 @@ pub struct Served {
     pub flow_failures: Counter,
 }
 
-/// Connects an asked-for stream to the first of `addresses` that answers, until both have ended.
-pub async fn stream(incoming: Incoming, addresses: &[SocketAddr], served: &Served) {
+/// Connects an asked-for stream to the first address of `host` that answers, until both have ended.
+pub async fn stream(incoming: Incoming, host: &str, served: &Served) {
     let port = incoming.port();
-    let connecting = net::within(CONNECT_TIMEOUT, net::connect_any(addresses));
+    let connect = async |addresses: Vec<_>| net::connect_any(&addresses).await;
     // Boxed: what connecting needs is gone while the stream lives.
-    let mut socket = match Box::pin(connecting).await {
+    let mut socket = match Box::pin(dial(&incoming, host, connect)).await {
         Ok(socket) => socket,
-        Err(error) => {
-            tracing::debug!(port, "cannot connect to the service: {error}");
-            served.refused.add(1);
-            let text = format!("port {port}: {}", net::plain(&error));
-            return incoming.reject(reason(&error), &text);
-        }
+        Err(reset) => return reject(incoming, &reset, served),
     };
     net::tune_app(&socket);
     served.streams.add(1);
@@ -73,33 +73,77 @@ pub async fn stream(incoming: Incoming, addresses: &[SocketAddr], served: &Serve
     }
 }
 
-/// Connects an asked-for flow to the first of `addresses` that takes datagrams, until it falls silent.
-pub async fn flow(incoming: Incoming, addresses: &[SocketAddr], served: &Served) {
+/// Connects an asked-for flow to the first address of `host` that takes datagrams, until it falls silent.
+pub async fn flow(incoming: Incoming, host: &str, served: &Served) {
     let port = incoming.port();
-    let Some(first) = addresses.first() else {
-        return incoming.reject(Reason::Unreachable, "the name has no address");
+    let connect = async |addresses: Vec<SocketAddr>| {
+        let first = addresses.first().ok_or_else(net::no_address)?;
+        Ok((open(*first).await?, addresses))
     };
-    let socket = match open(*first).await {
-        Ok(socket) => socket,
-        Err(error) => {
-            served.refused.add(1);
-            let text = format!("port {port}: {}", net::plain(&error));
-            return incoming.reject(reason(&error), &text);
-        }
+    let (socket, addresses) = match Box::pin(dial(&incoming, host, connect)).await {
+        Ok(connected) => connected,
+        Err(reset) => return reject(incoming, &reset, served),
     };
     served.flows.add(1);
     tracing::debug!(port, "flow opened");
     let flow = Flow {
         flow: incoming.accept_udp(),
         socket,
-        addresses,
-        current: 0,
         answered: addresses.len() == 1,
+        addresses: &addresses,
+        current: 0,
         unanswered: None,
         served,
     };
     let ended = flow.run().await;
     tracing::debug!(port, "flow ended: {ended}");
+}
+
+/// What comes of `connect` to the addresses of `host`, unless that takes too long or nobody wants it any more.
+async fn dial<T>(
+    incoming: &Incoming,
+    host: &str,
+    connect: impl AsyncFnOnce(Vec<SocketAddr>) -> io::Result<T>,
+) -> Result<T, Reset> {
+    let port = incoming.port();
+    let failed = |reason, text: &str| Reset::new(reason, &format!("port {port}: {text}"));
+    let until = Instant::now() + CONNECT_TIMEOUT;
+    let connecting = async {
+        let Ok(_turn) = timeout_at(until, DIALS.acquire()).await else {
+            let text = "too many connections are being made here";
+            return Err(failed(Reason::Limit, text));
+        };
+        let connected = async {
+            let unknown = |error| io::Error::new(io::ErrorKind::NotFound, error);
+            let addresses = net::resolve(host, port).await.map_err(unknown)?;
+            connect(addresses).await
+        };
+        match timeout_at(until, connected).await {
+            Ok(connected) => connected.map_err(|error| failed(reason(&error), &net::plain(&error))),
+            Err(_) => {
+                let text = format!("no answer within {} s", CONNECT_TIMEOUT.as_secs());
+                Err(failed(Reason::TimedOut, &text))
+            }
+        }
+    };
+    unless_abandoned(incoming, connecting).await?
+}
+
+/// Does `work` for as long as somebody wants the connection it is for.
+pub async fn unless_abandoned<T>(
+    incoming: &Incoming,
+    work: impl Future<Output = T>,
+) -> Result<T, Reset> {
+    tokio::select! {
+        done = work => Ok(done),
+        () = incoming.abandoned() => Err(Reset::new(Reason::Gone, "given up by the client")),
+    }
+}
+
+fn reject(incoming: Incoming, reset: &Reset, served: &Served) {
+    tracing::debug!(port = incoming.port(), "not connected: {reset}");
+    served.refused.add(1);
+    incoming.reject(reset.reason, &reset.text);
 }
 
 /// A flow at the service's end: a socket of its own, so that answers and refusals find back.

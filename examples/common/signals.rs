@@ -1,28 +1,57 @@
-//! The wish to end: SIGINT and SIGTERM.
+//! The wish to end: SIGINT and SIGTERM, or Ctrl-C.
 
-use std::future::Future;
 use std::io;
 
-/// Registers for both signals now; the future resolves at the first of them.
 #[cfg(unix)]
-pub fn stop() -> io::Result<impl Future<Output = &'static str>> {
-    use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => "SIGINT",
-            _ = terminate.recv() => "SIGTERM",
-        }
-    })
+use super::tunnel;
+
+/// The signals from now on.
+pub struct Stop {
+    #[cfg(unix)]
+    interrupt: Signal,
+    #[cfg(unix)]
+    terminate: Signal,
 }
 
-/// Resolves at Ctrl-C.
-#[cfg(not(unix))]
-pub fn stop() -> io::Result<impl Future<Output = &'static str>> {
-    Ok(async {
+impl Stop {
+    /// Registers for the signals.
+    ///
+    /// # Errors
+    /// The system does not let it.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self {
+            #[cfg(unix)]
+            interrupt: signal(SignalKind::interrupt())?,
+            #[cfg(unix)]
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Does `work` until it ends or a signal comes; then tunnels end in good order, or at once at a second signal.
+    /// `None` when it was a signal.
+    pub async fn unless_told<T>(mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            done = work => return Some(done),
+            signal = self.signal() => tracing::info!("{signal}: ending"),
+        }
+        // By now the work is dropped, and nothing new begins.
+        tunnel::end_all(self.signal()).await;
+        None
+    }
+
+    #[cfg(unix)]
+    async fn signal(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+
+    #[cfg(not(unix))]
+    async fn signal(&mut self) -> &'static str {
         let _ = tokio::signal::ctrl_c().await;
         "Ctrl-C"
-    })
+    }
 }

@@ -20,7 +20,7 @@ use super::url::Url;
 pub struct ClientTlsArgs {
     /// Certificates (PEM) that wss:// servers are checked against, in place of the public ones.
     #[arg(long, value_name = "FILE")]
-    ca: Option<PathBuf>,
+    pub ca: Option<PathBuf>,
 }
 
 /// A certificate to show: a server's own, or a client's where a server asks for one.
@@ -28,7 +28,7 @@ pub struct ClientTlsArgs {
 pub struct IdentityArgs {
     /// Certificate chain (PEM) to show on TLS connections.
     #[arg(long, value_name = "FILE", requires = "key")]
-    cert: Option<PathBuf>,
+    pub cert: Option<PathBuf>,
 
     /// Private key (PEM) of the certificate.
     #[arg(long, value_name = "FILE", requires = "cert")]

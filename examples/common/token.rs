@@ -25,27 +25,34 @@ impl TokenArgs {
     /// # Errors
     /// The file cannot be read, or the token is not printable ASCII.
     pub fn header(&self) -> Result<Option<HeaderValue>, Failure> {
-        let (token, origin) = match &self.token_file {
-            Some(path) => (read(path)?, path.display().to_string()),
-            None => match std::env::var(VARIABLE) {
-                Ok(token) => (token, VARIABLE.to_owned()),
-                Err(std::env::VarError::NotPresent) => return Ok(None),
-                Err(std::env::VarError::NotUnicode(_)) => return Err(unusable(VARIABLE)),
-            },
-        };
-        let token = token.trim();
-        if token.is_empty() {
-            return Ok(None);
+        header_from(self.token_file.as_deref(), VARIABLE)
+    }
+}
+
+/// The `Authorization` header for the token in a file, else in a variable.
+///
+/// # Errors
+/// The file cannot be read or is empty, or the token is not printable ASCII.
+pub fn header_from(file: Option<&Path>, variable: &str) -> Result<Option<HeaderValue>, Failure> {
+    let (token, origin) = match file {
+        Some(path) => (read(path)?, path.display().to_string()),
+        None => match std::env::var(variable) {
+            Ok(token) if token.trim().is_empty() => return Ok(None),
+            Ok(token) => (token, variable.to_owned()),
+            Err(std::env::VarError::NotPresent) => return Ok(None),
+            Err(std::env::VarError::NotUnicode(_)) => return Err(unusable(variable)),
+        },
+    };
+    let token = token.trim();
+    // A file that somebody names and leaves empty must not mean that nobody is checked.
+    let printable = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+    let value = HeaderValue::from_str(&format!("Bearer {token}"));
+    match value {
+        Ok(mut value) if printable => {
+            value.set_sensitive(true);
+            Ok(Some(value))
         }
-        let printable = token.bytes().all(|byte| byte.is_ascii_graphic());
-        let value = HeaderValue::from_str(&format!("Bearer {token}"));
-        match value {
-            Ok(mut value) if printable => {
-                value.set_sensitive(true);
-                Ok(Some(value))
-            }
-            _ => Err(unusable(&origin)),
-        }
+        _ => Err(unusable(&origin)),
     }
 }
 

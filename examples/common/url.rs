@@ -22,7 +22,8 @@ impl Url {
     /// A sentence that names what is wrong and a URL that is right.
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = |what: &str| {
-            format!("{what} in the URL {text:?}: write for example ws://localhost:8000")
+            let shown = without_secrets(text);
+            format!("{what} in the URL {shown:?}: write for example ws://localhost:8000")
         };
         let (scheme, rest) = text.split_once("://").unwrap_or(("ws", text));
         let tls = match scheme.to_ascii_lowercase().as_str() {
@@ -38,6 +39,9 @@ impl Url {
             Some(at) => rest.split_at(at),
             None => (rest, ""),
         };
+        if authority.contains('@') {
+            return Err(wrong("a user name or password"));
+        }
         let default_port = if tls { 443 } else { 80 };
         let (host, port) =
             split_authority(authority, default_port).ok_or_else(|| wrong("no host or port"))?;
@@ -92,11 +96,22 @@ impl Url {
     }
 }
 
+/// For people and logs: without the query, in which a secret may stand.
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls { "wss" } else { "ws" };
-        let authority = self.authority();
-        write!(f, "{scheme}://{authority}{}{}", self.path, self.query)
+        write!(f, "{scheme}://{}{}", self.authority(), self.path)
+    }
+}
+
+/// What was meant as a URL, as far as it can be shown: passwords and queries cannot.
+fn without_secrets(text: &str) -> String {
+    if text.contains('@') {
+        return "…".to_owned();
+    }
+    match text.find(['?', '#']) {
+        Some(at) => format!("{}…", text.get(..=at).unwrap_or_default()),
+        None => text.to_owned(),
     }
 }
 
@@ -107,9 +122,6 @@ pub fn is_name(text: &str) -> bool {
 }
 
 fn split_authority(authority: &str, default_port: u16) -> Option<(&str, u16)> {
-    if authority.contains('@') {
-        return None;
-    }
     let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
         let (host, port) = rest.split_once(']')?;
         (host, port.strip_prefix(':'))

@@ -374,9 +374,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sink<Message> for WebSocket<S> {
         self.poll_drain(cx).map_err(Error::Io)
     }
 
-    /// Sends a close frame if none was; does not wait for the other side's.
+    /// Sends a close frame (1001, going away) if none was; does not wait for the other side's.
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        self.send_close(None);
+        self.send_close(Some(CloseFrame {
+            code: CloseCode::Away,
+            reason: "".into(),
+        }));
         self.poll_drain(cx).map_err(Error::Io)
     }
 }

@@ -8,6 +8,7 @@ use futures_util::{SinkExt, StreamExt};
 use http_body_util::Empty;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Request, StatusCode};
+use kohakuriver_tunnel::session::clean_text;
 use kohakuriver_tunnel::transport::{Carrier, Received};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -165,10 +166,9 @@ async fn handshake(
 
 /// An HTTP answer where a WebSocket was asked for.
 fn refused(status: StatusCode, body: &str) -> ConnectError {
-    let line = body.lines().map(str::trim).find(|line| !line.is_empty());
-    let reason = match line {
-        Some(line) => format!("refused with HTTP {}: {line}", status.as_u16()),
-        None => format!("refused with HTTP {status}"),
+    let reason = match http::first_line(body) {
+        line if line.is_empty() => format!("refused with HTTP {status}"),
+        line => format!("refused with HTTP {}: {line}", status.as_u16()),
     };
     let passing = matches!(
         status,
@@ -199,17 +199,21 @@ pub async fn expect_connected(socket: &mut Socket) -> Result<(), ConnectError> {
         Ok(Some(Ok(Message::Text(text)))) if text.as_str() == "CONNECTED" => Ok(()),
         Ok(Some(Ok(Message::Text(text)))) => {
             let code = close_code(socket).await;
-            let reason = text.as_str();
-            let reason = reason.strip_prefix("Error: ").unwrap_or(reason).to_owned();
-            // 1008 is the refusal by rule (unknown task, not running); a runner that is merely offline
-            // has the same code in the deployed host and comes back.
-            let lasting = code == Some(CloseCode::Policy) && !reason.contains("offline");
+            let text = clean_text(text.as_bytes());
+            let reason = text.strip_prefix("Error: ").unwrap_or(&text).to_owned();
+            // 1008 is the refusal by rule, such as an unknown task. A runner that is merely offline and a task
+            // that is not running at the moment have the same code in the deployed host and come back.
+            let passing = ["offline", "not running"];
+            let passing = passing.iter().any(|words| reason.contains(words));
+            let lasting = code == Some(CloseCode::Policy) && !passing;
             Err(ConnectError::Refused { reason, lasting })
         }
         Ok(Some(Ok(Message::Close(frame)))) => {
             let said = frame.filter(|frame| !frame.reason.is_empty());
-            let said =
-                said.map_or_else(|| "no reason".to_owned(), |frame| frame.reason.to_string());
+            let said = said.map_or_else(
+                || "no reason".to_owned(),
+                |frame| clean_text(frame.reason.as_bytes()),
+            );
             unreachable(format!("the host closed before the session began: {said}"))
         }
         Ok(Some(Ok(_))) => unreachable("the host sent data before CONNECTED".to_owned()),

@@ -7,12 +7,15 @@ use clap::Parser;
 
 use crate::common::args::{LogArgs, LogFormat};
 use crate::common::program::{Failure, Logging};
-use crate::common::route::{Proto, Session};
+use crate::common::route::{Proto, Route, Session};
 use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, public_roots};
 use crate::common::token::TokenArgs;
 use crate::common::url::{Url, is_name};
 use crate::link::Destination;
 use crate::spec::PortSpec;
+
+/// What stands in the URL of a session for one port.
+const ONE_PORT: &str = "/ws/forward/";
 
 #[derive(Parser, Debug)]
 #[command(
@@ -41,7 +44,7 @@ pub struct Args {
     #[arg(value_name = "TASK_ID PORT")]
     words: Vec<String>,
 
-    /// Base URL of the host, or a whole ws://…/api/tunnel/TASK_ID [default:
+    /// Base URL of the host, or a whole ws://…/api/tunnel/TASK_ID or ws://…/ws/forward/TASK_ID/PORT [default:
     /// ws://$KOHAKURIVER_HOST:$KOHAKURIVER_PORT, else ws://localhost:8000].
     #[arg(long, value_name = "URL")]
     host: Option<String>,
@@ -116,7 +119,7 @@ impl Args {
             return Ok(Job::Demo);
         }
         let (task, base, any_port, words) = self.destination()?;
-        let specs = self.ports(words)?;
+        let specs = self.ports(&words)?;
         let token = self.token.header()?;
         let dialer = Dialer::new(&self.tls, Some(&self.identity), public_roots)?;
         let local_host = self.local_host.unwrap_or(Ipv4Addr::LOCALHOST.into());
@@ -172,10 +175,14 @@ impl Args {
             && self.local_port.is_none()
             && self.local_host.is_none()
             && self.proto.is_none()
+            // The demonstration has no use for them, so something was forgotten.
+            && self.token.token_file.is_none()
+            && self.tls.ca.is_none()
+            && self.identity.cert.is_none()
     }
 
     /// The task, the URL, whether that is of a session for any port, and the words that are ports.
-    fn destination(&self) -> Result<(String, Url, bool, &[String]), Failure> {
+    fn destination(&self) -> Result<(String, Url, bool, Vec<String>), Failure> {
         let text = self.host.clone().unwrap_or_else(default_host);
         let base = Url::parse(&text).map_err(wrong)?;
         if let Some((_, task)) = base.path.rsplit_once("/api/tunnel/") {
@@ -185,12 +192,49 @@ impl Args {
                 Some((first, rest)) if *first == task && !rest.is_empty() => rest,
                 _ => &self.words,
             };
-            return Ok((task, base, true, words));
+            return Ok((task, base, true, words.to_vec()));
+        }
+        if let Some((before, _)) = base.path.split_once(ONE_PORT) {
+            return self.one_port(&base, before);
         }
         let Some((task, ports)) = self.words.split_first() else {
             return Err(wrong("no task is given"));
         };
-        Ok((checked_task(task)?, base, false, ports))
+        Ok((checked_task(task)?, base, false, ports.to_vec()))
+    }
+
+    /// As [`destination`](Self::destination), from the URL of a session for one port.
+    fn one_port(
+        &self,
+        url: &Url,
+        before: &str,
+    ) -> Result<(String, Url, bool, Vec<String>), Failure> {
+        let target = url.target().split_off(before.len());
+        let route = target.parse().ok().and_then(|uri| Route::parse(&uri).ok());
+        let Some(Route::Forward(Session {
+            name,
+            only: Some((port, proto)),
+        })) = route
+        else {
+            return Err(wrong(
+                "--host is not a base URL, …/api/tunnel/TASK_ID or …/ws/forward/TASK_ID/PORT?proto=tcp",
+            ));
+        };
+        if !self.words.is_empty() || self.remote_port.is_some() {
+            return Err(wrong(
+                "the port is given twice: in the URL of --host and beside it",
+            ));
+        }
+        let word = match url.query.is_empty() {
+            true => port.to_string(),
+            false => format!("{port}/{proto}"),
+        };
+        let base = Url {
+            path: before.to_owned(),
+            query: String::new(),
+            ..url.clone()
+        };
+        Ok((name, base, false, vec![word]))
     }
 
     fn ports(&self, words: &[String]) -> Result<Vec<PortSpec>, Failure> {

@@ -78,6 +78,7 @@ fn runner_settings() -> server::Settings {
         targets: HashMap::from([(CONTAINER.to_owned(), Ipv4Addr::LOCALHOST.to_string())]),
         enabled: true,
         token: None,
+        agent_token: None,
         tls: None,
         max_sessions: 64,
         max_agents: 0,

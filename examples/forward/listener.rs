@@ -57,7 +57,7 @@ pub async fn forward(forwards: Vec<Forward>) -> Result<(), Failure> {
 /// One tunnel per URL: ports that share a URL share the tunnel.
 async fn connect(forwards: &[Forward]) -> Result<Vec<(Link, Option<Keeper>)>, Failure> {
     let mut destinations: Vec<_> = forwards.iter().map(|f| &f.destination).collect();
-    destinations.sort_by_key(|destination| destination.url.to_string());
+    destinations.sort_by_key(|destination| (destination.url.authority(), destination.url.target()));
     destinations.dedup_by(|one, other| one.url == other.url);
     let connecting = destinations.into_iter().map(|destination| async move {
         let url = &destination.url;

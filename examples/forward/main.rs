@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use args::{Args, Job};
 use common::program::{About, Failure, raise_file_limit, run};
-use common::signals;
+use common::signals::Stop;
 
 const ABOUT: About = About {
     name: "forward",
@@ -36,18 +36,12 @@ fn main() -> ExitCode {
 
 async fn start(args: Args) -> Result<(), Failure> {
     raise_file_limit();
-    let stop = signals::stop().map_err(|error| Failure::failed(error.to_string()))?;
+    let stop = Stop::listen().map_err(|error| Failure::failed(error.to_string()))?;
     let work = async {
         match args.job()? {
             Job::Forward(forwards) => listener::forward(forwards).await,
             Job::Demo => demo::run().await,
         }
     };
-    tokio::select! {
-        ended = work => ended,
-        signal = stop => {
-            tracing::info!("{signal}: ending");
-            Ok(())
-        }
-    }
+    stop.unless_told(work).await.unwrap_or(Ok(()))
 }

@@ -7,6 +7,7 @@ use futures_util::future::BoxFuture;
 use http_body_util::Empty;
 use hyper::header::{self, HeaderValue};
 use hyper::{Request, StatusCode};
+use kohakuriver_tunnel::session::clean_text;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -67,7 +68,7 @@ impl ClusterApi {
             Err(other) => return Err(self.refusal(id, other)),
         };
         if task.status != "running" {
-            let status = shown(&task.status);
+            let status = clean_text(task.status.as_bytes());
             return Err(Refusal::policy(format!(
                 "task {id} is not running (it is {status})"
             )));
@@ -79,7 +80,7 @@ impl ClusterApi {
             Ok(nodes) => nodes,
             Err(other) => return Err(self.refusal(id, other)),
         };
-        let shown_name = shown(hostname);
+        let shown_name = clean_text(hostname.as_bytes());
         let Some(node) = nodes.into_iter().find(|node| node.hostname == *hostname) else {
             return Err(Refusal::policy(format!(
                 "the runner {shown_name} of task {id} is unknown to the cluster"
@@ -126,8 +127,10 @@ impl ClusterApi {
         let body = http::body_text(response.into_body(), ANSWER_MAX)
             .await
             .map_err(failed)?;
-        serde_json::from_str(&body)
-            .map_err(|error| Unanswered::Failed(format!("{path} is not as expected: {error}")))
+        serde_json::from_str(&body).map_err(|error| {
+            let error = clean_text(error.to_string().as_bytes());
+            Unanswered::Failed(format!("{path} is not as expected: {error}"))
+        })
     }
 
     fn refusal(&self, id: &str, unanswered: Unanswered) -> Refusal {
@@ -179,9 +182,4 @@ fn container_name(id: &str, task: &Task) -> String {
         ("vps", _) => format!("kohakuriver-vps-{id}"),
         _ => format!("kohakuriver-task-{id}"),
     }
-}
-
-/// Text of a foreign server, fit for one line.
-fn shown(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(80).collect()
 }

@@ -30,7 +30,7 @@ tasks.toml:
 
 Then, on a laptop: forward --host ws://this-machine:8000 42 8888
 
-Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage, 3 refused by the other side."
+Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage."
 )]
 pub struct Args {
     /// Address to serve on; port 0 takes a free one and prints it.
@@ -38,16 +38,17 @@ pub struct Args {
     pub listen: SocketAddr,
 
     /// A task and where it runs: TASK=CONTAINER@RUNNER-URL; may be given many times.
-    #[arg(long = "task", value_name = "TASK", value_parser = parse_task)]
-    tasks: Vec<(String, TaskPlace)>,
+    #[arg(long = "task", value_name = "TASK")]
+    tasks: Vec<String>,
 
     /// File with tasks, read again whenever it changes.
     #[arg(long = "tasks", value_name = "FILE")]
     task_file: Option<PathBuf>,
 
-    /// Base URL of a deployed KohakuRiver host, asked about each task with the token of the caller.
-    #[arg(long, value_name = "URL", value_parser = Url::parse)]
-    api: Option<Url>,
+    /// Base URL of a deployed KohakuRiver host, asked about each task with the token of the caller. Runners never
+    /// see that token: they get the host's own, if it has one.
+    #[arg(long, value_name = "URL")]
+    api: Option<String>,
 
     /// Most sessions at once; more are answered with 503.
     #[arg(long, default_value_t = 4096, value_name = "N")]
@@ -74,8 +75,11 @@ impl Args {
     pub fn settings(&self) -> Result<Settings, Failure> {
         let dialer = Dialer::new(&self.tls, None, public_roots)?;
         let mut registries: Vec<Box<dyn Registry>> = Vec::new();
-        if !self.tasks.is_empty() {
-            registries.push(Box::new(FixedTasks::new(self.tasks.iter().cloned())));
+        // Not by clap, which would repeat a password in a wrong URL.
+        let tasks: Result<Vec<_>, _> = self.tasks.iter().map(|task| parse_task(task)).collect();
+        let tasks = tasks.map_err(Failure::usage)?;
+        if !tasks.is_empty() {
+            registries.push(Box::new(FixedTasks::new(tasks)));
         }
         if let Some(path) = &self.task_file {
             registries.push(Box::new(
@@ -83,7 +87,8 @@ impl Args {
             ));
         }
         if let Some(url) = &self.api {
-            registries.push(Box::new(ClusterApi::new(url.clone(), dialer.clone())));
+            let url = Url::parse(url).map_err(|wrong| Failure::usage(format!("--api: {wrong}")))?;
+            registries.push(Box::new(ClusterApi::new(url, dialer.clone())));
         }
         if registries.is_empty() {
             return Err(Failure::usage(
@@ -107,11 +112,11 @@ impl Logging for Args {
 }
 
 fn parse_task(text: &str) -> Result<(String, TaskPlace), String> {
-    let form =
-        "write TASK=CONTAINER@RUNNER-URL, for example 42=kohakuriver-vps-42@http://127.0.0.1:8001";
+    let form = "--task: write TASK=CONTAINER@RUNNER-URL, for example 42=kohakuriver-vps-42@http://127.0.0.1:8001";
     let (task, place) = text.split_once('=').ok_or(form)?;
     check_task(task)?;
-    Ok((task.to_owned(), TaskPlace::parse(place)?))
+    let place = TaskPlace::parse(place).map_err(|wrong| format!("--task {task}: {wrong}"))?;
+    Ok((task.to_owned(), place))
 }
 
 /// Checks the name of a task.

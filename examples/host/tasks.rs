@@ -100,7 +100,8 @@ fn read(path: &Path) -> Result<HashMap<String, TaskPlace>, String> {
         .into_iter()
         .map(|(task, place)| {
             check_task(&task)?;
-            let place = TaskPlace::parse(&place)?;
+            let place =
+                TaskPlace::parse(&place).map_err(|wrong| format!("task {task}: {wrong}"))?;
             Ok((task, place))
         })
         .collect::<Result<_, String>>()

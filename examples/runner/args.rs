@@ -1,15 +1,19 @@
 //! The runner's command line.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use clap::Parser;
 
 use crate::common::args::{LogArgs, LogFormat};
 use crate::common::program::{Failure, Logging};
 use crate::common::tls::IdentityArgs;
-use crate::common::token::TokenArgs;
+use crate::common::token::{self, TokenArgs};
 use crate::common::url::is_name;
 use crate::server::Settings;
+
+/// The variable that holds the token of the agents when no file is named.
+const AGENT_TOKEN: &str = "KOHAKURIVER_TUNNEL_AGENT_TOKEN";
 
 #[derive(Parser, Debug)]
 #[command(
@@ -20,12 +24,13 @@ use crate::server::Settings;
   runner                                             # containers come with their agents
   runner --target vm-42=192.168.122.42               # a VM or container dialled directly, TCP and UDP
   runner --listen 0.0.0.0:8001 --target box=localhost
+  runner --token-file clients --agent-token-file agents        # who is root in a container cannot reach others
 
 Environment: TUNNEL_ENABLED=False turns the tunnel routes off (default True).
 
 Beside it, inside a container: agent --runner-url ws://this-machine:8001 --container-id kohakuriver-vps-42
 
-Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage, 3 refused by the other side."
+Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage."
 )]
 pub struct Args {
     /// Address to serve on; port 0 takes a free one and prints it.
@@ -59,6 +64,11 @@ pub struct Args {
     #[command(flatten)]
     token: TokenArgs,
 
+    /// File that holds the token of the agents; else the variable KOHAKURIVER_TUNNEL_AGENT_TOKEN. Without
+    /// either, agents show the same token as clients.
+    #[arg(long, value_name = "FILE")]
+    agent_token_file: Option<PathBuf>,
+
     #[command(flatten)]
     identity: IdentityArgs,
 
@@ -70,12 +80,20 @@ impl Args {
     /// What the server needs to know.
     ///
     /// # Errors
-    /// The token file cannot be used.
+    /// A token file cannot be used.
     pub fn settings(&self) -> Result<Settings, Failure> {
+        let token = self.token.header()?;
+        let agent_token = token::header_from(self.agent_token_file.as_deref(), AGENT_TOKEN)?;
+        if agent_token.is_some() && agent_token == token {
+            return Err(Failure::usage(
+                "the token of the agents is that of the clients: give two different ones",
+            ));
+        }
         Ok(Settings {
             targets: self.targets.iter().cloned().collect(),
             enabled: self.tunnel_enabled,
-            token: self.token.header()?,
+            token,
+            agent_token,
             tls: self.identity.acceptor()?,
             max_sessions: self.max_sessions,
             max_agents: self.max_agents,

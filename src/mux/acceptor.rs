@@ -4,7 +4,7 @@ use core::task::{Context, Poll};
 
 use super::shared::{Handle, Mux, Shared, register};
 use super::{TunnelDatagram, TunnelStream};
-use crate::session::Reason;
+use crate::session::{Reason, State};
 use crate::wire::Proto;
 
 /// Takes the connections that the other side opens. Dropping it refuses them.
@@ -83,6 +83,21 @@ impl Incoming {
     pub fn id(&self) -> Option<u32> {
         let state = self.handle.shared.lock();
         state.session.client_id(self.handle.id).map(|id| id.0)
+    }
+
+    /// Waits until nobody wants it any more: the other side gave it up, or the tunnel has ended. For whoever
+    /// has something long to do before accepting. Cancel safe.
+    pub async fn abandoned(&self) {
+        poll_fn(|cx| {
+            let mut state = self.handle.shared.lock();
+            let id = self.handle.id;
+            if state.session.state(id).is_none_or(|s| s == State::Closed) {
+                return Poll::Ready(());
+            }
+            register(&mut state.wakers(id).read, cx);
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Accepts a byte stream. If the other side gave up meanwhile, the stream says so when it is read.

@@ -3,9 +3,9 @@ use core::task::{Context, Poll};
 
 use bytes::Bytes;
 
-use super::shared::{Handle, register};
+use super::shared::{Handle, State, register};
 use super::stream::send_reset;
-use crate::session::{Reason, Recv, Reset, StreamError};
+use crate::session::{Reason, Recv, Reset, SendError, StreamError};
 use crate::wire::Chunk;
 
 /// A datagram flow through the tunnel. Dropping it ends it.
@@ -19,16 +19,18 @@ impl TunnelDatagram {
         Self { handle }
     }
 
-    /// Sends one datagram of at most 65,535 bytes, empty ones too. Never waits: under pressure the oldest
-    /// are dropped and counted in [`Stats`](crate::session::Stats).
+    /// Sends one datagram, empty ones too. Never waits: under pressure the oldest are dropped and counted in
+    /// [`Stats`](crate::session::Stats). So is one that is longer than [`MAX_DATAGRAM`](crate::session::MAX_DATAGRAM).
     ///
     /// # Errors
     /// [`Reset`] when the flow is over.
     pub fn send(&self, datagram: impl Into<Chunk>) -> Result<(), Reset> {
         let datagram = datagram.into();
-        self.handle
-            .with(|state, id| state.session.send_datagram(id, datagram))
-            .map_err(send_reset)
+        let send = |state: &mut State, id| state.session.send_datagram(id, datagram);
+        match self.handle.with(send) {
+            Ok(()) | Err(SendError::TooLong(_)) => Ok(()),
+            Err(error) => Err(send_reset(error)),
+        }
     }
 
     /// The next datagram. Cancel safe. One task at a time: a second one that waits replaces the first.

@@ -385,6 +385,12 @@ impl<T, C: Carrier, R> Driver<T, C, R> {
         }
     }
 
+    /// One more handle on the tunnel: for whoever runs the driver and wants to end it in good order.
+    #[must_use]
+    pub fn mux(&self) -> Mux {
+        Mux::of(&self.shared)
+    }
+
     fn end(&mut self, closed: Closed) {
         self.shared.lock().close(closed, &mut self.wake);
         for waker in self.wake.drain(..) {

@@ -4,6 +4,9 @@
 //! [`connect`] gives a [`Mux`] to open connections with, an [`Acceptor`] for those of the other side, and a
 //! [`Driver`] that owns the transport. The caller spawns the driver; nothing moves unless it is polled.
 //!
+//! Set `TCP_NODELAY` on the TCP socket below the transport. The driver flushes when it has nothing more to send, and
+//! with Nagle's algorithm a small message would then wait for the peer's delayed acknowledgement: 40 ms and more.
+//!
 //! ```
 //! # use bytes::Bytes;
 //! # use kohakuriver_tunnel::transport::{Carrier, Received};

@@ -226,6 +226,12 @@ impl Mux {
         }
     }
 
+    pub(super) fn of(shared: &Arc<Shared>) -> Self {
+        shared.lock().handles += 1;
+        let shared = Arc::clone(shared);
+        Self { shared }
+    }
+
     /// Opens a byte stream to `port` at the other side. Does not wait: data may be written at once.
     ///
     /// # Errors
@@ -321,9 +327,7 @@ impl Mux {
 
 impl Clone for Mux {
     fn clone(&self) -> Self {
-        self.shared.lock().handles += 1;
-        let shared = Arc::clone(&self.shared);
-        Self { shared }
+        Self::of(&self.shared)
     }
 }
 

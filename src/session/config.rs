@@ -50,7 +50,8 @@ pub struct Config {
     pub datagram_queue: usize,
     /// Bytes of datagrams queued on one flow in each direction; more drop the oldest. Default 1 MiB.
     pub datagram_buffer: usize,
-    /// Bytes of datagrams queued over all flows, in each direction; one more is dropped. Default 16 MiB.
+    /// Bytes of datagrams queued over all flows, in each direction, where each counts 64 more than its own; one
+    /// more is dropped. Default 16 MiB.
     pub datagram_budget: usize,
     /// Silence after which the peer is probed; after twice this it counts as dead. `None`: never. Default
     /// 15 s.

@@ -52,11 +52,11 @@ impl Session {
             self.backlog -= 1;
         }
         s.state = State::Closed;
-        let unsent = s.queue.clear();
-        self.stats.unsent -= unsent;
         if s.proto == Proto::Udp {
-            self.datagrams_unsent -= unsent;
+            self.datagrams_unsent
+                .remove(s.queue.chunks(), s.queue.len());
         }
+        self.stats.unsent -= s.queue.clear();
         if let Some(deadline) = s.deadline.take() {
             self.deadlines.remove(&(deadline, slot));
         }

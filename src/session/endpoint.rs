@@ -8,7 +8,7 @@ use super::control::{Cause, ControlQueue};
 use super::ids::{IdAllocator, Tombstones};
 use super::keepalive::Keepalive;
 use super::schedule::Schedule;
-use super::stream::Stream;
+use super::stream::{Datagrams, Stream};
 use super::table::StreamTable;
 use super::{
     Config, Event, Instant, OpenError, Reason, Recv, Reset, Role, State, Stats, StreamError,
@@ -54,9 +54,9 @@ pub struct Session {
     pub(super) lent: usize,
     /// The stream that last received a small piece, and when: somebody waits for an answer there.
     pub(super) small_data: Option<(u32, Instant)>,
-    /// Bytes of datagrams in `Stats::unread` and `Stats::unsent`.
-    pub(super) datagrams_unread: usize,
-    pub(super) datagrams_unsent: usize,
+    /// The datagrams in `Stats::unread` and `Stats::unsent`.
+    pub(super) datagrams_unread: Datagrams,
+    pub(super) datagrams_unsent: Datagrams,
     pub(super) stats: Stats,
 
     /// The latest time any call has told.
@@ -100,8 +100,8 @@ impl Session {
             stall: None,
             lent: 0,
             small_data: None,
-            datagrams_unread: 0,
-            datagrams_unsent: 0,
+            datagrams_unread: Datagrams::default(),
+            datagrams_unsent: Datagrams::default(),
             stats: Stats::default(),
             now,
             draining: false,
@@ -214,7 +214,7 @@ impl Session {
         };
         self.stats.unread -= chunk.len();
         if s.proto == Proto::Udp {
-            self.datagrams_unread -= chunk.len();
+            self.datagrams_unread.remove(1, chunk.len());
         } else {
             s.window.consume(chunk.len());
         }
@@ -263,13 +263,17 @@ impl Session {
         if matches!(s.state, State::Pending | State::PendingFinished) {
             return self.reject(stream, Reason::Gone, "not accepted");
         }
+        // With the credit for it, a peer that waits for some goes on and learns that nobody reads.
+        self.discard(stream);
+        let Some(s) = self.streams.get_mut(stream) else {
+            return;
+        };
         s.finishing = true;
         s.flags.released = true;
         let finished = matches!(s.state, State::LocalFinished | State::ConnectingFinished);
         if finished && s.deadline.is_none() {
             self.undated.push(stream);
         }
-        self.discard_unread(stream.slot);
         self.schedule_output(stream.slot);
         self.clean_up(stream.slot);
     }

@@ -100,20 +100,32 @@ impl Reset {
 
     /// Takes a peer's words so that they can be shown in one line of a log.
     pub(super) fn from_peer(reason: Reason, text: &[u8]) -> Self {
-        // Line breaks and changes of direction, as well as what terminals obey.
-        let harmful = |c: char| {
-            c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-        };
-        let words = text.get(..Self::MAX_TEXT).unwrap_or(text);
-        let mut text = String::new();
-        for c in String::from_utf8_lossy(words).chars() {
-            if text.len() + c.len_utf8() > Self::MAX_TEXT {
-                break;
-            }
-            text.push(if harmful(c) { ' ' } else { c });
-        }
+        let text = clean_text(text);
         Self { reason, text }
     }
+}
+
+/// A peer's words, fit for one line of a log or a terminal (PROTOCOL.md section 7).
+///
+/// Control characters, line breaks and changes of the writing direction become blanks, what is not UTF-8 becomes
+/// U+FFFD, and no more than [`Reset::MAX_TEXT`] bytes are kept. A [`Reset`] that a peer has sent went through
+/// this; what else a program shows of a peer (an answer's body, a reason for closing) should.
+#[must_use]
+pub fn clean_text(text: &[u8]) -> String {
+    let harmful = |c: char| {
+        let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{206f}');
+        let breaks = matches!(c, '\u{2028}' | '\u{2029}');
+        c.is_control() || turns || breaks
+    };
+    let words = text.get(..Reset::MAX_TEXT).unwrap_or(text);
+    let mut clean = String::new();
+    for c in String::from_utf8_lossy(words).chars() {
+        if clean.len() + c.len_utf8() > Reset::MAX_TEXT {
+            break;
+        }
+        clean.push(if harmful(c) { ' ' } else { c });
+    }
+    clean
 }
 
 /// What a peer did that the protocol forbids. The session counted it, ended at most one stream for it, and
@@ -203,8 +215,8 @@ pub enum SendError {
     /// No credit or no room now; [`Event::Writable`](super::Event::Writable) follows. The chunk comes back.
     #[error("no credit or no room now")]
     Blocked(Chunk),
-    /// A datagram beyond 65,535 bytes.
-    #[error("datagram of {0} bytes is longer than 65535")]
+    /// A datagram beyond [`MAX_DATAGRAM`](super::MAX_DATAGRAM). Counted as dropped.
+    #[error("datagram of {0} bytes is longer than {max}", max = super::MAX_DATAGRAM)]
     TooLong(usize),
     /// This direction was finished before.
     #[error("this direction was finished before")]
@@ -230,4 +242,21 @@ pub enum StreamError {
     /// The call does not fit the stream's state or kind.
     #[error("not possible in this state of the stream")]
     WrongState,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_drives_a_terminal_or_turns_the_writing_is_blanked() {
+        let harmful =
+            "\u{1b}[2J\r\n\0\u{7f}\u{9b}\u{61c}\u{200e}\u{200f}\u{2028}\u{202e}\u{2066}\u{206f}";
+        let clean = clean_text(harmful.as_bytes());
+        assert_eq!(clean.trim(), "[2J");
+        assert_eq!(clean.chars().count(), harmful.chars().count());
+        assert_eq!(clean_text("naïve – 木 😀".as_bytes()), "naïve – 木 😀");
+        assert_eq!(clean_text(b"a\xffb"), "a\u{fffd}b");
+        assert!(clean_text("木".repeat(1000).as_bytes()).len() <= Reset::MAX_TEXT);
+    }
 }

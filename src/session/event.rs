@@ -81,9 +81,9 @@ pub struct Stats {
     pub violations: u64,
     /// DATA for ids that were not, or no longer, known.
     pub stray_data: u64,
-    /// Datagrams to the peer dropped because newer ones came.
+    /// Datagrams to the peer dropped because newer ones came, or because they were too long.
     pub datagrams_dropped_sending: u64,
-    /// Datagrams from the peer dropped because they were not read.
+    /// Datagrams from the peer dropped because they were not read, or because they were too long.
     pub datagrams_dropped_receiving: u64,
     /// Streams and flows now.
     pub streams: usize,

@@ -1,4 +1,4 @@
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::BTreeMap;
 
 use crate::wire::ClientId;
 
@@ -32,9 +32,17 @@ impl IdAllocator {
 #[derive(Debug)]
 pub(super) struct Tombstones {
     max: usize,
+    graves: BTreeMap<ClientId, Grave>,
+    /// Oldest first.
+    order: BTreeMap<u64, ClientId>,
+    buried: u64,
+}
+
+#[derive(Debug)]
+struct Grave {
+    number: u64,
     /// Whether a late DATA was, or need not be, answered.
-    answered: BTreeMap<ClientId, bool>,
-    order: VecDeque<ClientId>,
+    answered: bool,
 }
 
 impl Tombstones {
@@ -44,38 +52,43 @@ impl Tombstones {
     pub(super) fn new(max_streams: usize) -> Self {
         Self {
             max: max_streams.max(Self::LEAST),
-            answered: BTreeMap::new(),
-            order: VecDeque::new(),
+            graves: BTreeMap::new(),
+            order: BTreeMap::new(),
+            buried: 0,
         }
     }
 
     pub(super) fn bury(&mut self, id: ClientId, answered: bool) {
-        if self.answered.insert(id, answered).is_some() {
+        if let Some(grave) = self.graves.get_mut(&id) {
+            grave.answered = answered;
             return;
         }
-        self.order.push_back(id);
+        self.buried += 1;
+        let number = self.buried;
+        self.graves.insert(id, Grave { number, answered });
+        self.order.insert(number, id);
         if self.order.len() > self.max {
-            if let Some(oldest) = self.order.pop_front() {
-                self.answered.remove(&oldest);
+            if let Some((_, oldest)) = self.order.pop_first() {
+                self.graves.remove(&oldest);
             }
         }
     }
 
     pub(super) fn contains(&self, id: ClientId) -> bool {
-        self.answered.contains_key(&id)
+        self.graves.contains_key(&id)
     }
 
     /// Whether a late DATA for `id` is to be answered now. True once for an id, known or not.
     pub(super) fn answer(&mut self, id: ClientId) -> bool {
-        let answered = self.answered.get(&id).copied().unwrap_or(false);
+        let answered = self.graves.get(&id).is_some_and(|grave| grave.answered);
         self.bury(id, true);
         !answered
     }
 
     /// The id lives again.
     pub(super) fn revive(&mut self, id: ClientId) {
-        if self.answered.remove(&id).is_some() {
-            self.order.retain(|buried| *buried != id);
+        if let Some(grave) = self.graves.remove(&id) {
+            self.order.remove(&grave.number);
         }
     }
 }
@@ -103,9 +116,17 @@ mod tests {
         for id in 3..5_000 {
             assert!(graves.answer(ClientId(id)));
         }
-        assert_eq!(graves.answered.len(), 2_000);
+        assert_eq!(graves.graves.len(), 2_000);
         assert_eq!(graves.order.len(), 2_000);
         graves.revive(ClientId(4_999));
         assert!(!graves.contains(ClientId(4_999)));
+        // Buried anew, it is the youngest again.
+        graves.revive(ClientId(3_000));
+        graves.bury(ClientId(3_000), true);
+        for id in 5_000..6_999 {
+            graves.bury(ClientId(id), true);
+        }
+        assert!(graves.contains(ClientId(3_000)) && !graves.contains(ClientId(4_998)));
+        assert_eq!((graves.graves.len(), graves.order.len()), (2_000, 2_000));
     }
 }

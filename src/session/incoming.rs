@@ -8,7 +8,9 @@ use bytes::Bytes;
 use super::control::Cause;
 use super::endpoint::{Session, Stall};
 use super::state::Verdict;
-use super::{Event, Instant, Reason, Reset, Role, State, StreamId, Version, Violation};
+use super::{
+    Event, Instant, MAX_DATAGRAM, Reason, Reset, Role, State, StreamId, Version, Violation,
+};
 use crate::wire::{ClientId, Frame, Kind, Proto};
 
 impl Session {
@@ -173,7 +175,7 @@ impl Session {
             Version::V1 => self.after_v1_data(now, slot),
             Version::V2 => self.resize_window(now, slot),
         }
-        if self.stats.unread - self.datagrams_unread > self.config.receive_budget {
+        if self.stats.unread - self.datagrams_unread.bytes() > self.config.receive_budget {
             self.reset_greediest();
         }
         Ok(())
@@ -185,21 +187,25 @@ impl Session {
             return;
         };
         let len = payload.len();
+        if len > MAX_DATAGRAM {
+            self.stats.datagrams_dropped_receiving += 1;
+            return;
+        }
         let mut dropped = 0;
         while s.unread.datagrams() >= self.config.datagram_queue
             || (!s.unread.is_empty() && s.unread.len() + len > self.config.datagram_buffer)
         {
             let Some(oldest) = s.unread.pop() else { break };
             self.stats.unread -= oldest.len();
-            self.datagrams_unread -= oldest.len();
+            self.datagrams_unread.remove(1, oldest.len());
             dropped += 1;
         }
-        if self.datagrams_unread + len > self.config.datagram_budget {
+        if self.datagrams_unread.cost_with(len) > self.config.datagram_budget {
             dropped += 1;
         } else {
             s.unread.push_datagram(payload);
             self.stats.unread += len;
-            self.datagrams_unread += len;
+            self.datagrams_unread.add(len);
         }
         self.stats.datagrams_dropped_receiving += dropped;
         self.notify_readable(slot);
@@ -439,11 +445,11 @@ impl Session {
     pub(super) fn discard_unread(&mut self, slot: u32) {
         if let Some(s) = self.streams.slot_mut(slot) {
             let len = s.unread.len();
+            if s.proto == Proto::Udp {
+                self.datagrams_unread.remove(s.unread.datagrams(), len);
+            }
             s.unread.clear();
             self.stats.unread -= len;
-            if s.proto == Proto::Udp {
-                self.datagrams_unread -= len;
-            }
             if self.stall.is_some_and(|stall| stall.slot == slot) {
                 self.stall = None;
             }

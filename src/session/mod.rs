@@ -50,13 +50,16 @@ mod time;
 
 pub use self::config::Config;
 pub use self::endpoint::Session;
-pub use self::error::{OpenError, Reason, Reset, SendError, StreamError, Violation};
+pub use self::error::{OpenError, Reason, Reset, SendError, StreamError, Violation, clean_text};
 pub use self::event::{Event, Recv, Stats, StreamId, Transmit};
 pub use self::state::State;
 pub use self::time::Instant;
 
 /// Bytes each side of a v2 stream may send before the first WINDOW (PROTOCOL.md section 5.5).
 pub const INITIAL_WINDOW: u32 = 256 << 10;
+
+/// The largest datagram, in bytes (PROTOCOL.md section 4.3).
+pub const MAX_DATAGRAM: usize = 65_507;
 
 /// The WebSocket subprotocol that selects v2 (PROTOCOL.md section 5.1).
 pub const SUBPROTOCOL_V2: &str = "kohakuriver-tunnel.v2";

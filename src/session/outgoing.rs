@@ -4,12 +4,14 @@ use bytes::Bytes;
 
 use super::endpoint::Session;
 use super::stream::Stream;
-use super::{Instant, Reset, SendError, State, StreamId, Transmit, Version};
+use super::{Instant, MAX_DATAGRAM, Reset, SendError, State, StreamId, Transmit, Version};
 use crate::wire::{Chunk, ClientId, Frame, Header, Kind, Proto};
 
 impl Session {
     /// Bytes a stream may always queue, whatever the others have queued.
     const RESERVE: usize = 4096;
+    /// Chunks of a stream below this are joined while they wait: a queue of them would cost more than its bytes.
+    const SMALL: usize = 256;
     /// Datagrams in a row while streams wait.
     const MAX_FLOW_RUN: u32 = 16;
 
@@ -32,7 +34,7 @@ impl Session {
         };
         // Bounds are overrun by at most one piece, so that pieces stay whole.
         let stream_full = s.queue.len() >= self.config.stream_send_buffer;
-        let stream_bytes = self.stats.unsent - self.datagrams_unsent;
+        let stream_bytes = self.stats.unsent - self.datagrams_unsent.bytes();
         let budget_full = stream_bytes >= self.config.send_budget;
         if budget_full && !s.flags.budget_queued {
             s.flags.budget_queued = true;
@@ -51,7 +53,7 @@ impl Session {
     /// Queues bytes of a stream without copying them.
     ///
     /// A chunk of at most [`send_capacity`](Self::send_capacity) bytes that was read behind headroom becomes
-    /// one message as it is.
+    /// one message as it is, except that small ones that wait are joined.
     ///
     /// # Errors
     /// [`SendError::Blocked`] gives the chunk back when it exceeds the credit or there is no room at all.
@@ -66,7 +68,11 @@ impl Session {
             return Err(SendError::Blocked(chunk));
         }
         self.stats.unsent += chunk.len();
-        s.queue.push(chunk);
+        if chunk.len() < Self::SMALL && !s.queue.is_empty() {
+            s.queue.push_slice(chunk.payload(), self.config.max_piece);
+        } else {
+            s.queue.push(chunk);
+        }
         self.schedule_output(stream.slot);
         Ok(())
     }
@@ -98,7 +104,8 @@ impl Session {
         if s.proto != Proto::Udp {
             return Err(SendError::Unknown);
         }
-        if len > usize::from(u16::MAX) {
+        if len > MAX_DATAGRAM {
+            self.stats.datagrams_dropped_sending += 1;
             return Err(SendError::TooLong(len));
         }
         let mut dropped = 0;
@@ -109,15 +116,15 @@ impl Session {
                 break;
             };
             self.stats.unsent -= oldest;
-            self.datagrams_unsent -= oldest;
+            self.datagrams_unsent.remove(1, oldest);
             dropped += 1;
         }
-        if self.datagrams_unsent + len > self.config.datagram_budget {
+        if self.datagrams_unsent.cost_with(len) > self.config.datagram_budget {
             dropped += 1;
         } else {
             s.queue.push(datagram);
             self.stats.unsent += len;
-            self.datagrams_unsent += len;
+            self.datagrams_unsent.add(len);
         }
         self.stats.datagrams_dropped_sending += dropped;
         self.schedule_output(flow.slot);
@@ -179,8 +186,8 @@ impl Session {
             };
             s.flags.flow_queued = false;
             if let Some(datagram) = s.queue.pop(usize::MAX) {
+                self.datagrams_unsent.remove(1, datagram.len());
                 let message = seal(s, datagram, &mut self.stats);
-                self.datagrams_unsent -= message.len() - crate::wire::HEADER_LEN;
                 self.schedule_output(flow.slot);
                 return Some(message);
             }
@@ -244,7 +251,7 @@ impl Session {
 
     /// Wakes the streams that wait for the send budget, once half of it is free.
     pub(super) fn wake_waiting(&mut self) {
-        let stream_bytes = self.stats.unsent - self.datagrams_unsent;
+        let stream_bytes = self.stats.unsent - self.datagrams_unsent.bytes();
         if stream_bytes > self.config.send_budget / 2 {
             return;
         }

@@ -28,6 +28,18 @@ async fn datagrams_of_every_size_keep_their_bounds() {
 }
 
 #[tokio::test]
+async fn one_that_is_too_long_does_not_end_the_flow() {
+    for link in Link::BOTH {
+        let mut tunnel = link.v2().await;
+        let (near, far) = tunnel.flow().await;
+        near.send(Bytes::from(noise(1, 65_508))).unwrap();
+        near.send(Bytes::from_static(b"next")).unwrap();
+        assert_eq!(within(far.recv()).await.unwrap()[..], *b"next");
+        assert_eq!(tunnel.near.stats().datagrams_dropped_sending, 1);
+    }
+}
+
+#[tokio::test]
 async fn the_oldest_are_dropped_and_counted() {
     let mut config = Config::default();
     config.datagram_queue = 10;

@@ -58,6 +58,34 @@ fn bytes_are_bounded_for_a_flow_and_for_all() {
 }
 
 #[test]
+fn empty_ones_are_not_free() {
+    let small = config(|config| config.datagram_budget = 64 * 100);
+    let mut pair = Pair::with(Version::V2, small);
+    let flows = [pair.flow(), pair.flow(), pair.flow()];
+    for (opened, _) in flows {
+        for _ in 0..80 {
+            pair.opener.send_datagram(opened, datagram(1, 0)).unwrap();
+        }
+    }
+    assert_eq!(pair.opener.stats().datagrams_dropped_sending, 140);
+    pair.run();
+    for (opened, _) in flows {
+        pair.opener.send_datagram(opened, datagram(1, 0)).unwrap();
+    }
+    pair.run();
+    assert_eq!(pair.acceptor.stats().datagrams_dropped_receiving, 3);
+    // What is read makes room.
+    for (_, accepted) in flows {
+        while let Ok(Recv::Data(_)) = pair.acceptor.recv(accepted) {}
+    }
+    pair.opener
+        .send_datagram(flows[2].0, datagram(1, 0))
+        .unwrap();
+    pair.run();
+    assert_eq!(pair.acceptor.recv(flows[2].1), Ok(Recv::Data("".into())));
+}
+
+#[test]
 fn bytes_and_datagrams_are_not_mixed_up() {
     let mut pair = Pair::new(Version::V2);
     let (stream, _) = pair.stream();
@@ -68,6 +96,36 @@ fn bytes_and_datagrams_are_not_mixed_up() {
     assert!(unknown(session.send(flow, Chunk::copied(b"bytes"))));
     assert!(unknown(session.send_datagram(stream, datagram(1, 1))));
     assert_eq!(session.stats().unsent, 0);
+}
+
+#[test]
+fn one_that_is_too_long_is_dropped_and_counted_and_the_flow_goes_on() {
+    for version in BOTH {
+        let mut pair = Pair::new(version);
+        let (opened, accepted) = pair.flow();
+        let long = pair.opener.send_datagram(opened, datagram(1, 65_508));
+        assert!(matches!(long, Err(SendError::TooLong(65_508))));
+        assert_eq!(pair.opener.stats().datagrams_dropped_sending, 1);
+
+        let long = Frame::Data {
+            proto: Proto::Udp,
+            id: pair.opener.client_id(opened).unwrap(),
+            payload: vec![1; 65_508],
+        };
+        assert_eq!(
+            pair.acceptor.handle_message(pair.now, long.to_bytes()),
+            Ok(())
+        );
+        assert_eq!(pair.acceptor.stats().datagrams_dropped_receiving, 1);
+        pair.opener
+            .send_datagram(opened, datagram(2, 65_507))
+            .unwrap();
+        pair.run();
+        let Ok(Recv::Data(data)) = pair.acceptor.recv(accepted) else {
+            panic!();
+        };
+        assert_eq!(data.len(), 65_507);
+    }
 }
 
 #[test]
@@ -126,12 +184,14 @@ fn flows_take_turns() {
 /// A flow that sends what is dropped takes no more turns than one that behaves.
 #[test]
 fn a_flow_over_the_budget_gains_no_turns() {
-    let small = config(|config| config.datagram_budget = 100);
+    let small = config(|config| config.datagram_budget = 2_000);
     let mut pair = Pair::with(Version::V2, small);
     let (pushy, _) = pair.flow();
     let (modest, _) = pair.flow();
     for _ in 0..50 {
-        pair.opener.send_datagram(pushy, datagram(1, 101)).unwrap();
+        pair.opener
+            .send_datagram(pushy, datagram(1, 2_001))
+            .unwrap();
     }
     assert_eq!(pair.opener.stats().datagrams_dropped_sending, 50);
     for _ in 0..8 {

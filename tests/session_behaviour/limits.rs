@@ -50,6 +50,21 @@ fn the_backlog_is_bounded_and_accepting_makes_room() {
 }
 
 #[test]
+fn small_chunks_that_wait_are_joined() {
+    let mut pair = Pair::new(Version::V2);
+    let (stream, _) = pair.stream();
+    let sent: Vec<u8> = (0..10_000_u32).map(|n| n as u8).collect();
+    for byte in &sent {
+        pair.opener.send(stream, Chunk::copied(&[*byte])).unwrap();
+    }
+    let messages = messages(&mut pair.opener, pair.now);
+    let data: Vec<_> = messages.iter().filter(|m| m.kind() == Kind::Data).collect();
+    assert!(data.len() < 50, "{} messages", data.len());
+    let joined: Vec<u8> = data.iter().flat_map(|m| m.payload().to_vec()).collect();
+    assert!(joined == sent);
+}
+
+#[test]
 fn only_the_opener_opens() {
     let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
     assert_eq!(acceptor.open_tcp(1, at(0)), Err(OpenError::NotOpener));

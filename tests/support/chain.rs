@@ -114,6 +114,42 @@ where
     address
 }
 
+/// A port that neither accepts nor refuses: its queue is full.
+pub struct SilentPort {
+    address: SocketAddr,
+    _listener: socket2::Socket,
+    _queued: Vec<socket2::Socket>,
+}
+
+impl SilentPort {
+    pub fn open() -> Self {
+        use socket2::{Domain, Socket, Type};
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        listener.bind(&any.into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let mut queued = Vec::new();
+        loop {
+            let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            let connected = client.connect_timeout(&address.into(), Duration::from_millis(300));
+            queued.push(client);
+            if connected.is_err() {
+                break;
+            }
+        }
+        Self {
+            address,
+            _listener: listener,
+            _queued: queued,
+        }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+}
+
 /// Sends back what comes, until that ends.
 pub async fn echo(mut stream: TcpStream) {
     let (mut read, mut write) = stream.split();

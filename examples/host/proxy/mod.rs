@@ -25,7 +25,7 @@ use crate::common::tls::Dialer;
 pub struct Settings {
     /// Asked in this order; the first that knows the task decides.
     pub registries: Vec<Box<dyn Registry>>,
-    /// Sent to the runner in place of the caller's token, and demanded from callers unless a registry
+    /// Sent to the runner; without it the caller's own, unless that is for a registry. And demanded from callers unless a registry
     /// checks them.
     pub token: Option<HeaderValue>,
     /// Served with TLS alone, if given.
@@ -68,6 +68,12 @@ impl Host {
             Arc::clone(&self).answer(request, peer)
         })
         .await;
+    }
+
+    /// Whether tokens of callers are for a registry.
+    fn checks_callers(&self) -> bool {
+        let mut registries = self.settings.registries.iter();
+        registries.any(|registry| registry.checks_callers())
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Answer {

@@ -38,15 +38,16 @@ impl TaskPlace {
     /// Reads `CONTAINER@RUNNER-URL`.
     ///
     /// # Errors
-    /// A sentence that names what is wrong.
+    /// A sentence that names what is wrong, and does not repeat it: a password may stand in a URL.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (container, runner) = text
             .split_once('@')
-            .ok_or_else(|| format!("{text:?} is not of the form CONTAINER@RUNNER-URL"))?;
+            .ok_or("the place is not of the form CONTAINER@RUNNER-URL")?;
         if !is_name(container) {
-            return Err(format!(
-                "{container:?} is no container name: use letters, digits, dots, dashes and underscores"
-            ));
+            return Err(
+                "the container's name is not of letters, digits, dots, dashes and underscores"
+                    .to_owned(),
+            );
         }
         let runner = Url::parse(runner)?;
         let container = container.to_owned();

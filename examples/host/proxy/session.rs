@@ -39,9 +39,13 @@ pub async fn join(
     };
     let caller = request.headers().get(header::AUTHORIZATION);
     let trusted = host.settings.token.as_ref();
+    if trusted.is_none() {
+        if let Err(bad) = http::same_origin(request.headers()) {
+            return bad.into();
+        }
+    }
     let trusted = trusted.is_none_or(|own| token::same(own, caller));
-    let mut registries = host.settings.registries.iter();
-    if !trusted && !registries.any(|registry| registry.checks_callers()) {
+    if !trusted && !host.checks_callers() {
         return token::demanded().into();
     }
     let Ok(place) = Arc::clone(&host.places).try_acquire_owned() else {
@@ -143,7 +147,7 @@ async fn ask_runner(
     let body = http::body_text(response.into_body(), 4096)
         .await
         .unwrap_or_default();
-    let line = body.lines().next().unwrap_or_default();
+    let line = http::first_line(&body);
     let reason = format!("the runner answered HTTP {}: {line}", status.as_u16());
     Err(if status.is_client_error() {
         Refusal::policy(reason)
@@ -176,6 +180,8 @@ async fn ask_path(
         }
     }
     let caller = request.headers().get(header::AUTHORIZATION);
+    // A token that a registry checks is the caller's secret with the cluster, and none of the runner's business.
+    let caller = caller.filter(|_| !host.checks_callers());
     if let Some(token) = host.settings.token.as_ref().or(caller) {
         forwarded = forwarded.header(header::AUTHORIZATION, token);
     }

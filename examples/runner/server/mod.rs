@@ -31,8 +31,10 @@ pub struct Settings {
     pub targets: HashMap<String, String>,
     /// Whether tunnels are served at all.
     pub enabled: bool,
-    /// Demanded from clients and agents.
+    /// Demanded from clients, and from agents that have none of their own.
     pub token: Option<HeaderValue>,
+    /// Demanded from agents instead. They run where strangers are root: what they know opens no session.
+    pub agent_token: Option<HeaderValue>,
     /// Served with TLS alone, if given.
     pub tls: Option<TlsAcceptor>,
     /// Most client sessions at once.
@@ -95,11 +97,21 @@ impl Runner {
             Route::Forward(_) | Route::Agent(_) => {}
         }
         let key = http::upgrade_key(&request)?;
-        if let Some(expected) = &self.settings.token {
-            let given = request.headers().get(header::AUTHORIZATION);
-            if !token::same(expected, given) {
-                return Err(token::demanded());
+        let Settings {
+            token, agent_token, ..
+        } = &self.settings;
+        let expected = match route {
+            Route::Agent(_) => agent_token.as_ref().or(token.as_ref()),
+            _ => token.as_ref(),
+        };
+        match expected {
+            Some(expected) => {
+                let given = request.headers().get(header::AUTHORIZATION);
+                if !token::same(expected, given) {
+                    return Err(token::demanded());
+                }
             }
+            None => http::same_origin(request.headers())?,
         }
         let v2 = http::has_token(
             request.headers(),

@@ -13,8 +13,9 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::{Runner, join};
 use crate::common::route::{Proto, Session};
+use crate::common::serve::{self, unless_abandoned};
+use crate::common::tunnel;
 use crate::common::ws::{self, Socket};
-use crate::common::{net, serve, tunnel};
 
 /// How long an agent that is reconnecting is waited for: well inside the client's own 10 s.
 const AGENT_WITHIN: Duration = Duration::from_secs(6);
@@ -99,26 +100,19 @@ fn proto(incoming: &Incoming) -> Proto {
 async fn connection(runner: &Runner, container: &str, incoming: Incoming) {
     let (port, proto) = (incoming.port(), proto(&incoming));
     if let Some(address) = runner.settings.targets.get(container) {
-        let addresses = match Box::pin(net::resolve(address, port)).await {
-            Ok(addresses) => addresses,
-            Err(error) => {
-                let text = format!("port {port}: {}", net::plain(&error));
-                return incoming.reject(Reason::Unreachable, &text);
-            }
-        };
         return match proto {
-            Proto::Tcp => serve::stream(incoming, &addresses, &runner.served).await,
-            Proto::Udp => serve::flow(incoming, &addresses, &runner.served).await,
+            Proto::Tcp => serve::stream(incoming, address, &runner.served).await,
+            Proto::Udp => serve::flow(incoming, address, &runner.served).await,
         };
     }
     let opened = match proto {
-        Proto::Tcp => Box::pin(open_stream(runner, container, port))
+        Proto::Tcp => Box::pin(open_stream(runner, container, &incoming))
             .await
             .map(|stream| {
                 runner.counters.joined.add(1);
                 Opened::Stream(stream)
             }),
-        Proto::Udp => Box::pin(open_flow(runner, container, port))
+        Proto::Udp => Box::pin(open_flow(runner, container, &incoming))
             .await
             .map(|flow| {
                 runner.counters.joined.add(1);
@@ -145,11 +139,21 @@ enum Opened {
 }
 
 /// A stream that the agent has connected to the service.
-async fn open_stream(runner: &Runner, container: &str, port: u16) -> Result<TunnelStream, Reset> {
+async fn open_stream(
+    runner: &Runner,
+    container: &str,
+    incoming: &Incoming,
+) -> Result<TunnelStream, Reset> {
+    let port = incoming.port();
     let deadline = Instant::now() + AGENT_WITHIN;
     loop {
-        let (mux, stream) = open(runner, container, deadline, |mux| mux.open_tcp(port)).await?;
-        match tokio::time::timeout(AGENT_ANSWER, stream.established()).await {
+        let opening = open(runner, container, deadline, |mux| mux.open_tcp(port));
+        let (mux, stream) = unless_abandoned(incoming, opening).await??;
+        let answer = tokio::time::timeout(AGENT_ANSWER, stream.established());
+        let answer = unless_abandoned(incoming, answer)
+            .await
+            .inspect_err(|given_up| stream.reset(given_up.reason, &given_up.text))?;
+        match answer {
             Ok(Ok(())) => return Ok(stream),
             // The agent went away over it: nothing was lost yet, so its successor is asked.
             Ok(Err(_)) if mux.is_closed().is_some() => {}
@@ -163,9 +167,15 @@ async fn open_stream(runner: &Runner, container: &str, port: u16) -> Result<Tunn
     }
 }
 
-async fn open_flow(runner: &Runner, container: &str, port: u16) -> Result<TunnelDatagram, Reset> {
+async fn open_flow(
+    runner: &Runner,
+    container: &str,
+    incoming: &Incoming,
+) -> Result<TunnelDatagram, Reset> {
+    let port = incoming.port();
     let deadline = Instant::now() + AGENT_WITHIN;
-    let (_, flow) = open(runner, container, deadline, |mux| mux.open_udp(port)).await?;
+    let opening = open(runner, container, deadline, |mux| mux.open_udp(port));
+    let (_, flow) = unless_abandoned(incoming, opening).await??;
     Ok(flow)
 }
 
