@@ -260,13 +260,17 @@ impl Session {
         if matches!(s.state, State::Pending | State::PendingFinished) {
             return self.reject(stream, Reason::Gone, "not accepted");
         }
+        // With the credit for it, a peer that waits for some goes on and learns that nobody reads.
+        self.discard(stream);
+        let Some(s) = self.streams.get_mut(stream) else {
+            return;
+        };
         s.finishing = true;
         s.flags.released = true;
         let finished = matches!(s.state, State::LocalFinished | State::ConnectingFinished);
         if finished && s.deadline.is_none() {
             self.undated.push(stream);
         }
-        self.discard_unread(stream.slot);
         self.schedule_output(stream.slot);
         self.clean_up(stream.slot);
     }

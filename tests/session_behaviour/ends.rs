@@ -344,3 +344,18 @@ fn what_is_discarded_does_not_hold_the_sender_back() {
         assert_eq!(pair.acceptor.recv(accepted), Ok(Recv::Blocked));
     }
 }
+
+#[test]
+fn a_writer_without_credit_learns_at_once_that_its_reader_is_gone() {
+    let mut pair = Pair::new(Version::V2);
+    let (opened, accepted) = pair.stream();
+    fill(&mut pair.opener, opened);
+    pair.run();
+    assert_eq!(fill(&mut pair.opener, opened), 0, "credit is left");
+    pair.acceptor.release(accepted);
+    pair.run();
+    assert!(fill(&mut pair.opener, opened) > 0, "no credit came");
+    pair.run();
+    let reset = pair.opener.reset_of(opened).unwrap();
+    assert_eq!(reset.reason, Reason::Gone);
+}
