@@ -470,8 +470,12 @@ impl Model {
                 "overrun: {s:?}"
             );
             assert!(ours.data_received <= ours.data_sent);
-            // The receiver has granted no more than was read and the largest window.
-            let most = s.read[side.other() as usize] + u64::from(self.config.max_window) - initial;
+            // The receiver has granted no more than was read, or thrown away by its release, and the largest window.
+            let taken = match s.handles[side.other() as usize] {
+                Some(_) => s.read[side.other() as usize],
+                None => ours.data_received,
+            };
+            let most = taken + u64::from(self.config.max_window) - initial;
             assert!(theirs.credit_sent <= most, "{theirs:?} {s:?}");
             // Credit held and on its way, bytes on their way and unread are the window.
             let held = initial + theirs.credit_received - ours.data_sent;
