@@ -156,18 +156,15 @@ impl ReceiveWindow {
         let fast = per(Self::SHORTEST_EPOCH) >= u64::from(INITIAL_WINDOW);
         self.epoch = now;
         self.epoch_bytes = 0;
-        if interactive && self.size <= Self::FAST_WINDOW {
-            return per_trip.clamp(INITIAL_WINDOW, self.size);
-        }
-        if unread > u64::from(self.size) / 2 {
-            return self.size;
-        }
-        let least = if fast && !interactive {
-            Self::FAST_WINDOW.min(max)
-        } else {
-            0
+        let least = match (interactive, fast) {
+            (true, _) if self.size <= Self::FAST_WINDOW => INITIAL_WINDOW,
+            (false, true) => self.size.max(Self::FAST_WINDOW.min(max)),
+            _ => self.size,
         };
-        self.size.max(per_trip).max(least)
+        if unread > u64::from(self.size) / 2 {
+            return least.min(self.size);
+        }
+        least.max(per_trip)
     }
 
     /// Bytes the peer may have under way beyond what was read.
@@ -219,6 +216,12 @@ mod tests {
 
     #[test]
     fn a_window_that_holds_the_sender_back_doubles_each_round_trip() {
+        for interactive in [false, true] {
+            doubles_each_round_trip(interactive);
+        }
+    }
+
+    fn doubles_each_round_trip(interactive: bool) {
         let mut window = ReceiveWindow::new(at(0));
         for trip in 1..=4 {
             let size = window.size;
@@ -226,7 +229,7 @@ mod tests {
                 .receive((window.limit - window.received) as usize)
                 .unwrap();
             window.consume((window.received - window.consumed) as usize);
-            let wanted = window.wanted_size(at(trip * 100), RTT, false, u32::MAX);
+            let wanted = window.wanted_size(at(trip * 100), RTT, interactive, u32::MAX);
             assert_eq!(wanted, 2 * size);
             window.resize(wanted);
             assert!(window.grant_is_due());
