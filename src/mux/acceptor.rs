@@ -4,20 +4,25 @@ use core::task::{Context, Poll};
 
 use super::shared::{Handle, Mux, Shared, register};
 use super::{TunnelDatagram, TunnelStream};
-use crate::session::{Reason, State};
+use crate::session::{Reason, Role, State};
 use crate::wire::Proto;
 
 /// Takes the connections that the other side opens. Dropping it refuses them.
+///
+/// At an opening end nothing ever comes, so there it does not keep the tunnel up.
 #[derive(Debug)]
 pub struct Acceptor {
     shared: Arc<Shared>,
+    /// Counts as a handle that keeps the tunnel up.
+    holds: bool,
 }
 
 impl Acceptor {
-    pub(super) fn new(mux: &Mux) -> Self {
+    pub(super) fn new(mux: &Mux, role: Role) -> Self {
         let shared = Arc::clone(&mux.shared);
-        shared.lock().handles += 1;
-        Self { shared }
+        let holds = role == Role::Acceptor;
+        shared.lock().handles += usize::from(holds);
+        Self { shared, holds }
     }
 
     /// The next connection; `None` after the tunnel has ended. Cancel safe.
@@ -48,7 +53,7 @@ impl Drop for Acceptor {
     fn drop(&mut self) {
         self.shared.with(|state| {
             state.accepting = false;
-            state.handles -= 1;
+            state.handles -= usize::from(self.holds);
             while let Some((id, ..)) = state.incoming.pop_front() {
                 let text = "nobody accepts connections here";
                 state.session.reject(id, Reason::Denied, text);
@@ -101,19 +106,30 @@ impl Incoming {
     }
 
     /// Accepts a byte stream. If the other side gave up meanwhile, the stream says so when it is read.
+    ///
+    /// A request for a datagram flow is refused: the stream is reset from its start.
     #[must_use]
     pub fn accept_tcp(self) -> TunnelStream {
-        TunnelStream::new(self.accept())
+        TunnelStream::new(self.accept_as(Proto::Tcp))
     }
 
     /// Accepts a datagram flow.
+    ///
+    /// A request for a byte stream is refused: the flow is reset from its start.
     #[must_use]
     pub fn accept_udp(self) -> TunnelDatagram {
-        TunnelDatagram::new(self.accept())
+        TunnelDatagram::new(self.accept_as(Proto::Udp))
     }
 
-    fn accept(self) -> Handle {
+    fn accept_as(self, proto: Proto) -> Handle {
         self.handle.with(|state, id| {
+            if proto != self.proto {
+                let text = match self.proto {
+                    Proto::Tcp => "a byte stream was asked for, and only datagrams are served",
+                    Proto::Udp => "datagrams were asked for, and only a byte stream is served",
+                };
+                return state.session.reset(id, Reason::Denied, text);
+            }
             // Gone already: the handle will tell.
             let _ = state.session.accept(id);
             state.wakers(id).is_established = true;

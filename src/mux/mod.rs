@@ -105,7 +105,7 @@ pub fn connect_with_timer<T, C: Carrier, R: Timer>(
     timer: R,
 ) -> (Mux, Acceptor, Driver<T, C, R>) {
     let mux = Mux::new(role, version, config, timer.now());
-    let acceptor = Acceptor::new(&mux);
+    let acceptor = Acceptor::new(&mux, role);
     let driver = Driver::new(transport, carrier, timer, &mux);
     (mux, acceptor, driver)
 }

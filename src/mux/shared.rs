@@ -2,7 +2,9 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::future::poll_fn;
+use core::hash::BuildHasher;
 use core::task::{Context, Poll, Waker};
+use std::hash::RandomState;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant as Clock;
 
@@ -193,15 +195,16 @@ impl Drop for Watch<'_> {
 
 /// Opens connections through a tunnel. Cheap to clone.
 ///
-/// The tunnel ends gracefully when every handle is dropped: all clones of this, the [`Acceptor`](super::Acceptor)
-/// and all streams.
+/// The tunnel ends gracefully when every handle is dropped: all clones of this, all streams, and at an
+/// accepting end the [`Acceptor`](super::Acceptor).
 #[derive(Debug)]
 pub struct Mux {
     pub(super) shared: Arc<Shared>,
 }
 
 impl Mux {
-    pub(super) fn new(role: Role, version: Version, config: Config, origin: Clock) -> Self {
+    pub(super) fn new(role: Role, version: Version, mut config: Config, origin: Clock) -> Self {
+        config.first_id.get_or_insert_with(random_id);
         let session = Session::new(role, version, config, Instant::default());
         let state = State {
             session,
@@ -214,16 +217,12 @@ impl Mux {
             driver: None,
             armed: None,
             driver_stalled: false,
-            handles: 1,
+            handles: 0,
             shutdown: false,
             closed: None,
         };
-        Self {
-            shared: Arc::new(Shared {
-                state: Mutex::new(state),
-                origin,
-            }),
-        }
+        let state = Mutex::new(state);
+        Self::of(&Arc::new(Shared { state, origin }))
     }
 
     pub(super) fn of(shared: &Arc<Shared>) -> Self {
@@ -368,6 +367,13 @@ impl Drop for Handle {
         // Only now, without the lock: they may be the last that holds their tasks.
         drop(wakers);
     }
+}
+
+/// A first client id that other processes do not have (PROTOCOL.md section 2.3).
+fn random_id() -> u32 {
+    // Keyed by the operating system, once a process; each state after it has a key of its own.
+    let random = RandomState::new().hash_one(());
+    (random >> 32) as u32
 }
 
 /// Keeps the waker of the task that waits, without cloning one that is the same.

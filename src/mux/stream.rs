@@ -158,6 +158,14 @@ impl WriteHalf {
     pub fn finish(&mut self) {
         self.handle.with(|state, id| state.session.finish(id));
     }
+
+    fn unless_reset(&self) -> io::Result<()> {
+        let state = self.handle.shared.lock();
+        match state.session.reset_of(self.handle.id) {
+            Some(reset) => Err(io_error(reset.clone())),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Drop for ReadHalf {
@@ -212,14 +220,15 @@ impl AsyncWrite for WriteHalf {
         })
     }
 
-    /// The driver flushes by itself.
+    /// The driver flushes by itself. An error if the stream was reset: what was written may be lost.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+        Poll::Ready(self.unless_reset())
     }
 
+    /// As [`finish`](Self::finish). An error if the stream was reset: what was written may be lost.
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.finish();
-        Poll::Ready(Ok(()))
+        Poll::Ready(self.unless_reset())
     }
 }
 

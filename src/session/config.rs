@@ -61,6 +61,12 @@ pub struct Config {
     ///
     /// Bounds what a peer that closes and forgets, as deployed ones do, leaves behind.
     pub linger: Duration,
+    /// Client id of the first connection opened here; later ones count up from it. Default `None`: 1, or
+    /// drawn at random by `mux`.
+    ///
+    /// Deployed runners pass ids through, so the ids of two clients of one container must not meet
+    /// (PROTOCOL.md section 2.3). Whoever opens connections with a source of randomness sets it; 0 counts as 1.
+    pub first_id: Option<u32>,
     /// Answers to a peer's PING, CONNECT or stray DATA that wait to be transmitted before receiving
     /// stalls. Default 4,096.
     ///
@@ -87,6 +93,7 @@ impl Default for Config {
             datagram_budget: 16 << 20,
             keepalive: Some(Duration::from_secs(15)),
             linger: Duration::from_secs(10),
+            first_id: None,
             max_replies: 4_096,
         }
     }

@@ -53,7 +53,7 @@ pub struct Session {
     /// Bytes of windows lent beyond what every stream has.
     pub(super) lent: usize,
     /// The stream that last received a small piece, and when: somebody waits for an answer there.
-    pub(super) small_data: Option<(u32, Instant)>,
+    pub(super) small_data: Option<(StreamId, Instant)>,
     /// The datagrams in `Stats::unread` and `Stats::unsent`.
     pub(super) datagrams_unread: Datagrams,
     pub(super) datagrams_unsent: Datagrams,
@@ -84,7 +84,7 @@ impl Session {
             role,
             version,
             streams: StreamTable::default(),
-            ids: IdAllocator::default(),
+            ids: IdAllocator::starting_at(config.first_id.unwrap_or(1)),
             graves: Tombstones::new(config.max_streams),
             backlog: 0,
             control: ControlQueue::default(),

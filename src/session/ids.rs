@@ -2,15 +2,15 @@ use alloc::collections::BTreeMap;
 
 use crate::wire::ClientId;
 
-/// Hands out client ids: counts up from 1, wraps, never gives 0 or one in use.
-#[derive(Debug, Default)]
+/// Hands out client ids: counts up from the first, wraps, never gives 0 or one in use.
+#[derive(Debug)]
 pub(super) struct IdAllocator {
     last: u32,
 }
 
 impl IdAllocator {
-    #[cfg(test)]
-    pub(super) fn starting_after(last: u32) -> Self {
+    pub(super) fn starting_at(first: u32) -> Self {
+        let last = first.max(1) - 1;
         Self { last }
     }
 
@@ -99,11 +99,12 @@ mod tests {
 
     #[test]
     fn ids_wrap_and_skip_zero_and_live_ones() {
-        let mut ids = IdAllocator::starting_after(u32::MAX - 1);
+        let mut ids = IdAllocator::starting_at(u32::MAX);
         let live = [ClientId(1), ClientId(2)];
         let in_use = |id| live.contains(&id);
         assert_eq!(ids.allocate(in_use), ClientId(u32::MAX));
         assert_eq!(ids.allocate(in_use), ClientId(3));
+        assert_eq!(IdAllocator::starting_at(0).allocate(|_| false), ClientId(1));
     }
 
     #[test]

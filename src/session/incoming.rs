@@ -165,10 +165,11 @@ impl Session {
             self.queue_grant(slot);
             return Ok(());
         }
+        let generation = s.generation;
         s.unread.push(payload);
         self.stats.unread += len;
         if len < Self::SMALL_DATA {
-            self.small_data = Some((slot, now));
+            self.small_data = Some((StreamId { slot, generation }, now));
         }
         self.notify_readable(slot);
         match self.version {
@@ -345,9 +346,11 @@ impl Session {
         let Some(s) = self.streams.slot_mut(slot) else {
             return;
         };
+        let generation = s.generation;
+        let stream = StreamId { slot, generation };
         let interactive = self
             .small_data
-            .is_some_and(|(other, at)| other != slot && now - at < Self::INTERACTIVE_FOR);
+            .is_some_and(|(other, at)| other != stream && now - at < Self::INTERACTIVE_FOR);
         let before = s.window.size();
         let max = self.config.max_window;
         let wanted = s.window.wanted_size(now, rtt, interactive, max);

@@ -39,6 +39,69 @@ async fn the_last_handle_ends_the_tunnel() {
     }
 }
 
+/// An opener is never asked for anything: its acceptor, forgotten in a variable, keeps nothing up.
+#[tokio::test]
+async fn the_acceptor_of_an_opener_does_not_hold_the_tunnel() {
+    let (near, far, _) = pipe(1000);
+    let (config, carrier) = (Config::default(), Packets::default());
+    let (near_mux, _acceptor, near_driver) =
+        mux::connect(near, carrier, Role::Opener, Version::V2, config.clone());
+    let (_, acceptor, far_driver) = mux::connect(far, carrier, Role::Acceptor, Version::V2, config);
+    let near_driver = tokio::spawn(near_driver);
+    let far_driver = tokio::spawn(far_driver);
+    drop(near_mux);
+    assert_eq!(within(near_driver).await.unwrap(), Closed::Finished);
+    assert_eq!(within(far_driver).await.unwrap(), Closed::Ended);
+    drop(acceptor);
+}
+
+#[tokio::test]
+async fn shutdown_and_flush_of_a_reset_stream_fail() {
+    let mut tunnel = Link::Pipe.v2().await;
+    let (mut near, far) = tunnel.stream().await;
+    near.write_all(b"lost").await.unwrap();
+    near.flush().await.unwrap();
+    far.reset(Reason::Refused, "no");
+    within(near.read(&mut [0])).await.unwrap_err();
+    for ended in [near.flush().await, near.shutdown().await] {
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
+}
+
+/// Accepted as what it is not, a connection fails at both ends instead of doing nothing.
+#[tokio::test]
+async fn what_is_accepted_as_the_wrong_kind_is_refused() {
+    let mut tunnel = Link::Pipe.v2().await;
+    let flow = tunnel.near.open_udp(53).unwrap();
+    let mut accepted = within(tunnel.acceptor.accept()).await.unwrap().accept_tcp();
+    let error = within(accepted.read(&mut [0])).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    accepted.write_all(b"x").await.unwrap_err();
+    let reset = within(flow.recv()).await.unwrap_err();
+    assert_eq!(reset.reason, Reason::Denied);
+
+    let stream = tunnel.near.open_tcp(80).unwrap();
+    let accepted = within(tunnel.acceptor.accept()).await.unwrap().accept_udp();
+    let reset = within(accepted.recv()).await.unwrap_err();
+    assert_eq!(reset.reason, Reason::Denied);
+    let reset = within(stream.established()).await.unwrap_err();
+    assert_eq!(reset.reason, Reason::Denied);
+}
+
+/// Deployed runners pass ids through, so those of two clients must not meet.
+#[tokio::test]
+async fn the_ids_of_two_openers_do_not_meet() {
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..20 {
+        let mut tunnel = Link::Pipe.v2().await;
+        for _ in 0..20 {
+            let _stream = tunnel.near.open_tcp(1).unwrap();
+            let incoming = within(tunnel.acceptor.accept()).await.unwrap();
+            assert!(seen.insert(incoming.id().unwrap()));
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_other_side_sees_the_end() {
     for link in Link::BOTH {

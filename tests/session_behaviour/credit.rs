@@ -160,3 +160,47 @@ fn small_writes_that_wait_are_joined() {
     assert!(count <= 16, "{count} messages");
     assert_eq!(drain(&mut pair.acceptor, accepted).0, sent);
 }
+
+/// Which stream was interactive is known by its handle, which nobody inherits.
+#[test]
+fn a_stream_in_the_slot_of_an_interactive_one_leaves_it_room_as_any_other() {
+    let now = at(1_000);
+    let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
+    let mut open = |id| {
+        say(&mut acceptor, at(0), connect(id)).unwrap();
+        let stream = incoming(&mut acceptor);
+        acceptor.accept(stream).unwrap();
+        stream
+    };
+    let (keys, other) = (open(1), open(2));
+    // The round trip is known, and short.
+    let Some(Transmit::Message(_)) = acceptor.poll_transmit(at(0)) else {
+        panic!("nothing to send");
+    };
+    while let Some(Transmit::Message(message)) = acceptor.poll_transmit(at(0)) {
+        if let Ok(Frame::Ping { id, payload }) = Frame::decode(message) {
+            say(&mut acceptor, at(0), Frame::Pong { id, payload }).unwrap();
+        }
+    }
+    say(&mut acceptor, now, data(1, "key")).unwrap();
+    say(&mut acceptor, now, error(1, 8, b"")).unwrap();
+    acceptor.release(keys);
+    say(&mut acceptor, now, connect(3)).unwrap();
+    let bulk = incoming(&mut acceptor);
+    assert_eq!(bulk.slot(), keys.slot());
+    acceptor.accept(bulk).unwrap();
+    let now = at(1_005);
+    for stream in [bulk, other] {
+        let id = acceptor.client_id(stream).unwrap().0;
+        messages(&mut acceptor, now);
+        say(&mut acceptor, now, data(id, vec![0; WINDOW])).unwrap();
+        drain(&mut acceptor, stream).1.unwrap();
+        let granted = messages(&mut acceptor, now)
+            .into_iter()
+            .find_map(|frame| match frame {
+                Frame::Window { credit, .. } => Some(credit),
+                _ => None,
+            });
+        assert_eq!(granted, Some(INITIAL_WINDOW), "stream {id}");
+    }
+}
