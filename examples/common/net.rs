@@ -120,6 +120,10 @@ pub fn tune_link(stream: &TcpStream) {
 /// Measured: a sixth less CPU time per byte than with the kernel's own choice of megabytes.
 const APP_BUFFER: usize = 256 * 1024;
 
+/// How the kernel's algorithms that pace are called: `bbr`, and its later versions.
+#[cfg(target_os = "linux")]
+const PACING: &[u8] = b"bbr";
+
 /// Options of an application's or a service's socket.
 pub fn tune_app(stream: &TcpStream) {
     let socket = SockRef::from(stream);
@@ -129,14 +133,18 @@ pub fn tune_app(stream: &TcpStream) {
     unpace(stream, &socket);
 }
 
-/// Between two programs of one machine there is nothing to congest, but a system whose default is to pace
-/// what it sends (BBR) arms a timer for every few segments there too: a sixth of a role's CPU time. Every
-/// Linux has `reno` and lets everybody choose it.
+/// Between two programs of one machine there is nothing to congest, but BBR paces what it sends there too
+/// and arms a timer for every few segments: a sixth of a role's CPU time. Every Linux has `reno` and lets
+/// everybody choose it. A socket with any other algorithm keeps it.
 fn unpace(stream: &TcpStream, socket: &SockRef<'_>) {
     let addresses = (stream.local_addr(), stream.peer_addr());
     let same_machine = matches!(addresses, (Ok(local), Ok(peer)) if local.ip() == peer.ip());
     #[cfg(target_os = "linux")]
-    if same_machine {
+    if same_machine
+        && socket
+            .tcp_congestion()
+            .is_ok_and(|name| name.starts_with(PACING))
+    {
         let _ = socket.set_tcp_congestion(b"reno");
     }
     #[cfg(not(target_os = "linux"))]

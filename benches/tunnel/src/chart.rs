@@ -10,20 +10,28 @@ const BAR: f64 = 18.0;
 /// Where twice as good as the relays ends; longer bars are cut and say their number.
 const MOST: f64 = 2.5;
 
-pub fn svg(sections: &[Section], about: &str) -> String {
+/// `about`: lines under the title.
+pub fn svg(sections: &[Section], about: &[String]) -> String {
     let rows: usize = sections.iter().map(|section| section.rows.len()).sum();
-    let height = 64.0 + sections.len() as f64 * 40.0 + rows as f64 * (BAR + 6.0);
+    let head = 48.0 + 16.0 * about.len() as f64;
+    let height = head + sections.len() as f64 * 40.0 + rows as f64 * (BAR + 6.0);
     let scale = (WIDTH - LABEL - 60.0) / MOST;
     let x = |better: f64| LABEL + better.min(MOST) * scale;
     let mut text = format!(
         r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13">
 <rect width="{WIDTH}" height="{height}" fill="#fff"/>
-<text x="16" y="24" font-size="15" font-weight="bold">How many times as good as bare TCP relays (longer is better)</text>
-<text x="16" y="44" fill="#666" font-size="11">{}</text>
-"##,
-        escaped(about)
+<text x="16" y="24" font-size="15" font-weight="bold">Beside bare TCP relays: 1 is as good, longer is better, brown is worse</text>
+"##
     );
-    let mut y = 64.0;
+    for (line, about) in about.iter().enumerate() {
+        let _ = writeln!(
+            text,
+            r##"<text x="16" y="{}" fill="#666" font-size="11">{}</text>"##,
+            44 + 16 * line,
+            escaped(about)
+        );
+    }
+    let mut y = head;
     for section in sections {
         let title = format!("{} beside {}", section.chain, section.beside);
         let _ = writeln!(

@@ -3,11 +3,14 @@
 //! `cargo run --release --manifest-path benches/tunnel/Cargo.toml` builds the programs, measures, prints a table and
 //! writes it with a chart. Times on a shared machine are noise, so each measure is taken in pairs, relays and
 //! programs in turn, and the median of the pairs' ratios is what counts. A transfer that is not byte for byte
-//! what was sent ends it with an error; a slow one never does.
+//! what was sent ends it with an error; a slow one never does. Everything runs in a network namespace of its
+//! own, where every socket gets the same congestion control.
 
 mod chains;
 mod chart;
+mod congestion;
 mod load;
+mod machine;
 mod pattern;
 mod process;
 mod relay;
@@ -44,6 +47,12 @@ struct Args {
     /// Leave OpenSSH and penguin out
     #[arg(long)]
     alone: bool,
+    /// Congestion control of every socket in the run: cubic is what an ordinary Linux has
+    #[arg(long, value_name = "NAME", default_value = "cubic", value_parser = ["cubic", "reno", "bbr"])]
+    congestion: String,
+    /// Measure the programs of this folder instead of building them
+    #[arg(long, value_name = "FOLDER", overrides_with = "programs")]
+    programs: Option<PathBuf>,
     /// Folder that gets tunnel.md and tunnel.svg
     #[arg(long, value_name = "FOLDER", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/results"))]
     write: PathBuf,
@@ -117,7 +126,14 @@ fn run(args: &Args) -> Result<(), String> {
         },
     };
     raise_limit(()).map_err(told)?;
-    let programs = build()?;
+    let programs = match &args.programs {
+        Some(folder) => folder.clone(),
+        None => build()?,
+    };
+    // After the build, which may want a network. Ends here when it could enter one.
+    congestion::enter_namespace(&args.congestion, &programs);
+    let congestion = congestion::in_use(&args.congestion).map_err(told)?;
+    println!("congestion control: {congestion}");
     let service = chains::service()?;
     let mut sections = Vec::new();
     for links in 3..=5_u8 {
@@ -144,14 +160,15 @@ fn run(args: &Args) -> Result<(), String> {
             Err(why) => eprintln!("left out: {why}"),
         }
     }
-    let about = about(&sizes);
+    let mut about = machine::about(sizes.runs);
+    about.insert(2, format!("congestion control: {congestion}"));
     let table = report::markdown(&sections, &about);
     println!("{table}");
     println!("{}", report::summary(&sections));
     std::fs::create_dir_all(&args.write)
         .and_then(|()| std::fs::write(args.write.join("tunnel.md"), &table))
         .and_then(|()| {
-            let chart = chart::svg(&sections, &about[..2].join(", "));
+            let chart = chart::svg(&sections, &about[..3]);
             std::fs::write(args.write.join("tunnel.svg"), chart)
         })
         .map_err(|error| format!("cannot write to {}: {error}", args.write.display()))
@@ -171,36 +188,6 @@ fn build() -> Result<PathBuf, String> {
     }
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or(project.join("target"), PathBuf::from);
     Ok(target.join("release/examples"))
-}
-
-/// Lines that say what the figures are worth: date, machine, command.
-fn about(sizes: &Sizes) -> Vec<String> {
-    let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
-    let cpus = read("/proc/cpuinfo");
-    let model = cpus
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"));
-    let model = model
-        .and_then(|line| line.split_once(':'))
-        .map_or("unknown processor", |(_, name)| name.trim());
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let kernel = read("/proc/sys/kernel/osrelease");
-    let congestion = read("/proc/sys/net/ipv4/tcp_congestion_control");
-    let date = Command::new("date").args(["-u", "+%Y-%m-%d"]).output();
-    let date = date.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    vec![
-        format!(
-            "{}, median of {} pairs",
-            date.unwrap_or_default(),
-            sizes.runs
-        ),
-        format!(
-            "{model}, {cores} cores, Linux {}, {}",
-            kernel.trim(),
-            congestion.trim()
-        ),
-        "cargo run --release --manifest-path benches/tunnel/Cargo.toml".into(),
-    ]
 }
 
 /// One measure: what is done to a port, and what comes of it.

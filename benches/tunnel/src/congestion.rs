@@ -1,0 +1,89 @@
+//! The same congestion control for every socket of a run.
+//!
+//! Which one a socket gets is a setting of the network namespace and of the route, so the run starts itself
+//! again in a namespace of its own, where the routes of loopback name it. A route may name what an ordinary
+//! user may not ask for (`tcp_allowed_congestion_control`), and no other program on the machine notices.
+
+use std::env;
+use std::io;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use socket2::SockRef;
+
+/// Set for the process that runs in the namespace.
+const INSIDE: &str = "TUNNEL_BENCH_NAMESPACE";
+
+/// Brings loopback up, names the algorithm ($0) in its routes, and becomes the rest of the arguments.
+const SCRIPT: &str = r#"
+ip link set lo up || exit
+for prefix in 127.0.0.0/8 127.0.0.1; do
+    ip route change local $prefix dev lo proto kernel scope host src 127.0.0.1 table local \
+        congctl "$0" || exit
+done
+exec "$@"
+"#;
+
+/// Replaces this process by itself in a network namespace. Returns where it is one already, or where that is
+/// not permitted, which it says.
+pub fn enter_namespace(algorithm: &str, programs: &Path) {
+    if env::var_os(INSIDE).is_some() {
+        return;
+    }
+    let ways: [&[&str]; 2] = [&["--net"], &["--map-root-user", "--net"]];
+    for way in ways {
+        let probe = unshare(way, algorithm).arg("true").output();
+        if !probe.is_ok_and(|probe| probe.status.success()) {
+            continue;
+        }
+        let Ok(program) = env::current_exe() else {
+            break;
+        };
+        let failed = unshare(way, algorithm)
+            .arg(program)
+            .args(env::args_os().skip(1))
+            .arg("--programs")
+            .arg(programs)
+            .env(INSIDE, "1")
+            .exec();
+        eprintln!("cannot start again in a network namespace: {failed}");
+        return;
+    }
+    eprintln!(
+        "NOT in a network namespace of its own (unshare and ip as root, or user namespaces, are needed): \
+         every socket has what the kernel gives it. Ratios are fair only if no program sets another."
+    );
+}
+
+fn unshare(way: &[&str], algorithm: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(way).args(["sh", "-c", SCRIPT, algorithm]);
+    command
+}
+
+/// What both ends of a connection on loopback really have, in words for the table.
+pub fn in_use(asked: &str) -> io::Result<String> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let near = TcpStream::connect(listener.local_addr()?)?;
+    let (far, _) = listener.accept()?;
+    let (near, far) = (name(&near)?, name(&far)?);
+    let mut words = if near == far && near == asked {
+        format!("{near} for every process")
+    } else {
+        format!("NOT {asked}: {near} for who connects, {far} for who accepts")
+    };
+    if near == "bbr" {
+        // Said by the programs' own `unpace`; nothing else in the run does it.
+        words.push_str(", but the four programs take reno on loopback");
+    }
+    Ok(words)
+}
+
+fn name(stream: &TcpStream) -> io::Result<String> {
+    let name = SockRef::from(stream).tcp_congestion()?;
+    let end = name.iter().position(|byte| *byte == 0);
+    let name = &name[..end.unwrap_or(name.len())];
+    Ok(String::from_utf8_lossy(name).into_owned())
+}
