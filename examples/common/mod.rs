@@ -17,5 +17,4 @@ pub mod tls;
 pub mod token;
 pub mod tunnel;
 pub mod url;
-pub mod websocket;
 pub mod ws;

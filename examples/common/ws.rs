@@ -1,6 +1,7 @@
 //! The WebSockets of the programs: handshakes, the first text, refusals, and the library's `Carrier`.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,14 +14,13 @@ use kohakuriver_tunnel::transport::{Carrier, Received};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
-use tokio_tungstenite::tungstenite::{Error, Message};
+use tunnel_websocket::{Account, Error, Message, Settings, WebSocket};
 
 use super::http;
 use super::net::{self, Link};
 use super::random::websocket_key;
 use super::tls::Dialer;
 use super::url::Url;
-use super::websocket::WebSocket;
 
 pub type Socket = WebSocket<Link>;
 
@@ -161,7 +161,7 @@ async fn handshake(
     let (link, read) = http::upgraded(response)
         .await
         .map_err(|error| broken(&error))?;
-    Ok((over(link, read, Role::Client), v2))
+    Ok((over(link, read, Role::Client, None), v2))
 }
 
 /// An HTTP answer where a WebSocket was asked for.
@@ -260,9 +260,14 @@ pub fn accept_answer(key: &HeaderValue, protocol: Option<HeaderValue>) -> http::
     answer
 }
 
-/// A WebSocket on an upgraded connection.
-pub fn over(link: Link, read: Bytes, role: Role) -> Socket {
-    WebSocket::new(link, read, role, MESSAGE_MAX)
+/// A WebSocket on an upgraded connection; `account` counts what it holds of messages under way.
+pub fn over(link: Link, read: Bytes, role: Role, account: Option<Arc<dyn Account>>) -> Socket {
+    let message_max = MESSAGE_MAX;
+    let settings = Settings {
+        message_max,
+        account,
+    };
+    WebSocket::new(link, read, role, settings)
 }
 
 /// Ends a fresh server socket the way the deployed parts do: a text, a close code, a short wait for the

@@ -87,7 +87,7 @@ pub async fn join(
             let client = hyper::upgrade::on(&mut request);
             tokio::spawn(async move {
                 if let Ok((link, read)) = http::upgraded(client).await {
-                    let socket = ws::over(link, read, Role::Server);
+                    let socket = ws::over(link, read, Role::Server, None);
                     ws::refuse(socket, &refusal.reason, refusal.code).await;
                 }
                 drop(place);

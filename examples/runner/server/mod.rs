@@ -215,7 +215,7 @@ impl Runner {
 /// The WebSocket on a connection that was promised one.
 async fn upgraded(upgrade: OnUpgrade, peer: SocketAddr) -> Option<Socket> {
     match net::within(ws::HANDSHAKE_TIMEOUT, http::upgraded(upgrade)).await {
-        Ok((link, read)) => Some(ws::over(link, read, Role::Server)),
+        Ok((link, read)) => Some(ws::over(link, read, Role::Server, None)),
         Err(error) => {
             tracing::debug!(%peer, "gone before its session began: {error}");
             None

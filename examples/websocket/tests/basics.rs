@@ -1,5 +1,4 @@
-//! The programs' WebSocket against tungstenite's on the other end of a real socket, and against bytes that
-//! no WebSocket sends.
+//! Against tungstenite on the other end of a real socket, and against bytes that no WebSocket sends.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -7,59 +6,25 @@
     missing_docs
 )]
 
-#[path = "../examples/common/random.rs"]
-#[allow(dead_code, unreachable_pub)]
-mod random;
-#[path = "../examples/common/websocket.rs"]
-#[allow(dead_code, unreachable_pub)]
-mod websocket;
+mod support;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
+use support::{MAX, open, other, payload, settings, sockets, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
-use tokio_tungstenite::tungstenite::{Error, Message};
-use websocket::WebSocket;
-
-const MAX: usize = 2 << 20;
-
-async fn sockets() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let near = TcpStream::connect(listener.local_addr().unwrap());
-    let (near, far) = tokio::join!(near, listener.accept());
-    (near.unwrap(), far.unwrap().0)
-}
-
-fn other(role: Role) -> Role {
-    match role {
-        Role::Client => Role::Server,
-        Role::Server => Role::Client,
-    }
-}
+use tunnel_websocket::{Error, Message, WebSocket};
 
 async fn pair(role: Role) -> (WebSocket<TcpStream>, WebSocketStream<TcpStream>) {
     let (near, far) = sockets().await;
-    let ours = WebSocket::new(near, Bytes::new(), role, MAX);
     let theirs = WebSocketStream::from_raw_socket(far, other(role), None).await;
-    (ours, theirs)
-}
-
-async fn within<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), work)
-        .await
-        .expect("stuck")
-}
-
-fn payload(len: usize, seed: u8) -> Bytes {
-    (0..len)
-        .map(|i| (i as u8).wrapping_mul(31) ^ seed)
-        .collect()
+    (open(near, role, MAX), theirs)
 }
 
 const SIZES: [usize; 12] = [
@@ -222,7 +187,7 @@ async fn the_closing_handshake_works_from_either_side() {
 /// The error that raw bytes from a client cause at a server of ours.
 async fn error_of(bytes: &[u8]) -> String {
     let (near, mut far) = sockets().await;
-    let mut ours = WebSocket::new(near, Bytes::new(), Role::Server, MAX);
+    let mut ours = open(near, Role::Server, MAX);
     far.write_all(bytes).await.unwrap();
     far.shutdown().await.unwrap();
     within(async {
@@ -240,14 +205,14 @@ async fn error_of(bytes: &[u8]) -> String {
 #[tokio::test]
 async fn what_breaks_the_protocol_is_an_error_and_the_end() {
     let cases: [(&[u8], &str); 10] = [
-        (&[0x82, 0x01, 7], "nmasked"),
-        (&[0xc2, 0x80, 0, 0, 0, 0], "eserved bits"),
-        (&[0x83, 0x80, 0, 0, 0, 0], "opcode"),
-        (&[0x80, 0x80, 0, 0, 0, 0], "ontinue"),
-        (&[0x09, 0x80, 0, 0, 0, 0], "ragmented control"),
-        (&[0x89, 0xfe, 0, 126, 0, 0, 0, 0], "ontrol frame too big"),
+        (&[0x82, 0x01, 7], "unmasked"),
+        (&[0xc2, 0x80, 0, 0, 0, 0], "reserved bits"),
+        (&[0x83, 0x80, 0, 0, 0, 0], "opcode 0x3"),
+        (&[0x80, 0x80, 0, 0, 0, 0], "continuation"),
+        (&[0x09, 0x80, 0, 0, 0, 0], "fragmented control"),
+        (&[0x89, 0xfe, 0, 126, 0, 0, 0, 0], "control frame of 126"),
         (&[0x81, 0x81, 0, 0, 0, 0, 0xff], "UTF-8"),
-        (&[0x88, 0x81, 0, 0, 0, 0, 3], "lose"),
+        (&[0x88, 0x81, 0, 0, 0, 0, 3], "close frame of one"),
         (
             &[0x82, 0xff, 0, 0, 0, 0, 0, 0x20, 0, 1, 0, 0, 0, 0],
             "too long",
@@ -270,7 +235,7 @@ async fn what_breaks_the_protocol_is_an_error_and_the_end() {
 #[tokio::test]
 async fn a_stream_of_small_fragments_is_bounded_by_the_message_limit() {
     let (near, mut far) = sockets().await;
-    let mut ours = WebSocket::new(near, Bytes::new(), Role::Server, 1000);
+    let mut ours = open(near, Role::Server, 1000);
     let writer = tokio::spawn(async move {
         let mut frame = vec![0x02, 0xe4, 0, 0, 0, 0];
         frame.extend_from_slice(&[1; 100]);
@@ -282,7 +247,7 @@ async fn a_stream_of_small_fragments_is_bounded_by_the_message_limit() {
         }
     });
     let error = within(ours.next()).await.unwrap().unwrap_err();
-    assert!(matches!(error, Error::Capacity(_)), "{error}");
+    assert!(matches!(error, Error::TooLong { .. }), "{error}");
     drop(ours);
     within(writer).await.unwrap();
 }
@@ -291,7 +256,7 @@ async fn a_stream_of_small_fragments_is_bounded_by_the_message_limit() {
 async fn what_was_read_with_the_handshake_comes_first() {
     let (near, mut far) = sockets().await;
     let read = Bytes::from_static(&[0x82, 3, b'o', b'n']);
-    let mut ours = WebSocket::new(near, read, Role::Client, MAX);
+    let mut ours = WebSocket::new(near, read, Role::Client, settings(MAX));
     far.write_all(b"e\x82\x01!").await.unwrap();
     within(async {
         assert_eq!(
@@ -310,7 +275,7 @@ async fn what_was_read_with_the_handshake_comes_first() {
 async fn a_peer_that_does_not_read_is_waited_for() {
     let (mut ours, far) = {
         let (near, far) = sockets().await;
-        (WebSocket::new(near, Bytes::new(), Role::Server, MAX), far)
+        (open(near, Role::Server, MAX), far)
     };
     let mut sent = 0_usize;
     let filled = tokio::time::timeout(Duration::from_millis(500), async {

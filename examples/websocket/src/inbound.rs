@@ -1,0 +1,251 @@
+//! The reading half: from bytes to messages, with a bound on what is held and on what is done at once.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::AsyncRead;
+use tokio_util::io::poll_read_buf;
+use tungstenite::Message;
+use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
+use tungstenite::protocol::{CloseFrame, Role};
+
+use crate::budget::Charge;
+use crate::close;
+use crate::error::{Error, Violation};
+use crate::header::Header;
+use crate::limits::{BYTES_PER_TURN, FRAMES_PER_TURN, FREE_ALLOWANCE, READ_AHEAD_MAX, READ_MIN};
+use crate::mask::apply_mask;
+use crate::partial::{Partial, message};
+
+/// What was read, and what is known of the message it is part of.
+#[derive(Debug)]
+pub(crate) struct Inbound {
+    role: Role,
+    message_max: usize,
+    buffer: BytesMut,
+    /// Size of the allocation that `buffer` is the rest of.
+    allocated: usize,
+    read_size: usize,
+    partial: Option<Partial>,
+    charge: Charge,
+    /// Frames since others last had their turn.
+    frames: usize,
+    /// Bytes read since then, or since the last message.
+    bytes: usize,
+}
+
+/// What one look at the buffer found.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Data(Message),
+    Ping(Bytes),
+    Pong(Bytes),
+    Close(Option<CloseFrame>),
+    /// At least so many bytes are missing.
+    Missing(usize),
+    /// There may be more, but others are to have their turn first.
+    Enough,
+}
+
+impl Inbound {
+    pub(crate) fn new(read: Bytes, role: Role, message_max: usize, charge: Charge) -> Self {
+        let buffer = BytesMut::from(read);
+        Self {
+            role,
+            message_max,
+            allocated: buffer.capacity(),
+            buffer,
+            read_size: READ_MIN,
+            partial: None,
+            charge,
+            frames: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Takes the next message, or control frame, off what was read.
+    pub(crate) fn next(&mut self) -> Result<Found, Error> {
+        loop {
+            if self.frames >= FRAMES_PER_TURN || self.bytes >= BYTES_PER_TURN {
+                return Ok(Found::Enough);
+            }
+            let Some(header) = Header::parse(&self.buffer, self.role)? else {
+                return Ok(Found::Missing(1));
+            };
+            self.check_data(&header)?;
+            let whole = header.size.saturating_add(header.len);
+            if let Some(missing) = whole.checked_sub(self.buffer.len() + 1) {
+                return Ok(Found::Missing(missing + 1));
+            }
+            self.frames += 1;
+            self.buffer.advance(header.size);
+            let mut payload = self.buffer.split_to(header.len);
+            if let Some(key) = header.mask {
+                apply_mask(&mut payload, key);
+            }
+            if let Some(found) = self.take_frame(&header, payload)? {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Whether a data frame may come now, and is not too long: known before its payload has come.
+    fn check_data(&self, header: &Header) -> Result<(), Error> {
+        let OpCode::Data(kind) = header.opcode else {
+            return Ok(());
+        };
+        let before = match (kind, &self.partial) {
+            (Data::Continue, Some(partial)) => partial.len(),
+            (Data::Continue, None) => return Err(Violation::UnexpectedContinuation.into()),
+            (_, Some(_)) => return Err(Violation::ExpectedContinuation.into()),
+            (_, None) => 0,
+        };
+        let size = header.len.saturating_add(before);
+        if size > self.message_max {
+            let max = self.message_max;
+            return Err(Error::TooLong { size, max });
+        }
+        Ok(())
+    }
+
+    fn take_frame(&mut self, header: &Header, payload: BytesMut) -> Result<Option<Found>, Error> {
+        let kind = match header.opcode {
+            OpCode::Control(control) => return take_control(control, &payload).map(Some),
+            OpCode::Data(kind) => kind,
+        };
+        if header.is_final && self.partial.is_none() {
+            let payload = self.unpinned(payload);
+            self.bytes = 0;
+            return message(kind, payload).map(|message| Some(Found::Data(message)));
+        }
+        let mut partial = self.partial.take().unwrap_or_else(|| Partial::new(kind));
+        let grown = partial.held().max(partial.len() + payload.len());
+        if !self.charge.hold(self.allocated + grown) {
+            return Err(Error::NoMemory);
+        }
+        partial.push(&payload, header.is_final)?;
+        if header.is_final {
+            self.bytes = 0;
+            let message = partial.into_message()?;
+            return Ok(Some(Found::Data(message)));
+        }
+        self.partial = Some(partial);
+        Ok(None)
+    }
+
+    /// Kept by a reader who is in no hurry, a payload must not pin a read buffer of many times its size.
+    fn unpinned(&self, payload: BytesMut) -> BytesMut {
+        if payload.len() < self.read_size / 8 {
+            return BytesMut::from(&*payload);
+        }
+        payload
+    }
+
+    /// Reads more: of a frame that still misses so many bytes. `Ok(0)` is the end of the input.
+    pub(crate) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &mut (impl AsyncRead + Unpin),
+        missing: usize,
+    ) -> Poll<Result<usize, Error>> {
+        self.make_room(missing)?;
+        let room = self.buffer.capacity() - self.buffer.len();
+        let read = poll_read_buf(Pin::new(socket), cx, &mut self.buffer);
+        if read.is_pending() {
+            self.rest();
+        }
+        let len = ready!(read)?;
+        if len == room {
+            self.read_size = (self.read_size * 2).min(READ_AHEAD_MAX);
+        } else if len < self.read_size / 4 {
+            self.read_size = (self.read_size / 2).max(READ_MIN);
+        }
+        self.bytes += len;
+        Poll::Ready(Ok(len))
+    }
+
+    /// Others have their turn now, because nothing has come or enough was done.
+    pub(crate) fn rest(&mut self) {
+        self.frames = 0;
+        self.bytes = 0;
+        if self.buffer.is_empty() && self.allocated > READ_MIN {
+            self.buffer = BytesMut::new();
+            self.allocated = 0;
+        }
+        // Not granted only where an allocation came out larger than was asked for.
+        let held = self.allocated + self.partial.as_ref().map_or(0, Partial::held);
+        self.charge.hold(held);
+    }
+
+    fn make_room(&mut self, missing: usize) -> Result<(), Error> {
+        let len = self.buffer.len();
+        let room = self.buffer.capacity() - len;
+        // In proportion to what has come: a length alone costs the other side nothing.
+        let wanted = self.read_size.max(missing.min(len));
+        if room >= wanted.min(missing.max(READ_MIN)) {
+            return Ok(());
+        }
+        let partial = self.partial.as_ref().map_or(0, Partial::held);
+        let grown = self.allocated.max(len + wanted);
+        if self.charge.hold(partial + grown) {
+            self.buffer.reserve(wanted);
+            self.allocated = self.allocated.max(self.buffer.capacity());
+            return Ok(());
+        }
+        // Without memory to spare, as little as the frame needs.
+        self.read_size = READ_MIN;
+        let least = missing.clamp(1, READ_MIN);
+        if room >= least {
+            return Ok(());
+        }
+        if !self.charge.hold(partial + len + least) {
+            return Err(Error::NoMemory);
+        }
+        let mut exact = BytesMut::with_capacity(len + least);
+        exact.extend_from_slice(&self.buffer);
+        self.allocated = exact.capacity();
+        self.buffer = exact;
+        Ok(())
+    }
+
+    /// Nothing has begun that has not come to its end.
+    pub(crate) fn is_between_messages(&self) -> bool {
+        self.buffer.is_empty() && self.partial.is_none()
+    }
+
+    /// Lets go of everything: nothing more will be taken.
+    pub(crate) fn clear(&mut self) {
+        self.buffer = BytesMut::new();
+        self.allocated = 0;
+        self.partial = None;
+        self.charge.hold(0);
+    }
+}
+
+fn take_control(control: Control, payload: &[u8]) -> Result<Found, Error> {
+    // Copied, so that nothing pins the read buffer.
+    let payload = Bytes::copy_from_slice(payload);
+    match control {
+        Control::Ping => Ok(Found::Ping(payload)),
+        Control::Pong => Ok(Found::Pong(payload)),
+        Control::Close => close::parse(payload).map(Found::Close),
+        Control::Reserved(opcode) => Err(Violation::ReservedOpcode(opcode).into()),
+    }
+}
+
+/// Reads and throws away, at most `most` bytes; the number of them, 0 at the end of the input.
+pub(crate) fn poll_discard(
+    cx: &mut Context<'_>,
+    socket: &mut (impl AsyncRead + Unpin),
+    most: usize,
+) -> Poll<io::Result<usize>> {
+    let mut buffer = [0; 4096];
+    let buffer = buffer.get_mut(..most.min(4096)).unwrap_or_default();
+    let mut buffer = tokio::io::ReadBuf::new(buffer);
+    ready!(Pin::new(socket).poll_read(cx, &mut buffer))?;
+    Poll::Ready(Ok(buffer.filled().len()))
+}
+
+const _: () = assert!(READ_MIN <= FREE_ALLOWANCE);

@@ -1,0 +1,34 @@
+//! The WebSocket of the example programs (RFC 6455), after its handshake: a `Stream` and a `Sink` of
+//! messages on any socket.
+//!
+//! Messages are read into, and written from, where they lie. tungstenite supplies the message type and the
+//! frame headers. Whatever the peer does, memory and the work of one poll stay bounded: see [`limits`].
+//!
+//! | it | ends with |
+//! |---|---|
+//! | breaks RFC 6455 (also lengths that are not minimal) | 1002 |
+//! | sends text, or a close reason, that is not UTF-8 | 1007 |
+//! | sends an empty fragment that is not the last, or too many fragments | 1008 |
+//! | sends a message that is too long | 1009 |
+//! | needs memory that the process does not have | 1013 |
+
+#![forbid(unsafe_code)]
+
+mod budget;
+mod close;
+mod error;
+mod header;
+mod inbound;
+pub mod limits;
+mod mask;
+mod outbound;
+mod partial;
+mod random;
+mod socket;
+
+pub use budget::Account;
+pub use error::{Error, Violation};
+pub use random::random;
+pub use socket::{Settings, WebSocket};
+pub use tungstenite::Message;
+pub use tungstenite::protocol::{CloseFrame, Role};

@@ -1,0 +1,196 @@
+//! The writing half: a bounded queue of frames.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::io::AsyncWrite;
+use tungstenite::protocol::frame::FrameHeader;
+use tungstenite::protocol::frame::coding::{Control, OpCode};
+use tungstenite::protocol::{CloseFrame, Role};
+
+use crate::close;
+use crate::limits::{HEADER_MAX, SCRATCH, SMALL, WRITE_BUFFER, WRITE_SLICES};
+use crate::mask::apply_mask;
+use crate::random::random;
+
+/// Frames that wait to be written.
+///
+/// Parts of `queue` go first, then `scratch`. Small frames share a part, so the parts are few when the bytes
+/// are.
+#[derive(Debug)]
+pub(crate) struct Outbound {
+    role: Role,
+    queue: VecDeque<Bytes>,
+    /// Headers and small frames, the last in line.
+    scratch: BytesMut,
+    /// Bytes in `queue` and `scratch`.
+    queued: usize,
+    /// Bytes ever written.
+    written: u64,
+    /// The answer to the last ping. One before it that did not go out need not (RFC 6455 section 5.5.3).
+    pong: Option<Bytes>,
+    /// Written as a whole when that many bytes are.
+    pong_end: u64,
+    closed: bool,
+    /// Something waits that no caller will flush.
+    owes: bool,
+}
+
+impl Outbound {
+    pub(crate) fn new(role: Role) -> Self {
+        Self {
+            role,
+            queue: VecDeque::new(),
+            scratch: BytesMut::new(),
+            queued: 0,
+            written: 0,
+            pong: None,
+            pong_end: 0,
+            closed: false,
+            owes: false,
+        }
+    }
+
+    /// Sees to it that a ping is answered: by one pong at a time, and the next when that one is written.
+    pub(crate) fn answer(&mut self, ping: Bytes) {
+        self.pong = Some(ping);
+        self.owes = true;
+    }
+
+    /// Queues the close frame, the last frame of all.
+    pub(crate) fn close(&mut self, frame: Option<&CloseFrame>) {
+        if !self.closed {
+            self.push(OpCode::Control(Control::Close), close::payload(frame));
+            self.closed = true;
+            self.owes = true;
+        }
+    }
+
+    /// Queues one frame. After a close frame there are no more.
+    pub(crate) fn push(&mut self, opcode: OpCode, payload: Bytes) {
+        if self.closed {
+            return;
+        }
+        let header = FrameHeader {
+            opcode,
+            mask: (self.role == Role::Client).then(random),
+            ..FrameHeader::default()
+        };
+        let small = payload.len() <= SMALL;
+        let room = HEADER_MAX + if small { payload.len() } else { 0 };
+        if self.scratch.capacity() - self.scratch.len() < room {
+            self.enqueue_scratch();
+            self.scratch.reserve(room.max(SCRATCH));
+        }
+        let start = self.scratch.len();
+        // A buffer in memory takes everything.
+        let _ = header.format(payload.len() as u64, &mut (&mut self.scratch).writer());
+        if small {
+            let body = self.scratch.len();
+            self.scratch.put_slice(&payload);
+            if let (Some(key), Some(copied)) = (header.mask, self.scratch.get_mut(body..)) {
+                apply_mask(copied, key);
+            }
+        }
+        self.queued += self.scratch.len() - start;
+        if !small {
+            self.enqueue_scratch();
+            self.queued += payload.len();
+            self.queue.push_back(match header.mask {
+                None => payload,
+                Some(key) => masked(payload, key),
+            });
+        }
+    }
+
+    fn enqueue_scratch(&mut self) {
+        if !self.scratch.is_empty() {
+            self.queue.push_back(self.scratch.split().freeze());
+        }
+    }
+
+    /// Writes what is queued.
+    pub(crate) fn poll_drain(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &mut (impl AsyncWrite + Unpin),
+    ) -> Poll<io::Result<()>> {
+        loop {
+            self.push_pong();
+            if self.queued == 0 {
+                break;
+            }
+            let written = ready!(self.poll_write(cx, socket))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.advance(written);
+        }
+        self.owes = false;
+        if self.scratch.capacity() > SCRATCH {
+            self.scratch = BytesMut::new();
+        }
+        Pin::new(socket).poll_flush(cx)
+    }
+
+    fn push_pong(&mut self) {
+        if self.written >= self.pong_end {
+            if let Some(payload) = self.pong.take() {
+                self.push(OpCode::Control(Control::Pong), payload);
+                self.pong_end = self.written + self.queued as u64;
+            }
+        }
+    }
+
+    fn poll_write(
+        &self,
+        cx: &mut Context<'_>,
+        socket: &mut (impl AsyncWrite + Unpin),
+    ) -> Poll<io::Result<usize>> {
+        let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
+        let mut count = 0;
+        let parts = self.queue.iter().map(|part| &**part);
+        let last = (!self.scratch.is_empty()).then_some(&*self.scratch);
+        for (slice, part) in slices.iter_mut().zip(parts.chain(last)) {
+            *slice = IoSlice::new(part);
+            count += 1;
+        }
+        let slices = slices.get(..count).unwrap_or_default();
+        Pin::new(socket).poll_write_vectored(cx, slices)
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        self.queued -= written;
+        self.written += written as u64;
+        while let Some(front) = self.queue.front_mut().filter(|_| written > 0) {
+            let part = written.min(front.len());
+            front.advance(part);
+            written -= part;
+            if front.is_empty() {
+                self.queue.pop_front();
+            }
+        }
+        self.scratch.advance(written);
+    }
+
+    /// More waits than is taken before some of it is written.
+    pub(crate) fn is_full(&self) -> bool {
+        self.queued >= WRITE_BUFFER
+    }
+
+    /// Whether there is something to write that nobody else will see to.
+    pub(crate) fn owes(&self) -> bool {
+        self.owes
+    }
+}
+
+/// In place where nobody else holds the payload: a message that was read behind headroom.
+fn masked(payload: Bytes, key: [u8; 4]) -> Bytes {
+    let owned = payload.try_into_mut();
+    let mut owned = owned.unwrap_or_else(|shared| BytesMut::from(&*shared));
+    apply_mask(&mut owned, key);
+    owned.freeze()
+}

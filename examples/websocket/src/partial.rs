@@ -1,0 +1,83 @@
+//! A message that comes in fragments, RFC 6455 section 5.4.
+
+use bytes::BytesMut;
+use tungstenite::Message;
+use tungstenite::protocol::frame::Utf8Bytes;
+use tungstenite::protocol::frame::coding::Data;
+
+use crate::error::{Error, Violation};
+use crate::limits::FRAGMENTS_MAX;
+
+/// What came of a message so far.
+#[derive(Debug)]
+pub(crate) struct Partial {
+    kind: Data,
+    payload: BytesMut,
+    fragments: usize,
+    /// So many bytes of a text are known to be UTF-8.
+    valid: usize,
+}
+
+impl Partial {
+    pub(crate) fn new(kind: Data) -> Self {
+        Self {
+            kind,
+            payload: BytesMut::new(),
+            fragments: 0,
+            valid: 0,
+        }
+    }
+
+    /// Adds a fragment; a text that can no longer become one is found out at once.
+    pub(crate) fn push(&mut self, payload: &[u8], is_final: bool) -> Result<(), Error> {
+        if payload.is_empty() && !is_final && self.fragments > 0 {
+            return Err(Error::EmptyFragment);
+        }
+        self.fragments += 1;
+        if self.fragments > FRAGMENTS_MAX {
+            return Err(Error::TooManyFragments);
+        }
+        self.payload.extend_from_slice(payload);
+        if self.kind == Data::Text {
+            self.check_text()?;
+        }
+        Ok(())
+    }
+
+    fn check_text(&mut self) -> Result<(), Error> {
+        let unchecked = self.payload.get(self.valid..).unwrap_or_default();
+        match std::str::from_utf8(unchecked) {
+            Ok(text) => self.valid += text.len(),
+            // The rest of a character may be in the next fragment.
+            Err(error) if error.error_len().is_none() => self.valid += error.valid_up_to(),
+            Err(_) => return Err(Error::Utf8),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.payload.len()
+    }
+
+    /// Bytes of memory held.
+    pub(crate) fn held(&self) -> usize {
+        self.payload.capacity()
+    }
+
+    pub(crate) fn into_message(self) -> Result<Message, Error> {
+        message(self.kind, self.payload)
+    }
+}
+
+/// A whole message of this kind.
+pub(crate) fn message(kind: Data, payload: BytesMut) -> Result<Message, Error> {
+    let payload = payload.freeze();
+    match kind {
+        Data::Text => Utf8Bytes::try_from(payload)
+            .map(Message::Text)
+            .map_err(|_| Error::Utf8),
+        Data::Binary => Ok(Message::Binary(payload)),
+        Data::Continue => Err(Violation::UnexpectedContinuation.into()),
+        Data::Reserved(opcode) => Err(Violation::ReservedOpcode(opcode).into()),
+    }
+}

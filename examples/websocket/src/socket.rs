@@ -1,0 +1,239 @@
+//! The WebSocket itself: reading and writing on one socket.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures_core::Stream;
+use futures_sink::Sink;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tungstenite::Message;
+use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
+use tungstenite::protocol::{CloseFrame, Role};
+
+use crate::budget::{Account, Charge};
+use crate::error::Error;
+use crate::inbound::{Found, Inbound, poll_discard};
+use crate::limits::{CONTROL_MAX, DISCARDED_MAX};
+use crate::outbound::Outbound;
+
+/// What a WebSocket takes from its peer.
+#[derive(Clone)]
+pub struct Settings {
+    /// Bytes of the longest message.
+    pub message_max: usize,
+    /// Who counts the memory of messages under way; nobody by default.
+    pub account: Option<Arc<dyn Account>>,
+}
+
+/// A WebSocket after its handshake: a `Stream` and `Sink` of messages, for one task.
+///
+/// Pings are answered, and the closing handshake is done, while it is polled.
+#[derive(Debug)]
+pub struct WebSocket<S> {
+    socket: S,
+    inbound: Inbound,
+    outbound: Outbound,
+    state: State,
+}
+
+/// `Open -> Ended`, or `Open -> Failed` after an error that the peer is told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    /// Nothing more is read.
+    Ended,
+    /// So many bytes were thrown away since.
+    Failed(usize),
+}
+
+impl<S> WebSocket<S> {
+    /// Goes on where the handshake left `socket`, of which `read` was read already.
+    pub fn new(socket: S, read: Bytes, role: Role, settings: Settings) -> Self {
+        let charge = Charge::new(settings.account);
+        Self {
+            socket,
+            inbound: Inbound::new(read, role, settings.message_max, charge),
+            outbound: Outbound::new(role),
+            state: State::Open,
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.outbound.poll_drain(cx, &mut self.socket)
+    }
+
+    /// Tells the peer why as far as the socket takes it now, and ends.
+    fn fail(&mut self, cx: &mut Context<'_>, error: Error) -> Error {
+        self.inbound.clear();
+        self.state = State::Ended;
+        if let Some(code) = error.close_code() {
+            self.state = State::Failed(0);
+            self.outbound.close(Some(&CloseFrame {
+                code: code.into(),
+                reason: "".into(),
+            }));
+            // What is left of it is written by `poll_close`.
+            let _ = self.poll_drain(cx);
+        }
+        error
+    }
+
+    fn take(&mut self, cx: &mut Context<'_>, found: Found) -> io::Result<Option<Message>> {
+        Ok(match found {
+            Found::Data(message) => Some(message),
+            Found::Ping(payload) => {
+                self.outbound.answer(payload.clone());
+                if let Poll::Ready(Err(error)) = self.poll_drain(cx) {
+                    return Err(error);
+                }
+                Some(Message::Ping(payload))
+            }
+            Found::Pong(payload) => Some(Message::Pong(payload)),
+            Found::Close(frame) => {
+                self.state = State::Ended;
+                self.inbound.clear();
+                self.outbound.close(frame.as_ref());
+                Some(Message::Close(frame))
+            }
+            Found::Missing(_) | Found::Enough => None,
+        })
+    }
+
+    fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, Error>> {
+        loop {
+            let missing = match self.inbound.next()? {
+                Found::Missing(missing) => missing,
+                Found::Enough => {
+                    self.inbound.rest();
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                found => return Poll::Ready(Ok(self.take(cx, found)?)),
+            };
+            let len = ready!(self.inbound.poll_read(cx, &mut self.socket, missing))?;
+            if len == 0 {
+                if !self.inbound.is_between_messages() {
+                    return Poll::Ready(Err(Error::Cut));
+                }
+                self.state = State::Ended;
+                return Poll::Ready(Ok(None));
+            }
+        }
+    }
+
+    /// Lets the peer read why it was let go: a socket that is dropped while it still receives takes back
+    /// what was sent on it.
+    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while let State::Failed(discarded) = self.state {
+            let left = DISCARDED_MAX.saturating_sub(discarded);
+            if left == 0 {
+                break;
+            }
+            match ready!(poll_discard(cx, &mut self.socket, left)) {
+                Ok(len) if len > 0 => self.state = State::Failed(discarded + len),
+                _ => break,
+            }
+        }
+        self.state = State::Ended;
+        Poll::Ready(())
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream for WebSocket<S> {
+    type Item = Result<Message, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        if this.outbound.owes() {
+            let owed = this.poll_drain(cx);
+            if this.state == State::Ended {
+                // The answer to a close frame.
+                let _ = ready!(owed);
+            } else if let (State::Open, Poll::Ready(Err(error))) = (this.state, owed) {
+                return Poll::Ready(Some(Err(this.fail(cx, error.into()))));
+            }
+        }
+        if this.state != State::Open {
+            return Poll::Ready(None);
+        }
+        match ready!(this.poll_message(cx)) {
+            Ok(message) => Poll::Ready(message.map(Ok)),
+            Err(error) => Poll::Ready(Some(Err(this.fail(cx, error)))),
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Sink<Message> for WebSocket<S> {
+    type Error = Error;
+
+    fn poll_ready(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        if self.outbound.owes() || self.outbound.is_full() {
+            let drained = self.poll_drain(cx)?;
+            if drained.is_pending() && self.outbound.is_full() {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn start_send(mut self: Pin<&mut Self>, message: Message) -> Result<(), Error> {
+        let (opcode, payload) = match message {
+            Message::Binary(payload) => (OpCode::Data(Data::Binary), payload),
+            Message::Text(text) => (OpCode::Data(Data::Text), text.into()),
+            Message::Ping(payload) => (OpCode::Control(Control::Ping), short(payload)?),
+            Message::Pong(payload) => (OpCode::Control(Control::Pong), short(payload)?),
+            Message::Close(frame) => {
+                let len = frame.as_ref().map_or(0, |frame| 2 + frame.reason.len());
+                if len > CONTROL_MAX {
+                    return Err(Error::ControlTooLong(len));
+                }
+                self.outbound.close(frame.as_ref());
+                return Ok(());
+            }
+            Message::Frame(_) => return Err(Error::BareFrame),
+        };
+        self.outbound.push(opcode, payload);
+        Ok(())
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.poll_drain(cx).map_err(Error::Io)
+    }
+
+    /// Sends a close frame (1001, going away) if none was; does not wait for the other side's. After an
+    /// error it waits for the other side to end the connection, and throws away a bounded amount until then.
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.outbound.close(Some(&CloseFrame {
+            code: CloseCode::Away,
+            reason: "".into(),
+        }));
+        ready!(self.poll_drain(cx))?;
+        if let State::Failed(_) = self.state {
+            ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
+            ready!(self.poll_discard(cx));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn short(payload: Bytes) -> Result<Bytes, Error> {
+    if payload.len() > CONTROL_MAX {
+        return Err(Error::ControlTooLong(payload.len()));
+    }
+    Ok(payload)
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("message_max", &self.message_max)
+            .field("account", &self.account.is_some())
+            .finish()
+    }
+}

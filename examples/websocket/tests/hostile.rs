@@ -1,0 +1,328 @@
+//! What a hostile peer can do to memory and to the thread: a stated bound each.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    missing_docs
+)]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use support::{MAX, frame, open, other, settings, sockets, within};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tunnel_websocket::limits::{FRAGMENTS_MAX, FREE_ALLOWANCE, READ_AHEAD_MAX, WRITE_BUFFER};
+use tunnel_websocket::{Account, Error, Message, Role, WebSocket};
+
+const ROLES: [Role; 2] = [Role::Client, Role::Server];
+
+const BINARY: u8 = 0x82;
+const CONTINUATION: u8 = 0x00;
+const BINARY_BEGIN: u8 = 0x02;
+const CLOSE: u8 = 0x88;
+const PING: u8 = 0x89;
+const PONG: u8 = 0x8a;
+
+/// Frames of `role` in bytes as they were sent: opcode and payload.
+fn frames(mut bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
+    let mut frames = Vec::new();
+    while let [first, second, rest @ ..] = bytes {
+        let len = usize::from(second & 0x7f);
+        assert!(len < 126, "only control frames are expected");
+        let masked = second & 0x80 != 0;
+        let (key, rest) = rest.split_at(if masked { 4 } else { 0 });
+        let (payload, rest) = rest.split_at(len);
+        let unmask = |(at, byte): (usize, &u8)| byte ^ key.get(at % 4).unwrap_or(&0);
+        frames.push((*first, payload.iter().enumerate().map(unmask).collect()));
+        bytes = rest;
+    }
+    frames
+}
+
+/// A peer that pings and does not read costs two pongs: one on its way, and the answer to the last ping.
+#[tokio::test]
+async fn pings_of_a_peer_that_does_not_read_leave_two_pongs() {
+    const ROOM: usize = 64;
+    const PINGS: u32 = 100_000;
+    for role in ROLES {
+        let (near, far) = duplex(ROOM);
+        let mut ours = open(near, role, MAX);
+        let (mut from_ours, mut to_ours) = tokio::io::split(far);
+        let flood = tokio::spawn(async move {
+            for i in 0..PINGS {
+                let ping = frame(other(role), PING, &i.to_be_bytes());
+                to_ours.write_all(&ping).await.unwrap();
+            }
+            to_ours
+        });
+        for _ in 0..PINGS {
+            let message = within(ours.next()).await.unwrap().unwrap();
+            assert!(matches!(message, Message::Ping(_)), "{message:?}");
+        }
+        let reader = tokio::spawn(async move {
+            let mut all = Vec::new();
+            from_ours.read_to_end(&mut all).await.unwrap();
+            all
+        });
+        within(ours.flush()).await.unwrap();
+        drop((ours, within(flood).await.unwrap()));
+        let pongs = frames(&within(reader).await.unwrap());
+        assert!(pongs.iter().all(|(first, _)| *first == PONG));
+        assert_eq!(pongs.last().unwrap().1, (PINGS - 1).to_be_bytes());
+        // As many as the transport took, and two.
+        let taken = ROOM / frame(role, PONG, &[0; 4]).len() + 1;
+        assert!(pongs.len() <= taken + 2, "{} pongs", pongs.len());
+    }
+}
+
+/// Also while our own pings, and messages, wait.
+#[tokio::test]
+async fn what_waits_to_be_written_is_bounded() {
+    for size in [0, 4, 125, 2000] {
+        let (near, _far) = duplex(64);
+        let mut ours = open(near, Role::Client, MAX);
+        let payload = vec![0; size];
+        let mut queued = 0;
+        let filling = async {
+            loop {
+                let message = match size {
+                    0..126 => Message::Ping(payload.clone().into()),
+                    _ => Message::Binary(payload.clone().into()),
+                };
+                ours.feed(message).await.unwrap();
+                queued += size + 6;
+            }
+        };
+        let filled = tokio::time::timeout(Duration::from_millis(300), filling).await;
+        assert!(filled.is_err(), "it must not take messages for ever");
+        let bound = WRITE_BUFFER + size + 2 * 64;
+        assert!((WRITE_BUFFER..=bound).contains(&queued), "{queued}");
+    }
+}
+
+/// A transport with endless input: whoever does not yield never ends.
+async fn others_progress(role: Role, endless: &'static [u8], count: usize) -> bool {
+    let (near, far) = duplex(64 << 10);
+    let mut ours = open(near, role, MAX);
+    let (_keep, mut to_ours) = tokio::io::split(far);
+    let flood = tokio::spawn(async move { while to_ours.write_all(endless).await.is_ok() {} });
+    let mut ended = false;
+    let mut steps = 0;
+    let work = async {
+        // A task that polls for ever, but for the turns that it gives.
+        while let Some(message) = ours.next().await {
+            if message.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = work => ended = true,
+        () = async {
+            while steps < count {
+                tokio::task::yield_now().await;
+                steps += 1;
+            }
+        } => {}
+    }
+    flood.abort();
+    !ended
+}
+
+#[tokio::test]
+async fn no_flood_keeps_the_thread() {
+    let pings: &[u8] = &[0x89, 0, 0x89, 0, 0x89, 0, 0x89, 0];
+    let pongs: &[u8] = &[0x8a, 0, 0x8a, 0, 0x8a, 0, 0x8a, 0];
+    let empties: &[u8] = &[0x82, 0, 0x82, 0, 0x82, 0, 0x82, 0];
+    for endless in [pings, pongs, empties] {
+        let lasting = within(others_progress(Role::Client, endless, 200)).await;
+        assert!(lasting, "legal frames, however many, end nothing");
+    }
+}
+
+/// One poll of the stream, without a runtime's help, does bounded work.
+#[tokio::test]
+async fn a_poll_takes_a_bounded_number_of_frames() {
+    let mut bytes = frame(Role::Client, BINARY_BEGIN, b"");
+    for _ in 0..1000 {
+        bytes.extend(frame(Role::Client, CONTINUATION, b"x"));
+    }
+    bytes.extend(frame(Role::Client, 0x80, b"x"));
+    let (near, _far) = duplex(64);
+    let mut ours = WebSocket::new(near, bytes.into(), Role::Server, settings(MAX));
+    let mut yields = 0;
+    let message = loop {
+        let polled = futures_util::poll!(ours.next());
+        match polled {
+            std::task::Poll::Ready(message) => break message.unwrap().unwrap(),
+            std::task::Poll::Pending => yields += 1,
+        }
+        assert!(yields < 100);
+    };
+    assert_eq!(message.into_data().len(), 1001);
+    assert!(yields >= 1002 / 64, "{yields}");
+}
+
+/// What a peer's bytes end with: our error, and the close code that the peer reads.
+async fn verdict(role: Role, bytes: Vec<u8>) -> (Error, Option<u16>) {
+    let (near, far) = sockets().await;
+    let mut ours = open(near, role, MAX);
+    let (mut from_ours, mut to_ours) = far.into_split();
+    // Longer than what the other side takes: the reason has to get through all the same.
+    let writer = tokio::spawn(async move { to_ours.write_all(&bytes).await.map(|()| to_ours) });
+    let error = within(async {
+        loop {
+            match ours.next().await.unwrap() {
+                Ok(_) => {}
+                Err(error) => return error,
+            }
+        }
+    })
+    .await;
+    assert!(within(ours.next()).await.is_none(), "an error is the end");
+    let closing = tokio::spawn(async move { ours.close().await });
+    let mut told = Vec::new();
+    within(from_ours.read_to_end(&mut told)).await.unwrap();
+    drop(writer.await);
+    drop(within(closing).await);
+    let code = frames(&told).into_iter().find(|(first, _)| *first == CLOSE);
+    let code = code.map(|(_, payload)| u16::from_be_bytes([payload[0], payload[1]]));
+    (error, code)
+}
+
+#[tokio::test]
+async fn an_empty_fragment_in_the_middle_is_the_end() {
+    for role in ROLES {
+        let peer = other(role);
+        let mut bytes = frame(peer, BINARY_BEGIN, b"");
+        bytes.extend(frame(peer, CONTINUATION, b""));
+        let (error, code) = verdict(role, bytes).await;
+        assert!(matches!(error, Error::EmptyFragment), "{error}");
+        assert_eq!(code, Some(1008));
+    }
+}
+
+#[tokio::test]
+async fn fragments_of_a_message_are_counted() {
+    for role in ROLES {
+        let peer = other(role);
+        let mut bytes = frame(peer, BINARY_BEGIN, b"");
+        for _ in 0..FRAGMENTS_MAX {
+            bytes.extend(frame(peer, CONTINUATION, b"x"));
+        }
+        let (error, code) = verdict(role, bytes).await;
+        assert!(matches!(error, Error::TooManyFragments), "{error}");
+        assert_eq!(code, Some(1008));
+    }
+}
+
+/// An account with a limit, and the most that was ever taken.
+#[derive(Default)]
+struct Purse {
+    limit: usize,
+    taken: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Account for Purse {
+    fn take(&self, bytes: usize) -> bool {
+        let before = self.taken.fetch_add(bytes, Ordering::SeqCst);
+        if before + bytes > self.limit {
+            self.give_back(bytes);
+            return false;
+        }
+        self.most.fetch_max(before + bytes, Ordering::SeqCst);
+        true
+    }
+
+    fn give_back(&self, bytes: usize) {
+        let before = self.taken.fetch_sub(bytes, Ordering::SeqCst);
+        assert!(before >= bytes, "more given back than taken");
+    }
+}
+
+fn purse(limit: usize) -> Arc<Purse> {
+    Arc::new(Purse {
+        limit,
+        ..Purse::default()
+    })
+}
+
+fn charged(role: Role, purse: &Arc<Purse>) -> (WebSocket<DuplexStream>, DuplexStream) {
+    let (near, far) = duplex(4 << 20);
+    let mut settings = settings(MAX);
+    settings.account = Some(Arc::clone(purse) as Arc<dyn Account>);
+    (WebSocket::new(near, Bytes::new(), role, settings), far)
+}
+
+#[tokio::test]
+async fn half_messages_are_charged_and_given_back() {
+    for role in ROLES {
+        let peer = other(role);
+        let whole = frame(peer, BINARY, &[7; 300_000]);
+        let mut fragment = frame(peer, BINARY_BEGIN, &[7; 150_000]);
+        fragment.extend(frame(peer, CONTINUATION, &[7; 150_000]));
+        for bytes in [&whole[..290_000], &fragment] {
+            let purse = purse(usize::MAX / 2);
+            let (mut ours, mut far) = charged(role, &purse);
+            far.write_all(bytes).await.unwrap();
+            let nothing = tokio::time::timeout(Duration::from_millis(200), ours.next()).await;
+            assert!(nothing.is_err());
+            let taken = purse.taken.load(Ordering::SeqCst);
+            assert!(taken + FREE_ALLOWANCE >= 290_000, "{taken}");
+            assert!(taken <= 2 * 300_000 + READ_AHEAD_MAX, "{taken}");
+            drop(ours);
+            assert_eq!(purse.taken.load(Ordering::SeqCst), 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_gives_its_buffers_back() {
+    for role in ROLES {
+        let purse = purse(usize::MAX / 2);
+        let (mut ours, mut far) = charged(role, &purse);
+        let message = frame(other(role), BINARY, &[7; 60_000]);
+        for _ in 0..100 {
+            far.write_all(&message).await.unwrap();
+            let received = within(ours.next()).await.unwrap().unwrap();
+            assert_eq!(received.len(), 60_000);
+        }
+        let nothing = tokio::time::timeout(Duration::from_millis(100), ours.next()).await;
+        assert!(nothing.is_err());
+        assert!(purse.most.load(Ordering::SeqCst) > 0);
+        assert_eq!(purse.taken.load(Ordering::SeqCst), 0);
+    }
+}
+
+#[tokio::test]
+async fn without_memory_small_messages_go_on_and_large_ones_are_told_to_try_again() {
+    for role in ROLES {
+        let peer = other(role);
+        let purse = purse(0);
+        let (mut ours, mut far) = charged(role, &purse);
+        for len in [0, 100, 8_000, 10_000, 15_000] {
+            far.write_all(&frame(peer, BINARY, &vec![7; len]))
+                .await
+                .unwrap();
+            let received = within(ours.next()).await.unwrap().unwrap();
+            assert_eq!(received.len(), len);
+        }
+        far.write_all(&frame(peer, BINARY, &[7; 60_000]))
+            .await
+            .unwrap();
+        let error = within(ours.next()).await.unwrap().unwrap_err();
+        assert!(matches!(error, Error::NoMemory), "{error}");
+        drop(ours);
+        let mut told = Vec::new();
+        far.read_to_end(&mut told).await.unwrap();
+        let told = frames(&told);
+        assert_eq!(told, [(CLOSE, 1013_u16.to_be_bytes().to_vec())]);
+    }
+}

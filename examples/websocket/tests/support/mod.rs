@@ -1,0 +1,77 @@
+//! What the tests share.
+#![allow(dead_code, unreachable_pub)] // each test file uses its own selection
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tunnel_websocket::{Role, Settings, WebSocket};
+
+/// The longest message of most tests.
+pub const MAX: usize = 2 << 20;
+
+pub async fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap());
+    let (near, far) = tokio::join!(near, listener.accept());
+    (near.unwrap(), far.unwrap().0)
+}
+
+pub fn settings(message_max: usize) -> Settings {
+    Settings {
+        message_max,
+        account: None,
+    }
+}
+
+pub fn open<S: AsyncRead + AsyncWrite>(socket: S, role: Role, message_max: usize) -> WebSocket<S> {
+    WebSocket::new(socket, Bytes::new(), role, settings(message_max))
+}
+
+pub fn other(role: Role) -> Role {
+    match role {
+        Role::Client => Role::Server,
+        Role::Server => Role::Client,
+    }
+}
+
+/// Fails the test instead of hanging it.
+pub async fn within<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), work)
+        .await
+        .expect("stuck")
+}
+
+pub fn payload(len: usize, seed: u8) -> Bytes {
+    (0..len)
+        .map(|i| (i as u8).wrapping_mul(31) ^ seed)
+        .collect()
+}
+
+/// A frame as `from` writes it; a client's with a mask.
+pub fn frame(from: Role, first: u8, payload: &[u8]) -> Vec<u8> {
+    let mask = (from == Role::Client).then_some([0x37, 0xfa, 0x21, 0x3d]);
+    let masked = u8::from(mask.is_some()) << 7;
+    let mut frame = vec![first];
+    match payload.len() {
+        len @ 0..126 => frame.push(masked | len as u8),
+        len @ 126..65_536 => {
+            frame.push(masked | 126);
+            frame.extend_from_slice(&(len as u16).to_be_bytes());
+        }
+        len => {
+            frame.push(masked | 127);
+            frame.extend_from_slice(&(len as u64).to_be_bytes());
+        }
+    }
+    let Some(key) = mask else {
+        frame.extend_from_slice(payload);
+        return frame;
+    };
+    frame.extend_from_slice(&key);
+    let bytes = payload.iter().zip(key.iter().cycle());
+    frame.extend(bytes.map(|(byte, key)| byte ^ key));
+    frame
+}
