@@ -29,11 +29,18 @@ pub struct Config {
     ///
     /// v1 has no credit, so this is what one paused reader can make this end hold.
     pub v1_stream_buffer: usize,
-    /// v1: how long a full stream may stall the tunnel without reading 64 KiB, before it is reset with
-    /// reason overflow. Default 2 s.
+    /// v1: how long a full stream may stall the tunnel without reading 64 KiB while other streams wait, before it
+    /// is reset with reason overflow. Default 2 s.
     ///
-    /// Bounds how long one paused reader stops all others where the peer knows no credit.
+    /// Bounds how long one paused reader stops all others where the peer knows no credit. While nobody else waits
+    /// the stall lasts until the reader reads or the peer ends the transport.
     pub v1_stall: Duration,
+    /// v1: bytes received beyond `v1_stream_buffer` while a stream stalls the tunnel and nobody else waits, 1 MiB each
+    /// `v1_stall`. Default 32 MiB.
+    ///
+    /// Behind them stand the transport's pings of the peer, which ends the transport when they are not
+    /// answered. No more than half of `receive_budget` is used for it.
+    pub v1_reach: usize,
     /// Bytes accepted for sending and not yet transmitted, over all streams. Default 4 MiB.
     ///
     /// A peer that does not read its transport makes this end hold no more than this and one piece, plus 4 KiB a stream.
@@ -84,6 +91,7 @@ impl Default for Config {
             max_window: 32 << 20,
             v1_stream_buffer: 4 << 20,
             v1_stall: Duration::from_secs(2),
+            v1_reach: 32 << 20,
             send_budget: 4 << 20,
             stream_send_buffer: 256 << 10,
             max_piece: 64 << 10,

@@ -8,6 +8,7 @@ use super::control::{Cause, ControlQueue};
 use super::ids::{IdAllocator, Tombstones};
 use super::keepalive::Keepalive;
 use super::schedule::Schedule;
+use super::stall::{Pause, Stall};
 use super::stream::{Datagrams, Stream};
 use super::table::StreamTable;
 use super::{
@@ -49,6 +50,7 @@ pub struct Session {
     undated: Vec<StreamId>,
     pub(super) keepalive: Keepalive,
     pub(super) stall: Option<Stall>,
+    pub(super) last_pause: Option<Pause>,
 
     /// Bytes of windows lent beyond what every stream has.
     pub(super) lent: usize,
@@ -64,15 +66,6 @@ pub struct Session {
     draining: bool,
     peer_draining: bool,
     closed: bool,
-}
-
-/// A v1 tunnel that does not receive because one stream is full.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Stall {
-    pub(super) slot: u32,
-    pub(super) until: Instant,
-    /// Bytes read since the stall, or its last extension, began.
-    pub(super) progress: usize,
 }
 
 impl Session {
@@ -98,6 +91,7 @@ impl Session {
             undated: Vec::new(),
             keepalive: Keepalive::new(version, &config, now),
             stall: None,
+            last_pause: None,
             lent: 0,
             small_data: None,
             datagrams_unread: Datagrams::default(),
@@ -304,6 +298,7 @@ impl Session {
     /// The transport has ended: every stream is reset, nothing more is transmitted.
     pub fn handle_closed(&mut self, reason: Reason, text: &str) {
         self.closed = true;
+        self.blame_pause(reason, text);
         for slot in self.streams.live() {
             self.reset_slot(slot, reason, text);
         }
@@ -311,7 +306,6 @@ impl Session {
         self.grants.clear();
         self.deadlines.clear();
         self.undated.clear();
-        self.stall = None;
     }
 
     /// The next thing that happened. Of a stream that was released nothing is told any more.
@@ -377,9 +371,7 @@ impl Session {
                 self.set_deadline(stream.slot, now + self.config.linger);
             }
         }
-        if let Some(stall) = self.stall.filter(|stall| stall.until <= now) {
-            self.handle_stall_timeout(now, stall);
-        }
+        self.handle_stall_timeout(now);
         while let Some((at, slot)) = self.deadlines.first().copied() {
             if at > now {
                 break;
@@ -427,7 +419,8 @@ impl Session {
     /// `poll_transmit`, `release` or `handle_timeout`.
     #[must_use]
     pub fn can_receive(&self) -> bool {
-        self.stall.is_none() && self.control.replies() < self.config.max_replies
+        self.stall.is_none_or(|stall| stall.may_receive())
+            && self.control.replies() < self.config.max_replies
     }
 
     /// The state of a stream on the wire.

@@ -6,7 +6,7 @@ use core::time::Duration;
 use bytes::Bytes;
 
 use super::control::Cause;
-use super::endpoint::{Session, Stall};
+use super::endpoint::Session;
 use super::state::Verdict;
 use super::{
     Event, Instant, MAX_DATAGRAM, Reason, Reset, Role, State, StreamId, Version, Violation,
@@ -14,8 +14,6 @@ use super::{
 use crate::wire::{ClientId, Frame, Kind, Proto};
 
 impl Session {
-    /// v1: bytes that must be read within [`Config::v1_stall`](super::Config::v1_stall).
-    const STALL_PROGRESS: usize = 64 << 10;
     /// Less than a TCP segment: what bulk leaves only at its end, and dialogue most of the time.
     const SMALL_DATA: usize = 1024;
     /// How long after such a piece the others leave room for the next.
@@ -143,6 +141,7 @@ impl Session {
             self.reset_slot(slot, Reason::Gone, "nobody reads this any more");
             return Ok(());
         }
+        s.conversation.hear(now);
         let len = payload.len();
         self.stats.bytes_received += len as u64;
         if proto == Proto::Udp {
@@ -173,7 +172,7 @@ impl Session {
         }
         self.notify_readable(slot);
         match self.version {
-            Version::V1 => self.after_v1_data(now, slot),
+            Version::V1 => self.after_v1_data(now, slot, len),
             Version::V2 => self.resize_window(now, slot),
         }
         if self.stats.unread - self.datagrams_unread.bytes() > self.config.receive_budget {
@@ -381,51 +380,15 @@ impl Session {
         }
     }
 
-    fn after_v1_data(&mut self, now: Instant, slot: u32) {
+    fn after_v1_data(&mut self, now: Instant, slot: u32, len: usize) {
         let Some(s) = self.streams.slot_mut(slot) else {
             return;
         };
-        let full = s.unread.len() >= self.config.v1_stream_buffer;
         if s.deadline.is_some() && s.state == State::LocalFinished {
             // The reply comes: as long as it does, wait for its end.
             self.set_deadline(slot, now + self.config.linger);
         }
-        if full && self.stall.is_none() {
-            self.stall = Some(Stall {
-                slot,
-                until: now + self.config.v1_stall,
-                progress: 0,
-            });
-        }
-    }
-
-    /// The application has read `len` bytes: a full v1 stream may be full no longer.
-    pub(super) fn note_progress(&mut self, slot: u32, len: usize) {
-        let Some(stall) = self.stall.as_mut().filter(|stall| stall.slot == slot) else {
-            return;
-        };
-        stall.progress += len;
-        // With less room the next message would begin a new stall, and a new time to wait for progress.
-        let limit = self.config.v1_stream_buffer;
-        let limit = limit.saturating_sub(Self::STALL_PROGRESS);
-        let room = |s: &mut super::stream::Stream| s.unread.len() <= limit;
-        if self.streams.slot_mut(slot).is_none_or(room) {
-            self.stall = None;
-        }
-    }
-
-    pub(super) fn handle_stall_timeout(&mut self, now: Instant, stall: Stall) {
-        self.stall = None;
-        if stall.progress >= Self::STALL_PROGRESS {
-            self.stall = Some(Stall {
-                until: now + self.config.v1_stall,
-                progress: 0,
-                ..stall
-            });
-        } else {
-            let text = "the application does not read what the service sends";
-            self.reset_slot(stall.slot, Reason::Overflow, text);
-        }
+        self.note_v1_data(now, slot, len);
     }
 
     /// The budget is overrun: the stream that holds most pays, with all it holds.

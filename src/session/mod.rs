@@ -43,6 +43,7 @@ mod keepalive;
 mod outgoing;
 mod receive;
 mod schedule;
+mod stall;
 mod state;
 mod stream;
 mod table;

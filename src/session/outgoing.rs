@@ -302,10 +302,11 @@ impl Session {
     }
 }
 
-fn seal(s: &Stream, chunk: Chunk, stats: &mut super::Stats) -> Bytes {
+fn seal(s: &mut Stream, chunk: Chunk, stats: &mut super::Stats) -> Bytes {
     let len = chunk.len();
     stats.unsent -= len;
     stats.bytes_sent += len as u64;
+    s.conversation.ask();
     chunk.seal(Header {
         kind: Kind::Data,
         proto: s.proto,

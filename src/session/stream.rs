@@ -3,6 +3,7 @@ use alloc::collections::VecDeque;
 
 use super::receive::{ReceiveBuffer, ReceiveWindow};
 use super::schedule::Turn;
+use super::stall::Conversation;
 use super::{INITIAL_WINDOW, Instant, Reset, State, Version};
 use crate::wire::{Chunk, ClientId, Proto};
 
@@ -26,6 +27,7 @@ pub(super) struct Stream {
     pub(super) window_queued: bool,
 
     pub(super) flags: Flags,
+    pub(super) conversation: Conversation,
     /// When a direction that the peer may never end is given up.
     pub(super) deadline: Option<Instant>,
 }
@@ -69,6 +71,7 @@ impl Stream {
             window: ReceiveWindow::new(now),
             window_queued: false,
             flags: Flags::default(),
+            conversation: Conversation::default(),
             deadline: None,
         }
     }

@@ -61,8 +61,12 @@ impl StreamTable {
         self.slots.get_mut(slot as usize)?.as_mut()
     }
 
+    pub(super) fn at(&self, slot: u32) -> Option<&Stream> {
+        self.slots.get(slot as usize)?.as_ref()
+    }
+
     pub(super) fn get(&self, id: StreamId) -> Option<&Stream> {
-        let stream = self.slots.get(id.slot as usize)?.as_ref()?;
+        let stream = self.at(id.slot)?;
         (stream.generation == id.generation).then_some(stream)
     }
 

@@ -68,8 +68,11 @@ fn a_reader_that_makes_progress_is_not_reset() {
 fn a_trickle_is_not_progress() {
     let mut pair = Pair::with(Version::V1, small());
     let (_, accepted) = pair.stream();
+    let (_, beside) = pair.stream();
     // The peer sends in small messages, so that a read is a small one.
     let trickle = |pair: &mut Pair| {
+        say(&mut pair.acceptor, pair.now, data(2, "beside")).unwrap();
+        drain(&mut pair.acceptor, beside).1.unwrap();
         while pair.acceptor.can_receive() {
             let message = data(1, vec![1; 4096]);
             say(&mut pair.acceptor, pair.now, message).unwrap();
@@ -86,6 +89,152 @@ fn a_trickle_is_not_progress() {
     }
     let reset = pair.acceptor.reset_of(accepted).expect("no reset");
     assert_eq!(reset.reason, Reason::Overflow);
+}
+
+/// Nobody else waits, so a pause costs nobody anything.
+#[test]
+fn a_lone_reader_may_pause_as_long_as_it_likes() {
+    for role in [Role::Acceptor, Role::Opener] {
+        let mut pair = Pair::with(Version::V1, small());
+        let (opened, accepted) = pair.stream();
+        let (from, to) = match role {
+            Role::Acceptor => (opened, accepted),
+            Role::Opener => (accepted, opened),
+        };
+        let mut sent = 0;
+        for _ in 0..3 {
+            sent += match role {
+                Role::Acceptor => fill(&mut pair.opener, from),
+                Role::Opener => fill(&mut pair.acceptor, from),
+            };
+            pair.run();
+            pair.wait(Duration::from_secs(60));
+        }
+        assert_eq!(receiver_of(&mut pair, role).reset_of(to), None);
+        let mut read = 0;
+        loop {
+            let (part, end) = drain(receiver_of(&mut pair, role), to);
+            end.unwrap();
+            read += part.len();
+            pair.run();
+            if part.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(read, sent, "{role:?}");
+    }
+}
+
+fn receiver_of(pair: &mut Pair, role: Role) -> &mut Session {
+    match role {
+        Role::Acceptor => &mut pair.acceptor,
+        Role::Opener => &mut pair.opener,
+    }
+}
+
+/// A ping of the peer's transport stands behind the data, so the session takes a stated amount more.
+#[test]
+fn a_lone_stall_reaches_for_what_stands_behind_it() {
+    let config = config(|config| {
+        config.v1_stream_buffer = 256 << 10;
+        config.v1_reach = 5 << 20;
+        config.keepalive = None;
+    });
+    let mut opener = Session::new(Role::Opener, Version::V1, config, at(0));
+    let stream = opener.open_tcp(1, at(0)).unwrap();
+    messages(&mut opener, at(0));
+    let connected = Frame::Connected {
+        proto: Proto::Tcp,
+        id: ClientId(1),
+    };
+    say(&mut opener, at(0), connected).unwrap();
+    let take = |opener: &mut Session, now| {
+        let before = opener.stats().unread;
+        while opener.can_receive() {
+            say(opener, now, data(1, vec![0; 64 << 10])).unwrap();
+        }
+        opener.stats().unread - before
+    };
+    assert_eq!(take(&mut opener, at(0)), 256 << 10);
+    for look in 1..=30 {
+        let now = at(look * 2_000);
+        assert_eq!(opener.poll_timeout(), Some(now));
+        opener.handle_timeout(now);
+        let taken = if look <= 5 { 1 << 20 } else { 0 };
+        assert_eq!(take(&mut opener, now), taken, "look {look}");
+    }
+    assert_eq!(opener.reset_of(stream), None);
+    // With progress the reach is whole again.
+    drain(&mut opener, stream).1.unwrap();
+    assert_eq!(take(&mut opener, at(60_000)), 256 << 10);
+    opener.handle_timeout(at(62_000));
+    assert_eq!(take(&mut opener, at(62_000)), 1 << 20);
+}
+
+/// An opener knows of a stream that it has not been answered.
+#[test]
+fn a_stall_ends_for_a_stream_that_waits_for_an_answer() {
+    let answered_before = |pair: &mut Pair| {
+        let (other, their_other) = pair.stream();
+        pair.opener.send_slice(other, b"?").unwrap();
+        pair.run();
+        pair.acceptor.send_slice(their_other, b"!").unwrap();
+        pair.run();
+        pair.wait(Duration::from_secs(5));
+        other
+    };
+    for asks in [false, true] {
+        let mut pair = Pair::with(Version::V1, small());
+        let other = answered_before(&mut pair);
+        let (slow, their_slow) = pair.stream();
+        while pair.opener.can_receive() {
+            fill(&mut pair.acceptor, their_slow);
+            pair.run();
+        }
+        pair.wait(Duration::from_secs(30));
+        assert_eq!(
+            pair.opener.reset_of(slow),
+            None,
+            "an idle stream does not wait"
+        );
+        if asks {
+            pair.opener.send_slice(other, b"?").unwrap();
+            pair.run();
+        }
+        pair.wait(Duration::from_secs(3));
+        let reset = pair.opener.reset_of(slow);
+        assert_eq!(
+            reset.map(|reset| reset.reason),
+            asks.then_some(Reason::Overflow)
+        );
+    }
+}
+
+/// Whose pause it was, when the peer gives the tunnel up over it.
+#[test]
+fn the_end_of_the_tunnel_over_a_pause_names_the_reader() {
+    for resumes in [false, true] {
+        let mut pair = Pair::with(Version::V1, small());
+        let (slow, their_slow) = pair.stream();
+        let (other, _) = pair.stream();
+        while pair.opener.can_receive() {
+            fill(&mut pair.acceptor, their_slow);
+            pair.run();
+        }
+        pair.opener.discard(other);
+        pair.opener.reset(other, Reason::Reset, "");
+        pair.wait(Duration::from_secs(41));
+        if resumes {
+            while matches!(pair.opener.recv(slow), Ok(Recv::Data(_))) {}
+        }
+        pair.opener.handle_closed(Reason::Gone, "the tunnel ended");
+        let reset = pair.opener.reset_of(slow).unwrap();
+        let words = "the tunnel ended, after the application had not read for ";
+        let seconds = reset.text.strip_prefix(words).expect(&reset.text);
+        assert!(["40 s", "41 s"].contains(&seconds), "{seconds}");
+        // What was received is still read, and then comes a reset: never an end of data.
+        assert_eq!(reason(drain(&mut pair.opener, slow).1), Reason::Gone);
+    }
 }
 
 #[test]
