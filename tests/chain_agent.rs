@@ -193,19 +193,6 @@ async fn a_host_killed_and_back_is_survived_by_the_forward() {
     assert!(forward.is_running());
 }
 
-#[tokio::test]
-async fn a_refusal_that_will_not_change_ends_the_forward() {
-    let mut chain = Chain::direct();
-    let address = chain.host.address();
-    let mut forward = chain.forward(80, &[]);
-    chain.host.kill();
-    // The task is gone when the host is back.
-    let args = ["--listen", &address, "--task", "43=box@http://127.0.0.1:1"];
-    chain.host = Program::start("host", &args);
-    assert_eq!(forward.exit(BACK), 3);
-    forward.complaint("task 42 is unknown");
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_task_that_does_not_run_for_a_moment_is_waited_for_once_it_was_there() {
     let asked = Arc::new(AtomicUsize::new(0));

@@ -77,8 +77,8 @@ pub async fn keep(settings: Settings) -> Failure {
 
 fn told(error: &ConnectError) -> String {
     match error {
-        ConnectError::Unreachable(reason) => reason.clone(),
         ConnectError::Refused { reason, .. } => format!("the runner {reason}"),
+        other => other.to_string(),
     }
 }
 

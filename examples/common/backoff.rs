@@ -4,23 +4,22 @@
 
 use std::time::Duration;
 
-/// Waits that grow from `first` to `cap`, each drawn evenly from zero up.
+/// Waits that grow from `first`, each drawn evenly from zero up.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     first: Duration,
-    cap: Duration,
     next: Duration,
 }
 
 impl Backoff {
-    pub fn new(first: Duration, cap: Duration) -> Self {
+    pub fn new(first: Duration) -> Self {
         let next = first;
-        Self { first, cap, next }
+        Self { first, next }
     }
 
-    /// How long to wait before the next attempt.
-    pub fn wait(&mut self) -> Duration {
-        let longest = self.next.min(self.cap);
+    /// How long to wait before the next attempt: `cap` at most, which may differ from call to call.
+    pub fn wait(&mut self, cap: Duration) -> Duration {
+        let longest = self.next.min(cap);
         self.next = longest.saturating_mul(2);
         longest.mul_f64(fastrand::f64())
     }

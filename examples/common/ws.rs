@@ -66,21 +66,56 @@ impl Carrier for Tungstenite {
 pub enum ConnectError {
     /// Nothing answered as a WebSocket server: worth another try.
     Unreachable(String),
-    /// The other side said no. `lasting` when asking again will not change it.
-    Refused { reason: String, lasting: bool },
+    /// It answered as one, and closed before a session began.
+    Closed(String),
+    /// The other side said no. `lasting` when asking again at once will not change it.
+    Refused {
+        reason: String,
+        lasting: bool,
+        /// Of the HTTP answer, where there was no WebSocket yet.
+        status: Option<StatusCode>,
+    },
 }
 
 impl ConnectError {
-    /// Whether another try is pointless.
+    /// Whether another try is pointless, or may be for long.
     pub fn is_lasting(&self) -> bool {
         matches!(self, Self::Refused { lasting: true, .. })
+    }
+
+    /// Whether it is about who asks: no wait changes that.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(
+            self.status(),
+            Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+        )
+    }
+
+    /// Whether the server may just not know the path: deployed hosts answer 403 then.
+    pub fn may_lack_path(&self) -> bool {
+        let unknown = [
+            StatusCode::FORBIDDEN,
+            StatusCode::NOT_FOUND,
+            StatusCode::METHOD_NOT_ALLOWED,
+        ];
+        let status = self.status();
+        matches!(self, Self::Closed(_)) || status.is_some_and(|status| unknown.contains(&status))
+    }
+
+    fn status(&self) -> Option<StatusCode> {
+        match self {
+            Self::Refused { status, .. } => *status,
+            Self::Unreachable(_) | Self::Closed(_) => None,
+        }
     }
 }
 
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreachable(reason) | Self::Refused { reason, .. } => f.write_str(reason),
+            Self::Unreachable(reason) | Self::Closed(reason) | Self::Refused { reason, .. } => {
+                f.write_str(reason)
+            }
         }
     }
 }
@@ -177,6 +212,7 @@ fn refused(status: StatusCode, body: &str) -> ConnectError {
     ConnectError::Refused {
         reason,
         lasting: status.is_client_error() && !passing,
+        status: Some(status),
     }
 }
 
@@ -206,7 +242,11 @@ pub async fn expect_connected(socket: &mut Socket) -> Result<(), ConnectError> {
             let passing = ["offline", "not running"];
             let passing = passing.iter().any(|words| reason.contains(words));
             let lasting = code == Some(CloseCode::Policy) && !passing;
-            Err(ConnectError::Refused { reason, lasting })
+            Err(ConnectError::Refused {
+                reason,
+                lasting,
+                status: None,
+            })
         }
         Ok(Some(Ok(Message::Close(frame)))) => {
             let said = frame.filter(|frame| !frame.reason.is_empty());
@@ -214,7 +254,9 @@ pub async fn expect_connected(socket: &mut Socket) -> Result<(), ConnectError> {
                 || "no reason".to_owned(),
                 |frame| clean_text(frame.reason.as_bytes()),
             );
-            unreachable(format!("the host closed before the session began: {said}"))
+            Err(ConnectError::Closed(format!(
+                "the host closed before the session began: {said}"
+            )))
         }
         Ok(Some(Ok(_))) => unreachable("the host sent data before CONNECTED".to_owned()),
         Ok(Some(Err(error))) => unreachable(format!(

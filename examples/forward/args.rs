@@ -11,7 +11,8 @@ use crate::common::route::{Proto, Route, Session};
 use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, public_roots};
 use crate::common::token::TokenArgs;
 use crate::common::url::{Url, is_name};
-use crate::link::Destination;
+use crate::destination::{Destination, Only};
+use crate::keeper::Begin;
 use crate::spec::PortSpec;
 
 /// What stands in the URL of a session for one port.
@@ -30,11 +31,14 @@ const ONE_PORT: &str = "/ws/forward/";
   forward 42 8888 --local-port 9999          # another local port; 0 takes a free one
   forward 42 5353 --proto udp
   forward 42 8888 6006:7006 5353/udp         # several ports: remote[:local][/proto]
+  forward 42 8888 --wait-for-task=600        # wait up to 10 minutes for the task to start
   forward --host ws://cluster:8000 42 22 --local-port 2222     # then: ssh -p 2222 localhost
   forward --host ws://cluster:8000/api/tunnel/42 --local-port 8080 --remote-port 8080
   forward                                    # everything in one process, to see it work
 
-It stays up when the host, the runner or the container restarts, and reconnects by itself.
+At its start it ends with exit code 3 when it cannot connect or is refused; with --wait-for-task it
+waits instead. After that it stays up until you end it: when the host, the runner or the container
+restarts, or the task is gone for a while, it says so and reconnects by itself.
 
 Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage, 3 could not reach or was refused by
 the other side."
@@ -69,6 +73,17 @@ pub struct Args {
     #[arg(long, default_value_t = 15, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
     wait: u64,
 
+    /// At the start, wait until the task runs and can be reached, at most so many seconds if they are
+    /// given. What it waits for is said once. A 401 or 403 is not waited out.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        value_parser = clap::value_parser!(u64).range(1..=604_800)
+    )]
+    wait_for_task: Option<Option<u64>>,
+
     /// Seconds of silence after which a UDP peer is forgotten.
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     udp_idle: u64,
@@ -92,8 +107,15 @@ pub struct Args {
 
 /// What to do.
 pub enum Job {
-    Forward(Vec<Forward>),
+    Forward(Box<Command>),
     Demo,
+}
+
+/// Ports of one task.
+pub struct Command {
+    pub destination: Destination,
+    pub ports: Vec<Forward>,
+    pub begin: Begin,
 }
 
 /// One local port and where it leads.
@@ -103,10 +125,16 @@ pub struct Forward {
     pub proto: Proto,
     pub remote: u16,
     pub task: String,
-    pub destination: Destination,
     pub wait: Duration,
     pub udp_idle: Duration,
     pub udp_peers: usize,
+}
+
+impl Forward {
+    /// The port of the other side.
+    pub fn only(&self) -> Only {
+        Some((self.remote, self.proto))
+    }
 }
 
 impl Args {
@@ -120,39 +148,26 @@ impl Args {
         }
         let (task, base, any_port, words) = self.destination()?;
         let specs = self.ports(&words)?;
-        let token = self.token.header()?;
-        let dialer = Dialer::new(&self.tls, Some(&self.identity), public_roots)?;
-        let local_host = self.local_host.unwrap_or(Ipv4Addr::LOCALHOST.into());
-        let forward = |spec: &PortSpec| {
-            let proto = spec.proto.or(self.proto).unwrap_or(Proto::Tcp);
-            let url = if any_port {
-                base.clone()
-            } else {
-                let session = Session {
-                    name: task.clone(),
-                    only: Some((spec.remote, proto)),
-                };
-                base.join(&session.path(&task))
-            };
-            let port = spec.local.unwrap_or(spec.remote);
-            Forward {
-                local: SocketAddr::new(local_host, port),
-                proto,
-                remote: spec.remote,
-                task: task.clone(),
-                destination: Destination {
-                    url,
-                    token: token.clone(),
-                    dialer: dialer.clone(),
-                },
-                wait: Duration::from_secs(self.wait),
-                udp_idle: Duration::from_secs(self.udp_idle),
-                udp_peers: self.udp_peers as usize,
-            }
+        let destination = Destination {
+            whole: any_port.then(|| base.clone()),
+            host: base,
+            task: task.clone(),
+            token: self.token.header()?,
+            dialer: Dialer::new(&self.tls, Some(&self.identity), public_roots)?,
         };
-        let forwards: Vec<Forward> = specs.iter().map(forward).collect();
-        for (index, one) in forwards.iter().enumerate() {
-            let twice = forwards
+        let local_host = self.local_host.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let forward = |spec: &PortSpec| Forward {
+            local: SocketAddr::new(local_host, spec.local.unwrap_or(spec.remote)),
+            proto: spec.proto.or(self.proto).unwrap_or(Proto::Tcp),
+            remote: spec.remote,
+            task: task.clone(),
+            wait: Duration::from_secs(self.wait),
+            udp_idle: Duration::from_secs(self.udp_idle),
+            udp_peers: self.udp_peers as usize,
+        };
+        let ports: Vec<Forward> = specs.iter().map(forward).collect();
+        for (index, one) in ports.iter().enumerate() {
+            let twice = ports
                 .iter()
                 .take(index)
                 .any(|other| (other.local, other.proto) == (one.local, one.proto));
@@ -165,7 +180,15 @@ impl Args {
                 )));
             }
         }
-        Ok(Job::Forward(forwards))
+        let begin = match self.wait_for_task {
+            Some(seconds) => Begin::Wait(seconds.map(Duration::from_secs)),
+            None => Begin::AtOnce,
+        };
+        Ok(Job::Forward(Box::new(Command {
+            destination,
+            ports,
+            begin,
+        })))
     }
 
     fn asks_for_nothing(&self) -> bool {
@@ -176,6 +199,7 @@ impl Args {
             && self.local_host.is_none()
             && self.proto.is_none()
             // The demonstration has no use for them, so something was forgotten.
+            && self.wait_for_task.is_none()
             && self.token.token_file.is_none()
             && self.tls.ca.is_none()
             && self.identity.cert.is_none()

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
-use crate::args::Forward;
+use crate::args::{Command, Forward};
 use crate::common::net;
 use crate::common::program::{Failure, announce};
-use crate::common::route::{Proto, Session};
+use crate::common::route::Proto;
 use crate::common::tls::{ClientTlsArgs, Dialer, no_roots};
 use crate::common::url::Url;
-use crate::link::Destination;
+use crate::destination::Destination;
+use crate::keeper::Begin;
 use crate::proxy::{FixedTasks, Host, TaskPlace};
 use crate::server::Runner;
 use crate::{listener, proxy, sample, server};
@@ -44,10 +45,6 @@ pub async fn run() -> Result<(), Failure> {
 
     let proto = Proto::Tcp;
     let remote = service_at.port();
-    let session = Session {
-        name: TASK.to_owned(),
-        only: Some((remote, proto)),
-    };
     let host_url = Url::parse(&format!("ws://{host_at}")).map_err(Failure::failed)?;
     let local = free_port().map_err(cannot)?;
     let forward = Forward {
@@ -55,14 +52,16 @@ pub async fn run() -> Result<(), Failure> {
         proto,
         remote,
         task: TASK.to_owned(),
-        destination: Destination {
-            url: host_url.join(&session.path(TASK)),
-            token: None,
-            dialer: dialer()?,
-        },
         wait: Duration::from_secs(15),
         udp_idle: Duration::from_secs(60),
         udp_peers: 1,
+    };
+    let destination = Destination {
+        host: host_url,
+        whole: None,
+        task: TASK.to_owned(),
+        token: None,
+        dialer: dialer()?,
     };
     announce(&format!(
         "app -> forward {local} -> host {host_at} -> runner {runner_at} -> service {service_at}"
@@ -70,7 +69,12 @@ pub async fn run() -> Result<(), Failure> {
     announce(&format!(
         "Open http://{local}/ in a browser, or try: curl http://{local}/download/256 -o /dev/null (MiB); Ctrl-C ends it"
     ));
-    listener::forward(vec![forward]).await
+    listener::forward(Command {
+        destination,
+        ports: vec![forward],
+        begin: Begin::AtOnce,
+    })
+    .await
 }
 
 fn runner_settings() -> server::Settings {

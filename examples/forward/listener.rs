@@ -1,15 +1,14 @@
 //! Local ports: bound first, announced when their tunnels are up.
 
-use futures_util::future::try_join_all;
 use socket2::SockRef;
 use tokio::net::{TcpSocket, UdpSocket};
 use tokio::task::JoinSet;
 
-use crate::args::Forward;
+use crate::args::{Command, Forward};
 use crate::common::net;
 use crate::common::program::{Failure, announce};
 use crate::common::route::Proto;
-use crate::link::{self, Keeper, Link};
+use crate::keeper::Keeper;
 use crate::{flows, streams};
 
 /// Bytes of datagrams the kernel may hold for a UDP port, if the system allows.
@@ -20,19 +19,25 @@ enum Bound {
     Udp(UdpSocket),
 }
 
-/// Forwards until the other side refuses for good.
+/// Forwards until the user ends it.
 ///
 /// # Errors
-/// A port is taken, the host cannot be reached or refuses.
-pub async fn forward(forwards: Vec<Forward>) -> Result<(), Failure> {
+/// A port is taken. At the start also: the host cannot be reached or refuses.
+pub async fn forward(command: Command) -> Result<(), Failure> {
+    let Command {
+        destination,
+        ports,
+        begin,
+    } = command;
     // Bound but not listening: until the tunnel is up an application is refused, not kept waiting.
-    let bound = forwards.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
-    let links = connect(&forwards).await?;
+    let bound = ports.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
+    let (keeper, links) = Keeper::new(destination, ports.iter().map(Forward::only));
+    let keepers = keeper.begin(begin).await?;
     let mut work = JoinSet::new();
-    for ((forward, bound), (link, keeper)) in forwards.into_iter().zip(bound).zip(links) {
-        if let Some(keeper) = keeper {
-            work.spawn(keeper.keep());
-        }
+    for keeper in keepers {
+        work.spawn(async { match keeper.keep().await {} });
+    }
+    for ((forward, bound), link) in ports.into_iter().zip(bound).zip(links) {
         match bound {
             Bound::Tcp(socket) => {
                 let listener = socket
@@ -52,30 +57,6 @@ pub async fn forward(forwards: Vec<Forward>) -> Result<(), Failure> {
         Some(Err(error)) => Err(Failure::failed(format!("a task failed: {error}"))),
         None => Ok(()),
     }
-}
-
-/// One tunnel per URL: ports that share a URL share the tunnel.
-async fn connect(forwards: &[Forward]) -> Result<Vec<(Link, Option<Keeper>)>, Failure> {
-    let mut destinations: Vec<_> = forwards.iter().map(|f| &f.destination).collect();
-    destinations.sort_by_key(|destination| (destination.url.authority(), destination.url.target()));
-    destinations.dedup_by(|one, other| one.url == other.url);
-    let connecting = destinations.into_iter().map(|destination| async move {
-        let url = &destination.url;
-        match link::connect(destination.clone()).await {
-            Ok((link, keeper)) => Ok((url, link, Some(keeper))),
-            Err(error) => Err(link::refused(url, &error)),
-        }
-    });
-    let mut connected = try_join_all(connecting).await?;
-    let link_of = |forward: &Forward| {
-        let found = connected
-            .iter_mut()
-            .find(|(url, ..)| **url == forward.destination.url);
-        found
-            .map(|(_, link, keeper)| (link.clone(), keeper.take()))
-            .ok_or_else(|| Failure::failed("a port has no tunnel"))
-    };
-    forwards.iter().map(link_of).collect()
 }
 
 fn bind(forward: &Forward) -> Result<Bound, Failure> {

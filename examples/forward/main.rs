@@ -8,9 +8,12 @@ mod args;
 #[path = "../common/mod.rs"]
 mod common;
 mod demo;
+mod destination;
 mod flows;
+mod keeper;
 mod link;
 mod listener;
+mod outage;
 #[path = "../host/proxy/mod.rs"]
 mod proxy;
 mod sample;
@@ -39,7 +42,7 @@ async fn start(args: Args) -> Result<(), Failure> {
     let stop = Stop::listen().map_err(|error| Failure::failed(error.to_string()))?;
     let work = async {
         match args.job()? {
-            Job::Forward(forwards) => listener::forward(forwards).await,
+            Job::Forward(command) => listener::forward(*command).await,
             Job::Demo => demo::run().await,
         }
     };

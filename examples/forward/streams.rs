@@ -44,8 +44,8 @@ pub async fn serve(listener: TcpListener, forward: Forward, link: Link) -> Failu
 
 async fn connection(mut socket: TcpStream, peer: SocketAddr, forward: &Forward, link: Link) {
     let port = forward.remote;
-    let stream = match Box::pin(open(forward, link)).await {
-        Ok(stream) => stream,
+    let (mux, stream) = match Box::pin(open(forward, link)).await {
+        Ok(opened) => opened,
         Err(reason) => {
             tracing::warn!("port {port}: {reason}");
             return net::reset_on_drop(&socket);
@@ -56,7 +56,13 @@ async fn connection(mut socket: TcpStream, peer: SocketAddr, forward: &Forward, 
     match stream.relay_with_grace(&mut socket, grace).await {
         Ok(relayed) => tracing::debug!(%peer, port, ?relayed, "ended"),
         Err(RelayError::Tunnel(reset)) => {
-            tracing::warn!("{}", told(port, &reset));
+            let line = told(port, &reset);
+            // The loss of the tunnel is told once, and not for each connection.
+            if mux.is_closed().is_some() {
+                tracing::debug!("{line}");
+            } else {
+                tracing::warn!("{line}");
+            }
             net::reset_on_drop(&socket);
         }
         Err(RelayError::Local(error)) => {
@@ -66,12 +72,12 @@ async fn connection(mut socket: TcpStream, peer: SocketAddr, forward: &Forward, 
 }
 
 /// A stream of the tunnel that is up now, or is up again in time.
-async fn open(forward: &Forward, mut link: Link) -> Result<TunnelStream, String> {
+async fn open(forward: &Forward, mut link: Link) -> Result<(Mux, TunnelStream), String> {
     let deadline = Instant::now() + forward.wait;
     loop {
         let mux: Mux = link.up(deadline).await?;
         match mux.open_tcp(forward.remote) {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => return Ok((mux, stream)),
             // Ended just now, or is about to: the next one is on its way.
             Err(OpenError::Closed | OpenError::Draining) if Instant::now() < deadline => {
                 tokio::time::sleep(Duration::from_millis(20)).await;

@@ -1,0 +1,82 @@
+//! Where a command's sessions are to be had.
+
+use futures_util::SinkExt;
+use hyper::header::HeaderValue;
+use kohakuriver_tunnel::mux::Mux;
+use kohakuriver_tunnel::session::Role;
+
+use crate::common::route::{Proto, Session};
+use crate::common::tls::Dialer;
+use crate::common::tunnel;
+use crate::common::url::Url;
+use crate::common::ws::{self, ConnectError, HANDSHAKE_TIMEOUT};
+
+/// A task and the host that leads to it.
+#[derive(Clone)]
+pub struct Destination {
+    /// The host's base URL.
+    pub host: Url,
+    /// The URL of a session for any port, where the user wrote a whole one: it is used as it is.
+    pub whole: Option<Url>,
+    pub task: String,
+    pub token: Option<HeaderValue>,
+    pub dialer: Dialer,
+}
+
+/// What a session is for: one port, or any where it is `None`.
+pub type Only = Option<(u16, Proto)>;
+
+/// Why no session began.
+#[derive(Debug)]
+pub enum Refusal {
+    /// There is a session for any port, but each port is better off with one of its own.
+    EachItsOwn(&'static str),
+    Failed(ConnectError),
+}
+
+impl Destination {
+    /// The URL of a session.
+    pub fn url(&self, only: Only) -> Url {
+        let session = || Session {
+            name: self.task.clone(),
+            only,
+        };
+        let whole = self.whole.clone();
+        whole.unwrap_or_else(|| self.host.join(&session().path(&self.task)))
+    }
+
+    /// Begins a session, which several ports are to share or not. A shared one has to be of version 2: in
+    /// version 1 a paused reader of one port would hold up the others.
+    ///
+    /// # Errors
+    /// The host cannot be reached or refuses.
+    pub async fn connect(&self, url: &Url, shared: bool) -> Result<Mux, Refusal> {
+        let failed = |error: ConnectError| match shared && error.may_lack_path() {
+            true => Refusal::EachItsOwn("no session for any port is served"),
+            false => Refusal::Failed(error),
+        };
+        let connecting = ws::connect(&self.dialer, url, self.token.as_ref());
+        let (mut socket, v2) = connecting.await.map_err(failed)?;
+        ws::expect_connected(&mut socket).await.map_err(failed)?;
+        if shared && !v2 {
+            let _ = tokio::time::timeout(HANDSHAKE_TIMEOUT, socket.close()).await;
+            return Err(Refusal::EachItsOwn("the other side speaks version 1"));
+        }
+        tracing::debug!(v2, "session begins at {url}");
+        let (mux, acceptor, driver) = tunnel::over(socket, Role::Opener, v2);
+        // Nobody connects from the other side.
+        drop(acceptor);
+        tokio::spawn(driver);
+        Ok(mux)
+    }
+
+    /// One line on why no session began.
+    pub fn told(&self, error: &ConnectError) -> String {
+        match error {
+            ConnectError::Refused { reason, .. } => {
+                format!("the host {} refused: {reason}", self.host.authority())
+            }
+            other => other.to_string(),
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Keeps the tunnels of a command up: waits for the first one where it was asked to, and connects again
+//! when one is lost. After the first success only the user ends it.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{join_all, try_join_all};
+use kohakuriver_tunnel::mux::Mux;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::common::backoff::Backoff;
+use crate::common::program::Failure;
+use crate::common::url::Url;
+use crate::common::ws::ConnectError;
+use crate::destination::{Destination, Only, Refusal};
+use crate::link::{Link, State};
+use crate::outage::Outage;
+
+/// Longest first and longest ever wait between two tries to reach the host.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// Longest wait after a refusal that asking again at once does not change, such as an unknown task.
+const LONGEST_REFUSED: Duration = Duration::from_secs(30);
+
+/// An application that wants the tunnel hurries a try, which then comes within this.
+const HURRIED: Duration = Duration::from_secs(1);
+
+/// But it hurries a host that refuses no more often than this.
+const HURRIED_REFUSED: Duration = Duration::from_secs(5);
+
+/// A tunnel that held this long was a good one: the waits start over.
+const HELD: Duration = Duration::from_secs(10);
+
+/// How a command begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// The first refusal ends it.
+    AtOnce,
+    /// Waits until the session begins, for as long as is said.
+    Wait(Option<Duration>),
+}
+
+/// One tunnel and the ports that use it.
+pub struct Keeper {
+    destination: Arc<Destination>,
+    url: Url,
+    ports: Vec<Port>,
+    /// The session is for any port because there are several, and each can have one of its own instead.
+    splits: bool,
+    backoff: Backoff,
+    outage: Arc<Outage>,
+    wanted: watch::Receiver<()>,
+}
+
+struct Port {
+    only: Only,
+    state: watch::Sender<State>,
+}
+
+impl Keeper {
+    /// What keeps the tunnel of these ports up, not connected yet, and a link for each of them.
+    pub fn new(destination: Destination, ports: impl Iterator<Item = Only>) -> (Self, Vec<Link>) {
+        let host = destination.host.authority();
+        let outage = Outage::new(format!("task {} at {host}", destination.task));
+        let down = || State::Down("not connected yet".to_owned());
+        let port = |only| Port {
+            only,
+            state: watch::Sender::new(down()),
+        };
+        let ports: Vec<Port> = ports.map(port).collect();
+        let wanted = Arc::new(watch::Sender::new(()));
+        let link = |port: &Port| Link::new(port.state.subscribe(), Arc::clone(&wanted));
+        let links = ports.iter().map(link).collect();
+        let first = ports.first().and_then(|port| port.only);
+        let several = ports.iter().any(|port| port.only != first);
+        let keeper = Self {
+            url: destination.url(first.filter(|_| !several)),
+            splits: several && destination.whole.is_none(),
+            destination: Arc::new(destination),
+            ports,
+            backoff: Backoff::new(FIRST_WAIT),
+            outage: Arc::new(outage),
+            wanted: wanted.subscribe(),
+        };
+        (keeper, links)
+    }
+
+    /// Connects for the first time; gives the keepers of the tunnels that it came to.
+    ///
+    /// # Errors
+    /// The host cannot be reached or refuses, and that is not to be waited out.
+    pub async fn begin(self, begin: Begin) -> Result<Vec<Self>, Failure> {
+        let deadline = match begin {
+            Begin::Wait(Some(limit)) => Some(Instant::now() + limit),
+            Begin::Wait(None) | Begin::AtOnce => None,
+        };
+        self.begin_by(begin, deadline).await
+    }
+
+    async fn begin_by(
+        mut self,
+        begin: Begin,
+        deadline: Option<Instant>,
+    ) -> Result<Vec<Self>, Failure> {
+        let mut last = None;
+        loop {
+            let error = match before(deadline, self.connect()).await {
+                Some(Ok(())) => return Ok(vec![self]),
+                Some(Err(Refusal::EachItsOwn(why))) => {
+                    tracing::debug!("a tunnel for each port: {why}");
+                    let split = self.split().into_iter();
+                    let begun = split.map(|one| one.begin_by(begin, deadline));
+                    let begun = Box::pin(try_join_all(begun)).await?;
+                    return Ok(begun.into_iter().flatten().collect());
+                }
+                Some(Err(Refusal::Failed(error))) => error,
+                None => return Err(self.gave_up(begin, last)),
+            };
+            let reason = self.destination.told(&error);
+            if begin == Begin::AtOnce || error.is_forbidden() {
+                return Err(Failure::refused(reason));
+            }
+            self.outage.waits(&reason);
+            last = Some(reason);
+            let paused = before(deadline, self.pause(Some(&error))).await;
+            if paused.is_none() {
+                return Err(self.gave_up(begin, last));
+            }
+        }
+    }
+
+    /// Keeps the tunnel up, once it was.
+    pub async fn keep(mut self) -> Infallible {
+        let split = self.keep_in_one().await;
+        Box::pin(join_all(split.into_iter().map(Self::keep))).await;
+        std::future::pending().await
+    }
+
+    /// Until each port needs a tunnel of its own.
+    async fn keep_in_one(&mut self) -> Vec<Self> {
+        loop {
+            if let Some(mux) = self.tunnel() {
+                let since = Instant::now();
+                let cause = lost(&mux).await;
+                self.outage.begins(&cause);
+                self.tell(&State::Down(cause));
+                if since.elapsed() > HELD {
+                    self.backoff.reset();
+                }
+            }
+            let mut refusal = None;
+            loop {
+                self.pause(refusal.as_ref()).await;
+                match self.connect().await {
+                    Ok(()) => break self.outage.ends(),
+                    Err(Refusal::EachItsOwn(why)) => {
+                        tracing::debug!("a tunnel for each port: {why}");
+                        let split = self.split();
+                        self.outage.spreads(split.len());
+                        return split;
+                    }
+                    Err(Refusal::Failed(error)) => {
+                        let reason = self.destination.told(&error);
+                        if let ConnectError::Refused { .. } = error {
+                            self.outage.refused(&reason);
+                        } else {
+                            tracing::debug!("{reason}");
+                        }
+                        self.tell(&State::Down(reason));
+                        refusal = Some(error);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn connect(&mut self) -> Result<(), Refusal> {
+        let mux = self.destination.connect(&self.url, self.splits).await?;
+        self.tell(&State::Up(mux));
+        Ok(())
+    }
+
+    /// Waits before the next try, but not long once an application wants the tunnel.
+    async fn pause(&mut self, failure: Option<&ConnectError>) {
+        let refused = failure.is_some_and(ConnectError::is_lasting);
+        let (longest, spacing) = match refused {
+            true => (LONGEST_REFUSED, HURRIED_REFUSED),
+            false => (LONGEST_WAIT, Duration::ZERO),
+        };
+        let start = Instant::now();
+        let until = start + self.backoff.wait(longest);
+        if let Ok(Ok(())) = timeout_at(until, self.wanted.changed()).await {
+            let earliest = Instant::now().max(start + spacing);
+            sleep_until(until.min(earliest + HURRIED.mul_f64(fastrand::f64()))).await;
+        }
+    }
+
+    /// One keeper for each port of the other side, in place of this one.
+    fn split(&mut self) -> Vec<Self> {
+        let mut split: Vec<Self> = Vec::new();
+        for port in std::mem::take(&mut self.ports) {
+            let url = self.destination.url(port.only);
+            match split.iter_mut().find(|one| one.url == url) {
+                Some(one) => one.ports.push(port),
+                None => split.push(Self {
+                    destination: Arc::clone(&self.destination),
+                    url,
+                    ports: vec![port],
+                    splits: false,
+                    backoff: Backoff::new(FIRST_WAIT),
+                    outage: Arc::clone(&self.outage),
+                    wanted: self.wanted.clone(),
+                }),
+            }
+        }
+        split
+    }
+
+    fn tell(&self, state: &State) {
+        for port in &self.ports {
+            port.state.send_replace(state.clone());
+        }
+    }
+
+    fn tunnel(&self) -> Option<Mux> {
+        match &*self.ports.first()?.state.borrow() {
+            State::Up(mux) => Some(mux.clone()),
+            State::Down(_) => None,
+        }
+    }
+
+    fn gave_up(&self, begin: Begin, last: Option<String>) -> Failure {
+        let silent = || format!("no answer from {}", self.destination.host.authority());
+        let last = last.unwrap_or_else(silent);
+        match begin {
+            Begin::Wait(Some(limit)) => Failure::refused(format!(
+                "{last}; no longer waiting for task {} after {} s",
+                self.destination.task,
+                limit.as_secs()
+            )),
+            Begin::Wait(None) | Begin::AtOnce => Failure::refused(last),
+        }
+    }
+}
+
+/// What comes of `work`, unless that takes too long.
+async fn before<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        Some(deadline) => timeout_at(deadline, work).await.ok(),
+        None => Some(work.await),
+    }
+}
+
+/// Waits until the tunnel has ended, or takes no new connections any more.
+async fn lost(mux: &Mux) -> String {
+    mux.draining().await;
+    match mux.is_closed() {
+        Some(closed) => format!("lost the tunnel: {closed}"),
+        None => "the other side is about to end".to_owned(),
+    }
+}
