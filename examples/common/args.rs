@@ -11,6 +11,7 @@ use super::program::Failure;
 #[derive(Args, Debug, Clone)]
 pub struct LogArgs {
     /// How diagnostics are written to stderr; what is logged is chosen by RUST_LOG (for example `debug`).
+    /// Of one kind, 20 lines a second are shown and the rest is counted; debug and trace have no limit.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
     pub log_format: LogFormat,
 }

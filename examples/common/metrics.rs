@@ -7,6 +7,7 @@ use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
 
 use super::http::{self, Answer};
+use super::log;
 
 /// A number that only grows, or with [`Gauge`] one that also falls.
 #[derive(Debug, Default)]
@@ -63,6 +64,22 @@ impl Page {
             let _ = writeln!(self.0, "{full}{labels} {value}");
         }
         self
+    }
+
+    /// Adds the lines that the log lacks.
+    #[must_use]
+    pub fn log(self) -> Self {
+        let (lost, limited) = log::missing();
+        let lines = [
+            (r#"{cause="unread"}"#, lost),
+            (r#"{cause="limit"}"#, limited),
+        ];
+        self.metric(
+            "counter",
+            "log_lines_missing_total",
+            "Log lines that nobody read in time, or that were too many of a kind.",
+            &lines,
+        )
     }
 
     pub fn answer(self) -> Answer {

@@ -6,8 +6,10 @@
 pub mod args;
 pub mod backoff;
 pub mod http;
+pub mod log;
 pub mod metrics;
 pub mod net;
+pub mod output;
 pub mod program;
 pub mod random;
 pub mod route;

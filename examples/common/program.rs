@@ -3,22 +3,18 @@
 use std::error::Error;
 use std::fmt::Display;
 use std::future::Future;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Parser;
 use kohakuriver_tunnel::session::clean_text;
 use tokio::net::TcpListener;
-use tracing::Subscriber;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, fmt};
 
 use super::args::{LogFormat, Parsed, parse};
-use super::net;
+use super::output::STDOUT;
 use super::signals::Stop;
+use super::{log, net};
 
 /// Why a program ends other than as asked.
 #[derive(Debug)]
@@ -94,18 +90,24 @@ where
     };
     let format = args.log_format();
     keep_memory();
-    let ended = start_logging(format, args.log_level()).and_then(|()| {
+    let ended = log::start(format, args.log_level()).and_then(|()| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| Failure::failed(format!("cannot start the event loop: {error}")))?;
-        let ended = runtime.block_on(main(args));
+        let ended = runtime.block_on(async {
+            tokio::spawn(log::tell_hidden());
+            main(args).await
+        });
         // A name look-up may still hold a helper thread: nothing waits for it.
         runtime.shutdown_background();
         ended
     });
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            log::finish();
+            ExitCode::SUCCESS
+        }
         Err(failure) => report(about, format, &failure),
     }
 }
@@ -120,59 +122,14 @@ fn keep_memory() {
 }
 
 fn report(about: &About, format: LogFormat, failure: &Failure) -> ExitCode {
-    match format {
-        LogFormat::Text => {
-            let _ = writeln!(std::io::stderr(), "{}: {failure}", about.name);
-        }
-        LogFormat::Json => {
-            // Past the filter, which may be what is wrong or let nothing through.
-            let unfiltered = fmt().json().with_writer(std::io::stderr).finish();
-            tracing::subscriber::with_default(unfiltered, || {
-                tracing::error!(exit_code = failure.code, "{failure}");
-            });
-        }
-    }
+    log::last_words(format, about.name, failure.code, failure);
     ExitCode::from(failure.code)
 }
 
-fn start_logging(format: LogFormat, level: &str) -> Result<(), Failure> {
-    let wanted = std::env::var("RUST_LOG")
-        .ok()
-        .filter(|text| !text.is_empty());
-    let directives = wanted.as_deref().unwrap_or(level);
-    let filter: Targets = directives.parse().map_err(|_| {
-        Failure::usage(format!(
-            "cannot read the log filter {directives:?}: use for example RUST_LOG=debug or RUST_LOG=info,hyper=warn"
-        ))
-    })?;
-    let layer: Box<dyn Layer<_> + Send + Sync> = match format {
-        LogFormat::Text => text_layer(),
-        LogFormat::Json => Box::new(fmt::layer().json().with_writer(std::io::stderr)),
-    };
-    // Only ever called once; a second subscriber would be refused, not replaced.
-    let _ = tracing_subscriber::registry()
-        .with(layer.with_filter(filter))
-        .try_init();
-    Ok(())
-}
-
-fn text_layer<S>() -> Box<dyn Layer<S> + Send + Sync>
-where
-    S: Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
-{
-    Box::new(
-        fmt::layer()
-            .with_target(false)
-            .with_ansi(std::io::stderr().is_terminal())
-            .with_writer(std::io::stderr),
-    )
-}
-
-/// Prints one line on stdout and flushes it: scripts wait for it.
+/// Prints one line on stdout and flushes it: scripts wait for it. Nobody has to read it.
 pub fn announce(line: &str) {
-    let mut stdout = std::io::stdout().lock();
-    // A closed stdout is no reason to end: nobody reads the line.
-    let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+    STDOUT.line(line);
+    STDOUT.flush();
 }
 
 /// Asks for as many file descriptors as the system allows: each connection takes one.

@@ -25,16 +25,10 @@ impl Program {
 
     /// Starts it with more in its environment.
     pub fn start_with(name: &str, args: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut command = Command::new(path(name));
+        let mut command = command(name);
         command
             .args(args)
-            .env_remove("KOHAKURIVER_HOST")
-            .env_remove("KOHAKURIVER_PORT")
-            .env_remove("KOHAKURIVER_TUNNEL_TOKEN")
-            .env_remove("KOHAKURIVER_TUNNEL_AGENT_TOKEN")
-            .env_remove("RUST_LOG")
             .envs(environment.iter().copied())
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = command
@@ -168,6 +162,25 @@ impl Drop for Program {
         }
     }
 }
+
+/// An example that `cargo test` has built, with nothing in its environment that it would heed.
+pub fn command(name: &str) -> Command {
+    let mut command = Command::new(path(name));
+    for variable in HEEDED {
+        command.env_remove(variable);
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Variables that the examples read.
+const HEEDED: [&str; 5] = [
+    "KOHAKURIVER_HOST",
+    "KOHAKURIVER_PORT",
+    "KOHAKURIVER_TUNNEL_TOKEN",
+    "KOHAKURIVER_TUNNEL_AGENT_TOKEN",
+    "RUST_LOG",
+];
 
 /// Where cargo puts an example: beside the folder of this test program.
 fn path(name: &str) -> PathBuf {

@@ -120,6 +120,7 @@ impl Counters {
                 "Bytes relayed, WebSocket framing included.",
                 &bytes,
             )
+            .log()
             .answer()
     }
 }

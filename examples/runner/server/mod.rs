@@ -208,6 +208,7 @@ impl Runner {
                 "Datagrams to directly dialled targets that came to nothing.",
                 &datagrams,
             )
+            .log()
             .answer()
     }
 }
