@@ -239,7 +239,6 @@ fn a_keystroke_waits_for_at_most_one_piece_of_each_bulk_stream() {
 /// The same without a link: what `poll_transmit` gives out before the keystroke.
 #[test]
 fn a_fresh_stream_goes_ahead_of_queued_bulk() {
-    let now = Instant::default();
     let mut network = Network::symmetric(
         Version::V2,
         Config::default(),
@@ -247,11 +246,14 @@ fn a_fresh_stream_goes_ahead_of_queued_bulk() {
     );
     let mut bulk = Bulk::new(0);
     bulk.open(&mut network, 1..9);
+    // Every stream is accepted and has had its first turn.
+    network.run_for(millis(4), &mut bulk);
+    let now = network.now();
     let session = &mut network.opener.session;
-    // Every stream has had its first turn.
-    for _ in 0..40 {
+    for _ in 0..16 {
         session.poll_transmit(now).unwrap();
     }
+    assert!(session.stats().unsent > 0);
     let stream = session.open_tcp(ECHO_PORT, now).unwrap();
     session.send_slice(stream, &KEYSTROKE).unwrap();
     let id = session.client_id(stream).unwrap();

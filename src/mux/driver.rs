@@ -223,6 +223,7 @@ where
         if state.handles == 0 && !state.session.is_draining() {
             state.session.drain();
         }
+        state.settle();
         super::shared::register(&mut state.driver, cx);
         state.dispatch(&mut self.wake);
         let closed = state.closed.clone();
@@ -285,6 +286,7 @@ where
             }
             self.outbox.push_back(transmit);
         }
+        state.settle();
         state.dispatch(&mut self.wake);
         drop(state);
         for waker in self.wake.drain(..) {

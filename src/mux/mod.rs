@@ -59,6 +59,7 @@
 //! ```
 
 mod acceptor;
+mod budget;
 mod datagram;
 mod driver;
 mod relay;
@@ -67,6 +68,7 @@ mod stream;
 mod timer;
 
 pub use self::acceptor::{Acceptor, Incoming};
+pub use self::budget::Budget;
 pub use self::datagram::TunnelDatagram;
 pub use self::driver::{Closed, Driver};
 pub use self::relay::{RelayError, Relayed};

@@ -8,7 +8,8 @@ use std::hash::RandomState;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant as Clock;
 
-use super::{Closed, TunnelDatagram, TunnelStream};
+use super::budget::Account;
+use super::{Budget, Closed, TunnelDatagram, TunnelStream};
 use crate::session::{
     Config, Event, Instant, OpenError, Reason, Role, Session, Stats, StreamId, Version,
 };
@@ -24,6 +25,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) session: Session,
+    account: Option<Account>,
     /// By [`StreamId::slot`].
     wakers: Vec<StreamWakers>,
     pub(super) incoming: VecDeque<(StreamId, Proto, u16)>,
@@ -73,6 +75,7 @@ impl Shared {
     pub(super) fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
         let mut state = self.lock();
         let outcome = act(&mut state);
+        state.settle();
         let driver = state.driver_if_needed();
         drop(state);
         if let Some(driver) = driver {
@@ -93,6 +96,19 @@ impl State {
             || self.shutdown
             || self.handles == 0;
         if needed { self.driver.take() } else { None }
+    }
+
+    /// Keeps the tunnel within the budget it has joined.
+    pub(super) fn settle(&mut self) {
+        let Some(account) = &mut self.account else {
+            return;
+        };
+        let share = account.settle(self.session.memory());
+        self.session.set_pressed(share.is_some());
+        if let Some(share) = share {
+            self.session.shed(share);
+            account.charge(self.session.memory());
+        }
     }
 
     pub(super) fn wakers(&mut self, stream: StreamId) -> &mut StreamWakers {
@@ -144,6 +160,7 @@ impl State {
     pub(super) fn close(&mut self, closed: Closed, wake: &mut Vec<Waker>) {
         if self.closed.is_none() {
             self.session.handle_closed(Reason::Gone, &closed.text());
+            self.settle();
             self.closed = Some(closed);
         }
         self.wake_watchers(wake);
@@ -208,6 +225,7 @@ impl Mux {
         let session = Session::new(role, version, config, Instant::default());
         let state = State {
             session,
+            account: None,
             wakers: Vec::new(),
             incoming: VecDeque::new(),
             acceptor: None,
@@ -278,6 +296,12 @@ impl Mux {
             state.session.shutdown();
             state.shutdown = true;
         });
+    }
+
+    /// Charges what this tunnel holds to a budget that it shares with others, from now on.
+    pub fn join_budget(&self, budget: &Budget) {
+        self.shared
+            .with(|state| state.account = Some(Account::open(budget)));
     }
 
     /// Measures the round trip; see [`rtt`](Self::rtt). v2 only.

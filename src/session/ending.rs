@@ -48,8 +48,9 @@ impl Session {
         let Some(s) = self.streams.slot_mut(slot) else {
             return;
         };
-        if matches!(s.state, State::Pending | State::PendingFinished) {
+        if s.state.is_pending() {
             self.backlog -= 1;
+            self.early.settle(s);
         }
         s.state = State::Closed;
         if s.proto == Proto::Udp {

@@ -5,6 +5,7 @@ use core::time::Duration;
 use bytes::Bytes;
 
 use super::control::{Cause, ControlQueue};
+use super::early::Early;
 use super::ids::{IdAllocator, Tombstones};
 use super::keepalive::Keepalive;
 use super::schedule::Schedule;
@@ -31,6 +32,8 @@ pub struct Session {
     pub(super) graves: Tombstones,
     /// Connections that wait to be accepted.
     pub(super) backlog: usize,
+    pub(super) early: Early,
+    pub(super) pressed: bool,
 
     pub(super) control: ControlQueue,
     /// Streams with credit to announce.
@@ -69,6 +72,13 @@ pub struct Session {
 }
 
 impl Session {
+    /// Bytes that a stream costs besides its queues, with its handle and the task that serves it.
+    const STREAM_COST: usize = 2048;
+    /// Bytes that a queued control message costs.
+    const CONTROL_COST: usize = 128;
+    /// Bytes that a remembered id costs.
+    const GRAVE_COST: usize = 64;
+
     /// A new tunnel. `version` is what the handshake agreed on; `now` is the current time.
     #[must_use]
     pub fn new(role: Role, version: Version, config: Config, now: Instant) -> Self {
@@ -80,6 +90,8 @@ impl Session {
             ids: IdAllocator::starting_at(config.first_id.unwrap_or(1)),
             graves: Tombstones::new(config.max_streams),
             backlog: 0,
+            early: Early::default(),
+            pressed: false,
             control: ControlQueue::default(),
             grants: VecDeque::new(),
             flows: VecDeque::new(),
@@ -177,10 +189,12 @@ impl Session {
             None => return Err(StreamError::WrongState),
         };
         let (proto, id) = (s.proto, s.id);
+        self.early.settle(s);
         self.backlog -= 1;
         self.push_control(Frame::Connected { proto, id });
         self.keepalive.want_sample(self.now);
         self.schedule_output(stream.slot);
+        self.reconsider_stall();
         Ok(())
     }
 
@@ -254,7 +268,7 @@ impl Session {
         let Some(s) = self.streams.get_mut(stream) else {
             return;
         };
-        if matches!(s.state, State::Pending | State::PendingFinished) {
+        if s.state.is_pending() {
             return self.reject(stream, Reason::Gone, "not accepted");
         }
         // With the credit for it, a peer that waits for some goes on and learns that nobody reads.
@@ -285,6 +299,44 @@ impl Session {
             self.push_control(Frame::GoAway);
         }
         self.draining = true;
+    }
+
+    /// Bytes that this tunnel holds for its peer and its streams: those queued either way, and an estimate of
+    /// what streams, answers and remembered ids cost besides.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.stats.unread
+            + self.stats.unsent
+            + self.streams.len() * Self::STREAM_COST
+            + self.control.len() * Self::CONTROL_COST
+            + self.graves.len() * Self::GRAVE_COST
+    }
+
+    /// While pressed, the session takes no new connections (ERROR, limit) and nothing makes it hold much
+    /// more: windows do not grow, and streams queue little. For whoever bounds many sessions together.
+    pub fn set_pressed(&mut self, pressed: bool) {
+        let relieved = self.pressed && !pressed;
+        self.pressed = pressed;
+        if relieved {
+            self.wake_waiting();
+        }
+    }
+
+    /// Resets streams with reason overflow, those that hold most first, until [`memory`](Self::memory) is at most
+    /// `target` or none holds anything. What they held is dropped.
+    pub fn shed(&mut self, target: usize) {
+        let streams = self.streams.iter();
+        let mut holders: Vec<_> = streams
+            .map(|(slot, s)| (s.unread.len() + s.queue.len(), slot))
+            .filter(|(held, _)| *held > 0)
+            .collect();
+        holders.sort_unstable_by_key(|holder| core::cmp::Reverse(*holder));
+        for (_, slot) in holders {
+            if self.memory() <= target {
+                return;
+            }
+            self.overflow(slot, "memory is short here");
+        }
     }
 
     /// Drains and resets every stream with reason gone.

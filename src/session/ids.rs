@@ -74,6 +74,10 @@ impl Tombstones {
         }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.graves.len()
+    }
+
     pub(super) fn contains(&self, id: ClientId) -> bool {
         self.graves.contains_key(&id)
     }

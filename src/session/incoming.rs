@@ -82,6 +82,8 @@ impl Session {
             || self.backlog >= self.config.accept_backlog
         {
             Some((Reason::Limit, "too many connections"))
+        } else if self.pressed {
+            Some((Reason::Limit, "memory is short here"))
         } else {
             None
         };
@@ -108,10 +110,12 @@ impl Session {
         if let Verdict::Become(next) = self.verdict(slot, Kind::Connected)? {
             if let Some(s) = self.streams.slot_mut(slot) {
                 s.state = next;
+                s.queue.establish();
                 let generation = s.generation;
                 self.events
                     .push_back(Event::Established(StreamId { slot, generation }));
             }
+            self.notify_writable(slot);
         }
         Ok(())
     }
@@ -167,12 +171,20 @@ impl Session {
         let generation = s.generation;
         s.unread.push(payload);
         self.stats.unread += len;
+        if s.state.is_pending() {
+            self.early.take(s);
+        }
+        let too_early = self.early.is_too_much(s);
         if len < Self::SMALL_DATA {
             self.small_data = Some((StreamId { slot, generation }, now));
         }
         self.notify_readable(slot);
         match self.version {
             Version::V1 => self.after_v1_data(now, slot, len),
+            Version::V2 if too_early => {
+                let text = "more than 64 KiB came before the connection was made";
+                self.overflow(slot, text);
+            }
             Version::V2 => self.resize_window(now, slot),
         }
         if self.stats.unread - self.datagrams_unread.bytes() > self.config.receive_budget {
@@ -358,7 +370,11 @@ impl Session {
             self.lent -= (before - wanted) as usize;
             return;
         }
-        let spare = (self.config.receive_budget / 2).saturating_sub(self.lent);
+        let lendable = match self.pressed {
+            true => 0,
+            false => self.config.receive_budget / 2,
+        };
+        let spare = lendable.saturating_sub(self.lent);
         let growth = (wanted - before).min(u32::try_from(spare).unwrap_or(u32::MAX));
         s.window.resize(before + growth);
         self.lent += growth as usize;
@@ -397,14 +413,18 @@ impl Session {
         let bytes = streams.filter(|(_, s)| s.proto == Proto::Tcp);
         let greediest = bytes.max_by_key(|(_, s)| s.unread.len());
         if let Some((slot, _)) = greediest {
-            let text = "too many bytes were not read";
-            self.reset_slot(slot, Reason::Overflow, text);
-            self.discard_unread(slot);
-            if let Some(s) = self.streams.slot_mut(slot) {
-                // It may have ended in order before: what is lost now must not look like its end.
-                s.reset
-                    .get_or_insert_with(|| Box::new(Reset::new(Reason::Overflow, text)));
-            }
+            self.overflow(slot, "too many bytes were not read");
+        }
+    }
+
+    /// Resets a stream and drops what it holds.
+    pub(super) fn overflow(&mut self, slot: u32, text: &str) {
+        self.reset_slot(slot, Reason::Overflow, text);
+        self.discard_unread(slot);
+        if let Some(s) = self.streams.slot_mut(slot) {
+            // It may have ended in order before: what is lost now must not look like its end.
+            s.reset
+                .get_or_insert_with(|| Box::new(Reset::new(Reason::Overflow, text)));
         }
     }
 

@@ -33,6 +33,7 @@
 
 mod config;
 mod control;
+mod early;
 mod ending;
 mod endpoint;
 mod error;
@@ -58,6 +59,9 @@ pub use self::time::Instant;
 
 /// Bytes each side of a v2 stream may send before the first WINDOW (PROTOCOL.md section 5.5).
 pub const INITIAL_WINDOW: u32 = 256 << 10;
+
+/// Bytes an opener sends on a stream before the connection is made (PROTOCOL.md section 4.2).
+pub const EARLY_DATA: u32 = 64 << 10;
 
 /// The largest datagram, in bytes (PROTOCOL.md section 4.3).
 pub const MAX_DATAGRAM: usize = 65_507;

@@ -35,7 +35,7 @@ impl Session {
         // Bounds are overrun by at most one piece, so that pieces stay whole.
         let stream_full = s.queue.len() >= self.config.stream_send_buffer;
         let stream_bytes = self.stats.unsent - self.datagrams_unsent.bytes();
-        let budget_full = stream_bytes >= self.config.send_budget;
+        let budget_full = stream_bytes >= self.config.send_budget || self.pressed;
         if budget_full && !s.flags.budget_queued {
             s.flags.budget_queued = true;
             self.waiting.push_back(stream);

@@ -116,7 +116,19 @@ impl Session {
 
     /// A v1 stream that holds as much as it may. It waits for its reader and for nothing else.
     fn is_full(&self, s: &Stream) -> bool {
-        s.unread.len() >= self.config.v1_stream_buffer
+        s.unread.len() >= self.config.v1_stream_buffer || self.early.is_too_much(s)
+    }
+
+    /// Ends the stall if its stream has room now.
+    pub(super) fn reconsider_stall(&mut self) {
+        // With less room the next message would begin a new stall, and a new time to wait for progress.
+        let limit = self.config.v1_stream_buffer;
+        let limit = limit.saturating_sub(Stall::PROGRESS);
+        let has_room = |s: &Stream| s.unread.len() <= limit && !self.early.is_too_much(s);
+        let stalled = self.stall.map(|stall| self.streams.at(stall.slot));
+        if stalled.is_some_and(|s| s.is_none_or(has_room)) {
+            self.end_stall();
+        }
     }
 
     /// The application has read `len` bytes: a full v1 stream may be full no longer.
@@ -125,17 +137,12 @@ impl Session {
             return;
         };
         stall.progress += len;
-        // With less room the next message would begin a new stall, and a new time to wait for progress.
-        let limit = self.config.v1_stream_buffer;
-        let limit = limit.saturating_sub(Stall::PROGRESS);
-        let room = |s: &mut Stream| s.unread.len() <= limit;
-        if self.streams.slot_mut(slot).is_none_or(room) {
-            self.end_stall();
-        }
+        self.reconsider_stall();
     }
 
     /// Looks whether the stall goes on, when it is time to.
     pub(super) fn handle_stall_timeout(&mut self, now: Instant) {
+        self.reconsider_stall();
         let Some(mut stall) = self.stall.filter(|stall| stall.until <= now) else {
             return;
         };

@@ -120,6 +120,11 @@ impl State {
         }
     }
 
+    /// Whether the acceptor has not answered yet.
+    pub(super) const fn is_pending(self) -> bool {
+        matches!(self, Self::Pending | Self::PendingFinished)
+    }
+
     /// Whether this end may send bytes.
     #[must_use]
     pub const fn can_send(self) -> bool {

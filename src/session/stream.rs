@@ -4,7 +4,7 @@ use alloc::collections::VecDeque;
 use super::receive::{ReceiveBuffer, ReceiveWindow};
 use super::schedule::Turn;
 use super::stall::Conversation;
-use super::{INITIAL_WINDOW, Instant, Reset, State, Version};
+use super::{EARLY_DATA, INITIAL_WINDOW, Instant, Reset, State, Version};
 use crate::wire::{Chunk, ClientId, Proto};
 
 /// Everything the session knows of one stream or flow.
@@ -25,6 +25,8 @@ pub(super) struct Stream {
     pub(super) window: ReceiveWindow,
     /// Stands in the list of streams with credit to announce.
     pub(super) window_queued: bool,
+    /// Bytes counted by [`Early`](super::early::Early).
+    pub(super) early: usize,
 
     pub(super) flags: Flags,
     pub(super) conversation: Conversation,
@@ -64,12 +66,13 @@ impl Stream {
             proto,
             state,
             reset: None,
-            queue: SendQueue::new(proto, version),
+            queue: SendQueue::new(proto, version, state),
             turn: Turn::default(),
             finishing: false,
             unread: ReceiveBuffer::default(),
             window: ReceiveWindow::new(now),
             window_queued: false,
+            early: 0,
             flags: Flags::default(),
             conversation: Conversation::default(),
             deadline: None,
@@ -128,9 +131,10 @@ pub(super) struct SendQueue {
 }
 
 impl SendQueue {
-    fn new(proto: Proto, version: Version) -> Self {
-        let limit = match (proto, version) {
-            (Proto::Tcp, Version::V2) => u64::from(INITIAL_WINDOW),
+    fn new(proto: Proto, version: Version, state: State) -> Self {
+        let limit = match (proto, version, state) {
+            (Proto::Tcp, Version::V2, State::Connecting) => u64::from(EARLY_DATA),
+            (Proto::Tcp, Version::V2, _) => u64::from(INITIAL_WINDOW),
             _ => u64::MAX,
         };
         Self {
@@ -145,6 +149,13 @@ impl SendQueue {
     pub(super) fn credit(&self) -> usize {
         let left = self.limit - self.sent - self.len as u64;
         usize::try_from(left).unwrap_or(usize::MAX)
+    }
+
+    /// The connection is made: the rest of the initial window is open.
+    pub(super) fn establish(&mut self) {
+        if self.limit != u64::MAX {
+            self.limit += u64::from(INITIAL_WINDOW - EARLY_DATA);
+        }
     }
 
     /// Adds credit. `None` when it can no longer be counted.

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use kohakuriver_tunnel::mux::Budget;
 use kohakuriver_tunnel::session::{Config, Reason, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -145,4 +146,44 @@ async fn a_shared_budget_strands_nobody() {
             task.unwrap();
         }
     }
+}
+
+/// One budget for many tunnels: those who flood pay, the others notice nothing.
+#[tokio::test]
+async fn tunnels_that_share_a_budget_stay_within_it() {
+    const LIMIT: usize = 3 << 20;
+    let budget = Budget::new(LIMIT);
+    let mut tunnels = Vec::new();
+    for _ in 0..5 {
+        let tunnel = Link::Pipe.v2().await;
+        tunnel.far.join_budget(&budget);
+        tunnels.push(tunnel);
+    }
+    let mut modest = tunnels.pop().unwrap();
+    let (mut near, mut far) = modest.stream().await;
+    let mut held = Vec::new();
+    for tunnel in &mut tunnels {
+        for _ in 0..8 {
+            let (mut flooding, unread) = tunnel.stream().await;
+            // Within its window, so nothing waits.
+            let _ = flooding.write_all(&noise(1, 200 << 10)).await;
+            held.push((flooding, unread));
+            assert!(budget.held() <= LIMIT, "{}", budget.held());
+            near.write_all(b"?").await.unwrap();
+            let mut byte = [0];
+            within(far.read_exact(&mut byte)).await.unwrap();
+        }
+    }
+    let resets = tunnels
+        .iter()
+        .map(|tunnel| tunnel.far.stats().resets)
+        .sum::<u64>();
+    assert!(resets >= 16, "{resets}");
+    drop((held, tunnels, near, far, modest));
+    within(async {
+        while budget.held() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }

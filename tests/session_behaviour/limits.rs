@@ -205,3 +205,125 @@ fn a_session_with_the_smallest_bounds_still_works() {
         }
     }
 }
+
+/// What comes before the connection is made is bounded: a client may ask for many connections that nobody
+/// makes.
+#[test]
+fn early_data_is_bounded_for_each_stream_that_is_not_accepted() {
+    const EARLY: usize = EARLY_DATA as usize;
+    let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
+    let mut streams = Vec::new();
+    for id in 1..=100 {
+        say(&mut acceptor, at(0), connect(id)).unwrap();
+        streams.push(incoming(&mut acceptor));
+        for _ in 0..4 {
+            // A reset makes what follows late, and that is no violation.
+            say(&mut acceptor, at(0), data(id, vec![0; EARLY])).unwrap();
+        }
+    }
+    let held = acceptor.stats().unread;
+    assert!(held <= 100 * EARLY + (1 << 20) + 4 * EARLY, "{held}");
+    let reset = |stream: &&StreamId| acceptor.reset_of(**stream).is_some();
+    let reset: Vec<_> = streams.iter().filter(reset).collect();
+    assert!(reset.len() >= 90, "{}", reset.len());
+    // An opener of the first release, with few connections, is served.
+    assert_eq!(acceptor.reset_of(streams[0]), None);
+    for stream in streams {
+        acceptor.release(stream);
+    }
+    assert_eq!(acceptor.stats().unread, 0);
+}
+
+#[test]
+fn an_opener_keeps_to_the_early_data_until_the_connection_is_made() {
+    let mut pair = Pair::new(Version::V2);
+    let opened = pair.opener.open_tcp(80, pair.now).unwrap();
+    pair.run();
+    assert_eq!(fill(&mut pair.opener, opened), EARLY_DATA as usize);
+    events(&mut pair.opener);
+    pair.run();
+    let accepted = incoming(&mut pair.acceptor);
+    pair.acceptor.accept(accepted).unwrap();
+    pair.run();
+    let told = events(&mut pair.opener);
+    assert!(told.contains(&Event::Writable(opened)), "{told:?}");
+    assert_eq!(fill(&mut pair.opener, opened), WINDOW - EARLY_DATA as usize);
+}
+
+/// v1 has no credit, so too much early data stalls the tunnel, until the connection is made.
+#[test]
+fn early_data_of_v1_waits_in_the_transport() {
+    let mut pair = Pair::new(Version::V1);
+    let opened = pair.opener.open_tcp(80, pair.now).unwrap();
+    pair.run();
+    let accepted = incoming(&mut pair.acceptor);
+    let mut sent = 0;
+    for _ in 0..40 {
+        sent += fill(&mut pair.opener, opened);
+        pair.run();
+    }
+    let held = pair.acceptor.stats().unread;
+    assert!(held <= (1 << 20) + 3 * EARLY_DATA as usize, "{held}");
+    assert!(!pair.acceptor.can_receive());
+    pair.acceptor.accept(accepted).unwrap();
+    assert!(pair.acceptor.can_receive());
+    pair.run();
+    assert_eq!(drain(&mut pair.acceptor, accepted).0.len(), sent);
+}
+
+#[test]
+fn a_session_sheds_the_streams_that_hold_most() {
+    let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
+    let mut streams = Vec::new();
+    for id in 1..=3 {
+        say(&mut acceptor, at(0), connect(id)).unwrap();
+        let stream = incoming(&mut acceptor);
+        acceptor.accept(stream).unwrap();
+        say(
+            &mut acceptor,
+            at(0),
+            data(id, vec![0; id as usize * 50_000]),
+        )
+        .unwrap();
+        streams.push(stream);
+    }
+    messages(&mut acceptor, at(0));
+    let before = acceptor.memory();
+    assert!(before >= 300_000);
+    acceptor.shed(before);
+    acceptor.shed(before - 200_000);
+    assert!(acceptor.memory() <= before - 200_000);
+    let reset = |stream: &StreamId| acceptor.reset_of(*stream).map(|reset| reset.reason);
+    let ends: Vec<_> = streams.iter().map(reset).collect();
+    assert_eq!(ends, [None, Some(Reason::Overflow), Some(Reason::Overflow)]);
+    let told = messages(&mut acceptor, at(0));
+    assert!(told.iter().all(|frame| frame.kind() == Kind::Error) && told.len() == 2);
+    // What it cannot give away it keeps.
+    acceptor.shed(0);
+    assert_eq!(acceptor.stats().unread, 0);
+    assert_eq!(acceptor.stats().streams, 3);
+}
+
+#[test]
+fn a_pressed_session_takes_no_connections_and_queues_little() {
+    let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
+    say(&mut acceptor, at(0), connect(1)).unwrap();
+    let stream = incoming(&mut acceptor);
+    acceptor.accept(stream).unwrap();
+    messages(&mut acceptor, at(0));
+    acceptor.set_pressed(true);
+    say(&mut acceptor, at(0), connect(2)).unwrap();
+    let told = messages(&mut acceptor, at(0));
+    let Some(Frame::Error { code, .. }) = told.first() else {
+        panic!("{told:?}");
+    };
+    assert_eq!(Reason::from_code(*code), Reason::Limit);
+    let queued = fill(&mut acceptor, stream);
+    assert!((1..=4096).contains(&queued), "{queued}");
+    events(&mut acceptor);
+    acceptor.set_pressed(false);
+    assert_eq!(events(&mut acceptor), [Event::Writable(stream)]);
+    assert!(fill(&mut acceptor, stream) > 4096);
+    say(&mut acceptor, at(0), connect(3)).unwrap();
+    incoming(&mut acceptor);
+}

@@ -1,0 +1,145 @@
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes that many tunnels, and whatever else of a program a peer can make grow, may hold together.
+///
+/// [`Config`](crate::session::Config) bounds each tunnel by itself; a server of many tunnels needs a bound on
+/// their sum. A tunnel joins by [`Mux::join_budget`](super::Mux::join_budget). While more than two
+/// thirds are held, a tunnel that holds more than its share of the last third takes no new connections, and
+/// those of its streams that hold most are reset with reason overflow. So a tunnel that holds little is never the
+/// one that pays, and the sum stays within the limit (PROTOCOL.md section 7).
+#[derive(Debug, Clone)]
+pub struct Budget {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    limit: usize,
+    held: AtomicUsize,
+    members: AtomicUsize,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        let inner = Inner {
+            limit,
+            held: AtomicUsize::new(0),
+            members: AtomicUsize::new(0),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// Takes `bytes` for something that is no tunnel, such as a message that has come in part. False, and
+    /// nothing taken, when two thirds of the budget are held.
+    #[must_use = "what was not taken must not be held"]
+    pub fn take(&self, bytes: usize) -> bool {
+        let fits = |held: usize| {
+            let sum = held.checked_add(bytes)?;
+            (sum <= self.soft_limit()).then_some(sum)
+        };
+        let held = &self.inner.held;
+        held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+            .is_ok()
+    }
+
+    /// Gives back what was taken before.
+    pub fn give_back(&self, bytes: usize) {
+        self.inner.held.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// The limit in bytes.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.inner.limit
+    }
+
+    /// Bytes held now.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.inner.held.load(Ordering::Relaxed)
+    }
+
+    /// What may be held before tunnels have to keep to their shares.
+    fn soft_limit(&self) -> usize {
+        self.inner.limit / 3 * 2
+    }
+}
+
+/// One tunnel's part of a [`Budget`].
+#[derive(Debug)]
+pub(super) struct Account {
+    budget: Budget,
+    charged: usize,
+}
+
+impl Account {
+    /// Changes below this are not worth an atomic operation each.
+    const GRAIN: usize = 16 << 10;
+
+    pub(super) fn open(budget: &Budget) -> Self {
+        budget.inner.members.fetch_add(1, Ordering::Relaxed);
+        Self {
+            budget: budget.clone(),
+            charged: 0,
+        }
+    }
+
+    /// Notes what the tunnel holds now. When that is too much: how much it may hold.
+    pub(super) fn settle(&mut self, held: usize) -> Option<usize> {
+        if held.abs_diff(self.charged) >= Self::GRAIN {
+            self.charge(held);
+        }
+        if self.budget.held() <= self.budget.soft_limit() {
+            return None;
+        }
+        let members = self.budget.inner.members.load(Ordering::Relaxed);
+        let share = self.budget.inner.limit / 3 / members.max(1);
+        (held > share).then_some(share)
+    }
+
+    pub(super) fn charge(&mut self, held: usize) {
+        let sum = &self.budget.inner.held;
+        if held >= self.charged {
+            sum.fetch_add(held - self.charged, Ordering::Relaxed);
+        } else {
+            sum.fetch_sub(self.charged - held, Ordering::Relaxed);
+        }
+        self.charged = held;
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.charge(0);
+        self.budget.inner.members.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_member_never_pays_and_the_sum_stays_within_the_limit() {
+        let budget = Budget::new(3 << 20);
+        let mut greedy = Account::open(&budget);
+        let mut modest = Account::open(&budget);
+        assert_eq!(greedy.settle(2 << 20), None);
+        assert_eq!(modest.settle(512 << 10), None);
+        // The last third is for both of them.
+        assert_eq!(modest.settle((512 << 10) + 1), Some(512 << 10));
+        assert_eq!(greedy.settle(2 << 20), Some(512 << 10));
+        greedy.charge(512 << 10);
+        assert_eq!(modest.settle(1 << 20), None);
+        assert!(!budget.take(1 << 20));
+        assert!(budget.take(512 << 10));
+        budget.give_back(512 << 10);
+        drop((greedy, modest));
+        assert_eq!(budget.held(), 0);
+    }
+}
