@@ -7,9 +7,9 @@ pub const FRAMES_PER_TURN: usize = 64;
 /// Bytes read before other tasks get their turn, unless a message came of them.
 pub const BYTES_PER_TURN: usize = 256 << 10;
 
-/// Most fragments of one message: the programs' largest message in pieces of 64 bytes. Honest peers send
-/// fewer, and more of them would only cost time.
-pub const FRAGMENTS_MAX: usize = 16 << 10;
+/// Most fragments of one message: as many as the Autobahn suite sends. Honest peers send fewer, and more
+/// would only cost time.
+pub const FRAGMENTS_MAX: usize = 64 << 10;
 
 /// Bytes that wait to be written before the sink takes no more. Beyond it there are at most the message that
 /// crossed it, one pong and one close frame.

@@ -1,0 +1,238 @@
+//! Peers that abuse the WebSocket itself, against the real programs: memory stays within a stated bound, and
+//! a well-behaved session beside them goes on.
+#![cfg(target_os = "linux")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    missing_docs
+)]
+
+mod support;
+
+use std::io;
+use std::time::Duration;
+
+use support::chain::{CONTAINER, Chain, connect, echo, expect_echo, service};
+use support::program::Program;
+use support::soon;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+/// What a program may grow by, whatever one peer does to it.
+const GROWTH_MAX: usize = 16 << 20;
+
+/// Each flood sends that much, several times what a program may grow by.
+const FLOOD: usize = 64 << 20;
+
+/// Largest ping, and its like from a server.
+const CLIENT_PING: [u8; 131] = ping::<131>(0xfd, 6);
+const SERVER_PING: [u8; 127] = ping::<127>(0x7d, 2);
+
+const fn ping<const N: usize>(second: u8, header: usize) -> [u8; N] {
+    let mut frame = [0; N];
+    frame[0] = 0x89;
+    frame[1] = second;
+    let mut at = header;
+    while at < N {
+        frame[at] = b'p';
+        at += 1;
+    }
+    frame
+}
+
+/// Resident bytes of a program.
+fn resident(program: &Program) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.unwrap().split_whitespace().nth(1).unwrap();
+    kib.parse::<usize>().unwrap() << 10
+}
+
+/// A raw connection after a WebSocket handshake.
+async fn upgrade(address: &str, path: &str) -> TcpStream {
+    let (socket, head) = soon("an upgrade", ask(address, path)).await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    socket
+}
+
+async fn ask(address: &str, path: &str) -> io::Result<(TcpStream, String)> {
+    let mut socket = TcpStream::connect(address).await?;
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    socket.write_all(request.as_bytes()).await?;
+    let head = head(&mut socket).await?;
+    Ok((socket, head))
+}
+
+async fn head(socket: &mut TcpStream) -> io::Result<String> {
+    let mut read = Vec::new();
+    while !read.ends_with(b"\r\n\r\n") {
+        read.push(socket.read_u8().await?);
+    }
+    Ok(String::from_utf8_lossy(&read).into_owned())
+}
+
+/// Serves one WebSocket handshake and hands out what is connected.
+async fn hostile_server() -> (String, JoinHandle<TcpStream>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}", listener.local_addr().unwrap());
+    let accepted = tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let head = head(&mut socket).await.unwrap();
+        let mut lines = head.lines().filter_map(|line| line.split_once(": "));
+        let key = lines.find(|(name, _)| name.eq_ignore_ascii_case("sec-websocket-key"));
+        let answer = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Accept: {}\r\n\r\n",
+            derive_accept_key(key.unwrap().1.as_bytes())
+        );
+        socket.write_all(answer.as_bytes()).await.unwrap();
+        socket
+    });
+    (url, accepted)
+}
+
+/// Writes a frame again and again, reads nothing, and is done when [`FLOOD`] bytes are out, the other side
+/// ends it, or takes no more.
+async fn flood(socket: &mut TcpStream, frame: &[u8]) {
+    let batch = frame.repeat(500);
+    for _ in 0..FLOOD / batch.len() {
+        let written = timeout(Duration::from_secs(2), socket.write_all(&batch)).await;
+        if !matches!(written, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+/// Floods, while the well-behaved client goes on; nothing may grow.
+async fn flood_beside(client: &mut TcpStream, socket: &mut TcpStream, programs: &[&Program]) {
+    for i in 0..20_u8 {
+        expect_echo(client, &[i; 500]).await;
+    }
+    let before: Vec<usize> = programs.iter().map(|program| resident(program)).collect();
+    let mut round_trips = 0;
+    let attack = flood(socket, &CLIENT_PING);
+    tokio::pin!(attack);
+    loop {
+        tokio::select! {
+            biased;
+            () = expect_echo(client, &[7; 500]) => round_trips += 1,
+            () = &mut attack => break,
+        }
+    }
+    // One that was cut off above leaves its echo behind, so the count is over.
+    assert!(round_trips > 0, "the session beside it stood still");
+    for (program, before) in programs.iter().zip(before) {
+        let growth = resident(program).saturating_sub(before);
+        assert!(growth <= GROWTH_MAX, "grew by {} MiB", growth >> 20);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pings_of_a_client_that_does_not_read_cost_the_runner_nothing() {
+    let chain = Chain::direct();
+    let port = service(echo).await.port();
+    let forward = chain.forward(port, &[]);
+    let mut client = connect(&forward).await;
+    let path = format!("/ws/forward/{CONTAINER}/{port}?proto=tcp");
+    let mut socket = upgrade(&chain.runner.address(), &path).await;
+    flood_beside(&mut client, &mut socket, &[&chain.runner]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_those_of_an_agent() {
+    let chain = Chain::direct();
+    let port = service(echo).await.port();
+    let forward = chain.forward(port, &[]);
+    let mut client = connect(&forward).await;
+    let mut socket = upgrade(&chain.runner.address(), "/ws/tunnel/hostile").await;
+    flood_beside(&mut client, &mut socket, &[&chain.runner]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_those_that_come_through_the_host() {
+    let chain = Chain::direct();
+    let port = service(echo).await.port();
+    let forward = chain.forward(port, &[]);
+    let mut client = connect(&forward).await;
+    let path = format!("/ws/forward/42/{port}?proto=tcp");
+    let mut socket = upgrade(&chain.host.address(), &path).await;
+    flood_beside(&mut client, &mut socket, &[&chain.runner, &chain.host]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pings_of_a_hostile_host_cost_forward_nothing() {
+    let (url, accepted) = hostile_server().await;
+    let args = ["--host", &url, "42", "80", "--local-port", "0"];
+    let mut forward = Program::start("forward", &args);
+    let mut socket = soon("the connection of forward", accepted).await.unwrap();
+    socket.write_all(b"\x81\x09CONNECTED").await.unwrap();
+    forward.address();
+    let before = resident(&forward);
+    flood(&mut socket, &SERVER_PING).await;
+    let growth = resident(&forward).saturating_sub(before);
+    assert!(growth <= GROWTH_MAX, "grew by {} MiB", growth >> 20);
+    assert!(forward.is_running());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pings_of_a_hostile_runner_cost_the_agent_nothing() {
+    let (url, accepted) = hostile_server().await;
+    let args = ["--runner-url", &url, "--container-id", CONTAINER];
+    let mut agent = Program::start("agent", &args);
+    let mut socket = soon("the connection of the agent", accepted).await.unwrap();
+    agent.complaint("registered at");
+    let before = resident(&agent);
+    flood(&mut socket, &SERVER_PING).await;
+    let growth = resident(&agent).saturating_sub(before);
+    assert!(growth <= GROWTH_MAX, "grew by {} MiB", growth >> 20);
+    assert!(agent.is_running());
+}
+
+/// Thirty connections that come again as often as they are ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn empty_fragments_keep_nobody_waiting() {
+    let chain = Chain::direct();
+    let port = service(echo).await.port();
+    let forward = chain.forward(port, &[]);
+    let mut client = connect(&forward).await;
+    let address = chain.runner.address();
+    let floods: Vec<_> = (0..30)
+        .map(|_| {
+            let address = address.clone();
+            tokio::spawn(async move {
+                let path = format!("/ws/forward/{CONTAINER}/{port}?proto=tcp");
+                let mut batch = b"\x02\x80\0\0\0\0".to_vec();
+                batch.extend(b"\x00\x80\0\0\0\0".repeat(20_000));
+                loop {
+                    let Ok((mut socket, _)) = ask(&address, &path).await else {
+                        sleep(Duration::from_millis(50)).await;
+                        continue;
+                    };
+                    batch[0] = 2;
+                    while socket.write_all(&batch).await.is_ok() {
+                        batch[0] = 0;
+                    }
+                }
+            })
+        })
+        .collect();
+    let before = resident(&chain.runner);
+    soon("a hundred round trips", async {
+        for i in 0..100_u8 {
+            expect_echo(&mut client, &[i; 500]).await;
+        }
+    })
+    .await;
+    let growth = resident(&chain.runner).saturating_sub(before);
+    assert!(growth <= GROWTH_MAX, "grew by {} MiB", growth >> 20);
+    for flood in floods {
+        flood.abort();
+    }
+}
