@@ -1,11 +1,7 @@
-//! The HTTP side of a part: an accept loop with limits, plain-text answers, and the WebSocket upgrade
-//! as server and as client.
+//! The HTTP side of a part: plain-text answers, and the WebSocket upgrade as server and as client.
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{Empty, Full};
@@ -13,91 +9,15 @@ use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use kohakuriver_tunnel::session::clean_text;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio_rustls::TlsAcceptor;
 
-use super::net::{self, Link};
+use super::net::Link;
 
 /// Request head: more is refused (431), so a handshake holds at most this in memory.
-const HEAD_MAX: usize = 16 * 1024;
+pub const HEAD_MAX: usize = 16 * 1024;
 
 pub type Answer = Response<Full<Bytes>>;
-
-/// What one stranger can take of a listener before any session exists.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Connections that may be in their HTTP phase at once. Without it, connections that say nothing use
-    /// up the file descriptors.
-    pub handshakes: usize,
-    /// Time for a whole request head. Without it, one byte a minute holds a connection for ever.
-    pub head_timeout: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            handshakes: 1024,
-            head_timeout: Duration::from_secs(10),
-        }
-    }
-}
-
-/// Serves until dropped. Upgraded connections live on in tasks of their own.
-pub async fn serve<H, F>(
-    listener: TcpListener,
-    tls: Option<TlsAcceptor>,
-    limits: Limits,
-    handler: H,
-) where
-    H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + 'static,
-    F: Future<Output = Answer> + Send + 'static,
-{
-    let places = Arc::new(Semaphore::new(limits.handshakes));
-    loop {
-        let (stream, peer) = net::accept(&listener).await;
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            tracing::debug!(%peer, "too many connections are shaking hands: dropped");
-            continue;
-        };
-        net::tune_link(&stream);
-        let (handler, tls) = (handler.clone(), tls.clone());
-        tokio::spawn(async move {
-            let link = match secured(stream, tls, limits.head_timeout).await {
-                Ok(link) => link,
-                Err(error) => return tracing::debug!(%peer, "no TLS with it: {error}"),
-            };
-            let service = hyper::service::service_fn(move |request| {
-                let answer = handler(request, peer);
-                async move { Ok::<_, std::convert::Infallible>(answer.await) }
-            });
-            let served = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(limits.head_timeout)
-                .max_header_size(HEAD_MAX)
-                .serve_connection(TokioIo::new(link), service)
-                .with_upgrades()
-                .await;
-            if let Err(error) = served {
-                tracing::debug!(%peer, "connection ended in its HTTP phase: {error}");
-            }
-            drop(place);
-        });
-    }
-}
-
-/// The connection, after its TLS handshake where there is TLS.
-async fn secured(stream: TcpStream, tls: Option<TlsAcceptor>, limit: Duration) -> io::Result<Link> {
-    match tls {
-        None => Ok(Link::Plain(stream)),
-        Some(tls) => {
-            let stream = net::within(limit, tls.accept(stream)).await?;
-            Ok(Link::Tls(Box::new(stream.into())))
-        }
-    }
-}
 
 /// An answer of one line of plain text.
 pub fn text(status: StatusCode, line: impl Into<String>) -> Answer {

@@ -3,17 +3,22 @@
 //! Policy only: nothing here knows a rule of the tunnel protocol, that is the library's part.
 #![allow(dead_code)] // each program uses its own selection
 
+pub mod addresses;
 pub mod args;
 pub mod backoff;
+pub mod front;
+pub mod handshakes;
 pub mod http;
 pub mod log;
 pub mod metrics;
 pub mod net;
 pub mod output;
+pub mod places;
 pub mod program;
 pub mod random;
 pub mod route;
 pub mod serve;
+pub mod sessions;
 pub mod signals;
 pub mod tls;
 pub mod token;

@@ -132,12 +132,20 @@ pub fn announce(line: &str) {
     STDOUT.flush();
 }
 
-/// Asks for as many file descriptors as the system allows: each connection takes one.
-pub fn raise_file_limit() {
+/// Open files this process may have, after asking for as many as the system allows: each connection
+/// takes one.
+pub fn raise_file_limit() -> usize {
+    /// Where nothing limits them.
+    const PLENTY: usize = 1 << 20;
     #[cfg(unix)]
-    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+    let limit = rlimit::increase_nofile_limit(u64::MAX).or_else(|error| {
         tracing::debug!("the file limit stays as it is: {error}");
-    }
+        rlimit::Resource::NOFILE.get_soft()
+    });
+    #[cfg(not(unix))]
+    let limit = std::io::Result::Ok(u64::MAX);
+    let limit = limit.map_or(PLENTY, |limit| usize::try_from(limit).unwrap_or(PLENTY));
+    limit.min(PLENTY)
 }
 
 /// Listens, says where, and serves until a signal comes: all that a server does besides its job.

@@ -84,7 +84,10 @@ fn runner_settings() -> server::Settings {
         token: None,
         agent_token: None,
         tls: None,
+        handshakes: 64,
         max_sessions: 64,
+        max_per_address: None,
+        proxies: Vec::new(),
         max_agents: 0,
     }
 }
@@ -97,7 +100,10 @@ fn host_settings(runner: SocketAddr) -> Result<proxy::Settings, Failure> {
         token: None,
         tls: None,
         dialer: dialer()?,
+        handshakes: 64,
         max_sessions: 64,
+        max_per_address: None,
+        proxies: Vec::new(),
     })
 }
 

@@ -1,11 +1,13 @@
 //! The host's command line.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Parser;
 
 use crate::api::ClusterApi;
+use crate::common::addresses::Network;
 use crate::common::args::{LogArgs, LogFormat};
 use crate::common::program::{Failure, Logging};
 use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, public_roots};
@@ -54,6 +56,16 @@ pub struct Args {
     #[arg(long, default_value_t = 4096, value_name = "N")]
     max_sessions: usize,
 
+    /// Most sessions of one source address (IPv6: of one /64). Without it, an address may have as many as it
+    /// leaves to others: half of them, if it is the only one.
+    #[arg(long, value_name = "N")]
+    max_per_address: Option<NonZeroUsize>,
+
+    /// Address of a reverse proxy, behind which many clients are: ADDRESS[/PREFIX]; may be given many times.
+    /// Each of its connections counts by itself.
+    #[arg(long = "proxy", value_name = "ADDRESS", value_parser = Network::parse)]
+    proxies: Vec<Network>,
+
     #[command(flatten)]
     token: TokenArgs,
 
@@ -100,7 +112,10 @@ impl Args {
             token: self.token.header()?,
             tls: self.identity.acceptor()?,
             dialer,
+            handshakes: 1024,
             max_sessions: self.max_sessions,
+            max_per_address: self.max_per_address.map(NonZeroUsize::get),
+            proxies: self.proxies.clone(),
         })
     }
 }

@@ -1,10 +1,12 @@
 //! The runner's command line.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Parser;
 
+use crate::common::addresses::Network;
 use crate::common::args::{LogArgs, LogFormat};
 use crate::common::program::{Failure, Logging};
 use crate::common::tls::IdentityArgs;
@@ -44,6 +46,16 @@ pub struct Args {
     /// Most client sessions at once; more are answered with 503.
     #[arg(long, default_value_t = 4096, value_name = "N")]
     max_sessions: usize,
+
+    /// Most client sessions of one source address (IPv6: of one /64). Without it nothing limits them: a
+    /// runner's clients all come from its host. Where they come by themselves, give it, and --proxy for the host.
+    #[arg(long, value_name = "N")]
+    max_per_address: Option<NonZeroUsize>,
+
+    /// Address of a host or proxy, behind which many clients are: ADDRESS[/PREFIX]; may be given many times.
+    /// Each of its connections counts by itself.
+    #[arg(long = "proxy", value_name = "ADDRESS", value_parser = Network::parse)]
+    proxies: Vec<Network>,
 
     /// Most agents at once; more are answered with 503.
     #[arg(long, default_value_t = 16_384, value_name = "N")]
@@ -95,7 +107,10 @@ impl Args {
             token,
             agent_token,
             tls: self.identity.acceptor()?,
+            handshakes: 1024,
             max_sessions: self.max_sessions,
+            max_per_address: self.max_per_address.map(NonZeroUsize::get),
+            proxies: self.proxies.clone(),
             max_agents: self.max_agents,
         })
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 pub mod chain;
+pub mod flood;
 pub mod program;
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};

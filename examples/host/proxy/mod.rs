@@ -4,21 +4,22 @@ pub mod registry;
 mod relay;
 mod session;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::{Request, StatusCode};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 pub use self::registry::{FixedTasks, Registry, TaskPlace};
 
-use crate::common::http::{self, Answer, Limits};
+use crate::common::addresses::Network;
+use crate::common::front::{Caller, Front, Limits};
+use crate::common::http::{self, Answer};
 use crate::common::metrics::{Counter, Gauge, Page};
 use crate::common::route::Route;
+use crate::common::sessions::{Sessions, Sharing};
 use crate::common::tls::Dialer;
 
 /// What the proxy needs to know.
@@ -32,13 +33,20 @@ pub struct Settings {
     pub tls: Option<TlsAcceptor>,
     /// Connects to runners.
     pub dialer: Dialer,
+    /// Connections that may be in their HTTP phase at once.
+    pub handshakes: usize,
     /// Most sessions at once.
     pub max_sessions: usize,
+    /// Most sessions, and most handshakes, of one address.
+    pub max_per_address: Option<usize>,
+    /// Addresses behind which many clients are.
+    pub proxies: Vec<Network>,
 }
 
 pub struct Host {
     settings: Settings,
-    places: Arc<Semaphore>,
+    front: Arc<Front>,
+    sessions: Sessions,
     counters: Counters,
 }
 
@@ -54,8 +62,18 @@ struct Counters {
 
 impl Host {
     pub fn new(settings: Settings) -> Self {
+        let each = settings.max_per_address.unwrap_or(usize::MAX);
+        let front = Front::new(Limits {
+            handshakes: settings.handshakes,
+            per_source: each,
+            answering: session::ANSWERING,
+            proxies: settings.proxies.clone(),
+        });
+        let proxies = settings.proxies.clone();
+        let sharing = Sharing::ByAddress { each, proxies };
         Self {
-            places: Arc::new(Semaphore::new(settings.max_sessions)),
+            front: Arc::new(front),
+            sessions: Sessions::new(settings.max_sessions, sharing),
             settings,
             counters: Counters::default(),
         }
@@ -64,10 +82,9 @@ impl Host {
     /// Serves until dropped.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
         let tls = self.settings.tls.clone();
-        http::serve(listener, tls, Limits::default(), move |request, peer| {
-            Arc::clone(&self).answer(request, peer)
-        })
-        .await;
+        let front = Arc::clone(&self.front);
+        let answer = move |request, caller| Arc::clone(&self).answer(request, caller);
+        front.serve(listener, tls, answer).await;
     }
 
     /// Whether tokens of callers are for a registry.
@@ -76,37 +93,43 @@ impl Host {
         registries.any(|registry| registry.checks_callers())
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> Answer {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, caller: Caller) -> Answer {
         match Route::parse(request.uri()) {
             Err(bad) => bad.into(),
             Ok(Route::Health) => http::text(StatusCode::OK, "ok"),
-            Ok(Route::Metrics) => self.counters.page(),
-            Ok(Route::Forward(session)) => session::join(self, request, session, peer).await,
+            Ok(Route::Metrics) => self.page(),
+            Ok(Route::Forward(session)) => session::join(self, request, session, caller).await,
             Ok(Route::Agent(_)) => http::text(
                 StatusCode::NOT_FOUND,
                 "agents register at a runner, and this is a host",
             ),
         }
     }
-}
 
-impl Counters {
     fn page(&self) -> Answer {
+        let counters = &self.counters;
         let ended = [
-            (r#"{outcome="joined"}"#, self.joined.value()),
-            (r#"{outcome="refused"}"#, self.refused.value()),
-            (r#"{outcome="unreachable"}"#, self.unreachable.value()),
+            (r#"{outcome="joined"}"#, counters.joined.value()),
+            (r#"{outcome="refused"}"#, counters.refused.value()),
+            (r#"{outcome="unreachable"}"#, counters.unreachable.value()),
         ];
         let bytes = [
-            (r#"{to="runner"}"#, self.to_runner.value()),
-            (r#"{to="client"}"#, self.to_client.value()),
+            (r#"{to="runner"}"#, counters.to_runner.value()),
+            (r#"{to="client"}"#, counters.to_client.value()),
+        ];
+        let (front, sessions) = (&self.front.turned_away, &self.sessions);
+        let turned_away = [
+            (r#"{cause="displaced"}"#, front.displaced.value()),
+            (r#"{cause="late"}"#, front.late.value()),
+            (r#"{cause="sessions"}"#, sessions.full.value()),
+            (r#"{cause="address"}"#, sessions.share.value()),
         ];
         Page::default()
             .metric(
                 "gauge",
                 "host_sessions",
                 "Sessions open now.",
-                &[("", self.open.value())],
+                &[("", counters.open.value())],
             )
             .metric(
                 "counter",
@@ -119,6 +142,12 @@ impl Counters {
                 "host_bytes_total",
                 "Bytes relayed, WebSocket framing included.",
                 &bytes,
+            )
+            .metric(
+                "counter",
+                "host_turned_away_total",
+                "Connections that came to nothing for want of time or of a place, by cause.",
+                &turned_away,
             )
             .log()
             .answer()

@@ -1,6 +1,5 @@
 //! One session: from the client's upgrade request to two joined sockets.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,12 +11,16 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::registry::{Refusal, TaskPlace};
 use super::{Host, relay};
-use crate::common::http::{self, Answer};
+use crate::common::front::Caller;
+use crate::common::http::{self, Answer, BadRequest};
 use crate::common::route::Session;
 use crate::common::{net, token, ws};
 
 /// Time to reach the runner and to get its answer: the client waits 10 s for everything.
 const RUNNER_WITHIN: Duration = Duration::from_secs(5);
+
+/// Time that a host may need for its answer: a registry's, and two questions to the runner.
+pub const ANSWERING: Duration = Duration::from_secs(16);
 
 /// Headers of the client that the runner needs to complete its handshake.
 const PASSED_ON: [header::HeaderName; 3] = [
@@ -31,8 +34,9 @@ pub async fn join(
     host: Arc<Host>,
     mut request: Request<Incoming>,
     session: Session,
-    peer: SocketAddr,
+    asker: Caller,
 ) -> Answer {
+    let peer = asker.address;
     let key = match http::upgrade_key(&request) {
         Ok(key) => key,
         Err(bad) => return bad.into(),
@@ -48,20 +52,15 @@ pub async fn join(
     if !trusted && !host.checks_callers() {
         return token::demanded().into();
     }
-    let Ok(place) = Arc::clone(&host.places).try_acquire_owned() else {
-        return http::text(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "this host has as many sessions as it may: try again later",
-        );
-    };
 
     let joined = async {
-        let place = find(&host, &session.name, caller, trusted).await?;
-        let response = ask_runner(&host, &request, &session, &place).await?;
-        Ok::<_, Refusal>((place, response))
+        let place_of_task = find(&host, &session.name, caller, trusted).await?;
+        let place = host.sessions.take(&asker)?;
+        let response = ask_runner(&host, &request, &session, &place_of_task).await?;
+        Ok::<_, NoSession>((place_of_task, place, response))
     };
     match joined.await {
-        Ok((place_of_task, response)) => {
+        Ok((place_of_task, place, response)) => {
             tracing::debug!(%peer, task = %session, container = place_of_task.container, "joined");
             host.counters.joined.add(1);
             let answer = pass_answer(&response);
@@ -76,7 +75,8 @@ pub async fn join(
             });
             answer
         }
-        Err(refusal) => {
+        Err(NoSession::Answer(bad)) => bad.into(),
+        Err(NoSession::Refusal(refusal)) => {
             tracing::info!(%peer, task = %session, "refused: {}", refusal.reason);
             let counter = if refusal.code == 1008 {
                 &host.counters.refused
@@ -85,15 +85,39 @@ pub async fn join(
             };
             counter.add(1);
             let client = hyper::upgrade::on(&mut request);
+            // Whoever is refused gets no place among the sessions to hear it.
+            let farewell = host.front.farewell(asker.source);
             tokio::spawn(async move {
-                if let Ok((link, read)) = http::upgraded(client).await {
-                    let socket = ws::over(link, read, Role::Server, None);
-                    ws::refuse(socket, &refusal.reason, refusal.code).await;
-                }
-                drop(place);
+                let told = async {
+                    if let Ok((link, read)) = http::upgraded(client).await {
+                        let socket = ws::over(link, read, Role::Server, None);
+                        ws::refuse(socket, &refusal.reason, refusal.code).await;
+                    }
+                };
+                farewell.unless_displaced(told).await;
             });
             ws::accept_answer(&key, None)
         }
+    }
+}
+
+/// Why an upgrade request leads to no session.
+enum NoSession {
+    /// Told in HTTP.
+    Answer(BadRequest),
+    /// Told on the WebSocket, as the deployed host does it.
+    Refusal(Refusal),
+}
+
+impl From<BadRequest> for NoSession {
+    fn from(bad: BadRequest) -> Self {
+        Self::Answer(bad)
+    }
+}
+
+impl From<Refusal> for NoSession {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refusal(refusal)
     }
 }
 

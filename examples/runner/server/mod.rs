@@ -7,21 +7,24 @@ mod session;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, StatusCode};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use self::agents::Agents;
-use crate::common::http::{self, Answer, BadRequest, Limits};
+use crate::common::addresses::Network;
+use crate::common::front::{Caller, Front, Limits};
+use crate::common::http::{self, Answer, BadRequest};
 use crate::common::metrics::{Counter, Gauge, Page};
 use crate::common::route::Route;
 use crate::common::serve::Served;
+use crate::common::sessions::{Sessions, Sharing};
 use crate::common::ws::{self, Socket};
 use crate::common::{net, token};
 
@@ -37,8 +40,14 @@ pub struct Settings {
     pub agent_token: Option<HeaderValue>,
     /// Served with TLS alone, if given.
     pub tls: Option<TlsAcceptor>,
+    /// Connections that may be in their HTTP phase at once.
+    pub handshakes: usize,
     /// Most client sessions at once.
     pub max_sessions: usize,
+    /// Most client sessions, and most handshakes, of one address.
+    pub max_per_address: Option<usize>,
+    /// Addresses behind which many clients are.
+    pub proxies: Vec<Network>,
     /// Most agents at once.
     pub max_agents: usize,
 }
@@ -46,7 +55,8 @@ pub struct Settings {
 pub struct Runner {
     settings: Settings,
     agents: Agents,
-    places: Arc<Semaphore>,
+    front: Arc<Front>,
+    sessions: Sessions,
     counters: Counters,
     served: Served,
 }
@@ -66,9 +76,23 @@ struct Counters {
 
 impl Runner {
     pub fn new(settings: Settings) -> Self {
+        let front = Front::new(Limits {
+            handshakes: settings.handshakes,
+            per_source: settings.max_per_address.unwrap_or(usize::MAX),
+            answering: Duration::ZERO,
+            proxies: settings.proxies.clone(),
+        });
+        let sharing = match settings.max_per_address {
+            Some(each) => Sharing::ByAddress {
+                each,
+                proxies: settings.proxies.clone(),
+            },
+            None => Sharing::Freely,
+        };
         Self {
             agents: Agents::new(settings.max_agents),
-            places: Arc::new(Semaphore::new(settings.max_sessions)),
+            front: Arc::new(front),
+            sessions: Sessions::new(settings.max_sessions, sharing),
             settings,
             counters: Counters::default(),
             served: Served::default(),
@@ -78,18 +102,20 @@ impl Runner {
     /// Serves until dropped.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
         let tls = self.settings.tls.clone();
-        http::serve(listener, tls, Limits::default(), move |request, peer| {
+        let front = Arc::clone(&self.front);
+        let answer = move |request, caller| {
             let runner = Arc::clone(&self);
-            async move { runner.answer(request, peer).unwrap_or_else(Answer::from) }
-        })
-        .await;
+            async move { runner.answer(request, caller).unwrap_or_else(Answer::from) }
+        };
+        front.serve(listener, tls, answer).await;
     }
 
     fn answer(
         self: Arc<Self>,
         mut request: Request<Incoming>,
-        peer: SocketAddr,
+        caller: Caller,
     ) -> Result<Answer, BadRequest> {
+        let peer = caller.address;
         let route = Route::parse(request.uri())?;
         match route {
             Route::Health => return Ok(http::text(StatusCode::OK, "ok")),
@@ -121,15 +147,11 @@ impl Runner {
         let upgrade = hyper::upgrade::on(&mut request);
         match route {
             Route::Forward(session) => {
-                let full = "this runner has as many sessions as it may: try again later";
-                let place = Arc::clone(&self.places)
-                    .try_acquire_owned()
-                    .map_err(|_| BadRequest::new(StatusCode::SERVICE_UNAVAILABLE, full))?;
+                let place = self.sessions.take(&caller)?;
                 tokio::spawn(async move {
                     if let Some(socket) = upgraded(upgrade, peer).await {
-                        session::serve(&self, socket, v2, session, peer).await;
+                        session::serve(&self, socket, v2, session, caller, place).await;
                     }
-                    drop(place);
                 });
             }
             Route::Agent(name) => {
@@ -143,7 +165,9 @@ impl Runner {
                 }
                 self.counters.agents.add(1);
                 tokio::spawn(async move {
-                    if let Some(socket) = upgraded(upgrade, peer).await {
+                    let upgraded = upgraded(upgrade, peer).await;
+                    caller.handshake.settle();
+                    if let Some(socket) = upgraded {
                         self.agents.serve(socket, v2, name, peer).await;
                     }
                 });
@@ -166,6 +190,13 @@ impl Runner {
             (r#"{outcome="refused"}"#, served.refused.value()),
             (r#"{outcome="denied"}"#, counters.denied.value()),
             (r#"{outcome="no_agent"}"#, counters.no_agent.value()),
+        ];
+        let (front, places) = (&self.front.turned_away, &self.sessions);
+        let turned_away = [
+            (r#"{cause="displaced"}"#, front.displaced.value()),
+            (r#"{cause="late"}"#, front.late.value()),
+            (r#"{cause="sessions"}"#, places.full.value()),
+            (r#"{cause="address"}"#, places.share.value()),
         ];
         let datagrams = [
             (r#"{cause="refused"}"#, served.flow_refusals.value()),
@@ -207,6 +238,12 @@ impl Runner {
                 "runner_datagrams_lost_total",
                 "Datagrams to directly dialled targets that came to nothing.",
                 &datagrams,
+            )
+            .metric(
+                "counter",
+                "runner_turned_away_total",
+                "Connections that came to nothing for want of time or of a place, by cause.",
+                &turned_away,
             )
             .log()
             .answer()

@@ -1,6 +1,5 @@
 //! One client's session: greeted, then each connection it asks for is dialled or joined to the agent.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +11,9 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::{Runner, join};
+use crate::common::addresses::Source;
+use crate::common::front::Caller;
+use crate::common::places::Place;
 use crate::common::route::{Proto, Session};
 use crate::common::serve::{self, unless_abandoned};
 use crate::common::tunnel;
@@ -29,12 +31,18 @@ pub async fn serve(
     mut socket: Socket,
     v2: bool,
     session: Session,
-    peer: SocketAddr,
+    caller: Caller,
+    place: Place<Source>,
 ) {
+    let peer = caller.address;
     if let Err((reason, code)) = ready(runner, &session).await {
         runner.counters.refused.add(1);
         tracing::info!(%peer, container = %session, "refused: {reason}");
-        return ws::refuse(socket, &reason, code).await;
+        // Whoever is refused needs no place among the sessions to hear it.
+        let farewell = runner.front.farewell(caller.source);
+        drop(place);
+        let told = ws::refuse(socket, &reason, code);
+        return farewell.unless_displaced(told).await;
     }
     if let Err(error) = socket.send(Message::text("CONNECTED")).await {
         return tracing::debug!(%peer, container = %session, "gone before its session began: {error}");

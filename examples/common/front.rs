@@ -1,0 +1,191 @@
+//! The front door of host and runner: what a stranger can take before any session exists.
+//!
+//! A connection serves one request. Until that is answered or has become a WebSocket, its time is
+//! limited, and it holds one of the handshake places.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderValue};
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsAcceptor;
+
+use super::addresses::{Network, Source, Sources};
+use super::handshakes::{Handshake, Handshakes};
+use super::http::{Answer, HEAD_MAX};
+use super::metrics::Counter;
+use super::net::{self, Link};
+
+/// Time for all that is the client's to do on a connection: the TLS handshake, the request, taking
+/// the answer. Nothing restarts it, so one byte a second gains nothing.
+const HTTP_PHASE: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections that may be in their HTTP phase at once. Without it, connections that say nothing
+    /// use up the file descriptors.
+    pub handshakes: usize,
+    /// Most of them from one source.
+    pub per_source: usize,
+    /// How much longer than [`HTTP_PHASE`] it may take if the request came: the server's own time.
+    pub answering: Duration,
+    /// Addresses behind which there are many sources.
+    pub proxies: Vec<Network>,
+}
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    pub address: SocketAddr,
+    pub source: Source,
+    /// The connection's place for as long as it is no session.
+    pub handshake: Arc<Handshake>,
+}
+
+#[derive(Debug)]
+pub struct Front {
+    handshakes: Arc<Handshakes>,
+    sources: Sources,
+    answering: Duration,
+    pub turned_away: TurnedAway,
+}
+
+/// Connections that came to nothing here.
+#[derive(Debug, Default)]
+pub struct TurnedAway {
+    /// A newer one needed the place.
+    pub displaced: Counter,
+    /// Not through in time.
+    pub late: Counter,
+}
+
+impl Front {
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            handshakes: Arc::new(Handshakes::new(limits.handshakes, limits.per_source)),
+            sources: Sources::by_address(limits.proxies),
+            answering: limits.answering,
+            turned_away: TurnedAway::default(),
+        }
+    }
+
+    /// Serves until dropped. Upgraded connections live on in tasks of their own.
+    pub async fn serve<H, F>(
+        self: Arc<Self>,
+        listener: TcpListener,
+        tls: Option<TlsAcceptor>,
+        handler: H,
+    ) where
+        H: Fn(Request<Incoming>, Caller) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        loop {
+            let (stream, address) = net::accept(&listener).await;
+            let caller = self.caller(address);
+            net::tune_link(&stream);
+            let (front, handler, tls) = (Arc::clone(&self), handler.clone(), tls.clone());
+            tokio::spawn(async move { front.connection(stream, tls, caller, handler).await });
+        }
+    }
+
+    /// A place for a connection that was to become a session and only has to be told why not.
+    pub fn farewell(&self, source: Source) -> Handshake {
+        self.handshakes.begin(source)
+    }
+
+    fn caller(&self, address: SocketAddr) -> Caller {
+        let source = self.sources.of(address.ip());
+        Caller {
+            address,
+            source,
+            handshake: Arc::new(self.handshakes.begin(source)),
+        }
+    }
+
+    async fn connection<H, F>(
+        &self,
+        stream: TcpStream,
+        tls: Option<TlsAcceptor>,
+        caller: Caller,
+        handler: H,
+    ) where
+        H: Fn(Request<Incoming>, Caller) -> F,
+        F: Future<Output = Answer>,
+    {
+        let until = Instant::now() + HTTP_PHASE;
+        let (peer, handshake) = (caller.address, Arc::clone(&caller.handshake));
+        let asked = AtomicBool::new(false);
+        let mut http = pin!(speak_http(stream, tls, |request| {
+            asked.store(true, Ordering::Relaxed);
+            handler(request, caller.clone())
+        }));
+        let in_time = async {
+            match timeout_at(until, &mut http).await {
+                Err(_) if asked.load(Ordering::Relaxed) => {
+                    timeout_at(until + self.answering, &mut http).await
+                }
+                ended => ended,
+            }
+        };
+        tokio::select! {
+            ended = in_time => match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(%peer, "connection ended in its HTTP phase: {error}");
+                }
+                Err(_) => {
+                    self.turned_away.late.add(1);
+                    tracing::debug!(%peer, "dropped: not through its HTTP phase in time");
+                }
+            },
+            () = handshake.displaced() => {
+                self.turned_away.displaced.add(1);
+                tracing::debug!(%peer, "dropped in its HTTP phase: a newer one needs the place");
+            }
+        }
+    }
+}
+
+/// One request and its answer; returns when the connection is closed or upgraded.
+async fn speak_http<F>(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    handler: impl Fn(Request<Incoming>) -> F,
+) -> io::Result<()>
+where
+    F: Future<Output = Answer>,
+{
+    let link = match tls {
+        None => Link::Plain(stream),
+        Some(tls) => Link::Tls(Box::new(tls.accept(stream).await?.into())),
+    };
+    let service = hyper::service::service_fn(|request| {
+        let answer = handler(request);
+        async move { Ok::<_, Infallible>(one_answer(answer.await)) }
+    });
+    hyper::server::conn::http1::Builder::new()
+        .max_header_size(HEAD_MAX)
+        .serve_connection(TokioIo::new(link), service)
+        .with_upgrades()
+        .await
+        .map_err(io::Error::other)
+}
+
+/// An answer after which the connection ends, unless it becomes a WebSocket.
+fn one_answer(mut answer: Answer) -> Answer {
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let close = HeaderValue::from_static("close");
+        answer.headers_mut().insert(header::CONNECTION, close);
+    }
+    answer
+}

@@ -1,0 +1,181 @@
+//! Connections that are no session yet, in a number that has a bound.
+//!
+//! A newcomer always gets in. When all places are taken, the source that has most of them loses its
+//! oldest connection; among equals that is the oldest of all. So a flood displaces itself, and who
+//! says what he wants at once is gone from here before it is his turn.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+
+use super::addresses::Source;
+
+#[derive(Debug)]
+pub struct Handshakes {
+    most: usize,
+    /// Most of one source.
+    each: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    begun: u64,
+    count: usize,
+    /// By source, and in the order in which they began.
+    unfinished: HashMap<Source, BTreeMap<u64, CancellationToken>>,
+}
+
+/// A connection's place until it is dropped, or displaced by a newer one.
+#[derive(Debug)]
+pub struct Handshake {
+    number: u64,
+    source: Source,
+    displaced: CancellationToken,
+    of: Arc<Handshakes>,
+}
+
+impl Handshakes {
+    pub fn new(most: usize, each: usize) -> Self {
+        Self {
+            // With none at all nobody could ever get in.
+            most: most.max(1),
+            each: each.max(1),
+            state: Mutex::default(),
+        }
+    }
+
+    /// A place for a newcomer.
+    pub fn begin(self: &Arc<Self>, source: Source) -> Handshake {
+        let mut state = self.lock();
+        let own = state.unfinished.get(&source).map_or(0, BTreeMap::len);
+        if own >= self.each {
+            state.displace_oldest_of(source);
+        } else if state.count >= self.most {
+            if let Some(greediest) = state.greediest() {
+                state.displace_oldest_of(greediest);
+            }
+        }
+        state.begun += 1;
+        let number = state.begun;
+        let displaced = CancellationToken::new();
+        let begun = state.unfinished.entry(source).or_default();
+        begun.insert(number, displaced.clone());
+        state.count += 1;
+        Handshake {
+            number,
+            source,
+            displaced,
+            of: Arc::clone(self),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The source with most connections; among equals, the one with the oldest.
+    fn greediest(&self) -> Option<Source> {
+        let sources = self.unfinished.iter();
+        let greediest = sources.max_by_key(|(_, begun)| {
+            let oldest = begun.first_key_value().map(|(number, _)| *number);
+            (begun.len(), Reverse(oldest))
+        });
+        greediest.map(|(source, _)| *source)
+    }
+
+    fn displace_oldest_of(&mut self, source: Source) {
+        let oldest = self
+            .unfinished
+            .get(&source)
+            .and_then(|begun| begun.keys().next().copied());
+        if let Some(displaced) = oldest.and_then(|oldest| self.remove(source, oldest)) {
+            displaced.cancel();
+        }
+    }
+
+    fn remove(&mut self, source: Source, number: u64) -> Option<CancellationToken> {
+        let begun = self.unfinished.get_mut(&source)?;
+        let removed = begun.remove(&number)?;
+        if begun.is_empty() {
+            self.unfinished.remove(&source);
+        }
+        self.count -= 1;
+        Some(removed)
+    }
+}
+
+impl Handshake {
+    /// Gives the place back before the connection is through: it has one of another kind now.
+    pub fn settle(&self) {
+        self.of.lock().remove(self.source, self.number);
+    }
+
+    /// Does `work` until a newer connection needs the place.
+    pub async fn unless_displaced(self, work: impl Future<Output = ()>) {
+        tokio::select! {
+            () = work => {}
+            () = self.displaced() => {}
+        }
+    }
+
+    /// Waits until a newer connection needs the place.
+    pub async fn displaced(&self) {
+        self.displaced.cancelled().await;
+    }
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    fn source(last: u8) -> Source {
+        Source::Address(IpAddr::from([10, 0, 0, last]))
+    }
+
+    fn is_displaced(handshake: &Handshake) -> bool {
+        handshake.displaced.is_cancelled()
+    }
+
+    #[test]
+    fn a_flood_displaces_its_own_oldest() {
+        let handshakes = Arc::new(Handshakes::new(10, usize::MAX));
+        let patient = handshakes.begin(source(1));
+        let flood: Vec<_> = (0..100).map(|_| handshakes.begin(source(2))).collect();
+        assert!(!is_displaced(&patient));
+        assert_eq!(flood.iter().filter(|one| !is_displaced(one)).count(), 9);
+        assert!(!is_displaced(&flood[99]) && is_displaced(&flood[0]));
+        drop(flood);
+        drop(patient);
+        let state = handshakes.lock();
+        assert!(state.count == 0 && state.unfinished.is_empty());
+    }
+
+    #[test]
+    fn among_equals_the_oldest_goes() {
+        let handshakes = Arc::new(Handshakes::new(3, usize::MAX));
+        let begun: Vec<_> = (0..5).map(|last| handshakes.begin(source(last))).collect();
+        let displaced: Vec<_> = begun.iter().map(is_displaced).collect();
+        assert_eq!(displaced, [true, true, false, false, false]);
+    }
+
+    #[test]
+    fn one_source_has_its_share_even_while_there_is_room() {
+        let handshakes = Arc::new(Handshakes::new(10, 2));
+        let begun: Vec<_> = (0..5).map(|_| handshakes.begin(source(1))).collect();
+        assert_eq!(begun.iter().filter(|one| !is_displaced(one)).count(), 2);
+        assert!(!is_displaced(&begun[4]));
+    }
+}

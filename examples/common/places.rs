@@ -1,0 +1,320 @@
+//! Places that strangers share: nobody has more of them than are left free for the others.
+//!
+//! One alone gets at most half, two a third each, and somebody new always finds a place while any
+//! is free. A fixed share would be too small for one on an idle program or too large for a hundred.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+/// The places, for holders that are told apart by `K`.
+pub struct Places<K: Key>(Arc<Mutex<State<K>>>);
+
+/// What tells the holders apart: a session's number, an address.
+pub trait Key: Copy + Ord + Hash + Debug {}
+
+impl<K: Copy + Ord + Hash + Debug> Key for K {}
+
+/// How many places there are, and for whom.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    pub places: usize,
+    /// Most that one holder has, beside the rule that it leaves as many to the others.
+    pub each: usize,
+    /// Most that may wait for a place at once.
+    pub queue: usize,
+}
+
+/// Why there is no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// All are taken.
+    All,
+    /// This holder has its share.
+    Share,
+}
+
+/// A place, given back when dropped.
+#[derive(Debug)]
+pub struct Place<K: Key> {
+    key: K,
+    /// `None` once it was given back.
+    of: Option<Places<K>>,
+}
+
+impl<K: Key> Places<K> {
+    pub fn new(sizes: Sizes) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            free: sizes.places,
+            sizes,
+            turns: 0,
+            waiting: 0,
+            holders: HashMap::new(),
+            next: BTreeSet::new(),
+        })))
+    }
+
+    /// A place now.
+    ///
+    /// # Errors
+    /// There is none for this holder.
+    pub fn try_take(&self, key: K) -> Result<Place<K>, Full> {
+        let mut state = self.lock();
+        if state.free == 0 {
+            return Err(Full::All);
+        }
+        let taken = state.holders.get(&key).map_or(0, |holder| holder.taken);
+        if !state.may_take(taken) {
+            return Err(Full::Share);
+        }
+        state.change(key, |holder| holder.taken += 1);
+        state.free -= 1;
+        Ok(self.place(key))
+    }
+
+    /// A place as soon as it is this holder's turn: those who have least come first.
+    ///
+    /// # Errors
+    /// Too many wait already.
+    pub async fn take(&self, key: K) -> Result<Place<K>, Full> {
+        match self.try_take(key) {
+            Ok(place) => Ok(place),
+            Err(_) => self.wait(key)?.granted().await,
+        }
+    }
+
+    fn wait(&self, key: K) -> Result<Waiting<'_, K>, Full> {
+        let mut state = self.lock();
+        if state.waiting >= state.sizes.queue {
+            return Err(Full::All);
+        }
+        let (granting, place) = oneshot::channel();
+        state.waiting += 1;
+        state.turns += 1;
+        let turn = state.turns;
+        state.change(key, |holder| holder.waiting.insert(turn, granting));
+        Ok(Waiting {
+            key,
+            turn,
+            of: self,
+            place,
+        })
+    }
+
+    /// Takes back a place and grants what is free now.
+    fn give_back(&self, key: K) {
+        let mut state = self.lock();
+        state.returned(key);
+        while let Some((key, granting)) = state.grant() {
+            drop(state);
+            let unwanted = granting.send(self.place(key)).err();
+            state = self.lock();
+            if let Some(mut unwanted) = unwanted {
+                // Dropped as it is, it would come here again: once deeper for each who has gone.
+                unwanted.of = None;
+                state.returned(key);
+            }
+        }
+    }
+
+    fn place(&self, key: K) -> Place<K> {
+        let of = Some(self.clone());
+        Place { key, of }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<K>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Key> Clone for Places<K> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<K: Key> Debug for Places<K> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Places").field(&self.lock().sizes).finish()
+    }
+}
+
+impl<K: Key> Drop for Place<K> {
+    fn drop(&mut self) {
+        if let Some(of) = self.of.take() {
+            of.give_back(self.key);
+        }
+    }
+}
+
+/// Somebody who waits; no longer when dropped.
+struct Waiting<'a, K: Key> {
+    key: K,
+    turn: u64,
+    of: &'a Places<K>,
+    place: oneshot::Receiver<Place<K>>,
+}
+
+impl<K: Key> Waiting<'_, K> {
+    async fn granted(mut self) -> Result<Place<K>, Full> {
+        (&mut self.place).await.map_err(|_| Full::All)
+    }
+}
+
+impl<K: Key> Drop for Waiting<'_, K> {
+    fn drop(&mut self) {
+        let mut state = self.of.lock();
+        let turn = self.turn;
+        if state
+            .change(self.key, |holder| holder.waiting.remove(&turn))
+            .is_some()
+        {
+            state.waiting -= 1;
+        }
+    }
+}
+
+struct State<K: Key> {
+    sizes: Sizes,
+    free: usize,
+    waiting: usize,
+    turns: u64,
+    holders: HashMap<K, Holder<K>>,
+    /// Who waits: those with the fewest places first, then those who have waited longest.
+    next: BTreeSet<(usize, u64, K)>,
+}
+
+struct Holder<K: Key> {
+    taken: usize,
+    /// By turn.
+    waiting: BTreeMap<u64, oneshot::Sender<Place<K>>>,
+}
+
+impl<K: Key> State<K> {
+    fn may_take(&self, taken: usize) -> bool {
+        taken < self.free && taken < self.sizes.each
+    }
+
+    fn returned(&mut self, key: K) {
+        self.free += 1;
+        self.change(key, |holder| holder.taken -= 1);
+    }
+
+    /// Whose turn it is, with the place already counted as taken.
+    fn grant(&mut self) -> Option<(K, oneshot::Sender<Place<K>>)> {
+        let (taken, _, key) = *self.next.first()?;
+        if !self.may_take(taken) {
+            return None;
+        }
+        let (_, granting) = self.change(key, |holder| {
+            holder.taken += 1;
+            holder.waiting.pop_first()
+        })?;
+        self.free -= 1;
+        self.waiting -= 1;
+        Some((key, granting))
+    }
+
+    /// Changes a holder and keeps its place in the queue right.
+    fn change<T>(&mut self, key: K, change: impl FnOnce(&mut Holder<K>) -> T) -> T {
+        let holder = self.holders.entry(key).or_default();
+        if let Some((turn, _)) = holder.waiting.first_key_value() {
+            self.next.remove(&(holder.taken, *turn, key));
+        }
+        let changed = change(holder);
+        if let Some((turn, _)) = holder.waiting.first_key_value() {
+            self.next.insert((holder.taken, *turn, key));
+        } else if holder.taken == 0 {
+            self.holders.remove(&key);
+        }
+        changed
+    }
+}
+
+impl<K: Key> Default for Holder<K> {
+    fn default() -> Self {
+        Self {
+            taken: 0,
+            waiting: BTreeMap::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(count: usize, each: usize) -> Places<u8> {
+        Places::new(Sizes {
+            places: count,
+            each,
+            queue: 100,
+        })
+    }
+
+    #[test]
+    fn one_holder_leaves_as_many_as_it_has_and_a_new_one_always_finds_a_place() {
+        let places = places(100, usize::MAX);
+        let mut taken = Vec::new();
+        for holder in 0..5 {
+            let before = taken.len();
+            while let Ok(place) = places.try_take(holder) {
+                taken.push(place);
+            }
+            assert!(taken.len() > before, "holder {holder}");
+        }
+        assert_eq!(taken.iter().filter(|place| place.key == 0).count(), 50);
+        assert_eq!(places.try_take(0).err(), Some(Full::Share));
+        taken.clear();
+        assert_eq!(places.lock().free, 100);
+        assert!(places.lock().holders.is_empty());
+    }
+
+    #[test]
+    fn a_fixed_share_goes_before() {
+        let places = places(100, 3);
+        let taken: Vec<_> = (0..9).filter_map(|_| places.try_take(1).ok()).collect();
+        assert_eq!(taken.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn who_has_least_comes_first_and_who_has_gone_is_passed_over() {
+        let places = places(4, usize::MAX);
+        let greedy = [places.try_take(1).unwrap(), places.try_take(1).unwrap()];
+        let others = [places.try_take(2).unwrap(), places.try_take(3).unwrap()];
+        let gone: Vec<_> = (0..50).map(|_| places.wait(5).unwrap()).collect();
+        let again = places.wait(1).unwrap();
+        let newcomer = places.wait(4).unwrap();
+        drop(gone);
+        drop(others);
+        let newcomer = newcomer.granted().await.unwrap();
+        assert_eq!(newcomer.key, 4);
+        drop(greedy);
+        let again = again.granted().await.unwrap();
+        drop((again, newcomer));
+        let state = places.lock();
+        assert_eq!((state.free, state.waiting), (4, 0));
+        assert!(state.holders.is_empty() && state.next.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_place_that_was_granted_to_somebody_who_left_comes_back() {
+        let places = places(2, usize::MAX);
+        let taken = [places.try_take(1).unwrap(), places.try_take(2).unwrap()];
+        let waiting: Vec<_> = (3..90).map(|key| places.wait(key).unwrap()).collect();
+        drop(taken);
+        drop(waiting);
+        assert_eq!(places.lock().free, 2);
+    }
+
+    #[tokio::test]
+    async fn the_queue_has_an_end() {
+        let places = places(1, usize::MAX);
+        let _taken = places.try_take(1).unwrap();
+        let _waiting: Vec<_> = (0..100).map(|_| places.wait(2).unwrap()).collect();
+        assert_eq!(places.take(3).await.err(), Some(Full::All));
+    }
+}

@@ -1,0 +1,82 @@
+//! The session places of a host or runner, shared between the addresses that ask for them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hyper::StatusCode;
+
+use super::addresses::{Network, Source, Sources};
+use super::front::Caller;
+use super::http::BadRequest;
+use super::metrics::Counter;
+use super::places::{Full, Place, Places, Sizes};
+
+#[derive(Debug)]
+pub struct Sessions {
+    places: Places<Source>,
+    sources: Sources,
+    warned: AtomicBool,
+    /// Refused because all places were taken.
+    pub full: Counter,
+    /// Refused because the address had its share.
+    pub share: Counter,
+}
+
+/// How session places are shared.
+#[derive(Debug, Clone)]
+pub enum Sharing {
+    /// All sessions come from few known addresses, as those of a runner do from its host.
+    Freely,
+    /// An address has no more than it leaves to others, nor more than `each`.
+    ByAddress { each: usize, proxies: Vec<Network> },
+}
+
+impl Sessions {
+    pub fn new(places: usize, sharing: Sharing) -> Self {
+        let (each, sources) = match sharing {
+            Sharing::Freely => (places, Sources::apart()),
+            Sharing::ByAddress { each, proxies } => (each, Sources::by_address(proxies)),
+        };
+        let queue = 0;
+        Self {
+            places: Places::new(Sizes {
+                places,
+                each,
+                queue,
+            }),
+            sources,
+            warned: AtomicBool::new(false),
+            full: Counter::default(),
+            share: Counter::default(),
+        }
+    }
+
+    /// A place for a caller's session; its connection is no handshake any more.
+    ///
+    /// # Errors
+    /// There is none, for anybody or for this address.
+    pub fn take(&self, caller: &Caller) -> Result<Place<Source>, BadRequest> {
+        let address = caller.address.ip();
+        match self.places.try_take(self.sources.of(address)) {
+            Ok(place) => {
+                caller.handshake.settle();
+                Ok(place)
+            }
+            Err(Full::All) => {
+                self.full.add(1);
+                let line = "there are as many sessions here as there may be: try again later";
+                Err(BadRequest::new(StatusCode::SERVICE_UNAVAILABLE, line))
+            }
+            Err(Full::Share) => {
+                self.share.add(1);
+                if !self.warned.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        "{address} has as many sessions as one address may: if many clients are \
+                         behind it, give --proxy {address} (said once, counted in /metrics)"
+                    );
+                }
+                let line = "your address has as many sessions here as one may have";
+                Err(BadRequest::new(StatusCode::SERVICE_UNAVAILABLE, line))
+            }
+        }
+    }
+}
