@@ -24,7 +24,7 @@ pub struct Sizes {
     pub places: usize,
     /// Most that one holder has, beside the rule that it leaves as many to the others.
     pub each: usize,
-    /// Most that may wait for a place at once.
+    /// Most that may wait for a place at once, shared by the same rule.
     pub queue: usize,
 }
 
@@ -78,7 +78,7 @@ impl<K: Key> Places<K> {
     /// A place as soon as it is this holder's turn: those who have least come first.
     ///
     /// # Errors
-    /// Too many wait already.
+    /// Too many wait already, or too many of this holder's.
     pub async fn take(&self, key: K) -> Result<Place<K>, Full> {
         match self.try_take(key) {
             Ok(place) => Ok(place),
@@ -88,8 +88,13 @@ impl<K: Key> Places<K> {
 
     fn wait(&self, key: K) -> Result<Waiting<'_, K>, Full> {
         let mut state = self.lock();
-        if state.waiting >= state.sizes.queue {
+        let left = state.sizes.queue - state.waiting;
+        if left == 0 {
             return Err(Full::All);
+        }
+        let holder = state.holders.get(&key);
+        if holder.map_or(0, |holder| holder.waiting.len()) >= left {
+            return Err(Full::Share);
         }
         let (granting, place) = oneshot::channel();
         state.waiting += 1;
@@ -285,7 +290,7 @@ mod tests {
         let places = places(4, usize::MAX);
         let greedy = [places.try_take(1).unwrap(), places.try_take(1).unwrap()];
         let others = [places.try_take(2).unwrap(), places.try_take(3).unwrap()];
-        let gone: Vec<_> = (0..50).map(|_| places.wait(5).unwrap()).collect();
+        let gone: Vec<_> = (0..40).map(|_| places.wait(5).unwrap()).collect();
         let again = places.wait(1).unwrap();
         let newcomer = places.wait(4).unwrap();
         drop(gone);
@@ -304,7 +309,7 @@ mod tests {
     async fn a_place_that_was_granted_to_somebody_who_left_comes_back() {
         let places = places(2, usize::MAX);
         let taken = [places.try_take(1).unwrap(), places.try_take(2).unwrap()];
-        let waiting: Vec<_> = (3..90).map(|key| places.wait(key).unwrap()).collect();
+        let waiting: Vec<_> = (3..50).map(|key| places.wait(key).unwrap()).collect();
         drop(taken);
         drop(waiting);
         assert_eq!(places.lock().free, 2);
@@ -314,7 +319,9 @@ mod tests {
     async fn the_queue_has_an_end() {
         let places = places(1, usize::MAX);
         let _taken = places.try_take(1).unwrap();
-        let _waiting: Vec<_> = (0..100).map(|_| places.wait(2).unwrap()).collect();
-        assert_eq!(places.take(3).await.err(), Some(Full::All));
+        let mut waiting: Vec<_> = (0..50).map(|_| places.wait(2).unwrap()).collect();
+        assert_eq!(places.take(2).await.err(), Some(Full::Share));
+        waiting.extend((3..=52).map(|key| places.wait(key).unwrap()));
+        assert_eq!(places.take(99).await.err(), Some(Full::All));
     }
 }

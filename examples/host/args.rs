@@ -47,8 +47,8 @@ pub struct Args {
     #[arg(long = "tasks", value_name = "FILE")]
     task_file: Option<PathBuf>,
 
-    /// Base URL of a deployed KohakuRiver host, asked about each task with the token of the caller. Runners never
-    /// see that token: they get the host's own, if it has one.
+    /// Base URL of a deployed KohakuRiver host, asked about each task with the token of the caller; who
+    /// has none gets 401. Runners never see that token: they get the host's own, if it has one.
     #[arg(long, value_name = "URL")]
     api: Option<String>,
 

@@ -1,5 +1,6 @@
 //! The proxy itself, without a command line: the demo of `forward` runs it too.
 
+mod questions;
 pub mod registry;
 mod relay;
 mod session;
@@ -12,6 +13,7 @@ use hyper::{Request, StatusCode};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
+use self::questions::{QUESTIONS, Questions};
 pub use self::registry::{FixedTasks, Registry, TaskPlace};
 
 use crate::common::addresses::Network;
@@ -47,6 +49,7 @@ pub struct Host {
     settings: Settings,
     front: Arc<Front>,
     sessions: Sessions,
+    questions: Questions,
     counters: Counters,
 }
 
@@ -56,6 +59,8 @@ struct Counters {
     joined: Counter,
     refused: Counter,
     unreachable: Counter,
+    /// Without a header for a registry that wants one.
+    nameless: Counter,
     to_runner: Counter,
     to_client: Counter,
 }
@@ -73,6 +78,7 @@ impl Host {
         let sharing = Sharing::ByAddress { each, proxies };
         Self {
             front: Arc::new(front),
+            questions: Questions::new(QUESTIONS),
             sessions: Sessions::new(settings.max_sessions, sharing),
             settings,
             counters: Counters::default(),
@@ -123,6 +129,8 @@ impl Host {
             (r#"{cause="late"}"#, front.late.value()),
             (r#"{cause="sessions"}"#, sessions.full.value()),
             (r#"{cause="address"}"#, sessions.share.value()),
+            (r#"{cause="questions"}"#, self.questions.refused.value()),
+            (r#"{cause="no_header"}"#, counters.nameless.value()),
         ];
         Page::default()
             .metric(
@@ -146,7 +154,7 @@ impl Host {
             .metric(
                 "counter",
                 "host_turned_away_total",
-                "Connections that came to nothing for want of time or of a place, by cause.",
+                "Connections that came to nothing for want of time, place or token, by cause.",
                 &turned_away,
             )
             .log()

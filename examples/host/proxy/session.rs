@@ -19,7 +19,8 @@ use crate::common::{net, token, ws};
 /// Time to reach the runner and to get its answer: the client waits 10 s for everything.
 const RUNNER_WITHIN: Duration = Duration::from_secs(5);
 
-/// Time that a host may need for its answer: a registry's, and two questions to the runner.
+/// Time that a host may need for its answer: for a turn to ask a registry, for the registry's answer,
+/// and for two questions to the runner.
 pub const ANSWERING: Duration = Duration::from_secs(16);
 
 /// Headers of the client that the runner needs to complete its handshake.
@@ -54,7 +55,7 @@ pub async fn join(
     }
 
     let joined = async {
-        let place_of_task = find(&host, &session.name, caller, trusted).await?;
+        let place_of_task = find(&host, &session.name, &asker, caller, trusted).await?;
         let place = host.sessions.take(&asker)?;
         let response = ask_runner(&host, &request, &session, &place_of_task).await?;
         Ok::<_, NoSession>((place_of_task, place, response))
@@ -121,20 +122,39 @@ impl From<Refusal> for NoSession {
     }
 }
 
-/// Asks those registries that check the caller themselves, and the others if the caller has the host's token.
+/// Asks those registries that check the caller themselves, and the others if the caller has the
+/// host's token.
 async fn find(
     host: &Host,
     task: &str,
+    asker: &Caller,
     caller: Option<&HeaderValue>,
     trusted: bool,
-) -> Result<TaskPlace, Refusal> {
-    let registries = host.settings.registries.iter();
-    for registry in registries.filter(|registry| trusted || registry.checks_callers()) {
-        if let Some(place) = registry.find(task, caller).await? {
+) -> Result<TaskPlace, NoSession> {
+    let mut not_asked = false;
+    for registry in &host.settings.registries {
+        let found = match (registry.checks_callers(), caller) {
+            // Of a caller without a header it knows the answer: no.
+            (true, None) => {
+                not_asked = true;
+                None
+            }
+            (true, Some(_)) => {
+                let _turn = host.questions.turn(asker).await?;
+                registry.find(task, caller).await?
+            }
+            (false, _) if trusted => registry.find(task, caller).await?,
+            (false, _) => None,
+        };
+        if let Some(place) = found {
             return Ok(place);
         }
     }
-    Err(Refusal::policy(format!("task {task} is unknown")))
+    if not_asked {
+        host.counters.nameless.add(1);
+        return Err(token::demanded().into());
+    }
+    Err(Refusal::policy(format!("task {task} is unknown")).into())
 }
 
 /// Repeats the client's request at the runner.

@@ -1,0 +1,177 @@
+//! A host that asks a cluster who may forward, under strangers who may not.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::extract::Path;
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::get;
+use futures_util::StreamExt;
+use support::LIMIT;
+use support::chain::{CONTAINER, eventually, start_runner};
+use support::flood::{Attack, Flood, connect_from};
+use support::program::Program;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+/// As long as a refused stranger may stay.
+const BEFORE_A_TIMEOUT: Duration = Duration::from_secs(5);
+
+const STRANGER: &[u8] = b"GET /ws/forward/42/80 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n\
+    Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+    Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
+
+const IMPOSTOR: &[u8] = b"GET /ws/forward/42/80 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n\
+    Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nAuthorization: Bearer invented\r\n\
+    Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
+
+/// The REST API of a deployed host that knows task 42 and the token `mine`.
+#[derive(Clone)]
+struct Cluster {
+    address: SocketAddr,
+    asked: Arc<AtomicUsize>,
+    /// Most questions at once so far.
+    at_once: Arc<AtomicUsize>,
+}
+
+impl Cluster {
+    /// One that takes its time for each answer about a task.
+    async fn start(runner: &Program, time: Duration) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let cluster = Self {
+            address: listener.local_addr().unwrap(),
+            asked: Arc::default(),
+            at_once: Arc::default(),
+        };
+        let (asked, at_once) = (cluster.asked.clone(), cluster.at_once.clone());
+        let now = Arc::new(AtomicUsize::new(0));
+        let status = move |Path(id): Path<String>, headers: HeaderMap| async move {
+            asked.fetch_add(1, Ordering::Relaxed);
+            at_once.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+            sleep(time).await;
+            now.fetch_sub(1, Ordering::Relaxed);
+            let token = headers.get("authorization");
+            match id.as_str() {
+                _ if token.is_none_or(|token| token != "Bearer mine") => {
+                    (StatusCode::UNAUTHORIZED, String::new())
+                }
+                "42" => (
+                    StatusCode::OK,
+                    r#"{"task_type":"vps","status":"running","assigned_node":"n1"}"#.to_owned(),
+                ),
+                _ => (StatusCode::NOT_FOUND, String::new()),
+            }
+        };
+        let node = format!(
+            r#"[{{"hostname":"n1","url":"http://{}","status":"online"}}]"#,
+            runner.address()
+        );
+        let app = axum::Router::new()
+            .route("/api/status/{id}", get(status))
+            .route("/api/nodes", get(|| async move { node }));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        cluster
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+/// A runner of task 42, a cluster that knows it, and a host that asks the cluster.
+async fn chain(answer: Duration, args: &[&str]) -> (Program, Cluster, Program) {
+    let runner = start_runner(
+        "127.0.0.1:0",
+        &["--target", &format!("{CONTAINER}=127.0.0.1")],
+    );
+    let cluster = Cluster::start(&runner, answer).await;
+    let api = format!("http://{}", cluster.address);
+    let own = ["--listen", "127.0.0.1:0", "--api", &api];
+    let host = Program::start("host", &[&own[..], args].concat());
+    host.address();
+    (runner, cluster, host)
+}
+
+type Client = WebSocketStream<TcpStream>;
+
+/// A session whose first text has come, or the status with which it was refused.
+async fn session(host: &Program, task: &str, token: Option<&str>) -> Result<(Client, String), u16> {
+    let address = host.address();
+    let url = format!("ws://{address}/ws/forward/{task}/80");
+    let mut request = url.into_client_request().unwrap();
+    if let Some(token) = token {
+        let value = format!("Bearer {token}").parse().unwrap();
+        request.headers_mut().insert("authorization", value);
+    }
+    let stream = connect_from(1, address.parse().unwrap()).await.unwrap();
+    match client_async(request, stream).await {
+        Ok((mut client, _)) => match client.next().await {
+            Some(Ok(Message::Text(text))) => Ok((client, text.to_string())),
+            other => panic!("no text: {other:?}"),
+        },
+        Err(Error::Http(response)) => Err(response.status().as_u16()),
+        Err(error) => panic!("no session: {error}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn who_shows_no_token_is_refused_and_not_asked_about() {
+    let runner = start_runner("127.0.0.1:0", &["--target", "box=127.0.0.1"]);
+    let task = format!("7=box@http://{}", runner.address());
+    for args in [&[][..], &["--task", &task]] {
+        let (_runner, cluster, host) = chain(Duration::ZERO, args).await;
+        assert_eq!(session(&host, "42", None).await.err(), Some(401));
+        assert_eq!(session(&host, "8", None).await.err(), Some(401));
+        assert_eq!(cluster.asked(), 0);
+        // What is known without the cluster is served without a token.
+        let expected = if args.is_empty() { Some(401) } else { None };
+        assert_eq!(session(&host, "7", None).await.err(), expected, "{args:?}");
+        assert_eq!(
+            session(&host, "42", Some("mine")).await.unwrap().1,
+            "CONNECTED"
+        );
+        let (_, refusal) = session(&host, "42", Some("stolen")).await.unwrap();
+        assert!(refusal.starts_with("Error: the cluster wants a valid token"));
+        assert_eq!(cluster.asked(), 2);
+    }
+}
+
+/// Strangers at a host with few places, beside somebody whom the cluster knows.
+async fn strangers(attack: Attack, answer: Duration) -> Cluster {
+    let (_runner, cluster, host) = chain(answer, &["--max-sessions", "64"]).await;
+    session(&host, "42", Some("mine")).await.unwrap();
+    sleep(Duration::from_millis(300)).await;
+    let idle = host.descriptors();
+    let flood = Flood::start(&host.address(), 400, 20, attack).await;
+    for attempt in 0..5 {
+        let session = timeout(BEFORE_A_TIMEOUT, session(&host, "42", Some("mine")));
+        let (_client, text) = session.await.expect("in time").expect("a session");
+        assert_eq!(text, "CONNECTED", "attempt {attempt}");
+    }
+    drop(flood);
+    eventually("the descriptors' return", LIMIT, || async {
+        (host.descriptors() <= idle).then_some(())
+    })
+    .await;
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn strangers_without_a_token_take_no_places() {
+    let cluster = strangers(Attack::Says(STRANGER), Duration::ZERO).await;
+    assert_eq!(cluster.asked(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn strangers_with_an_invented_token_take_no_places() {
+    let cluster = strangers(Attack::Says(IMPOSTOR), Duration::from_millis(500)).await;
+    assert!(cluster.at_once.load(Ordering::Relaxed) <= 64);
+}
