@@ -8,6 +8,7 @@ use crate::common::args::{LogArgs, LogFormat};
 use crate::common::program::{Failure, Logging};
 use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, no_roots};
 use crate::common::token::TokenArgs;
+use crate::common::tunnel::TunnelArgs;
 use crate::common::url::{Url, is_name};
 use crate::registration::Settings;
 
@@ -70,6 +71,9 @@ pub struct Args {
         value_parser = parse_level
     )]
     log_level: String,
+
+    #[command(flatten)]
+    tunnels: TunnelArgs,
 
     #[command(flatten)]
     token: TokenArgs,
@@ -135,6 +139,7 @@ impl Args {
             token: self.token.header()?,
             // A runner is no public server: only what --ca says is trusted.
             dialer: Dialer::new(&self.tls, Some(&self.identity), no_roots)?,
+            tunnels: self.tunnels.settings(),
             reconnect_delay,
             max_reconnect: self.max_reconnect,
         })

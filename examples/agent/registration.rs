@@ -21,6 +21,7 @@ pub struct Settings {
     pub url: Url,
     pub token: Option<HeaderValue>,
     pub dialer: Dialer,
+    pub tunnels: tunnel::Settings,
     /// Mean wait before a try to reconnect.
     pub reconnect_delay: Duration,
     /// Failed tries in a row after which it gives up; 0 never does.
@@ -49,7 +50,7 @@ pub async fn keep(settings: Settings) -> Failure {
             Ok((socket, v2)) => {
                 let since = Instant::now();
                 tracing::info!(v2, "registered at {}", settings.url);
-                let ended = serve(socket, v2, &served).await;
+                let ended = serve(socket, v2, &settings.tunnels, &served).await;
                 tracing::warn!("lost the runner: {ended}");
                 retry.waited = false;
                 // A runner that takes the agent and drops it at once has not served it.
@@ -98,8 +99,13 @@ impl Retry {
 }
 
 /// Serves the runner until the WebSocket ends; says how that came.
-async fn serve(socket: Socket, v2: bool, served: &Arc<Served>) -> String {
-    let (mux, mut acceptor, driver) = tunnel::over(socket, Role::Acceptor, v2);
+async fn serve(
+    socket: Socket,
+    v2: bool,
+    tunnels: &tunnel::Settings,
+    served: &Arc<Served>,
+) -> String {
+    let (mux, mut acceptor, driver) = tunnel::over(socket, Role::Acceptor, v2, tunnels);
     // The acceptor keeps the tunnel up.
     drop(mux);
     let driver = tokio::spawn(driver);

@@ -10,6 +10,7 @@ pub mod front;
 pub mod handshakes;
 pub mod http;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod net;
 pub mod output;

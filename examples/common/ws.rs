@@ -1,7 +1,6 @@
 //! The WebSockets of the programs: handshakes, the first text, refusals, and the library's `Carrier`.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +13,7 @@ use kohakuriver_tunnel::transport::{Carrier, Received};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
-use tunnel_websocket::{Account, Error, Message, Settings, WebSocket};
+use tunnel_websocket::{Error, Message, Settings, WebSocket};
 
 use super::http;
 use super::net::{self, Link};
@@ -196,7 +195,7 @@ async fn handshake(
     let (link, read) = http::upgraded(response)
         .await
         .map_err(|error| broken(&error))?;
-    Ok((over(link, read, Role::Client, None), v2))
+    Ok((over(link, read, Role::Client), v2))
 }
 
 /// An HTTP answer where a WebSocket was asked for.
@@ -302,12 +301,11 @@ pub fn accept_answer(key: &HeaderValue, protocol: Option<HeaderValue>) -> http::
     answer
 }
 
-/// A WebSocket on an upgraded connection; `account` counts what it holds of messages under way.
-pub fn over(link: Link, read: Bytes, role: Role, account: Option<Arc<dyn Account>>) -> Socket {
-    let message_max = MESSAGE_MAX;
+/// A WebSocket on an upgraded connection.
+pub fn over(link: Link, read: Bytes, role: Role) -> Socket {
     let settings = Settings {
-        message_max,
-        account,
+        message_max: MESSAGE_MAX,
+        account: None,
     };
     WebSocket::new(link, read, role, settings)
 }

@@ -10,6 +10,7 @@ use crate::common::program::{Failure, Logging};
 use crate::common::route::{Proto, Route, Session};
 use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, public_roots};
 use crate::common::token::TokenArgs;
+use crate::common::tunnel::TunnelArgs;
 use crate::common::url::{Url, is_name};
 use crate::destination::{Destination, Only};
 use crate::keeper::Begin;
@@ -93,6 +94,9 @@ pub struct Args {
     udp_peers: u32,
 
     #[command(flatten)]
+    tunnels: TunnelArgs,
+
+    #[command(flatten)]
     token: TokenArgs,
 
     #[command(flatten)]
@@ -154,6 +158,7 @@ impl Args {
             task: task.clone(),
             token: self.token.header()?,
             dialer: Dialer::new(&self.tls, Some(&self.identity), public_roots)?,
+            tunnels: self.tunnels.settings(),
         };
         let local_host = self.local_host.unwrap_or(Ipv4Addr::LOCALHOST.into());
         let forward = |spec: &PortSpec| Forward {

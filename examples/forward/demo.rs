@@ -6,13 +6,16 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kohakuriver_tunnel::mux::Budget;
 use tokio::net::TcpListener;
 
 use crate::args::{Command, Forward};
+use crate::common::memory::MemoryArgs;
 use crate::common::net;
 use crate::common::program::{Failure, announce};
 use crate::common::route::Proto;
 use crate::common::tls::{ClientTlsArgs, Dialer, no_roots};
+use crate::common::tunnel;
 use crate::common::url::Url;
 use crate::destination::Destination;
 use crate::keeper::Begin;
@@ -39,9 +42,12 @@ pub async fn run() -> Result<(), Failure> {
     let (service, service_at) = loopback().map_err(cannot)?;
     let (runner, runner_at) = loopback().map_err(cannot)?;
     let (host, host_at) = loopback().map_err(cannot)?;
+    let memory = MemoryArgs::default().budget();
+    let runner_settings = runner_settings(&memory);
+    let host_settings = host_settings(runner_at, &memory)?;
     tokio::spawn(sample::serve(service));
-    tokio::spawn(Arc::new(Runner::new(runner_settings())).serve(runner));
-    tokio::spawn(Arc::new(Host::new(host_settings(runner_at)?)).serve(host));
+    tokio::spawn(Arc::new(Runner::new(runner_settings)).serve(runner));
+    tokio::spawn(Arc::new(Host::new(host_settings)).serve(host));
 
     let proto = Proto::Tcp;
     let remote = service_at.port();
@@ -62,6 +68,7 @@ pub async fn run() -> Result<(), Failure> {
         task: TASK.to_owned(),
         token: None,
         dialer: dialer()?,
+        tunnels: tunnel::Settings::new(memory),
     };
     announce(&format!(
         "app -> forward {local} -> host {host_at} -> runner {runner_at} -> service {service_at}"
@@ -77,7 +84,7 @@ pub async fn run() -> Result<(), Failure> {
     .await
 }
 
-fn runner_settings() -> server::Settings {
+fn runner_settings(memory: &Budget) -> server::Settings {
     server::Settings {
         targets: HashMap::from([(CONTAINER.to_owned(), Ipv4Addr::LOCALHOST.to_string())]),
         enabled: true,
@@ -85,6 +92,7 @@ fn runner_settings() -> server::Settings {
         agent_token: None,
         tls: None,
         handshakes: 64,
+        tunnels: tunnel::Settings::new(memory.clone()),
         max_sessions: 64,
         max_per_address: None,
         proxies: Vec::new(),
@@ -92,7 +100,7 @@ fn runner_settings() -> server::Settings {
     }
 }
 
-fn host_settings(runner: SocketAddr) -> Result<proxy::Settings, Failure> {
+fn host_settings(runner: SocketAddr, memory: &Budget) -> Result<proxy::Settings, Failure> {
     let place = TaskPlace::parse(&format!("{CONTAINER}@http://{runner}"));
     let place = place.map_err(Failure::failed)?;
     Ok(proxy::Settings {
@@ -101,6 +109,7 @@ fn host_settings(runner: SocketAddr) -> Result<proxy::Settings, Failure> {
         tls: None,
         dialer: dialer()?,
         handshakes: 64,
+        memory: memory.clone(),
         max_sessions: 64,
         max_per_address: None,
         proxies: Vec::new(),

@@ -21,6 +21,7 @@ pub struct Destination {
     pub task: String,
     pub token: Option<HeaderValue>,
     pub dialer: Dialer,
+    pub tunnels: tunnel::Settings,
 }
 
 /// What a session is for: one port, or any where it is `None`.
@@ -63,7 +64,7 @@ impl Destination {
             return Err(Refusal::EachItsOwn("the other side speaks version 1"));
         }
         tracing::debug!(v2, "session begins at {url}");
-        let (mux, acceptor, driver) = tunnel::over(socket, Role::Opener, v2);
+        let (mux, acceptor, driver) = tunnel::over(socket, Role::Opener, v2, &self.tunnels);
         // Nobody connects from the other side.
         drop(acceptor);
         tokio::spawn(driver);

@@ -9,6 +9,7 @@ use clap::Parser;
 use crate::api::ClusterApi;
 use crate::common::addresses::Network;
 use crate::common::args::{LogArgs, LogFormat};
+use crate::common::memory::MemoryArgs;
 use crate::common::program::{Failure, Logging};
 use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, public_roots};
 use crate::common::token::TokenArgs;
@@ -67,6 +68,9 @@ pub struct Args {
     proxies: Vec<Network>,
 
     #[command(flatten)]
+    memory: MemoryArgs,
+
+    #[command(flatten)]
     token: TokenArgs,
 
     #[command(flatten)]
@@ -113,6 +117,7 @@ impl Args {
             tls: self.identity.acceptor()?,
             dialer,
             handshakes: 1024,
+            memory: self.memory.budget(),
             max_sessions: self.max_sessions,
             max_per_address: self.max_per_address.map(NonZeroUsize::get),
             proxies: self.proxies.clone(),

@@ -11,6 +11,7 @@ use crate::common::args::{LogArgs, LogFormat};
 use crate::common::program::{Failure, Logging};
 use crate::common::tls::IdentityArgs;
 use crate::common::token::{self, TokenArgs};
+use crate::common::tunnel::TunnelArgs;
 use crate::common::url::is_name;
 use crate::server::Settings;
 
@@ -74,6 +75,9 @@ pub struct Args {
     tunnel_enabled: bool,
 
     #[command(flatten)]
+    tunnels: TunnelArgs,
+
+    #[command(flatten)]
     token: TokenArgs,
 
     /// File that holds the token of the agents; else the variable KOHAKURIVER_TUNNEL_AGENT_TOKEN. Without
@@ -108,6 +112,7 @@ impl Args {
             agent_token,
             tls: self.identity.acceptor()?,
             handshakes: 1024,
+            tunnels: self.tunnels.settings(),
             max_sessions: self.max_sessions,
             max_per_address: self.max_per_address.map(NonZeroUsize::get),
             proxies: self.proxies.clone(),

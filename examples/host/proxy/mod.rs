@@ -10,6 +10,7 @@ use std::sync::Arc;
 use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::{Request, StatusCode};
+use kohakuriver_tunnel::mux::Budget;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -37,6 +38,8 @@ pub struct Settings {
     pub dialer: Dialer,
     /// Connections that may be in their HTTP phase at once.
     pub handshakes: usize,
+    /// For what is read and waits to be written.
+    pub memory: Budget,
     /// Most sessions at once.
     pub max_sessions: usize,
     /// Most sessions, and most handshakes, of one address.

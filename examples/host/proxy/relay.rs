@@ -13,11 +13,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use kohakuriver_tunnel::mux::Budget;
+
 use crate::common::metrics::Counter;
 use crate::common::net::Link;
 
 /// Bytes per read, and the most that one direction of a session keeps in memory.
 const BUFFER: usize = 256 * 1024;
+
+/// Bytes per read when the process holds as much as it may.
+const SMALL_BUFFER: usize = 4 * 1024;
 
 /// Buffers kept for the next read when nobody needs them.
 const POOLED: usize = 8;
@@ -37,11 +42,11 @@ thread_local! {
 pub async fn join(
     (mut client, from_client): (Link, Bytes),
     (mut runner, from_runner): (Link, Bytes),
-    to_runner: &Counter,
-    to_client: &Counter,
+    (to_runner, to_client): (&Counter, &Counter),
+    memory: &Budget,
 ) -> io::Result<()> {
-    let mut up = Direction::new(from_client, to_runner);
-    let mut down = Direction::new(from_runner, to_client);
+    let mut up = Direction::new(from_client, to_runner, memory);
+    let mut down = Direction::new(from_runner, to_client, memory);
     let first = poll_fn(|cx| {
         let up = up.poll(cx, &mut client, &mut runner)?;
         let down = down.poll(cx, &mut runner, &mut client)?;
@@ -80,6 +85,7 @@ pub async fn join(
 struct Direction<'a> {
     state: State,
     counter: &'a Counter,
+    memory: &'a Budget,
 }
 
 /// `Early -> Reading <-> Holding`, at the end of the input `-> Closing -> Closed`.
@@ -89,7 +95,7 @@ enum State {
     Reading,
     /// Read but not yet taken by the other socket: `buffer[start..end]`.
     Holding {
-        buffer: Box<[u8]>,
+        buffer: Buffer,
         start: usize,
         end: usize,
     },
@@ -98,9 +104,13 @@ enum State {
 }
 
 impl<'a> Direction<'a> {
-    fn new(early: Bytes, counter: &'a Counter) -> Self {
+    fn new(early: Bytes, counter: &'a Counter, memory: &'a Budget) -> Self {
         let state = State::Early(early);
-        Self { state, counter }
+        Self {
+            state,
+            counter,
+            memory,
+        }
     }
 
     /// Moves what can be moved now; ready when the input has ended and the other side was told.
@@ -123,8 +133,8 @@ impl<'a> Direction<'a> {
                     self.state = State::Reading;
                 }
                 State::Reading => {
-                    let mut buffer = take_buffer();
-                    let mut filled = ReadBuf::new(&mut buffer);
+                    let mut buffer = Buffer::take(self.memory);
+                    let mut filled = ReadBuf::new(&mut buffer.bytes);
                     let read = Pin::new(&mut *from).poll_read(cx, &mut filled);
                     let end = filled.filled().len();
                     match read {
@@ -136,12 +146,11 @@ impl<'a> Direction<'a> {
                             };
                         }
                         Poll::Ready(Ok(())) => {
-                            give_back(buffer);
                             self.state = State::Closing;
                         }
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                         Poll::Pending => {
-                            give_back(buffer);
+                            drop(buffer);
                             // Nothing more to write for now: a TLS socket must not sit on records.
                             return match Pin::new(to).poll_flush(cx) {
                                 Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
@@ -151,9 +160,8 @@ impl<'a> Direction<'a> {
                     }
                 }
                 State::Holding { buffer, start, end } => {
-                    let rest = buffer.get(*start..*end).unwrap_or_default();
+                    let rest = buffer.bytes.get(*start..*end).unwrap_or_default();
                     if rest.is_empty() {
-                        give_back(std::mem::take(buffer));
                         self.state = State::Reading;
                     } else {
                         let written = ready!(write(cx, to, rest))?;
@@ -178,15 +186,36 @@ fn write(cx: &mut Context<'_>, to: &mut Link, bytes: &[u8]) -> Poll<io::Result<u
     }
 }
 
-fn take_buffer() -> Box<[u8]> {
-    let pooled = POOL.with_borrow_mut(Vec::pop);
-    pooled.unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice())
+/// What one read goes into. Back in the pool, and off the budget, when dropped.
+struct Buffer {
+    bytes: Box<[u8]>,
+    /// What it is charged to, unless it is small.
+    charged: Option<Budget>,
 }
 
-fn give_back(buffer: Box<[u8]>) {
-    POOL.with_borrow_mut(|pool| {
-        if pool.len() < POOLED && buffer.len() == BUFFER {
-            pool.push(buffer);
+impl Buffer {
+    fn take(memory: &Budget) -> Self {
+        if !memory.take(BUFFER) {
+            let bytes = vec![0; SMALL_BUFFER].into_boxed_slice();
+            let charged = None;
+            return Self { bytes, charged };
         }
-    });
+        let pooled = POOL.with_borrow_mut(Vec::pop);
+        let bytes = pooled.unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice());
+        let charged = Some(memory.clone());
+        Self { bytes, charged }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(memory) = &self.charged {
+            memory.give_back(BUFFER);
+            POOL.with_borrow_mut(|pool| {
+                if pool.len() < POOLED {
+                    pool.push(std::mem::take(&mut self.bytes));
+                }
+            });
+        }
+    }
 }

@@ -91,7 +91,7 @@ pub async fn join(
             tokio::spawn(async move {
                 let told = async {
                     if let Ok((link, read)) = http::upgraded(client).await {
-                        let socket = ws::over(link, read, Role::Server, None);
+                        let socket = ws::over(link, read, Role::Server);
                         ws::refuse(socket, &refusal.reason, refusal.code).await;
                     }
                 };
@@ -264,6 +264,12 @@ async fn run(host: &Host, client: OnUpgrade, response: Response<Incoming>) -> st
         Ok((client, runner))
     };
     let (client, runner) = net::within(ws::HANDSHAKE_TIMEOUT, both).await?;
-    let counters = &host.counters;
-    relay::join(client, runner, &counters.to_runner, &counters.to_client).await
+    let (counters, memory) = (&host.counters, &host.settings.memory);
+    relay::join(
+        client,
+        runner,
+        (&counters.to_runner, &counters.to_client),
+        memory,
+    )
+    .await
 }

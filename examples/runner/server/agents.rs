@@ -62,8 +62,15 @@ impl Agents {
     }
 
     /// Keeps an agent registered for as long as its WebSocket lives.
-    pub async fn serve(&self, socket: Socket, v2: bool, name: String, peer: SocketAddr) {
-        let (mux, acceptor, driver) = tunnel::over(socket, Role::Opener, v2);
+    pub async fn serve(
+        &self,
+        socket: Socket,
+        v2: bool,
+        name: String,
+        peer: SocketAddr,
+        tunnels: &tunnel::Settings,
+    ) {
+        let (mux, acceptor, driver) = tunnel::over(socket, Role::Opener, v2, tunnels);
         // Agents open nothing.
         drop(acceptor);
         let connection = self.register(&name, mux);

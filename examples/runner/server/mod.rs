@@ -26,7 +26,7 @@ use crate::common::route::Route;
 use crate::common::serve::Served;
 use crate::common::sessions::{Sessions, Sharing};
 use crate::common::ws::{self, Socket};
-use crate::common::{net, token};
+use crate::common::{net, token, tunnel};
 
 /// What the server needs to know.
 pub struct Settings {
@@ -42,6 +42,7 @@ pub struct Settings {
     pub tls: Option<TlsAcceptor>,
     /// Connections that may be in their HTTP phase at once.
     pub handshakes: usize,
+    pub tunnels: tunnel::Settings,
     /// Most client sessions at once.
     pub max_sessions: usize,
     /// Most client sessions, and most handshakes, of one address.
@@ -168,7 +169,8 @@ impl Runner {
                     let upgraded = upgraded(upgrade, peer).await;
                     caller.handshake.settle();
                     if let Some(socket) = upgraded {
-                        self.agents.serve(socket, v2, name, peer).await;
+                        let tunnels = &self.settings.tunnels;
+                        self.agents.serve(socket, v2, name, peer, tunnels).await;
                     }
                 });
             }
@@ -253,7 +255,7 @@ impl Runner {
 /// The WebSocket on a connection that was promised one.
 async fn upgraded(upgrade: OnUpgrade, peer: SocketAddr) -> Option<Socket> {
     match net::within(ws::HANDSHAKE_TIMEOUT, http::upgraded(upgrade)).await {
-        Ok((link, read)) => Some(ws::over(link, read, Role::Server, None)),
+        Ok((link, read)) => Some(ws::over(link, read, Role::Server)),
         Err(error) => {
             tracing::debug!(%peer, "gone before its session began: {error}");
             None

@@ -51,7 +51,8 @@ pub async fn serve(
     runner.counters.sessions.add(1);
     tracing::debug!(%peer, container = %session, v2, "session begins");
 
-    let (mux, mut acceptor, driver) = tunnel::over(socket, Role::Acceptor, v2);
+    let (mux, mut acceptor, driver) =
+        tunnel::over(socket, Role::Acceptor, v2, &runner.settings.tunnels);
     // The acceptor keeps the tunnel up.
     drop(mux);
     let driver = tokio::spawn(driver);

@@ -65,6 +65,11 @@ impl Inbound {
         }
     }
 
+    /// What is held now is charged with the next read.
+    pub(crate) fn charge_to(&mut self, charge: Charge) {
+        self.charge = charge;
+    }
+
     /// Takes the next message, or control frame, off what was read.
     pub(crate) fn next(&mut self) -> Result<Found, Error> {
         loop {

@@ -61,6 +61,11 @@ impl<S> WebSocket<S> {
             state: State::Open,
         }
     }
+
+    /// Charges what it holds of messages under way to `account` from now on.
+    pub fn charge_to(&mut self, account: Arc<dyn Account>) {
+        self.inbound.charge_to(Charge::new(Some(account)));
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
