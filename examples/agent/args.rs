@@ -24,6 +24,9 @@ use crate::registration::Settings;
 Services are looked for on 127.0.0.1 and ::1. KOHAKURIVER_TUNNEL_URL and KOHAKURIVER_CONTAINER_ID are
 read where RUNNER_URL and CONTAINER_ID are not set.
 
+One agent serves a container. A second one with the same --container-id takes its place; the first one says
+so, and waits until the place is free.
+
 Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage, 3 refused by the runner, or
 --max-reconnect attempts failed."
 )]
@@ -41,7 +44,8 @@ pub struct Args {
     )]
     container_id: Option<String>,
 
-    /// Seconds that a try to reconnect waits on average; the wait is drawn from zero to twice this.
+    /// Half of the seconds that the waits between two tries to reconnect grow to. The first try comes
+    /// within half a second, or later where the runner has many agents.
     #[arg(
         long,
         env = "RECONNECT_DELAY",

@@ -8,6 +8,7 @@ mod args;
 #[path = "../common/mod.rs"]
 mod common;
 mod registration;
+mod retry;
 
 use std::process::ExitCode;
 

@@ -3,17 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::header::HeaderValue;
+use hyper::header::{HeaderMap, HeaderValue};
 use kohakuriver_tunnel::session::Role;
 use kohakuriver_tunnel::wire::Proto;
 use tokio::time::Instant;
 
+use crate::common::farewell::Farewell;
 use crate::common::program::Failure;
 use crate::common::serve::{self, Served};
 use crate::common::tls::Dialer;
 use crate::common::tunnel;
 use crate::common::url::Url;
 use crate::common::ws::{self, ConnectError, Socket};
+use crate::retry::Retry;
 
 /// What the registration needs to know.
 pub struct Settings {
@@ -28,16 +30,11 @@ pub struct Settings {
     pub max_reconnect: u32,
 }
 
-/// When to try again after the runner was lost.
-///
-/// All agents of a runner lose it in the same instant. The first wait is drawn evenly over the whole
-/// interval, and the later ones are as long as the interval, give or take a tenth: so at whatever moment
-/// the runner is back, its agents are spread over the interval that follows. Waits that are all drawn
-/// from zero would bunch them: up to e times as many in one second.
-struct Retry {
-    interval: Duration,
-    /// Waited since the runner was last there.
-    waited: bool,
+/// How a registration ended.
+enum Ended {
+    /// A newer agent of the same name has taken the place.
+    Replaced,
+    Lost(String),
 }
 
 /// Registers, again and again, until it is pointless.
@@ -45,19 +42,26 @@ pub async fn keep(settings: Settings) -> Failure {
     let served = Arc::new(Served::default());
     let mut retry = Retry::new(settings.reconnect_delay);
     let mut failures = 0;
+    let mut replaced = false;
     loop {
-        match ws::connect(&settings.dialer, &settings.url, settings.token.as_ref()).await {
-            Ok((socket, v2)) => {
+        let error = match register(&settings, replaced).await {
+            Ok(registration) => {
                 let since = Instant::now();
-                tracing::info!(v2, "registered at {}", settings.url);
-                let ended = serve(socket, v2, &settings.tunnels, &served).await;
-                tracing::warn!("lost the runner: {ended}");
-                retry.waited = false;
+                retry.registered(registration.agents);
+                tracing::info!(v2 = registration.v2, "registered at {}", settings.url);
+                let ended = serve(registration, &settings.tunnels, &served).await;
+                replaced = matches!(ended, Ended::Replaced);
                 // A runner that takes the agent and drops it at once has not served it.
                 if since.elapsed() > settings.reconnect_delay {
                     failures = 0;
+                    retry.held();
                 }
+                if let Ended::Lost(cause) = ended {
+                    tracing::warn!("lost the runner: {cause}");
+                }
+                None
             }
+            Err(error) if replaced && error.is_taken() => Some(error),
             Err(error) if error.is_lasting() => {
                 return Failure::refused(format!(
                     "the runner {} {error}",
@@ -66,13 +70,29 @@ pub async fn keep(settings: Settings) -> Failure {
             }
             Err(error) => {
                 tracing::warn!("{}", told(&error));
-                failures += 1;
-                if settings.max_reconnect > 0 && failures >= settings.max_reconnect {
-                    return Failure::refused(format!("giving up after {failures} tries: {error}"));
-                }
+                Some(error)
+            }
+        };
+        if let Some(error) = &error {
+            failures += 1;
+            if settings.max_reconnect > 0 && failures >= settings.max_reconnect {
+                return Failure::refused(format!("giving up after {failures} tries: {error}"));
             }
         }
-        tokio::time::sleep(retry.wait()).await;
+        let taken = error.is_none_or(|error| error.is_taken());
+        let wait = match replaced && taken {
+            true => retry.wait_for_place(),
+            false => retry.wait(),
+        };
+        if replaced && taken {
+            tracing::warn!(
+                "replaced by a newer registration at {}: another agent runs with the same \
+                 --container-id, so stop one of the two or rename it; looking again in {:.0} s",
+                settings.url,
+                wait.as_secs_f64()
+            );
+        }
+        tokio::time::sleep(wait).await;
     }
 }
 
@@ -83,29 +103,44 @@ fn told(error: &ConnectError) -> String {
     }
 }
 
-impl Retry {
-    fn new(delay: Duration) -> Self {
-        let interval = delay.saturating_mul(2);
-        let waited = false;
-        Self { interval, waited }
-    }
-
-    fn wait(&mut self) -> Duration {
-        let share = fastrand::f64();
-        let again = std::mem::replace(&mut self.waited, true);
-        let factor = if again { 0.9 + share / 5.0 } else { share };
-        self.interval.mul_f64(factor)
-    }
-}
-
-/// Serves the runner until the WebSocket ends; says how that came.
-async fn serve(
+/// An agent's WebSocket and what the runner said with it.
+struct Registration {
     socket: Socket,
     v2: bool,
+    /// How many agents the runner has.
+    agents: Option<u32>,
+}
+
+/// Registers once; `yields` where another agent of the name must not lose its place by it.
+async fn register(settings: &Settings, yields: bool) -> Result<Registration, ConnectError> {
+    let mut more = HeaderMap::new();
+    if yields {
+        more.insert(ws::IF_FREE, HeaderValue::from_static("1"));
+    }
+    let Settings {
+        url, token, dialer, ..
+    } = settings;
+    let (socket, v2, headers) = ws::connect_with(dialer, url, token.as_ref(), &more).await?;
+    let agents = headers
+        .get(ws::AGENTS)
+        .and_then(|value| value.to_str().ok());
+    Ok(Registration {
+        socket,
+        v2,
+        agents: agents.and_then(|number| number.parse().ok()),
+    })
+}
+
+/// Serves the runner until the WebSocket ends.
+async fn serve(
+    registration: Registration,
     tunnels: &tunnel::Settings,
     served: &Arc<Served>,
-) -> String {
-    let (mux, mut acceptor, driver) = tunnel::over(socket, Role::Acceptor, v2, tunnels);
+) -> Ended {
+    let Registration { socket, v2, .. } = registration;
+    let farewell = Farewell::default();
+    let (mux, mut acceptor, driver) =
+        tunnel::over_with(socket, Role::Acceptor, v2, tunnels, farewell.clone());
     // The acceptor keeps the tunnel up.
     drop(mux);
     let driver = tokio::spawn(driver);
@@ -118,8 +153,12 @@ async fn serve(
             }
         });
     }
-    match driver.await {
+    let closed = driver.await;
+    if farewell.heard() == Some(ws::REPLACED) {
+        return Ended::Replaced;
+    }
+    Ended::Lost(match closed {
         Ok(closed) => closed.to_string(),
         Err(error) => error.to_string(),
-    }
+    })
 }

@@ -6,6 +6,7 @@
 pub mod addresses;
 pub mod args;
 pub mod backoff;
+pub mod farewell;
 pub mod front;
 pub mod handshakes;
 pub mod http;

@@ -12,6 +12,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::farewell::{Farewell, Parting};
 use super::memory::{Charged, MemoryArgs};
 use super::ws::{Socket, Tungstenite};
 
@@ -99,14 +100,26 @@ impl Settings {
 
 /// Puts a tunnel on a WebSocket whose handshake is over. The caller runs the driver, the future at the end.
 pub fn over(
-    mut socket: Socket,
+    socket: Socket,
     role: Role,
     v2: bool,
     settings: &Settings,
 ) -> (Mux, Acceptor, impl Future<Output = Closed> + Send + 'static) {
+    over_with(socket, role, v2, settings, Farewell::default())
+}
+
+/// As [`over`], for somebody who has more to say or to hear at its end than that it is the end.
+pub fn over_with(
+    mut socket: Socket,
+    role: Role,
+    v2: bool,
+    settings: &Settings,
+    farewell: Farewell,
+) -> (Mux, Acceptor, impl Future<Output = Closed> + Send + 'static) {
     let version = if v2 { Version::V2 } else { Version::V1 };
     let Settings { config, budget } = settings;
     socket.charge_to(Arc::new(Charged(budget.clone())));
+    let socket = Parting { socket, farewell };
     let (mux, acceptor, driver) = mux::connect(socket, Tungstenite, role, version, config.clone());
     mux.join_budget(budget);
     (mux, acceptor, TUNNELS.open.track_future(drive(driver)))
@@ -129,7 +142,7 @@ pub async fn end_all(again: impl Future) {
     }
 }
 
-async fn drive(driver: Driver<Socket, Tungstenite>) -> Closed {
+async fn drive(driver: Driver<Parting, Tungstenite>) -> Closed {
     let mut driver = pin!(driver);
     tokio::select! {
         closed = &mut driver => return closed,

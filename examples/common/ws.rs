@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use http_body_util::Empty;
-use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, StatusCode};
 use kohakuriver_tunnel::session::clean_text;
 use kohakuriver_tunnel::transport::{Carrier, Received};
@@ -25,6 +25,15 @@ pub type Socket = WebSocket<Link>;
 
 /// The WebSocket subprotocol that means version 2; not chosen means version 1.
 pub const V2: HeaderValue = HeaderValue::from_static("kohakuriver-tunnel.v2");
+
+/// Closes an agent's WebSocket when a newer one of its name has registered (PROTOCOL.md section 4.1).
+pub const REPLACED: u16 = 4001;
+
+/// In an agent's request: register only if no other agent of the name is registered.
+pub const IF_FREE: HeaderName = HeaderName::from_static("kohakuriver-tunnel-if-free");
+
+/// In the answer to an agent: how many agents the runner has.
+pub const AGENTS: HeaderName = HeaderName::from_static("kohakuriver-tunnel-agents");
 
 /// Largest message taken from a peer: as much as all deployed parts take, and more than any sends.
 const MESSAGE_MAX: usize = 1 << 20;
@@ -90,6 +99,11 @@ impl ConnectError {
         )
     }
 
+    /// Whether an agent that would not take another's place found it taken.
+    pub fn is_taken(&self) -> bool {
+        self.status() == Some(StatusCode::CONFLICT)
+    }
+
     /// Whether the server may just not know the path: deployed hosts answer 403 then.
     pub fn may_lack_path(&self) -> bool {
         let unknown = [
@@ -127,6 +141,18 @@ pub async fn connect(
     url: &Url,
     token: Option<&HeaderValue>,
 ) -> Result<(Socket, bool), ConnectError> {
+    let nothing_more = HeaderMap::new();
+    let (socket, v2, _) = connect_with(dialer, url, token, &nothing_more).await?;
+    Ok((socket, v2))
+}
+
+/// As [`connect`], with more headers in the request; gives those of the answer too.
+pub async fn connect_with(
+    dialer: &Dialer,
+    url: &Url,
+    token: Option<&HeaderValue>,
+    more: &HeaderMap,
+) -> Result<(Socket, bool, HeaderMap), ConnectError> {
     let unreachable = |what: &dyn fmt::Display| {
         ConnectError::Unreachable(format!("cannot reach {}: {what}", url.authority()))
     };
@@ -135,7 +161,7 @@ pub async fn connect(
             .connect(url, HANDSHAKE_TIMEOUT)
             .await
             .map_err(|error| unreachable(&net::plain(&error)))?;
-        handshake(url, token, link).await
+        handshake(url, token, more, link).await
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, work).await {
         Ok(ended) => ended,
@@ -146,8 +172,9 @@ pub async fn connect(
 async fn handshake(
     url: &Url,
     token: Option<&HeaderValue>,
+    more: &HeaderMap,
     link: Link,
-) -> Result<(Socket, bool), ConnectError> {
+) -> Result<(Socket, bool, HeaderMap), ConnectError> {
     let broken = |what: &dyn fmt::Display| {
         ConnectError::Unreachable(format!(
             "{} does not answer as a WebSocket: {what}",
@@ -164,6 +191,9 @@ async fn handshake(
         .header(header::SEC_WEBSOCKET_PROTOCOL, V2);
     if let Some(token) = token {
         request = request.header(header::AUTHORIZATION, token);
+    }
+    for (name, value) in more {
+        request = request.header(name, value);
     }
     let request = request.body(Empty::new()).map_err(|error| broken(&error))?;
     let response = http::ask(link, request)
@@ -192,10 +222,11 @@ async fn handshake(
         Some(chosen) if chosen == V2 => true,
         Some(_) => return Err(broken(&"it chose a subprotocol that was not offered")),
     };
+    let headers = headers.clone();
     let (link, read) = http::upgraded(response)
         .await
         .map_err(|error| broken(&error))?;
-    Ok((over(link, read, Role::Client), v2))
+    Ok((over(link, read, Role::Client), v2, headers))
 }
 
 /// An HTTP answer where a WebSocket was asked for.

@@ -10,14 +10,19 @@ use kohakuriver_tunnel::session::Role;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::common::farewell::Farewell;
 use crate::common::tunnel;
-use crate::common::ws::Socket;
+use crate::common::ws::{REPLACED, Socket};
 
 /// How long after its loss, or after this server's start, an agent counts as reconnecting.
 const COMES_BACK_WITHIN: Duration = Duration::from_secs(30);
 
 /// Containers remembered after the loss of their agents. More are forgotten, which costs only the waiting.
 const REMEMBERED: usize = 16_384;
+
+/// How long after one warning of agents that replace each other the next one comes: two of one name may do so
+/// for ever, every few seconds if they are deployed ones.
+const WARN_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
 pub struct Agents {
     state: Mutex<State>,
@@ -39,6 +44,10 @@ struct Agent {
     /// Which connection this is: an old one that ends late must not take a newer one along.
     connection: u64,
     mux: Mux,
+    farewell: Farewell,
+    peer: SocketAddr,
+    /// When a replacement under this name was last warned of.
+    warned: Option<Instant>,
 }
 
 impl Agents {
@@ -57,6 +66,11 @@ impl Agents {
         state.live.len() < self.limit || state.live.contains_key(name)
     }
 
+    /// Whether an agent of this name is registered and there.
+    pub fn is_taken(&self, name: &str) -> bool {
+        self.live(name).is_some()
+    }
+
     pub fn count(&self) -> u64 {
         self.lock().live.len() as u64
     }
@@ -70,16 +84,18 @@ impl Agents {
         peer: SocketAddr,
         tunnels: &tunnel::Settings,
     ) {
-        let (mux, acceptor, driver) = tunnel::over(socket, Role::Opener, v2, tunnels);
+        let farewell = Farewell::default();
+        let (mux, acceptor, driver) =
+            tunnel::over_with(socket, Role::Opener, v2, tunnels, farewell.clone());
         // Agents open nothing.
         drop(acceptor);
-        let connection = self.register(&name, mux);
+        let connection = self.register(&name, mux, farewell, peer);
         tracing::info!(container = name, %peer, v2, "agent registered");
         let ended = driver.await;
         if self.remove(&name, connection) {
             tracing::info!(container = name, %peer, "agent lost: {ended}");
         } else {
-            tracing::info!(container = name, %peer, "agent replaced by a newer one");
+            tracing::debug!(container = name, %peer, "agent replaced by a newer one");
         }
     }
 
@@ -118,15 +134,36 @@ impl Agents {
         since.elapsed() < COMES_BACK_WITHIN
     }
 
-    fn register(&self, name: &str, mux: Mux) -> u64 {
+    fn register(&self, name: &str, mux: Mux, farewell: Farewell, peer: SocketAddr) -> u64 {
         let mut state = self.lock();
         state.connections += 1;
         let connection = state.connections;
         state.lost.remove(name);
-        let agent = Agent { connection, mux };
+        let agent = Agent {
+            connection,
+            mux,
+            farewell,
+            peer,
+            warned: None,
+        };
         let replaced = state.live.insert(name.to_owned(), agent);
+        let replaced = replaced.inspect(|old| {
+            let recent = |at: &Instant| at.elapsed() < WARN_AGAIN_AFTER;
+            let recently = old.warned.filter(recent);
+            if recently.is_none() {
+                tracing::warn!(
+                    container = name, older = %old.peer, newer = %peer,
+                    "an agent was replaced by a newer one of its name: unless it had lost its connection, two run with                      the same --container-id"
+                );
+            }
+            if let Some(new) = state.live.get_mut(name) {
+                new.warned = recently.or_else(|| Some(Instant::now()));
+            }
+        });
         drop(state);
         if let Some(old) = replaced {
+            old.farewell
+                .say(REPLACED, "replaced by a newer registration");
             old.mux.shutdown();
         }
         self.registered.send_replace(());

@@ -164,7 +164,15 @@ impl Runner {
                     let full = "this runner has as many agents as it may: try again later";
                     return Err(BadRequest::new(StatusCode::SERVICE_UNAVAILABLE, full));
                 }
+                let yields = request.headers().contains_key(ws::IF_FREE);
+                if yields && self.agents.is_taken(&name) {
+                    let taken = "another agent is registered for this container";
+                    return Err(BadRequest::new(StatusCode::CONFLICT, taken));
+                }
                 self.counters.agents.add(1);
+                let mut answer = ws::accept_answer(&key, v2.then_some(ws::V2));
+                let agents = HeaderValue::from(self.agents.count() + 1);
+                answer.headers_mut().insert(ws::AGENTS, agents);
                 tokio::spawn(async move {
                     let upgraded = upgraded(upgrade, peer).await;
                     caller.handshake.settle();
@@ -173,6 +181,7 @@ impl Runner {
                         self.agents.serve(socket, v2, name, peer, tunnels).await;
                     }
                 });
+                return Ok(answer);
             }
             Route::Health | Route::Metrics => {}
         }

@@ -1,0 +1,113 @@
+//! The waits of the agent between two tries, for many agents at once.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(missing_docs, unreachable_pub)]
+
+#[path = "../examples/agent/retry.rs"]
+mod retry;
+
+use std::time::Duration;
+
+use retry::Retry;
+
+/// The agent's default.
+const DELAY: Duration = Duration::from_secs(5);
+
+/// The moments of the first tries of an agent whose runner says it has so many.
+fn tries<const N: usize>(agents: Option<u32>) -> [f64; N] {
+    let mut retry = Retry::new(DELAY);
+    retry.registered(agents);
+    retry.held();
+    let mut at = 0.0;
+    std::array::from_fn(|_| {
+        at += retry.wait().as_secs_f64();
+        at
+    })
+}
+
+#[test]
+fn the_first_try_comes_within_half_a_second_where_the_agents_are_few() {
+    // A runner that says nothing is a deployed one.
+    for agents in [None, Some(0), Some(1), Some(40), Some(250)] {
+        for _ in 0..1000 {
+            let [first, second] = tries(agents);
+            assert!(first <= 0.5, "{first} for {agents:?}");
+            assert!(second <= 1.6, "{second} for {agents:?}");
+        }
+    }
+}
+
+#[test]
+fn no_second_sees_more_than_its_share_of_many_agents_whenever_the_runner_is_back() {
+    for agents in [2000_u32, 5000, 16_384] {
+        let all: Vec<[f64; 6]> = (0..agents).map(|_| tries(Some(agents))).collect();
+        let last = all.iter().flatten().fold(0.0, |last, at| at.max(last));
+        // The runner is back at some moment: each agent registers with its next try.
+        let mut back = 0.0;
+        while back < last / 2.0 {
+            let mut seconds = vec![0; 400];
+            for tries in &all {
+                if let Some(at) = tries.iter().find(|at| **at >= back) {
+                    seconds[(at - back) as usize] += 1;
+                }
+            }
+            let most = seconds.iter().max().unwrap();
+            assert!(
+                // 500, those that tried in vain before, and chance.
+                *most <= 750,
+                "{most} of {agents} in one second, back at {back}"
+            );
+            back += 0.7;
+        }
+    }
+}
+
+#[test]
+fn waits_grow_to_twice_the_delay_and_start_over_once_a_registration_held() {
+    let mut retry = Retry::new(DELAY);
+    for _ in 0..10 {
+        retry.wait();
+    }
+    for _ in 0..100 {
+        let wait = retry.wait().as_secs_f64();
+        assert!((9.0..=11.0).contains(&wait), "{wait}");
+    }
+    retry.registered(Some(1));
+    assert!(retry.wait() >= Duration::from_secs(9), "dropped at once");
+    retry.held();
+    assert!(retry.wait() <= Duration::from_millis(500));
+}
+
+#[test]
+fn a_short_delay_is_kept_and_a_runner_is_not_believed_everything() {
+    let mut short = Retry::new(Duration::from_millis(10));
+    for _ in 0..100 {
+        assert!(short.wait() <= Duration::from_millis(22));
+    }
+    for _ in 0..1000 {
+        assert!(tries::<1>(Some(u32::MAX))[0] <= 200.0);
+    }
+}
+
+#[test]
+fn an_agent_that_is_back_early_remembers_that_there_are_many() {
+    let longest = |told: &[u32]| {
+        let mut retry = Retry::new(DELAY);
+        for agents in told {
+            retry.registered(Some(*agents));
+        }
+        let draws = (0..1000).map(|_| retry.clone().wait());
+        draws.max().unwrap().as_secs_f64()
+    };
+    assert!((9.0..=10.0).contains(&longest(&[10_000, 1])));
+    assert!(longest(&[10_000, 1, 1, 1, 1, 1, 1]) < 0.5);
+}
+
+#[test]
+fn the_place_of_a_newer_agent_is_looked_at_rarely() {
+    let mut retry = Retry::new(DELAY);
+    let mut waits = (0..5).map(|_| retry.wait_for_place().as_secs_f64());
+    for mean in [60.0, 120.0, 240.0, 300.0, 300.0] {
+        let wait = waits.next().unwrap();
+        assert!((mean * 0.9..=mean * 1.1).contains(&wait), "{wait}, {mean}");
+    }
+}

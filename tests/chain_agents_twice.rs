@@ -1,0 +1,145 @@
+//! Two agents of one name, and agents that come back.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use support::chain::{CONTAINER, Chain, connect, echo, eventually, expect_echo, service};
+use support::program::Program;
+use support::soon;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::handshake::client::Response;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// An agent of another make registers; `more` is a header.
+async fn register(chain: &Chain, more: Option<&'static str>) -> Result<(Client, Response), u16> {
+    let url = format!("ws://{}/ws/tunnel/{CONTAINER}", chain.runner.address());
+    let mut request = url.into_client_request().unwrap();
+    if let Some(name) = more {
+        request.headers_mut().insert(name, "1".parse().unwrap());
+    }
+    match soon("connect", connect_async(request)).await {
+        Ok(connected) => Ok(connected),
+        Err(Error::Http(response)) => Err(response.status().as_u16()),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn start_agent(runner: &str) -> Program {
+    let url = format!("ws://{runner}");
+    let args = ["--runner-url", &url, "--container-id", CONTAINER];
+    let agent = Program::start("agent", &args);
+    agent.complaint("registered at");
+    agent
+}
+
+/// How many lines on stderr hold this.
+fn lines_with(program: &Program, part: &str) -> usize {
+    let lines = program.stderr();
+    lines.iter().filter(|line| line.contains(part)).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn of_two_agents_of_one_name_the_newer_serves_and_the_older_waits() {
+    let chain = Chain::for_agents();
+    let runner = chain.runner.address();
+    let mut older = start_agent(&runner);
+    let newer = start_agent(&runner);
+    let forward = chain.forward(service(echo).await.port(), &[]);
+    let mut open = connect(&forward).await;
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(12) {
+        expect_echo(&mut open, b"still the same connection").await;
+        expect_echo(&mut connect(&forward).await, b"a new one").await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    assert_eq!(lines_with(&newer, "registered at"), 1);
+    assert!(lines_with(&older, "registered at") <= 2);
+    assert!(older.is_running());
+    let told = older.complaint("replaced by a newer registration");
+    assert!(
+        told.contains("WARN") && told.contains("--container-id"),
+        "{told}"
+    );
+    assert_eq!(older.stderr().len(), 2);
+    let warned = chain.runner.complaint("replaced by a newer one");
+    assert!(warned.contains("older=127.0.0.1:") && warned.contains("newer=127.0.0.1:"));
+    assert_eq!(lines_with(&chain.runner, "WARN"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_agent_that_is_replaced_is_told_by_a_close_code_and_the_runner_warns_once() {
+    let chain = Chain::for_agents();
+    let (mut last, _) = register(&chain, None).await.unwrap();
+    for _ in 0..5 {
+        let (next, _) = register(&chain, None).await.unwrap();
+        let close = loop {
+            match soon("close", last.next()).await.unwrap().unwrap() {
+                Message::Close(frame) => break frame.unwrap(),
+                other => assert!(other.is_ping(), "{other:?}"),
+            }
+        };
+        assert_eq!(u16::from(close.code), 4001);
+        assert_eq!(close.reason, "replaced by a newer registration");
+        last = next;
+    }
+    assert_eq!(lines_with(&chain.runner, "replaced by a newer one"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_agent_that_yields_takes_no_place_but_a_free_one() {
+    let chain = Chain::for_agents();
+    let yields = Some("kohakuriver-tunnel-if-free");
+    let (first, _) = register(&chain, yields).await.unwrap();
+    assert_eq!(register(&chain, yields).await.err(), Some(409));
+    drop(first);
+    let registered = || async { register(&chain, yields).await.ok() };
+    eventually("the place", Duration::from_secs(5), registered).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_agent_is_told_how_many_there_are() {
+    let chain = Chain::for_agents();
+    let told = |response: Response| {
+        let value = response.headers().get("kohakuriver-tunnel-agents");
+        value.unwrap().to_str().unwrap().to_owned()
+    };
+    let url = format!("ws://{}", chain.runner.address());
+    for name in ["one", "two", "three"] {
+        let args = ["--runner-url", &url, "--container-id", name];
+        let agent = Box::leak(Box::new(Program::start("agent", &args)));
+        agent.complaint("registered at");
+    }
+    let (_fourth, response) = register(&chain, None).await.unwrap();
+    assert_eq!(told(response), "4");
+}
+
+/// A runner that takes an agent once, for longer than its delay, and refuses it then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_agent_that_lost_its_runner_tries_again_soon_and_then_more_slowly() {
+    let tries = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&tries);
+    let runner = service(move |stream| {
+        let number = counter.fetch_add(1, Ordering::Relaxed);
+        async move {
+            if number == 0 {
+                let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+                let _ = socket.close(None).await;
+            }
+        }
+    });
+    let agent = start_agent(&runner.await.to_string());
+    agent.complaint("lost the runner");
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    // The first, at most half a second later the second, and then after 1 and 2 s, give or take a tenth.
+    let tries = tries.load(Ordering::Relaxed);
+    assert!((3..=4).contains(&tries), "{tries} tries");
+}
