@@ -79,7 +79,9 @@ async fn a_task_that_is_unknown_for_a_while_is_told_once_and_outlasted() {
         let ended = ending(&mut connect(&forward).await).await;
         assert_eq!(ended, Some(ErrorKind::ConnectionReset));
     }
-    assert_eq!(lines_with(&forward, &format!("port {port}: ")), 3);
+    let line = format!("port {port}: ");
+    let three = || async { (lines_with(&forward, &line) == 3).then_some(()) };
+    eventually("three lines", SOON, three).await;
     assert_eq!(lines_with(&forward, "still trying"), 1);
     assert_eq!(lines_with(&forward, "reconnecting to"), 1);
     assert!(forward.is_running());
