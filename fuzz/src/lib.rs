@@ -7,11 +7,13 @@ mod decode;
 mod session;
 mod stream_codec;
 mod transport;
+mod websocket;
 
 pub use decode::decode;
 pub use session::session;
 pub use stream_codec::stream_codec;
 pub use transport::transport;
+pub use websocket::websocket;
 
 /// A target's body.
 pub type Body = fn(&[u8]);
@@ -22,4 +24,5 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("session", session),
     ("stream_codec", stream_codec),
     ("transport", transport),
+    ("websocket", websocket),
 ];

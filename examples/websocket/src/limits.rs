@@ -7,9 +7,9 @@ pub const FRAMES_PER_TURN: usize = 64;
 /// Bytes read before other tasks get their turn, unless a message came of them.
 pub const BYTES_PER_TURN: usize = 256 << 10;
 
-/// Most fragments of one message: as many as the Autobahn suite sends. Honest peers send fewer, and more
-/// would only cost time.
-pub const FRAGMENTS_MAX: usize = 64 << 10;
+/// Most fragments of one message: twice as many as the Autobahn suite sends. Honest peers send fewer, and
+/// more would only cost time.
+pub const FRAGMENTS_MAX: usize = 128 << 10;
 
 /// Bytes that wait to be written before the sink takes no more. Beyond it there are at most the message that
 /// crossed it, one pong and one close frame.
