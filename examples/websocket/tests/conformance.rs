@@ -1,0 +1,23 @@
+//! The cases of the Autobahn test suite for framing, control frames, fragmentation, UTF-8, limits and
+//! closing, in both roles over a real socket: a raw peer writes the frames, ours echoes messages, and what
+//! the peer reads back is compared frame by frame. The numbers are the suite's.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    missing_docs
+)]
+
+#[path = "conformance/closing.rs"]
+mod closing;
+#[path = "conformance/control.rs"]
+mod control;
+#[path = "conformance/fragments.rs"]
+mod fragments;
+#[path = "conformance/framing.rs"]
+mod framing;
+#[path = "conformance/peer.rs"]
+mod peer;
+mod support;
+#[path = "conformance/text.rs"]
+mod text;
