@@ -19,6 +19,7 @@ pub mod places;
 pub mod program;
 pub mod random;
 pub mod route;
+pub mod secret;
 pub mod serve;
 pub mod sessions;
 pub mod signals;

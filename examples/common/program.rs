@@ -132,6 +132,16 @@ pub fn announce(line: &str) {
     STDOUT.flush();
 }
 
+/// Prints what was asked for, and waits for whoever reads it.
+///
+/// # Errors
+/// Nobody does.
+pub fn print(line: &str) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout();
+    let written = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+    written.map_err(|error| Failure::failed(format!("cannot write to stdout: {error}")))
+}
+
 /// Open files this process may have, after asking for as many as the system allows: each connection
 /// takes one.
 pub fn raise_file_limit() -> usize {

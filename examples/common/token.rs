@@ -5,16 +5,19 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
+use subtle::ConstantTimeEq;
 
 use super::http::BadRequest;
 use super::program::Failure;
+use super::secret::Secret;
 
 /// The variable that holds the token when no file is named.
 const VARIABLE: &str = "KOHAKURIVER_TUNNEL_TOKEN";
 
 #[derive(Args, Debug, Clone)]
 pub struct TokenArgs {
-    /// File that holds the token (one line); else the variable KOHAKURIVER_TUNNEL_TOKEN.
+    /// File that holds the token (one line), readable by its owner alone; else the variable
+    /// KOHAKURIVER_TUNNEL_TOKEN.
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 }
@@ -32,61 +35,24 @@ impl TokenArgs {
 /// The `Authorization` header for the token in a file, else in a variable.
 ///
 /// # Errors
-/// The file cannot be read or is empty, or the token is not printable ASCII.
+/// The token cannot be read, is empty or not printable ASCII, or everybody can read the file.
 pub fn header_from(file: Option<&Path>, variable: &str) -> Result<Option<HeaderValue>, Failure> {
-    let (token, origin) = match file {
-        Some(path) => (read(path)?, path.display().to_string()),
-        None => match std::env::var(variable) {
-            Ok(token) if token.trim().is_empty() => return Ok(None),
-            Ok(token) => (token, variable.to_owned()),
-            Err(std::env::VarError::NotPresent) => return Ok(None),
-            Err(std::env::VarError::NotUnicode(_)) => return Err(unusable(variable)),
-        },
+    let Some(Secret { text, origin }) = Secret::find("token", file, variable)? else {
+        return Ok(None);
     };
-    let token = token.trim();
-    // A file that somebody names and leaves empty must not mean that nobody is checked.
-    let printable = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
-    let value = HeaderValue::from_str(&format!("Bearer {token}"));
-    match value {
-        Ok(mut value) if printable => {
-            value.set_sensitive(true);
-            Ok(Some(value))
-        }
-        _ => Err(unusable(&origin)),
-    }
+    let mut value = HeaderValue::try_from(format!("Bearer {text}"))
+        .map_err(|_| Failure::usage(format!("the token in {origin} cannot be sent")))?;
+    value.set_sensitive(true);
+    Ok(Some(value))
 }
 
 /// Compares without telling by its time how much was right.
 pub fn same(expected: &HeaderValue, given: Option<&HeaderValue>) -> bool {
-    let (expected, given) = (
-        expected.as_bytes(),
-        given.map_or(&[][..], HeaderValue::as_bytes),
-    );
-    let mut difference = expected.len() ^ given.len();
-    for (index, byte) in given.iter().enumerate() {
-        let wanted = expected.get(index).copied().unwrap_or_default();
-        difference |= usize::from(byte ^ wanted);
-    }
-    std::hint::black_box(difference) == 0
+    given.is_some_and(|given| expected.as_bytes().ct_eq(given.as_bytes()).into())
 }
 
 /// What a caller without the right token is told.
 pub fn demanded() -> BadRequest {
     let line = "a valid token is needed: give --token-file or KOHAKURIVER_TUNNEL_TOKEN";
     BadRequest::new(StatusCode::UNAUTHORIZED, line).with(header::WWW_AUTHENTICATE, "Bearer")
-}
-
-fn read(path: &Path) -> Result<String, Failure> {
-    std::fs::read_to_string(path).map_err(|error| {
-        Failure::usage(format!(
-            "cannot read the token file {}: {error}",
-            path.display()
-        ))
-    })
-}
-
-fn unusable(origin: &str) -> Failure {
-    Failure::usage(format!(
-        "the token in {origin} is not one line of printable ASCII"
-    ))
 }

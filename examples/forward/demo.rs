@@ -90,6 +90,7 @@ fn runner_settings(memory: &Budget) -> server::Settings {
         enabled: true,
         token: None,
         agent_token: None,
+        agent_key: None,
         tls: None,
         handshakes: 64,
         tunnels: tunnel::Settings::new(memory.clone()),

@@ -4,30 +4,38 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use crate::common::addresses::Network;
 use crate::common::args::{LogArgs, LogFormat};
 use crate::common::program::{Failure, Logging};
+use crate::common::secret::Secret;
 use crate::common::tls::IdentityArgs;
 use crate::common::token::{self, TokenArgs};
 use crate::common::tunnel::TunnelArgs;
 use crate::common::url::is_name;
-use crate::server::Settings;
+use crate::server::{AgentKey, Settings};
 
 /// The variable that holds the token of the agents when no file is named.
 const AGENT_TOKEN: &str = "KOHAKURIVER_TUNNEL_AGENT_TOKEN";
+
+/// The variable that holds the key of the agents' tokens when no file is named.
+const AGENT_KEY: &str = "KOHAKURIVER_TUNNEL_AGENT_KEY";
 
 #[derive(Parser, Debug)]
 #[command(
     name = "runner",
     version,
+    disable_help_subcommand = true,
+    subcommand_negates_reqs = true,
     about = "Joins port-forwarding sessions to the containers and VMs of this machine.",
     after_help = "Examples:
   runner                                             # containers come with their agents
   runner --target vm-42=192.168.122.42               # a VM or container dialled directly, TCP and UDP
   runner --listen 0.0.0.0:8001 --target box=localhost
-  runner --token-file clients --agent-token-file agents        # who is root in a container cannot reach others
+  openssl rand -hex 32 > key; chmod 600 key                    # a token for each container:
+  runner --token-file clients --agent-key-file key
+  runner agent-token kohakuriver-vps-42 --agent-key-file key   # prints that container's, for its agent
 
 Environment: TUNNEL_ENABLED=False turns the tunnel routes off (default True).
 
@@ -80,23 +88,66 @@ pub struct Args {
     #[command(flatten)]
     token: TokenArgs,
 
-    /// File that holds the token of the agents; else the variable KOHAKURIVER_TUNNEL_AGENT_TOKEN. Without
-    /// either, agents show the same token as clients.
+    /// File that holds a token that all agents share; else the variable KOHAKURIVER_TUNNEL_AGENT_TOKEN.
+    /// Whoever has it, such as root in any container, can register as any container and gets the
+    /// connections of its users. Without it and without a key, agents show the token of the clients.
     #[arg(long, value_name = "FILE")]
     agent_token_file: Option<PathBuf>,
+
+    /// File that holds the key that each container's token is derived from, 32 random letters or more;
+    /// else the variable KOHAKURIVER_TUNNEL_AGENT_KEY. Such a token registers that one container.
+    #[arg(long, value_name = "FILE", global = true)]
+    agent_key_file: Option<PathBuf>,
 
     #[command(flatten)]
     identity: IdentityArgs,
 
     #[command(flatten)]
     log: LogArgs,
+
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Prints the token with which the agent of one container registers.
+    AgentToken {
+        /// Name of the container.
+        name: String,
+    },
 }
 
 impl Args {
+    /// The token of a container.
+    ///
+    /// # Errors
+    /// There is no key, or the name is none.
+    pub fn token_of(&self, name: &str) -> Result<String, Failure> {
+        if !is_name(name) {
+            return Err(Failure::usage(not_a_name(name)));
+        }
+        let key = self.agent_key()?.ok_or_else(|| {
+            Failure::usage(format!(
+                "no key is given to derive the token from: set --agent-key-file FILE or {AGENT_KEY}"
+            ))
+        })?;
+        Ok(key.token(name))
+    }
+
+    fn agent_key(&self) -> Result<Option<AgentKey>, Failure> {
+        let found = Secret::find("agent key", self.agent_key_file.as_deref(), AGENT_KEY)?;
+        let Some(Secret { text, origin }) = found else {
+            return Ok(None);
+        };
+        let weak = |what| Failure::usage(format!("the agent key in {origin} {what}"));
+        AgentKey::new(&text).map(Some).map_err(weak)
+    }
+
     /// What the server needs to know.
     ///
     /// # Errors
-    /// A token file cannot be used.
+    /// A token or key file cannot be used.
     pub fn settings(&self) -> Result<Settings, Failure> {
         let token = self.token.header()?;
         let agent_token = token::header_from(self.agent_token_file.as_deref(), AGENT_TOKEN)?;
@@ -110,6 +161,7 @@ impl Args {
             enabled: self.tunnel_enabled,
             token,
             agent_token,
+            agent_key: self.agent_key()?,
             tls: self.identity.acceptor()?,
             handshakes: 1024,
             tunnels: self.tunnels.settings(),
@@ -132,9 +184,7 @@ fn parse_target(text: &str) -> Result<(String, String), String> {
         .split_once('=')
         .ok_or("write NAME=ADDRESS, for example vm-42=192.168.122.42")?;
     if !is_name(name) {
-        return Err(format!(
-            "{name:?} is no container name: use letters, digits, dots, dashes and underscores"
-        ));
+        return Err(not_a_name(name));
     }
     let address = address.trim_start_matches('[').trim_end_matches(']');
     let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:%".contains(&byte);
@@ -145,6 +195,10 @@ fn parse_target(text: &str) -> Result<(String, String), String> {
         ));
     }
     Ok((name.to_owned(), address.to_owned()))
+}
+
+fn not_a_name(name: &str) -> String {
+    format!("{name:?} is no container name: use letters, digits, dots, dashes and underscores")
 }
 
 fn parse_switch(text: &str) -> Result<bool, String> {

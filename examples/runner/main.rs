@@ -11,8 +11,8 @@ mod server;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use args::Args;
-use common::program::{About, Failure, run, serve_until_stopped};
+use args::{Args, Command};
+use common::program::{About, Failure, print, run, serve_until_stopped};
 use server::Runner;
 
 const ABOUT: About = About {
@@ -25,6 +25,9 @@ fn main() -> ExitCode {
 }
 
 async fn serve(args: Args) -> Result<(), Failure> {
+    if let Some(Command::AgentToken { name }) = &args.command {
+        return print(&args.token_of(name)?);
+    }
     let runner = Arc::new(Runner::new(args.settings()?));
     serve_until_stopped(args.listen, |listener| runner.serve(listener)).await
 }

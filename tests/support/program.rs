@@ -174,11 +174,12 @@ pub fn command(name: &str) -> Command {
 }
 
 /// Variables that the examples read.
-const HEEDED: [&str; 5] = [
+const HEEDED: [&str; 6] = [
     "KOHAKURIVER_HOST",
     "KOHAKURIVER_PORT",
     "KOHAKURIVER_TUNNEL_TOKEN",
     "KOHAKURIVER_TUNNEL_AGENT_TOKEN",
+    "KOHAKURIVER_TUNNEL_AGENT_KEY",
     "RUST_LOG",
 ];
 

@@ -1,5 +1,7 @@
 //! The tunnel server itself, without a command line: the demo of `forward` runs it too.
 
+#[allow(dead_code)] // the demo of forward has no key
+mod access;
 mod agents;
 mod join;
 mod session;
@@ -17,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
+pub use self::access::AgentKey;
 use self::agents::Agents;
 use crate::common::addresses::Network;
 use crate::common::front::{Caller, Front, Limits};
@@ -26,7 +29,7 @@ use crate::common::route::Route;
 use crate::common::serve::Served;
 use crate::common::sessions::{Sessions, Sharing};
 use crate::common::ws::{self, Socket};
-use crate::common::{net, token, tunnel};
+use crate::common::{net, tunnel};
 
 /// What the server needs to know.
 pub struct Settings {
@@ -36,8 +39,10 @@ pub struct Settings {
     pub enabled: bool,
     /// Demanded from clients, and from agents that have none of their own.
     pub token: Option<HeaderValue>,
-    /// Demanded from agents instead. They run where strangers are root: what they know opens no session.
+    /// Accepted from agents of every container instead. They run where strangers are root: what they know opens no session.
     pub agent_token: Option<HeaderValue>,
+    /// What the tokens of single containers are derived from: accepted from that container's agent.
+    pub agent_key: Option<AgentKey>,
     /// Served with TLS alone, if given.
     pub tls: Option<TlsAcceptor>,
     /// Connections that may be in their HTTP phase at once.
@@ -124,22 +129,7 @@ impl Runner {
             Route::Forward(_) | Route::Agent(_) => {}
         }
         let key = http::upgrade_key(&request)?;
-        let Settings {
-            token, agent_token, ..
-        } = &self.settings;
-        let expected = match route {
-            Route::Agent(_) => agent_token.as_ref().or(token.as_ref()),
-            _ => token.as_ref(),
-        };
-        match expected {
-            Some(expected) => {
-                let given = request.headers().get(header::AUTHORIZATION);
-                if !token::same(expected, given) {
-                    return Err(token::demanded());
-                }
-            }
-            None => http::same_origin(request.headers())?,
-        }
+        access::check(&self.settings, &route, request.headers(), peer)?;
         let v2 = http::has_token(
             request.headers(),
             &header::SEC_WEBSOCKET_PROTOCOL,

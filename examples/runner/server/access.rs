@@ -1,0 +1,129 @@
+//! Who may open sessions, and who may register as which container's agent.
+
+use std::net::SocketAddr;
+
+use hmac::{Hmac, Mac};
+use hyper::StatusCode;
+use hyper::header::{self, HeaderMap, HeaderValue};
+use sha2::Sha256;
+
+use super::Settings;
+use crate::common::http::{self, BadRequest};
+use crate::common::route::Route;
+use crate::common::token;
+
+/// What the tokens of this program are derived for, and nothing else is.
+const PURPOSE: &[u8] = b"kohakuriver-tunnel agent token v1\0";
+
+/// Letters of a key: 128 bits even when they are hexadecimal.
+const KEY_MIN: usize = 32;
+
+/// Different letters of a key: fewer are no work of chance.
+const KEY_LETTERS_MIN: usize = 8;
+
+/// The secret from which each container's token is derived.
+pub struct AgentKey(Hmac<Sha256>);
+
+impl AgentKey {
+    /// # Errors
+    /// The key is too weak: a sentence that says how to make one, and does not repeat it.
+    pub fn new(text: &str) -> Result<Self, &'static str> {
+        let mut letters: Vec<u8> = text.bytes().collect();
+        letters.sort_unstable();
+        letters.dedup();
+        let key = Hmac::new_from_slice(text.as_bytes()).ok();
+        key.filter(|_| text.len() >= KEY_MIN && letters.len() >= KEY_LETTERS_MIN)
+            .map(Self)
+            .ok_or("is too weak: make one of 32 random letters or more by openssl rand -hex 32")
+    }
+
+    /// The token of one container: HMAC-SHA256 of the purpose and the bytes of the name.
+    pub fn token(&self, container: &str) -> String {
+        let mut hmac = self.0.clone();
+        hmac.update(PURPOSE);
+        hmac.update(container.as_bytes());
+        let bytes = hmac.finalize().into_bytes();
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn opens(&self, container: &str, given: Option<&HeaderValue>) -> bool {
+        let expected = HeaderValue::try_from(format!("Bearer {}", self.token(container)));
+        expected.is_ok_and(|expected| token::same(&expected, given))
+    }
+}
+
+/// Whether a request may have what it asks for.
+///
+/// # Errors
+/// What is missing.
+pub fn check(
+    settings: &Settings,
+    route: &Route,
+    headers: &HeaderMap,
+    peer: SocketAddr,
+) -> Result<(), BadRequest> {
+    let given = headers.get(header::AUTHORIZATION);
+    let Settings {
+        token,
+        agent_token,
+        agent_key,
+        ..
+    } = settings;
+    let allowed = |expected: &Option<HeaderValue>| {
+        let expected = expected.as_ref();
+        expected.map(|expected| token::same(expected, given))
+    };
+    let allowed = match route {
+        Route::Agent(container) => {
+            let own = agent_key.as_ref().map(|key| key.opens(container, given));
+            match (own, allowed(agent_token)) {
+                (None, None) => allowed(token),
+                (own, shared) => Some(own == Some(true) || shared == Some(true)),
+            }
+        }
+        _ => allowed(token),
+    };
+    match (allowed, route) {
+        (None, _) => http::same_origin(headers),
+        (Some(true), _) => Ok(()),
+        (Some(false), Route::Agent(container)) => {
+            tracing::info!(%peer, container, "agent refused: its token is not the right one");
+            Err(if agent_key.is_some() {
+                not_of_this_container()
+            } else {
+                token::demanded()
+            })
+        }
+        (Some(false), _) => Err(token::demanded()),
+    }
+}
+
+fn not_of_this_container() -> BadRequest {
+    let line = "a token of this very container is needed: give the agent what \"runner agent-token NAME\" prints, \
+                by --token-file or KOHAKURIVER_TUNNEL_TOKEN";
+    BadRequest::new(StatusCode::UNAUTHORIZED, line).with(header::WWW_AUTHENTICATE, "Bearer")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::AgentKey;
+
+    const KEY: &str = "000102030405060708090a0b0c0d0e0f";
+
+    #[test]
+    fn a_name_has_one_token_and_no_other_name_has_it() {
+        let key = AgentKey::new(KEY).ok();
+        let token = |name| key.as_ref().map(|key| key.token(name));
+        assert_eq!(token("a"), token("a"));
+        for other in ["A", "a.", "b", "aa"] {
+            assert_ne!(token("a"), token(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_weak_key_is_refused() {
+        for weak in ["", "short", "0000000000000000000000000000000000000000000"] {
+            assert!(AgentKey::new(weak).is_err(), "{weak}");
+        }
+    }
+}
