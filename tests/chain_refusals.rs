@@ -463,7 +463,8 @@ async fn connection_attempts_are_bounded_and_end_with_their_session() {
     client.flush().await.unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
     let attempts = chain.runner.descriptors() - idle;
-    assert!((1000..=1024).contains(&attempts), "{attempts} attempts");
+    // Half of all that may be in the making: the rest is for other sessions.
+    assert!((500..=512).contains(&attempts), "{attempts} attempts");
 
     drop(client);
     eventually("their end", Duration::from_secs(4), || async {

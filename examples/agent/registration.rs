@@ -8,6 +8,7 @@ use kohakuriver_tunnel::session::Role;
 use kohakuriver_tunnel::wire::Proto;
 use tokio::time::Instant;
 
+use crate::common::ceilings::ServingCeilings;
 use crate::common::farewell::Farewell;
 use crate::common::program::Failure;
 use crate::common::serve::{self, Served};
@@ -39,7 +40,7 @@ enum Ended {
 
 /// Registers, again and again, until it is pointless.
 pub async fn keep(settings: Settings) -> Failure {
-    let served = Arc::new(Served::default());
+    let served = Arc::new(Served::new(ServingCeilings::new()));
     let mut retry = Retry::new(settings.reconnect_delay);
     let mut failures = 0;
     let mut replaced = false;
@@ -146,10 +147,12 @@ async fn serve(
     let driver = tokio::spawn(driver);
     while let Some(incoming) = acceptor.accept().await {
         let served = Arc::clone(served);
+        // Whose connection it is, the runner alone knows, and shares.
+        let party = served.dials.party();
         tokio::spawn(async move {
             match incoming.proto() {
-                Proto::Tcp => serve::stream(incoming, "localhost", &served).await,
-                Proto::Udp => serve::flow(incoming, "localhost", &served).await,
+                Proto::Tcp => serve::stream(incoming, "localhost", &served, party).await,
+                Proto::Udp => serve::flow(incoming, "localhost", &served, party).await,
             }
         });
     }

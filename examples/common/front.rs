@@ -20,6 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
+use super::accept::Accepting;
 use super::addresses::{Network, Source, Sources};
 use super::handshakes::{Handshake, Handshakes};
 use super::http::{Answer, HEAD_MAX};
@@ -89,12 +90,18 @@ impl Front {
         H: Fn(Request<Incoming>, Caller) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Answer> + Send + 'static,
     {
+        let mut accepting = Accepting::on(listener);
         loop {
-            let (stream, address) = net::accept(&listener).await;
+            let (stream, address) = accepting.next().await;
             let caller = self.caller(address);
+            let displaces = caller.handshake.displaces;
             net::tune_link(&stream);
             let (front, handler, tls) = (Arc::clone(&self), handler.clone(), tls.clone());
             tokio::spawn(async move { front.connection(stream, tls, caller, handler).await });
+            if displaces {
+                // The displaced connection closes its descriptor before the next one needs one.
+                tokio::task::yield_now().await;
+            }
         }
     }
 

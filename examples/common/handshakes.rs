@@ -34,6 +34,8 @@ pub struct Handshake {
     number: u64,
     source: Source,
     displaced: CancellationToken,
+    /// Whether another had to go for it.
+    pub displaces: bool,
     of: Arc<Handshakes>,
 }
 
@@ -51,12 +53,13 @@ impl Handshakes {
     pub fn begin(self: &Arc<Self>, source: Source) -> Handshake {
         let mut state = self.lock();
         let own = state.unfinished.get(&source).map_or(0, BTreeMap::len);
-        if own >= self.each {
-            state.displace_oldest_of(source);
-        } else if state.count >= self.most {
-            if let Some(greediest) = state.greediest() {
-                state.displace_oldest_of(greediest);
-            }
+        let victim = match own >= self.each {
+            true => Some(source),
+            false if state.count >= self.most => state.greediest(),
+            false => None,
+        };
+        if let Some(victim) = victim {
+            state.displace_oldest_of(victim);
         }
         state.begun += 1;
         let number = state.begun;
@@ -68,6 +71,7 @@ impl Handshakes {
             number,
             source,
             displaced,
+            displaces: victim.is_some(),
             of: Arc::clone(self),
         }
     }

@@ -3,9 +3,12 @@
 //! Policy only: nothing here knows a rule of the tunnel protocol, that is the library's part.
 #![allow(dead_code)] // each program uses its own selection
 
+pub mod accept;
 pub mod addresses;
 pub mod args;
 pub mod backoff;
+pub mod ceilings;
+pub mod dials;
 pub mod farewell;
 pub mod front;
 pub mod handshakes;

@@ -173,21 +173,6 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     bind_tcp(address)?.listen(1024)
 }
 
-/// Accepts the next connection; a failing `accept` (too many open files) is waited out, not spun on.
-pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
-    loop {
-        match listener.accept().await {
-            Ok(accepted) => return accepted,
-            // The peer was gone before it was accepted.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => {
-                tracing::warn!("cannot accept a connection: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
 /// Connects to a name or an address within `limit`.
 pub async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
     within(limit, async {

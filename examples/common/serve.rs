@@ -10,11 +10,13 @@ use kohakuriver_tunnel::mux::{Incoming, RelayError, TunnelDatagram};
 use kohakuriver_tunnel::session::{Reason, Reset};
 use kohakuriver_tunnel::wire::Chunk;
 use tokio::net::UdpSocket;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
+use super::ceilings::ServingCeilings;
+use super::dials::{Dials, Party};
 use super::metrics::Counter;
 use super::net;
+use super::places::Place;
 
 /// How long a connection attempt may take, from its turn and the look-up of the name to the answer.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,18 +30,15 @@ pub const FLOW_IDLE: Duration = Duration::from_secs(60);
 /// The largest UDP payload, and one byte to notice more.
 const DATAGRAM_MAX: usize = 65_536;
 
-/// Connections that may be in the making at once, in the whole process. Towards a target that says nothing
-/// each holds a socket until it times out; one more waits for its turn.
-static DIALS: Semaphore = Semaphore::const_new(1024);
-
 thread_local! {
     /// One for all flows of the thread: a buffer each would cost 64 KiB a flow.
     static DATAGRAM: RefCell<Box<[u8]>> = RefCell::new(vec![0; DATAGRAM_MAX].into_boxed_slice());
 }
 
 /// What happened to the connections to services.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Served {
+    pub dials: Dials,
     pub streams: Counter,
     pub flows: Counter,
     pub refused: Counter,
@@ -49,13 +48,27 @@ pub struct Served {
     pub flow_failures: Counter,
 }
 
+impl Served {
+    pub fn new(ceilings: ServingCeilings) -> Self {
+        Self {
+            dials: Dials::new(ceilings),
+            streams: Counter::default(),
+            flows: Counter::default(),
+            refused: Counter::default(),
+            flow_refusals: Counter::default(),
+            flow_failures: Counter::default(),
+        }
+    }
+}
+
 /// Connects an asked-for stream to the first address of `host` that answers, until both have ended.
-pub async fn stream(incoming: Incoming, host: &str, served: &Served) {
+pub async fn stream(incoming: Incoming, host: &str, served: &Served, party: Party) {
     let port = incoming.port();
     let connect = async |addresses: Vec<_>| net::connect_any(&addresses).await;
     // Boxed: what connecting needs is gone while the stream lives.
-    let mut socket = match Box::pin(dial(&incoming, host, connect)).await {
-        Ok(socket) => socket,
+    let dials = (&served.dials, party);
+    let (mut socket, _place) = match Box::pin(dial(&incoming, host, dials, connect)).await {
+        Ok(connected) => connected,
         Err(reset) => return reject(incoming, &reset, served),
     };
     net::tune_app(&socket);
@@ -73,14 +86,16 @@ pub async fn stream(incoming: Incoming, host: &str, served: &Served) {
     }
 }
 
-/// Connects an asked-for flow to the first address of `host` that takes datagrams, until it falls silent.
-pub async fn flow(incoming: Incoming, host: &str, served: &Served) {
+/// Connects an asked-for flow to the first address of `host` that takes datagrams, until it falls
+/// silent.
+pub async fn flow(incoming: Incoming, host: &str, served: &Served, party: Party) {
     let port = incoming.port();
     let connect = async |addresses: Vec<SocketAddr>| {
         let first = addresses.first().ok_or_else(net::no_address)?;
         Ok((open(*first).await?, addresses))
     };
-    let (socket, addresses) = match Box::pin(dial(&incoming, host, connect)).await {
+    let dialled = Box::pin(dial(&incoming, host, (&served.dials, party), connect)).await;
+    let ((socket, addresses), _place) = match dialled {
         Ok(connected) => connected,
         Err(reset) => return reject(incoming, &reset, served),
     };
@@ -99,27 +114,30 @@ pub async fn flow(incoming: Incoming, host: &str, served: &Served) {
     tracing::debug!(port, "flow ended: {ended}");
 }
 
-/// What comes of `connect` to the addresses of `host`, unless that takes too long or nobody wants it any more.
+/// What comes of `connect` to the addresses of `host`, and its place among the connections; unless
+/// that takes too long or nobody wants it any more.
 async fn dial<T>(
     incoming: &Incoming,
     host: &str,
+    (dials, party): (&Dials, Party),
     connect: impl AsyncFnOnce(Vec<SocketAddr>) -> io::Result<T>,
-) -> Result<T, Reset> {
+) -> Result<(T, Place<Party>), Reset> {
     let port = incoming.port();
     let failed = |reason, text: &str| Reset::new(reason, &format!("port {port}: {text}"));
     let until = Instant::now() + CONNECT_TIMEOUT;
     let connecting = async {
-        let Ok(_turn) = timeout_at(until, DIALS.acquire()).await else {
-            let text = "too many connections are being made here";
-            return Err(failed(Reason::Limit, text));
-        };
+        let (_turn, place) = dials
+            .turn(party, until)
+            .await
+            .map_err(|none| failed(Reason::Limit, none.text()))?;
         let connected = async {
             let unknown = |error| io::Error::new(io::ErrorKind::NotFound, error);
             let addresses = net::resolve(host, port).await.map_err(unknown)?;
             connect(addresses).await
         };
         match timeout_at(until, connected).await {
-            Ok(connected) => connected.map_err(|error| failed(reason(&error), &net::plain(&error))),
+            Ok(Ok(connected)) => Ok((connected, place)),
+            Ok(Err(error)) => Err(failed(reason(&error), &net::plain(&error))),
             Err(_) => {
                 let text = format!("no answer within {} s", CONNECT_TIMEOUT.as_secs());
                 Err(failed(Reason::TimedOut, &text))

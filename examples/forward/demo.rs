@@ -10,6 +10,7 @@ use kohakuriver_tunnel::mux::Budget;
 use tokio::net::TcpListener;
 
 use crate::args::{Command, Forward};
+use crate::common::ceilings::{HostCeilings, RunnerCeilings, ServingCeilings};
 use crate::common::memory::MemoryArgs;
 use crate::common::net;
 use crate::common::program::{Failure, announce};
@@ -26,6 +27,9 @@ use crate::{listener, proxy, sample, server};
 /// Where the sample appears, or on the next free port.
 const FIRST_PORT: u16 = 8080;
 const LAST_PORT: u16 = 8180;
+
+/// More than one browser and its `forward` can have.
+const SESSIONS: usize = 64;
 
 const TASK: &str = "demo";
 const CONTAINER: &str = "kohakuriver-vps-demo";
@@ -92,12 +96,15 @@ fn runner_settings(memory: &Budget) -> server::Settings {
         agent_token: None,
         agent_key: None,
         tls: None,
-        handshakes: 64,
         tunnels: tunnel::Settings::new(memory.clone()),
-        max_sessions: 64,
+        ceilings: RunnerCeilings {
+            handshakes: SESSIONS,
+            sessions: SESSIONS,
+            agents: 0,
+            serving: ServingCeilings::new(),
+        },
         max_per_address: None,
         proxies: Vec::new(),
-        max_agents: 0,
     }
 }
 
@@ -109,9 +116,13 @@ fn host_settings(runner: SocketAddr, memory: &Budget) -> Result<proxy::Settings,
         token: None,
         tls: None,
         dialer: dialer()?,
-        handshakes: 64,
         memory: memory.clone(),
-        max_sessions: 64,
+        ceilings: HostCeilings {
+            handshakes: SESSIONS,
+            sessions: SESSIONS,
+            questions: 0,
+            waiting: 0,
+        },
         max_per_address: None,
         proxies: Vec::new(),
     })

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::args::Forward;
+use crate::common::accept::Accepting;
 use crate::common::net;
 use crate::common::program::Failure;
 use crate::link::Link;
@@ -26,8 +27,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub async fn serve(listener: TcpListener, forward: Forward, link: Link) -> Failure {
     let forward = Arc::new(forward);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut accepting = Accepting::on(listener);
     loop {
-        let (socket, peer) = net::accept(&listener).await;
+        let (socket, peer) = accepting.next().await;
         net::tune_app(&socket);
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             tracing::warn!("{CONNECTIONS} connections are open already: {peer} was reset");

@@ -9,6 +9,7 @@ use clap::Parser;
 use crate::api::ClusterApi;
 use crate::common::addresses::Network;
 use crate::common::args::{LogArgs, LogFormat};
+use crate::common::ceilings::HostCeilings;
 use crate::common::memory::MemoryArgs;
 use crate::common::program::{Failure, Logging};
 use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, public_roots};
@@ -53,9 +54,10 @@ pub struct Args {
     #[arg(long, value_name = "URL")]
     api: Option<String>,
 
-    /// Most sessions at once; more are answered with 503.
-    #[arg(long, default_value_t = 4096, value_name = "N")]
-    max_sessions: usize,
+    /// Most sessions at once; more are answered with 503. Without it 4096, or as many as the limit
+    /// of open files allows: a session takes two.
+    #[arg(long, value_name = "N")]
+    max_sessions: Option<NonZeroUsize>,
 
     /// Most sessions of one source address (IPv6: of one /64). Without it, an address may have as many as it
     /// leaves to others: half of them, if it is the only one.
@@ -116,9 +118,8 @@ impl Args {
             token: self.token.header()?,
             tls: self.identity.acceptor()?,
             dialer,
-            handshakes: 1024,
             memory: self.memory.budget(),
-            max_sessions: self.max_sessions,
+            ceilings: HostCeilings::new(self.max_sessions.map(NonZeroUsize::get)),
             max_per_address: self.max_per_address.map(NonZeroUsize::get),
             proxies: self.proxies.clone(),
         })

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 use crate::common::addresses::Network;
 use crate::common::args::{LogArgs, LogFormat};
+use crate::common::ceilings::RunnerCeilings;
 use crate::common::program::{Failure, Logging};
 use crate::common::secret::Secret;
 use crate::common::tls::IdentityArgs;
@@ -52,9 +53,10 @@ pub struct Args {
     #[arg(long = "target", value_name = "NAME=ADDRESS", value_parser = parse_target)]
     targets: Vec<(String, String)>,
 
-    /// Most client sessions at once; more are answered with 503.
-    #[arg(long, default_value_t = 4096, value_name = "N")]
-    max_sessions: usize,
+    /// Most client sessions at once; more are answered with 503. Without it 4096, or as many as the
+    /// limit of open files allows beside agents and connections to targets.
+    #[arg(long, value_name = "N")]
+    max_sessions: Option<NonZeroUsize>,
 
     /// Most client sessions of one source address (IPv6: of one /64). Without it nothing limits them: a
     /// runner's clients all come from its host. Where they come by themselves, give it, and --proxy for the host.
@@ -66,9 +68,10 @@ pub struct Args {
     #[arg(long = "proxy", value_name = "ADDRESS", value_parser = Network::parse)]
     proxies: Vec<Network>,
 
-    /// Most agents at once; more are answered with 503.
-    #[arg(long, default_value_t = 16_384, value_name = "N")]
-    max_agents: usize,
+    /// Most agents at once; more are answered with 503. Without it 16384, or a quarter of the open
+    /// files. No client can take their places.
+    #[arg(long, value_name = "N")]
+    max_agents: Option<usize>,
 
     /// Whether the tunnel routes are served; False or 0 turns them off and clients are told so.
     #[arg(
@@ -163,12 +166,13 @@ impl Args {
             agent_token,
             agent_key: self.agent_key()?,
             tls: self.identity.acceptor()?,
-            handshakes: 1024,
             tunnels: self.tunnels.settings(),
-            max_sessions: self.max_sessions,
+            ceilings: RunnerCeilings::new(
+                self.max_sessions.map(NonZeroUsize::get),
+                self.max_agents,
+            ),
             max_per_address: self.max_per_address.map(NonZeroUsize::get),
             proxies: self.proxies.clone(),
-            max_agents: self.max_agents,
         })
     }
 }

@@ -26,11 +26,29 @@ impl Program {
     /// Starts it with more in its environment.
     pub fn start_with(name: &str, args: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = command(name);
-        command
-            .args(args)
-            .envs(environment.iter().copied())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.args(args).envs(environment.iter().copied());
+        Self::spawn(name, command)
+    }
+
+    /// Starts it with so many open files and no more.
+    pub fn start_limited(name: &str, args: &[&str], files: u32) -> Self {
+        let usual = command(name);
+        let mut limited = Command::new("sh");
+        limited
+            .args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &files.to_string()])
+            .arg(usual.get_program())
+            .args(args);
+        for (variable, value) in usual.get_envs() {
+            match value {
+                Some(value) => limited.env(variable, value),
+                None => limited.env_remove(variable),
+            };
+        }
+        Self::spawn(name, limited)
+    }
+
+    fn spawn(name: &str, mut command: Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start the example {name}: {error}"));

@@ -14,10 +14,11 @@ use kohakuriver_tunnel::mux::Budget;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use self::questions::{QUESTIONS, Questions};
+use self::questions::Questions;
 pub use self::registry::{FixedTasks, Registry, TaskPlace};
 
 use crate::common::addresses::Network;
+use crate::common::ceilings::HostCeilings;
 use crate::common::front::{Caller, Front, Limits};
 use crate::common::http::{self, Answer};
 use crate::common::metrics::{Counter, Gauge, Page};
@@ -36,12 +37,9 @@ pub struct Settings {
     pub tls: Option<TlsAcceptor>,
     /// Connects to runners.
     pub dialer: Dialer,
-    /// Connections that may be in their HTTP phase at once.
-    pub handshakes: usize,
     /// For what is read and waits to be written.
     pub memory: Budget,
-    /// Most sessions at once.
-    pub max_sessions: usize,
+    pub ceilings: HostCeilings,
     /// Most sessions, and most handshakes, of one address.
     pub max_per_address: Option<usize>,
     /// Addresses behind which many clients are.
@@ -72,7 +70,7 @@ impl Host {
     pub fn new(settings: Settings) -> Self {
         let each = settings.max_per_address.unwrap_or(usize::MAX);
         let front = Front::new(Limits {
-            handshakes: settings.handshakes,
+            handshakes: settings.ceilings.handshakes,
             per_source: each,
             answering: session::ANSWERING,
             proxies: settings.proxies.clone(),
@@ -81,8 +79,8 @@ impl Host {
         let sharing = Sharing::ByAddress { each, proxies };
         Self {
             front: Arc::new(front),
-            questions: Questions::new(QUESTIONS),
-            sessions: Sessions::new(settings.max_sessions, sharing),
+            questions: Questions::new(settings.ceilings.questions, settings.ceilings.waiting),
+            sessions: Sessions::new(settings.ceilings.sessions, sharing),
             settings,
             counters: Counters::default(),
         }

@@ -13,12 +13,6 @@ use crate::common::http::BadRequest;
 use crate::common::metrics::Counter;
 use crate::common::places::{Place, Places, Sizes};
 
-/// Questions at once: enough for hundreds a second, and no load that hurts a cluster's API.
-pub const QUESTIONS: usize = 64;
-
-/// Callers that may wait for their turn, for each question that is being asked.
-const WAITING: usize = 4;
-
 /// How long one waits for its turn: the client itself waits 10 s for everything.
 const TURN_WITHIN: Duration = Duration::from_secs(2);
 
@@ -30,12 +24,12 @@ pub struct Questions {
 }
 
 impl Questions {
-    pub fn new(questions: usize) -> Self {
+    pub fn new(questions: usize, waiting: usize) -> Self {
         Self {
             places: Places::new(Sizes {
                 places: questions,
                 each: usize::MAX,
-                queue: questions * WAITING,
+                queue: waiting,
             }),
             refused: Counter::default(),
         }

@@ -10,6 +10,7 @@ use kohakuriver_tunnel::session::Role;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::agent_tunnel::Tunnel;
 use crate::common::farewell::Farewell;
 use crate::common::tunnel;
 use crate::common::ws::{REPLACED, Socket};
@@ -43,7 +44,7 @@ struct State {
 struct Agent {
     /// Which connection this is: an old one that ends late must not take a newer one along.
     connection: u64,
-    mux: Mux,
+    tunnel: Tunnel,
     farewell: Farewell,
     peer: SocketAddr,
     /// When a replacement under this name was last warned of.
@@ -101,7 +102,7 @@ impl Agents {
 
     /// The tunnel to a container's agent, for which an agent that was here lately is waited until
     /// `deadline`.
-    pub async fn find(&self, name: &str, deadline: Instant) -> Option<Mux> {
+    pub async fn find(&self, name: &str, deadline: Instant) -> Option<Tunnel> {
         let mut registered = self.registered.subscribe();
         loop {
             if let Some(agent) = self.live(name) {
@@ -117,10 +118,10 @@ impl Agents {
         }
     }
 
-    fn live(&self, name: &str) -> Option<Mux> {
+    fn live(&self, name: &str) -> Option<Tunnel> {
         let state = self.lock();
-        let agent = state.live.get(name)?;
-        agent.mux.is_closed().is_none().then(|| agent.mux.clone())
+        let tunnel = &state.live.get(name)?.tunnel;
+        tunnel.mux.is_closed().is_none().then(|| tunnel.clone())
     }
 
     fn may_come_back(&self, name: &str) -> bool {
@@ -141,7 +142,7 @@ impl Agents {
         state.lost.remove(name);
         let agent = Agent {
             connection,
-            mux,
+            tunnel: Tunnel::new(mux),
             farewell,
             peer,
             warned: None,
@@ -164,7 +165,7 @@ impl Agents {
         if let Some(old) = replaced {
             old.farewell
                 .say(REPLACED, "replaced by a newer registration");
-            old.mux.shutdown();
+            old.tunnel.mux.shutdown();
         }
         self.registered.send_replace(());
         connection

@@ -2,6 +2,7 @@
 
 #[allow(dead_code)] // the demo of forward has no key
 mod access;
+mod agent_tunnel;
 mod agents;
 mod join;
 mod session;
@@ -22,6 +23,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 pub use self::access::AgentKey;
 use self::agents::Agents;
 use crate::common::addresses::Network;
+use crate::common::ceilings::RunnerCeilings;
 use crate::common::front::{Caller, Front, Limits};
 use crate::common::http::{self, Answer, BadRequest};
 use crate::common::metrics::{Counter, Gauge, Page};
@@ -45,17 +47,12 @@ pub struct Settings {
     pub agent_key: Option<AgentKey>,
     /// Served with TLS alone, if given.
     pub tls: Option<TlsAcceptor>,
-    /// Connections that may be in their HTTP phase at once.
-    pub handshakes: usize,
     pub tunnels: tunnel::Settings,
-    /// Most client sessions at once.
-    pub max_sessions: usize,
+    pub ceilings: RunnerCeilings,
     /// Most client sessions, and most handshakes, of one address.
     pub max_per_address: Option<usize>,
     /// Addresses behind which many clients are.
     pub proxies: Vec<Network>,
-    /// Most agents at once.
-    pub max_agents: usize,
 }
 
 pub struct Runner {
@@ -78,12 +75,17 @@ struct Counters {
     /// Connections that a session asked for and is not for.
     denied: Counter,
     no_agent: Counter,
+    /// Whose turn to ask the agent did not come.
+    agent_dials: Counter,
+    /// For which the session had its share of the agent's streams.
+    agent_streams: Counter,
 }
 
 impl Runner {
     pub fn new(settings: Settings) -> Self {
+        let ceilings = settings.ceilings;
         let front = Front::new(Limits {
-            handshakes: settings.handshakes,
+            handshakes: ceilings.handshakes,
             per_source: settings.max_per_address.unwrap_or(usize::MAX),
             answering: Duration::ZERO,
             proxies: settings.proxies.clone(),
@@ -96,12 +98,12 @@ impl Runner {
             None => Sharing::Freely,
         };
         Self {
-            agents: Agents::new(settings.max_agents),
+            agents: Agents::new(ceilings.agents),
             front: Arc::new(front),
-            sessions: Sessions::new(settings.max_sessions, sharing),
+            sessions: Sessions::new(ceilings.sessions, sharing),
             settings,
             counters: Counters::default(),
-            served: Served::default(),
+            served: Served::new(ceilings.serving),
         }
     }
 
@@ -199,6 +201,13 @@ impl Runner {
             (r#"{cause="sessions"}"#, places.full.value()),
             (r#"{cause="address"}"#, places.share.value()),
         ];
+        let refused = &served.dials.refused;
+        let bounds = [
+            (r#"{cause="dials"}"#, refused.turn.value()),
+            (r#"{cause="sockets"}"#, refused.socket.value()),
+            (r#"{cause="agent_dials"}"#, counters.agent_dials.value()),
+            (r#"{cause="agent_streams"}"#, counters.agent_streams.value()),
+        ];
         let datagrams = [
             (r#"{cause="refused"}"#, served.flow_refusals.value()),
             (r#"{cause="failed"}"#, served.flow_failures.value()),
@@ -239,6 +248,12 @@ impl Runner {
                 "runner_datagrams_lost_total",
                 "Datagrams to directly dialled targets that came to nothing.",
                 &datagrams,
+            )
+            .metric(
+                "counter",
+                "runner_connections_over_share_total",
+                "Connections refused because others of the session or of all were there, by cause.",
+                &bounds,
             )
             .metric(
                 "counter",

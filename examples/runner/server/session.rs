@@ -10,8 +10,10 @@ use kohakuriver_tunnel::wire;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 
+use super::agent_tunnel::Tunnel;
 use super::{Runner, join};
 use crate::common::addresses::Source;
+use crate::common::dials::Party;
 use crate::common::front::Caller;
 use crate::common::places::Place;
 use crate::common::route::{Proto, Session};
@@ -56,6 +58,7 @@ pub async fn serve(
     // The acceptor keeps the tunnel up.
     drop(mux);
     let driver = tokio::spawn(driver);
+    let party = runner.served.dials.party();
     while let Some(incoming) = acceptor.accept().await {
         if let Err(reason) = permitted(&session, &incoming) {
             runner.counters.denied.add(1);
@@ -65,7 +68,7 @@ pub async fn serve(
         }
         let runner = Arc::clone(runner);
         let container = session.name.clone();
-        tokio::spawn(async move { connection(&runner, &container, incoming).await });
+        tokio::spawn(async move { connection(&runner, &container, party, incoming).await });
     }
     if let Ok(ended) = driver.await {
         tracing::debug!(%peer, container = %session, "session ended: {ended}");
@@ -106,31 +109,30 @@ fn proto(incoming: &Incoming) -> Proto {
     }
 }
 
-async fn connection(runner: &Runner, container: &str, incoming: Incoming) {
+async fn connection(runner: &Runner, container: &str, party: Party, incoming: Incoming) {
     let (port, proto) = (incoming.port(), proto(&incoming));
     if let Some(address) = runner.settings.targets.get(container) {
         return match proto {
-            Proto::Tcp => serve::stream(incoming, address, &runner.served).await,
-            Proto::Udp => serve::flow(incoming, address, &runner.served).await,
+            Proto::Tcp => serve::stream(incoming, address, &runner.served, party).await,
+            Proto::Udp => serve::flow(incoming, address, &runner.served, party).await,
         };
     }
-    let opened = match proto {
-        Proto::Tcp => Box::pin(open_stream(runner, container, &incoming))
-            .await
-            .map(|stream| {
-                runner.counters.joined.add(1);
-                Opened::Stream(stream)
-            }),
-        Proto::Udp => Box::pin(open_flow(runner, container, &incoming))
-            .await
-            .map(|flow| {
-                runner.counters.joined.add(1);
-                Opened::Flow(flow)
-            }),
+    let at = At {
+        runner,
+        container,
+        party,
+        incoming: &incoming,
     };
+    let opened = match proto {
+        Proto::Tcp => Box::pin(at.open_stream()).await,
+        Proto::Udp => Box::pin(at.open_flow()).await,
+    };
+    if opened.is_ok() {
+        runner.counters.joined.add(1);
+    }
     match opened {
-        Ok(Opened::Stream(agent)) => join::streams(incoming.accept_tcp(), agent).await,
-        Ok(Opened::Flow(agent)) => join::flows(incoming.accept_udp(), agent).await,
+        Ok((Opened::Stream(agent), _place)) => join::streams(incoming.accept_tcp(), agent).await,
+        Ok((Opened::Flow(agent), _place)) => join::flows(incoming.accept_udp(), agent).await,
         Err(reset) => {
             tracing::debug!(container, port, "not joined: {reset}");
             if reset.reason == Reason::NoAgent {
@@ -147,69 +149,99 @@ enum Opened {
     Flow(TunnelDatagram),
 }
 
-/// A stream that the agent has connected to the service.
-async fn open_stream(
-    runner: &Runner,
-    container: &str,
-    incoming: &Incoming,
-) -> Result<TunnelStream, Reset> {
-    let port = incoming.port();
-    let deadline = Instant::now() + AGENT_WITHIN;
-    loop {
-        let opening = open(runner, container, deadline, |mux| mux.open_tcp(port));
-        let (mux, stream) = unless_abandoned(incoming, opening).await??;
-        let answer = tokio::time::timeout(AGENT_ANSWER, stream.established());
-        let answer = unless_abandoned(incoming, answer)
-            .await
-            .inspect_err(|given_up| stream.reset(given_up.reason, &given_up.text))?;
-        match answer {
-            Ok(Ok(())) => return Ok(stream),
-            // The agent went away over it: nothing was lost yet, so its successor is asked.
-            Ok(Err(_)) if mux.is_closed().is_some() => {}
-            Ok(Err(reset)) => return Err(reset),
-            Err(_) => {
-                let text = format!("port {port}: the agent does not answer");
-                stream.reset(Reason::TimedOut, &text);
-                return Err(Reset::new(Reason::TimedOut, &text));
+/// What a session wants to open at a container's agent.
+struct At<'a> {
+    runner: &'a Runner,
+    container: &'a str,
+    party: Party,
+    incoming: &'a Incoming,
+}
+
+impl At<'_> {
+    /// A stream that the agent has connected to the service.
+    async fn open_stream(&self) -> Result<(Opened, Place<Party>), Reset> {
+        let port = self.incoming.port();
+        let deadline = Instant::now() + AGENT_WITHIN;
+        loop {
+            let opening = async {
+                let agent = self.agent(deadline).await?;
+                let turn = self.turn(&agent).await?;
+                let opened = self.open(deadline, |mux| mux.open_tcp(port)).await?;
+                Ok::<_, Reset>((opened, turn))
+            };
+            let ((mux, stream, place), _turn) = unless_abandoned(self.incoming, opening).await??;
+            let answer = tokio::time::timeout(AGENT_ANSWER, stream.established());
+            let answer = unless_abandoned(self.incoming, answer)
+                .await
+                .inspect_err(|given_up| stream.reset(given_up.reason, &given_up.text))?;
+            match answer {
+                Ok(Ok(())) => return Ok((Opened::Stream(stream), place)),
+                // The agent went away over it: nothing was lost yet, so its successor is asked.
+                Ok(Err(_)) if mux.is_closed().is_some() => {}
+                Ok(Err(reset)) => return Err(reset),
+                Err(_) => {
+                    let text = format!("port {port}: the agent does not answer");
+                    stream.reset(Reason::TimedOut, &text);
+                    return Err(Reset::new(Reason::TimedOut, &text));
+                }
             }
         }
     }
-}
 
-async fn open_flow(
-    runner: &Runner,
-    container: &str,
-    incoming: &Incoming,
-) -> Result<TunnelDatagram, Reset> {
-    let port = incoming.port();
-    let deadline = Instant::now() + AGENT_WITHIN;
-    let opening = open(runner, container, deadline, |mux| mux.open_udp(port));
-    let (_, flow) = unless_abandoned(incoming, opening).await??;
-    Ok(flow)
-}
+    async fn open_flow(&self) -> Result<(Opened, Place<Party>), Reset> {
+        let port = self.incoming.port();
+        let deadline = Instant::now() + AGENT_WITHIN;
+        let opening = self.open(deadline, |mux| mux.open_udp(port));
+        let (_, flow, place) = unless_abandoned(self.incoming, opening).await??;
+        Ok((Opened::Flow(flow), place))
+    }
 
-/// Opens something at the agent that is there now, or comes back in time.
-async fn open<T>(
-    runner: &Runner,
-    container: &str,
-    deadline: Instant,
-    open: impl Fn(&Mux) -> Result<T, OpenError>,
-) -> Result<(Mux, T), Reset> {
-    loop {
-        let Some(mux) = runner.agents.find(container, deadline).await else {
-            let text = format!("no agent is connected for {container}");
-            return Err(Reset::new(Reason::NoAgent, &text));
-        };
-        match open(&mux) {
-            Ok(opened) => return Ok((mux, opened)),
-            Err(OpenError::Closed | OpenError::Draining) if Instant::now() < deadline => {
-                // On its way out; its successor is about to register.
-                tokio::time::sleep(Duration::from_millis(50)).await;
+    /// The agent that is there now, or comes back in time.
+    async fn agent(&self, deadline: Instant) -> Result<Tunnel, Reset> {
+        let found = self.runner.agents.find(self.container, deadline).await;
+        found.ok_or_else(|| {
+            let text = format!("no agent is connected for {}", self.container);
+            Reset::new(Reason::NoAgent, &text)
+        })
+    }
+
+    /// This session's turn to have the agent connect to something.
+    async fn turn(&self, agent: &Tunnel) -> Result<Place<Party>, Reset> {
+        let turn = agent.unanswered.take(self.party);
+        match tokio::time::timeout(serve::CONNECT_TIMEOUT, turn).await {
+            Ok(Ok(turn)) => Ok(turn),
+            Ok(Err(_)) | Err(_) => {
+                self.runner.counters.agent_dials.add(1);
+                let text = "too many connections are being made in this container";
+                Err(Reset::new(Reason::Limit, text))
             }
-            Err(error @ OpenError::Limit(_)) => {
-                return Err(Reset::new(Reason::Limit, &error.to_string()));
+        }
+    }
+
+    /// Opens something at the agent, with a place among its streams.
+    async fn open<T>(
+        &self,
+        deadline: Instant,
+        open: impl Fn(&Mux) -> Result<T, OpenError>,
+    ) -> Result<(Mux, T, Place<Party>), Reset> {
+        loop {
+            let agent = self.agent(deadline).await?;
+            let Ok(place) = agent.streams.try_take(self.party) else {
+                self.runner.counters.agent_streams.add(1);
+                let text = "this session has its share of the connections to the container";
+                return Err(Reset::new(Reason::Limit, text));
+            };
+            match open(&agent.mux) {
+                Ok(opened) => return Ok((agent.mux, opened, place)),
+                Err(OpenError::Closed | OpenError::Draining) if Instant::now() < deadline => {
+                    // On its way out; its successor is about to register.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Err(error @ OpenError::Limit(_)) => {
+                    return Err(Reset::new(Reason::Limit, &error.to_string()));
+                }
+                Err(error) => return Err(Reset::new(Reason::Gone, &error.to_string())),
             }
-            Err(error) => return Err(Reset::new(Reason::Gone, &error.to_string())),
         }
     }
 }

@@ -1,0 +1,164 @@
+//! How much of everything there may be at once: what the file descriptors of this process allow.
+
+use super::program::raise_file_limit;
+
+/// Kept back from everything that strangers can cause: for the listener, logs, files, look-ups of
+/// names, and connections that are on their way out.
+const KEPT_BACK: usize = 192;
+
+/// Connections that may be in their HTTP phase at once.
+const HANDSHAKES: usize = 1024;
+
+/// Client sessions, unless a flag says less.
+const SESSIONS: usize = 4096;
+
+/// Agents, unless a flag says less.
+const AGENTS: usize = 16_384;
+
+/// Connections to services that may be in the making at once. Towards a target that says nothing
+/// each holds a socket until it times out.
+pub const DIALS: usize = 1024;
+
+/// Questions to a cluster's API at once: enough for hundreds a second, and no load that hurts it.
+const QUESTIONS: usize = 64;
+
+/// Callers that may wait for a question, for each that is being asked.
+const WAITING: usize = 4;
+
+/// What a host may have. A session takes two descriptors, to the client and to the runner.
+#[derive(Debug, Clone, Copy)]
+pub struct HostCeilings {
+    pub handshakes: usize,
+    pub sessions: usize,
+    /// To a cluster's API.
+    pub questions: usize,
+    /// Callers that wait for a question.
+    pub waiting: usize,
+}
+
+/// What a runner may have. Session, agent and connection take one descriptor each.
+#[derive(Debug, Clone, Copy)]
+pub struct RunnerCeilings {
+    pub handshakes: usize,
+    pub sessions: usize,
+    pub agents: usize,
+    pub serving: ServingCeilings,
+}
+
+/// What whoever connects to services may have.
+#[derive(Debug, Clone, Copy)]
+pub struct ServingCeilings {
+    pub dials: usize,
+    pub connections: usize,
+}
+
+impl HostCeilings {
+    pub fn new(max_sessions: Option<usize>) -> Self {
+        Self::within(usable(), max_sessions)
+    }
+
+    fn within(left: usize, max_sessions: Option<usize>) -> Self {
+        let questions = QUESTIONS.min(left / 32).max(1);
+        let waiting = questions * WAITING;
+        let handshakes = HANDSHAKES.min(left / 8);
+        // A question has a caller and a connection to the API.
+        let rest = left.saturating_sub(2 * questions + waiting + handshakes);
+        Self {
+            handshakes,
+            questions,
+            waiting,
+            sessions: ceiling("--max-sessions", max_sessions, SESSIONS, rest / 2),
+        }
+    }
+}
+
+impl RunnerCeilings {
+    pub fn new(max_sessions: Option<usize>, max_agents: Option<usize>) -> Self {
+        Self::within(usable(), max_sessions, max_agents)
+    }
+
+    fn within(left: usize, max_sessions: Option<usize>, max_agents: Option<usize>) -> Self {
+        let handshakes = HANDSHAKES.min(left / 8);
+        let left = left.saturating_sub(handshakes);
+        let agents = ceiling("--max-agents", max_agents, AGENTS.min(left / 4), left / 2);
+        let left = left.saturating_sub(agents);
+        let sessions = ceiling(
+            "--max-sessions",
+            max_sessions,
+            SESSIONS.min(left / 3),
+            left / 2,
+        );
+        Self {
+            handshakes,
+            sessions,
+            agents,
+            serving: ServingCeilings::within(left.saturating_sub(sessions)),
+        }
+    }
+}
+
+impl ServingCeilings {
+    pub fn new() -> Self {
+        Self::within(usable())
+    }
+
+    fn within(left: usize) -> Self {
+        let dials = DIALS.min(left / 4).max(1);
+        // A dial may try a second address beside the first.
+        let connections = left.saturating_sub(dials).max(1);
+        Self { dials, connections }
+    }
+}
+
+/// What a flag wants, or the default, as far as the descriptors allow.
+fn ceiling(flag: &str, wanted: Option<usize>, default: usize, allowed: usize) -> usize {
+    match wanted {
+        Some(wanted) if wanted > allowed => {
+            tracing::warn!(
+                "{flag} {wanted} is more than the open files of this process allow, \
+                 so it is {allowed}: raise their limit (ulimit -n, LimitNOFILE=)"
+            );
+            allowed
+        }
+        Some(wanted) => wanted,
+        None => default.min(allowed),
+    }
+}
+
+/// Descriptors for what strangers cause.
+fn usable() -> usize {
+    let limit = raise_file_limit();
+    limit - KEPT_BACK.min(limit / 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_together_fits_into_the_descriptors() {
+        for left in [0, 1, 48, 192, 1000, 19_808, 1 << 20, 1 << 30] {
+            for flag in [None, Some(1), Some(1000), Some(usize::MAX)] {
+                let host = HostCeilings::within(left, flag);
+                let used = host.handshakes + 2 * (host.sessions + host.questions) + host.waiting;
+                assert!(used <= left.max(6), "{left} {flag:?}: {host:?}");
+                let runner = RunnerCeilings::within(left, flag, flag);
+                let serving = runner.serving;
+                let own = runner.handshakes + runner.sessions + runner.agents;
+                let used = own + serving.connections + serving.dials;
+                assert!(used <= left.max(2), "{left} {flag:?}: {runner:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn flags_only_lower() {
+        let plenty = 1 << 20;
+        assert_eq!(HostCeilings::within(plenty, None).sessions, SESSIONS);
+        assert_eq!(HostCeilings::within(plenty, Some(7)).sessions, 7);
+        let runner = RunnerCeilings::within(plenty, Some(5), None);
+        assert_eq!((runner.sessions, runner.agents), (5, AGENTS));
+        let few = RunnerCeilings::within(800, Some(5000), Some(5000));
+        assert!(few.sessions < 400 && few.agents <= 400, "{few:?}");
+    }
+}

@@ -1,0 +1,228 @@
+//! One session that wants everything, beside another one that wants little.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use kohakuriver_tunnel::wire::{ClientId, Header, Kind, Proto};
+use support::chain::{CONTAINER, Chain, SilentPort, echo, eventually, service, start_agent};
+use support::flood::{Attack, Flood, connect_from};
+use support::program::Program;
+use support::{LIMIT, soon};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+/// Half of a connection attempt's time: who is served by then did not wait for one to end.
+const BEFORE_A_TIMEOUT: Duration = Duration::from_secs(5);
+
+type Client = WebSocketStream<TcpStream>;
+
+/// A v2 session for any port of the container, or the status with which it was refused.
+async fn session(runner: &Program) -> Result<Client, u16> {
+    let address = runner.address();
+    let url = format!("ws://{address}/api/tunnel/{CONTAINER}");
+    let mut request = url.into_client_request().unwrap();
+    let v2 = "kohakuriver-tunnel.v2".parse().unwrap();
+    request.headers_mut().insert("sec-websocket-protocol", v2);
+    let stream = connect_from(1, address.parse().unwrap()).await.unwrap();
+    match soon("session", client_async(request, stream)).await {
+        Ok((mut client, _)) => {
+            let first = soon("first text", client.next()).await.unwrap().unwrap();
+            assert_eq!(first, Message::text("CONNECTED"));
+            Ok(client)
+        }
+        Err(Error::Http(response)) => Err(response.status().as_u16()),
+        Err(error) => panic!("no session: {error}"),
+    }
+}
+
+fn connect(id: u32, proto: Proto, port: u16) -> Message {
+    let header = Header {
+        kind: Kind::Connect,
+        proto,
+        id: ClientId(id),
+        port,
+    };
+    Message::binary(header.to_bytes().to_vec())
+}
+
+/// Asks for `count` connections and goes on reading; the task ends with the session.
+async fn greedy(mut client: Client, count: u32, proto: Proto, port: u16) -> Greedy {
+    for id in 1..=count {
+        client.feed(connect(id, proto, port)).await.unwrap();
+        if id % 256 == 0 {
+            client.flush().await.unwrap();
+        }
+    }
+    client.flush().await.unwrap();
+    Greedy(tokio::spawn(async move {
+        while let Some(Ok(_)) = client.next().await {}
+    }))
+}
+
+/// Ends its session when dropped.
+struct Greedy(tokio::task::JoinHandle<()>);
+
+impl Drop for Greedy {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Asks for one connection: whether it came about before others timed out.
+async fn is_served(client: &mut Client, id: u32, port: u16) -> bool {
+    client.send(connect(id, Proto::Tcp, port)).await.unwrap();
+    let answer = async {
+        loop {
+            let message = client.next().await.unwrap().unwrap().into_data();
+            let header = Header::from_bytes(message[..8].try_into().unwrap());
+            match header {
+                Ok(Header {
+                    kind: Kind::Connected,
+                    ..
+                }) => return true,
+                Ok(Header {
+                    kind: Kind::Error, ..
+                }) => return false,
+                _ => {}
+            }
+        }
+    };
+    timeout(BEFORE_A_TIMEOUT, answer).await.unwrap_or(false)
+}
+
+async fn descriptors_return(program: &Program, idle: usize) {
+    eventually("the descriptors' return", LIMIT, || async {
+        (program.descriptors() <= idle).then_some(())
+    })
+    .await;
+}
+
+/// Greedy sessions towards a silent port beside one that connects to a service.
+async fn dials(chain: &Chain, dialler: &Program, greedy_sessions: usize, each: u32) {
+    let port = service(echo).await.port();
+    let silent = SilentPort::open();
+    let mut modest = session(&chain.runner).await.unwrap();
+    assert!(is_served(&mut modest, 1, port).await);
+    let idle = (chain.runner.descriptors(), dialler.descriptors());
+    let mut all = Vec::new();
+    for _ in 0..greedy_sessions {
+        let client = session(&chain.runner).await.unwrap();
+        all.push(greedy(client, each, Proto::Tcp, silent.port()).await);
+    }
+    eventually("the flood's attempts", LIMIT, || async {
+        (dialler.descriptors() > idle.1 + 400).then_some(())
+    })
+    .await;
+    for id in 2..12 {
+        assert!(is_served(&mut modest, id, port).await, "connection {id}");
+    }
+    drop(all);
+    // The modest one's connections are still there.
+    descriptors_return(&chain.runner, idle.0 + 12).await;
+    descriptors_return(dialler, idle.1 + 12).await;
+}
+
+#[tokio::test]
+async fn a_session_towards_a_silent_target_makes_no_other_wait() {
+    let chain = Chain::direct();
+    dials(&chain, &chain.runner, 1, 1200).await;
+    dials(&chain, &chain.runner, 10, 200).await;
+}
+
+#[tokio::test]
+async fn a_session_towards_a_silent_service_makes_no_other_of_the_container_wait() {
+    let chain = Chain::for_agents();
+    let agent = start_agent(&chain.runner.address());
+    dials(&chain, &agent, 1, 1200).await;
+    // As many as a tunnel has streams.
+    dials(&chain, &agent, 1, 16_384).await;
+}
+
+#[tokio::test]
+async fn a_session_cannot_have_all_the_streams_of_an_agent() {
+    let chain = Chain::for_agents();
+    let agent = start_agent(&chain.runner.address());
+    let port = service(echo).await.port();
+    let udp = support::free_udp_port();
+    let mut modest = session(&chain.runner).await.unwrap();
+    assert!(is_served(&mut modest, 1, port).await);
+    let idle = agent.descriptors();
+    let client = session(&chain.runner).await.unwrap();
+    let greedy = greedy(client, 16_384, Proto::Udp, udp).await;
+    eventually("the flood's flows", LIMIT, || async {
+        (agent.descriptors() > idle + 8000).then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(agent.descriptors() < idle + 8300, "{}", agent.descriptors());
+    for id in 2..12 {
+        assert!(is_served(&mut modest, id, port).await, "connection {id}");
+    }
+    drop(greedy);
+    descriptors_return(&agent, idle + 12).await;
+}
+
+#[tokio::test]
+async fn few_descriptors_are_shared_and_some_are_kept_for_agents() {
+    let port = service(echo).await.port();
+    let target = format!("{CONTAINER}=127.0.0.1");
+    let args = [
+        "--listen",
+        "127.0.0.1:0",
+        "--target",
+        &target,
+        "--max-sessions",
+        "100",
+    ];
+    let runner = Program::start_limited("runner", &args, 128);
+    runner.complaint("--max-sessions 100 is more than the open files of this process allow");
+
+    let mut modest = session(&runner).await.unwrap();
+    let mut greedy_session = session(&runner).await.unwrap();
+    let mut own = 0;
+    while is_served(&mut greedy_session, own + 1, port).await {
+        own += 1;
+    }
+    assert!((5..40).contains(&own), "{own} connections");
+    assert!(is_served(&mut modest, 1, port).await);
+
+    let mut others = Vec::new();
+    let refused = loop {
+        match session(&runner).await {
+            Ok(client) => others.push(client),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(refused, 503);
+    let _flood = Flood::start(&runner.address(), 300, 100, Attack::Silent).await;
+    assert!(is_served(&mut modest, 2, port).await);
+    let url = format!("ws://{}", runner.address());
+    for name in ["one", "two", "three"] {
+        let args = ["--runner-url", &url, "--container-id", name];
+        let agent = Program::start("agent", &args);
+        agent.complaint("registered at");
+    }
+    let complaints = runner.stderr().into_iter();
+    let complaints: Vec<_> = complaints
+        .filter(|line| line.contains("cannot accept"))
+        .collect();
+    assert!(complaints.is_empty(), "{complaints:?}");
+}
+
+#[test]
+fn a_limit_that_is_not_asked_for_is_no_warning() {
+    for name in ["runner", "host"] {
+        let task = ["--task", "42=box@http://127.0.0.1:1"];
+        let own = if name == "host" { &task[..] } else { &[] };
+        let args = [&["--listen", "127.0.0.1:0"], own].concat();
+        let program = Program::start_limited(name, &args, 64);
+        program.address();
+        assert!(program.stderr().is_empty(), "{:?}", program.stderr());
+    }
+}
