@@ -23,7 +23,7 @@ pub const DIALS: usize = 1024;
 const QUESTIONS: usize = 64;
 
 /// Callers that may wait for a question, for each that is being asked.
-const WAITING: usize = 4;
+const WAITING: usize = 8;
 
 /// What a host may have. A session takes two descriptors, to the client and to the runner.
 #[derive(Debug, Clone, Copy)]
@@ -80,14 +80,11 @@ impl RunnerCeilings {
     fn within(left: usize, max_sessions: Option<usize>, max_agents: Option<usize>) -> Self {
         let handshakes = HANDSHAKES.min(left / 8);
         let left = left.saturating_sub(handshakes);
-        let agents = ceiling("--max-agents", max_agents, AGENTS.min(left / 4), left / 2);
+        // By default most is for connections to targets.
+        let (agents, sessions) = (AGENTS.min(left / 8), SESSIONS.min(left / 4));
+        let agents = ceiling("--max-agents", max_agents, agents, left / 2);
         let left = left.saturating_sub(agents);
-        let sessions = ceiling(
-            "--max-sessions",
-            max_sessions,
-            SESSIONS.min(left / 3),
-            left / 2,
-        );
+        let sessions = ceiling("--max-sessions", max_sessions, sessions, left / 2);
         Self {
             handshakes,
             sessions,
@@ -141,7 +138,7 @@ mod tests {
             for flag in [None, Some(1), Some(1000), Some(usize::MAX)] {
                 let host = HostCeilings::within(left, flag);
                 let used = host.handshakes + 2 * (host.sessions + host.questions) + host.waiting;
-                assert!(used <= left.max(6), "{left} {flag:?}: {host:?}");
+                assert!(used <= left.max(10), "{left} {flag:?}: {host:?}");
                 let runner = RunnerCeilings::within(left, flag, flag);
                 let serving = runner.serving;
                 let own = runner.handshakes + runner.sessions + runner.agents;

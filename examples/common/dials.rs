@@ -8,6 +8,10 @@ use super::ceilings::ServingCeilings;
 use super::metrics::Counter;
 use super::places::{Place, Places, Sizes};
 
+/// How many times as many lasting connections as are left free a session may have: a user alone gets
+/// eight ninths. Dials come and go, so there half is enough for everybody.
+pub const LASTING: usize = 8;
+
 /// A session, or whatever else has a share of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Party(u64);
@@ -40,15 +44,16 @@ pub enum NoDial {
 
 impl Dials {
     pub fn new(ceilings: ServingCeilings) -> Self {
-        let sizes = |places| Sizes {
+        let sizes = |places, times_free| Sizes {
             places,
             each: usize::MAX,
+            times_free,
             // Who waits is bounded by the streams of its session.
             queue: usize::MAX,
         };
         Self {
-            turns: Places::new(sizes(ceilings.dials)),
-            sockets: Places::new(sizes(ceilings.connections)),
+            turns: Places::new(sizes(ceilings.dials, 1)),
+            sockets: Places::new(sizes(ceilings.connections, LASTING)),
             parties: AtomicU64::new(0),
             refused: Refused::default(),
         }

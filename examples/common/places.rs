@@ -1,7 +1,8 @@
-//! Places that strangers share: nobody has more of them than are left free for the others.
+//! Places that strangers share: nobody has more than some multiple of what is left for the others.
 //!
-//! One alone gets at most half, two a third each, and somebody new always finds a place while any
-//! is free. A fixed share would be too small for one on an idle program or too large for a hundred.
+//! With a multiple of 1, one alone gets at most half, two a third each; with 8, eight ninths and
+//! eight seventeenths. Somebody new always finds a place while any is free. A fixed share would be
+//! too small for one on an idle program or too large for a hundred.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
@@ -22,8 +23,10 @@ impl<K: Copy + Ord + Hash + Debug> Key for K {}
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
     pub places: usize,
-    /// Most that one holder has, beside the rule that it leaves as many to the others.
+    /// Most that one holder has, beside the rule.
     pub each: usize,
+    /// How many times as many as are left free a holder may have.
+    pub times_free: usize,
     /// Most that may wait for a place at once, shared by the same rule.
     pub queue: usize,
 }
@@ -93,7 +96,7 @@ impl<K: Key> Places<K> {
             return Err(Full::All);
         }
         let holder = state.holders.get(&key);
-        if holder.map_or(0, |holder| holder.waiting.len()) >= left {
+        if holder.map_or(0, |holder| holder.waiting.len()) >= state.share_of(left) {
             return Err(Full::Share);
         }
         let (granting, place) = oneshot::channel();
@@ -200,7 +203,11 @@ struct Holder<K: Key> {
 
 impl<K: Key> State<K> {
     fn may_take(&self, taken: usize) -> bool {
-        taken < self.free && taken < self.sizes.each
+        taken < self.share_of(self.free) && taken < self.sizes.each
+    }
+
+    fn share_of(&self, free: usize) -> usize {
+        free.saturating_mul(self.sizes.times_free)
     }
 
     fn returned(&mut self, key: K) {
@@ -256,6 +263,7 @@ mod tests {
         Places::new(Sizes {
             places: count,
             each,
+            times_free: 1,
             queue: 100,
         })
     }
@@ -276,6 +284,20 @@ mod tests {
         taken.clear();
         assert_eq!(places.lock().free, 100);
         assert!(places.lock().holders.is_empty());
+    }
+
+    #[test]
+    fn a_larger_multiple_leaves_less() {
+        let places = Places::new(Sizes {
+            places: 90,
+            each: usize::MAX,
+            times_free: 8,
+            queue: 0,
+        });
+        let mut taken: Vec<_> = (0..90).filter_map(|_| places.try_take(1).ok()).collect();
+        assert_eq!(taken.len(), 80);
+        taken.extend((0..90).filter_map(|_| places.try_take(2).ok()));
+        assert_eq!(taken.len(), 89);
     }
 
     #[test]

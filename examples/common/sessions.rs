@@ -41,6 +41,7 @@ impl Sessions {
             places: Places::new(Sizes {
                 places,
                 each,
+                times_free: 1,
                 queue,
             }),
             sources,

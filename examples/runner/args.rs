@@ -68,7 +68,7 @@ pub struct Args {
     #[arg(long = "proxy", value_name = "ADDRESS", value_parser = Network::parse)]
     proxies: Vec<Network>,
 
-    /// Most agents at once; more are answered with 503. Without it 16384, or a quarter of the open
+    /// Most agents at once; more are answered with 503. Without it 16384, or an eighth of the open
     /// files. No client can take their places.
     #[arg(long, value_name = "N")]
     max_agents: Option<usize>,

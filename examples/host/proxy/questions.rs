@@ -29,6 +29,7 @@ impl Questions {
             places: Places::new(Sizes {
                 places: questions,
                 each: usize::MAX,
+                times_free: 1,
                 queue: waiting,
             }),
             refused: Counter::default(),

@@ -4,7 +4,7 @@ use kohakuriver_tunnel::mux::Mux;
 use kohakuriver_tunnel::session::Config;
 
 use crate::common::ceilings::DIALS;
-use crate::common::dials::Party;
+use crate::common::dials::{LASTING, Party};
 use crate::common::places::{Places, Sizes};
 
 #[derive(Clone)]
@@ -18,16 +18,17 @@ pub struct Tunnel {
 
 impl Tunnel {
     pub fn new(mux: Mux) -> Self {
-        let sizes = |places| Sizes {
+        let sizes = |places, times_free| Sizes {
             places,
             each: usize::MAX,
+            times_free,
             // Who waits is bounded by the streams of its session.
             queue: usize::MAX,
         };
         Self {
             mux,
-            streams: Places::new(sizes(Config::default().max_streams)),
-            unanswered: Places::new(sizes(DIALS)),
+            streams: Places::new(sizes(Config::default().max_streams, LASTING)),
+            unanswered: Places::new(sizes(DIALS, 1)),
         }
     }
 }
