@@ -471,7 +471,7 @@ impl Session {
     /// `poll_transmit`, `release` or `handle_timeout`.
     #[must_use]
     pub fn can_receive(&self) -> bool {
-        self.stall.is_none_or(|stall| stall.may_receive())
+        self.stall.as_ref().is_none_or(Stall::may_receive)
             && self.control.replies() < self.config.max_replies
     }
 

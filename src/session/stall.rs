@@ -121,12 +121,14 @@ impl Session {
 
     /// Ends the stall if its stream has room now.
     pub(super) fn reconsider_stall(&mut self) {
+        let Some(stall) = &self.stall else {
+            return;
+        };
         // With less room the next message would begin a new stall, and a new time to wait for progress.
         let limit = self.config.v1_stream_buffer;
         let limit = limit.saturating_sub(Stall::PROGRESS);
         let has_room = |s: &Stream| s.unread.len() <= limit && !self.early.is_too_much(s);
-        let stalled = self.stall.map(|stall| self.streams.at(stall.slot));
-        if stalled.is_some_and(|s| s.is_none_or(has_room)) {
+        if self.streams.at(stall.slot).is_none_or(has_room) {
             self.end_stall();
         }
     }
