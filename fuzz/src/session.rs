@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kohakuriver_tunnel::session::{
-    Config, Event, Instant, Reason, Recv, Role, SendError, Session, State, StreamId, Transmit,
-    Version,
+    Config, Event, Instant, Reason, Recv, Role, SendError, Session, State, Stats, StreamId,
+    Transmit, Version,
 };
 use kohakuriver_tunnel::wire::{Chunk, Frame};
 
@@ -81,6 +81,7 @@ fn config(smallest: bool) -> Config {
     let mut config = Config::default();
     config.linger = Duration::from_secs(1);
     config.v1_stall = Duration::from_secs(1);
+    config.v1_reach = 3_000;
     config.max_streams = 12;
     config.accept_backlog = 5;
     config.max_replies = 20;
@@ -282,12 +283,21 @@ impl End {
 
     fn about_the_tunnel(&mut self, now: Instant, which: u8) {
         match which {
-            0..128 => self.session.ping(),
+            0..32 => self.session.ping(),
+            32..64 => self.session.set_pressed(true),
+            64..96 => self.session.set_pressed(false),
+            96..128 => self.shed(usize::from(which - 96) * 1_000),
             128..192 => self.session.handle_activity(now),
             192..240 => self.session.drain(),
             240..250 => self.session.shutdown(),
             _ => self.session.handle_closed(Reason::Gone, "fuzz"),
         }
+    }
+
+    fn shed(&mut self, target: usize) {
+        self.session.shed(target);
+        let Stats { unread, unsent, .. } = self.session.stats();
+        assert!(self.session.memory() <= target || (unread, unsent) == (0, 0));
     }
 
     fn timeout(&mut self, now: Instant) {
