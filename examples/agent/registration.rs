@@ -152,7 +152,7 @@ async fn serve(
         tokio::spawn(async move {
             match incoming.proto() {
                 Proto::Tcp => serve::stream(incoming, "localhost", &served, party).await,
-                Proto::Udp => serve::flow(incoming, "localhost", &served, party).await,
+                Proto::Udp => serve::flow(incoming, "localhost", v2, &served, party).await,
             }
         });
     }

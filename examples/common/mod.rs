@@ -10,6 +10,7 @@ pub mod backoff;
 pub mod ceilings;
 pub mod dials;
 pub mod farewell;
+pub mod flow;
 pub mod front;
 pub mod handshakes;
 pub mod http;

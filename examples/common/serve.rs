@@ -1,19 +1,17 @@
 //! The last step of the chain: from an accepted stream or flow to the service's socket. The agent does
 //! it inside the container, the runner for targets it reaches itself.
 
-use std::cell::RefCell;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use kohakuriver_tunnel::mux::{Incoming, RelayError, TunnelDatagram};
+use kohakuriver_tunnel::mux::{Incoming, RelayError};
 use kohakuriver_tunnel::session::{Reason, Reset};
-use kohakuriver_tunnel::wire::Chunk;
-use tokio::net::UdpSocket;
 use tokio::time::{Instant, timeout_at};
 
 use super::ceilings::ServingCeilings;
 use super::dials::{Dials, Party};
+use super::flow::ServiceFlow;
 use super::metrics::Counter;
 use super::net;
 use super::places::Place;
@@ -26,14 +24,6 @@ pub const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Silence in both directions after which a datagram flow and its socket are given up.
 pub const FLOW_IDLE: Duration = Duration::from_secs(60);
-
-/// The largest UDP payload, and one byte to notice more.
-const DATAGRAM_MAX: usize = 65_536;
-
-thread_local! {
-    /// One for all flows of the thread: a buffer each would cost 64 KiB a flow.
-    static DATAGRAM: RefCell<Box<[u8]>> = RefCell::new(vec![0; DATAGRAM_MAX].into_boxed_slice());
-}
 
 /// What happened to the connections to services.
 #[derive(Debug)]
@@ -87,12 +77,12 @@ pub async fn stream(incoming: Incoming, host: &str, served: &Served, party: Part
 }
 
 /// Connects an asked-for flow to the first address of `host` that takes datagrams, until it falls
-/// silent.
-pub async fn flow(incoming: Incoming, host: &str, served: &Served, party: Party) {
+/// silent. In version 2 the other side opens another where this end says that the port is refused.
+pub async fn flow(incoming: Incoming, host: &str, v2: bool, served: &Served, party: Party) {
     let port = incoming.port();
     let connect = async |addresses: Vec<SocketAddr>| {
         let first = addresses.first().ok_or_else(net::no_address)?;
-        Ok((open(*first).await?, addresses))
+        Ok((ServiceFlow::open(*first).await?, addresses))
     };
     let dialled = Box::pin(dial(&incoming, host, (&served.dials, party), connect)).await;
     let ((socket, addresses), _place) = match dialled {
@@ -101,16 +91,8 @@ pub async fn flow(incoming: Incoming, host: &str, served: &Served, party: Party)
     };
     served.flows.add(1);
     tracing::debug!(port, "flow opened");
-    let flow = Flow {
-        flow: incoming.accept_udp(),
-        socket,
-        answered: addresses.len() == 1,
-        addresses: &addresses,
-        current: 0,
-        unanswered: None,
-        served,
-    };
-    let ended = flow.run().await;
+    let flow = ServiceFlow::new(incoming.accept_udp(), port, socket, &addresses, served);
+    let ended = flow.run(v2).await;
     tracing::debug!(port, "flow ended: {ended}");
 }
 
@@ -164,113 +146,6 @@ fn reject(incoming: Incoming, reset: &Reset, served: &Served) {
     incoming.reject(reset.reason, &reset.text);
 }
 
-/// A flow at the service's end: a socket of its own, so that answers and refusals find back.
-struct Flow<'a> {
-    flow: TunnelDatagram,
-    socket: UdpSocket,
-    /// Tried in turn until one has answered.
-    addresses: &'a [SocketAddr],
-    current: usize,
-    answered: bool,
-    /// The last datagram, until one has answered: it is sent again to the next address.
-    unanswered: Option<bytes::Bytes>,
-    served: &'a Served,
-}
-
-impl Flow<'_> {
-    async fn run(mut self) -> Reset {
-        let mut last_used = Instant::now();
-        let idle = tokio::time::sleep_until(last_used + FLOW_IDLE);
-        tokio::pin!(idle);
-        loop {
-            tokio::select! {
-                biased;
-                received = self.flow.recv() => match received {
-                    Ok(datagram) => {
-                        last_used = Instant::now();
-                        self.send(datagram).await;
-                    }
-                    Err(reset) => return reset,
-                },
-                ready = self.socket.readable() => {
-                    // An error here is the socket's own, reported by the read.
-                    let _ = ready;
-                    match self.receive() {
-                        Ok(Some(datagram)) => {
-                            last_used = Instant::now();
-                            self.answered = true;
-                            self.unanswered = None;
-                            if let Err(reset) = self.flow.send(datagram) {
-                                return reset;
-                            }
-                        }
-                        Ok(None) => {}
-                        Err(error) => self.failed(&error).await,
-                    }
-                }
-                () = &mut idle => {
-                    if last_used.elapsed() >= FLOW_IDLE {
-                        return Reset::new(Reason::TimedOut, "idle");
-                    }
-                    idle.as_mut().reset(last_used + FLOW_IDLE);
-                }
-            }
-        }
-    }
-
-    async fn send(&mut self, datagram: bytes::Bytes) {
-        // A refusal of an earlier datagram comes up here and clears itself: this one is sent again.
-        let mut sent = self.socket.send(&datagram).await;
-        if sent.as_ref().is_err_and(is_refusal) {
-            self.served.flow_refusals.add(1);
-            self.turn_to_other().await;
-            sent = self.socket.send(&datagram).await;
-        }
-        if !self.answered {
-            self.unanswered = Some(datagram);
-        }
-        if let Err(error) = sent {
-            self.failed(&error).await;
-        }
-    }
-
-    /// What has arrived, if anything has.
-    fn receive(&self) -> io::Result<Option<Chunk>> {
-        DATAGRAM.with_borrow_mut(|buffer| match self.socket.try_recv(buffer) {
-            Ok(len) => Ok(Some(Chunk::copied(buffer.get(..len).unwrap_or_default()))),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
-        })
-    }
-
-    /// Nothing that befalls one datagram ends the flow: the service may just be restarting.
-    async fn failed(&mut self, error: &io::Error) {
-        if !is_refusal(error) {
-            tracing::debug!("a datagram failed: {error}");
-            self.served.flow_failures.add(1);
-            return;
-        }
-        self.served.flow_refusals.add(1);
-        self.turn_to_other().await;
-        if let Some(datagram) = self.unanswered.take() {
-            let _ = self.socket.send(&datagram).await;
-        }
-    }
-
-    async fn turn_to_other(&mut self) {
-        if self.answered {
-            return;
-        }
-        self.current = (self.current + 1) % self.addresses.len();
-        let Some(address) = self.addresses.get(self.current) else {
-            return;
-        };
-        if let Ok(socket) = open(*address).await {
-            self.socket = socket;
-        }
-    }
-}
-
 /// Why a connection failed, as the protocol says it.
 pub fn reason(error: &io::Error) -> Reason {
     match error.kind() {
@@ -283,23 +158,4 @@ pub fn reason(error: &io::Error) -> Reason {
         io::ErrorKind::PermissionDenied => Reason::Denied,
         _ => Reason::Unspecified,
     }
-}
-
-fn is_refusal(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::HostUnreachable
-            | io::ErrorKind::NetworkUnreachable
-    )
-}
-
-async fn open(address: SocketAddr) -> io::Result<UdpSocket> {
-    let local: SocketAddr = match address {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
-    let socket = UdpSocket::bind(local).await?;
-    socket.connect(address).await?;
-    Ok(socket)
 }

@@ -6,11 +6,11 @@ use std::collections::{BinaryHeap, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use kohakuriver_tunnel::mux::TunnelDatagram;
-use kohakuriver_tunnel::session::Reset;
+use kohakuriver_tunnel::session::{Reason, Reset};
 use kohakuriver_tunnel::wire::Chunk;
 use tokio::net::UdpSocket;
 use tokio::task::{AbortHandle, JoinSet};
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::args::Forward;
 use crate::common::program::Failure;
 use crate::link::Link;
+use crate::streams;
 
 /// Datagrams taken from the socket before others get their turn.
 const BURST: usize = 64;
@@ -43,6 +44,7 @@ pub async fn serve(socket: UdpSocket, forward: Forward, link: Link) -> Failure {
         started: Instant::now(),
         opened: 0,
         dropped: 0,
+        told: Arc::default(),
     };
     loop {
         flows.turn().await;
@@ -63,6 +65,8 @@ struct Flows {
     opened: u64,
     /// Datagrams from local peers that found no tunnel.
     dropped: u64,
+    /// The other side's refusal was told, and nothing has come back since. Cleared by the readers.
+    told: Arc<AtomicBool>,
 }
 
 struct Flow {
@@ -140,8 +144,11 @@ impl Flows {
             (peer, number),
             Arc::clone(&self.socket),
             Arc::clone(&tunnel),
-            Arc::clone(&last_used),
-            self.started,
+            Used {
+                at: Arc::clone(&last_used),
+                started: self.started,
+                told: Arc::clone(&self.told),
+            },
         ));
         let flow = Flow {
             number,
@@ -206,6 +213,22 @@ impl Flows {
         if self.by_peer.get(&peer).is_some_and(|f| f.number == number) {
             tracing::debug!(%peer, "flow ended: {reset}");
             self.by_peer.remove(&peer);
+            self.tell(reset);
+        }
+    }
+
+    /// One line for the port, and no other until something has come back: applications try again and again.
+    fn tell(&self, reset: &Reset) {
+        // Its end without blame, or that of the tunnel, which is told elsewhere.
+        if matches!(reset.reason, Reason::Gone | Reason::TimedOut) {
+            return;
+        }
+        if !self.told.swap(true, Ordering::Relaxed) {
+            let port = self.forward.remote;
+            tracing::warn!(
+                "{}; this line comes once until port {port} answers",
+                streams::told(port, reset)
+            );
         }
     }
 
@@ -224,18 +247,26 @@ impl Flows {
     }
 }
 
+/// What a reader notes of datagrams that come back.
+struct Used {
+    at: Arc<AtomicU64>,
+    started: Instant,
+    told: Arc<AtomicBool>,
+}
+
 /// Carries back what comes for a peer until the flow ends.
 async fn read(
     (peer, number): (SocketAddr, u64),
     socket: Arc<UdpSocket>,
     tunnel: Arc<TunnelDatagram>,
-    last_used: Arc<AtomicU64>,
-    started: Instant,
+    used: Used,
 ) -> (SocketAddr, u64, Reset) {
     loop {
         match tunnel.recv().await {
             Ok(datagram) => {
-                last_used.store(millis_since(started), Ordering::Relaxed);
+                let now = millis_since(used.started);
+                used.at.store(now, Ordering::Relaxed);
+                used.told.store(false, Ordering::Relaxed);
                 if let Err(error) = socket.send_to(&datagram, peer).await {
                     tracing::debug!(%peer, "a datagram could not be sent: {error}");
                 }

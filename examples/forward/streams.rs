@@ -90,7 +90,7 @@ async fn open(forward: &Forward, mut link: Link) -> Result<(Mux, TunnelStream), 
 }
 
 /// One line on why a connection ended: the other side's words, which name the port, or the reason alone.
-fn told(port: u16, reset: &Reset) -> String {
+pub fn told(port: u16, reset: &Reset) -> String {
     let text = reset.text.trim();
     if text.is_empty() {
         format!("port {port}: {}", reset.reason)

@@ -44,8 +44,8 @@ pub async fn streams(mut client: TunnelStream, mut agent: TunnelStream) {
     }
 }
 
-/// Joins two flows until either ends, or both fall silent.
-pub async fn flows(client: TunnelDatagram, agent: TunnelDatagram) {
+/// Joins two flows until either ends, or both fall silent; gives the reason with which the agent ended its own.
+pub async fn flows(client: &TunnelDatagram, agent: &TunnelDatagram) -> Option<Reset> {
     let mut last_used = Instant::now();
     let mut idle = pin!(tokio::time::sleep_until(last_used + FLOW_IDLE));
     loop {
@@ -54,23 +54,23 @@ pub async fn flows(client: TunnelDatagram, agent: TunnelDatagram) {
                 Ok(datagram) => {
                     last_used = Instant::now();
                     if let Err(reset) = agent.send(datagram) {
-                        return client.reset(reset.reason, &reset.text);
+                        return Some(reset);
                     }
                 }
-                Err(_) => return,
+                Err(_) => return None,
             },
             received = agent.recv() => match received {
                 Ok(datagram) => {
                     last_used = Instant::now();
                     if client.send(datagram).is_err() {
-                        return;
+                        return None;
                     }
                 }
-                Err(reset) => return client.reset(reset.reason, &reset.text),
+                Err(reset) => return Some(reset),
             },
             () = &mut idle => {
                 if last_used.elapsed() >= FLOW_IDLE {
-                    return;
+                    return None;
                 }
                 idle.as_mut().reset(last_used + FLOW_IDLE);
             }

@@ -17,7 +17,7 @@ use crate::common::dials::Party;
 use crate::common::front::Caller;
 use crate::common::places::Place;
 use crate::common::route::{Proto, Session};
-use crate::common::serve::{self, unless_abandoned};
+use crate::common::serve::{self, FLOW_IDLE, unless_abandoned};
 use crate::common::tunnel;
 use crate::common::ws::{self, Socket};
 
@@ -68,7 +68,7 @@ pub async fn serve(
         }
         let runner = Arc::clone(runner);
         let container = session.name.clone();
-        tokio::spawn(async move { connection(&runner, &container, party, incoming).await });
+        tokio::spawn(async move { connection(&runner, &container, party, incoming, v2).await });
     }
     if let Ok(ended) = driver.await {
         tracing::debug!(%peer, container = %session, "session ended: {ended}");
@@ -109,30 +109,33 @@ fn proto(incoming: &Incoming) -> Proto {
     }
 }
 
-async fn connection(runner: &Runner, container: &str, party: Party, incoming: Incoming) {
+async fn connection(runner: &Runner, container: &str, party: Party, incoming: Incoming, v2: bool) {
     let (port, proto) = (incoming.port(), proto(&incoming));
     if let Some(address) = runner.settings.targets.get(container) {
         return match proto {
             Proto::Tcp => serve::stream(incoming, address, &runner.served, party).await,
-            Proto::Udp => serve::flow(incoming, address, &runner.served, party).await,
+            Proto::Udp => serve::flow(incoming, address, v2, &runner.served, party).await,
         };
     }
     let at = At {
         runner,
         container,
         party,
-        incoming: &incoming,
+        port,
     };
     let opened = match proto {
-        Proto::Tcp => Box::pin(at.open_stream()).await,
-        Proto::Udp => Box::pin(at.open_flow()).await,
+        Proto::Tcp => Box::pin(at.open_stream(&incoming)).await,
+        Proto::Udp => Box::pin(at.open_flow(&incoming)).await,
     };
     if opened.is_ok() {
         runner.counters.joined.add(1);
     }
     match opened {
         Ok((Opened::Stream(agent), _place)) => join::streams(incoming.accept_tcp(), agent).await,
-        Ok((Opened::Flow(agent), _place)) => join::flows(incoming.accept_udp(), agent).await,
+        Ok((Opened::Flow(agent), place)) => {
+            let client = incoming.accept_udp();
+            at.join_flows(client, v2, agent, place).await;
+        }
         Err(reset) => {
             tracing::debug!(container, port, "not joined: {reset}");
             if reset.reason == Reason::NoAgent {
@@ -154,13 +157,13 @@ struct At<'a> {
     runner: &'a Runner,
     container: &'a str,
     party: Party,
-    incoming: &'a Incoming,
+    port: u16,
 }
 
 impl At<'_> {
     /// A stream that the agent has connected to the service.
-    async fn open_stream(&self) -> Result<(Opened, Place<Party>), Reset> {
-        let port = self.incoming.port();
+    async fn open_stream(&self, incoming: &Incoming) -> Result<(Opened, Place<Party>), Reset> {
+        let port = self.port;
         let deadline = Instant::now() + AGENT_WITHIN;
         loop {
             let opening = async {
@@ -169,9 +172,9 @@ impl At<'_> {
                 let opened = self.open(deadline, |mux| mux.open_tcp(port)).await?;
                 Ok::<_, Reset>((opened, turn))
             };
-            let ((mux, stream, place), _turn) = unless_abandoned(self.incoming, opening).await??;
+            let ((mux, stream, place), _turn) = unless_abandoned(incoming, opening).await??;
             let answer = tokio::time::timeout(AGENT_ANSWER, stream.established());
-            let answer = unless_abandoned(self.incoming, answer)
+            let answer = unless_abandoned(incoming, answer)
                 .await
                 .inspect_err(|given_up| stream.reset(given_up.reason, &given_up.text))?;
             match answer {
@@ -188,12 +191,44 @@ impl At<'_> {
         }
     }
 
-    async fn open_flow(&self) -> Result<(Opened, Place<Party>), Reset> {
-        let port = self.incoming.port();
-        let deadline = Instant::now() + AGENT_WITHIN;
-        let opening = self.open(deadline, |mux| mux.open_udp(port));
-        let (_, flow, place) = unless_abandoned(self.incoming, opening).await??;
+    async fn open_flow(&self, incoming: &Incoming) -> Result<(Opened, Place<Party>), Reset> {
+        let (flow, place) = unless_abandoned(incoming, self.flow()).await??;
         Ok((Opened::Flow(flow), place))
+    }
+
+    async fn flow(&self) -> Result<(TunnelDatagram, Place<Party>), Reset> {
+        let deadline = Instant::now() + AGENT_WITHIN;
+        let opening = self.open(deadline, |mux| mux.open_udp(self.port));
+        let (_, flow, place) = opening.await?;
+        Ok((flow, place))
+    }
+
+    /// Joins a client's flow to the agent's until it ends.
+    ///
+    /// The agent may end its flow where the port is refused. Clients of version 2 know that and open another;
+    /// for those of version 1 that is done here, with their next datagram.
+    async fn join_flows(
+        &self,
+        client: TunnelDatagram,
+        v2: bool,
+        mut agent: TunnelDatagram,
+        mut place: Place<Party>,
+    ) {
+        while let Some(reset) = join::flows(&client, &agent).await {
+            if v2 || !matches!(reset.reason, Reason::Refused | Reason::Unreachable) {
+                return client.reset(reset.reason, &reset.text);
+            }
+            drop(place);
+            let Ok(Ok(datagram)) = tokio::time::timeout(FLOW_IDLE, client.recv()).await else {
+                return;
+            };
+            (agent, place) = match self.flow().await {
+                Ok(opened) => opened,
+                Err(reset) => return client.reset(reset.reason, &reset.text),
+            };
+            // A failure shows when they are joined.
+            let _ = agent.send(datagram);
+        }
     }
 
     /// The agent that is there now, or comes back in time.

@@ -1,0 +1,237 @@
+//! A flow at the service's end: a socket of its own, so that answers and refusals find back.
+//!
+//! A refusal (ICMP "port unreachable") is about a datagram that was sent before. The kernel keeps it as an
+//! error of the socket: it makes the next call fail, and it does not make the socket readable.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use bytes::Bytes;
+use kohakuriver_tunnel::mux::TunnelDatagram;
+use kohakuriver_tunnel::session::{Reason, Reset};
+use kohakuriver_tunnel::wire::Chunk;
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+use tokio::time::{Instant, sleep_until};
+
+use super::net;
+use super::serve::{FLOW_IDLE, Served, reason};
+
+/// How long a flow is refused, without an answer ever, before the opener is told: long enough for a service
+/// that is just restarting, soon enough for somebody who waits for an answer.
+const REFUSED_FOR: Duration = Duration::from_millis(750);
+
+/// The largest UDP payload, and one byte to notice more.
+const DATAGRAM_MAX: usize = 65_536;
+
+thread_local! {
+    /// One for all flows of the thread: a buffer each would cost 64 KiB a flow.
+    static DATAGRAM: RefCell<Box<[u8]>> = RefCell::new(vec![0; DATAGRAM_MAX].into_boxed_slice());
+}
+
+pub struct ServiceFlow<'a> {
+    flow: TunnelDatagram,
+    port: u16,
+    socket: UdpSocket,
+    /// Tried in turn while they refuse.
+    addresses: &'a [SocketAddr],
+    current: usize,
+    /// The current one has answered, and has not refused since.
+    serves: bool,
+    /// The last datagram, while nothing has answered it, and to how many other addresses it may still go.
+    unanswered: Option<(Bytes, usize)>,
+    /// Whether there was an answer ever.
+    answered: bool,
+    refused: Option<Refused>,
+    served: &'a Served,
+}
+
+/// All addresses have refused a datagram.
+struct Refused {
+    since: Instant,
+    reason: Reason,
+    text: String,
+    /// The one that was sent last was refused too.
+    still: bool,
+}
+
+impl<'a> ServiceFlow<'a> {
+    /// `socket` is that of the first address.
+    pub fn new(
+        flow: TunnelDatagram,
+        port: u16,
+        socket: UdpSocket,
+        addresses: &'a [SocketAddr],
+        served: &'a Served,
+    ) -> Self {
+        Self {
+            flow,
+            port,
+            socket,
+            addresses,
+            current: 0,
+            serves: false,
+            unanswered: None,
+            answered: false,
+            refused: None,
+            served,
+        }
+    }
+
+    /// A socket that sends to an address and hears of its refusals.
+    pub async fn open(address: SocketAddr) -> io::Result<UdpSocket> {
+        let local: SocketAddr = match address {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let socket = UdpSocket::bind(local).await?;
+        socket.connect(address).await?;
+        Ok(socket)
+    }
+
+    /// Carries datagrams until the flow ends; says how that came.
+    ///
+    /// One refusal ends nothing: the service may just be restarting. A flow that never had an answer and is
+    /// refused for a while is ended where `tells`: its opener tells its user, and opens another with the next
+    /// datagram.
+    pub async fn run(mut self, tells: bool) -> Reset {
+        let mut last_used = Instant::now();
+        let idle = sleep_until(last_used + FLOW_IDLE);
+        tokio::pin!(idle);
+        loop {
+            let refused = self.refused.as_ref().filter(|_| tells && !self.answered);
+            let telling_at = refused.map(|refused| refused.since + REFUSED_FOR);
+            tokio::select! {
+                biased;
+                received = self.flow.recv() => match received {
+                    Ok(datagram) => {
+                        last_used = Instant::now();
+                        self.send(datagram).await;
+                    }
+                    Err(reset) => return reset,
+                },
+                ready = self.socket.ready(Interest::READABLE | Interest::ERROR) => {
+                    // An error here is the socket's own, reported by the read.
+                    let _ = ready;
+                    match self.receive() {
+                        Ok(Some(datagram)) => {
+                            last_used = Instant::now();
+                            self.answered = true;
+                            self.serves = true;
+                            self.unanswered = None;
+                            self.refused = None;
+                            if let Err(reset) = self.flow.send(datagram) {
+                                return reset;
+                            }
+                        }
+                        Ok(None) => {}
+                        Err(error) => self.failed(&error).await,
+                    }
+                }
+                () = sleep_until(telling_at.unwrap_or(last_used)), if telling_at.is_some() => {
+                    // If the last datagram was not refused, somebody has taken it.
+                    if let Some(refused) = self.refused.take().filter(|refused| refused.still) {
+                        self.flow.reset(refused.reason, &refused.text);
+                        return Reset::new(refused.reason, &refused.text);
+                    }
+                }
+                () = &mut idle => {
+                    if last_used.elapsed() >= FLOW_IDLE {
+                        return Reset::new(Reason::TimedOut, "idle");
+                    }
+                    idle.as_mut().reset(last_used + FLOW_IDLE);
+                }
+            }
+        }
+    }
+
+    async fn send(&mut self, datagram: Bytes) {
+        let others = self.addresses.len().saturating_sub(1);
+        // Each refusal that comes up here is about an earlier datagram, and kept this one from being sent.
+        for _ in 0..=self.addresses.len() {
+            let Err(error) = self.socket.send(&datagram).await else {
+                if let Some(refused) = &mut self.refused {
+                    refused.still = false;
+                }
+                self.unanswered = Some((datagram, others));
+                return;
+            };
+            self.failed(&error).await;
+            if !is_refusal(&error) {
+                return;
+            }
+        }
+    }
+
+    /// What has arrived, if anything has.
+    fn receive(&self) -> io::Result<Option<Chunk>> {
+        let pending = self.socket.try_io(Interest::ERROR, || {
+            let pending = self.socket.take_error()?;
+            pending.ok_or_else(|| io::ErrorKind::WouldBlock.into())
+        });
+        if let Ok(error) = pending {
+            return Err(error);
+        }
+        DATAGRAM.with_borrow_mut(|buffer| match self.socket.try_recv(buffer) {
+            Ok(len) => Ok(Some(Chunk::copied(buffer.get(..len).unwrap_or_default()))),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        })
+    }
+
+    /// Nothing that befalls one datagram ends the flow.
+    async fn failed(&mut self, error: &io::Error) {
+        if !is_refusal(error) {
+            tracing::debug!("a datagram failed: {error}");
+            self.served.flow_failures.add(1);
+            return;
+        }
+        self.served.flow_refusals.add(1);
+        let last = self.unanswered.take();
+        if std::mem::take(&mut self.serves) {
+            // Most likely it is back soon, and what it has answered before may still be unread.
+            return;
+        }
+        self.turn_to_other().await;
+        match last {
+            Some((datagram, others)) if others > 0 => {
+                let _ = self.socket.send(&datagram).await;
+                self.unanswered = Some((datagram, others - 1));
+            }
+            _ => {
+                let text = format!("port {}/udp: {}", self.port, net::plain(error));
+                let since = self.refused.as_ref().map(|refused| refused.since);
+                self.refused = Some(Refused {
+                    since: since.unwrap_or_else(Instant::now),
+                    reason: reason(error),
+                    text,
+                    still: true,
+                });
+            }
+        }
+    }
+
+    async fn turn_to_other(&mut self) {
+        if self.addresses.len() < 2 {
+            return;
+        }
+        self.current = (self.current + 1) % self.addresses.len();
+        let Some(address) = self.addresses.get(self.current) else {
+            return;
+        };
+        if let Ok(socket) = Self::open(*address).await {
+            self.socket = socket;
+        }
+    }
+}
+
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+    )
+}

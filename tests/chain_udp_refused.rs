@@ -1,0 +1,216 @@
+//! Datagrams to a port where nobody listens, or does not yet.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use kohakuriver_tunnel::wire::{ClientId, Frame, Header, Kind, Proto};
+use support::chain::{CONTAINER, Chain, eventually, serve_udp_echo};
+use support::program::Program;
+use support::{free_udp_port, soon};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// After a refusal the next datagram must not need a second try.
+const ONE_TRY: Duration = Duration::from_secs(5);
+
+/// More than a flow is refused before its opener is told.
+const TOLD: Duration = Duration::from_millis(1500);
+
+/// A forward of a UDP port.
+fn forward(chain: &Chain, port: u16) -> Program {
+    chain.forward(port, &["--proto", "udp"])
+}
+
+async fn peer_of(forward: &Program) -> UdpSocket {
+    let address: SocketAddr = forward.address().parse().unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(address).await.unwrap();
+    socket
+}
+
+/// Sent once, and it comes back.
+async fn echoed_at_once(socket: &UdpSocket, datagram: &[u8]) {
+    socket.send(datagram).await.unwrap();
+    let mut reply = [0; 100];
+    let received = tokio::time::timeout(ONE_TRY, socket.recv(&mut reply)).await;
+    let len = received.expect("the datagram was lost").unwrap();
+    assert_eq!(&reply[..len], datagram);
+}
+
+/// How many lines on stderr hold this.
+fn lines_with(program: &Program, part: &str) -> usize {
+    let lines = program.stderr();
+    lines.iter().filter(|line| line.contains(part)).count()
+}
+
+async fn first_after_refusals(chain: &Chain) {
+    for address in ["127.0.0.1", "::1"] {
+        for refused in 1..=4 {
+            let port = free_udp_port();
+            let forward = forward(chain, port);
+            let socket = peer_of(&forward).await;
+            for _ in 0..refused {
+                socket.send(b"nobody there").await.unwrap();
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            let service = UdpSocket::bind((address, port)).await.unwrap();
+            let service = tokio::spawn(serve_udp_echo(service));
+            echoed_at_once(&socket, b"the first that can arrive").await;
+            service.abort();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_first_datagram_after_a_refusal_arrives_through_the_agent() {
+    let chain = Chain::for_agents();
+    let _agent = chain.agent();
+    first_after_refusals(&chain).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_first_datagram_after_a_refusal_arrives_at_a_target_of_two_addresses() {
+    let chain = Chain::with_runner(&["--target", &format!("{CONTAINER}=localhost")]);
+    first_after_refusals(&chain).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_service_that_restarts_misses_no_datagram_after_it_is_back() {
+    let chain = Chain::for_agents();
+    let _agent = chain.agent();
+    let port = free_udp_port();
+    let forward = forward(&chain, port);
+    let socket = peer_of(&forward).await;
+    for round in 0..4 {
+        let service = UdpSocket::bind(("127.0.0.1", port)).await.unwrap();
+        let service = tokio::spawn(serve_udp_echo(service));
+        echoed_at_once(&socket, b"there").await;
+        service.abort();
+        let _ = service.await;
+        for _ in 0..round {
+            socket.send(b"while it is away").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_refused_udp_port_is_one_line_until_it_answers() {
+    let chain = Chain::for_agents();
+    let _agent = chain.agent();
+    let port = free_udp_port();
+    let forward = forward(&chain, port);
+    let line = format!("port {port}/udp: connection refused");
+    // One datagram is enough, and more of them, from other peers too, are no more lines.
+    peer_of(&forward).await.send(b"anybody?").await.unwrap();
+    forward.complaint(&line);
+    for _ in 0..3 {
+        peer_of(&forward).await.send(b"anybody?").await.unwrap();
+        tokio::time::sleep(TOLD / 2).await;
+    }
+    tokio::time::sleep(TOLD).await;
+    assert_eq!(lines_with(&forward, &line), 1);
+
+    let service = UdpSocket::bind(("127.0.0.1", port)).await.unwrap();
+    let service = tokio::spawn(serve_udp_echo(service));
+    echoed_at_once(&peer_of(&forward).await, b"there now").await;
+    service.abort();
+    let _ = service.await;
+    peer_of(&forward).await.send(b"gone again?").await.unwrap();
+    let again = || async { (lines_with(&forward, &line) == 2).then_some(()) };
+    eventually("a second line", ONE_TRY, again).await;
+}
+
+/// A session for one UDP port whose text CONNECTED has come.
+async fn session(chain: &Chain, port: u16, v2: bool) -> Client {
+    let url = format!("{}/ws/forward/42/{port}?proto=udp", chain.host_url());
+    let mut request = url.into_client_request().unwrap();
+    if v2 {
+        let value = "kohakuriver-tunnel.v2".parse().unwrap();
+        let headers = request.headers_mut();
+        headers.insert("sec-websocket-protocol", value);
+    }
+    let (mut client, _) = soon("connect", connect_async(request)).await.unwrap();
+    let first = soon("first text", client.next()).await.unwrap().unwrap();
+    assert_eq!(first, Message::text("CONNECTED"));
+    client
+}
+
+fn frame(kind: Kind, port: u16, payload: &[u8]) -> Message {
+    let header = Header {
+        kind,
+        proto: Proto::Udp,
+        id: ClientId(1),
+        port,
+    };
+    Message::binary([&header.to_bytes(), payload].concat())
+}
+
+/// What comes within a while, measurements of the round trip aside.
+async fn heard(client: &mut Client) -> Vec<Frame> {
+    let mut heard = Vec::new();
+    let listening = async {
+        while let Some(Ok(message)) = client.next().await {
+            if let Message::Binary(bytes) = message {
+                let frame = Frame::decode(bytes).unwrap();
+                if frame.kind() != Kind::Ping {
+                    heard.push(frame);
+                }
+            }
+        }
+    };
+    let _ = tokio::time::timeout(TOLD, listening).await;
+    heard
+}
+
+async fn outlasts_refusals_in_v1(chain: &Chain) {
+    let port = free_udp_port();
+    let mut client = session(chain, port, false).await;
+    client.send(frame(Kind::Connect, port, b"")).await.unwrap();
+    for _ in 0..2 {
+        client.send(frame(Kind::Data, 0, b"x")).await.unwrap();
+        let kinds = heard(&mut client).await.iter().map(Frame::kind).collect();
+        let kinds: Vec<Kind> = kinds;
+        assert!(
+            kinds.iter().all(|kind| *kind == Kind::Connected),
+            "{kinds:?}"
+        );
+    }
+    let service = UdpSocket::bind(("127.0.0.1", port)).await.unwrap();
+    tokio::spawn(serve_udp_echo(service));
+    client.send(frame(Kind::Data, 0, b"now")).await.unwrap();
+    let answers = heard(&mut client).await;
+    assert_eq!(answers.len(), 1, "{answers:?}");
+    assert_eq!(answers[0].payload()[..], *b"now");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_client_of_version_1_keeps_its_flow_however_often_it_is_refused() {
+    let chain = Chain::for_agents();
+    let _agent = chain.agent();
+    outlasts_refusals_in_v1(&chain).await;
+    outlasts_refusals_in_v1(&Chain::direct()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_client_of_version_2_is_told_that_its_flow_was_refused_all_along() {
+    let chain = Chain::for_agents();
+    let _agent = chain.agent();
+    let port = free_udp_port();
+    let mut client = session(&chain, port, true).await;
+    client.send(frame(Kind::Connect, port, b"")).await.unwrap();
+    client.send(frame(Kind::Data, 0, b"x")).await.unwrap();
+    let told = heard(&mut client).await;
+    match &told[..] {
+        [Frame::Connected { .. }, Frame::Error { code: 1, .. }] => {}
+        other => panic!("{other:?}"),
+    }
+}
