@@ -26,6 +26,7 @@ use super::handshakes::{Handshake, Handshakes};
 use super::http::{Answer, HEAD_MAX};
 use super::metrics::Counter;
 use super::net::{self, Link};
+use super::words;
 
 /// Time for all that is the client's to do on a connection: the TLS handshake, the request, taking
 /// the answer. Nothing restarts it, so one byte a second gains nothing.
@@ -174,7 +175,12 @@ where
 {
     let link = match tls {
         None => Link::Plain(stream),
-        Some(tls) => Link::Tls(Box::new(tls.accept(stream).await?.into())),
+        Some(tls) => {
+            let stream = tls.accept(stream).await;
+            let stream =
+                stream.map_err(|error| io::Error::new(error.kind(), words::server_tls(&error)))?;
+            Link::Tls(Box::new(stream.into()))
+        }
     };
     let service = hyper::service::service_fn(|request| {
         let answer = handler(request);

@@ -166,18 +166,17 @@ impl Upgradable for Response<Incoming> {
 }
 
 /// Sends one request over a fresh connection; the answer may be a 101.
-pub async fn ask(link: Link, request: Request<Empty<Bytes>>) -> io::Result<Response<Incoming>> {
+pub async fn ask(link: Link, request: Request<Empty<Bytes>>) -> hyper::Result<Response<Incoming>> {
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(HEAD_MAX)
         .handshake(TokioIo::new(link))
-        .await
-        .map_err(io::Error::other)?;
+        .await?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!("connection ended in its HTTP phase: {error}");
         }
     });
-    sender.send_request(request).await.map_err(io::Error::other)
+    sender.send_request(request).await
 }
 
 /// At most `limit` bytes of a body, as text; a longer one is an error.
@@ -191,9 +190,18 @@ pub async fn body_text(body: Incoming, limit: usize) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// What a person is shown of an answer's body: its first line that says something, cleaned.
+/// What a person is shown of an answer's body: its first line that says something, cleaned. Of a web page
+/// its title.
 pub fn first_line(body: &str) -> String {
-    let mut lines = body.lines().map(str::trim);
+    let title = |body: &str| {
+        let body = body.get(body.to_ascii_lowercase().find("<title>")?..)?;
+        let (_, title) = body.split_once('>')?;
+        title.split('<').next().map(str::to_owned)
+    };
+    let is_page = body.trim_start().starts_with('<');
+    let title = is_page.then(|| title(body).unwrap_or_else(|| "a web page".to_owned()));
+    let shown = title.as_deref().unwrap_or(body);
+    let mut lines = shown.lines().map(str::trim);
     let line = lines.find(|line| !line.is_empty()).unwrap_or_default();
     clean_text(line.as_bytes())
 }

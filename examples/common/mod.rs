@@ -29,6 +29,8 @@ pub mod sessions;
 pub mod signals;
 pub mod tls;
 pub mod token;
+pub mod trust;
 pub mod tunnel;
 pub mod url;
+pub mod words;
 pub mod ws;

@@ -5,20 +5,30 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use clap::Args;
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
-use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use super::http;
 use super::net::{self, Link};
 use super::program::Failure;
+use super::trust::Verifier;
 use super::url::Url;
+use super::words::{self, Trust};
 
 #[derive(Args, Debug, Clone, Default)]
 pub struct ClientTlsArgs {
-    /// Certificates (PEM) that wss:// servers are checked against, in place of the public ones.
+    /// Certificates (PEM) that wss:// servers are checked against, in place of the public ones: of their
+    /// issuers, or self-signed ones themselves.
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
 }
@@ -35,14 +45,30 @@ pub struct IdentityArgs {
     key: Option<PathBuf>,
 }
 
+/// How long somebody may take to show whether it speaks TLS.
+const TLS_ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// Types of TLS records.
+const ALERT: u8 = 0x15;
+const HANDSHAKE: u8 = 0x16;
+
+/// A ClientHello that offers next to nothing: whoever speaks TLS answers it with an alert. One cipher suite,
+/// no compression and no extension stand after the random bytes and the empty session.
+fn client_hello() -> Vec<u8> {
+    let mut hello = vec![HANDSHAKE, 3, 1, 0, 45, 1, 0, 0, 41, 3, 3];
+    hello.extend([0; 32]);
+    hello.extend([0, 0, 2, 0x13, 0x01, 1, 0]);
+    hello
+}
+
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 /// Connects to servers, with TLS where the URL says so.
 #[derive(Clone)]
 pub struct Dialer {
-    tls: TlsConnector,
-    /// Whether any server's certificate can be checked at all.
-    trusts: bool,
+    /// `None` when no server's certificate can be checked.
+    tls: Option<TlsConnector>,
+    trust: Trust,
 }
 
 impl Dialer {
@@ -55,45 +81,94 @@ impl Dialer {
         identity: Option<&IdentityArgs>,
         roots: fn() -> RootCertStore,
     ) -> Result<Self, Failure> {
+        let (given, trust) = match &args.ca {
+            Some(path) => (read_certificates(path)?, Trust::File),
+            None => (Vec::new(), Trust::Known),
+        };
         let roots = match &args.ca {
-            Some(path) => read_roots(path)?,
+            Some(path) => roots_of(&given, path)?,
             None => roots(),
         };
-        let trusts = !roots.is_empty();
         let identity = identity.map(IdentityArgs::read).transpose()?.flatten();
+        if roots.is_empty() {
+            return Ok(Self { tls: None, trust });
+        }
+        let verifier = Verifier::new(roots, given, provider())?;
         let builder = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| Failure::failed(error.to_string()))?
-            .with_root_certificates(roots);
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
         let mut config = match identity {
             Some((chain, key)) => builder
                 .with_client_auth_cert(chain, key)
-                .map_err(|error| unusable("certificate and key", &error))?,
+                .map_err(|error| unusable("certificate and key", &words::identity(&error)))?,
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let tls = TlsConnector::from(Arc::new(config));
-        Ok(Self { tls, trusts })
+        let tls = Some(TlsConnector::from(Arc::new(config)));
+        Ok(Self { tls, trust })
     }
 
     /// Connects to the server of a URL.
+    ///
+    /// # Errors
+    /// Why not, in words that say what to do.
     pub async fn connect(&self, url: &Url, limit: Duration) -> io::Result<Link> {
-        let secure = async {
-            let stream = net::connect(&url.host, url.port, limit).await?;
-            net::tune_link(&stream);
+        net::within(limit, async {
+            let stream = self.reach(url, limit).await?;
             if !url.tls {
                 return Ok(Link::Plain(stream));
             }
             let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text.to_owned());
-            if !self.trusts {
+            let Some(tls) = &self.tls else {
                 return Err(invalid("no certificate is trusted: give --ca FILE"));
-            }
+            };
             let name = ServerName::try_from(url.host.clone());
             let name = name.map_err(|_| invalid("its name cannot be in a certificate"))?;
-            let stream = self.tls.connect(name, stream).await?;
+            let stream = tls.connect(name, stream).await.map_err(|error| {
+                io::Error::new(error.kind(), words::client_tls(&error, self.trust))
+            })?;
             Ok(Link::Tls(Box::new(stream.into())))
+        })
+        .await
+    }
+
+    /// Sends one request over a fresh connection to the server of a URL; the answer may be a 101.
+    ///
+    /// # Errors
+    /// Why no answer came, in words that say what to do.
+    pub async fn ask(
+        &self,
+        url: &Url,
+        link: Link,
+        request: Request<Empty<Bytes>>,
+    ) -> io::Result<Response<Incoming>> {
+        let error = match http::ask(link, request).await {
+            Ok(response) => return Ok(response),
+            Err(error) => error,
         };
-        net::within(limit, secure).await
+        if !url.tls && words::may_be_tls(&error) && self.meets_tls(url).await {
+            return Err(io::Error::other("it speaks TLS: use wss:// or https://"));
+        }
+        Err(io::Error::other(words::http(&error)))
+    }
+
+    async fn reach(&self, url: &Url, limit: Duration) -> io::Result<TcpStream> {
+        let stream = net::connect(&url.host, url.port, limit).await?;
+        net::tune_link(&stream);
+        Ok(stream)
+    }
+
+    /// Whether somebody who does not answer HTTP answers TLS. Asked only to say what is wrong.
+    async fn meets_tls(&self, url: &Url) -> bool {
+        let asked = async {
+            let mut stream = self.reach(url, TLS_ANSWER_WITHIN).await?;
+            stream.write_all(&client_hello()).await?;
+            let kind = stream.read_u8().await?;
+            Ok(matches!(kind, HANDSHAKE | ALERT))
+        };
+        net::within(TLS_ANSWER_WITHIN, asked).await.unwrap_or(false)
     }
 }
 
@@ -111,7 +186,7 @@ impl IdentityArgs {
             .map_err(|error| Failure::failed(error.to_string()))?
             .with_no_client_auth()
             .with_single_cert(chain, key)
-            .map_err(|error| unusable("certificate and key", &error))?;
+            .map_err(|error| unusable("certificate and key", &words::identity(&error)))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Some(TlsAcceptor::from(Arc::new(config))))
     }
@@ -122,7 +197,7 @@ impl IdentityArgs {
         };
         let chain = read_certificates(cert)?;
         let key = PrivateKeyDer::from_pem_file(key)
-            .map_err(|error| unusable(&format!("key {}", key.display()), &error))?;
+            .map_err(|error| unusable(&format!("key {}", key.display()), &words::pem(&error)))?;
         Ok(Some((chain, key)))
     }
 }
@@ -141,12 +216,16 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-fn read_roots(path: &Path) -> Result<RootCertStore, Failure> {
+fn roots_of(
+    certificates: &[CertificateDer<'static>],
+    path: &Path,
+) -> Result<RootCertStore, Failure> {
     let mut roots = RootCertStore::empty();
-    for certificate in read_certificates(path)? {
-        roots
-            .add(certificate)
-            .map_err(|error| unusable(&format!("certificate {}", path.display()), &error))?;
+    for certificate in certificates {
+        roots.add(certificate.clone()).map_err(|_| {
+            let what = format!("certificate {}", path.display());
+            unusable(&what, &"it is damaged")
+        })?;
     }
     Ok(roots)
 }
@@ -155,9 +234,9 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failur
     let what = format!("certificate {}", path.display());
     let certificates = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| unusable(&what, &error))?;
+        .map_err(|error| unusable(&what, &words::pem(&error)))?;
     if certificates.is_empty() {
-        return Err(unusable(&what, &"there is none in the file"));
+        return Err(unusable(&what, &words::pem(&pem::Error::NoItemsFound)));
     }
     Ok(certificates)
 }

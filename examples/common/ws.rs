@@ -161,7 +161,7 @@ pub async fn connect_with(
             .connect(url, HANDSHAKE_TIMEOUT)
             .await
             .map_err(|error| unreachable(&net::plain(&error)))?;
-        handshake(url, token, more, link).await
+        handshake(dialer, url, token, more, link).await
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, work).await {
         Ok(ended) => ended,
@@ -170,6 +170,7 @@ pub async fn connect_with(
 }
 
 async fn handshake(
+    dialer: &Dialer,
     url: &Url,
     token: Option<&HeaderValue>,
     more: &HeaderMap,
@@ -196,7 +197,8 @@ async fn handshake(
         request = request.header(name, value);
     }
     let request = request.body(Empty::new()).map_err(|error| broken(&error))?;
-    let response = http::ask(link, request)
+    let response = dialer
+        .ask(url, link, request)
         .await
         .map_err(|error| broken(&error))?;
 

@@ -119,7 +119,7 @@ impl ClusterApi {
             .connect(&url, ANSWER_WITHIN)
             .await
             .map_err(failed)?;
-        let response = http::ask(link, request).await.map_err(failed)?;
+        let response = self.dialer.ask(&url, link, request).await.map_err(failed)?;
         let status = response.status();
         if status != StatusCode::OK {
             return Err(Unanswered::Status(status));

@@ -234,7 +234,7 @@ async fn ask_path(
         .map_err(|error| Refusal::failure(error.to_string()))?;
     let asked = async {
         let link = host.settings.dialer.connect(&url, RUNNER_WITHIN).await?;
-        http::ask(link, forwarded).await
+        host.settings.dialer.ask(&url, link, forwarded).await
     };
     net::within(RUNNER_WITHIN, asked).await.map_err(unreachable)
 }
