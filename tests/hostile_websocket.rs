@@ -236,3 +236,44 @@ async fn empty_fragments_keep_nobody_waiting() {
         flood.abort();
     }
 }
+
+/// Two hundred messages of which the end never comes, nine times what the runner may spend on all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_messages_are_paid_from_one_budget() {
+    const BUDGET: usize = 20 << 20;
+    let target = format!("{CONTAINER}=127.0.0.1");
+    let chain = Chain::with_runner(&["--target", &target, "--memory", "20"]);
+    let port = service(echo).await.port();
+    let forward = chain.forward(port, &[]);
+    let mut client = connect(&forward).await;
+    expect_echo(&mut client, b"before").await;
+    let before = resident(&chain.runner);
+    let path = format!("/ws/forward/{CONTAINER}/{port}?proto=tcp");
+    // A frame of a MiB, masked with zeros.
+    let mut begun = b"\x82\xff\0\0\0\0\0\x10\0\0\0\0\0\0".to_vec();
+    begun.resize(900 << 10, 7);
+    let mut held = Vec::new();
+    let mut let_go = 0;
+    for _ in 0..200 {
+        let mut socket = upgrade(&chain.runner.address(), &path).await;
+        // Fails where the runner has let go before it all is written.
+        let _ = timeout(Duration::from_secs(5), socket.write_all(&begun)).await;
+        held.push(socket);
+    }
+    let growth = resident(&chain.runner).saturating_sub(before);
+    assert!(
+        growth <= BUDGET + GROWTH_MAX,
+        "grew by {} MiB",
+        growth >> 20
+    );
+    for i in 0..20_u8 {
+        expect_echo(&mut client, &[i; 500]).await;
+    }
+    for socket in &mut held {
+        let mut told = Vec::new();
+        let read = timeout(Duration::from_millis(20), socket.read_to_end(&mut told)).await;
+        // 1013, try again later.
+        let_go += usize::from(read.is_ok() && told.ends_with(b"\x88\x02\x03\xf5"));
+    }
+    assert!(let_go > 100, "only {let_go} were told to try again later");
+}
