@@ -1,4 +1,4 @@
-//! What one connection holds for reading, charged to whoever counts for the process.
+//! What one connection holds each way, charged to whoever counts for the process.
 
 use std::fmt;
 use std::sync::Arc;

@@ -11,11 +11,11 @@ pub const BYTES_PER_TURN: usize = 256 << 10;
 /// more would only cost time.
 pub const FRAGMENTS_MAX: usize = 128 << 10;
 
-/// Bytes that wait to be written before the sink takes no more. Beyond it there are at most the message that
-/// crossed it, one pong and one close frame.
+/// Bytes that wait to be written before the sink takes no more, or [`FREE_ALLOWANCE`] when the account has no
+/// more. Beyond it there are at most the message that crossed it, one pong and one close frame.
 pub const WRITE_BUFFER: usize = 128 << 10;
 
-/// Held for reading without asking the [`Account`](crate::Account).
+/// Held each way without asking the [`Account`](crate::Account).
 pub const FREE_ALLOWANCE: usize = 16 << 10;
 
 /// Bytes thrown away after an error, while the peer is given the chance to read the reason.

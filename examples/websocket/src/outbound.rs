@@ -11,8 +11,9 @@ use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{Control, OpCode};
 use tungstenite::protocol::{CloseFrame, Role};
 
+use crate::budget::Charge;
 use crate::close;
-use crate::limits::{HEADER_MAX, SCRATCH, SMALL, WRITE_BUFFER, WRITE_SLICES};
+use crate::limits::{FREE_ALLOWANCE, HEADER_MAX, SCRATCH, SMALL, WRITE_BUFFER, WRITE_SLICES};
 use crate::mask::apply_mask;
 use crate::random::random;
 
@@ -28,6 +29,9 @@ pub(crate) struct Outbound {
     scratch: BytesMut,
     /// Bytes in `queue` and `scratch`.
     queued: usize,
+    charge: Charge,
+    /// The account has no more: little is queued.
+    short_of_memory: bool,
     /// Bytes ever written.
     written: u64,
     /// The answer to the last ping. One before it that did not go out need not (RFC 6455 section 5.5.3).
@@ -40,12 +44,14 @@ pub(crate) struct Outbound {
 }
 
 impl Outbound {
-    pub(crate) fn new(role: Role) -> Self {
+    pub(crate) fn new(role: Role, charge: Charge) -> Self {
         Self {
             role,
             queue: VecDeque::new(),
             scratch: BytesMut::new(),
             queued: 0,
+            charge,
+            short_of_memory: false,
             written: 0,
             pong: None,
             pong_end: 0,
@@ -104,6 +110,7 @@ impl Outbound {
                 Some(key) => masked(payload, key),
             });
         }
+        self.account();
     }
 
     fn enqueue_scratch(&mut self) {
@@ -174,11 +181,25 @@ impl Outbound {
             }
         }
         self.scratch.advance(written);
+        self.account();
+    }
+
+    fn account(&mut self) {
+        self.short_of_memory = !self.charge.hold(self.queued);
+    }
+
+    /// What is queued now is charged with the next frame.
+    pub(crate) fn charge_to(&mut self, charge: Charge) {
+        self.charge = charge;
     }
 
     /// More waits than is taken before some of it is written.
     pub(crate) fn is_full(&self) -> bool {
-        self.queued >= WRITE_BUFFER
+        let most = match self.short_of_memory {
+            false => WRITE_BUFFER,
+            true => FREE_ALLOWANCE,
+        };
+        self.queued >= most
     }
 
     /// Whether there is something to write that nobody else will see to.

@@ -53,17 +53,19 @@ enum State {
 impl<S> WebSocket<S> {
     /// Goes on where the handshake left `socket`, of which `read` was read already.
     pub fn new(socket: S, read: Bytes, role: Role, settings: Settings) -> Self {
-        let charge = Charge::new(settings.account);
+        let charge = || Charge::new(settings.account.clone());
         Self {
             socket,
-            inbound: Inbound::new(read, role, settings.message_max, charge),
-            outbound: Outbound::new(role),
+            inbound: Inbound::new(read, role, settings.message_max, charge()),
+            outbound: Outbound::new(role, charge()),
             state: State::Open,
         }
     }
 
     /// Charges what it holds of messages under way to `account` from now on.
     pub fn charge_to(&mut self, account: Arc<dyn Account>) {
+        self.outbound
+            .charge_to(Charge::new(Some(Arc::clone(&account))));
         self.inbound.charge_to(Charge::new(Some(account)));
     }
 }

@@ -105,6 +105,35 @@ async fn what_waits_to_be_written_is_bounded() {
     }
 }
 
+/// Where the process is short of memory, a connection whose peer does not read holds little of it.
+#[tokio::test]
+async fn without_memory_little_waits_to_be_written() {
+    const SIZE: usize = 3000;
+    for (limit, most) in [(0, FREE_ALLOWANCE), (50_000, FREE_ALLOWANCE + 50_000)] {
+        let purse = purse(limit);
+        let (near, _far) = duplex(64);
+        let mut settings = settings(MAX);
+        settings.account = Some(Arc::clone(&purse) as Arc<dyn Account>);
+        let mut ours = WebSocket::new(near, Bytes::new(), Role::Server, settings);
+        let mut queued = 0;
+        let filling = async {
+            loop {
+                let message = Message::Binary(vec![0; SIZE].into());
+                ours.feed(message).await.unwrap();
+                queued += SIZE;
+            }
+        };
+        let filled = tokio::time::timeout(Duration::from_millis(200), filling).await;
+        assert!(filled.is_err(), "it must not take messages for ever");
+        assert!(
+            (most - 2 * SIZE..=most + 2 * SIZE).contains(&queued),
+            "{queued}"
+        );
+        drop(ours);
+        assert_eq!(purse.taken.load(Ordering::SeqCst), 0);
+    }
+}
+
 /// A transport with endless input: whoever does not yield never ends.
 async fn others_progress(role: Role, endless: &'static [u8], count: usize) -> bool {
     let (near, far) = duplex(64 << 10);
