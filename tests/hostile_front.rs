@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -21,6 +22,9 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 const BEFORE_A_TIMEOUT: Duration = Duration::from_secs(5);
 
 const FLOOD: usize = 1200;
+
+/// The beginning of a TLS record of 512 bytes.
+const HALF_A_HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
 
 const HALF_A_HEAD: &[u8] = b"GET /healthz HTTP/1.1\r\nX: ";
 
@@ -114,6 +118,56 @@ async fn silent_connections_keep_nobody_out() {
 async fn slow_requests_keep_nobody_out() {
     flood(Attack::Drips(HALF_A_HEAD), 1).await;
     flood(Attack::Drips(HALF_A_HEAD), 200).await;
+}
+
+/// A certificate for 127.0.0.1 and its key, as files that are removed when dropped.
+struct Identity(PathBuf);
+
+impl Identity {
+    fn new() -> Self {
+        let folder = std::env::temp_dir().join(format!("hostile-front-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        std::fs::write(folder.join("cert.pem"), made.cert.pem()).unwrap();
+        std::fs::write(folder.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+        Self(folder)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Identity {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn tls_handshakes_that_stall_keep_no_agent_out() {
+    let identity = Identity::new();
+    let (cert, key) = (identity.file("cert.pem"), identity.file("key.pem"));
+    let args = ["--listen", "127.0.0.1:0", "--cert", &cert, "--key", &key];
+    let runner = Program::start("runner", &args);
+    let url = format!("wss://{}", runner.address());
+    for (attack, sources) in [
+        (Attack::Silent, 1),
+        (Attack::Says(HALF_A_HELLO), 1),
+        (Attack::Drips(HALF_A_HELLO), 200),
+    ] {
+        let idle = runner.descriptors();
+        let flood = Flood::start(&runner.address(), FLOOD, sources, attack).await;
+        let args = ["--runner-url", &url, "--container-id", "box", "--ca", &cert];
+        // It has one try, and that must do.
+        let args = [&args[..], &["--max-reconnect", "1"]].concat();
+        for _ in 0..3 {
+            let agent = Program::start("agent", &args);
+            agent.complaint("registered at");
+        }
+        drop(flood);
+        descriptors_return(&runner, idle).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
