@@ -32,6 +32,10 @@ use super::words;
 /// the answer. Nothing restarts it, so one byte a second gains nothing.
 const HTTP_PHASE: Duration = Duration::from_secs(10);
 
+/// Connections accepted in one go. More would make sessions wait behind a flood; fewer would make
+/// newcomers wait for every busy session before each of them.
+const AT_ONCE: u64 = 8;
+
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Connections that may be in their HTTP phase at once. Without it, connections that say nothing
@@ -92,15 +96,16 @@ impl Front {
         F: Future<Output = Answer> + Send + 'static,
     {
         let mut accepting = Accepting::on(listener);
+        let mut accepted = 0_u64;
         loop {
             let (stream, address) = accepting.next().await;
             let caller = self.caller(address);
-            let displaces = caller.handshake.displaces;
             net::tune_link(&stream);
             let (front, handler, tls) = (Arc::clone(&self), handler.clone(), tls.clone());
             tokio::spawn(async move { front.connection(stream, tls, caller, handler).await });
-            if displaces {
-                // The displaced connection closes its descriptor before the next one needs one.
+            accepted += 1;
+            if accepted % AT_ONCE == 0 {
+                // Sessions have their turn, and what was displaced closes its descriptors.
                 tokio::task::yield_now().await;
             }
         }

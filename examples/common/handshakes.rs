@@ -34,8 +34,6 @@ pub struct Handshake {
     number: u64,
     source: Source,
     displaced: CancellationToken,
-    /// Whether another had to go for it.
-    pub displaces: bool,
     of: Arc<Handshakes>,
 }
 
@@ -71,7 +69,6 @@ impl Handshakes {
             number,
             source,
             displaced,
-            displaces: victim.is_some(),
             of: Arc::clone(self),
         }
     }

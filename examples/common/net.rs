@@ -173,9 +173,9 @@ pub fn bind_tcp(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// Listens with a backlog that outlasts a burst of browsers.
+/// Listens with a backlog that outlasts a burst of browsers or of clients that reconnect.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    bind_tcp(address)?.listen(1024)
+    bind_tcp(address)?.listen(4096)
 }
 
 /// Connects to a name or an address within `limit`.
