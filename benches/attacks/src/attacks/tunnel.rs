@@ -1,0 +1,130 @@
+//! The tunnel's own messages: streams without end, data for nobody, credit for nothing.
+
+use std::io;
+
+use tokio::io::AsyncWriteExt;
+
+use super::websocket::{session, until_ended};
+use super::{DIRECT, INSIDE, ROGUE};
+use crate::swarm::{Field, Held, pour};
+use crate::wire::{CLOSE, CONNECT, CONNECTED, DATA, Peer, V2, WINDOW};
+
+const BATCH: usize = 64 << 10;
+/// Streams of a session that sends early data, and of one that dials.
+const EARLY: u32 = 16;
+const DIALS: u32 = 50;
+
+pub async fn early_v1(field: &Field, number: usize) -> io::Result<()> {
+    early(session(field, number, DIRECT, None).await?, field.silent).await
+}
+
+pub async fn early_v2(field: &Field, number: usize) -> io::Result<()> {
+    early(
+        session(field, number, DIRECT, Some(V2)).await?,
+        field.silent,
+    )
+    .await
+}
+
+pub async fn dials_direct(field: &Field, number: usize) -> io::Result<()> {
+    dials(
+        session(field, number, DIRECT, Some(V2)).await?,
+        field.silent,
+    )
+    .await
+}
+
+pub async fn dials_inside(field: &Field, number: usize) -> io::Result<()> {
+    dials(
+        session(field, number, INSIDE, Some(V2)).await?,
+        field.silent,
+    )
+    .await
+}
+
+pub async fn stray_ids(field: &Field, number: usize) -> io::Result<()> {
+    let mut peer = session(field, number, DIRECT, Some(V2)).await?;
+    let _held = Held::new();
+    let mut id = 0x1234_5678_u32;
+    let batch = peer.batch(BATCH, |peer, out| {
+        for kind in [DATA, CLOSE, CONNECTED, WINDOW, 0x05, 0x7f] {
+            id = id.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+            peer.message(out, kind, id, 0, &[1; 4]);
+        }
+    });
+    pour(&mut peer.stream, &batch).await
+}
+
+pub async fn connects(field: &Field, number: usize) -> io::Result<()> {
+    let peer = session(field, number, DIRECT, Some(V2)).await?;
+    let _held = Held::new();
+    open_without_end(peer, field.refusing).await
+}
+
+pub async fn windows(field: &Field, number: usize) -> io::Result<()> {
+    let mut peer = session(field, number, DIRECT, Some(V2)).await?;
+    let _held = Held::new();
+    let mut first = Vec::new();
+    peer.message(&mut first, CONNECT, 1, field.silent, &[]);
+    peer.stream.write_all(&first).await?;
+    let batch = peer.batch(BATCH, |peer, out| {
+        peer.message(out, WINDOW, 1, 0, &u32::MAX.to_be_bytes());
+    });
+    pour(&mut peer.stream, &batch).await
+}
+
+/// Four downloads a session, with all the credit there can be.
+pub async fn deaf(field: &Field, number: usize) -> io::Result<()> {
+    let mut peer = session(field, number, DIRECT, [None, Some(V2)][number % 2]).await?;
+    let _held = Held::new();
+    let mut out = Vec::new();
+    for id in 1..=4 {
+        peer.message(&mut out, CONNECT, id, field.flood, &[]);
+        if number % 2 == 1 {
+            peer.message(&mut out, WINDOW, id, 0, &(1_u32 << 30).to_be_bytes());
+        }
+    }
+    peer.stream.write_all(&out).await?;
+    std::future::pending().await
+}
+
+/// Sessions to the container of the hostile agent that send as much as is taken, and read nothing.
+pub async fn sessions_to_rogue(field: &Field, number: usize) -> io::Result<()> {
+    let peer = session(field, number, ROGUE, [None, Some(V2)][number % 2]).await?;
+    early(peer, 80).await
+}
+
+async fn early(mut peer: Peer, port: u16) -> io::Result<()> {
+    let _held = Held::new();
+    let mut out = Vec::new();
+    for id in 1..=EARLY {
+        peer.message(&mut out, CONNECT, id, port, &[]);
+    }
+    peer.stream.write_all(&out).await?;
+    let mut batch = Vec::new();
+    for id in 1..=EARLY {
+        peer.message(&mut batch, DATA, id, 0, &[0x5a; 16 << 10]);
+    }
+    pour(&mut peer.stream, &batch).await
+}
+
+async fn dials(mut peer: Peer, port: u16) -> io::Result<()> {
+    let _held = Held::new();
+    let mut out = Vec::new();
+    for id in 1..=DIALS {
+        peer.message(&mut out, CONNECT, id, port, &[]);
+    }
+    peer.stream.write_all(&out).await?;
+    until_ended(peer).await
+}
+
+pub async fn open_without_end(mut peer: Peer, port: u16) -> io::Result<()> {
+    let mut id = 0;
+    loop {
+        let batch = peer.batch(BATCH, |peer, out| {
+            id += 1;
+            peer.message(out, CONNECT, id, port, &[]);
+        });
+        peer.stream.write_all(&batch).await?;
+    }
+}

@@ -1,0 +1,341 @@
+//! One attack: a chain of programs, a client that behaves, and thousands that do not.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::attacks::{Attack, Place};
+use crate::client::{AFTER, ATTACKED, Client, quantile, works_within};
+use crate::programs::{self, Ports, Program, Starter, free_port};
+use crate::services::{self, Crowd, SilentPort};
+use crate::swarm::{Field, Tally};
+
+/// Descriptors that may be open after an attack beyond those before: the client's own come and go.
+const SLACK: u64 = 16;
+
+/// How long everything may take to be back.
+const BACK_WITHIN: Duration = Duration::from_secs(45);
+
+/// How long a program may take to serve again once the hostile server has been changed for a good one.
+const WELL_AGAIN_WITHIN: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    pub connections: usize,
+    pub addresses: usize,
+    pub idle: Duration,
+    pub attack: Duration,
+    /// How long memory is looked at after the last descriptor is back.
+    pub after: Duration,
+    /// MiB that the programs are told as their bound of what peers make them hold.
+    pub memory: u64,
+}
+
+/// Bytes of one program at which an attack is stopped, for the sake of the machine.
+const STOP_AT: u64 = 5 << 30;
+
+/// Bytes that a program may take beside its bound: code, tables, what the allocator keeps.
+const BASE: u64 = 48 << 20;
+
+/// And for each hostile connection: tasks, and the read buffers of the crypto, HTTP and WebSocket layers.
+const EACH: u64 = 48 << 10;
+
+impl Plan {
+    /// Bytes that a program may have more than before.
+    pub fn budget(&self) -> u64 {
+        (self.memory << 20) + BASE + self.connections as u64 * EACH
+    }
+}
+
+/// Before, at most, and after.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Course {
+    pub before: u64,
+    pub peak: u64,
+    pub after: u64,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Role {
+    pub memory: Course,
+    pub descriptors: Course,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Outcome {
+    pub name: String,
+    pub commit: String,
+    pub connections: usize,
+    pub tally: Tally,
+    /// Milliseconds of a round trip: p50 and p99.
+    pub idle: [f64; 2],
+    /// Of no meaning where the client stands behind the hostile server.
+    pub attacked: Option<[f64; 2]>,
+    pub trips_failed: u32,
+    /// New connections through the same forward, and new clients: how many of how many came about.
+    pub new_connections: [u32; 2],
+    pub new_clients: [u32; 2],
+    pub roles: BTreeMap<String, Role>,
+    /// Seconds until descriptors were back, and until a turned program served again.
+    pub back_after: Option<f64>,
+    /// What must not be.
+    pub faults: Vec<String>,
+}
+
+pub fn measure(
+    attack: &'static Attack,
+    folder: &Path,
+    plan: Plan,
+    commit: &str,
+) -> Result<Outcome, String> {
+    let told = |error: std::io::Error| error.to_string();
+    let logs = std::env::temp_dir().join(format!("attacks-{}-{}", std::process::id(), attack.name));
+    fs::create_dir_all(&logs).map_err(told)?;
+    let _logs = Folder(&logs);
+
+    let (host, runner, hostile) = (free_port()?, free_port()?, free_port()?);
+    let crowd = Crowd::start(runner).map_err(told)?;
+    let silent = SilentPort::new().map_err(told)?;
+    let (_refusing, refusing) = services::refusing().map_err(told)?;
+    let echo = services::echo().map_err(told)?;
+    let mut ports = Ports {
+        host,
+        runner,
+        hostile,
+        host_for_forward: host,
+        runner_for_agent: runner,
+        api: crowd.api,
+    };
+    let good = match attack.place {
+        Place::Host => {
+            ports.host_for_forward = crowd.turncoat;
+            host
+        }
+        Place::RunnerOfAgent => {
+            ports.runner_for_agent = crowd.turncoat;
+            runner
+        }
+        _ => runner,
+    };
+    crowd.turn_to(good);
+    let starter = Starter {
+        folder,
+        logs: &logs,
+        flavour: attack.flavour,
+        ports,
+        memory: plan.memory,
+    };
+    let mut chain = starter.chain(echo)?;
+    let port = chain[0].local_port(Duration::from_secs(1))?;
+    let field = Field {
+        host,
+        runner,
+        hostile,
+        silent: silent.port,
+        refusing,
+        flood: crowd.flood,
+        connections: plan.connections,
+        addresses: plan.addresses,
+        seconds: plan.attack.as_secs() + 5,
+    };
+    let turned = matches!(attack.place, Place::Host | Place::RunnerOfAgent);
+    let client = Client::new(port);
+    let watch = Watch::new(&chain);
+    let mut tally = Tally::default();
+    let mut faults = Vec::new();
+    let watched = |work: &mut dyn FnMut() -> Result<Option<f64>, String>| {
+        thread::scope(|scope| {
+            scope.spawn(|| watch.run());
+            let done = client.beside(&starter, echo, !turned, work);
+            watch.over.store(true, Relaxed);
+            done
+        })
+    };
+    let back_after = watched(&mut || {
+        sleep(plan.idle);
+        watch.note_before();
+        client.begin(ATTACKED);
+        let program = std::env::current_exe().map_err(told)?;
+        // They would be on other machines: what they compute is not to delay the client that behaves.
+        let mut command = Command::new("nice");
+        command.args(["-n", "19"]).arg(program);
+        let words = serde_json::to_string(&field).map_err(|error| error.to_string())?;
+        command.args(["attack", attack.name, &words]);
+        let log = logs.join("attackers.log");
+        let attackers = Program::start("attackers", log, &mut command, false)?;
+        if turned {
+            programs::await_port(hostile, "the attacker")?;
+            crowd.turn_to(hostile);
+        }
+        let stop = Instant::now() + plan.attack;
+        while Instant::now() < stop && watch.most() < STOP_AT {
+            sleep(Duration::from_millis(50));
+        }
+        let line = attackers.last_line().unwrap_or_default();
+        tally = serde_json::from_str(&line)
+            .map_err(|_| format!("the attackers do not work: {}", attackers.said()))?;
+        drop(attackers);
+        let ended = Instant::now();
+        client.begin(AFTER);
+        if turned {
+            crowd.turn_to(good);
+        }
+        let well = works_within(port, WELL_AGAIN_WITHIN);
+        if well.is_none() {
+            faults.push("no connection works again".into());
+        }
+        let back = watch.back(ended);
+        sleep(plan.after);
+        watch.note_after();
+        if turned { Ok(back.and(well)) } else { Ok(back) }
+    })?;
+
+    let (idle, attacked) = (client.seen(0), client.seen(ATTACKED));
+    let roles = watch.roles();
+    if back_after.is_none() && faults.is_empty() {
+        let left = roles.iter().map(|(name, role)| {
+            let counts = role.descriptors;
+            format!("{name} {} of {}", counts.after, counts.before)
+        });
+        let left: Vec<String> = left.collect();
+        faults.push(format!("descriptors are not back: {}", left.join(", ")));
+    }
+    for program in &mut chain {
+        if program.ended() {
+            faults.push(format!("{} ended", program.name));
+        }
+    }
+    for (name, role) in &roles {
+        let more = role.memory.peak.saturating_sub(role.memory.before);
+        if more > plan.budget() {
+            faults.push(format!("{name} took {} MiB", more >> 20));
+        }
+    }
+    let counts = |came: &[f64], failed: u32| {
+        let came = u32::try_from(came.len()).unwrap_or(u32::MAX);
+        [came, came + failed]
+    };
+    let new_connections = counts(&attacked.connections, attacked.connections_failed);
+    let new_clients = counts(&attacked.clients, attacked.clients_failed);
+    if !turned {
+        if attacked.trips_failed > 0 || attacked.trips.is_empty() {
+            faults.push("a round trip failed".into());
+        }
+        for (what, [came, tried]) in [("connections", new_connections), ("clients", new_clients)] {
+            if came * 2 < tried {
+                faults.push(format!("{} of {tried} new {what} failed", tried - came));
+            }
+        }
+        if let (Some(first), false) = (&attacked.first_failure, faults.is_empty()) {
+            faults.push(format!("first failure: {first}"));
+        }
+    }
+    let both = |trips: &[f64]| [quantile(trips, 0.5), quantile(trips, 0.99)];
+    Ok(Outcome {
+        name: attack.name.into(),
+        commit: commit.into(),
+        connections: plan.connections,
+        tally,
+        idle: both(&idle.trips),
+        attacked: (!turned && !attacked.trips.is_empty()).then(|| both(&attacked.trips)),
+        trips_failed: attacked.trips_failed,
+        new_connections,
+        new_clients,
+        roles,
+        back_after,
+        faults,
+    })
+}
+
+struct Folder<'a>(&'a Path);
+
+impl Drop for Folder<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(self.0);
+    }
+}
+
+/// Memory and descriptors of each role, looked at ten times a second.
+struct Watch {
+    ids: Vec<(&'static str, u32)>,
+    roles: Mutex<Vec<Role>>,
+    over: AtomicBool,
+}
+
+impl Watch {
+    fn new(chain: &[Program]) -> Self {
+        let ids: Vec<_> = chain.iter().map(|role| (role.name, role.id())).collect();
+        Self {
+            roles: Mutex::new(vec![Role::default(); ids.len()]),
+            ids,
+            over: AtomicBool::new(false),
+        }
+    }
+
+    fn run(&self) {
+        while !self.over.load(Relaxed) {
+            self.look(|course, now| course.peak = course.peak.max(now));
+            sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn note_before(&self) {
+        self.look(|course, now| {
+            *course = Course {
+                before: now,
+                peak: now,
+                after: now,
+            }
+        });
+    }
+
+    fn note_after(&self) {
+        self.look(|course, now| course.after = now);
+    }
+
+    /// Bytes of the role that has most.
+    fn most(&self) -> u64 {
+        let roles = self.ids.iter().map(|(_, id)| programs::resident(*id));
+        roles.max().unwrap_or(0)
+    }
+
+    /// Seconds until every role has the descriptors that it had.
+    fn back(&self, since: Instant) -> Option<f64> {
+        while since.elapsed() < BACK_WITHIN {
+            self.note_after();
+            let back = self.roles.lock().is_ok_and(|roles| {
+                roles
+                    .iter()
+                    .all(|role| role.descriptors.after <= role.descriptors.before + SLACK)
+            });
+            if back {
+                return Some(since.elapsed().as_secs_f64());
+            }
+            sleep(Duration::from_millis(100));
+        }
+        None
+    }
+
+    fn look(&self, mut note: impl FnMut(&mut Course, u64)) {
+        let Ok(mut roles) = self.roles.lock() else {
+            return;
+        };
+        for ((_, id), role) in self.ids.iter().zip(roles.iter_mut()) {
+            note(&mut role.memory, programs::resident(*id));
+            note(&mut role.descriptors, programs::descriptors(*id));
+        }
+    }
+
+    fn roles(&self) -> BTreeMap<String, Role> {
+        let roles = self.roles.lock().map(|roles| roles.clone());
+        let names = self.ids.iter().map(|(name, _)| (*name).to_owned());
+        names.zip(roles.unwrap_or_default()).collect()
+    }
+}

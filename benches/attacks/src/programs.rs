@@ -1,0 +1,290 @@
+//! Starts the four programs and says what Linux knows of them.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::attacks::{DIRECT, Flavour, INSIDE, ROGUE};
+
+/// The token that the cluster's interface knows.
+pub const TOKEN: &str = "well-behaved";
+
+const READY: Duration = Duration::from_secs(20);
+
+/// A process that ends with its owner.
+pub struct Program {
+    pub name: &'static str,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Program {
+    pub fn start(
+        name: &'static str,
+        log: PathBuf,
+        command: &mut Command,
+        unread: bool,
+    ) -> Result<Self, String> {
+        let failed = |error| format!("cannot start {name}: {error}");
+        let out = File::create(&log).map_err(failed)?;
+        let err = if unread {
+            Stdio::piped()
+        } else {
+            out.try_clone().map_err(failed)?.into()
+        };
+        let child = command.stdin(Stdio::null()).stdout(out).stderr(err);
+        let child = child.spawn().map_err(failed)?;
+        Ok(Self { name, child, log })
+    }
+
+    pub fn ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn said(&self) -> String {
+        let mut text = Vec::new();
+        // What went wrong at the end of a long log is at its end, but the ready line is at its start.
+        if let Ok(file) = File::open(&self.log) {
+            let _ = file.take(64 << 10).read_to_end(&mut text);
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// The last line of its output, for an attacker that tells how far it is.
+    pub fn last_line(&self) -> Option<String> {
+        let text = fs::read_to_string(&self.log).ok()?;
+        let whole = text.rsplit_once('\n')?.0;
+        whole.lines().last().map(str::to_owned)
+    }
+
+    /// The port of a forward's ready line.
+    pub fn local_port(&mut self, within: Duration) -> Result<u16, String> {
+        let mut port = None;
+        until(within, "the ready line of forward", || {
+            let said = self.said();
+            let line = said.lines().find(|line| line.starts_with("Listening on "));
+            port = line
+                .and_then(|line| line.split_whitespace().nth(2))
+                .and_then(|address| address.rsplit_once(':')?.1.parse().ok());
+            if port.is_none() && self.ended() {
+                return Err(format!("forward ended: {}", said.trim_end()));
+            }
+            Ok(port.is_some())
+        })?;
+        port.ok_or_else(|| "forward names no port".into())
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Ports of a chain.
+#[derive(Debug, Clone, Copy)]
+pub struct Ports {
+    pub host: u16,
+    pub runner: u16,
+    pub hostile: u16,
+    /// Where `forward` finds the host, and the agent the runner: not always at the host and the runner itself.
+    pub host_for_forward: u16,
+    pub runner_for_agent: u16,
+    pub api: u16,
+}
+
+/// What starts programs: where they are, where they write, how they are set.
+pub struct Starter<'a> {
+    pub folder: &'a Path,
+    pub logs: &'a Path,
+    pub flavour: Flavour,
+    pub ports: Ports,
+    /// MiB that each program is told as its bound, if it knows such a flag.
+    pub memory: u64,
+}
+
+/// Whether this program can be given a bound of memory.
+fn knows_memory(program: &Path) -> bool {
+    let help = Command::new(program).arg("--help").output();
+    help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("--memory"))
+}
+
+impl Starter<'_> {
+    fn start(&self, name: &'static str, arguments: &[String]) -> Result<Program, String> {
+        let program = self.folder.join(name);
+        let mut command = Command::new(&program);
+        command.args(arguments).env("RUST_LOG", "info");
+        if knows_memory(&program) {
+            command.args(["--memory", &self.memory.to_string()]);
+        }
+        for (variable, _) in std::env::vars_os() {
+            if variable.to_string_lossy().starts_with("KOHAKURIVER") {
+                command.env_remove(variable);
+            }
+        }
+        if self.flavour == Flavour::Api && name == "forward" {
+            command.env("KOHAKURIVER_TUNNEL_TOKEN", TOKEN);
+        }
+        let unread = self.flavour == Flavour::Unread && name == "host";
+        let number = fs::read_dir(self.logs).map_or(0, Iterator::count);
+        let log = self.logs.join(format!("{number}-{name}.log"));
+        Program::start(name, log, &mut command, unread)
+    }
+
+    /// Forward, host, runner and agent.
+    pub fn chain(&self, echo: u16) -> Result<Vec<Program>, String> {
+        let ports = self.ports;
+        let at = |port: u16| format!("127.0.0.1:{port}");
+        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+        let arguments: Vec<String> = words(&[
+            "--listen",
+            &at(ports.runner),
+            "--target",
+            &format!("{DIRECT}=127.0.0.1"),
+        ]);
+        let runner = self.start("runner", &arguments)?;
+        await_port(ports.runner, "runner")?;
+        let arguments: Vec<String> = words(&[
+            "--runner-url",
+            &format!("ws://{}", at(ports.runner_for_agent)),
+            "--container-id",
+            INSIDE,
+            "--reconnect-delay",
+            "0.5",
+        ]);
+        let agent = self.start("agent", &arguments)?;
+        until(READY, "the agent's registration", || {
+            Ok(agent.said().contains("registered"))
+        })?;
+
+        let mut arguments: Vec<String> = words(&["--listen", &at(ports.host)]);
+        if self.flavour == Flavour::Api {
+            arguments.extend(["--api".into(), format!("http://{}", at(ports.api))]);
+        } else {
+            let places = [
+                ("1", DIRECT, ports.runner),
+                ("2", INSIDE, ports.runner),
+                ("3", ROGUE, ports.hostile),
+            ];
+            for (task, container, runner) in places {
+                let place = format!("{task}={container}@http://{}", at(runner));
+                arguments.extend(["--task".into(), place]);
+            }
+        }
+        if self.flavour == Flavour::Tls {
+            let [cert, key] = self.certificate()?;
+            arguments.extend(["--cert".into(), cert, "--key".into(), key]);
+        }
+        let host = self.start("host", &arguments)?;
+        await_port(ports.host, "host")?;
+        let mut forward = self.forward(echo)?;
+        forward.local_port(READY)?;
+        Ok(vec![forward, host, runner, agent])
+    }
+
+    /// One more client, of the container with an agent.
+    pub fn forward(&self, echo: u16) -> Result<Program, String> {
+        let tls = self.flavour == Flavour::Tls;
+        let (scheme, name) = if tls {
+            ("wss", "localhost")
+        } else {
+            ("ws", "127.0.0.1")
+        };
+        let mut arguments = vec![
+            "--host".into(),
+            format!("{scheme}://{name}:{}", self.ports.host_for_forward),
+            "2".into(),
+            echo.to_string(),
+            "--local-port".into(),
+            "0".into(),
+        ];
+        if tls {
+            arguments.extend([
+                "--ca".into(),
+                self.logs.join("ca.pem").display().to_string(),
+            ]);
+        }
+        self.start("forward", &arguments)
+    }
+
+    /// A certificate for localhost from an authority of its own.
+    fn certificate(&self) -> Result<[String; 2], String> {
+        let failed = |error: rcgen::Error| error.to_string();
+        let mut authority = rcgen::CertificateParams::new(Vec::new()).map_err(failed)?;
+        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let ca_key = rcgen::KeyPair::generate().map_err(failed)?;
+        let ca = authority.self_signed(&ca_key).map_err(failed)?;
+        let issuer = rcgen::Issuer::new(authority, ca_key);
+        let key = rcgen::KeyPair::generate().map_err(failed)?;
+        let leaf = rcgen::CertificateParams::new(vec!["localhost".into()]).map_err(failed)?;
+        let leaf = leaf.signed_by(&key, &issuer).map_err(failed)?;
+        let files = [
+            ("ca.pem", ca.pem()),
+            ("cert.pem", leaf.pem()),
+            ("key.pem", key.serialize_pem()),
+        ];
+        for (name, text) in files {
+            fs::write(self.logs.join(name), text).map_err(|error| error.to_string())?;
+        }
+        let path = |name: &str| self.logs.join(name).display().to_string();
+        Ok([path("cert.pem"), path("key.pem")])
+    }
+}
+
+/// Resident memory in bytes.
+pub fn resident(id: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number
+        .and_then(|text| text.parse::<u64>().ok())
+        .unwrap_or(0)
+        * 1024
+}
+
+/// Open descriptors. Since Linux 6.2 the folder's size is their number, which costs nothing to ask.
+pub fn descriptors(id: u32) -> u64 {
+    let folder = format!("/proc/{id}/fd");
+    match fs::metadata(&folder) {
+        Ok(about) if about.len() > 0 => about.len(),
+        _ => fs::read_dir(&folder).map_or(0, |entries| entries.count() as u64),
+    }
+}
+
+pub fn free_port() -> Result<u16, String> {
+    let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr());
+    let address = bound.map_err(|error| format!("no free port: {error}"))?;
+    Ok(address.port())
+}
+
+pub fn await_port(port: u16, what: &str) -> Result<(), String> {
+    until(READY, what, || {
+        let connected = TcpStream::connect((Ipv4Addr::LOCALHOST, port));
+        Ok(connected.is_ok_and(|mut stream| stream.flush().is_ok()))
+    })
+}
+
+/// Asks again and again.
+pub fn until(
+    within: Duration,
+    what: &str,
+    mut ready: impl FnMut() -> Result<bool, String>,
+) -> Result<(), String> {
+    let deadline = Instant::now() + within;
+    while !ready()? {
+        if Instant::now() > deadline {
+            return Err(format!("{what}: not within {} s", within.as_secs()));
+        }
+        sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
