@@ -31,7 +31,7 @@ fn the_first_try_comes_within_half_a_second_where_the_agents_are_few() {
         for _ in 0..1000 {
             let [first, second] = tries(agents);
             assert!(first <= 0.5, "{first} for {agents:?}");
-            assert!(second <= 1.6, "{second} for {agents:?}");
+            assert!(second <= 2.8, "{second} for {agents:?}");
         }
     }
 }
@@ -52,8 +52,8 @@ fn no_second_sees_more_than_its_share_of_many_agents_whenever_the_runner_is_back
             }
             let most = seconds.iter().max().unwrap();
             assert!(
-                // 500, those that tried in vain before, and chance.
-                *most <= 750,
+                // 500, half of that again who tried in vain before, and chance.
+                *most <= 870,
                 "{most} of {agents} in one second, back at {back}"
             );
             back += 0.7;
@@ -69,19 +69,34 @@ fn waits_grow_to_twice_the_delay_and_start_over_once_a_registration_held() {
     }
     for _ in 0..100 {
         let wait = retry.wait().as_secs_f64();
-        assert!((9.0..=11.0).contains(&wait), "{wait}");
+        assert!((5.0..=15.0).contains(&wait), "{wait}");
     }
     retry.registered(Some(1));
-    assert!(retry.wait() >= Duration::from_secs(9), "dropped at once");
+    assert!(retry.wait() >= Duration::from_secs(5), "dropped at once");
     retry.held();
     assert!(retry.wait() <= Duration::from_millis(500));
+}
+
+#[test]
+fn few_agents_do_not_come_back_in_one_second_to_a_runner_that_was_away_for_seconds() {
+    let mut bunched = 0;
+    for away in [2.0, 3.0, 5.0, 8.0] {
+        for _ in 0..250 {
+            let next = |tries: [f64; 12]| tries.into_iter().find(|at| *at >= away).unwrap();
+            let mut back: Vec<f64> = (0..12).map(|_| next(tries(Some(12)))).collect();
+            back.sort_by(f64::total_cmp);
+            // Nine of twelve within a second.
+            bunched += u32::from(back.windows(9).any(|nine| nine[8] - nine[0] < 1.0));
+        }
+    }
+    assert!(bunched <= 20, "{bunched} of 1000");
 }
 
 #[test]
 fn a_short_delay_is_kept_and_a_runner_is_not_believed_everything() {
     let mut short = Retry::new(Duration::from_millis(10));
     for _ in 0..100 {
-        assert!(short.wait() <= Duration::from_millis(22));
+        assert!(short.wait() <= Duration::from_millis(30));
     }
     for _ in 0..1000 {
         assert!(tries::<1>(Some(u32::MAX))[0] <= 200.0);

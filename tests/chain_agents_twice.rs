@@ -139,7 +139,7 @@ async fn an_agent_that_lost_its_runner_tries_again_soon_and_then_more_slowly() {
     let agent = start_agent(&runner.await.to_string());
     agent.complaint("lost the runner");
     tokio::time::sleep(Duration::from_secs(4)).await;
-    // The first, at most half a second later the second, and then after 1 and 2 s, give or take a tenth.
+    // The first, at most half a second later the second, and then after 1.5 and 4.5 s, give or take half.
     let tries = tries.load(Ordering::Relaxed);
     assert!((3..=4).contains(&tries), "{tries} tries");
 }

@@ -1,9 +1,9 @@
 //! When an agent tries again after it has lost its runner.
 //!
 //! All agents of a runner lose it in the same instant. The first wait is drawn evenly over a window that is
-//! as long as their number demands, and short where they are few. Later waits are the same for all of them,
-//! give or take a tenth. So at whatever moment the runner is back, no second sees many more than its share of
-//! registrations. Waits that are all drawn from zero would bunch them.
+//! as long as their number demands, and short where they are few. Each later wait is three times as long on
+//! average, up to a longest one, give or take half of it. So a runner that just restarts has its agents
+//! back at once; and at whatever moment one is back that was away for longer, its agents are spread.
 
 use std::time::Duration;
 
@@ -13,6 +13,10 @@ const FIRST_WITHIN: Duration = Duration::from_millis(500);
 /// About as many registrations as a runner sees in one second: a few times this is what one thread does
 /// with TLS.
 const REGISTRATIONS_PER_SECOND: u32 = 500;
+
+/// How much longer each wait is than the one before: fast enough to spread few agents over seconds once
+/// the runner has been away for seconds.
+const GROWTH: u32 = 3;
 
 /// More agents than any runner has: what a runner says beyond that is not believed.
 const AGENTS_MAX: u32 = 100_000;
@@ -69,9 +73,9 @@ impl Retry {
             self.last = Some(window);
             return window.mul_f64(share);
         };
-        let next = last.saturating_mul(2).min(self.interval.max(window));
+        let next = last.saturating_mul(GROWTH).min(self.interval.max(window));
         self.last = Some(next);
-        next.mul_f64(0.9 + share / 5.0)
+        next.mul_f64(0.5 + share)
     }
 
     /// How long to wait for the place that a newer agent has taken.
