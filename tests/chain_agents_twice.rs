@@ -11,6 +11,7 @@ use futures_util::StreamExt;
 use support::chain::{CONTAINER, Chain, connect, echo, eventually, expect_echo, service};
 use support::program::Program;
 use support::soon;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::Response;
@@ -33,9 +34,9 @@ async fn register(chain: &Chain, more: Option<&'static str>) -> Result<(Client, 
     }
 }
 
-fn start_agent(runner: &str) -> Program {
+fn start_agent(runner: &str, name: &str) -> Program {
     let url = format!("ws://{runner}");
-    let args = ["--runner-url", &url, "--container-id", CONTAINER];
+    let args = ["--runner-url", &url, "--container-id", name];
     let agent = Program::start("agent", &args);
     agent.complaint("registered at");
     agent
@@ -51,8 +52,8 @@ fn lines_with(program: &Program, part: &str) -> usize {
 async fn of_two_agents_of_one_name_the_newer_serves_and_the_older_waits() {
     let chain = Chain::for_agents();
     let runner = chain.runner.address();
-    let mut older = start_agent(&runner);
-    let newer = start_agent(&runner);
+    let mut older = start_agent(&runner, CONTAINER);
+    let newer = start_agent(&runner, CONTAINER);
     let forward = chain.forward(service(echo).await.port(), &[]);
     let mut open = connect(&forward).await;
     let started = Instant::now();
@@ -127,16 +128,28 @@ async fn an_agent_is_told_how_many_there_are() {
 async fn an_agent_that_lost_its_runner_tries_again_soon_and_then_more_slowly() {
     let tries = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&tries);
-    let runner = service(move |stream| {
-        let number = counter.fetch_add(1, Ordering::Relaxed);
+    let runner = service(move |mut stream| {
+        let counter = Arc::clone(&counter);
         async move {
-            if number == 0 {
+            // Others may still look for whoever had this port before.
+            let mut start = [0; 22];
+            let peeked = stream.peek(&mut start).await;
+            if peeked.is_err() || start != *b"GET /ws/tunnel/lonely " {
+                return;
+            }
+            if counter.fetch_add(1, Ordering::Relaxed) == 0 {
                 let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
                 let _ = socket.close(None).await;
+                return;
             }
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request).await;
+            let _ = stream
+                .write_all(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n")
+                .await;
         }
     });
-    let agent = start_agent(&runner.await.to_string());
+    let agent = start_agent(&runner.await.to_string(), "lonely");
     agent.complaint("lost the runner");
     tokio::time::sleep(Duration::from_secs(4)).await;
     // The first, at most half a second later the second, and then after 1.5 and 4.5 s, give or take half.
