@@ -36,7 +36,9 @@ impl Certificates {
             ("cert.pem", certificate.pem()),
             ("key.pem", key.serialize_pem()),
         ] {
-            std::fs::write(folder.join(name), text).unwrap();
+            let path = folder.join(name);
+            std::fs::write(&path, text).unwrap();
+            support::make_private(&path);
         }
         Self(folder)
     }

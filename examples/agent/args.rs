@@ -1,16 +1,23 @@
 //! The agent's command line, the same as that of the deployed agent.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use clap::Parser;
 
 use crate::common::args::{LogArgs, LogFormat};
 use crate::common::program::{Failure, Logging};
-use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, no_roots};
+use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, NOT_ENCRYPTED, no_roots};
 use crate::common::token::TokenArgs;
 use crate::common::tunnel::TunnelArgs;
 use crate::common::url::{Url, is_name};
 use crate::registration::Settings;
+
+/// What stands in the URL of a registration.
+const REGISTRATION: &str = "/ws/tunnel/";
+
+/// Without a wait, an agent whose runner is away would do nothing but try.
+const DELAYS: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(3600);
 
 #[derive(Parser, Debug)]
 #[command(
@@ -108,33 +115,50 @@ impl Args {
                     "--runner-url ws://127.0.0.1:8001 or RUNNER_URL",
                 )
             })?;
-        let base = Url::parse(&runner).map_err(Failure::usage)?;
+        let base = Url::parse_base(&runner).map_err(Failure::usage)?;
         let name = self
             .container_id
             .clone()
             .or_else(|| variable("KOHAKURIVER_CONTAINER_ID"));
-        let url = if base.path.contains("/ws/tunnel/") {
-            base
-        } else {
-            let name = name.ok_or_else(|| {
-                missing(
+        if let Some(name) = name.as_deref().filter(|name| !is_name(name)) {
+            return Err(Failure::usage(format!(
+                "{name:?} is no container name: use letters, digits, dots, dashes and underscores"
+            )));
+        }
+        // A trailing slash is not in the path any more, and a name may be missing.
+        let path = format!("{}/", base.path);
+        let own = path.split_once(REGISTRATION);
+        let own = own.map(|(_, own)| own.trim_end_matches('/'));
+        let url = match (own, name) {
+            (None, None) => {
+                return Err(missing(
                     "no container name",
                     "--container-id kohakuriver-vps-42 or CONTAINER_ID",
-                )
-            })?;
-            if !is_name(&name) {
+                ));
+            }
+            (None, Some(name)) => base.join(&format!("{REGISTRATION}{name}")),
+            (Some(own), _) if !is_name(own) => {
                 return Err(Failure::usage(format!(
-                    "{name:?} is no container name: use letters, digits, dots, dashes and underscores"
+                    "the URL {base} ends in no container name: write …{REGISTRATION}NAME"
                 )));
             }
-            base.join(&format!("/ws/tunnel/{name}"))
+            (Some(own), Some(name)) if own != name => {
+                return Err(Failure::usage(format!(
+                    "the URL {base} is for {own} and the container's name is {name}: \
+                     leave one of them out"
+                )));
+            }
+            (Some(_), _) => base,
         };
+        if !url.tls && (self.tls.ca.is_some() || self.identity.cert.is_some()) {
+            return Err(Failure::usage(NOT_ENCRYPTED));
+        }
         let delay = Duration::try_from_secs_f64(self.reconnect_delay)
             .ok()
-            .filter(|delay| *delay <= Duration::from_secs(3600));
+            .filter(|delay| DELAYS.contains(delay));
         let reconnect_delay = delay.ok_or_else(|| {
             Failure::usage(format!(
-                "--reconnect-delay {} is not from 0 to 3600 seconds",
+                "--reconnect-delay {} is not from 0.05 to 3600 seconds: 5 is usual",
                 self.reconnect_delay
             ))
         })?;

@@ -67,3 +67,10 @@ fn one_line(error: &Error) -> String {
     }
     line
 }
+
+/// The first name that is there twice.
+pub fn twice<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let mut seen = std::collections::HashSet::new();
+    let mut names = names;
+    names.find(|name| !seen.insert(*name))
+}

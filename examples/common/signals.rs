@@ -1,4 +1,4 @@
-//! The wish to end: SIGINT and SIGTERM, or Ctrl-C.
+//! The wish to end: SIGINT, SIGTERM and SIGHUP, or Ctrl-C.
 
 use std::io;
 
@@ -13,6 +13,9 @@ pub struct Stop {
     interrupt: Signal,
     #[cfg(unix)]
     terminate: Signal,
+    /// `None` where it is to be ignored.
+    #[cfg(unix)]
+    hang_up: Option<Signal>,
 }
 
 impl Stop {
@@ -26,6 +29,11 @@ impl Stop {
             interrupt: signal(SignalKind::interrupt())?,
             #[cfg(unix)]
             terminate: signal(SignalKind::terminate())?,
+            #[cfg(unix)]
+            hang_up: match ignores_hang_up() {
+                true => None,
+                false => Some(signal(SignalKind::hangup())?),
+            },
         })
     }
 
@@ -46,6 +54,7 @@ impl Stop {
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
+            () = hung_up(self.hang_up.as_mut()) => "SIGHUP",
         }
     }
 
@@ -54,4 +63,28 @@ impl Stop {
         let _ = tokio::signal::ctrl_c().await;
         "Ctrl-C"
     }
+}
+
+#[cfg(unix)]
+async fn hung_up(hang_up: Option<&mut Signal>) {
+    match hang_up {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether SIGHUP was ignored when this program began, as under `nohup`: then it stays so. Only Linux says
+/// it in a file; elsewhere the signal is left to the system.
+#[cfg(unix)]
+fn ignores_hang_up() -> bool {
+    /// The lowest bit of the mask is signal 1.
+    const SIGHUP: u64 = 1;
+    let status = std::fs::read_to_string("/proc/self/status");
+    let ignored = status.ok().and_then(|status| {
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("SigIgn:"))?;
+        u64::from_str_radix(line.trim(), 16).ok()
+    });
+    ignored.map_or(cfg!(not(target_os = "linux")), |mask| mask & SIGHUP != 0)
 }

@@ -1,5 +1,6 @@
 //! TLS on any hop: `wss://` as a client, a certificate as a server.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use super::http;
 use super::net::{self, Link};
 use super::program::Failure;
+use super::secret;
 use super::trust::Verifier;
 use super::url::Url;
 use super::words::{self, Trust};
@@ -44,6 +46,10 @@ pub struct IdentityArgs {
     #[arg(long, value_name = "FILE", requires = "cert")]
     key: Option<PathBuf>,
 }
+
+/// What is said of certificates for a connection that is not encrypted.
+pub const NOT_ENCRYPTED: &str =
+    "--ca and --cert are for TLS, and the URL is not: write wss://, or leave them out";
 
 /// How long somebody may take to show whether it speaks TLS.
 const TLS_ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -196,6 +202,13 @@ impl IdentityArgs {
             return Ok(None);
         };
         let chain = read_certificates(cert)?;
+        let open = File::open(key).ok();
+        if let Some(mode) = open.as_ref().and_then(secret::open_to_all) {
+            let key = key.display();
+            return Err(Failure::usage(format!(
+                "every user of this machine has access to the key {key} (mode {mode:o}): chmod 600 {key}"
+            )));
+        }
         let key = PrivateKeyDer::from_pem_file(key)
             .map_err(|error| unusable(&format!("key {}", key.display()), &words::pem(&error)))?;
         Ok(Some((chain, key)))

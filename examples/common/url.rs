@@ -52,6 +52,9 @@ impl Url {
         if !visible(authority) || !visible(path) || !visible(query) {
             return Err(wrong("a blank, a fragment or a letter beyond ASCII"));
         }
+        if !is_host(host) {
+            return Err(wrong("a host that is neither a name nor an address"));
+        }
         Ok(Self {
             tls,
             host: host.to_owned(),
@@ -59,6 +62,21 @@ impl Url {
             path: path.trim_end_matches('/').to_owned(),
             query: query.to_owned(),
         })
+    }
+
+    /// As [`parse`](Self::parse), for one to which paths are added.
+    ///
+    /// # Errors
+    /// As there, or it has a query, which would be lost.
+    pub fn parse_base(text: &str) -> Result<Self, String> {
+        let url = Self::parse(text)?;
+        if url.query.is_empty() {
+            Ok(url)
+        } else {
+            Err(format!(
+                "a query in the base URL {url}: leave out what is behind the ?"
+            ))
+        }
     }
 
     /// The same server, another path.
@@ -119,6 +137,12 @@ fn without_secrets(text: &str) -> String {
 pub fn is_name(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     (1..=128).contains(&text.len()) && text.bytes().all(plain) && !text.starts_with('.')
+}
+
+fn is_host(host: &str) -> bool {
+    let in_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let is_name = host.bytes().all(in_name) && !host.starts_with('.') && !host.contains("..");
+    is_name || host.parse::<std::net::Ipv6Addr>().is_ok()
 }
 
 fn split_authority(authority: &str, default_port: u16) -> Option<(&str, u16)> {

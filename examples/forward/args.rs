@@ -8,7 +8,7 @@ use clap::Parser;
 use crate::common::args::{LogArgs, LogFormat};
 use crate::common::program::{Failure, Logging};
 use crate::common::route::{Proto, Route, Session};
-use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, public_roots};
+use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, NOT_ENCRYPTED, public_roots};
 use crate::common::token::TokenArgs;
 use crate::common::tunnel::TunnelArgs;
 use crate::common::url::{Url, is_name};
@@ -151,6 +151,9 @@ impl Args {
             return Ok(Job::Demo);
         }
         let (task, base, any_port, words) = self.destination()?;
+        if !base.tls && (self.tls.ca.is_some() || self.identity.cert.is_some()) {
+            return Err(wrong(NOT_ENCRYPTED));
+        }
         let specs = self.ports(&words)?;
         let destination = Destination {
             whole: any_port.then(|| base.clone()),
@@ -229,6 +232,7 @@ impl Args {
         let Some((task, ports)) = self.words.split_first() else {
             return Err(wrong("no task is given"));
         };
+        let base = Url::parse_base(&text).map_err(wrong)?;
         Ok((checked_task(task)?, base, false, ports.to_vec()))
     }
 

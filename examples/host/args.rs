@@ -8,7 +8,7 @@ use clap::Parser;
 
 use crate::api::ClusterApi;
 use crate::common::addresses::Network;
-use crate::common::args::{LogArgs, LogFormat};
+use crate::common::args::{LogArgs, LogFormat, twice};
 use crate::common::ceilings::HostCeilings;
 use crate::common::memory::MemoryArgs;
 use crate::common::program::{Failure, Logging};
@@ -96,6 +96,11 @@ impl Args {
         // Not by clap, which would repeat a password in a wrong URL.
         let tasks: Result<Vec<_>, _> = self.tasks.iter().map(|task| parse_task(task)).collect();
         let tasks = tasks.map_err(Failure::usage)?;
+        if let Some(task) = twice(tasks.iter().map(|(task, _)| task.as_str())) {
+            return Err(Failure::usage(format!(
+                "--task {task} is given twice: a task is in one place, leave one of them out"
+            )));
+        }
         if !tasks.is_empty() {
             registries.push(Box::new(FixedTasks::new(tasks)));
         }
@@ -105,7 +110,7 @@ impl Args {
             ));
         }
         if let Some(url) = &self.api {
-            let url = Url::parse(url).map_err(|wrong| Failure::usage(format!("--api: {wrong}")))?;
+            let url = parse_api(url).map_err(|wrong| Failure::usage(format!("--api: {wrong}")))?;
             registries.push(Box::new(ClusterApi::new(url, dialer.clone())));
         }
         if registries.is_empty() {
@@ -130,6 +135,15 @@ impl Logging for Args {
     fn log_format(&self) -> LogFormat {
         self.log.log_format
     }
+}
+
+fn parse_api(text: &str) -> Result<Url, String> {
+    let url = Url::parse_base(text)?;
+    // Without it, any word would be the name of a machine.
+    let has_scheme = text.contains("://");
+    has_scheme.then_some(url).ok_or_else(|| {
+        format!("{text:?} is no URL: write http:// or https:// in front, as in http://cluster:8000")
+    })
 }
 
 fn parse_task(text: &str) -> Result<(String, TaskPlace), String> {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::common::addresses::Network;
-use crate::common::args::{LogArgs, LogFormat};
+use crate::common::args::{LogArgs, LogFormat, twice};
 use crate::common::ceilings::RunnerCeilings;
 use crate::common::program::{Failure, Logging};
 use crate::common::secret::Secret;
@@ -71,7 +71,7 @@ pub struct Args {
     /// Most agents at once; more are answered with 503. Without it 16384, or an eighth of the open
     /// files. No client can take their places.
     #[arg(long, value_name = "N")]
-    max_agents: Option<usize>,
+    max_agents: Option<NonZeroUsize>,
 
     /// Whether the tunnel routes are served; False or 0 turns them off and clients are told so.
     #[arg(
@@ -152,6 +152,11 @@ impl Args {
     /// # Errors
     /// A token or key file cannot be used.
     pub fn settings(&self) -> Result<Settings, Failure> {
+        if let Some(name) = twice(self.targets.iter().map(|(name, _)| name.as_str())) {
+            return Err(Failure::usage(format!(
+                "--target {name} is given twice: a name has one address, leave one of them out"
+            )));
+        }
         let token = self.token.header()?;
         let agent_token = token::header_from(self.agent_token_file.as_deref(), AGENT_TOKEN)?;
         if agent_token.is_some() && agent_token == token {
@@ -169,7 +174,7 @@ impl Args {
             tunnels: self.tunnels.settings(),
             ceilings: RunnerCeilings::new(
                 self.max_sessions.map(NonZeroUsize::get),
-                self.max_agents,
+                self.max_agents.map(NonZeroUsize::get),
             ),
             max_per_address: self.max_per_address.map(NonZeroUsize::get),
             proxies: self.proxies.clone(),

@@ -47,7 +47,8 @@ impl Program {
         Self::spawn(name, limited)
     }
 
-    fn spawn(name: &str, mut command: Command) -> Self {
+    /// Starts a command that becomes an example.
+    pub fn spawn(name: &str, mut command: Command) -> Self {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command
             .spawn()

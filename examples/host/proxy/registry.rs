@@ -49,7 +49,7 @@ impl TaskPlace {
                     .to_owned(),
             );
         }
-        let runner = Url::parse(runner)?;
+        let runner = Url::parse_base(runner)?;
         let container = container.to_owned();
         Ok(Self { container, runner })
     }

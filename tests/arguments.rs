@@ -1,0 +1,261 @@
+//! Arguments that make no sense are refused: one line that names them and says what to do.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use support::LIMIT;
+use support::program::{self, Program};
+
+const PLACE: &str = "42=box@http://127.0.0.1:1";
+const ANY: [&str; 2] = ["--listen", "127.0.0.1:0"];
+
+/// The one line with which a program of exit code 2 ends.
+fn refusal(name: &str, args: &[&str], environment: &[(&str, &str)]) -> String {
+    let mut program = Program::start_with(name, args, environment);
+    assert_eq!(program.exit(LIMIT), 2, "{name} {args:?}");
+    program.complaint(&format!("{name}: "));
+    std::thread::sleep(Duration::from_millis(20));
+    let said = program.stderr();
+    assert_eq!(said.len(), 1, "{name} {args:?}: {said:?}");
+    said[0].clone()
+}
+
+/// A file of a test, removed when dropped.
+struct Named(PathBuf);
+
+impl Named {
+    fn new(name: &str, contents: &[u8], mode: u32) -> Self {
+        let path = std::env::temp_dir().join(format!("arguments-{}-{name}", std::process::id()));
+        std::fs::write(&path, contents).unwrap();
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        Self(path)
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn what_contradicts_itself_is_refused() {
+    let other = "42=box@http://127.0.0.1:2";
+    let url = "ws://x/ws/tunnel/mine";
+    for (name, args, said) in [
+        (
+            "host",
+            &["--task", PLACE, "--task", other][..],
+            &["--task 42", "twice"][..],
+        ),
+        (
+            "host",
+            &["--task", PLACE, "--task", PLACE],
+            &["--task 42", "twice"],
+        ),
+        (
+            "host",
+            &["--api", "nope"],
+            &["--api", "\"nope\"", "http://"],
+        ),
+        ("host", &["--api", "http://no pe"], &["--api"]),
+        ("host", &["--api", "http://x?y=z"], &["--api", "query"]),
+        (
+            "host",
+            &["--task", "42=box@http://a,b:1"],
+            &["--task 42", "a,b"],
+        ),
+        (
+            "host",
+            &["--task", PLACE, "--max-sessions", "0"],
+            &["--max-sessions", "0"],
+        ),
+        (
+            "runner",
+            &["--target", "a=1.2.3.4", "--target", "a=1.2.3.5"],
+            &["--target a", "twice"],
+        ),
+        ("runner", &["--max-sessions", "0"], &["--max-sessions", "0"]),
+        ("runner", &["--max-agents", "0"], &["--max-agents", "0"]),
+        (
+            "agent",
+            &["--runner-url", url, "--container-id", "yours"],
+            &["mine", "yours", "leave"],
+        ),
+        (
+            "agent",
+            &["--runner-url", "ws://x/ws/tunnel/", "--container-id", "a"],
+            &["/ws/tunnel/"],
+        ),
+        (
+            "agent",
+            &["--runner-url", "ws://x/ws/tunnel/a/b"],
+            &["/ws/tunnel/a/b"],
+        ),
+        (
+            "agent",
+            &["--runner-url", "ws://x?a=b", "--container-id", "a"],
+            &["query"],
+        ),
+        (
+            "agent",
+            &[
+                "--runner-url",
+                "ws://x",
+                "--container-id",
+                "a",
+                "--reconnect-delay",
+                "0",
+            ],
+            &["--reconnect-delay 0"],
+        ),
+        (
+            "agent",
+            &[
+                "--runner-url",
+                "ws://x",
+                "--container-id",
+                "a",
+                "--ca",
+                "/dev/null",
+            ],
+            &["--ca", "wss://"],
+        ),
+        (
+            "forward",
+            &["42", "80", "--host", "ws://x", "--ca", "/dev/null"],
+            &["--ca", "wss://"],
+        ),
+        ("forward", &["42", "80", "--host", "ws://x?y=z"], &["query"]),
+        ("forward", &["42", "80", "--host", "ws://a..b"], &["a..b"]),
+        (
+            "forward",
+            &["42", "80", "8080:80", "--udp-peers", "0"],
+            &["--udp-peers", "0"],
+        ),
+    ] {
+        let line = refusal(name, args, &[]);
+        for part in said {
+            assert!(
+                line.contains(part),
+                "{name} {args:?}: {part:?} is not in {line:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_agent_takes_its_name_from_either_or_both() {
+    for args in [
+        &["--runner-url", "ws://127.0.0.1:1/ws/tunnel/box"][..],
+        &[
+            "--runner-url",
+            "ws://127.0.0.1:1/ws/tunnel/box",
+            "--container-id",
+            "box",
+        ],
+    ] {
+        let more = ["--max-reconnect", "1"];
+        let mut agent = Program::start("agent", &[args, &more[..]].concat());
+        assert_eq!(agent.exit(LIMIT), 3, "{args:?}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_token_that_everybody_can_read_or_that_is_none_is_refused() {
+    let token = |name, mode| Named::new(name, b"s3cret\n", mode);
+    let flags = [
+        ("host", "--token-file", &["--task", PLACE][..]),
+        ("runner", "--token-file", &[]),
+        ("runner", "--agent-token-file", &[]),
+        (
+            "agent",
+            "--token-file",
+            &["--runner-url", "ws://x", "--container-id", "a"],
+        ),
+        ("forward", "--token-file", &["42", "80"]),
+    ];
+    let open = token("open", 0o644);
+    let large = Named::new("large", b"", 0o600);
+    // As large as it says without taking the room.
+    std::fs::File::options()
+        .write(true)
+        .open(&large.0)
+        .unwrap()
+        .set_len(1 << 30)
+        .unwrap();
+    for (name, flag, args) in flags {
+        let with = |file: &str| refusal(name, &[args, &[flag, file]].concat(), &[]);
+        let line = with(open.path());
+        assert!(
+            line.contains("mode 644") && line.contains("chmod 600"),
+            "{line}"
+        );
+        assert!(!line.contains("s3cret"), "{line}");
+        let line = with(large.path());
+        assert!(line.contains("more than 4096 bytes"), "{line}");
+    }
+    for (name, variable, args) in [
+        ("host", "KOHAKURIVER_TUNNEL_TOKEN", &["--task", PLACE][..]),
+        ("runner", "KOHAKURIVER_TUNNEL_AGENT_TOKEN", &[]),
+        ("forward", "KOHAKURIVER_TUNNEL_TOKEN", &["42", "80"]),
+    ] {
+        let line = refusal(name, args, &[(variable, "")]);
+        assert!(line.contains(variable) && line.contains("empty"), "{line}");
+    }
+    // Mounted for a group.
+    let group = token("group", 0o440);
+    let args = [&ANY[..], &["--token-file", group.path()]].concat();
+    Program::start("runner", &args).address();
+}
+
+#[cfg(unix)]
+#[test]
+fn a_key_that_everybody_can_read_is_refused() {
+    let key = Named::new("key", b"-----BEGIN", 0o604);
+    let cert = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let cert = Named::new("cert", cert.cert.pem().as_bytes(), 0o644);
+    let line = refusal("runner", &["--cert", cert.path(), "--key", key.path()], &[]);
+    assert!(line.contains("chmod 600"), "{line}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_hang_up_ends_it_well_unless_it_is_ignored() {
+    let under = |wrapper: &[&str]| {
+        let host = program::command("host");
+        let mut command = std::process::Command::new(wrapper[0]);
+        command
+            .args(&wrapper[1..])
+            .arg(host.get_program())
+            .args(ANY)
+            .args(["--task", PLACE]);
+        Program::spawn("host", command)
+    };
+    let mut host = under(&["env", "--default-signal=HUP"]);
+    host.address();
+    host.signal("HUP");
+    assert_eq!(host.exit(LIMIT), 0);
+    host.complaint("SIGHUP: ending");
+
+    let mut host = under(&["env", "--ignore-signal=HUP"]);
+    host.address();
+    host.signal("HUP");
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(host.is_running());
+    host.signal("TERM");
+    assert_eq!(host.exit(LIMIT), 0);
+    host.complaint("SIGTERM: ending");
+}
