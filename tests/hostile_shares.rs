@@ -230,3 +230,30 @@ fn a_limit_that_is_not_asked_for_is_no_warning() {
         assert!(program.stderr().is_empty(), "{:?}", program.stderr());
     }
 }
+
+#[tokio::test]
+async fn one_address_cannot_have_all_the_places_of_agents() {
+    let args = ["--listen", "127.0.0.1:0", "--max-agents", "9"];
+    let runner = Program::start("runner", &args);
+    let address = runner.address();
+    let register = async |number: usize| {
+        let url = format!("ws://{address}/ws/tunnel/fake-{number}");
+        let stream = connect_from(10, address.parse().unwrap()).await.unwrap();
+        let request = url.into_client_request().unwrap();
+        client_async(request, stream).await.map(|(agent, _)| agent)
+    };
+    let mut fakes = Vec::new();
+    while let Ok(agent) = register(fakes.len()).await {
+        fakes.push(agent);
+    }
+    assert_eq!(fakes.len(), 8);
+    let agent = start_agent(&address);
+    // Who comes again has its place still, more than once.
+    for _ in 0..3 {
+        let again = register(0).await.unwrap();
+        fakes.push(again);
+        assert!(register(100).await.is_err());
+    }
+    drop((fakes, agent));
+    eventually("places again", LIMIT, || async { register(100).await.ok() }).await;
+}

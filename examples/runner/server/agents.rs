@@ -11,7 +11,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::agent_tunnel::Tunnel;
+use crate::common::addresses::Source;
+use crate::common::dials::LASTING;
 use crate::common::farewell::Farewell;
+use crate::common::places::{Full, Place, Places, Sizes};
 use crate::common::tunnel;
 use crate::common::ws::{REPLACED, Socket};
 
@@ -30,7 +33,7 @@ pub struct Agents {
     /// Told of every registration.
     registered: watch::Sender<()>,
     started: Instant,
-    limit: usize,
+    places: Places<Source>,
 }
 
 #[derive(Default)]
@@ -40,31 +43,43 @@ struct State {
     connections: u64,
 }
 
-#[derive(Clone)]
 struct Agent {
     /// Which connection this is: an old one that ends late must not take a newer one along.
     connection: u64,
     tunnel: Tunnel,
     farewell: Farewell,
     peer: SocketAddr,
+    /// Handed on to whoever replaces it.
+    place: Option<Place<Source>>,
     /// When a replacement under this name was last warned of.
     warned: Option<Instant>,
 }
 
 impl Agents {
-    pub fn new(limit: usize) -> Self {
+    pub fn new(places: usize) -> Self {
         Self {
             state: Mutex::default(),
             registered: watch::Sender::new(()),
             started: Instant::now(),
-            limit,
+            places: Places::new(Sizes {
+                places,
+                each: places,
+                times_free: LASTING,
+                queue: 0,
+            }),
         }
     }
 
-    /// Whether an agent of this name may register: a newer one of the same name always may.
-    pub fn has_room(&self, name: &str) -> bool {
-        let state = self.lock();
-        state.live.len() < self.limit || state.live.contains_key(name)
+    /// A place for an agent of this name, none if it will replace an older one and take over its place.
+    ///
+    /// # Errors
+    /// All are taken, or this source has its share.
+    pub fn place(&self, name: &str, source: Source) -> Result<Option<Place<Source>>, Full> {
+        match self.places.try_take(source) {
+            Ok(place) => Ok(Some(place)),
+            Err(_) if self.lock().live.contains_key(name) => Ok(None),
+            Err(full) => Err(full),
+        }
     }
 
     /// Whether an agent of this name is registered and there.
@@ -82,7 +97,7 @@ impl Agents {
         socket: Socket,
         v2: bool,
         name: String,
-        peer: SocketAddr,
+        (peer, place): (SocketAddr, Option<Place<Source>>),
         tunnels: &tunnel::Settings,
     ) {
         let farewell = Farewell::default();
@@ -90,7 +105,7 @@ impl Agents {
             tunnel::over_with(socket, Role::Opener, v2, tunnels, farewell.clone());
         // Agents open nothing.
         drop(acceptor);
-        let connection = self.register(&name, mux, farewell, peer);
+        let connection = self.register(&name, mux, farewell, (peer, place));
         tracing::info!(container = name, %peer, v2, "agent registered");
         let ended = driver.await;
         if self.remove(&name, connection) {
@@ -135,7 +150,13 @@ impl Agents {
         since.elapsed() < COMES_BACK_WITHIN
     }
 
-    fn register(&self, name: &str, mux: Mux, farewell: Farewell, peer: SocketAddr) -> u64 {
+    fn register(
+        &self,
+        name: &str,
+        mux: Mux,
+        farewell: Farewell,
+        (peer, place): (SocketAddr, Option<Place<Source>>),
+    ) -> u64 {
         let mut state = self.lock();
         state.connections += 1;
         let connection = state.connections;
@@ -145,9 +166,13 @@ impl Agents {
             tunnel: Tunnel::new(mux),
             farewell,
             peer,
+            place,
             warned: None,
         };
-        let replaced = state.live.insert(name.to_owned(), agent);
+        let mut replaced = state.live.insert(name.to_owned(), agent);
+        if let (Some(old), Some(new)) = (&mut replaced, state.live.get_mut(name)) {
+            new.place = new.place.take().or_else(|| old.place.take());
+        }
         let replaced = replaced.inspect(|old| {
             let recent = |at: &Instant| at.elapsed() < WARN_AGAIN_AFTER;
             let recently = old.warned.filter(recent);

@@ -70,6 +70,8 @@ struct Counters {
     sessions: Counter,
     refused: Counter,
     agents: Counter,
+    /// Agents for which there was no place.
+    agents_full: Counter,
     /// Connections joined to an agent.
     joined: Counter,
     /// Connections that a session asked for and is not for.
@@ -152,10 +154,11 @@ impl Runner {
                     let off = "tunnels are turned off on this runner";
                     return Err(BadRequest::new(StatusCode::SERVICE_UNAVAILABLE, off));
                 }
-                if !self.agents.has_room(&name) {
+                let place = self.agents.place(&name, caller.source).map_err(|_| {
+                    self.counters.agents_full.add(1);
                     let full = "this runner has as many agents as it may: try again later";
-                    return Err(BadRequest::new(StatusCode::SERVICE_UNAVAILABLE, full));
-                }
+                    BadRequest::new(StatusCode::SERVICE_UNAVAILABLE, full)
+                })?;
                 let yields = request.headers().contains_key(ws::IF_FREE);
                 if yields && self.agents.is_taken(&name) {
                     let taken = "another agent is registered for this container";
@@ -170,7 +173,8 @@ impl Runner {
                     caller.handshake.settle();
                     if let Some(socket) = upgraded {
                         let tunnels = &self.settings.tunnels;
-                        self.agents.serve(socket, v2, name, peer, tunnels).await;
+                        let agent = (peer, place);
+                        self.agents.serve(socket, v2, name, agent, tunnels).await;
                     }
                 });
                 return Ok(answer);
@@ -200,6 +204,7 @@ impl Runner {
             (r#"{cause="late"}"#, front.late.value()),
             (r#"{cause="sessions"}"#, places.full.value()),
             (r#"{cause="address"}"#, places.share.value()),
+            (r#"{cause="agents"}"#, counters.agents_full.value()),
         ];
         let refused = &served.dials.refused;
         let bounds = [
