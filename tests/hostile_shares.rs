@@ -257,3 +257,30 @@ async fn one_address_cannot_have_all_the_places_of_agents() {
     drop((fakes, agent));
     eventually("places again", LIMIT, || async { register(100).await.ok() }).await;
 }
+
+#[tokio::test]
+async fn too_many_open_files_is_one_line_and_passes() {
+    let args = ["--listen", "127.0.0.1:0"];
+    let usual = Program::start("runner", &args);
+    usual.address();
+    let files = u32::try_from(usual.descriptors()).unwrap() + 1;
+    let runner = Program::start_limited("runner", &args, files);
+    let address = runner.address();
+    let mut waiting = Vec::new();
+    for last in 10..20 {
+        waiting.push(connect_from(last, address.parse().unwrap()).await.unwrap());
+    }
+    runner.complaint("cannot accept connections now: too many open files");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(runner.stderr().len(), 1, "{:?}", runner.stderr());
+    drop(waiting);
+    eventually("an answer", LIMIT, || async {
+        let stream = connect_from(1, address.parse().unwrap()).await.ok()?;
+        let request = format!("ws://{address}/healthz")
+            .into_client_request()
+            .unwrap();
+        let answer = client_async(request, stream).await;
+        matches!(answer, Err(Error::Http(_))).then_some(())
+    })
+    .await;
+}
