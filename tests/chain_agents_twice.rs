@@ -72,6 +72,7 @@ async fn of_two_agents_of_one_name_the_newer_serves_and_the_older_waits() {
     );
     assert_eq!(older.stderr().len(), 2);
     let warned = chain.runner.complaint("replaced by a newer one");
+    assert!(warned.contains("connection, two run with the same --container-id"));
     assert!(warned.contains("older=127.0.0.1:") && warned.contains("newer=127.0.0.1:"));
     assert_eq!(lines_with(&chain.runner, "WARN"), 1);
 }

@@ -179,7 +179,8 @@ impl Agents {
             if recently.is_none() {
                 tracing::warn!(
                     container = name, older = %old.peer, newer = %peer,
-                    "an agent was replaced by a newer one of its name: unless it had lost its connection, two run with                      the same --container-id"
+                    "an agent was replaced by a newer one of its name: unless it had lost its \
+                     connection, two run with the same --container-id"
                 );
             }
             if let Some(new) = state.live.get_mut(name) {
