@@ -250,7 +250,7 @@ async fn a_connection_made_while_the_tunnel_is_down_waits_a_bounded_time() {
 async fn an_agent_gives_up_where_it_is_told_to() {
     let url = format!("ws://127.0.0.1:{}", free_port());
     let args = ["--runner-url", &url, "--container-id", "box"];
-    let few = ["--reconnect-delay", "0.01", "--max-reconnect", "3"];
+    let few = ["--reconnect-delay", "0.05", "--max-reconnect", "3"];
     let mut agent = Program::start("agent", &[args, [few[0], few[1], few[2], few[3]]].concat());
     assert_eq!(agent.exit(BACK), 3);
     agent.complaint("giving up after 3 tries");
