@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use support::chain::{CONTAINER, Chain, echo, eventually, service};
 use support::flood::{Attack, Flood, connect_from};
 use support::program::Program;
-use support::{LIMIT, soon};
+use support::{LIMIT, make_private, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -129,7 +129,9 @@ impl Identity {
         std::fs::create_dir_all(&folder).unwrap();
         let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
         std::fs::write(folder.join("cert.pem"), made.cert.pem()).unwrap();
-        std::fs::write(folder.join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+        let key = folder.join("key.pem");
+        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        make_private(&key);
         Self(folder)
     }
 
