@@ -3,7 +3,8 @@
 //! `cargo run --release` here. One stream over tungstenite, writes of 32 KiB, reads into 32 KiB, each run on
 //! a tunnel of its own: over loopback TCP one way and both ways at once, and through a pipe of 1 MiB in
 //! memory. Payload bytes of all directions per second; the median of five, the peers in turns so that the
-//! machine's moods hit both.
+//! machine's moods hit both. To choose the congestion control, start it in a network namespace whose loopback
+//! routes name one: benches/tunnel/README.md.
 
 use std::time::Instant;
 
@@ -122,6 +123,10 @@ const SHAPES: [Shape; 6] = [
 
 #[tokio::main]
 async fn main() {
+    // Decides much over loopback, and both peers have the same: nobody here asks for another.
+    let congestion = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
+    let congestion = congestion.unwrap_or_else(|_| "unknown".into());
+    println!("congestion control of both peers: {}\n", congestion.trim());
     println!("| shape | ours GB/s | penguin-mux 0.8.4 GB/s | ratio | target |");
     println!("|---|---|---|---|---|");
     for shape in SHAPES {
