@@ -1,5 +1,6 @@
-//! The close frames of a tunnel's WebSocket. The mux ends its transport without a word of its own, and
-//! takes any close frame for the end: here a program says which frame is sent, and reads which one came.
+//! The close frames of a tunnel's WebSocket. The mux ends its transport without a word of its own,
+//! and takes any close frame for the end: here a program says which frame is sent, and reads which
+//! one came.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

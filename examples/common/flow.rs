@@ -1,7 +1,8 @@
 //! A flow at the service's end: a socket of its own, so that answers and refusals find back.
 //!
-//! A refusal (ICMP "port unreachable") is about a datagram that was sent before. The kernel keeps it as an
-//! error of the socket: it makes the next call fail, and it does not make the socket readable.
+//! A refusal (ICMP "port unreachable") is about a datagram that was sent before. The kernel keeps
+//! it as an error of the socket: it makes the next call fail, and it does not make the socket
+//! readable.
 
 use std::cell::RefCell;
 use std::io;
@@ -19,8 +20,8 @@ use tokio::time::{Instant, sleep_until};
 use super::net;
 use super::serve::{FLOW_IDLE, Served, reason};
 
-/// How long a flow is refused, without an answer ever, before the opener is told: long enough for a service
-/// that is just restarting, soon enough for somebody who waits for an answer.
+/// How long a flow is refused, without an answer ever, before the opener is told: long enough for a
+/// service that is just restarting, soon enough for somebody who waits for an answer.
 const REFUSED_FOR: Duration = Duration::from_millis(750);
 
 /// The largest UDP payload, and one byte to notice more.
@@ -40,7 +41,8 @@ pub struct ServiceFlow<'a> {
     current: usize,
     /// The current one has answered, and has not refused since.
     serves: bool,
-    /// The last datagram, while nothing has answered it, and to how many other addresses it may still go.
+    /// The last datagram, while nothing has answered it, and to how many other addresses it may
+    /// still go.
     unanswered: Option<(Bytes, usize)>,
     /// Whether there was an answer ever.
     answered: bool,
@@ -93,9 +95,9 @@ impl<'a> ServiceFlow<'a> {
 
     /// Carries datagrams until the flow ends; says how that came.
     ///
-    /// One refusal ends nothing: the service may just be restarting. A flow that never had an answer and is
-    /// refused for a while is ended where `tells`: its opener tells its user, and opens another with the next
-    /// datagram.
+    /// One refusal ends nothing: the service may just be restarting. A flow that never had an
+    /// answer and is refused for a while is ended where `tells`: its opener tells its user, and
+    /// opens another with the next datagram.
     pub async fn run(mut self, tells: bool) -> Reset {
         let mut last_used = Instant::now();
         let idle = sleep_until(last_used + FLOW_IDLE);
@@ -149,7 +151,8 @@ impl<'a> ServiceFlow<'a> {
 
     async fn send(&mut self, datagram: Bytes) {
         let others = self.addresses.len().saturating_sub(1);
-        // Each refusal that comes up here is about an earlier datagram, and kept this one from being sent.
+        // Each refusal that comes up here is about an earlier datagram, and kept this one from
+        // being sent.
         for _ in 0..=self.addresses.len() {
             let Err(error) = self.socket.send(&datagram).await else {
                 if let Some(refused) = &mut self.refused {

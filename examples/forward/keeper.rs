@@ -1,5 +1,5 @@
-//! Keeps the tunnels of a command up: waits for the first one where it was asked to, and connects again
-//! when one is lost. After the first success only the user ends it.
+//! Keeps the tunnels of a command up: waits for the first one where it was asked to, and connects
+//! again when one is lost. After the first success only the user ends it.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -48,7 +48,8 @@ pub struct Keeper {
     destination: Arc<Destination>,
     url: Url,
     ports: Vec<Port>,
-    /// The session is for any port because there are several, and each can have one of its own instead.
+    /// The session is for any port because there are several, and each can have one of its own
+    /// instead.
     splits: bool,
     backoff: Backoff,
     outage: Arc<Outage>,

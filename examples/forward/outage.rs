@@ -1,5 +1,5 @@
-//! What the user is told while tunnels of a command are down: one line when the first is lost, one for
-//! each reason of a refusal, one when all are up again. However many ports there are.
+//! What the user is told while tunnels of a command are down: one line when the first is lost, one
+//! for each reason of a refusal, one when all are up again. However many ports there are.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};

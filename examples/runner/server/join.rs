@@ -14,7 +14,8 @@ use tokio::time::Instant;
 
 use crate::common::serve::{FLOW_IDLE, LAST_WORDS};
 
-/// Joins two streams until both directions have ended, each for itself; a reset of either reaches the other.
+/// Joins two streams until both directions have ended, each for itself; a reset of either reaches
+/// the other.
 pub async fn streams(mut client: TunnelStream, mut agent: TunnelStream) {
     let one_finished = AtomicBool::new(false);
     let (to_agent, to_client) = {
@@ -22,7 +23,8 @@ pub async fn streams(mut client: TunnelStream, mut agent: TunnelStream) {
         let (agent_read, agent_write) = agent.split_mut();
         let mut up = pin!(pump(client_read, agent_write, &one_finished));
         let mut down = pin!(pump(agent_read, client_write, &one_finished));
-        // A leg that is reset has its own direction to end: what it sent before the reset comes first.
+        // A leg that is reset has its own direction to end: what it sent before the reset comes
+        // first.
         tokio::select! {
             ended = &mut up => match ended {
                 Ended::Both => (None, None),
@@ -44,7 +46,8 @@ pub async fn streams(mut client: TunnelStream, mut agent: TunnelStream) {
     }
 }
 
-/// Joins two flows until either ends, or both fall silent; gives the reason with which the agent ended its own.
+/// Joins two flows until either ends, or both fall silent; gives the reason with which the agent
+/// ended its own.
 pub async fn flows(client: &TunnelDatagram, agent: &TunnelDatagram) -> Option<Reset> {
     let mut last_used = Instant::now();
     let mut idle = pin!(tokio::time::sleep_until(last_used + FLOW_IDLE));
@@ -129,8 +132,8 @@ async fn pump(from: &mut ReadHalf, to: &mut WriteHalf, one_finished: &AtomicBool
     Ended::SenderReset(reset_of(from).await)
 }
 
-/// A sender that was reset while the receiver takes nothing. Without the bound, a stalled service would keep
-/// the connections of all clients that gave up on it.
+/// A sender that was reset while the receiver takes nothing. Without the bound, a stalled service
+/// would keep the connections of all clients that gave up on it.
 async fn abandoned(from: &mut ReadHalf) -> Reset {
     let reset = reset_of(from).await;
     tokio::time::sleep(LAST_WORDS).await;
