@@ -4,7 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::AsyncRead;
 use tokio_util::io::poll_read_buf;
 use tungstenite::Message;
@@ -15,7 +15,9 @@ use crate::budget::Charge;
 use crate::close;
 use crate::error::{Error, Violation};
 use crate::header::Header;
-use crate::limits::{BYTES_PER_TURN, FRAMES_PER_TURN, FREE_ALLOWANCE, READ_AHEAD_MAX, READ_MIN};
+use crate::limits::{
+    BYTES_PER_TURN, COPIED_BELOW, FRAMES_PER_TURN, FREE_ALLOWANCE, READ_AHEAD_MAX, READ_MIN,
+};
 use crate::mask::apply_mask;
 use crate::partial::{Partial, message};
 
@@ -28,6 +30,8 @@ pub(crate) struct Inbound {
     /// Size of the allocation that `buffer` is the rest of.
     allocated: usize,
     read_size: usize,
+    /// Bytes of the data frame that is read, or of the last one.
+    frame: usize,
     partial: Option<Partial>,
     charge: Charge,
     /// Frames since others last had their turn.
@@ -58,6 +62,7 @@ impl Inbound {
             allocated: buffer.capacity(),
             buffer,
             read_size: READ_MIN,
+            frame: 0,
             partial: None,
             charge,
             frames: 0,
@@ -81,6 +86,9 @@ impl Inbound {
             };
             self.check_data(&header)?;
             let whole = header.size.saturating_add(header.len);
+            if matches!(header.opcode, OpCode::Data(_)) {
+                self.frame = whole;
+            }
             if let Some(missing) = whole.checked_sub(self.buffer.len() + 1) {
                 return Ok(Found::Missing(missing + 1));
             }
@@ -142,7 +150,7 @@ impl Inbound {
 
     /// Kept by a reader who is in no hurry, a payload must not pin a read buffer of many times its size.
     fn unpinned(&self, payload: BytesMut) -> BytesMut {
-        if payload.len() < self.read_size / 8 {
+        if payload.len() < COPIED_BELOW.min(self.read_size / 8) {
             return BytesMut::from(&*payload);
         }
         payload
@@ -156,13 +164,14 @@ impl Inbound {
         missing: usize,
     ) -> Poll<Result<usize, Error>> {
         self.make_room(missing)?;
-        let room = self.buffer.capacity() - self.buffer.len();
-        let read = poll_read_buf(Pin::new(socket), cx, &mut self.buffer);
+        let most = self.whole_frames(self.buffer.capacity() - self.buffer.len());
+        let mut room = (&mut self.buffer).limit(most);
+        let read = poll_read_buf(Pin::new(socket), cx, &mut room);
         if read.is_pending() {
             self.rest();
         }
         let len = ready!(read)?;
-        if len == room {
+        if len == most {
             self.read_size = (self.read_size * 2).min(READ_AHEAD_MAX);
         } else if len < self.read_size / 4 {
             self.read_size = (self.read_size / 2).max(READ_MIN);
@@ -184,11 +193,21 @@ impl Inbound {
         self.charge.hold(held);
     }
 
+    /// As many bytes, up to `most`, as end with a frame if the next ones are as long as this. What is cut
+    /// at the end of a buffer would have to be copied to the next.
+    fn whole_frames(&self, most: usize) -> usize {
+        let first = self.frame.saturating_sub(self.buffer.len());
+        if first == 0 || first > most {
+            return most;
+        }
+        most - (most - first) % self.frame
+    }
+
     fn make_room(&mut self, missing: usize) -> Result<(), Error> {
         let len = self.buffer.len();
         let room = self.buffer.capacity() - len;
         // In proportion to what has come: a length alone costs the other side nothing.
-        let wanted = self.read_size.max(missing.min(len));
+        let wanted = self.whole_frames(self.read_size.max(missing.min(len)));
         if room >= wanted.min(missing.max(READ_MIN)) {
             return Ok(());
         }

@@ -21,12 +21,15 @@ pub const FREE_ALLOWANCE: usize = 16 << 10;
 /// Bytes thrown away after an error, while the peer is given the chance to read the reason.
 pub const DISCARDED_MAX: usize = 256 << 10;
 
-/// The most that one read asks for: where a peer sends as fast as it can, a read costs as much as the copy
-/// of this.
-pub const READ_AHEAD_MAX: usize = 128 << 10;
+/// The most that one read asks for: two of the tunnel's largest messages with their headers.
+pub const READ_AHEAD_MAX: usize = 132 << 10;
 
 /// The least. A connection that is idle holds no more.
 pub(crate) const READ_MIN: usize = 8 << 10;
+
+/// Payloads from here on keep the buffer that they were read into; shorter ones are copied out of it when it
+/// is more than eight times as large.
+pub(crate) const COPIED_BELOW: usize = 16 << 10;
 
 /// Payloads up to this are copied behind their header; one write for both costs less than two.
 pub(crate) const SMALL: usize = 1024;
