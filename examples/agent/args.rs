@@ -7,6 +7,7 @@ use clap::Parser;
 
 use crate::common::args::{LogArgs, LogFormat};
 use crate::common::program::{Failure, Logging};
+use crate::common::proxies::ProxyArgs;
 use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, NOT_ENCRYPTED, no_roots};
 use crate::common::token::TokenArgs;
 use crate::common::tunnel::TunnelArgs;
@@ -17,7 +18,7 @@ use crate::registration::Settings;
 const REGISTRATION: &str = "/ws/tunnel/";
 
 /// Without a wait, an agent whose runner is away would do nothing but try.
-const DELAYS: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(3600);
+const DELAYS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
 
 #[derive(Parser, Debug)]
 #[command(
@@ -93,6 +94,9 @@ pub struct Args {
     tls: ClientTlsArgs,
 
     #[command(flatten)]
+    proxy: ProxyArgs,
+
+    #[command(flatten)]
     identity: IdentityArgs,
 
     #[command(flatten)]
@@ -158,7 +162,7 @@ impl Args {
             .filter(|delay| DELAYS.contains(delay));
         let reconnect_delay = delay.ok_or_else(|| {
             Failure::usage(format!(
-                "--reconnect-delay {} is not from 0.05 to 3600 seconds: 5 is usual",
+                "--reconnect-delay {} is not from 0.01 to 3600 seconds: 5 is usual",
                 self.reconnect_delay
             ))
         })?;
@@ -166,7 +170,12 @@ impl Args {
             url,
             token: self.token.header()?,
             // A runner is no public server: only what --ca says is trusted.
-            dialer: Dialer::new(&self.tls, Some(&self.identity), no_roots)?,
+            dialer: Dialer::new(
+                &self.tls,
+                Some(&self.identity),
+                no_roots,
+                self.proxy.proxies()?,
+            )?,
             tunnels: self.tunnels.settings(),
             reconnect_delay,
             max_reconnect: self.max_reconnect,

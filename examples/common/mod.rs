@@ -21,6 +21,7 @@ pub mod net;
 pub mod output;
 pub mod places;
 pub mod program;
+pub mod proxies;
 pub mod random;
 pub mod route;
 pub mod secret;

@@ -22,6 +22,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use super::http;
 use super::net::{self, Link};
 use super::program::Failure;
+use super::proxies::Proxies;
 use super::secret;
 use super::trust::Verifier;
 use super::url::Url;
@@ -29,8 +30,8 @@ use super::words::{self, Trust};
 
 #[derive(Args, Debug, Clone, Default)]
 pub struct ClientTlsArgs {
-    /// Certificates (PEM) that wss:// servers are checked against, in place of the public ones: of their
-    /// issuers, or self-signed ones themselves.
+    /// Certificates (PEM) that wss:// servers are checked against, in place of those that are known
+    /// here: of their issuers, or self-signed ones themselves.
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
 }
@@ -75,6 +76,7 @@ pub struct Dialer {
     /// `None` when no server's certificate can be checked.
     tls: Option<TlsConnector>,
     trust: Trust,
+    proxies: Proxies,
 }
 
 impl Dialer {
@@ -86,6 +88,7 @@ impl Dialer {
         args: &ClientTlsArgs,
         identity: Option<&IdentityArgs>,
         roots: fn() -> RootCertStore,
+        proxies: Proxies,
     ) -> Result<Self, Failure> {
         let (given, trust) = match &args.ca {
             Some(path) => (read_certificates(path)?, Trust::File),
@@ -97,7 +100,11 @@ impl Dialer {
         };
         let identity = identity.map(IdentityArgs::read).transpose()?.flatten();
         if roots.is_empty() {
-            return Ok(Self { tls: None, trust });
+            return Ok(Self {
+                tls: None,
+                trust,
+                proxies,
+            });
         }
         let verifier = Verifier::new(roots, given, provider())?;
         let builder = ClientConfig::builder_with_provider(provider())
@@ -113,7 +120,11 @@ impl Dialer {
         };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let tls = Some(TlsConnector::from(Arc::new(config)));
-        Ok(Self { tls, trust })
+        Ok(Self {
+            tls,
+            trust,
+            proxies,
+        })
     }
 
     /// Connects to the server of a URL.
@@ -161,7 +172,10 @@ impl Dialer {
     }
 
     async fn reach(&self, url: &Url, limit: Duration) -> io::Result<TcpStream> {
-        let stream = net::connect(&url.host, url.port, limit).await?;
+        let stream = match self.proxies.before(url) {
+            Some(proxy) => proxy.connect(url, limit).await?,
+            None => net::connect(&url.host, url.port, limit).await?,
+        };
         net::tune_link(&stream);
         Ok(stream)
     }
@@ -215,9 +229,15 @@ impl IdentityArgs {
     }
 }
 
-/// The roots that browsers trust.
+/// The roots that browsers trust, and those of this system.
 pub fn public_roots() -> RootCertStore {
-    RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned())
+    let mut roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    let system = rustls_native_certs::load_native_certs();
+    for error in &system.errors {
+        tracing::debug!("certificates of this system: {error}");
+    }
+    roots.add_parsable_certificates(system.certs);
+    roots
 }
 
 /// None: where only `--ca` makes sense.

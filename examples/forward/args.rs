@@ -7,6 +7,7 @@ use clap::Parser;
 
 use crate::common::args::{LogArgs, LogFormat};
 use crate::common::program::{Failure, Logging};
+use crate::common::proxies::ProxyArgs;
 use crate::common::route::{Proto, Route, Session};
 use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, NOT_ENCRYPTED, public_roots};
 use crate::common::token::TokenArgs;
@@ -103,6 +104,9 @@ pub struct Args {
     tls: ClientTlsArgs,
 
     #[command(flatten)]
+    proxy: ProxyArgs,
+
+    #[command(flatten)]
     identity: IdentityArgs,
 
     #[command(flatten)]
@@ -160,7 +164,12 @@ impl Args {
             host: base,
             task: task.clone(),
             token: self.token.header()?,
-            dialer: Dialer::new(&self.tls, Some(&self.identity), public_roots)?,
+            dialer: Dialer::new(
+                &self.tls,
+                Some(&self.identity),
+                public_roots,
+                self.proxy.proxies()?,
+            )?,
             tunnels: self.tunnels.settings(),
         };
         let local_host = self.local_host.unwrap_or(Ipv4Addr::LOCALHOST.into());

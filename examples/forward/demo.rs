@@ -14,6 +14,7 @@ use crate::common::ceilings::{HostCeilings, RunnerCeilings, ServingCeilings};
 use crate::common::memory::MemoryArgs;
 use crate::common::net;
 use crate::common::program::{Failure, announce};
+use crate::common::proxies::Proxies;
 use crate::common::route::Proto;
 use crate::common::tls::{ClientTlsArgs, Dialer, no_roots};
 use crate::common::tunnel;
@@ -130,7 +131,7 @@ fn host_settings(runner: SocketAddr, memory: &Budget) -> Result<proxy::Settings,
 
 /// Everything is on loopback: nothing has a certificate.
 fn dialer() -> Result<Dialer, Failure> {
-    Dialer::new(&ClientTlsArgs::default(), None, no_roots)
+    Dialer::new(&ClientTlsArgs::default(), None, no_roots, Proxies::none())
 }
 
 fn loopback() -> io::Result<(TcpListener, SocketAddr)> {

@@ -12,6 +12,7 @@ use crate::common::args::{LogArgs, LogFormat, twice};
 use crate::common::ceilings::HostCeilings;
 use crate::common::memory::MemoryArgs;
 use crate::common::program::{Failure, Logging};
+use crate::common::proxies::Proxies;
 use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, public_roots};
 use crate::common::token::TokenArgs;
 use crate::common::url::{Url, is_name};
@@ -91,7 +92,7 @@ impl Args {
     /// # Errors
     /// No source of tasks was given, or the task file or the token file cannot be used.
     pub fn settings(&self) -> Result<Settings, Failure> {
-        let dialer = Dialer::new(&self.tls, None, public_roots)?;
+        let dialer = Dialer::new(&self.tls, None, public_roots, Proxies::from_environment()?)?;
         let mut registries: Vec<Box<dyn Registry>> = Vec::new();
         // Not by clap, which would repeat a password in a wrong URL.
         let tasks: Result<Vec<_>, _> = self.tasks.iter().map(|task| parse_task(task)).collect();

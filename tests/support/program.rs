@@ -193,13 +193,22 @@ pub fn command(name: &str) -> Command {
 }
 
 /// Variables that the examples read.
-const HEEDED: [&str; 6] = [
+const HEEDED: [&str; 15] = [
     "KOHAKURIVER_HOST",
     "KOHAKURIVER_PORT",
     "KOHAKURIVER_TUNNEL_TOKEN",
     "KOHAKURIVER_TUNNEL_AGENT_TOKEN",
     "KOHAKURIVER_TUNNEL_AGENT_KEY",
     "RUST_LOG",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "REQUEST_METHOD",
 ];
 
 /// Where cargo puts an example: beside the folder of this test program.

@@ -1,0 +1,259 @@
+//! Ways out of a network in which only a proxy has one: HTTP CONNECT and SOCKS5.
+
+use std::fmt;
+use std::future::{Ready, ready};
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use clap::Args;
+use http_body_util::Empty;
+use hyper::header::{self, HeaderValue};
+use hyper::{Method, Request, StatusCode, Uri};
+use hyper_util::client::legacy::connect::proxy::SocksV5;
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
+use hyper_util::rt::TokioIo;
+use kohakuriver_tunnel::session::clean_text;
+use tokio::net::TcpStream;
+use tower_service::Service;
+
+use super::net::{self, Link};
+use super::program::Failure;
+use super::url::Url;
+use super::{http, words};
+
+/// Variables that name a proxy.
+const VARIABLES: [&str; 6] = [
+    "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+];
+
+/// What is right.
+const FORM: &str = "write http://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT";
+
+/// Most of a proxy's error page that is read.
+const PAGE_MAX: usize = 4096;
+
+#[derive(Args, Debug, Clone)]
+pub struct ProxyArgs {
+    /// Proxy to connect through: http://[NAME:PASSWORD@]HOST:PORT, or socks5:// or socks5h:// (which looks
+    /// names up itself); none for no proxy [default: HTTPS_PROXY for wss://, HTTP_PROXY for ws://, else
+    /// ALL_PROXY; hosts in NO_PROXY and this machine are reached directly].
+    #[arg(long, value_name = "URL", hide_env_values = true)]
+    proxy: Option<String>,
+}
+
+impl ProxyArgs {
+    /// # Errors
+    /// A URL of a proxy is none.
+    pub fn proxies(&self) -> Result<Proxies, Failure> {
+        match self.proxy.as_deref() {
+            None => Proxies::from_environment(),
+            Some("none") => Ok(Proxies::none()),
+            Some(url) => {
+                check("--proxy", url)?;
+                Ok(Proxies(Arc::new(Matcher::builder().all(url).build())))
+            }
+        }
+    }
+}
+
+/// Which proxy is before which server.
+#[derive(Debug, Clone)]
+pub struct Proxies(Arc<Matcher>);
+
+impl Proxies {
+    /// What the usual variables say.
+    ///
+    /// # Errors
+    /// A URL of a proxy is none.
+    pub fn from_environment() -> Result<Self, Failure> {
+        for name in VARIABLES {
+            match std::env::var(name) {
+                Ok(url) if !url.is_empty() => check(name, &url)?,
+                _ => {}
+            }
+        }
+        Ok(Self(Arc::new(Matcher::from_env())))
+    }
+
+    pub fn none() -> Self {
+        Self(Arc::new(Matcher::builder().build()))
+    }
+
+    /// The proxy to take to a server. This machine itself is behind none.
+    pub fn before(&self, url: &Url) -> Option<Proxy> {
+        let address = url.host.parse::<IpAddr>();
+        let is_here = url.host.eq_ignore_ascii_case("localhost")
+            || address.is_ok_and(|address| address.is_loopback());
+        if is_here {
+            return None;
+        }
+        let scheme = if url.tls { "https" } else { "http" };
+        let uri: Uri = format!("{scheme}://{}/", url.authority()).parse().ok()?;
+        self.0.intercept(&uri).map(Proxy)
+    }
+}
+
+/// A value that is none is an error, and may hold a password.
+fn check(origin: &str, url: &str) -> Result<(), Failure> {
+    let known = Uri::from_static("http://host.invalid/");
+    let proxy = Matcher::builder()
+        .all(url.to_owned())
+        .build()
+        .intercept(&known);
+    let scheme = proxy.as_ref().and_then(|proxy| proxy.uri().scheme_str());
+    match scheme {
+        Some("http" | "socks5" | "socks5h") => Ok(()),
+        Some(other) => Err(Failure::usage(format!(
+            "{origin} names a proxy of {other}://, which is not spoken here: {FORM}"
+        ))),
+        None => Err(Failure::usage(format!(
+            "{origin} is no URL of a proxy: {FORM}"
+        ))),
+    }
+}
+
+/// A proxy, shown without its credentials.
+pub struct Proxy(Intercept);
+
+impl fmt::Display for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the proxy {}:{}", self.host(), self.port())
+    }
+}
+
+impl Proxy {
+    /// A connection to the server of a URL.
+    ///
+    /// # Errors
+    /// What went wrong at which proxy.
+    pub async fn connect(&self, url: &Url, limit: Duration) -> io::Result<TcpStream> {
+        let host = self.host().trim_start_matches('[').trim_end_matches(']');
+        let stream = net::connect(host, self.port(), limit).await;
+        let stream = stream.map_err(|error| {
+            let reason = net::plain(&error);
+            let text = format!("{self} cannot be reached: {reason} (NO_PROXY names hosts without)");
+            io::Error::new(error.kind(), text)
+        })?;
+        net::tune_link(&stream);
+        match self.scheme() {
+            "http" => self.by_http(stream, url).await,
+            scheme => self.by_socks(stream, url, scheme == "socks5").await,
+        }
+    }
+
+    async fn by_http(&self, stream: TcpStream, url: &Url) -> io::Result<TcpStream> {
+        let target = url.authority();
+        let mut request = Request::builder()
+            .method(Method::CONNECT)
+            .uri(&target)
+            .header(header::HOST, &target);
+        if let Some(credentials) = self.0.basic_auth() {
+            let mut credentials: HeaderValue = credentials.clone();
+            credentials.set_sensitive(true);
+            request = request.header(header::PROXY_AUTHORIZATION, credentials);
+        }
+        let request = request.body(Empty::new()).map_err(io::Error::other)?;
+        let response = http::ask(Link::Plain(stream), request).await;
+        let response = response
+            .map_err(|error| io::Error::other(format!("{self}: {}", words::http(&error))))?;
+        let status = response.status();
+        if !status.is_success() {
+            let page = http::body_text(response.into_body(), PAGE_MAX).await;
+            let line = http::first_line(&page.unwrap_or_default());
+            return Err(io::Error::other(self.refusal(status, &target, &line)));
+        }
+        match http::upgraded(response).await? {
+            (Link::Plain(stream), early) if early.is_empty() => Ok(stream),
+            _ => Err(io::Error::other(format!(
+                "{self} sent data that nobody asked for"
+            ))),
+        }
+    }
+
+    fn refusal(&self, status: StatusCode, target: &str, line: &str) -> String {
+        let code = status.as_u16();
+        match status {
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED if self.0.basic_auth().is_some() => {
+                format!("{self} does not accept the name and password in its URL ({code})")
+            }
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED => format!(
+                "{self} wants a name and a password ({code}): put them into its URL, \
+                 as in http://NAME:PASSWORD@HOST:PORT"
+            ),
+            StatusCode::FORBIDDEN | StatusCode::METHOD_NOT_ALLOWED => format!(
+                "{self} does not allow connections to {target} ({code}): many allow port 443 alone"
+            ),
+            StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT => {
+                format!("{self} cannot reach {target} ({code}): {line}")
+            }
+            _ => format!("{self} does not connect to {target}: HTTP {code}: {line}"),
+        }
+    }
+
+    /// By SOCKS5; `resolves` when names are looked up here.
+    async fn by_socks(
+        &self,
+        stream: TcpStream,
+        url: &Url,
+        resolves: bool,
+    ) -> io::Result<TcpStream> {
+        let mut target = url.authority();
+        if resolves {
+            let addresses = net::resolve(&url.host, url.port).await?;
+            target = addresses.first().ok_or_else(net::no_address)?.to_string();
+        }
+        let uri: Uri = format!("tunnel://{target}/")
+            .parse()
+            .map_err(io::Error::other)?;
+        let mut socks = SocksV5::new(self.0.uri().clone(), Connected(Some(stream)));
+        if let Some((name, password)) = self.0.raw_auth() {
+            socks = socks.with_auth(name.to_owned(), password.to_owned());
+        }
+        let stream = socks.call(uri).await.map_err(|error| {
+            let reason = clean_text(error.to_string().as_bytes());
+            io::Error::other(format!("{self} does not connect to {target}: {reason}"))
+        })?;
+        Ok(stream.into_inner())
+    }
+
+    fn scheme(&self) -> &str {
+        self.0.uri().scheme_str().unwrap_or("http")
+    }
+
+    fn host(&self) -> &str {
+        self.0.uri().host().unwrap_or_default()
+    }
+
+    fn port(&self) -> u16 {
+        let usual = if self.scheme() == "http" { 80 } else { 1080 };
+        self.0.uri().port_u16().unwrap_or(usual)
+    }
+}
+
+/// Gives out the one connection that there is, to a proxy.
+struct Connected(Option<TcpStream>);
+
+impl Service<Uri> for Connected {
+    type Response = TokioIo<TcpStream>;
+    type Error = io::Error;
+    type Future = Ready<io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let stream = self.0.take().map(TokioIo::new);
+        ready(stream.ok_or_else(|| io::ErrorKind::NotConnected.into()))
+    }
+}
