@@ -47,7 +47,7 @@ struct Args {
     /// Addresses of 127.0.2.0/24 that they come from
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=250))]
     addresses: u8,
-    /// MiB that the programs get as their --memory; with 48 MiB and 48 KiB a connection it is their budget
+    /// MiB that the programs get as their --memory; with 48 MiB and 256 KiB a connection it is their budget
     #[arg(long, value_name = "MIB", default_value_t = 256)]
     memory: u64,
     /// State of the programs, for the table; by default what git says

@@ -44,8 +44,8 @@ const STOP_AT: u64 = 5 << 30;
 /// Bytes that a program may take beside its bound: code, tables, what the allocator keeps.
 const BASE: u64 = 48 << 20;
 
-/// And for each hostile connection: tasks, and the read buffers of the crypto, HTTP and WebSocket layers.
-const EACH: u64 = 48 << 10;
+/// And for each hostile connection: a read and a write buffer of the WebSocket, of up to 128 KiB each.
+const EACH: u64 = 256 << 10;
 
 impl Plan {
     /// Bytes that a program may have more than before.
