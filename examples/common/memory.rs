@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use kohakuriver_tunnel::mux::Budget;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+use tokio::runtime::Handle;
 use tokio::time::sleep;
 use tunnel_websocket::Account;
 
@@ -17,8 +18,11 @@ const UNKNOWN: u64 = 1 << 30;
 /// How often memory that is free in the process is looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// Memory beyond that of the last look that is worth giving back.
+/// What must have come free before it is worth giving back.
 const WORTH_GIVING_BACK: usize = 8 << 20;
+
+/// About what a connection in its HTTP phase costs: a task and a buffer of its own.
+const TASK_COST: usize = 16 << 10;
 
 #[derive(Args, Debug, Clone, Default)]
 pub struct MemoryArgs {
@@ -60,28 +64,28 @@ fn default_bytes() -> u64 {
     known.min().unwrap_or(UNKNOWN) / SHARE
 }
 
-/// Gives free memory back to the system, when there is much of it and little is in use.
+/// Gives free memory back to the system after a burst.
 ///
-/// glibc keeps what is freed between blocks that are in use, which after a burst is nearly all of it.
+/// glibc keeps what is freed between blocks that are in use, which then is nearly all of it.
 async fn give_back(budget: Budget) {
-    let mut low = resident();
+    let tasks = Handle::current().metrics();
+    let in_use = || budget.held() + tasks.num_alive_tasks() * TASK_COST;
+    let mut most = in_use();
+    let mut trims = 0;
     loop {
         sleep(LOOK_EVERY).await;
-        let grown = resident().saturating_sub(low);
-        if grown > WORTH_GIVING_BACK && budget.held() < grown / 2 {
-            trim();
-            low = resident();
+        let now = in_use();
+        if most.saturating_sub(now) > WORTH_GIVING_BACK {
+            most = now;
+            // And once more, for what comes free meanwhile.
+            trims = 2;
         }
-        low = low.min(resident());
+        most = most.max(now);
+        if trims > 0 {
+            trims -= 1;
+            trim();
+        }
     }
-}
-
-/// Bytes of memory this process has, if the system tells.
-fn resident() -> usize {
-    const PAGE: usize = 4096;
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());
-    pages.unwrap_or(0_usize).saturating_mul(PAGE)
 }
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
