@@ -80,6 +80,9 @@ pub(super) struct Account {
 impl Account {
     /// Changes below this are not worth an atomic operation each.
     const GRAIN: usize = 16 << 10;
+    /// A payload may pin a transport's buffer of eight times its size or more. What comes before memory counts
+    /// as scarce can so cost half of the limit.
+    const PINNED_SHARE: usize = 16;
 
     pub(super) fn open(budget: &Budget) -> Self {
         budget.inner.members.fetch_add(1, Ordering::Relaxed);
@@ -100,6 +103,11 @@ impl Account {
         let members = self.budget.inner.members.load(Ordering::Relaxed);
         let share = self.budget.inner.limit / 3 / members.max(1);
         (held > share).then_some(share)
+    }
+
+    /// Whether enough is held in all that payloads must not pin buffers larger than they are.
+    pub(super) fn is_scarce(&self) -> bool {
+        self.budget.held() > self.budget.inner.limit / Self::PINNED_SHARE
     }
 
     pub(super) fn charge(&mut self, held: usize) {

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use futures_core::Stream;
 use futures_sink::Sink;
 
+use super::patience::Patience;
 use super::shared::{Mux, Shared};
 use super::{Timer, TokioTimer};
 use crate::session::{Instant, Transmit};
@@ -36,6 +37,7 @@ pub struct Driver<T, C: Carrier, R = TokioTimer> {
     outbox: VecDeque<Transmit>,
     /// Tasks to wake once the lock is gone, reused.
     wake: Vec<Waker>,
+    patience: Patience,
     /// Written since the last flush.
     dirty: bool,
     /// When a shutdown that the transport does not take is given up.
@@ -163,13 +165,17 @@ where
 
     /// Reads what has arrived, a bounded amount, without the lock.
     fn read(&mut self, cx: &mut Context<'_>) -> Inflow {
-        {
+        if self.patience.pause(|| self.timer.now()).is_some() {
+            return Inflow::Pending;
+        }
+        let pressed = {
             let mut state = self.shared.lock();
             state.driver_stalled = !state.session.can_receive();
             if state.driver_stalled {
                 return Inflow::Pending;
             }
-        }
+            state.pressed
+        };
         let mut bytes = 0;
         let mut skipped = 0;
         let mut alive = false;
@@ -203,6 +209,9 @@ where
         if alive {
             let now = self.shared.at(self.timer.now());
             self.shared.lock().session.handle_activity(now);
+        }
+        if alive || bytes > 0 {
+            self.patience.note(|| self.timer.now(), skipped, pressed);
         }
         inflow
     }
@@ -302,8 +311,10 @@ where
             return late.then_some(Closed::Finished);
         }
         loop {
-            let at = self.shared.lock().arm()?;
-            let deadline = self.shared.clock(at);
+            let due = self.shared.lock().arm();
+            let due = due.map(|at| self.shared.clock(at));
+            let resume = self.patience.pause(|| self.timer.now());
+            let deadline = due.into_iter().chain(resume).min()?;
             if self.timer.poll_deadline(cx, deadline).is_pending() {
                 return None;
             }
@@ -382,6 +393,7 @@ impl<T, C: Carrier, R> Driver<T, C, R> {
             inbox: Vec::new(),
             outbox: VecDeque::new(),
             wake: Vec::new(),
+            patience: Patience::default(),
             dirty: false,
             give_up: None,
         }

@@ -62,6 +62,7 @@ mod acceptor;
 mod budget;
 mod datagram;
 mod driver;
+mod patience;
 mod relay;
 mod shared;
 mod stream;

@@ -26,6 +26,8 @@ pub(super) struct Shared {
 pub(super) struct State {
     pub(super) session: Session,
     account: Option<Account>,
+    /// The tunnel holds more than its share of a budget that is used up.
+    pub(super) pressed: bool,
     /// By [`StreamId::slot`].
     wakers: Vec<StreamWakers>,
     pub(super) incoming: VecDeque<(StreamId, Proto, u16)>,
@@ -104,7 +106,9 @@ impl State {
             return;
         };
         let share = account.settle(self.session.memory());
-        self.session.set_pressed(share.is_some());
+        self.session.set_thrifty(account.is_scarce());
+        self.pressed = share.is_some();
+        self.session.set_pressed(self.pressed);
         if let Some(share) = share {
             self.session.shed(share);
             account.charge(self.session.memory());
@@ -226,6 +230,7 @@ impl Mux {
         let state = State {
             session,
             account: None,
+            pressed: false,
             wakers: Vec::new(),
             incoming: VecDeque::new(),
             acceptor: None,

@@ -34,6 +34,7 @@ pub struct Session {
     pub(super) backlog: usize,
     pub(super) early: Early,
     pub(super) pressed: bool,
+    pub(super) thrifty: bool,
 
     pub(super) control: ControlQueue,
     /// Streams with credit to announce.
@@ -92,6 +93,7 @@ impl Session {
             backlog: 0,
             early: Early::default(),
             pressed: false,
+            thrifty: false,
             control: ControlQueue::default(),
             grants: VecDeque::new(),
             flows: VecDeque::new(),
@@ -320,6 +322,12 @@ impl Session {
         if relieved {
             self.wake_waiting();
         }
+    }
+
+    /// While thrifty, the session copies the bytes of streams that it keeps. A payload as it came may be a small part of a buffer
+    /// of the transport, which it keeps whole. For whoever bounds many sessions together.
+    pub fn set_thrifty(&mut self, thrifty: bool) {
+        self.thrifty = thrifty;
     }
 
     /// Resets streams with reason overflow, those that hold most first, until [`memory`](Self::memory) is at most

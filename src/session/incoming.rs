@@ -169,7 +169,10 @@ impl Session {
             return Ok(());
         }
         let generation = s.generation;
-        s.unread.push(payload);
+        s.unread.push(match self.thrifty {
+            true => Bytes::copy_from_slice(&payload),
+            false => payload,
+        });
         self.stats.unread += len;
         if s.state.is_pending() {
             self.early.take(s);

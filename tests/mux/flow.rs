@@ -3,10 +3,14 @@
 use std::io;
 use std::time::Duration;
 
-use kohakuriver_tunnel::mux::Budget;
-use kohakuriver_tunnel::session::{Config, Reason, Version};
+use bytes::Bytes;
+use futures_util::SinkExt;
+use kohakuriver_tunnel::mux::{self, Budget};
+use kohakuriver_tunnel::session::{Config, Reason, Role, Version};
+use kohakuriver_tunnel::wire::{ClientId, Header, Kind, Proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::pipe::{Packet, Packets, pipe};
 use super::tunnel::{Link, noise, within};
 
 /// Writes until the window is full.
@@ -186,4 +190,62 @@ async fn tunnels_that_share_a_budget_stay_within_it() {
         }
     })
     .await;
+}
+
+/// What is held is no more than what is counted, whatever buffers it came in.
+#[tokio::test]
+async fn scarce_memory_is_not_pinned_by_small_payloads() {
+    let budget = Budget::new(1 << 20);
+    let (near, far, _) = pipe(1000);
+    let carrier = Packets::default();
+    let (_mux, mut acceptor, driver) =
+        mux::connect(far, carrier, Role::Acceptor, Version::V2, Config::default());
+    driver.mux().join_budget(&budget);
+    let _driver = tokio::spawn(driver);
+    let mut near = near;
+    let message = |kind, id: u32, payload: Bytes| {
+        let header = Header {
+            kind,
+            proto: Proto::Tcp,
+            id: ClientId(id),
+            port: 80,
+        };
+        [&header.to_bytes()[..], &payload].concat()
+    };
+    // Half of the budget is taken by something else.
+    assert!(budget.take(512 << 10));
+    let connect = message(Kind::Connect, 1, Bytes::new());
+    near.send(Packet::Binary(connect.into())).await.unwrap();
+    let mut stream = within(acceptor.accept()).await.unwrap().accept_tcp();
+    let whole = Bytes::from(message(Kind::Data, 1, noise(3, 16 << 10).into()));
+    let sent = whole.slice(..);
+    near.send(Packet::Binary(sent)).await.unwrap();
+    let chunk = within(stream.split_mut().0.chunk()).await.unwrap().unwrap();
+    assert_eq!(chunk, whole[8..]);
+    assert_ne!(chunk.as_ptr(), whole[8..].as_ptr(), "it pins the buffer");
+}
+
+/// A flood without content is read more and more slowly; what stands behind it arrives all the same.
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_pings_is_slowed_down() {
+    let (mut near, far, _) = pipe(100);
+    let (config, carrier) = (Config::default(), Packets::default());
+    let (_mux, mut acceptor, driver) =
+        mux::connect(far, carrier, Role::Acceptor, Version::V2, config);
+    let _driver = tokio::spawn(driver);
+    let began = tokio::time::Instant::now();
+    for _ in 0..6 * 64 {
+        near.send(Packet::Ping).await.unwrap();
+    }
+    let connect = Header {
+        kind: Kind::Connect,
+        proto: Proto::Tcp,
+        id: ClientId(1),
+        port: 80,
+    };
+    let connect = Bytes::copy_from_slice(&connect.to_bytes());
+    near.send(Packet::Binary(connect)).await.unwrap();
+    within(acceptor.accept()).await.unwrap();
+    // 2, 4, 8, 16, 32 ms.
+    assert!(began.elapsed() >= Duration::from_millis(62));
 }

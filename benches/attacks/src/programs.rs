@@ -1,8 +1,9 @@
 //! Starts the four programs and says what Linux knows of them.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -233,7 +234,11 @@ impl Starter<'_> {
             ("key.pem", key.serialize_pem()),
         ];
         for (name, text) in files {
-            fs::write(self.logs.join(name), text).map_err(|error| error.to_string())?;
+            let path = self.logs.join(name);
+            fs::write(&path, text).map_err(|error| error.to_string())?;
+            // Programs refuse a key that others can read.
+            let owner_only = Permissions::from_mode(0o600);
+            fs::set_permissions(&path, owner_only).map_err(|error| error.to_string())?;
         }
         let path = |name: &str| self.logs.join(name).display().to_string();
         Ok([path("cert.pem"), path("key.pem")])

@@ -24,6 +24,10 @@ const BUFFER: usize = 256 * 1024;
 /// Bytes per read when the process holds as much as it may.
 const SMALL_BUFFER: usize = 4 * 1024;
 
+/// Bytes that one direction moves before other sessions have their turn. A socket alone would let it move
+/// 16 MiB, and hundreds of sessions that flood would make everybody wait for seconds.
+const TURN: usize = 512 * 1024;
+
 /// Buffers kept for the next read when nobody needs them.
 const POOLED: usize = 8;
 
@@ -115,14 +119,19 @@ impl<'a> Direction<'a> {
 
     /// Moves what can be moved now; ready when the input has ended and the other side was told.
     ///
-    /// Bounded work: the sockets themselves say `Pending` when this task had its share.
+    /// Bounded work: after [`TURN`] bytes other sessions have theirs.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut Link,
         to: &mut Link,
     ) -> Poll<io::Result<()>> {
+        let mut moved = 0;
         loop {
+            if moved >= TURN {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             match &mut self.state {
                 State::Early(bytes) => {
                     while !bytes.is_empty() {
@@ -167,6 +176,7 @@ impl<'a> Direction<'a> {
                         let written = ready!(write(cx, to, rest))?;
                         self.counter.add(written as u64);
                         *start += written;
+                        moved += written;
                     }
                 }
                 State::Closing => {
