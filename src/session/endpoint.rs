@@ -73,13 +73,6 @@ pub struct Session {
 }
 
 impl Session {
-    /// Bytes that a stream costs besides its queues, with its handle and the task that serves it.
-    const STREAM_COST: usize = 2048;
-    /// Bytes that a queued control message costs.
-    const CONTROL_COST: usize = 128;
-    /// Bytes that a remembered id costs.
-    const GRAVE_COST: usize = 64;
-
     /// A new tunnel. `version` is what the handshake agreed on; `now` is the current time.
     #[must_use]
     pub fn new(role: Role, version: Version, config: Config, now: Instant) -> Self {
@@ -301,50 +294,6 @@ impl Session {
             self.push_control(Frame::GoAway);
         }
         self.draining = true;
-    }
-
-    /// Bytes that this tunnel holds for its peer and its streams: those queued either way, and an estimate of
-    /// what streams, answers and remembered ids cost besides.
-    #[must_use]
-    pub fn memory(&self) -> usize {
-        self.stats.unread
-            + self.stats.unsent
-            + self.streams.len() * Self::STREAM_COST
-            + self.control.len() * Self::CONTROL_COST
-            + self.graves.len() * Self::GRAVE_COST
-    }
-
-    /// While pressed, the session takes no new connections (ERROR, limit) and nothing makes it hold much
-    /// more: windows do not grow, and streams queue little. For whoever bounds many sessions together.
-    pub fn set_pressed(&mut self, pressed: bool) {
-        let relieved = self.pressed && !pressed;
-        self.pressed = pressed;
-        if relieved {
-            self.wake_waiting();
-        }
-    }
-
-    /// While thrifty, the session copies the bytes of streams that it keeps. A payload as it came may be a small part of a buffer
-    /// of the transport, which it keeps whole. For whoever bounds many sessions together.
-    pub fn set_thrifty(&mut self, thrifty: bool) {
-        self.thrifty = thrifty;
-    }
-
-    /// Resets streams with reason overflow, those that hold most first, until [`memory`](Self::memory) is at most
-    /// `target` or none holds anything. What they held is dropped.
-    pub fn shed(&mut self, target: usize) {
-        let streams = self.streams.iter();
-        let mut holders: Vec<_> = streams
-            .map(|(slot, s)| (s.unread.len() + s.queue.len(), slot))
-            .filter(|(held, _)| *held > 0)
-            .collect();
-        holders.sort_unstable_by_key(|holder| core::cmp::Reverse(*holder));
-        for (_, slot) in holders {
-            if self.memory() <= target {
-                return;
-            }
-            self.overflow(slot, "memory is short here");
-        }
     }
 
     /// Drains and resets every stream with reason gone.

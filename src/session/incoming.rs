@@ -1,6 +1,5 @@
 //! What the peer's messages do.
 
-use alloc::boxed::Box;
 use core::time::Duration;
 
 use bytes::Bytes;
@@ -417,17 +416,6 @@ impl Session {
         let greediest = bytes.max_by_key(|(_, s)| s.unread.len());
         if let Some((slot, _)) = greediest {
             self.overflow(slot, "too many bytes were not read");
-        }
-    }
-
-    /// Resets a stream and drops what it holds.
-    pub(super) fn overflow(&mut self, slot: u32, text: &str) {
-        self.reset_slot(slot, Reason::Overflow, text);
-        self.discard_unread(slot);
-        if let Some(s) = self.streams.slot_mut(slot) {
-            // It may have ended in order before: what is lost now must not look like its end.
-            s.reset
-                .get_or_insert_with(|| Box::new(Reset::new(Reason::Overflow, text)));
         }
     }
 

@@ -42,6 +42,7 @@ mod ids;
 mod incoming;
 mod keepalive;
 mod outgoing;
+mod pressure;
 mod receive;
 mod schedule;
 mod stall;
