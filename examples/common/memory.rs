@@ -1,10 +1,10 @@
 //! The memory that peers can make a program hold: one bound for the process, and given back when idle.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use kohakuriver_tunnel::mux::Budget;
-use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 use tokio::runtime::Handle;
 use tokio::time::sleep;
 use tunnel_websocket::Account;
@@ -56,12 +56,41 @@ impl Account for Charged {
 }
 
 fn default_bytes() -> u64 {
-    let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
-    let system = System::new_with_specifics(memory);
-    let group = system.cgroup_limits().map(|limits| limits.total_memory);
-    let sizes = [Some(system.total_memory()), group];
-    let known = sizes.into_iter().flatten().filter(|bytes| *bytes > 0);
+    let group = ["memory.max", "memory.limit_in_bytes"].map(control_group);
+    let known = group.into_iter().chain([machine()]).flatten();
     known.min().unwrap_or(UNKNOWN) / SHARE
+}
+
+// By hand: the `sysinfo` crate panics where there is no /proc, as in an empty container.
+
+/// Memory of the machine in bytes, as Linux tells it.
+fn machine() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let total = info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kilobytes: u64 = total.trim().strip_suffix(" kB")?.parse().ok()?;
+    kilobytes.checked_mul(1024)
+}
+
+/// The smallest limit, of a file of this name, of the control groups around this process, in bytes.
+fn control_group(limit: &str) -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let read = |folder: PathBuf| -> Option<u64> {
+        let text = std::fs::read_to_string(folder.join(limit)).ok()?;
+        text.trim().parse().ok()
+    };
+    let limits = groups.lines().filter_map(|line| {
+        // 0::/path in version 2, 4:memory:/path in version 1.
+        let (_, rest) = line.split_once(':')?;
+        let (controller, path) = rest.split_once(':')?;
+        let root = Path::new("/sys/fs/cgroup").join(controller);
+        // Also those above it: seen from within a container, the path may be that outside of it.
+        let path = Path::new(path.trim_start_matches('/'));
+        let folders = path.ancestors().map(|ancestor| root.join(ancestor));
+        folders.filter_map(read).min()
+    });
+    limits.min()
 }
 
 /// Gives free memory back to the system after a burst.
