@@ -9,10 +9,12 @@ use super::{Reason, Reset};
 impl Session {
     /// Bytes that a stream costs besides its queues, with its handle and the task that serves it.
     const STREAM_COST: usize = 2048;
+    /// Bytes that a stream costs besides that until it is accepted: somebody makes its connection meanwhile.
+    const PENDING_COST: usize = 16 << 10;
     /// Bytes that a queued control message costs.
-    const CONTROL_COST: usize = 128;
+    const CONTROL_COST: usize = 256;
     /// Bytes that a remembered id costs.
-    const GRAVE_COST: usize = 64;
+    const GRAVE_COST: usize = 128;
 
     /// Bytes that this tunnel holds for its peer and its streams: those queued either way, and an estimate of
     /// what streams, answers and remembered ids cost besides.
@@ -21,6 +23,7 @@ impl Session {
         self.stats.unread
             + self.stats.unsent
             + self.streams.len() * Self::STREAM_COST
+            + self.backlog * Self::PENDING_COST
             + self.control.len() * Self::CONTROL_COST
             + self.graves.len() * Self::GRAVE_COST
     }
