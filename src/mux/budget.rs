@@ -6,8 +6,10 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 /// [`Config`](crate::session::Config) bounds each tunnel by itself; a server of many tunnels needs a bound on
 /// their sum. A tunnel joins by [`Mux::join_budget`](super::Mux::join_budget). While more than two
 /// thirds are held, a tunnel that holds more than its share of the last third takes no new connections, and
-/// those of its streams that hold most are reset with reason overflow. So a tunnel that holds little is never the
-/// one that pays, and the sum stays within the limit (PROTOCOL.md section 7).
+/// those of its streams that hold most are reset with reason overflow. So a tunnel that holds little is
+/// never the one that pays, and the sum stays within the limit (PROTOCOL.md section 7). An opener's
+/// tunnel, such as the one to a container's agent, may carry streams of many users: it has as many
+/// shares as it has streams, up to 64.
 #[derive(Debug, Clone)]
 pub struct Budget {
     inner: Arc<Inner>,
@@ -17,7 +19,8 @@ pub struct Budget {
 struct Inner {
     limit: usize,
     held: AtomicUsize,
-    members: AtomicUsize,
+    /// Shares of the last third.
+    shares: AtomicUsize,
 }
 
 impl Budget {
@@ -27,7 +30,7 @@ impl Budget {
         let inner = Inner {
             limit,
             held: AtomicUsize::new(0),
-            members: AtomicUsize::new(0),
+            shares: AtomicUsize::new(0),
         };
         Self {
             inner: Arc::new(inner),
@@ -75,6 +78,7 @@ impl Budget {
 pub(super) struct Account {
     budget: Budget,
     charged: usize,
+    shares: usize,
 }
 
 impl Account {
@@ -83,25 +87,32 @@ impl Account {
     /// A payload may pin a transport's buffer of eight times its size or more. What comes before memory counts
     /// as scarce can so cost half of the limit.
     const PINNED_SHARE: usize = 16;
+    /// Enough for the users of a container; more would leave little for everybody else.
+    const MOST_SHARES: usize = 64;
 
     pub(super) fn open(budget: &Budget) -> Self {
-        budget.inner.members.fetch_add(1, Ordering::Relaxed);
+        budget.inner.shares.fetch_add(1, Ordering::Relaxed);
         Self {
             budget: budget.clone(),
             charged: 0,
+            shares: 1,
         }
     }
 
-    /// Notes what the tunnel holds now. When that is too much: how much it may hold.
-    pub(super) fn settle(&mut self, held: usize) -> Option<usize> {
+    /// Notes what the tunnel holds now, and for how many. When that is too much: how much it may hold.
+    pub(super) fn settle(&mut self, held: usize, parties: usize) -> Option<usize> {
+        let shares = parties.min(Self::MOST_SHARES);
+        if shares != self.shares {
+            self.share(shares);
+        }
         if held.abs_diff(self.charged) >= Self::GRAIN {
             self.charge(held);
         }
         if self.budget.held() <= self.budget.soft_limit() {
             return None;
         }
-        let members = self.budget.inner.members.load(Ordering::Relaxed);
-        let share = self.budget.inner.limit / 3 / members.max(1);
+        let all = self.budget.inner.shares.load(Ordering::Relaxed);
+        let share = self.budget.inner.limit / 3 / all.max(1) * shares;
         (held > share).then_some(share)
     }
 
@@ -119,12 +130,19 @@ impl Account {
         }
         self.charged = held;
     }
+
+    fn share(&mut self, shares: usize) {
+        let all = &self.budget.inner.shares;
+        all.fetch_add(shares, Ordering::Relaxed);
+        all.fetch_sub(self.shares, Ordering::Relaxed);
+        self.shares = shares;
+    }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
         self.charge(0);
-        self.budget.inner.members.fetch_sub(1, Ordering::Relaxed);
+        self.share(0);
     }
 }
 
@@ -137,17 +155,29 @@ mod tests {
         let budget = Budget::new(3 << 20);
         let mut greedy = Account::open(&budget);
         let mut modest = Account::open(&budget);
-        assert_eq!(greedy.settle(2 << 20), None);
-        assert_eq!(modest.settle(512 << 10), None);
+        assert_eq!(greedy.settle(2 << 20, 1), None);
+        assert_eq!(modest.settle(512 << 10, 1), None);
         // The last third is for both of them.
-        assert_eq!(modest.settle((512 << 10) + 1), Some(512 << 10));
-        assert_eq!(greedy.settle(2 << 20), Some(512 << 10));
+        assert_eq!(modest.settle((512 << 10) + 1, 1), Some(512 << 10));
+        assert_eq!(greedy.settle(2 << 20, 1), Some(512 << 10));
         greedy.charge(512 << 10);
-        assert_eq!(modest.settle(1 << 20), None);
+        assert_eq!(modest.settle(1 << 20, 1), None);
         assert!(!budget.take(1 << 20));
         assert!(budget.take(512 << 10));
         budget.give_back(512 << 10);
         drop((greedy, modest));
         assert_eq!(budget.held(), 0);
+    }
+    #[test]
+    fn a_tunnel_for_many_has_a_share_for_each() {
+        let budget = Budget::new(30 << 20);
+        let mut shared = Account::open(&budget);
+        let mut greedy = Account::open(&budget);
+        assert_eq!(shared.settle(4 << 20, 4), None);
+        assert_eq!(greedy.settle(24 << 20, 1), Some(2 << 20));
+        assert_eq!(shared.settle(8 << 20, 4), None);
+        assert_eq!(shared.settle((8 << 20) + 1, 4), Some(8 << 20));
+        drop(shared);
+        assert_eq!(greedy.settle(24 << 20, 1), Some(10 << 20));
     }
 }

@@ -105,7 +105,8 @@ impl State {
         let Some(account) = &mut self.account else {
             return;
         };
-        let share = account.settle(self.session.memory());
+        let session = &self.session;
+        let share = account.settle(session.memory(), session.parties());
         self.session.set_thrifty(account.is_scarce());
         self.pressed = share.is_some();
         self.session.set_pressed(self.pressed);

@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use super::endpoint::Session;
-use super::{Reason, Reset};
+use super::{Reason, Reset, Role};
 
 impl Session {
     /// Bytes that a stream costs besides its queues, with its handle and the task that serves it.
@@ -16,16 +16,31 @@ impl Session {
     /// Bytes that a remembered id costs.
     const GRAVE_COST: usize = 128;
 
-    /// Bytes that this tunnel holds for its peer and its streams: those queued either way, and an estimate of
-    /// what streams, answers and remembered ids cost besides.
+    /// Bytes that the peer makes this tunnel hold: those queued either way, and an estimate of what
+    /// streams, answers and remembered ids cost besides.
+    ///
+    /// An opener's streams and ids are not counted: its own side opened them, and whoever asked it to
+    /// do so pays for them elsewhere.
     #[must_use]
     pub fn memory(&self) -> usize {
-        self.stats.unread
-            + self.stats.unsent
-            + self.streams.len() * Self::STREAM_COST
-            + self.backlog * Self::PENDING_COST
-            + self.control.len() * Self::CONTROL_COST
-            + self.graves.len() * Self::GRAVE_COST
+        let streams = match self.role {
+            Role::Opener => 0,
+            Role::Acceptor => {
+                self.streams.len() * Self::STREAM_COST
+                    + self.backlog * Self::PENDING_COST
+                    + self.graves.len() * Self::GRAVE_COST
+            }
+        };
+        streams + self.stats.unread + self.stats.unsent + self.control.len() * Self::CONTROL_COST
+    }
+
+    /// Parties that this tunnel carries something for: an opener's streams may each be somebody else's.
+    #[must_use]
+    pub fn parties(&self) -> usize {
+        match self.role {
+            Role::Opener => self.streams.len().max(1),
+            Role::Acceptor => 1,
+        }
     }
 
     /// While pressed, the session takes no new connections (ERROR, limit) and nothing makes it hold much

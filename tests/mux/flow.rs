@@ -192,6 +192,31 @@ async fn tunnels_that_share_a_budget_stay_within_it() {
     .await;
 }
 
+/// Streams that this side opened for many do not make the tunnel shed what one of them holds.
+#[tokio::test]
+async fn a_tunnel_that_carries_streams_of_many_is_no_flood() {
+    let budget = Budget::new(3 << 20);
+    let mut tunnel = Link::Pipe.v2().await;
+    let (mut near, mut far) = tunnel.stream().await;
+    tunnel.near.join_budget(&budget);
+    assert!(budget.take(2 << 20));
+    // Somebody else's part, so that more than two thirds are held with what comes here.
+    let greedy = Link::Pipe.v2().await;
+    greedy.far.join_budget(&budget);
+    let waiting = greedy.near.open_tcp(7).unwrap();
+    let many: Vec<_> = (0..1000)
+        .map(|_| tunnel.near.open_tcp(7).unwrap())
+        .collect();
+    for _ in 0..200 {
+        near.write_all(&noise(1, 1000)).await.unwrap();
+        let mut came = [0; 1000];
+        within(far.read_exact(&mut came)).await.unwrap();
+    }
+    assert!(budget.held() > 2 << 20);
+    assert_eq!(tunnel.near.stats().resets, 0);
+    drop((many, waiting));
+}
+
 /// What is held is no more than what is counted, whatever buffers it came in.
 #[tokio::test]
 async fn scarce_memory_is_not_pinned_by_small_payloads() {
