@@ -6,22 +6,23 @@ use crate::wire::{DecodeError, Frame};
 
 /// One buffer is one message: for carriers that keep boundaries (PROTOCOL.md section 3.3).
 ///
-/// Made for [`UdpFramed`]. Every datagram gives exactly one item and is consumed whole: a frame, or the
-/// [`DecodeError`] of a datagram that is none, be it garbage or empty. Either comes with the sender's
-/// address, and the stream goes on.
+/// It is made for [`UdpFramed`]. Every datagram is consumed whole and gives exactly one item: a
+/// frame, or the [`DecodeError`] of a malformed or empty datagram. The item comes with the sender's
+/// address, and the stream continues.
 ///
-/// Not for byte streams, which keep no boundaries: those need a [`StreamCodec`](super::StreamCodec).
+/// Byte streams keep no boundaries and need a [`StreamCodec`](super::StreamCodec) instead.
 ///
-/// There is no cap: a message is as long as the datagram the socket delivered (65,507 bytes over
-/// UDP/IPv4). Sending a longer one fails with the socket's own error.
+/// There is no cap: a message is as long as the datagram that the socket delivered (at most 65,507
+/// bytes over UDP/IPv4). Sending a longer one fails with the socket's own error.
 ///
-/// A datagram can be lost, doubled or overtaken, and so can the frame in it; see the
-/// [module](super) for an example.
+/// A datagram can be lost, duplicated or reordered, and so can its frame. The [module](super) has
+/// an example.
 ///
 /// [`UdpFramed`]: https://docs.rs/tokio-util/0.7/tokio_util/udp/struct.UdpFramed.html
 #[derive(Debug, Clone, Default)]
 pub struct MessageCodec {
-    /// The current datagram gave its item. Tells its empty remainder from an empty datagram.
+    /// The current datagram gave its item. Distinguishes its empty remainder from an empty
+    /// datagram.
     delivered: bool,
 }
 
@@ -37,10 +38,10 @@ impl Decoder for MessageCodec {
     type Item = Result<Frame, DecodeError>;
     type Error = CodecError;
 
-    /// Takes the whole buffer for one message. `Ok(None)` when there is nothing in it.
+    /// Decodes the whole buffer as one message. `Ok(None)` when the buffer is empty.
     ///
     /// # Errors
-    /// None; a message that is no frame is an item.
+    /// None. A malformed message is an item.
     fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<Self::Item>, CodecError> {
         if buffer.is_empty() {
             return Ok(None);
@@ -50,11 +51,11 @@ impl Decoder for MessageCodec {
         Ok(Some(take_message(buffer, len)))
     }
 
-    /// As [`decode`](Self::decode), but an empty buffer is an empty datagram, unless the call before
-    /// took a datagram out of it. `UdpFramed` calls this one, until it is told that nothing is left.
+    /// As [`decode`](Self::decode), but an empty buffer is an empty datagram, unless the previous
+    /// call took a datagram out of it. `UdpFramed` calls this function until it returns `Ok(None)`.
     ///
     /// # Errors
-    /// None; a message that is no frame is an item.
+    /// None. A malformed message is an item.
     fn decode_eof(&mut self, buffer: &mut BytesMut) -> Result<Option<Self::Item>, CodecError> {
         if buffer.is_empty() && self.delivered {
             self.delivered = false;
@@ -84,7 +85,7 @@ impl<P: AsRef<[u8]>> Encoder<Frame<P>> for MessageCodec {
 impl Encoder<Bytes> for MessageCodec {
     type Error = CodecError;
 
-    /// Appends a ready-made message, as it is.
+    /// Appends an encoded message unchanged.
     ///
     /// # Errors
     /// None; the buffer grows.

@@ -1,30 +1,31 @@
 //! Frames over datagrams and over byte streams: two [`tokio_util::codec`]s (PROTOCOL.md section 3).
 //!
-//! A tunnel message has no length field; the boundary of whatever carries it is its length. So there are
-//! two codecs, and which one is right depends only on whether the carrier keeps boundaries:
+//! A tunnel message has no length field: the boundary that the carrier keeps gives the length.
+//! There are two codecs. Which one is right depends only on whether the carrier keeps boundaries:
 //!
 //! | carrier | codec | PROTOCOL.md |
 //! |---|---|---|
 //! | UDP, Unix datagrams: one datagram, one message | [`MessageCodec`] | 3.3 |
-//! | TCP, Unix streams, vsock, pipes: bytes only | [`StreamCodec`], a length before each message | 3.2 |
+//! | TCP, Unix streams, vsock, pipes: bytes only | [`StreamCodec`]: a length first | 3.2 |
 //!
-//! One decoder for both would have to take whatever is buffered for one message. On a byte stream that
-//! merges messages which arrive together and cuts messages which arrive in parts, and it passes every
-//! test in which they happen not to. WebSockets keep boundaries too, but come as a `Stream` and a `Sink`
-//! of messages: for them there is the `transport` module.
+//! One decoder for both would have to take all buffered bytes for one message. On a byte stream it
+//! would merge messages that arrive together and cut messages that arrive in parts. Tests in which
+//! reads happen to match writes would still pass. WebSockets keep boundaries too, but are a
+//! `Stream` and a `Sink` of messages; the `transport` module is for them.
 //!
 //! # Malformed messages
 //!
-//! Both decoders yield `Result<Frame, DecodeError>` as their *item*. A message that is no frame is an item
-//! like any other, and the next message follows it. An `Err` of the stream itself, a [`CodecError`], says
-//! that the bytes can no longer be told apart or that the carrier failed; [`FramedRead`] ends after it. A
-//! caller for whom a malformed message is the end too writes `??`, as below.
+//! Both decoders yield `Result<Frame, DecodeError>` as their *item*. A malformed message is an item
+//! like any other, and the next message follows it. An `Err` of the stream itself, a
+//! [`CodecError`], says that the following bytes cannot be delimited or that the carrier failed;
+//! [`FramedRead`] ends after it. A caller that wants to end at a malformed message too writes `??`,
+//! as below.
 //!
 //! # Memory
 //!
-//! Frames without a payload never hold on to the read buffer. Payloads of up to 4 KiB are copied
-//! out of it, so that a small frame in a queue does not keep a large buffer alive; larger payloads share
-//! it.
+//! Frames without a payload never keep the read buffer alive. Payloads of up to 4 KiB are copied
+//! out of it, so that a small frame in a queue does not keep a large buffer alive. Larger payloads
+//! share it.
 //!
 //! # Examples
 //!
@@ -129,7 +130,7 @@ pub use stream::StreamCodec;
 /// Payloads of at most this many bytes are copied out of the read buffer.
 const COPY_MAX: usize = 4 * 1024;
 
-/// Why a codec cannot go on.
+/// Why a codec cannot continue.
 ///
 /// A malformed message is not among the reasons: see the [module](self#malformed-messages).
 #[derive(Debug, Error)]
@@ -140,9 +141,9 @@ pub enum CodecError {
     Io(#[from] std::io::Error),
     /// A message is longer than the cap of the [`StreamCodec`].
     ///
-    /// While decoding it is the peer's violation, or not the start of a message at all, and nothing after
-    /// it can be told apart. While encoding it is the caller's mistake: nothing was written, and shorter
-    /// messages can still be sent.
+    /// While decoding it is a violation by the peer, or the bytes are not the start of a message;
+    /// the bytes after it cannot be delimited. While encoding it is the caller's mistake: nothing
+    /// was written, and shorter messages can still be sent.
     #[error("message of {len} bytes is longer than the {max} bytes allowed")]
     TooLong {
         /// Bytes of the message, header included.
@@ -153,19 +154,19 @@ pub enum CodecError {
     /// The byte stream ended inside a message.
     #[error("stream ended inside a message, {missing} bytes short")]
     Truncated {
-        /// Bytes that were still to come. When the stream ended inside a length prefix, the rest of that
-        /// prefix only, since the length of the message is not known then.
+        /// Bytes that are missing. When the stream ended inside a length prefix, the missing bytes
+        /// of that prefix only, because the length of the message is not known then.
         missing: usize,
     },
-    /// A message that is no frame.
+    /// A message that is not a frame.
     ///
-    /// No codec returns it: it is what `?` makes of the item of a decoder, where a malformed message
-    /// is to be the end.
+    /// No codec returns this. `?` converts the item of a decoder to it, for callers that end at a
+    /// malformed message.
     #[error(transparent)]
     Decode(#[from] DecodeError),
 }
 
-/// Takes one whole message off the front of `buffer`; takes it off too when it is no frame.
+/// Takes one whole message off the front of `buffer`, also if it is not a frame.
 fn take_message(buffer: &mut BytesMut, len: usize) -> Result<Frame, DecodeError> {
     if len > HEADER_LEN + COPY_MAX {
         return Frame::decode(buffer.split_to(len).freeze());

@@ -4,29 +4,30 @@ use tokio_util::codec::{Decoder, Encoder};
 use super::{CodecError, take_message};
 use crate::wire::{DecodeError, Frame};
 
-/// Bytes of the length in front of every message.
+/// Size in bytes of the length before every message.
 const PREFIX_LEN: usize = 4;
 
-/// Room made at least, when more than this is missing of a message.
+/// Least room made when a message misses more than this.
 const READ_MIN: usize = 8 * 1024;
 
 /// A length before each message: for TCP, Unix sockets, vsock and pipes (PROTOCOL.md section 3.2).
 ///
-/// The length is a big-endian `u32`, counts the bytes of the message that follows, header included and
-/// itself excluded, and is at most [`max_len`](Self::max_len) in both directions.
+/// The length is a big-endian `u32`. It counts the bytes of the message that follows, header
+/// included and length excluded, and is at most [`max_len`](Self::max_len) in both directions.
 ///
-/// - However the bytes are split on their way, the frames are the same.
-/// - A well-delimited message that is no frame is an item, `Err(DecodeError)`, and the next one follows.
-/// - A length over the cap is [`CodecError::TooLong`] before anything is reserved for it, and stays so:
-///   the position in the stream is lost and nothing is skipped or guessed.
+/// - The frames do not depend on how the bytes are split on their way.
+/// - A delimited but malformed message is an item, `Err(DecodeError)`, and the next one follows.
+/// - A length over the cap is [`CodecError::TooLong`] before memory is reserved for it. The error
+///   repeats, because the following bytes cannot be delimited.
 /// - The end of the stream inside a message is [`CodecError::Truncated`].
 ///
 /// [`FramedRead`](tokio_util::codec::FramedRead) ends after a [`CodecError`].
 ///
-/// A peer that announces a message and never sends it gains little: room is not made for what was announced
-/// but for as much again as has arrived, at least 8 KiB, and never for more than one message at the cap.
+/// A peer that announces a message and never sends it gains little. The decoder makes room for as
+/// many bytes again as have arrived, at least 8 KiB, and never for more than one message at the
+/// cap.
 ///
-/// See the [module](super) for examples.
+/// The [module](super) has examples.
 #[derive(Debug, Clone)]
 pub struct StreamCodec {
     max_len: usize,
@@ -35,7 +36,8 @@ pub struct StreamCodec {
 impl StreamCodec {
     /// The cap of [`new`](Self::new): 1 MiB for a whole message, header included.
     ///
-    /// The same limit the deployed WebSocket parts have, so what passes here can be relayed to them.
+    /// Deployed WebSocket parts have the same limit, so every message that passes can be relayed to
+    /// them.
     pub const DEFAULT_MAX_LEN: usize = 1024 * 1024;
 
     /// A codec with the [default cap](Self::DEFAULT_MAX_LEN).
@@ -44,10 +46,11 @@ impl StreamCodec {
         Self::with_max_len(Self::DEFAULT_MAX_LEN)
     }
 
-    /// A codec for messages of at most `max_len` bytes, header included; at most `u32::MAX`, which is what
-    /// the prefix can say.
+    /// A codec for messages of at most `max_len` bytes, header included. The length field limits
+    /// `max_len` to `u32::MAX`.
     ///
-    /// It is what a peer can make the decoder hold. Both ends should agree on it: it is not negotiated.
+    /// The cap bounds what a peer can make the decoder hold. It is not negotiated, so both ends
+    /// should use the same one.
     #[must_use]
     pub const fn with_max_len(max_len: usize) -> Self {
         let limit = u32::MAX as usize;
@@ -88,7 +91,7 @@ impl Decoder for StreamCodec {
     /// Takes the next message off the front of the buffer. `Ok(None)` when it is not complete.
     ///
     /// # Errors
-    /// [`CodecError::TooLong`], again and again: the length is not consumed.
+    /// [`CodecError::TooLong`], on every further call too: the length is not consumed.
     fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<Self::Item>, CodecError> {
         let Some(&prefix) = buffer.first_chunk::<PREFIX_LEN>() else {
             return Ok(None);
@@ -108,7 +111,7 @@ impl Decoder for StreamCodec {
         Ok(Some(take_message(buffer, len)))
     }
 
-    /// As [`decode`](Self::decode), but an incomplete message stays incomplete.
+    /// As [`decode`](Self::decode), at the end of the stream: an incomplete message is an error.
     ///
     /// # Errors
     /// [`CodecError::TooLong`] and [`CodecError::Truncated`].
@@ -120,7 +123,7 @@ impl Decoder for StreamCodec {
         let need = match buffer.first_chunk::<PREFIX_LEN>() {
             None if have == 0 => return Ok(None),
             None => PREFIX_LEN,
-            // `decode` saw that it is within the cap.
+            // `decode` checked that the length is within the cap.
             Some(&prefix) => PREFIX_LEN.saturating_add(u32::from_be_bytes(prefix) as usize),
         };
         let missing = need.saturating_sub(have);
@@ -134,7 +137,7 @@ impl<P: AsRef<[u8]>> Encoder<Frame<P>> for StreamCodec {
     /// Appends the length and the encoded frame.
     ///
     /// # Errors
-    /// [`CodecError::TooLong`]; then nothing is written.
+    /// [`CodecError::TooLong`]. Nothing was written then.
     fn encode(&mut self, frame: Frame<P>, buffer: &mut BytesMut) -> Result<(), CodecError> {
         self.put_prefix(frame.encoded_len(), buffer)?;
         // A `BytesMut` grows, so the encoder cannot run out of room.
@@ -146,10 +149,10 @@ impl<P: AsRef<[u8]>> Encoder<Frame<P>> for StreamCodec {
 impl Encoder<Bytes> for StreamCodec {
     type Error = CodecError;
 
-    /// Appends the length and a ready-made message, as it is.
+    /// Appends the length and an encoded message, which stays unchanged.
     ///
     /// # Errors
-    /// [`CodecError::TooLong`]; then nothing is written.
+    /// [`CodecError::TooLong`]. Nothing was written then.
     fn encode(&mut self, message: Bytes, buffer: &mut BytesMut) -> Result<(), CodecError> {
         self.put_prefix(message.len(), buffer)?;
         buffer.put_slice(&message);
@@ -159,7 +162,8 @@ impl Encoder<Bytes> for StreamCodec {
 
 /// Makes room for more of a message, in proportion to what has arrived of it.
 ///
-/// `BytesMut::reserve` would double the whole allocation, consumed bytes included, and so pass the cap.
+/// `BytesMut::reserve` would double the whole allocation, consumed bytes included, and so pass the
+/// cap.
 fn make_room(buffer: &mut BytesMut, missing: usize) {
     let have = buffer.len();
     let spare = buffer.capacity() - have;

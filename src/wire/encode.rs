@@ -2,7 +2,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{BufferTooSmall, Frame, HEADER_LEN};
 
-/// The part of an encoded frame that is not its payload: the header, and the credit of a WINDOW.
+/// Longest part of an encoded frame before its payload: the header and the credit of a WINDOW.
 const PREFIX_MAX: usize = HEADER_LEN + 4;
 
 impl<P: AsRef<[u8]>> Frame<P> {
@@ -15,10 +15,10 @@ impl<P: AsRef<[u8]>> Frame<P> {
         }
     }
 
-    /// Encodes into the front of `out` and says how many bytes were written.
+    /// Encodes into the front of `out` and returns how many bytes were written.
     ///
     /// # Errors
-    /// [`BufferTooSmall`]; then nothing is written.
+    /// [`BufferTooSmall`]. Nothing was written then.
     #[inline]
     pub fn encode_to_slice(&self, out: &mut [u8]) -> Result<usize, BufferTooSmall> {
         let needed = self.encoded_len();
@@ -45,7 +45,7 @@ impl<P: AsRef<[u8]>> Frame<P> {
     /// Appends the encoded frame to `out`.
     ///
     /// # Errors
-    /// [`BufferTooSmall`] when `out` cannot grow; then nothing is written.
+    /// [`BufferTooSmall`] when `out` cannot grow. Nothing was written then.
     pub fn encode(&self, out: &mut impl BufMut) -> Result<(), BufferTooSmall> {
         let needed = self.encoded_len();
         let available = out.remaining_mut();
@@ -69,7 +69,7 @@ impl<P: AsRef<[u8]>> Frame<P> {
         out.freeze()
     }
 
-    /// The encoded frame as header and payload side by side, for vectored writes; copies nothing.
+    /// The encoded frame as a [`Buf`] of two parts, for vectored writes. Does not copy the payload.
     #[must_use]
     pub fn into_buf(self) -> EncodedFrame<P> {
         let mut prefix = [0; PREFIX_MAX];

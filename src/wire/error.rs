@@ -4,8 +4,8 @@ use super::{HEADER_LEN, Kind};
 
 /// Why a message is not a frame. Every variant carries the offending value.
 ///
-/// The first five are malformed for everybody (PROTOCOL.md section 2.4); the rest only for
-/// [`Frame::decode_strict`](super::Frame::decode_strict).
+/// Both ways of decoding return the first five (PROTOCOL.md section 2.4). Only
+/// [`Frame::decode_strict`](super::Frame::decode_strict) returns the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum DecodeError {
@@ -21,7 +21,7 @@ pub enum DecodeError {
     /// The second byte names no protocol.
     #[error("unknown protocol 0x{0:02x}")]
     UnknownProto(u8),
-    /// Client id 0, which belongs to keepalive, on a message about a connection.
+    /// Client id 0, which stands for the whole tunnel, on a message about a connection.
     #[error("{0} with client id 0, which only PING, PONG and GOAWAY may carry")]
     ZeroId(Kind),
     /// A WINDOW whose payload is not a 4-byte credit.
@@ -35,7 +35,7 @@ pub enum DecodeError {
     ReservedPort {
         /// Type of the message.
         kind: Kind,
-        /// What the field holds.
+        /// Value of the field.
         port: u16,
     },
     /// A protocol other than 0 where the field is reserved.
@@ -46,10 +46,10 @@ pub enum DecodeError {
     ReservedId {
         /// Type of the message.
         kind: Kind,
-        /// What the field holds.
+        /// Value of the field.
         id: u32,
     },
-    /// A payload where there is none.
+    /// A payload on a type that has none.
     #[error("{kind} with a payload of {len} bytes, expected none")]
     ReservedPayload {
         /// Type of the message.
@@ -60,17 +60,17 @@ pub enum DecodeError {
     /// ERROR text that is not UTF-8.
     #[error("ERROR text is not UTF-8 after byte {valid_up_to}")]
     InvalidUtf8 {
-        /// Length of the valid prefix.
+        /// Length of the valid prefix in bytes.
         valid_up_to: usize,
     },
 }
 
-/// The destination of an encoder has too little room. Nothing was written.
+/// The destination of an encoder is too small. Nothing was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("buffer has room for {available} bytes, the frame needs {needed}")]
 pub struct BufferTooSmall {
     /// Bytes the frame takes.
     pub needed: usize,
-    /// Bytes there was room for.
+    /// Bytes that the destination has room for.
     pub available: usize,
 }

@@ -4,14 +4,15 @@ use super::{ClientId, DecodeError, HEADER_LEN, Header, Kind, Proto};
 
 /// A message as an endpoint sees it (PROTOCOL.md section 2.2), generic over its payload.
 ///
-/// `Frame<&[u8]>` borrows and never allocates; `Frame<Bytes>` shares the message's allocation and never
-/// copies. Reserved fields have no place here, so what is encoded is always well formed.
+/// `Frame<&[u8]>` borrows and never allocates. `Frame<Bytes>` shares the message's allocation and
+/// never copies. A frame cannot hold reserved fields: encoding sets them to zero.
 ///
 /// ```
 /// use kohakuriver_tunnel::wire::{ClientId, Frame, Proto};
 ///
 /// let frame = Frame::decode(&[3, 1, 0xde, 0xad, 0xbe, 0xef, 0, 0, b'h', b'i'][..])?;
-/// assert_eq!(frame, Frame::Data { proto: Proto::Udp, id: ClientId(0xdead_beef), payload: &b"hi"[..] });
+/// let id = ClientId(0xdead_beef);
+/// assert_eq!(frame, Frame::Data { proto: Proto::Udp, id, payload: &b"hi"[..] });
 /// # Ok::<(), kohakuriver_tunnel::wire::DecodeError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,7 +42,7 @@ pub enum Frame<P = Bytes> {
         /// The bytes.
         payload: P,
     },
-    /// The sender is done.
+    /// The sender sends no more DATA.
     Close {
         /// Byte stream or datagrams.
         proto: Proto,
@@ -54,16 +55,16 @@ pub enum Frame<P = Bytes> {
         proto: Proto,
         /// The connection.
         id: ClientId,
-        /// The port field: a reason code in v2 (PROTOCOL.md section 5.4), whatever the peer left there in v1.
+        /// The port field: a reason code in v2 (PROTOCOL.md section 5.4), any value in v1.
         code: u16,
-        /// Why, in UTF-8 if the peer keeps to the protocol.
+        /// The reason as text; UTF-8 if the peer conforms to the protocol.
         text: P,
     },
     /// Keepalive.
     Ping {
-        /// Usually [`ClientId::KEEPALIVE`]; the answer repeats it.
+        /// Usually [`ClientId::KEEPALIVE`]. The answer repeats the id.
         id: ClientId,
-        /// Empty in v1; the answer repeats it in v2.
+        /// Empty in v1. In v2 at most 125 bytes, which the answer repeats.
         payload: P,
     },
     /// Answer to a PING.
@@ -84,7 +85,7 @@ pub enum Frame<P = Bytes> {
     GoAway,
 }
 
-/// What a frame can be decoded from without a copy: `&[u8]` and [`Bytes`].
+/// Types that a frame can be decoded from without a copy: `&[u8]` and [`Bytes`].
 pub trait Payload: AsRef<[u8]> + Sized + sealed::Sealed {
     #[doc(hidden)]
     fn skip_header(self) -> Self;
@@ -112,10 +113,12 @@ mod sealed {
 }
 
 impl<P: Payload> Frame<P> {
-    /// Reads one whole message, ignoring reserved fields, as deployed peers need it.
+    /// Decodes one whole message (PROTOCOL.md section 2.4, lenient).
+    ///
+    /// Ignores reserved fields, because some deployed peers do not send zero there.
     ///
     /// # Errors
-    /// [`DecodeError`], in the order of the fields.
+    /// [`DecodeError`], for the first of the five checks that fails.
     #[inline]
     pub fn decode(message: P) -> Result<Self, DecodeError> {
         let bytes = message.as_ref();
@@ -125,10 +128,10 @@ impl<P: Payload> Frame<P> {
         Self::from_parts(Header::from_bytes(header)?, message.skip_header())
     }
 
-    /// Reads one whole message and refuses whatever re-encoding would change.
+    /// Decodes one whole message and refuses it if encoding would not give the same bytes.
     ///
     /// # Errors
-    /// [`DecodeError`]: those of [`decode`](Self::decode) first, then the reserved fields in their order.
+    /// [`DecodeError`]: those of [`decode`](Self::decode) first, then those of the reserved fields.
     pub fn decode_strict(message: P) -> Result<Self, DecodeError> {
         let bytes = message.as_ref();
         let Some((&header, payload)) = bytes.split_first_chunk::<HEADER_LEN>() else {
@@ -142,7 +145,7 @@ impl<P: Payload> Frame<P> {
 }
 
 impl<P: AsRef<[u8]>> Frame<P> {
-    /// Puts a header and what followed it together, ignoring reserved fields.
+    /// Makes a frame of a header and the bytes after it. Ignores reserved fields.
     ///
     /// # Errors
     /// [`DecodeError::ZeroId`] and [`DecodeError::WindowLength`].
@@ -184,7 +187,7 @@ impl<P: AsRef<[u8]>> Frame<P> {
         })
     }
 
-    /// The header this frame is encoded with.
+    /// The header with which this frame is encoded.
     #[inline]
     #[must_use]
     pub fn header(&self) -> Header {
@@ -221,7 +224,7 @@ impl<P: AsRef<[u8]>> Frame<P> {
         self.header().id
     }
 
-    /// The payload of a DATA, ERROR, PING or PONG; empty for the rest.
+    /// The payload of a DATA, ERROR, PING or PONG; empty for the other types.
     #[inline]
     #[must_use]
     pub fn payload(&self) -> &[u8] {
@@ -234,7 +237,7 @@ impl<P: AsRef<[u8]>> Frame<P> {
         }
     }
 
-    /// The same frame with its payload converted, for instance to own it.
+    /// The same frame with its payload converted, for instance into an owned type.
     pub fn map_payload<Q>(self, convert: impl FnOnce(P) -> Q) -> Frame<Q> {
         match self {
             Self::Connect { proto, id, port } => Frame::Connect { proto, id, port },
@@ -270,7 +273,7 @@ impl<P: AsRef<[u8]>> Frame<P> {
     }
 }
 
-/// Which fields must be zero for which type (PROTOCOL.md section 2.4).
+/// Checks the fields that must be zero for the type (PROTOCOL.md section 2.4).
 fn check_reserved(header: Header, payload: &[u8]) -> Result<(), DecodeError> {
     let Header {
         kind,

@@ -5,7 +5,7 @@ use super::DecodeError;
 /// Length of the header in bytes.
 pub const HEADER_LEN: usize = 8;
 
-/// Where each field lies in the header (PROTOCOL.md section 2.1).
+/// Offsets of the fields in the header (PROTOCOL.md section 2.1).
 pub(super) mod field {
     use core::ops::Range;
 
@@ -26,7 +26,7 @@ pub enum Kind {
     Data = 0x03,
     /// The end of the sender's direction.
     Close = 0x04,
-    /// The connection failed; the payload says why.
+    /// The connection failed; the payload says why. Ends both directions.
     Error = 0x05,
     /// Keepalive.
     Ping = 0x06,
@@ -39,7 +39,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Every type, in the order of its byte.
+    /// Every type, in the order of the bytes.
     pub const ALL: [Self; 9] = [
         Self::Connect,
         Self::Connected,
@@ -58,7 +58,7 @@ impl Kind {
         !matches!(self, Self::Window | Self::GoAway)
     }
 
-    /// Whether client id 0 is allowed: such a message is about the whole tunnel.
+    /// Whether client id 0 is allowed. A message with id 0 is about the whole tunnel.
     #[must_use]
     pub const fn allows_zero_id(self) -> bool {
         matches!(self, Self::Ping | Self::Pong | Self::GoAway)
@@ -149,15 +149,15 @@ impl fmt::Display for ClientId {
 
 /// The eight bytes before every payload, big-endian (PROTOCOL.md section 2.1).
 ///
-/// A `Header` that exists has a known type and protocol. Whether its reserved fields are zero is
-/// a matter of the message it heads: see [`Frame`](super::Frame).
+/// Every `Header` has a known type and protocol. Its reserved fields may be nonzero:
+/// [`Frame::decode_strict`](super::Frame::decode_strict) checks them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Header {
     /// Type of the message.
     pub kind: Kind,
     /// Byte stream or datagrams.
     pub proto: Proto,
-    /// The connection it is about.
+    /// The connection that the message is about.
     pub id: ClientId,
     /// Target port in CONNECT, reason code in a v2 ERROR, otherwise reserved.
     pub port: u16,
@@ -168,11 +168,11 @@ impl Header {
     ///
     /// # Errors
     /// [`DecodeError::UnknownKind`] and [`DecodeError::UnknownProto`], in this order.
-    // Left to itself the compiler packs the result into a register and takes it apart again.
+    // Without this attribute the compiler packs the result into a register and unpacks it again.
     #[inline(always)]
     pub fn from_bytes(bytes: [u8; HEADER_LEN]) -> Result<Self, DecodeError> {
         let [kind, proto, ..] = bytes;
-        // One load and shifts: putting the fields together byte by byte takes more instructions.
+        // One load and shifts take fewer instructions than assembling the fields byte by byte.
         let word = u64::from_be_bytes(bytes);
         Ok(Self {
             kind: Kind::try_from(kind)?,

@@ -3,10 +3,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{HEADER_LEN, Header};
 
-/// A read buffer that keeps room for a header in front of what is read into it.
+/// A read buffer that keeps room for a header in front of the bytes read into it.
 ///
-/// Fill it through [`spare`](Self::spare), then take the payload out as a [`Chunk`] that becomes a whole
-/// message by writing eight bytes, without moving the payload.
+/// Fill it through [`spare`](Self::spare), then take the payload out as a [`Chunk`]. Writing the
+/// eight bytes of a header makes the chunk a whole message; the payload is not moved.
 ///
 /// ```
 /// use bytes::BufMut;
@@ -25,7 +25,8 @@ pub struct HeadroomBuf {
 }
 
 impl HeadroomBuf {
-    /// A buffer that allocates room for one read at a time, on first use, of at most `capacity` payload bytes.
+    /// A buffer for reads of at most `capacity` payload bytes. It allocates on first use, for one
+    /// read at a time.
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
         Self {
@@ -34,13 +35,13 @@ impl HeadroomBuf {
         }
     }
 
-    /// Room to read at most `limit` more payload bytes into, bounded by what is left of the buffer
-    /// unless that is nothing.
+    /// Room for at most `limit` more payload bytes. The rest of the buffer bounds it further; a
+    /// full buffer grows.
     ///
-    /// Memory of chunks that were dropped meanwhile is used again.
+    /// Reuses the memory of chunks that were dropped meanwhile.
     pub fn spare(&mut self, limit: usize) -> Limit<&mut BytesMut> {
         if self.filled().is_empty() {
-            // Under half of a read is left: better a fresh buffer than many tiny reads.
+            // Less than half of a read is left: a fresh buffer avoids many tiny reads.
             let read = limit.min(self.capacity).max(1);
             if self.buffer.capacity() < HEADER_LEN + read.div_ceil(2) {
                 self.buffer.clear();
@@ -55,31 +56,31 @@ impl HeadroomBuf {
         (&mut self.buffer).limit(limit.min(left))
     }
 
-    /// Takes what was read and keeps the rest of the allocation for the next read.
+    /// Takes the bytes read so far and keeps the rest of the allocation for the next read.
     ///
-    /// The chunk pins the whole allocation: right for large reads.
+    /// The chunk keeps the whole allocation alive, which is acceptable for large reads.
     pub fn split(&mut self) -> Chunk {
         Chunk::from_headroom(self.buffer.split())
     }
 
-    /// Takes what was read with the whole allocation.
+    /// Takes the bytes read so far together with the whole allocation.
     pub fn take(&mut self) -> Chunk {
         Chunk::from_headroom(core::mem::take(&mut self.buffer))
     }
 
-    /// Copies what was read into an allocation of its own size and keeps this one.
+    /// Copies the bytes read so far into an allocation of their size and keeps the buffer.
     ///
-    /// The chunk pins nothing else: right for small reads.
+    /// The chunk keeps no other memory alive, which suits small reads.
     pub fn copy(&mut self) -> Chunk {
         let chunk = Chunk::copied(self.filled());
         self.buffer.clear();
         chunk
     }
 
-    /// Takes what was read: copied when it is at most `copy_max` bytes, with the whole allocation when that
-    /// is nearly full, else split off.
+    /// Takes the bytes read so far by [`copy`](Self::copy) if they are at most `copy_max`, by
+    /// [`take`](Self::take) if the allocation is nearly full, else by [`split`](Self::split).
     ///
-    /// A chunk that has its allocation to itself can be masked in place, as WebSocket clients must.
+    /// A WebSocket client can mask a chunk in place if nothing else shares the chunk's allocation.
     pub fn next_chunk(&mut self, copy_max: usize) -> Chunk {
         let len = self.filled().len();
         if len <= copy_max {
@@ -98,7 +99,7 @@ impl HeadroomBuf {
     }
 }
 
-/// Payload bytes that become a message without a copy, if they were read behind headroom.
+/// Payload bytes. If they were read behind headroom, they become a message without a copy.
 #[derive(Debug)]
 pub struct Chunk(Storage);
 
@@ -111,13 +112,13 @@ enum Storage {
 }
 
 impl Chunk {
-    /// Copies a payload behind headroom, into an allocation of just its size.
+    /// Copies a payload behind headroom, into an allocation of exactly the required size.
     #[must_use]
     pub fn copied(payload: &[u8]) -> Self {
         Self::copied_with_room(payload, 0)
     }
 
-    /// As [`copied`](Self::copied), with room to [`append`](Self::append) up to `room` bytes more.
+    /// As [`copied`](Self::copied), with room to [`append`](Self::append) `room` more bytes.
     #[must_use]
     pub fn copied_with_room(payload: &[u8], room: usize) -> Self {
         let mut buffer = BytesMut::with_capacity(HEADER_LEN + payload.len() + room);
@@ -134,7 +135,7 @@ impl Chunk {
         Self(Storage::Headroom(buffer))
     }
 
-    /// Appends as much of `payload` as fits without a new allocation; says how much that was.
+    /// Appends as much of `payload` as fits without a new allocation; returns how many bytes.
     pub fn append(&mut self, payload: &[u8]) -> usize {
         match &mut self.0 {
             Storage::Headroom(buffer) => {
@@ -147,7 +148,7 @@ impl Chunk {
         }
     }
 
-    /// Splits off the first `at` bytes (at most all) and leaves the rest, which has no headroom then.
+    /// Splits off the first `at` bytes (at most all). The rest stays, without headroom.
     pub fn split_to(&mut self, at: usize) -> Self {
         let at = at.min(self.len());
         match &mut self.0 {
@@ -161,8 +162,8 @@ impl Chunk {
         }
     }
 
-    /// Makes the message: the header is written into the headroom, or in front of a copy where there is
-    /// none.
+    /// Makes the message: writes the header into the headroom, or in front of a copy of the payload
+    /// if there is no headroom.
     #[inline]
     #[must_use]
     pub fn seal(self, header: Header) -> Bytes {
@@ -208,7 +209,7 @@ impl Chunk {
     }
 }
 
-/// Apart from [`Chunk::seal`], which it would keep from being inlined.
+/// A function of its own, so that [`Chunk::seal`] is small enough to be inlined.
 #[inline(never)]
 fn copy_behind(header: Header, payload: &[u8]) -> Bytes {
     let mut message = BytesMut::with_capacity(HEADER_LEN + payload.len());
@@ -218,7 +219,7 @@ fn copy_behind(header: Header, payload: &[u8]) -> Bytes {
 }
 
 impl From<Bytes> for Chunk {
-    /// Shares the bytes; sealing them costs a copy, since they have no headroom.
+    /// Shares the bytes. Sealing them costs a copy, because they have no headroom.
     fn from(payload: Bytes) -> Self {
         Self(Storage::Shared(payload))
     }

@@ -1,10 +1,10 @@
 use super::header::field;
 use super::{ClientId, DecodeError, HEADER_LEN, Header};
 
-/// A message as a relay sees it: any bytes of at least a header, kept as they are.
+/// A message as a relay sees it: any bytes of at least a header, kept unchanged.
 ///
-/// Unknown types, unknown protocols and reserved fields survive. A relay reads the id, rewrites it in
-/// place and passes the rest on.
+/// It keeps unknown types, unknown protocols and reserved fields. A relay reads the id, rewrites it
+/// in place and passes the message on.
 ///
 /// ```
 /// use kohakuriver_tunnel::wire::{ClientId, RawFrame};
@@ -20,7 +20,7 @@ pub struct RawFrame<B> {
 }
 
 impl<B: AsRef<[u8]>> RawFrame<B> {
-    /// Takes a message of at least [`HEADER_LEN`] bytes.
+    /// Wraps a message of at least [`HEADER_LEN`] bytes.
     ///
     /// # Errors
     /// [`DecodeError::Truncated`] when it is shorter.
@@ -31,7 +31,7 @@ impl<B: AsRef<[u8]>> RawFrame<B> {
         }
     }
 
-    /// The bytes it was made of, changed only by [`set_id`](Self::set_id).
+    /// The bytes of the message. Only [`set_id`](Self::set_id) changes them.
     pub fn into_inner(self) -> B {
         self.bytes
     }
@@ -46,13 +46,13 @@ impl<B: AsRef<[u8]>> RawFrame<B> {
         }
     }
 
-    /// The type byte, known or not.
+    /// The type byte, which may be unknown.
     #[must_use]
     pub fn kind_byte(&self) -> u8 {
         self.header_bytes()[field::KIND]
     }
 
-    /// The protocol byte, known or not.
+    /// The protocol byte, which may be unknown.
     #[must_use]
     pub fn proto_byte(&self) -> u8 {
         self.header_bytes()[field::PROTO]
@@ -72,7 +72,7 @@ impl<B: AsRef<[u8]>> RawFrame<B> {
         u16::from_be_bytes([p0, p1])
     }
 
-    /// What follows the header.
+    /// The bytes after the header.
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         self.bytes.as_ref().get(HEADER_LEN..).unwrap_or_default()
@@ -89,7 +89,7 @@ impl<B: AsRef<[u8]>> RawFrame<B> {
     /// The header's eight bytes.
     #[must_use]
     pub fn header_bytes(&self) -> [u8; HEADER_LEN] {
-        // `new` saw a whole header; a foreign `AsRef` that shrinks afterwards reads as zeros.
+        // `new` checked the length. If an `AsRef` returns fewer bytes later, they read as zeros.
         self.bytes
             .as_ref()
             .first_chunk()
