@@ -21,6 +21,8 @@ struct Inner {
     held: AtomicUsize,
     /// Shares of the last third.
     shares: AtomicUsize,
+    /// Tunnels whose peer floods.
+    floods: AtomicUsize,
 }
 
 impl Budget {
@@ -31,6 +33,7 @@ impl Budget {
             limit,
             held: AtomicUsize::new(0),
             shares: AtomicUsize::new(0),
+            floods: AtomicUsize::new(0),
         };
         Self {
             inner: Arc::new(inner),
@@ -79,6 +82,7 @@ pub(super) struct Account {
     budget: Budget,
     charged: usize,
     shares: usize,
+    flooded: bool,
 }
 
 impl Account {
@@ -96,6 +100,7 @@ impl Account {
             budget: budget.clone(),
             charged: 0,
             shares: 1,
+            flooded: false,
         }
     }
 
@@ -121,6 +126,18 @@ impl Account {
         self.budget.held() > self.budget.inner.limit / Self::PINNED_SHARE
     }
 
+    /// Notes whether the peer floods; says how many do.
+    pub(super) fn note_flood(&mut self, flooded: bool) -> usize {
+        let floods = &self.budget.inner.floods;
+        match (self.flooded, flooded) {
+            (false, true) => _ = floods.fetch_add(1, Ordering::Relaxed),
+            (true, false) => _ = floods.fetch_sub(1, Ordering::Relaxed),
+            _ => {}
+        }
+        self.flooded = flooded;
+        floods.load(Ordering::Relaxed)
+    }
+
     pub(super) fn charge(&mut self, held: usize) {
         let sum = &self.budget.inner.held;
         if held >= self.charged {
@@ -143,6 +160,7 @@ impl Drop for Account {
     fn drop(&mut self) {
         self.charge(0);
         self.share(0);
+        self.note_flood(false);
     }
 }
 

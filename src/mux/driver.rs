@@ -35,6 +35,8 @@ pub struct Driver<T, C: Carrier, R = TokioTimer> {
     inbox: Vec<Bytes>,
     /// Messages to be written next.
     outbox: VecDeque<Transmit>,
+    /// Messages without content in the last look at the transport.
+    skipped: u64,
     /// Tasks to wake once the lock is gone, reused.
     wake: Vec<Waker>,
     patience: Patience,
@@ -168,14 +170,13 @@ where
         if self.patience.pause(|| self.timer.now()).is_some() {
             return Inflow::Pending;
         }
-        let pressed = {
+        {
             let mut state = self.shared.lock();
             state.driver_stalled = !state.session.can_receive();
             if state.driver_stalled {
                 return Inflow::Pending;
             }
-            state.pressed
-        };
+        }
         let mut bytes = 0;
         let mut skipped = 0;
         let mut alive = false;
@@ -210,9 +211,7 @@ where
             let now = self.shared.at(self.timer.now());
             self.shared.lock().session.handle_activity(now);
         }
-        if alive || bytes > 0 {
-            self.patience.note(|| self.timer.now(), skipped, pressed);
-        }
+        self.skipped = skipped as u64;
         inflow
     }
 
@@ -221,9 +220,17 @@ where
         let shared = Arc::clone(&self.shared);
         let now = shared.at(clock);
         let mut state = shared.lock();
+        let heard = self.skipped > 0 || !self.inbox.is_empty();
+        let useless = state.useless();
         for message in self.inbox.drain(..) {
             // Counted by the session, which has dealt with it.
             let _ = state.session.handle_message(now, message);
+        }
+        if heard {
+            let useless = state.useless() - useless + core::mem::take(&mut self.skipped);
+            let pressed = state.pressed;
+            let account = state.account.as_mut();
+            self.patience.note(clock, useless, account, pressed);
         }
         let due = state.session.poll_timeout().is_some_and(|at| at <= now);
         if due {
@@ -392,6 +399,7 @@ impl<T, C: Carrier, R> Driver<T, C, R> {
             phase: Phase::Running,
             inbox: Vec::new(),
             outbox: VecDeque::new(),
+            skipped: 0,
             wake: Vec::new(),
             patience: Patience::default(),
             dirty: false,

@@ -1,10 +1,12 @@
 use core::time::Duration;
 use std::time::Instant as Clock;
 
+use super::budget::Account;
+
 /// How long a peer that floods is not read, so that others get the processor.
 ///
-/// TCP makes the peer wait meanwhile, and nothing is lost. A peer that sends data is never slowed down by
-/// this while memory lasts.
+/// TCP makes the peer wait meanwhile, and nothing is lost. A peer that sends data for its streams is
+/// never slowed down by this while memory lasts.
 #[derive(Debug, Default)]
 pub(super) struct Patience {
     /// Floods in a row.
@@ -13,26 +15,38 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    /// Messages without content in one look at the transport that make it a flood. Honest peers ping
-    /// every few seconds.
-    const FLOOD: usize = 32;
+    /// Useless messages in one look at the transport that make it a flood: pings and pongs, breaches
+    /// of the protocol, connections beyond a bound. Honest peers ping every few seconds.
+    const FLOOD: u64 = 32;
     /// The pause after the first flood. It doubles with each that follows.
     const FIRST: Duration = Duration::from_millis(2);
+    /// The longest pause of one that floods alone.
     const LONGEST: Duration = Duration::from_millis(64);
-    /// The pause of a tunnel that holds more than its share of a budget that is used up.
-    const PRESSED: Duration = Duration::from_millis(10);
+    /// The longest pause for each tunnel of the budget that floods: all together are then looked at a
+    /// thousand times a second, however many there are.
+    const EACH: Duration = Duration::from_millis(1);
 
-    /// Notes what one look at the transport found: so many messages without content.
-    pub(super) fn note(&mut self, now: impl Fn() -> Clock, empty: usize, pressed: bool) {
-        let pause = if empty >= Self::FLOOD {
+    /// Notes what one look at the transport found: so many useless messages, or anything at all while
+    /// the tunnel holds more than its share of a budget that is used up.
+    pub(super) fn note(
+        &mut self,
+        now: Clock,
+        useless: u64,
+        account: Option<&mut Account>,
+        pressed: bool,
+    ) {
+        let flood = useless >= Self::FLOOD || pressed;
+        let all = account.map_or(1, |account| account.note_flood(flood));
+        self.until = None;
+        if flood {
             self.floods = (self.floods + 1).min(16);
             let factor = 1 << (self.floods - 1);
-            Some((Self::FIRST * factor).min(Self::LONGEST))
+            let all = u32::try_from(all).unwrap_or(u32::MAX);
+            let longest = Self::EACH.saturating_mul(all).max(Self::LONGEST);
+            self.until = Some(now + (Self::FIRST * factor).min(longest));
         } else {
             self.floods = 0;
-            pressed.then_some(Self::PRESSED)
-        };
-        self.until = pause.map(|pause| now() + pause);
+        }
     }
 
     /// When reading goes on, if not now.
@@ -43,23 +57,48 @@ impl Patience {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::*;
+    use crate::mux::Budget;
 
     #[test]
     fn pauses_grow_with_a_flood_and_end_with_it() {
         let now = Clock::now();
         let mut patience = Patience::default();
-        patience.note(|| now, 3, false);
+        patience.note(now, 3, None, false);
         assert_eq!(patience.pause(|| now), None);
         for millis in [2, 4, 8, 16, 32, 64, 64] {
-            patience.note(|| now, 64, false);
+            patience.note(now, 64, None, false);
             let until = now + Duration::from_millis(millis);
             assert_eq!(patience.pause(|| now), Some(until));
             assert_eq!(patience.pause(|| until), None);
         }
-        patience.note(|| now, 0, true);
-        assert_eq!(patience.pause(|| now), Some(now + Patience::PRESSED));
-        patience.note(|| now, 0, false);
+        patience.note(now, 0, None, true);
+        assert!(patience.pause(|| now).is_some());
+        patience.note(now, 31, None, false);
         assert_eq!(patience.pause(|| now), None);
+    }
+
+    #[test]
+    fn the_more_flood_the_longer_each_waits() {
+        let now = Clock::now();
+        let budget = Budget::new(1 << 30);
+        let mut others: Vec<_> = (0..499).map(|_| Account::open(&budget)).collect();
+        for other in &mut others {
+            other.note_flood(true);
+        }
+        let mut account = Account::open(&budget);
+        let mut patience = Patience::default();
+        for millis in [2, 4, 8, 16, 32, 64, 128, 256, 500, 500] {
+            patience.note(now, 64, Some(&mut account), false);
+            let until = now + Duration::from_millis(millis);
+            assert_eq!(patience.pause(|| now), Some(until));
+        }
+        others[0].note_flood(false);
+        others.truncate(100);
+        patience.note(now, 64, Some(&mut account), false);
+        let until = now + Duration::from_millis(100);
+        assert_eq!(patience.pause(|| now), Some(until));
     }
 }

@@ -25,7 +25,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) session: Session,
-    account: Option<Account>,
+    pub(super) account: Option<Account>,
     /// The tunnel holds more than its share of a budget that is used up.
     pub(super) pressed: bool,
     /// By [`StreamId::slot`].
@@ -98,6 +98,12 @@ impl State {
             || self.shutdown
             || self.handles == 0;
         if needed { self.driver.take() } else { None }
+    }
+
+    /// Messages of the peer that were of no use to anybody.
+    pub(super) fn useless(&self) -> u64 {
+        let stats = self.session.stats();
+        stats.violations + stats.refused
     }
 
     /// Keeps the tunnel within the budget it has joined.

@@ -62,6 +62,10 @@ impl Session {
             self.deadlines.remove(&(deadline, slot));
         }
         self.lent -= s.window.grown();
+        let credit = match (s.proto, self.version) {
+            (Proto::Tcp, Version::V2) => s.window.credit(),
+            _ => u64::MAX,
+        };
         let id = s.id;
         if let Some(reset) = reset {
             s.reset = Some(Box::new(reset));
@@ -73,7 +77,7 @@ impl Session {
         self.streams.detach(id);
         // In v2 an ERROR or both CLOSEs are final: what is late needs no answer.
         let answered = answered || self.version == Version::V2;
-        self.graves.bury(id, answered);
+        self.graves.bury(id, answered, credit);
         self.notify_readable(slot);
         self.notify_writable(slot);
         self.wake_waiting();

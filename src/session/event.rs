@@ -73,6 +73,8 @@ pub struct Stats {
     pub opened: u64,
     /// Streams ended by a reset, of either side.
     pub resets: u64,
+    /// Connections of the peer that this end refused because a bound was reached or it drains.
+    pub refused: u64,
     /// Payload bytes transmitted.
     pub bytes_sent: u64,
     /// Payload bytes received for a known stream.

@@ -43,6 +43,8 @@ struct Grave {
     number: u64,
     /// Whether a late DATA was, or need not be, answered.
     answered: bool,
+    /// Bytes that the peer may have sent before it learned of the end.
+    credit: u64,
 }
 
 impl Tombstones {
@@ -58,14 +60,19 @@ impl Tombstones {
         }
     }
 
-    pub(super) fn bury(&mut self, id: ClientId, answered: bool) {
+    pub(super) fn bury(&mut self, id: ClientId, answered: bool, credit: u64) {
         if let Some(grave) = self.graves.get_mut(&id) {
             grave.answered = answered;
             return;
         }
         self.buried += 1;
         let number = self.buried;
-        self.graves.insert(id, Grave { number, answered });
+        let grave = Grave {
+            number,
+            answered,
+            credit,
+        };
+        self.graves.insert(id, grave);
         self.order.insert(number, id);
         if self.order.len() > self.max {
             if let Some((_, oldest)) = self.order.pop_first() {
@@ -85,8 +92,19 @@ impl Tombstones {
     /// Whether a late DATA for `id` is to be answered now. True once for an id, known or not.
     pub(super) fn answer(&mut self, id: ClientId) -> bool {
         let answered = self.graves.get(&id).is_some_and(|grave| grave.answered);
-        self.bury(id, true);
+        self.bury(id, true, u64::MAX);
         !answered
+    }
+
+    /// Takes late bytes for `id` off the credit it had left; says by how much they exceed it.
+    pub(super) fn receive(&mut self, id: ClientId, len: usize) -> Result<(), u64> {
+        let Some(grave) = self.graves.get_mut(&id) else {
+            return Ok(());
+        };
+        let len = len as u64;
+        let excess = len.saturating_sub(grave.credit);
+        grave.credit = grave.credit.saturating_sub(len);
+        if excess > 0 { Err(excess) } else { Ok(()) }
     }
 
     /// The id lives again.
@@ -114,8 +132,8 @@ mod tests {
     #[test]
     fn a_late_frame_is_answered_once_and_memory_is_bounded() {
         let mut graves = Tombstones::new(2_000);
-        graves.bury(ClientId(1), false);
-        graves.bury(ClientId(2), true);
+        graves.bury(ClientId(1), false, 0);
+        graves.bury(ClientId(2), true, 0);
         assert!(graves.answer(ClientId(1)) && !graves.answer(ClientId(1)));
         assert!(!graves.answer(ClientId(2)));
         for id in 3..5_000 {
@@ -127,9 +145,9 @@ mod tests {
         assert!(!graves.contains(ClientId(4_999)));
         // Buried anew, it is the youngest again.
         graves.revive(ClientId(3_000));
-        graves.bury(ClientId(3_000), true);
+        graves.bury(ClientId(3_000), true, 0);
         for id in 5_000..6_999 {
-            graves.bury(ClientId(id), true);
+            graves.bury(ClientId(id), true, 0);
         }
         assert!(graves.contains(ClientId(3_000)) && !graves.contains(ClientId(4_998)));
         assert_eq!((graves.graves.len(), graves.order.len()), (2_000, 2_000));

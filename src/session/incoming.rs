@@ -91,6 +91,7 @@ impl Session {
         let stream = self.insert(id, proto, State::Pending, now);
         self.backlog += 1;
         if let Some((reason, text)) = refusal {
+            self.stats.refused += 1;
             self.reject(stream, reason, text);
         } else {
             self.events.push_back(Event::Incoming {
@@ -127,7 +128,7 @@ impl Session {
         payload: Bytes,
     ) -> Result<(), Violation> {
         let Some(slot) = self.streams.find(id) else {
-            return self.handle_stray_data(proto, id);
+            return self.handle_stray_data(proto, id, payload.len());
         };
         let wrong = |s: &mut super::stream::Stream| s.proto != proto;
         if self.streams.slot_mut(slot).is_some_and(wrong) {
@@ -303,9 +304,15 @@ impl Session {
     }
 
     /// Bytes for nobody: answered once, so that a peer that can stop does.
-    fn handle_stray_data(&mut self, proto: Proto, id: ClientId) -> Result<(), Violation> {
+    fn handle_stray_data(
+        &mut self,
+        proto: Proto,
+        id: ClientId,
+        len: usize,
+    ) -> Result<(), Violation> {
         self.stats.stray_data += 1;
         let known = self.graves.contains(id);
+        let received = self.graves.receive(id, len);
         if self.graves.answer(id) && self.control.replies() < self.config.max_replies {
             let frame = match self.version {
                 Version::V1 => Frame::Close { proto, id },
@@ -318,12 +325,13 @@ impl Session {
             };
             self.control.push(frame, Cause::Reply);
         }
-        match known {
-            true => Ok(()),
-            false => Err(Violation::UnknownStream {
+        match received {
+            Ok(()) if known => Ok(()),
+            Ok(()) => Err(Violation::UnknownStream {
                 kind: Kind::Data,
                 id,
             }),
+            Err(excess) => Err(Violation::CreditOverrun { id, excess }),
         }
     }
 

@@ -133,6 +133,11 @@ impl ReceiveWindow {
         Ok(())
     }
 
+    /// Bytes the peer may still send.
+    pub(super) fn credit(&self) -> u64 {
+        self.limit - self.received
+    }
+
     /// The size that the window should have from now on, given the round trip.
     ///
     /// It grows if the reader keeps up. What it has for being fast it loses while others are `interactive`: their

@@ -48,6 +48,26 @@ fn late_frames_after_the_end_change_nothing() {
     }
 }
 
+/// A peer may not have heard of the end, but it knows its credit.
+#[test]
+fn data_after_the_end_is_late_only_within_the_credit() {
+    let mut pair = Pair::new(Version::V2);
+    let (opened, accepted) = pair.stream();
+    pair.acceptor.reset(accepted, Reason::Gone, "");
+    pair.acceptor.release(accepted);
+    let piece = Bytes::from_static(&[7; 1000]);
+    for _ in 0..WINDOW / piece.len() {
+        say(&mut pair.acceptor, at(0), data(1, piece.clone())).unwrap();
+    }
+    let id = ClientId(1);
+    let excess = (piece.len() - WINDOW % piece.len()) as u64;
+    for excess in [excess, piece.len() as u64] {
+        let broken = say(&mut pair.acceptor, at(0), data(1, piece.clone()));
+        assert_eq!(broken, Err(Violation::CreditOverrun { id, excess }));
+    }
+    assert_eq!(pair.opener.client_id(opened), Some(id));
+}
+
 #[test]
 fn every_breach_is_counted_and_survived() {
     let connected = |id| Frame::<Bytes>::Connected {
