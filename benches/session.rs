@@ -65,7 +65,7 @@ impl Pair {
                 break stream;
             }
         };
-        self.acceptor.accept(far).unwrap();
+        self.acceptor.accept(far, now).unwrap();
         self.exchange();
         while self.opener.poll_event().is_some() {}
         (near, far)
@@ -73,8 +73,9 @@ impl Pair {
 
     /// Reads what has come, lets the credit go back.
     fn read(&mut self, far: StreamId) -> usize {
+        let now = Instant::from_micros(self.micros);
         let mut len = 0;
-        while let Ok(Recv::Data(bytes)) = self.acceptor.recv(far) {
+        while let Ok(Recv::Data(bytes)) = self.acceptor.recv(far, now) {
             len += black_box(bytes).len();
         }
         while self.acceptor.poll_event().is_some() {}
@@ -131,8 +132,9 @@ fn streams(criterion: &mut Criterion) {
             pair.exchange();
             pair.acceptor.finish(far);
             pair.exchange();
-            pair.opener.release(near);
-            pair.acceptor.release(far);
+            let now = Instant::from_micros(pair.micros);
+            pair.opener.release(near, now);
+            pair.acceptor.release(far, now);
             while pair.opener.poll_event().is_some() {}
             while pair.acceptor.poll_event().is_some() {}
         });

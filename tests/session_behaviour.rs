@@ -99,7 +99,7 @@ impl Pair {
         let opened = self.opener.open_tcp(80, self.now).unwrap();
         self.run();
         let accepted = incoming(&mut self.acceptor);
-        self.acceptor.accept(accepted).unwrap();
+        self.acceptor.accept(accepted, self.now).unwrap();
         self.run();
         (opened, accepted)
     }
@@ -108,7 +108,7 @@ impl Pair {
         let opened = self.opener.open_udp(53, self.now).unwrap();
         self.run();
         let accepted = incoming(&mut self.acceptor);
-        self.acceptor.accept(accepted).unwrap();
+        self.acceptor.accept(accepted, self.now).unwrap();
         self.run();
         (opened, accepted)
     }
@@ -142,10 +142,14 @@ fn events(session: &mut Session) -> Vec<Event> {
 }
 
 /// All that can be read now, and what came after it.
-fn drain(session: &mut Session, stream: StreamId) -> (Vec<u8>, Result<Recv, StreamError>) {
+fn drain(
+    session: &mut Session,
+    stream: StreamId,
+    now: Instant,
+) -> (Vec<u8>, Result<Recv, StreamError>) {
     let mut all = Vec::new();
     loop {
-        match session.recv(stream) {
+        match session.recv(stream, now) {
             Ok(Recv::Data(data)) => all.extend_from_slice(&data),
             end => return (all, end),
         }
@@ -158,6 +162,7 @@ fn fill(session: &mut Session, stream: StreamId) -> usize {
         session.send(stream, Chunk::copied(&vec![7; room])).unwrap();
         total += room;
     }
+    session.request_writable(stream);
     total
 }
 

@@ -88,19 +88,19 @@ fn idle_streams(version: Version) {
         settle(&mut opener, &mut acceptor);
         while let Some(event) = acceptor.poll_event() {
             if let Event::Incoming { stream, .. } = event {
-                acceptor.accept(stream).unwrap();
+                acceptor.accept(stream, NOW).unwrap();
                 accepted.push(stream);
             }
         }
     }
     // Everybody has said something and read it: a used stream, idle again.
     for stream in &accepted {
-        assert!(matches!(acceptor.recv(*stream), Ok(Recv::Data(_))));
+        assert!(matches!(acceptor.recv(*stream, NOW), Ok(Recv::Data(_))));
         acceptor.send_slice(*stream, &[2; 1000]).unwrap();
         settle(&mut opener, &mut acceptor);
     }
     for stream in &opened {
-        assert!(matches!(opener.recv(*stream), Ok(Recv::Data(_))));
+        assert!(matches!(opener.recv(*stream, NOW), Ok(Recv::Data(_))));
     }
     while opener.poll_event().is_some() || acceptor.poll_event().is_some() {}
     let both = live() - empty;
@@ -112,7 +112,7 @@ fn idle_streams(version: Version) {
 
     for (session, streams) in [(&mut opener, opened), (&mut acceptor, accepted)] {
         for stream in streams {
-            session.release(stream);
+            session.release(stream, NOW);
         }
     }
     settle(&mut opener, &mut acceptor);

@@ -232,7 +232,7 @@ impl Model {
             }
             Op::Recv { side, which, times } => {
                 if let Some((i, handle)) = self.held(which, side) {
-                    self.recv(network.session(side), side, i, handle, times);
+                    self.recv(network, side, i, handle, times);
                 }
             }
             Op::Flood { side, which } => {
@@ -259,7 +259,7 @@ impl Model {
                     s.answered |= side == Side::Acceptor;
                     // What it sent arrives, but what the other side sends may not.
                     s.disturbed = true;
-                    network.session(side).release(handle);
+                    network.session(side).release(handle, now);
                 }
             }
             Op::Wait { micros } => network.run_for(Duration::from_micros(micros), self),
@@ -275,7 +275,8 @@ impl Model {
         let s = &mut self.streams[i];
         s.answered = true;
         let handle = s.handles[1].unwrap();
-        match network.acceptor.session.accept(handle) {
+        let now = network.now();
+        match network.acceptor.session.accept(handle, now) {
             Ok(()) => {}
             Err(StreamError::Reset(_)) => {
                 let over_udp = s.proto == Proto::Udp && s.finished[0];
@@ -364,7 +365,7 @@ impl Model {
     /// Reads, and holds what comes against what was sent. Says whether anything came.
     fn recv(
         &mut self,
-        session: &mut Session,
+        network: &mut Network,
         side: Side,
         i: usize,
         handle: StreamId,
@@ -373,8 +374,10 @@ impl Model {
         let small = self.is_small();
         let s = &mut self.streams[i];
         let peer = side.other();
+        let now = network.now();
+        let session = network.session(side);
         for time in 0..times {
-            let end = match session.recv(handle) {
+            let end = match session.recv(handle, now) {
                 Ok(Recv::Blocked) => {
                     assert_eq!(s.ended[side as usize], None, "blocked after the end: {s:?}");
                     return time > 0;
@@ -507,7 +510,7 @@ impl Model {
                 for i in 0..self.streams.len() {
                     if let Some(handle) = self.streams[i].handles[side as usize] {
                         if self.streams[i].ended[side as usize].is_none() {
-                            moved |= self.recv(network.session(side), side, i, handle, usize::MAX);
+                            moved |= self.recv(network, side, i, handle, usize::MAX);
                         }
                     }
                 }
@@ -542,6 +545,7 @@ impl Model {
         let silent = network.run_until_silent(10 * HOUR, self);
         assert!(silent, "an idle pair does not fall silent");
         self.read_all(network);
+        let now = network.now();
         for s in &mut self.streams {
             for side in Side::BOTH {
                 let Some(handle) = s.handles[side as usize].take() else {
@@ -557,7 +561,7 @@ impl Model {
                         assert_eq!(s.read[side as usize], s.sent[side.other() as usize]);
                     }
                 }
-                session.release(handle);
+                session.release(handle, now);
                 assert_eq!(session.state(handle), None);
             }
         }

@@ -63,6 +63,7 @@ impl Bulk {
             let chunk = Chunk::from(self.source.slice(..room));
             session.send(stream, chunk).unwrap();
         }
+        session.request_writable(stream);
     }
 
     fn total(&self) -> u64 {
@@ -71,19 +72,19 @@ impl Bulk {
 }
 
 impl network::App for Bulk {
-    fn on_event(&mut self, side: Side, session: &mut Session, event: Event, _: Instant) {
+    fn on_event(&mut self, side: Side, session: &mut Session, event: Event, now: Instant) {
         match (side, event) {
             (Side::Opener, Event::Writable(stream)) if self.senders.contains(&stream) => {
                 self.fill(session, stream);
             }
             (Side::Acceptor, Event::Incoming { stream, port, .. }) => {
-                session.accept(stream).unwrap();
+                session.accept(stream, now).unwrap();
                 self.ports.insert(stream, port);
             }
             (Side::Acceptor, Event::Readable(stream)) => {
                 let port = self.ports[&stream];
                 if port >= self.stalled {
-                    while let Ok(Recv::Data(data)) = session.recv(stream) {
+                    while let Ok(Recv::Data(data)) = session.recv(stream, now) {
                         *self.received.entry(port).or_default() += data.len() as u64;
                     }
                 }
@@ -183,14 +184,14 @@ impl network::App for Echo {
     fn on_event(&mut self, side: Side, session: &mut Session, event: Event, now: Instant) {
         match (side, event) {
             (Side::Opener, Event::Readable(stream)) if stream == self.stream => {
-                while let Ok(Recv::Data(_)) = session.recv(stream) {
+                while let Ok(Recv::Data(_)) = session.recv(stream, now) {
                     self.trips.push(now - self.sent);
                     self.sent = now;
                     assert_eq!(session.send_slice(stream, &KEYSTROKE).unwrap(), 64);
                 }
             }
             (Side::Acceptor, Event::Readable(stream)) if self.bulk.ports[&stream] == ECHO_PORT => {
-                while let Ok(Recv::Data(data)) = session.recv(stream) {
+                while let Ok(Recv::Data(data)) = session.recv(stream, now) {
                     assert_eq!(session.send_slice(stream, &data).unwrap(), data.len());
                 }
             }
@@ -280,8 +281,9 @@ fn a_slow_reader_gets_what_it_reads_and_the_sender_waits() {
     for _ in 0..100 {
         network.run_for(millis(10), &mut bulk);
         let stream = *bulk.ports.keys().next().unwrap();
+        let now = network.now();
         let session = &mut network.acceptor.session;
-        if let Ok(Recv::Data(data)) = session.recv(stream) {
+        if let Ok(Recv::Data(data)) = session.recv(stream, now) {
             read += data.len();
         }
         let held = session.stats().unread;
@@ -334,13 +336,14 @@ fn a_cut_resets_every_stream_and_leaves_nothing_to_do() {
         assert_eq!(session.poll_timeout(), None);
         assert_eq!((session.stats().resets, session.stats().streams), (19, 19));
     }
+    let now = network.now();
     for stream in bulk.senders.clone() {
         assert_eq!(network.opener.session.state(stream), Some(State::Closed));
-        network.opener.session.release(stream);
+        network.opener.session.release(stream, now);
     }
     let acceptor = &mut network.acceptor.session;
     for stream in bulk.ports.keys() {
-        acceptor.release(*stream);
+        acceptor.release(*stream, now);
     }
     for side in Side::BOTH {
         let stats = network.session(side).stats();
@@ -391,9 +394,9 @@ fn v1_and_v2_datagrams_cross_a_link_beside_bulk() {
                     proto: Proto::Udp,
                     ..
                 },
-            ) => session.accept(stream).unwrap(),
+            ) => session.accept(stream, now).unwrap(),
             (Side::Acceptor, Event::Readable(stream)) if !bulk.ports.contains_key(&stream) => {
-                while let Ok(Recv::Data(data)) = session.recv(stream) {
+                while let Ok(Recv::Data(data)) = session.recv(stream, now) {
                     let sent = u64::from_be_bytes(data[..].try_into().unwrap());
                     latest = latest.max(now - Instant::from_micros(sent));
                     count += 1;

@@ -43,7 +43,7 @@ pub fn session(data: &[u8]) {
         };
         match op & 0x0f {
             0 => one.open(now, input.byte().unwrap_or(0)),
-            1 => one.accept(input.byte().unwrap_or(0)),
+            1 => one.accept(now, input.byte().unwrap_or(0)),
             2 => one.transmit(now, usize::from(input.byte().unwrap_or(255))),
             3 | 4 => other.receive(now, &mut one.wire, usize::from(input.byte().unwrap_or(1))),
             5 => {
@@ -52,9 +52,9 @@ pub fn session(data: &[u8]) {
             }
             6 => one.send(&mut input),
             7 => one.send_datagram(&mut input),
-            8 => one.recv(input.byte().unwrap_or(0), usize::from(op >> 4) + 1),
+            8 => one.recv(now, input.byte().unwrap_or(0), usize::from(op >> 4) + 1),
             9 => one.finish_or_reset(&mut input),
-            10 => one.release(input.byte().unwrap_or(0)),
+            10 => one.release(now, input.byte().unwrap_or(0)),
             11 => now = now + Duration::from_millis(u64::from(input.byte().unwrap_or(1)) * 20),
             12 => one.about_the_tunnel(now, input.byte().unwrap_or(0)),
             13 => {
@@ -108,7 +108,7 @@ fn wind_up(ends: &mut [End; 2], mut now: Instant) {
             end.timeout(now);
             end.poll_events();
             for stream in std::mem::take(&mut end.handles) {
-                end.session.release(stream);
+                end.session.release(stream, now);
             }
             end.check();
         }
@@ -155,10 +155,10 @@ impl End {
         self.handles.extend(opened);
     }
 
-    fn accept(&mut self, which: u8) {
+    fn accept(&mut self, now: Instant, which: u8) {
         if let Some(stream) = self.pick(which) {
             // An error only when it was answered before or is gone.
-            let _ = self.session.accept(stream);
+            let _ = self.session.accept(stream, now);
         }
     }
 
@@ -225,6 +225,9 @@ impl End {
     /// Sends as much as is taken at once.
     fn send_chunk(&mut self, stream: StreamId, mut bytes: Bytes) -> Result<usize, SendError> {
         let room = self.session.send_capacity(stream)?;
+        if room == 0 {
+            self.session.request_writable(stream);
+        }
         bytes.truncate(room);
         let len = bytes.len();
         self.session.send(stream, Chunk::from(bytes)).map(|()| len)
@@ -239,12 +242,12 @@ impl End {
         }
     }
 
-    fn recv(&mut self, which: u8, times: usize) {
+    fn recv(&mut self, now: Instant, which: u8, times: usize) {
         let Some(stream) = self.pick(which) else {
             return;
         };
         for _ in 0..times {
-            match self.session.recv(stream) {
+            match self.session.recv(stream, now) {
                 Ok(Recv::Data(_)) => assert!(!self.ended.contains(&stream), "data after the end"),
                 Ok(Recv::Blocked) => {
                     assert!(!self.ended.contains(&stream), "blocked after the end");
@@ -271,11 +274,11 @@ impl End {
         }
     }
 
-    fn release(&mut self, which: u8) {
+    fn release(&mut self, now: Instant, which: u8) {
         if let Some(stream) = self.pick(which) {
             self.handles.retain(|held| *held != stream);
             match which & 0x80 {
-                0 => self.session.release(stream),
+                0 => self.session.release(stream, now),
                 _ => self.session.reject(stream, Reason::Denied, "fuzz"),
             }
         }
@@ -290,7 +293,7 @@ impl End {
             128..192 => self.session.handle_activity(now),
             192..240 => self.session.drain(),
             240..250 => self.session.shutdown(),
-            _ => self.session.handle_closed(Reason::Gone, "fuzz"),
+            _ => self.session.handle_closed(now, Reason::Gone, "fuzz"),
         }
     }
 

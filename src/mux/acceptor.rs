@@ -122,6 +122,7 @@ impl Incoming {
     }
 
     fn accept_as(self, proto: Proto) -> Handle {
+        let now = self.handle.shared.now();
         self.handle.with(|state, id| {
             if proto != self.proto {
                 let text = match self.proto {
@@ -131,7 +132,7 @@ impl Incoming {
                 return state.session.reset(id, Reason::Denied, text);
             }
             // Gone already: the handle will tell.
-            let _ = state.session.accept(id);
+            let _ = state.session.accept(id, now);
             state.wakers(id).is_established = true;
         });
         self.handle

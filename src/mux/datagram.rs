@@ -43,18 +43,22 @@ impl TunnelDatagram {
 
     /// As [`recv`](Self::recv).
     pub fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Reset>> {
-        self.handle.with(|state, id| match state.session.recv(id) {
-            Ok(Recv::Data(datagram)) => Poll::Ready(Ok(datagram)),
-            Ok(Recv::Blocked) => {
-                register(&mut state.wakers(id).read, cx);
-                Poll::Pending
-            }
-            Ok(Recv::Finished) => {
-                Poll::Ready(Err(Reset::new(Reason::Gone, "closed by the other side")))
-            }
-            Err(StreamError::Reset(reset)) => Poll::Ready(Err(reset)),
-            Err(error) => Poll::Ready(Err(Reset::new(Reason::Gone, &alloc::format!("{error}")))),
-        })
+        let now = self.handle.shared.now();
+        self.handle
+            .with(|state, id| match state.session.recv(id, now) {
+                Ok(Recv::Data(datagram)) => Poll::Ready(Ok(datagram)),
+                Ok(Recv::Blocked) => {
+                    register(&mut state.wakers(id).read, cx);
+                    Poll::Pending
+                }
+                Ok(Recv::Finished) => {
+                    Poll::Ready(Err(Reset::new(Reason::Gone, "closed by the other side")))
+                }
+                Err(StreamError::Reset(reset)) => Poll::Ready(Err(reset)),
+                Err(error) => {
+                    Poll::Ready(Err(Reset::new(Reason::Gone, &alloc::format!("{error}"))))
+                }
+            })
     }
 
     /// Ends the flow with a reason.

@@ -241,7 +241,7 @@ where
         }
         state.settle();
         super::shared::register(&mut state.driver, cx);
-        state.dispatch(&mut self.wake);
+        state.dispatch(now, &mut self.wake);
         let closed = state.closed.clone();
         drop(state);
         for waker in self.wake.drain(..) {
@@ -303,7 +303,7 @@ where
             self.outbox.push_back(transmit);
         }
         state.settle();
-        state.dispatch(&mut self.wake);
+        state.dispatch(now, &mut self.wake);
         drop(state);
         for waker in self.wake.drain(..) {
             waker.wake();
@@ -414,7 +414,8 @@ impl<T, C: Carrier, R> Driver<T, C, R> {
     }
 
     fn end(&mut self, closed: Closed) {
-        self.shared.lock().close(closed, &mut self.wake);
+        let now = self.shared.now();
+        self.shared.lock().close(closed, now, &mut self.wake);
         for waker in self.wake.drain(..) {
             waker.wake();
         }

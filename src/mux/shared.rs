@@ -61,8 +61,9 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// tokio's clock, which the driver's timer reads too unless the caller brought another.
     pub(super) fn now(&self) -> Instant {
-        self.at(Clock::now())
+        self.at(tokio::time::Instant::now().into_std())
     }
 
     pub(super) fn at(&self, clock: Clock) -> Instant {
@@ -133,7 +134,7 @@ impl State {
     }
 
     /// Turns the session's events into wake-ups, to be done after the lock is gone.
-    pub(super) fn dispatch(&mut self, wake: &mut Vec<Waker>) {
+    pub(super) fn dispatch(&mut self, now: Instant, wake: &mut Vec<Waker>) {
         while let Some(event) = self.session.poll_event() {
             match event {
                 Event::Readable(stream) => {
@@ -162,21 +163,22 @@ impl State {
                     self.session.reject(stream, Reason::Denied, text);
                 }
                 Event::GoAway => self.wake_watchers(wake),
-                Event::PeerDead => self.close(Closed::PeerDead, wake),
+                Event::PeerDead => self.close(Closed::PeerDead, now, wake),
             }
         }
     }
 
     /// The tunnel has ended: everybody is told.
-    pub(super) fn close(&mut self, closed: Closed, wake: &mut Vec<Waker>) {
+    pub(super) fn close(&mut self, closed: Closed, now: Instant, wake: &mut Vec<Waker>) {
         if self.closed.is_none() {
-            self.session.handle_closed(Reason::Gone, &closed.text());
+            self.session
+                .handle_closed(now, Reason::Gone, &closed.text());
             self.settle();
             self.closed = Some(closed);
         }
         self.wake_watchers(wake);
         wake.extend(self.acceptor.take());
-        self.dispatch(wake);
+        self.dispatch(now, wake);
     }
 
     /// What the timer is to be set to.
@@ -395,8 +397,9 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        let now = self.shared.now();
         let wakers = self.with(|state, id| {
-            state.session.release(id);
+            state.session.release(id, now);
             state.handles -= 1;
             core::mem::take(state.wakers(id))
         });

@@ -100,15 +100,17 @@ impl ReadHalf {
         if !self.chunk.is_empty() {
             return Poll::Ready(Ok(Some(core::mem::take(&mut self.chunk))));
         }
-        self.handle.with(|state, id| match state.session.recv(id) {
-            Ok(Recv::Data(bytes)) => Poll::Ready(Ok(Some(bytes))),
-            Ok(Recv::Finished) => Poll::Ready(Ok(None)),
-            Ok(Recv::Blocked) => {
-                register(&mut state.wakers(id).read, cx);
-                Poll::Pending
-            }
-            Err(error) => Poll::Ready(Err(reset_of(error))),
-        })
+        let now = self.handle.shared.now();
+        self.handle
+            .with(|state, id| match state.session.recv(id, now) {
+                Ok(Recv::Data(bytes)) => Poll::Ready(Ok(Some(bytes))),
+                Ok(Recv::Finished) => Poll::Ready(Ok(None)),
+                Ok(Recv::Blocked) => {
+                    register(&mut state.wakers(id).read, cx);
+                    Poll::Pending
+                }
+                Err(error) => Poll::Ready(Err(reset_of(error))),
+            })
     }
 
     /// Waits for a reset without reading: for whoever cannot take what comes now, or has read to the end.
@@ -138,6 +140,7 @@ impl WriteHalf {
         self.handle.with(
             |state, id| match state.session.send_capacity(id).map_err(send_reset)? {
                 0 => {
+                    state.session.request_writable(id);
                     register(&mut state.wakers(id).write, cx);
                     Poll::Pending
                 }

@@ -1,5 +1,4 @@
 use alloc::collections::{BTreeSet, VecDeque};
-use alloc::vec::Vec;
 use core::time::Duration;
 
 use bytes::Bytes;
@@ -50,8 +49,6 @@ pub struct Session {
     pub(super) events: VecDeque<Event>,
     /// Streams one direction of which is given up at a time.
     pub(super) deadlines: BTreeSet<(Instant, u32)>,
-    /// Streams that get a deadline as soon as it is known what time it is.
-    undated: Vec<StreamId>,
     pub(super) keepalive: Keepalive,
     pub(super) stall: Option<Stall>,
     pub(super) last_pause: Option<Pause>,
@@ -65,8 +62,6 @@ pub struct Session {
     pub(super) datagrams_unsent: Datagrams,
     pub(super) stats: Stats,
 
-    /// The latest time any call has told.
-    pub(super) now: Instant,
     draining: bool,
     peer_draining: bool,
     closed: bool,
@@ -95,7 +90,6 @@ impl Session {
             waiting: VecDeque::new(),
             events: VecDeque::new(),
             deadlines: BTreeSet::new(),
-            undated: Vec::new(),
             keepalive: Keepalive::new(version, &config, now),
             stall: None,
             last_pause: None,
@@ -104,7 +98,6 @@ impl Session {
             datagrams_unread: Datagrams::default(),
             datagrams_unsent: Datagrams::default(),
             stats: Stats::default(),
-            now,
             draining: false,
             peer_draining: false,
             closed: false,
@@ -173,7 +166,7 @@ impl Session {
     /// # Errors
     /// [`StreamError::Reset`] when the peer gave up meanwhile, [`StreamError::WrongState`] when it was
     /// answered before.
-    pub fn accept(&mut self, stream: StreamId) -> Result<(), StreamError> {
+    pub fn accept(&mut self, stream: StreamId, now: Instant) -> Result<(), StreamError> {
         let s = Self::checked(&mut self.streams, stream)?;
         s.state = match s.state.after_accept() {
             Some(next) => next,
@@ -187,16 +180,19 @@ impl Session {
         self.early.settle(s);
         self.backlog -= 1;
         self.push_control(Frame::Connected { proto, id });
-        self.keepalive.want_sample(self.now);
+        self.keepalive.want_sample(now);
         self.schedule_output(stream.slot);
-        self.reconsider_stall();
+        self.reconsider_stall(now);
         Ok(())
     }
 
     /// Refuses a connection of [`Event::Incoming`] and releases it. Does nothing if it is gone already.
     pub fn reject(&mut self, stream: StreamId, reason: Reason, text: &str) {
         self.reset(stream, reason, text);
-        self.release(stream);
+        if let Some(s) = self.streams.get_mut(stream) {
+            s.flags.released = true;
+            self.clean_up(stream.slot);
+        }
     }
 
     /// Takes what was received on a stream or flow.
@@ -206,7 +202,7 @@ impl Session {
     ///
     /// # Errors
     /// [`StreamError::Reset`] once, and after, all data was read.
-    pub fn recv(&mut self, stream: StreamId) -> Result<Recv, StreamError> {
+    pub fn recv(&mut self, stream: StreamId, now: Instant) -> Result<Recv, StreamError> {
         let s = self.streams.get_mut(stream).ok_or(StreamError::Unknown)?;
         let Some(chunk) = s.unread.pop() else {
             return match &s.reset {
@@ -222,7 +218,7 @@ impl Session {
             s.window.consume(chunk.len());
         }
         self.queue_grant(stream.slot);
-        self.note_progress(stream.slot, chunk.len());
+        self.note_progress(stream.slot, chunk.len(), now);
         Ok(Recv::Data(chunk))
     }
 
@@ -259,7 +255,7 @@ impl Session {
     /// Gives the handle back: the last call on every stream.
     ///
     /// What was sent still reaches the peer. If the peer goes on sending, the stream is reset.
-    pub fn release(&mut self, stream: StreamId) {
+    pub fn release(&mut self, stream: StreamId, now: Instant) {
         let Some(s) = self.streams.get_mut(stream) else {
             return;
         };
@@ -275,7 +271,7 @@ impl Session {
         s.flags.released = true;
         let finished = matches!(s.state, State::LocalFinished | State::ConnectingFinished);
         if finished && s.deadline.is_none() {
-            self.undated.push(stream);
+            self.set_deadline(stream.slot, now + self.config.linger);
         }
         self.schedule_output(stream.slot);
         self.clean_up(stream.slot);
@@ -305,16 +301,15 @@ impl Session {
     }
 
     /// The transport has ended: every stream is reset, nothing more is transmitted.
-    pub fn handle_closed(&mut self, reason: Reason, text: &str) {
+    pub fn handle_closed(&mut self, now: Instant, reason: Reason, text: &str) {
         self.closed = true;
-        self.blame_pause(reason, text);
+        self.blame_pause(now, reason, text);
         for slot in self.streams.live() {
             self.reset_slot(slot, reason, text);
         }
         self.control.clear();
         self.grants.clear();
         self.deadlines.clear();
-        self.undated.clear();
     }
 
     /// The next thing that happened. Of a stream that was released nothing is told any more.
@@ -358,8 +353,7 @@ impl Session {
         }
         let linger = self.deadlines.first().map(|(at, _)| *at);
         let stall = self.stall.map(|stall| stall.until);
-        let undated = (!self.undated.is_empty()).then_some(self.now);
-        [linger, stall, undated, self.keepalive.next_timeout()]
+        [linger, stall, self.keepalive.next_timeout()]
             .into_iter()
             .flatten()
             .min()
@@ -369,16 +363,6 @@ impl Session {
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.closed {
             return;
-        }
-        self.now = now;
-        for stream in core::mem::take(&mut self.undated) {
-            if self
-                .streams
-                .get(stream)
-                .is_some_and(|s| s.deadline.is_none())
-            {
-                self.set_deadline(stream.slot, now + self.config.linger);
-            }
         }
         self.handle_stall_timeout(now);
         while let Some((at, slot)) = self.deadlines.first().copied() {
@@ -402,7 +386,7 @@ impl Session {
             // Nothing is received, so silence says nothing.
             self.keepalive.heard(now);
         } else if self.keepalive.handle_timeout(now) {
-            self.handle_closed(Reason::TimedOut, "the tunnel went silent");
+            self.handle_closed(now, Reason::TimedOut, "the tunnel went silent");
             self.events.push_back(Event::PeerDead);
         }
     }

@@ -37,7 +37,7 @@ pub enum Event {
     Established(StreamId),
     /// There is data, the end of data, or a reset.
     Readable(StreamId),
-    /// Sending, refused before, is possible again or was ended by a reset.
+    /// Sending, refused before or asked for, is possible again or was ended by a reset.
     Writable(StreamId),
     /// The peer takes no new connections (GOAWAY). v2 only.
     GoAway,

@@ -27,7 +27,6 @@ impl Session {
         if self.is_closed() {
             return Ok(());
         }
-        self.now = now;
         self.keepalive.heard(now);
         let outcome = match Frame::decode(message) {
             Ok(frame) => self.handle_frame(now, frame),

@@ -24,9 +24,9 @@
 //! }
 //!
 //! let Some(Event::Incoming { stream, port: 8080, .. }) = acceptor.poll_event() else { panic!() };
-//! acceptor.accept(stream).unwrap();
-//! assert_eq!(acceptor.recv(stream), Ok(Recv::Data("hello".into())));
-//! assert_eq!(acceptor.recv(stream), Ok(Recv::Finished));
+//! acceptor.accept(stream, now).unwrap();
+//! assert_eq!(acceptor.recv(stream, now), Ok(Recv::Data("hello".into())));
+//! assert_eq!(acceptor.recv(stream, now), Ok(Recv::Finished));
 //! acceptor.send_slice(stream, b"the reply survives the half-close").unwrap();
 //! # Ok::<(), kohakuriver_tunnel::session::OpenError>(())
 //! ```

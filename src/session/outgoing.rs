@@ -18,12 +18,18 @@ impl Session {
     /// Bytes of a stream that [`send`](Self::send) takes now: right for one message.
     ///
     /// At most [`Config::max_piece`](super::Config::max_piece), less while many streams wait to send. Zero
-    /// when there is no credit or no room; then [`Event::Writable`](super::Event::Writable) follows.
+    /// when there is no credit or no room; [`request_writable`](Self::request_writable) asks to be told
+    /// when there is.
     ///
     /// # Errors
     /// [`SendError`], never `Blocked`.
-    pub fn send_capacity(&mut self, stream: StreamId) -> Result<usize, SendError> {
-        let s = Self::sending(&mut self.streams, stream)?;
+    pub fn send_capacity(&self, stream: StreamId) -> Result<usize, SendError> {
+        let s = self.streams.get(stream).ok_or(SendError::Unknown)?;
+        Self::check_sending(s)?;
+        self.capacity_of(s)
+    }
+
+    fn capacity_of(&self, s: &Stream) -> Result<usize, SendError> {
         if s.proto != Proto::Tcp {
             return Err(SendError::Unknown);
         }
@@ -34,20 +40,43 @@ impl Session {
         };
         // Bounds are overrun by at most one piece, so that pieces stay whole.
         let stream_full = s.queue.len() >= self.config.stream_send_buffer;
-        let stream_bytes = self.stats.unsent - self.datagrams_unsent.bytes();
-        let budget_full = stream_bytes >= self.config.send_budget || self.pressed;
-        if budget_full && !s.flags.budget_queued {
-            s.flags.budget_queued = true;
-            self.waiting.push_back(stream);
-        }
-        let room = match (stream_full, budget_full) {
+        let room = match (stream_full, self.is_send_budget_full()) {
             (false, false) => piece,
             (false, true) if s.queue.is_empty() => piece.min(Self::RESERVE),
             _ => 0,
         };
-        let capacity = room.min(s.queue.credit());
-        s.flags.blocked = capacity == 0;
-        Ok(capacity)
+        Ok(room.min(s.queue.credit()))
+    }
+
+    fn is_send_budget_full(&self) -> bool {
+        let stream_bytes = self.stats.unsent - self.datagrams_unsent.bytes();
+        stream_bytes >= self.config.send_budget || self.pressed
+    }
+
+    /// Asks for one [`Event::Writable`](super::Event::Writable) as soon as
+    /// [`send_capacity`](Self::send_capacity) is above zero, at once if it is now.
+    ///
+    /// [`send`](Self::send) does so when it returns [`SendError::Blocked`], and
+    /// [`send_slice`](Self::send_slice) when it takes nothing. A stream that is over is left alone.
+    pub fn request_writable(&mut self, stream: StreamId) {
+        if let Ok(capacity) = self.send_capacity(stream) {
+            self.block(stream);
+            if capacity > 0 {
+                self.notify_writable(stream.slot);
+            }
+        }
+    }
+
+    /// Sending was refused: the stream waits for credit, for room of its own, or for the send budget.
+    fn block(&mut self, stream: StreamId) {
+        let budget_full = self.is_send_budget_full();
+        if let Some(s) = self.streams.get_mut(stream) {
+            s.flags.blocked = true;
+            if budget_full && !s.flags.budget_queued {
+                s.flags.budget_queued = true;
+                self.waiting.push_back(stream);
+            }
+        }
     }
 
     /// Queues bytes of a stream without copying them.
@@ -64,7 +93,7 @@ impl Session {
         let capacity = self.send_capacity(stream)?;
         let s = Self::sending(&mut self.streams, stream)?;
         if capacity == 0 || chunk.len() > s.queue.credit() {
-            s.flags.blocked = true;
+            self.block(stream);
             return Err(SendError::Blocked(chunk));
         }
         self.stats.unsent += chunk.len();
@@ -79,14 +108,19 @@ impl Session {
 
     /// Queues a copy of as many of the bytes as there is room for; says how many.
     ///
-    /// Small writes that wait are joined into one message.
+    /// Small writes that wait are joined into one message. `Ok(0)` means that there is no credit or no room;
+    /// then [`Event::Writable`](super::Event::Writable) follows.
     ///
     /// # Errors
-    /// [`SendError`], never `Blocked`: then it is `Ok(0)`.
+    /// [`SendError`], never `Blocked`.
     pub fn send_slice(&mut self, stream: StreamId, bytes: &[u8]) -> Result<usize, SendError> {
         let capacity = self.send_capacity(stream)?;
         let taken = bytes.get(..capacity).unwrap_or(bytes);
         let piece = self.config.max_piece;
+        if capacity == 0 && !bytes.is_empty() {
+            self.block(stream);
+            return Ok(0);
+        }
         let s = Self::sending(&mut self.streams, stream)?;
         s.queue.push_slice(taken, piece);
         self.stats.unsent += taken.len();
@@ -291,11 +325,16 @@ impl Session {
         stream: StreamId,
     ) -> Result<&mut Stream, SendError> {
         let s = streams.get_mut(stream).ok_or(SendError::Unknown)?;
+        Self::check_sending(s)?;
+        Ok(s)
+    }
+
+    fn check_sending(s: &Stream) -> Result<(), SendError> {
         if let Some(reset) = &s.reset {
             return Err(SendError::Reset(Reset::clone(reset)));
         }
         if s.can_send() {
-            Ok(s)
+            Ok(())
         } else {
             Err(SendError::Finished)
         }

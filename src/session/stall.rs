@@ -120,7 +120,7 @@ impl Session {
     }
 
     /// Ends the stall if its stream has room now.
-    pub(super) fn reconsider_stall(&mut self) {
+    pub(super) fn reconsider_stall(&mut self, now: Instant) {
         let Some(stall) = &self.stall else {
             return;
         };
@@ -129,22 +129,22 @@ impl Session {
         let limit = limit.saturating_sub(Stall::PROGRESS);
         let has_room = |s: &Stream| s.unread.len() <= limit && !self.early.is_too_much(s);
         if self.streams.at(stall.slot).is_none_or(has_room) {
-            self.end_stall();
+            self.end_stall(now);
         }
     }
 
     /// The application has read `len` bytes: a full v1 stream may be full no longer.
-    pub(super) fn note_progress(&mut self, slot: u32, len: usize) {
+    pub(super) fn note_progress(&mut self, slot: u32, len: usize, now: Instant) {
         let Some(stall) = self.stall.as_mut().filter(|stall| stall.slot == slot) else {
             return;
         };
         stall.progress += len;
-        self.reconsider_stall();
+        self.reconsider_stall(now);
     }
 
     /// Looks whether the stall goes on, when it is time to.
     pub(super) fn handle_stall_timeout(&mut self, now: Instant) {
-        self.reconsider_stall();
+        self.reconsider_stall(now);
         let Some(mut stall) = self.stall.filter(|stall| stall.until <= now) else {
             return;
         };
@@ -185,12 +185,12 @@ impl Session {
         })
     }
 
-    fn end_stall(&mut self) {
-        self.last_pause = self.pause_of_stall();
+    fn end_stall(&mut self, now: Instant) {
+        self.last_pause = self.pause_of_stall(now);
         self.stall = None;
     }
 
-    fn pause_of_stall(&self) -> Option<Pause> {
+    fn pause_of_stall(&self, now: Instant) -> Option<Pause> {
         let stall = self.stall?;
         let generation = self.streams.at(stall.slot)?.generation;
         Some(Pause {
@@ -198,18 +198,18 @@ impl Session {
                 slot: stall.slot,
                 generation,
             },
-            lasted: self.now - stall.since,
-            over: self.now,
+            lasted: now - stall.since,
+            over: now,
         })
     }
 
     /// The transport has ended. If a reader had paused until now, its stream is reset with words that say so: the
     /// peer may have given up over it.
-    pub(super) fn blame_pause(&mut self, reason: Reason, text: &str) {
-        let pause = self.pause_of_stall().or(self.last_pause.take());
+    pub(super) fn blame_pause(&mut self, now: Instant, reason: Reason, text: &str) {
+        let pause = self.pause_of_stall(now).or(self.last_pause.take());
         self.stall = None;
         let Some(pause) = pause else { return };
-        let recent = self.now - pause.over < self.config.linger;
+        let recent = now - pause.over < self.config.linger;
         if recent
             && pause.lasted >= self.config.v1_stall
             && self.streams.get(pause.stream).is_some()

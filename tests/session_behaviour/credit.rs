@@ -15,7 +15,7 @@ fn a_sender_stops_at_the_window_and_goes_on_when_it_opens() {
     assert_eq!(pair.acceptor.stats().unread, WINDOW);
     assert_eq!(pair.opener.send_slice(opened, b"x").unwrap(), 0);
     events(&mut pair.opener);
-    drain(&mut pair.acceptor, accepted).1.unwrap();
+    drain(&mut pair.acceptor, accepted, pair.now).1.unwrap();
     pair.run();
     assert_eq!(events(&mut pair.opener), [Event::Writable(opened)]);
     assert!(pair.opener.send_capacity(opened).unwrap() > 0);
@@ -35,8 +35,8 @@ fn a_stalled_reader_stalls_nobody_else() {
         pair.opener.send_datagram(flow, datagram).unwrap();
         pair.run();
         assert!(pair.acceptor.can_receive());
-        read += drain(&mut pair.acceptor, theirs).0.len();
-        let datagram = pair.acceptor.recv(their_flow);
+        read += drain(&mut pair.acceptor, theirs, pair.now).0.len();
+        let datagram = pair.acceptor.recv(their_flow, pair.now);
         assert_eq!(datagram, Ok(Recv::Data("hi".into())));
     }
     assert!(read > 10 * WINDOW, "{read}");
@@ -51,7 +51,7 @@ fn an_overrun_resets_only_its_stream() {
     }
     let streams = [incoming(&mut acceptor), incoming(&mut acceptor)];
     for stream in streams {
-        acceptor.accept(stream).unwrap();
+        acceptor.accept(stream, at(0)).unwrap();
     }
     messages(&mut acceptor, at(0));
     say(&mut acceptor, at(0), data(1, vec![0; WINDOW])).unwrap();
@@ -66,9 +66,12 @@ fn an_overrun_resets_only_its_stream() {
         matches!(errors[..], [Frame::Error { id: ClientId(1), code, .. }]
         if *code == Reason::Overflow.code())
     );
-    assert_eq!(acceptor.recv(streams[1]), Ok(Recv::Data("fine".into())));
+    assert_eq!(
+        acceptor.recv(streams[1], at(0)),
+        Ok(Recv::Data("fine".into()))
+    );
     // What was within the window is still there.
-    assert_eq!(drain(&mut acceptor, streams[0]).0.len(), WINDOW);
+    assert_eq!(drain(&mut acceptor, streams[0], at(0)).0.len(), WINDOW);
     assert_eq!(acceptor.stats().violations, 1);
 }
 
@@ -158,7 +161,7 @@ fn small_writes_that_wait_are_joined() {
         count += 1;
     }
     assert!(count <= 16, "{count} messages");
-    assert_eq!(drain(&mut pair.acceptor, accepted).0, sent);
+    assert_eq!(drain(&mut pair.acceptor, accepted, pair.now).0, sent);
 }
 
 /// Which stream was interactive is known by its handle, which nobody inherits.
@@ -169,7 +172,7 @@ fn a_stream_in_the_slot_of_an_interactive_one_leaves_it_room_as_any_other() {
     let mut open = |id| {
         say(&mut acceptor, at(0), connect(id)).unwrap();
         let stream = incoming(&mut acceptor);
-        acceptor.accept(stream).unwrap();
+        acceptor.accept(stream, at(0)).unwrap();
         stream
     };
     let keys = open(1);
@@ -184,16 +187,16 @@ fn a_stream_in_the_slot_of_an_interactive_one_leaves_it_room_as_any_other() {
     }
     say(&mut acceptor, now, data(1, "key")).unwrap();
     say(&mut acceptor, now, error(1, 8, b"")).unwrap();
-    acceptor.release(keys);
+    acceptor.release(keys, now);
     say(&mut acceptor, now, connect(3)).unwrap();
     let bulk = incoming(&mut acceptor);
     assert_eq!(bulk.slot(), keys.slot());
-    acceptor.accept(bulk).unwrap();
+    acceptor.accept(bulk, now).unwrap();
     // Fast enough for a second window, if it were alone.
     let mut granted = 0;
     for millis in [1_000, 1_002] {
         say(&mut acceptor, at(millis), data(3, vec![0; WINDOW / 2])).unwrap();
-        drain(&mut acceptor, bulk).1.unwrap();
+        drain(&mut acceptor, bulk, at(millis)).1.unwrap();
         for frame in messages(&mut acceptor, at(millis)) {
             if let Frame::Window { credit, .. } = frame {
                 granted += credit;

@@ -24,7 +24,7 @@ fn the_oldest_is_dropped_on_both_sides_and_counted() {
         }
         assert_eq!(pair.acceptor.stats().datagrams_dropped_receiving, 2);
         let mut read = Vec::new();
-        while let Ok(Recv::Data(data)) = pair.acceptor.recv(accepted) {
+        while let Ok(Recv::Data(data)) = pair.acceptor.recv(accepted, pair.now) {
             read.push(data[0]);
         }
         assert_eq!(read, [8, 9, 10, 11]);
@@ -76,13 +76,16 @@ fn empty_ones_are_not_free() {
     assert_eq!(pair.acceptor.stats().datagrams_dropped_receiving, 3);
     // What is read makes room.
     for (_, accepted) in flows {
-        while let Ok(Recv::Data(_)) = pair.acceptor.recv(accepted) {}
+        while let Ok(Recv::Data(_)) = pair.acceptor.recv(accepted, pair.now) {}
     }
     pair.opener
         .send_datagram(flows[2].0, datagram(1, 0))
         .unwrap();
     pair.run();
-    assert_eq!(pair.acceptor.recv(flows[2].1), Ok(Recv::Data("".into())));
+    assert_eq!(
+        pair.acceptor.recv(flows[2].1, pair.now),
+        Ok(Recv::Data("".into()))
+    );
 }
 
 #[test]
@@ -121,7 +124,7 @@ fn one_that_is_too_long_is_dropped_and_counted_and_the_flow_goes_on() {
             .send_datagram(opened, datagram(2, 65_507))
             .unwrap();
         pair.run();
-        let Ok(Recv::Data(data)) = pair.acceptor.recv(accepted) else {
+        let Ok(Recv::Data(data)) = pair.acceptor.recv(accepted, pair.now) else {
             panic!();
         };
         assert_eq!(data.len(), 65_507);
@@ -137,12 +140,12 @@ fn an_empty_datagram_arrives() {
     }
     pair.run();
     for len in [0, 3, 0] {
-        let Ok(Recv::Data(data)) = pair.acceptor.recv(accepted) else {
+        let Ok(Recv::Data(data)) = pair.acceptor.recv(accepted, pair.now) else {
             panic!();
         };
         assert_eq!(data.len(), len);
     }
-    assert_eq!(pair.acceptor.recv(accepted), Ok(Recv::Blocked));
+    assert_eq!(pair.acceptor.recv(accepted, pair.now), Ok(Recv::Blocked));
 }
 
 #[test]

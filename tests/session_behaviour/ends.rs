@@ -10,21 +10,24 @@ fn half_close_keeps_the_reply() {
         assert_eq!(pair.opener.send_slice(opened, b"question").unwrap(), 8);
         pair.opener.finish(opened);
         pair.run();
-        let (question, end) = drain(&mut pair.acceptor, accepted);
+        let (question, end) = drain(&mut pair.acceptor, accepted, pair.now);
         assert_eq!((&question[..], end), (&b"question"[..], Ok(Recv::Finished)));
         assert_eq!(pair.opener.state(opened), Some(State::LocalFinished));
 
         pair.acceptor.send_slice(accepted, b"reply").unwrap();
         pair.run();
-        assert_eq!(pair.opener.recv(opened), Ok(Recv::Data("reply".into())));
-        assert_eq!(pair.opener.recv(opened), Ok(Recv::Blocked));
+        assert_eq!(
+            pair.opener.recv(opened, pair.now),
+            Ok(Recv::Data("reply".into()))
+        );
+        assert_eq!(pair.opener.recv(opened, pair.now), Ok(Recv::Blocked));
         pair.acceptor.finish(accepted);
         pair.run();
-        assert_eq!(pair.opener.recv(opened), Ok(Recv::Finished));
+        assert_eq!(pair.opener.recv(opened, pair.now), Ok(Recv::Finished));
         for (session, stream) in [(&mut pair.opener, opened), (&mut pair.acceptor, accepted)] {
             assert_eq!(session.state(stream), Some(State::Closed));
             assert_eq!(session.reset_of(stream), None);
-            session.release(stream);
+            session.release(stream, pair.now);
             assert!(session.is_idle());
         }
     }
@@ -38,12 +41,15 @@ fn the_service_may_end_first() {
         pair.acceptor.send_slice(accepted, b"greeting").unwrap();
         pair.acceptor.finish(accepted);
         pair.run();
-        assert_eq!(pair.opener.recv(opened), Ok(Recv::Data("greeting".into())));
-        assert_eq!(pair.opener.recv(opened), Ok(Recv::Finished));
+        assert_eq!(
+            pair.opener.recv(opened, pair.now),
+            Ok(Recv::Data("greeting".into()))
+        );
+        assert_eq!(pair.opener.recv(opened, pair.now), Ok(Recv::Finished));
         pair.opener.send_slice(opened, b"more").unwrap();
         pair.opener.finish(opened);
         pair.run();
-        let read = drain(&mut pair.acceptor, accepted);
+        let read = drain(&mut pair.acceptor, accepted, pair.now);
         assert_eq!(read, (b"more".to_vec(), Ok(Recv::Finished)));
     }
 }
@@ -61,7 +67,10 @@ fn a_reset_reaches_the_other_side_with_its_reason() {
         from.reset(stream, Reason::TimedOut, "too late");
         pass(from, to, pair.now);
         let reset = Reset::new(Reason::TimedOut, "too late");
-        assert_eq!(to.recv(theirs), Err(StreamError::Reset(reset.clone())));
+        assert_eq!(
+            to.recv(theirs, pair.now),
+            Err(StreamError::Reset(reset.clone()))
+        );
         assert_eq!(to.reset_of(theirs), Some(&reset));
         assert_eq!(from.stats().unsent, 0);
         let sent = to.send_slice(theirs, b"x");
@@ -77,7 +86,7 @@ fn what_came_before_a_reset_is_read_first() {
     pair.run();
     pair.opener.reset(opened, Reason::Reset, "");
     pair.run();
-    let (read, end) = drain(&mut pair.acceptor, accepted);
+    let (read, end) = drain(&mut pair.acceptor, accepted, pair.now);
     assert_eq!((&read[..], reason(end)), (&b"first"[..], Reason::Reset));
 }
 
@@ -87,7 +96,7 @@ fn in_v1_only_the_acceptor_can_say_why() {
     let (opened, accepted) = pair.stream();
     pair.acceptor.reset(accepted, Reason::Refused, "no");
     pair.run();
-    let StreamError::Reset(reset) = pair.opener.recv(opened).unwrap_err() else {
+    let StreamError::Reset(reset) = pair.opener.recv(opened, pair.now).unwrap_err() else {
         panic!();
     };
     assert_eq!(
@@ -98,7 +107,7 @@ fn in_v1_only_the_acceptor_can_say_why() {
     let (opened, accepted) = pair.stream();
     pair.opener.reset(opened, Reason::Reset, "");
     pair.run();
-    assert_eq!(pair.acceptor.recv(accepted), Ok(Recv::Finished));
+    assert_eq!(pair.acceptor.recv(accepted, pair.now), Ok(Recv::Finished));
     // What the service still sends is answered once with CLOSE, the second, which ends all.
     pair.acceptor.send_slice(accepted, b"late").unwrap();
     pair.run();
@@ -124,7 +133,10 @@ fn a_rejected_connection_tells_why() {
         if version == Version::V2 {
             assert_eq!(reset.reason, Reason::Refused);
         }
-        assert_eq!(pair.acceptor.accept(asked), Err(StreamError::Unknown));
+        assert_eq!(
+            pair.acceptor.accept(asked, pair.now),
+            Err(StreamError::Unknown)
+        );
     }
 }
 
@@ -143,14 +155,17 @@ fn data_may_follow_connect_at_once() {
             Err(SendError::Finished)
         ));
         // Even before it is accepted.
-        let read = drain(&mut pair.acceptor, accepted);
+        let read = drain(&mut pair.acceptor, accepted, pair.now);
         assert_eq!(read, (b"early".to_vec(), Ok(Recv::Finished)));
-        pair.acceptor.accept(accepted).unwrap();
-        assert_eq!(pair.acceptor.accept(accepted), Err(StreamError::WrongState));
+        pair.acceptor.accept(accepted, pair.now).unwrap();
+        assert_eq!(
+            pair.acceptor.accept(accepted, pair.now),
+            Err(StreamError::WrongState)
+        );
         pair.acceptor.send_slice(accepted, b"reply").unwrap();
         pair.acceptor.finish(accepted);
         pair.run();
-        let read = drain(&mut pair.opener, opened);
+        let read = drain(&mut pair.opener, opened, pair.now);
         assert_eq!(read, (b"reply".to_vec(), Ok(Recv::Finished)));
     }
 }
@@ -163,9 +178,9 @@ fn finish_before_accept_is_not_forgotten() {
         pair.run();
         let accepted = incoming(&mut pair.acceptor);
         pair.acceptor.finish(accepted);
-        pair.acceptor.accept(accepted).unwrap();
+        pair.acceptor.accept(accepted, pair.now).unwrap();
         pair.run();
-        assert_eq!(pair.opener.recv(opened), Ok(Recv::Finished));
+        assert_eq!(pair.opener.recv(opened, pair.now), Ok(Recv::Finished));
     }
 }
 
@@ -181,7 +196,7 @@ fn a_flow_ends_both_ways_with_one_close() {
         pair.run();
         assert_eq!(pair.opener.state(opened), Some(State::Closed));
         assert_eq!(pair.acceptor.state(accepted), Some(State::Closed));
-        let read = drain(&mut pair.acceptor, accepted);
+        let read = drain(&mut pair.acceptor, accepted, pair.now);
         assert_eq!(read, (b"last".to_vec(), Ok(Recv::Finished)));
         assert_eq!(pair.acceptor.reset_of(accepted), None);
     }
@@ -193,15 +208,18 @@ fn release_lets_what_was_sent_arrive() {
         let mut pair = Pair::new(version);
         let (opened, accepted) = pair.stream();
         let sent = fill(&mut pair.opener, opened);
-        pair.opener.release(opened);
+        pair.opener.release(opened, pair.now);
         assert_eq!(pair.opener.stats().streams, 1, "not yet");
         pair.run();
-        let (read, end) = drain(&mut pair.acceptor, accepted);
+        let (read, end) = drain(&mut pair.acceptor, accepted, pair.now);
         assert_eq!((read.len(), end), (sent, Ok(Recv::Finished)));
         pair.acceptor.finish(accepted);
         pair.run();
         assert!(pair.opener.is_idle());
-        assert_eq!(pair.opener.recv(opened), Err(StreamError::Unknown));
+        assert_eq!(
+            pair.opener.recv(opened, pair.now),
+            Err(StreamError::Unknown)
+        );
     }
 }
 
@@ -209,11 +227,11 @@ fn release_lets_what_was_sent_arrive() {
 fn sending_to_a_released_stream_resets_it() {
     let mut pair = Pair::new(Version::V2);
     let (opened, accepted) = pair.stream();
-    pair.opener.release(opened);
+    pair.opener.release(opened, pair.now);
     pair.run();
     pair.acceptor.send_slice(accepted, b"anybody?").unwrap();
     pair.run();
-    let (_, end) = drain(&mut pair.acceptor, accepted);
+    let (_, end) = drain(&mut pair.acceptor, accepted, pair.now);
     assert_eq!(reason(end), Reason::Gone);
     assert!(pair.opener.is_idle());
 }
@@ -225,7 +243,7 @@ fn release_drops_what_was_not_read() {
     fill(&mut pair.opener, opened);
     pair.run();
     assert!(pair.acceptor.stats().unread > 0);
-    pair.acceptor.release(accepted);
+    pair.acceptor.release(accepted, pair.now);
     assert_eq!(pair.acceptor.stats().unread, 0);
 }
 
@@ -235,7 +253,7 @@ fn a_pending_stream_released_is_rejected() {
     let opened = pair.opener.open_tcp(80, pair.now).unwrap();
     pair.run();
     let asked = incoming(&mut pair.acceptor);
-    pair.acceptor.release(asked);
+    pair.acceptor.release(asked, pair.now);
     pair.run();
     assert_eq!(pair.opener.reset_of(opened).unwrap().reason, Reason::Gone);
     assert!(pair.acceptor.is_idle());
@@ -245,10 +263,10 @@ fn a_pending_stream_released_is_rejected() {
 fn a_released_stream_whose_peer_never_ends_is_given_up() {
     let mut pair = Pair::new(Version::V2);
     let (opened, accepted) = pair.stream();
-    pair.opener.release(opened);
+    pair.opener.release(opened, pair.now);
     pair.run();
     pair.wait(Duration::from_millis(9_999));
-    assert_eq!(pair.acceptor.recv(accepted), Ok(Recv::Finished));
+    assert_eq!(pair.acceptor.recv(accepted, pair.now), Ok(Recv::Finished));
     assert_eq!(pair.opener.stats().streams, 1);
     pair.wait(Duration::from_millis(2));
     assert!(pair.opener.is_idle());
@@ -267,7 +285,7 @@ fn a_release_after_a_long_silence_lingers_in_full() {
     pair.opener.finish(opened);
     pair.run();
     pair.wait(Duration::from_secs(1_000));
-    pair.opener.release(opened);
+    pair.opener.release(opened, pair.now);
     pair.wait(Duration::from_secs(9));
     assert!(!pair.opener.is_idle());
     pair.wait(Duration::from_secs(2));
@@ -281,17 +299,17 @@ fn no_event_comes_after_release() {
     let opened = pair.opener.open_tcp(80, pair.now).unwrap();
     pair.run();
     let accepted = incoming(&mut pair.acceptor);
-    pair.acceptor.accept(accepted).unwrap();
+    pair.acceptor.accept(accepted, pair.now).unwrap();
     pair.acceptor.send_slice(accepted, b"hello").unwrap();
     pair.run();
-    pair.opener.release(opened);
+    pair.opener.release(opened, pair.now);
     assert_eq!(pair.opener.poll_event(), None);
 
     let opened = pair.opener.open_tcp(80, pair.now).unwrap();
-    pair.opener.release(opened);
+    pair.opener.release(opened, pair.now);
     pair.run();
     let accepted = incoming(&mut pair.acceptor);
-    pair.acceptor.accept(accepted).unwrap();
+    pair.acceptor.accept(accepted, pair.now).unwrap();
     pair.run();
     assert_eq!(events(&mut pair.opener), []);
 }
@@ -306,8 +324,8 @@ fn an_id_is_not_given_again_while_it_lives_or_lingers() {
         let (opened, accepted) = pair.stream();
         assert!(seen.insert(pair.opener.client_id(opened).unwrap()));
         pair.opener.reset(opened, Reason::Reset, "");
-        pair.acceptor.release(accepted);
-        pair.opener.release(opened);
+        pair.acceptor.release(accepted, pair.now);
+        pair.opener.release(opened, pair.now);
         pair.run();
     }
     assert_eq!(pair.opener.stats().streams, 1);
@@ -333,7 +351,7 @@ fn what_is_discarded_does_not_hold_the_sender_back() {
         }
         pair.opener.finish(opened);
         pair.run();
-        assert_eq!(pair.acceptor.recv(accepted), Ok(Recv::Finished));
+        assert_eq!(pair.acceptor.recv(accepted, pair.now), Ok(Recv::Finished));
         assert_eq!(pair.acceptor.reset_of(accepted), None);
 
         let (opened, accepted) = pair.flow();
@@ -341,7 +359,7 @@ fn what_is_discarded_does_not_hold_the_sender_back() {
         let datagram = Chunk::copied(b"unheard");
         pair.opener.send_datagram(opened, datagram).unwrap();
         pair.run();
-        assert_eq!(pair.acceptor.recv(accepted), Ok(Recv::Blocked));
+        assert_eq!(pair.acceptor.recv(accepted, pair.now), Ok(Recv::Blocked));
     }
 }
 
@@ -352,7 +370,7 @@ fn a_writer_without_credit_learns_at_once_that_its_reader_is_gone() {
     fill(&mut pair.opener, opened);
     pair.run();
     assert_eq!(fill(&mut pair.opener, opened), 0, "credit is left");
-    pair.acceptor.release(accepted);
+    pair.acceptor.release(accepted, pair.now);
     pair.run();
     assert!(fill(&mut pair.opener, opened) > 0, "no credit came");
     pair.run();

@@ -32,8 +32,8 @@ fn late_frames_after_the_end_change_nothing() {
     let (opened, accepted) = pair.stream();
     pair.opener.reset(opened, Reason::Reset, "");
     pair.run();
-    pair.opener.release(opened);
-    pair.acceptor.release(accepted);
+    pair.opener.release(opened, pair.now);
+    pair.acceptor.release(accepted, pair.now);
     for session in [&mut pair.opener, &mut pair.acceptor] {
         let window = Frame::Window {
             id: ClientId(1),
@@ -147,7 +147,7 @@ fn data_after_close_resets_a_v2_stream() {
     pair.opener.finish(opened);
     pair.run();
     assert!(say(&mut pair.acceptor, at(0), data(1, "and more")).is_err());
-    let (read, end) = drain(&mut pair.acceptor, accepted);
+    let (read, end) = drain(&mut pair.acceptor, accepted, pair.now);
     assert_eq!((&read[..], reason(end)), (&b"all"[..], Reason::Reset));
 }
 
@@ -182,7 +182,10 @@ fn an_id_that_ended_may_be_opened_again_by_the_peer() {
             say(&mut acceptor, at(0), connect(9)).unwrap();
             say(&mut acceptor, at(0), data(9, vec![round])).unwrap();
             let stream = incoming(&mut acceptor);
-            assert_eq!(acceptor.recv(stream), Ok(Recv::Data(vec![round].into())));
+            assert_eq!(
+                acceptor.recv(stream, at(0)),
+                Ok(Recv::Data(vec![round].into()))
+            );
             // The handle of the old one is kept for a while.
             acceptor.reset(stream, Reason::Reset, "");
             messages(&mut acceptor, at(0));

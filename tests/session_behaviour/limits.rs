@@ -19,7 +19,7 @@ fn one_stream_too_many_is_refused() {
         }
         assert_eq!(pair.acceptor.stats().streams, 2);
         pair.acceptor.reset(first.1, Reason::Reset, "");
-        pair.acceptor.release(first.1);
+        pair.acceptor.release(first.1, pair.now);
         pair.run();
         pair.stream();
     }
@@ -43,7 +43,7 @@ fn the_backlog_is_bounded_and_accepting_makes_room() {
         [false, false, false, true, true]
     );
     let asked = incoming(&mut pair.acceptor);
-    pair.acceptor.accept(asked).unwrap();
+    pair.acceptor.accept(asked, pair.now).unwrap();
     let next = pair.opener.open_tcp(80, pair.now).unwrap();
     pair.run();
     assert_eq!(pair.opener.reset_of(next), None);
@@ -68,7 +68,7 @@ fn small_chunks_that_wait_are_joined() {
 fn only_the_opener_opens() {
     let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
     assert_eq!(acceptor.open_tcp(1, at(0)), Err(OpenError::NotOpener));
-    acceptor.handle_closed(Reason::Gone, "");
+    acceptor.handle_closed(at(0), Reason::Gone, "");
     assert_eq!(acceptor.open_tcp(1, at(0)), Err(OpenError::Closed));
 }
 
@@ -95,8 +95,11 @@ fn the_receive_budget_resets_the_stream_that_holds_most() {
         assert!(stats.unread <= 300 << 10, "{}", stats.unread);
         let reset = pair.acceptor.reset_of(theirs).unwrap();
         assert_eq!(reset.reason, Reason::Overflow);
-        assert_eq!(reason(pair.acceptor.recv(theirs)), Reason::Overflow);
-        let (read, end) = drain(&mut pair.acceptor, modest);
+        assert_eq!(
+            reason(pair.acceptor.recv(theirs, pair.now)),
+            Reason::Overflow
+        );
+        let (read, end) = drain(&mut pair.acceptor, modest, pair.now);
         assert_eq!((read.len(), end), (10_000, Ok(Recv::Blocked)));
     }
 }
@@ -115,7 +118,7 @@ fn the_receive_budget_never_truncates_in_silence() {
     let (next, _) = pair.stream();
     fill(&mut pair.opener, next);
     pair.run();
-    match drain(&mut pair.acceptor, theirs) {
+    match drain(&mut pair.acceptor, theirs, pair.now) {
         (read, Ok(Recv::Finished)) => assert_eq!(read.len(), sent),
         (_, end) => assert_eq!(reason(end), Reason::Overflow),
     }
@@ -201,7 +204,7 @@ fn a_session_with_the_smallest_bounds_still_works() {
             let sent = pair.opener.send_slice(opened, &[*byte]).unwrap();
             pair.run();
             assert_eq!(sent, 1);
-            assert_eq!(drain(&mut pair.acceptor, accepted).0, [*byte]);
+            assert_eq!(drain(&mut pair.acceptor, accepted, pair.now).0, [*byte]);
         }
     }
 }
@@ -229,7 +232,7 @@ fn early_data_is_bounded_for_each_stream_that_is_not_accepted() {
     // An opener of the first release, with few connections, is served.
     assert_eq!(acceptor.reset_of(streams[0]), None);
     for stream in streams {
-        acceptor.release(stream);
+        acceptor.release(stream, at(0));
     }
     assert_eq!(acceptor.stats().unread, 0);
 }
@@ -243,7 +246,7 @@ fn an_opener_keeps_to_the_early_data_until_the_connection_is_made() {
     events(&mut pair.opener);
     pair.run();
     let accepted = incoming(&mut pair.acceptor);
-    pair.acceptor.accept(accepted).unwrap();
+    pair.acceptor.accept(accepted, pair.now).unwrap();
     pair.run();
     let told = events(&mut pair.opener);
     assert!(told.contains(&Event::Writable(opened)), "{told:?}");
@@ -265,10 +268,10 @@ fn early_data_of_v1_waits_in_the_transport() {
     let held = pair.acceptor.stats().unread;
     assert!(held <= (1 << 20) + 3 * EARLY_DATA as usize, "{held}");
     assert!(!pair.acceptor.can_receive());
-    pair.acceptor.accept(accepted).unwrap();
+    pair.acceptor.accept(accepted, pair.now).unwrap();
     assert!(pair.acceptor.can_receive());
     pair.run();
-    assert_eq!(drain(&mut pair.acceptor, accepted).0.len(), sent);
+    assert_eq!(drain(&mut pair.acceptor, accepted, pair.now).0.len(), sent);
 }
 
 #[test]
@@ -278,7 +281,7 @@ fn a_session_sheds_the_streams_that_hold_most() {
     for id in 1..=3 {
         say(&mut acceptor, at(0), connect(id)).unwrap();
         let stream = incoming(&mut acceptor);
-        acceptor.accept(stream).unwrap();
+        acceptor.accept(stream, at(0)).unwrap();
         say(
             &mut acceptor,
             at(0),
@@ -309,7 +312,7 @@ fn a_pressed_session_takes_no_connections_and_queues_little() {
     let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
     say(&mut acceptor, at(0), connect(1)).unwrap();
     let stream = incoming(&mut acceptor);
-    acceptor.accept(stream).unwrap();
+    acceptor.accept(stream, at(0)).unwrap();
     messages(&mut acceptor, at(0));
     acceptor.set_pressed(true);
     say(&mut acceptor, at(0), connect(2)).unwrap();

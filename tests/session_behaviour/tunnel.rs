@@ -24,7 +24,7 @@ fn drain_refuses_new_streams_and_lets_open_ones_go_on() {
         pair.opener.send_slice(opened, b"goes on").unwrap();
         pair.run();
         assert_eq!(
-            pair.acceptor.recv(accepted),
+            pair.acceptor.recv(accepted, pair.now),
             Ok(Recv::Data("goes on".into()))
         );
     }
@@ -80,7 +80,7 @@ fn thousands_of_resets_at_once_are_no_violation() {
         pair.run();
         for event in events(&mut pair.acceptor) {
             if let Event::Incoming { stream, .. } = event {
-                pair.acceptor.accept(stream).unwrap();
+                pair.acceptor.accept(stream, pair.now).unwrap();
                 pair.acceptor.send_slice(stream, b"crosses").unwrap();
             }
         }
@@ -91,7 +91,7 @@ fn thousands_of_resets_at_once_are_no_violation() {
         pair.opener.shutdown();
         pair.run();
         for stream in streams {
-            pair.opener.release(stream);
+            pair.opener.release(stream, pair.now);
         }
         assert!(pair.opener.is_idle());
     }
@@ -107,7 +107,7 @@ fn data_under_way_when_thousands_are_reset_is_late_not_stray() {
     pair.run();
     for event in events(&mut pair.acceptor) {
         if let Event::Incoming { stream, .. } = event {
-            pair.acceptor.accept(stream).unwrap();
+            pair.acceptor.accept(stream, pair.now).unwrap();
         }
     }
     pair.run();
@@ -202,7 +202,7 @@ fn a_sign_of_life_ends_the_silence() {
 #[test]
 fn nothing_is_taken_after_the_end() {
     let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
-    acceptor.handle_closed(Reason::Gone, "cut");
+    acceptor.handle_closed(at(0), Reason::Gone, "cut");
     say(&mut acceptor, at(0), connect(1)).unwrap();
     say(&mut acceptor, at(0), data(1, "x")).unwrap();
     assert!(acceptor.is_idle());
@@ -216,9 +216,9 @@ fn what_was_received_can_be_read_after_the_end() {
     let (opened, accepted) = pair.stream();
     pair.opener.send_slice(opened, b"read me").unwrap();
     pair.run();
-    pair.acceptor.handle_closed(Reason::Gone, "cut");
-    let (read, end) = drain(&mut pair.acceptor, accepted);
+    pair.acceptor.handle_closed(pair.now, Reason::Gone, "cut");
+    let (read, end) = drain(&mut pair.acceptor, accepted, pair.now);
     assert_eq!((&read[..], reason(end)), (&b"read me"[..], Reason::Gone));
-    pair.acceptor.release(accepted);
+    pair.acceptor.release(accepted, pair.now);
     assert!(pair.acceptor.is_idle());
 }

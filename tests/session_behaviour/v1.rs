@@ -26,20 +26,20 @@ fn a_stall_resets_only_the_slow_stream_and_the_others_go_on() {
     pair.opener.send_slice(other, b"waits").unwrap();
     pair.run();
     assert!(!pair.acceptor.can_receive());
-    assert_eq!(pair.acceptor.recv(their_other), Ok(Recv::Blocked));
+    assert_eq!(pair.acceptor.recv(their_other, pair.now), Ok(Recv::Blocked));
     pair.wait(Duration::from_millis(1_999));
     assert!(!pair.acceptor.can_receive());
     pair.wait(Duration::from_millis(2));
     assert!(pair.acceptor.can_receive());
     assert_eq!(
-        pair.acceptor.recv(their_other),
+        pair.acceptor.recv(their_other, pair.now),
         Ok(Recv::Data("waits".into()))
     );
     let reset = pair.acceptor.reset_of(their_slow).unwrap();
     assert_eq!(reset.reason, Reason::Overflow);
     assert_eq!(pair.opener.state(slow), Some(State::Closed));
     // What it had is still there for its reader, before the reset.
-    let (read, end) = drain(&mut pair.acceptor, their_slow);
+    let (read, end) = drain(&mut pair.acceptor, their_slow, pair.now);
     assert!(read.len() >= 256 << 10);
     assert_eq!(reason(end), Reason::Overflow);
 }
@@ -54,7 +54,7 @@ fn a_reader_that_makes_progress_is_not_reset() {
         pair.wait(Duration::from_millis(500));
         fill(&mut pair.opener, opened);
         pair.run();
-        if let Ok(Recv::Data(data)) = pair.acceptor.recv(accepted) {
+        if let Ok(Recv::Data(data)) = pair.acceptor.recv(accepted, pair.now) {
             read += data.len();
         }
         pair.run();
@@ -72,7 +72,7 @@ fn a_trickle_is_not_progress() {
     // The peer sends in small messages, so that a read is a small one.
     let trickle = |pair: &mut Pair| {
         say(&mut pair.acceptor, pair.now, data(2, "beside")).unwrap();
-        drain(&mut pair.acceptor, beside).1.unwrap();
+        drain(&mut pair.acceptor, beside, pair.now).1.unwrap();
         while pair.acceptor.can_receive() {
             let message = data(1, vec![1; 4096]);
             say(&mut pair.acceptor, pair.now, message).unwrap();
@@ -84,7 +84,10 @@ fn a_trickle_is_not_progress() {
         if pair.acceptor.reset_of(accepted).is_some() {
             break;
         }
-        assert!(matches!(pair.acceptor.recv(accepted), Ok(Recv::Data(_))));
+        assert!(matches!(
+            pair.acceptor.recv(accepted, pair.now),
+            Ok(Recv::Data(_))
+        ));
         trickle(&mut pair);
     }
     let reset = pair.acceptor.reset_of(accepted).expect("no reset");
@@ -113,7 +116,8 @@ fn a_lone_reader_may_pause_as_long_as_it_likes() {
         assert_eq!(receiver_of(&mut pair, role).reset_of(to), None);
         let mut read = 0;
         loop {
-            let (part, end) = drain(receiver_of(&mut pair, role), to);
+            let now = pair.now;
+            let (part, end) = drain(receiver_of(&mut pair, role), to, now);
             end.unwrap();
             read += part.len();
             pair.run();
@@ -165,7 +169,7 @@ fn a_lone_stall_reaches_for_what_stands_behind_it() {
     }
     assert_eq!(opener.reset_of(stream), None);
     // With progress the reach is whole again.
-    drain(&mut opener, stream).1.unwrap();
+    drain(&mut opener, stream, at(60_000)).1.unwrap();
     assert_eq!(take(&mut opener, at(60_000)), 256 << 10);
     opener.handle_timeout(at(62_000));
     assert_eq!(take(&mut opener, at(62_000)), 1 << 20);
@@ -225,15 +229,19 @@ fn the_end_of_the_tunnel_over_a_pause_names_the_reader() {
         pair.opener.reset(other, Reason::Reset, "");
         pair.wait(Duration::from_secs(41));
         if resumes {
-            while matches!(pair.opener.recv(slow), Ok(Recv::Data(_))) {}
+            while matches!(pair.opener.recv(slow, pair.now), Ok(Recv::Data(_))) {}
         }
-        pair.opener.handle_closed(Reason::Gone, "the tunnel ended");
+        pair.opener
+            .handle_closed(pair.now, Reason::Gone, "the tunnel ended");
         let reset = pair.opener.reset_of(slow).unwrap();
         let words = "the tunnel ended, after the application had not read for ";
         let seconds = reset.text.strip_prefix(words).expect(&reset.text);
         assert!(["40 s", "41 s"].contains(&seconds), "{seconds}");
         // What was received is still read, and then comes a reset: never an end of data.
-        assert_eq!(reason(drain(&mut pair.opener, slow).1), Reason::Gone);
+        assert_eq!(
+            reason(drain(&mut pair.opener, slow, pair.now).1),
+            Reason::Gone
+        );
     }
 }
 
@@ -242,7 +250,7 @@ fn reading_ends_the_stall() {
     let mut pair = Pair::with(Version::V1, small());
     let (opened, accepted) = pair.stream();
     stall(&mut pair, opened);
-    drain(&mut pair.acceptor, accepted).1.unwrap();
+    drain(&mut pair.acceptor, accepted, pair.now).1.unwrap();
     assert!(pair.acceptor.can_receive());
     assert_eq!(pair.acceptor.poll_timeout(), None);
 }
@@ -254,7 +262,7 @@ fn releasing_or_resetting_the_slow_stream_ends_the_stall() {
         let (opened, accepted) = pair.stream();
         stall(&mut pair, opened);
         match release {
-            true => pair.acceptor.release(accepted),
+            true => pair.acceptor.release(accepted, pair.now),
             false => pair.acceptor.reset(accepted, Reason::Reset, ""),
         }
         assert!(pair.acceptor.can_receive());
@@ -292,7 +300,7 @@ fn the_opener_waits_as_long_as_the_reply_comes() {
     }
     assert_eq!(opener.poll_timeout(), Some(at(91_000)));
     opener.handle_timeout(at(91_000));
-    let (read, end) = drain(&mut opener, stream);
+    let (read, end) = drain(&mut opener, stream, at(91_000));
     assert_eq!((read.len(), reason(end)), (36, Reason::Gone));
 }
 
@@ -321,7 +329,7 @@ fn a_stall_does_not_use_up_the_linger_of_others() {
         // Enough to count as progress, never enough to end the stall.
         pair.wait(Duration::from_secs(1));
         let message = data(1, vec![0; 64 << 10]);
-        if let Ok(Recv::Data(data)) = pair.opener.recv(slow) {
+        if let Ok(Recv::Data(data)) = pair.opener.recv(slow, pair.now) {
             held -= data.len();
         }
         while held < 256 << 10 {
@@ -330,9 +338,9 @@ fn a_stall_does_not_use_up_the_linger_of_others() {
         }
     }
     assert_eq!(pair.opener.reset_of(replying), None);
-    drain(&mut pair.opener, slow).1.unwrap();
+    drain(&mut pair.opener, slow, pair.now).1.unwrap();
     pair.run();
-    let read = drain(&mut pair.opener, replying);
+    let read = drain(&mut pair.opener, replying, pair.now);
     assert_eq!(read, (b"reply".to_vec(), Ok(Recv::Finished)));
 }
 

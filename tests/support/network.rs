@@ -265,10 +265,11 @@ impl Network {
 
     /// The transport ends: what is on it is lost and both ends are told.
     pub fn cut(&mut self) {
+        let now = self.now();
         for side in Side::BOTH {
             let end = self.end_mut(side);
             end.link.clear();
-            end.session.handle_closed(Reason::Gone, "cut");
+            end.session.handle_closed(now, Reason::Gone, "cut");
         }
     }
 

@@ -68,7 +68,7 @@ mod counted {
     ) -> (Option<Recv>, Option<Transmit>) {
         let _ = session.handle_message(now, message);
         let received = match session.poll_event() {
-            Some(Event::Readable(stream)) => session.recv(stream).ok(),
+            Some(Event::Readable(stream)) => session.recv(stream, now).ok(),
             _ => None,
         };
         (received, session.poll_transmit(now))
@@ -90,7 +90,7 @@ mod counted {
     ) -> Option<Transmit> {
         let _ = session.handle_message(now, connect);
         if let Some(Event::Incoming { stream, .. }) = session.poll_event() {
-            session.accept(stream).ok()?;
+            session.accept(stream, now).ok()?;
         }
         session.poll_transmit(now)
     }
@@ -107,7 +107,7 @@ mod counted {
         let _ = session.handle_message(now, close);
         session.finish(stream);
         let answer = session.poll_transmit(now);
-        session.release(stream);
+        session.release(stream, now);
         while session.poll_event().is_some() {}
         answer
     }
@@ -147,7 +147,7 @@ impl Pair {
                 break stream;
             }
         };
-        self.acceptor.accept(far).unwrap();
+        self.acceptor.accept(far, now).unwrap();
         self.exchange();
         self.forget_events();
         (near, far)
@@ -210,7 +210,7 @@ pub(super) fn call(function: &str, input: &str) {
                     counted::session_receive(&mut pair.acceptor, sent, now)
                 } else {
                     pair.acceptor.handle_message(now, sent).unwrap();
-                    (pair.acceptor.recv(far).ok(), None)
+                    (pair.acceptor.recv(far, now).ok(), None)
                 };
                 let len = payload.len();
                 assert!(
@@ -240,7 +240,7 @@ pub(super) fn call(function: &str, input: &str) {
                 let answer = counted::session_close(&mut pair.acceptor, far, close, now);
                 let answer = message(black_box(answer)).unwrap();
                 pair.opener.handle_message(now, answer).unwrap();
-                pair.opener.release(near);
+                pair.opener.release(near, now);
                 pair.forget_events();
             }
             other => panic!("no function {other}"),

@@ -82,21 +82,21 @@ impl Tunnel {
         let (far, Proto::Tcp, 8080) = self.incoming()? else {
             return Err(3);
         };
-        self.acceptor.accept(far).map_err(|_| 3)?;
+        self.acceptor.accept(far, self.now).map_err(|_| 3)?;
         self.transfer(Way::There, near, far)?;
         self.opener.finish(near);
         self.exchange()?;
-        if self.acceptor.recv(far) != Ok(Recv::Finished) {
+        if self.acceptor.recv(far, self.now) != Ok(Recv::Finished) {
             return Err(4);
         }
         self.transfer(Way::Back, far, near)?;
         self.acceptor.finish(far);
         self.exchange()?;
-        if self.opener.recv(near) != Ok(Recv::Finished) {
+        if self.opener.recv(near, self.now) != Ok(Recv::Finished) {
             return Err(5);
         }
-        self.opener.release(near);
-        self.acceptor.release(far);
+        self.opener.release(near, self.now);
+        self.acceptor.release(far, self.now);
 
         let near = self.opener.open_udp(53, self.now).map_err(|_| 6)?;
         for datagram in [&b"one"[..], b"", b"three"] {
@@ -107,26 +107,26 @@ impl Tunnel {
         let (far, Proto::Udp, 53) = self.incoming()? else {
             return Err(6);
         };
-        self.acceptor.accept(far).map_err(|_| 6)?;
+        self.acceptor.accept(far, self.now).map_err(|_| 6)?;
         for datagram in [&b"one"[..], b"", b"three"] {
-            match self.acceptor.recv(far) {
+            match self.acceptor.recv(far, self.now) {
                 Ok(Recv::Data(bytes)) if bytes == datagram => {}
                 _ => return Err(7),
             }
         }
-        self.opener.release(near);
-        self.acceptor.release(far);
+        self.opener.release(near, self.now);
+        self.acceptor.release(far, self.now);
 
         let near = self.opener.open_tcp(1, self.now).map_err(|_| 8)?;
         self.exchange()?;
         let (far, ..) = self.incoming()?;
         self.acceptor.reject(far, Reason::Refused, "nobody there");
         self.exchange()?;
-        match self.opener.recv(near) {
+        match self.opener.recv(near, self.now) {
             Err(StreamError::Reset(reset)) if reset.text.ends_with("nobody there") => {}
             _ => return Err(8),
         }
-        self.opener.release(near);
+        self.opener.release(near, self.now);
         self.opener.drain();
         self.exchange()?;
         match self.opener.is_idle() && self.acceptor.is_idle() {
@@ -145,7 +145,7 @@ impl Tunnel {
                 Way::Back => (&mut self.acceptor, &mut self.opener),
             };
             sent += sender.send_slice(from, &data[sent..]).map_err(|_| 9)?;
-            while let Recv::Data(bytes) = receiver.recv(to).map_err(|_| 9)? {
+            while let Recv::Data(bytes) = receiver.recv(to, self.now).map_err(|_| 9)? {
                 if data.get(received..received + bytes.len()) != Some(&bytes[..]) {
                     return Err(9);
                 }
