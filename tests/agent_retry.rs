@@ -1,13 +1,9 @@
 //! The waits of the agent between two tries, for many agents at once.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
-#![allow(missing_docs, unreachable_pub)]
-
-#[path = "../examples/agent/retry.rs"]
-mod retry;
 
 use std::time::Duration;
 
-use retry::Retry;
+use tunnel_programs::agent::retry::Retry;
 
 /// The agent's default.
 const DELAY: Duration = Duration::from_secs(5);

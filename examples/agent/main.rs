@@ -1,36 +1,9 @@
-//! The end of the tunnel inside a container: registers at the runner and connects to services on both
-//! loopbacks.
+//! The end of the tunnel in a container: registers at the runner and connects to services.
 //!
-//! `cargo run --release --example agent -- --runner-url ws://127.0.0.1:8001 --container-id kohakuriver-vps-42`
-#![allow(missing_docs, unreachable_pub)]
-
-mod args;
-#[path = "../common/mod.rs"]
-mod common;
-mod registration;
-mod retry;
+//! `cargo run --release --example agent -- --runner-url ws://127.0.0.1:8001 --container-id NAME`
 
 use std::process::ExitCode;
 
-use args::Args;
-use common::program::{About, Failure, raise_file_limit, run};
-use common::signals::Stop;
-
-const ABOUT: About = About {
-    name: "agent",
-    hint: "try: agent --runner-url ws://127.0.0.1:8001 --container-id kohakuriver-vps-42 (agent --help tells more)",
-};
-
 fn main() -> ExitCode {
-    run(&ABOUT, serve)
-}
-
-async fn serve(args: Args) -> Result<(), Failure> {
-    raise_file_limit();
-    let settings = args.settings()?;
-    let stop = Stop::listen().map_err(|error| Failure::failed(error.to_string()))?;
-    match stop.unless_told(registration::keep(settings)).await {
-        Some(failure) => Err(failure),
-        None => Ok(()),
-    }
+    tunnel_programs::agent::main()
 }

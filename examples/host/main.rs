@@ -1,32 +1,9 @@
-//! The proxy in front of the runners: finds out where a task runs and joins the client to that runner.
+//! The proxy in front of the runners: joins a client to the runner of its task.
 //!
 //! `cargo run --release --example host -- --task 42=kohakuriver-vps-42@http://127.0.0.1:8001`
-#![allow(missing_docs, unreachable_pub)]
-
-mod api;
-mod args;
-#[path = "../common/mod.rs"]
-mod common;
-mod proxy;
-mod tasks;
 
 use std::process::ExitCode;
-use std::sync::Arc;
-
-use args::Args;
-use common::program::{About, Failure, run, serve_until_stopped};
-use proxy::Host;
-
-const ABOUT: About = About {
-    name: "host",
-    hint: "try: host --task 42=kohakuriver-vps-42@http://127.0.0.1:8001 (host --help tells more)",
-};
 
 fn main() -> ExitCode {
-    run(&ABOUT, serve)
-}
-
-async fn serve(args: Args) -> Result<(), Failure> {
-    let host = Arc::new(Host::new(args.settings()?));
-    serve_until_stopped(args.listen, |listener| host.serve(listener)).await
+    tunnel_programs::host::main()
 }

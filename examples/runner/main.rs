@@ -1,33 +1,9 @@
-//! The tunnel server beside the containers: joins a client's session to agents, or dials targets itself.
+//! The tunnel server beside the containers: joins sessions to agents, or dials targets itself.
 //!
 //! `cargo run --release --example runner -- --target kohakuriver-vps-42=127.0.0.1`
-#![allow(missing_docs, unreachable_pub)]
-
-mod args;
-#[path = "../common/mod.rs"]
-mod common;
-mod server;
 
 use std::process::ExitCode;
-use std::sync::Arc;
-
-use args::{Args, Command};
-use common::program::{About, Failure, print, run, serve_until_stopped};
-use server::Runner;
-
-const ABOUT: About = About {
-    name: "runner",
-    hint: "try: runner --target vm-42=192.168.122.42 (runner --help tells more)",
-};
 
 fn main() -> ExitCode {
-    run(&ABOUT, serve)
-}
-
-async fn serve(args: Args) -> Result<(), Failure> {
-    if let Some(Command::AgentToken { name }) = &args.command {
-        return print(&args.token_of(name)?);
-    }
-    let runner = Arc::new(Runner::new(args.settings()?));
-    serve_until_stopped(args.listen, |listener| runner.serve(listener)).await
+    tunnel_programs::runner::main()
 }

@@ -1,7 +1,6 @@
 //! What the four programs share: command line, logging, signals, sockets, the WebSocket stack.
 //!
 //! Policy only: nothing here knows a rule of the tunnel protocol, that is the library's part.
-#![allow(dead_code)] // each program uses its own selection
 
 pub mod accept;
 pub mod addresses;

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::api::ClusterApi;
 use crate::common::addresses::Network;
 use crate::common::args::{LogArgs, LogFormat, twice};
 use crate::common::ceilings::HostCeilings;
@@ -16,8 +15,9 @@ use crate::common::proxies::Proxies;
 use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, public_roots};
 use crate::common::token::TokenArgs;
 use crate::common::url::{Url, is_name};
-use crate::proxy::{FixedTasks, Registry, Settings, TaskPlace};
-use crate::tasks::TaskFile;
+use crate::host::api::ClusterApi;
+use crate::host::proxy::{FixedTasks, Registry, Settings, TaskPlace};
+use crate::host::tasks::TaskFile;
 
 #[derive(Parser, Debug)]
 #[command(

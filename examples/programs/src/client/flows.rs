@@ -16,10 +16,10 @@ use tokio::net::UdpSocket;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
-use crate::args::Forward;
+use crate::client::args::Forward;
+use crate::client::link::Link;
+use crate::client::streams;
 use crate::common::program::Failure;
-use crate::link::Link;
-use crate::streams;
 
 /// Datagrams taken from the socket before others get their turn.
 const BURST: usize = 64;

@@ -1,6 +1,5 @@
 //! The tunnel server itself, without a command line: the demo of `forward` runs it too.
 
-#[allow(dead_code)] // the demo of forward has no key
 mod access;
 mod agent_tunnel;
 mod agents;

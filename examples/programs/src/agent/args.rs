@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::agent::registration::Settings;
 use crate::common::args::{LogArgs, LogFormat};
 use crate::common::program::{Failure, Logging};
 use crate::common::proxies::ProxyArgs;
@@ -12,7 +13,6 @@ use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, NOT_ENCRYPTED, no_
 use crate::common::token::TokenArgs;
 use crate::common::tunnel::TunnelArgs;
 use crate::common::url::{Url, is_name};
-use crate::registration::Settings;
 
 /// What stands in the URL of a registration.
 const REGISTRATION: &str = "/ws/tunnel/";

@@ -10,13 +10,13 @@ use kohakuriver_tunnel::mux::Mux;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use crate::client::destination::{Destination, Only, Refusal};
+use crate::client::link::{Link, State};
+use crate::client::outage::Outage;
 use crate::common::backoff::Backoff;
 use crate::common::program::Failure;
 use crate::common::url::Url;
 use crate::common::ws::ConnectError;
-use crate::destination::{Destination, Only, Refusal};
-use crate::link::{Link, State};
-use crate::outage::Outage;
 
 /// Longest first and longest ever wait between two tries to reach the host.
 const FIRST_WAIT: Duration = Duration::from_millis(500);

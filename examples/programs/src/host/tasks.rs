@@ -10,8 +10,8 @@ use futures_util::future::BoxFuture;
 use hyper::header::HeaderValue;
 use serde::Deserialize;
 
-use crate::args::check_task;
-use crate::proxy::registry::{Refusal, Registry, TaskPlace};
+use crate::host::args::check_task;
+use crate::host::proxy::registry::{Refusal, Registry, TaskPlace};
 
 pub struct TaskFile {
     path: PathBuf,

@@ -9,7 +9,10 @@ use std::time::Duration;
 use kohakuriver_tunnel::mux::Budget;
 use tokio::net::TcpListener;
 
-use crate::args::{Command, Forward};
+use crate::client::args::{Command, Forward};
+use crate::client::destination::Destination;
+use crate::client::keeper::Begin;
+use crate::client::{listener, sample};
 use crate::common::ceilings::{HostCeilings, RunnerCeilings, ServingCeilings};
 use crate::common::memory::MemoryArgs;
 use crate::common::net;
@@ -19,11 +22,10 @@ use crate::common::route::Proto;
 use crate::common::tls::{ClientTlsArgs, Dialer, no_roots};
 use crate::common::tunnel;
 use crate::common::url::Url;
-use crate::destination::Destination;
-use crate::keeper::Begin;
-use crate::proxy::{FixedTasks, Host, TaskPlace};
-use crate::server::Runner;
-use crate::{listener, proxy, sample, server};
+use crate::host::proxy;
+use crate::host::proxy::{FixedTasks, Host, TaskPlace};
+use crate::runner::server;
+use crate::runner::server::Runner;
 
 /// Where the sample appears, or on the next free port.
 const FIRST_PORT: u16 = 8080;

@@ -4,12 +4,12 @@ use socket2::SockRef;
 use tokio::net::{TcpSocket, UdpSocket};
 use tokio::task::JoinSet;
 
-use crate::args::{Command, Forward};
+use crate::client::args::{Command, Forward};
+use crate::client::keeper::Keeper;
+use crate::client::{flows, streams};
 use crate::common::net;
 use crate::common::program::{Failure, announce};
 use crate::common::route::Proto;
-use crate::keeper::Keeper;
-use crate::{flows, streams};
 
 /// Bytes of datagrams the kernel may hold for a UDP port, if the system allows.
 const UDP_BUFFER: usize = 4 << 20;

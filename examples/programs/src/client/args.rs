@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::client::destination::{Destination, Only};
+use crate::client::keeper::Begin;
+use crate::client::spec::PortSpec;
 use crate::common::args::{LogArgs, LogFormat};
 use crate::common::program::{Failure, Logging};
 use crate::common::proxies::ProxyArgs;
@@ -13,9 +16,6 @@ use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, NOT_ENCRYPTED, pub
 use crate::common::token::TokenArgs;
 use crate::common::tunnel::TunnelArgs;
 use crate::common::url::{Url, is_name};
-use crate::destination::{Destination, Only};
-use crate::keeper::Begin;
-use crate::spec::PortSpec;
 
 /// What stands in the URL of a session for one port.
 const ONE_PORT: &str = "/ws/forward/";
@@ -315,7 +315,7 @@ impl Logging for Args {
 }
 
 fn wrong(what: impl Into<String>) -> Failure {
-    Failure::usage(format!("{}; {}", what.into(), crate::ABOUT.hint))
+    Failure::usage(format!("{}; {}", what.into(), crate::client::ABOUT.hint))
 }
 
 fn checked_task(task: &str) -> Result<String, Failure> {

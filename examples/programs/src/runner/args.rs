@@ -15,7 +15,7 @@ use crate::common::tls::IdentityArgs;
 use crate::common::token::{self, TokenArgs};
 use crate::common::tunnel::TunnelArgs;
 use crate::common::url::is_name;
-use crate::server::{AgentKey, Settings};
+use crate::runner::server::{AgentKey, Settings};
 
 /// The variable that holds the token of the agents when no file is named.
 const AGENT_TOKEN: &str = "KOHAKURIVER_TUNNEL_AGENT_TOKEN";

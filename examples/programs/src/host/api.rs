@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use crate::common::tls::Dialer;
 use crate::common::url::Url;
 use crate::common::{http, net};
-use crate::proxy::registry::{Refusal, Registry, TaskPlace};
+use crate::host::proxy::registry::{Refusal, Registry, TaskPlace};
 
 /// Time for both questions together, well inside the 10 s a client waits.
 const ANSWER_WITHIN: Duration = Duration::from_secs(4);

@@ -10,11 +10,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::args::Forward;
+use crate::client::args::Forward;
+use crate::client::link::Link;
 use crate::common::accept::Accepting;
 use crate::common::net;
 use crate::common::program::Failure;
-use crate::link::Link;
 
 /// Connections at once on one port, those included that wait for the tunnel. Without it, an application in
 /// a loop could use up the descriptors of the process.

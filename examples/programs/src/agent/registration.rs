@@ -8,6 +8,7 @@ use kohakuriver_tunnel::session::Role;
 use kohakuriver_tunnel::wire::Proto;
 use tokio::time::Instant;
 
+use crate::agent::retry::Retry;
 use crate::common::ceilings::ServingCeilings;
 use crate::common::farewell::Farewell;
 use crate::common::program::Failure;
@@ -16,7 +17,6 @@ use crate::common::tls::Dialer;
 use crate::common::tunnel;
 use crate::common::url::Url;
 use crate::common::ws::{self, ConnectError, Socket};
-use crate::retry::Retry;
 
 /// What the registration needs to know.
 pub struct Settings {

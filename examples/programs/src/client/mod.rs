@@ -1,0 +1,45 @@
+//! The local client: ports of a container or VM on this machine.
+//!
+//! `cargo run --release --example forward -- 42 8888`, or without arguments for the whole chain in one
+//! process.
+
+mod args;
+mod demo;
+mod destination;
+mod flows;
+mod keeper;
+mod link;
+mod listener;
+mod outage;
+mod sample;
+mod spec;
+mod streams;
+
+use std::process::ExitCode;
+
+use crate::common::program::{About, Failure, raise_file_limit, run};
+use crate::common::signals::Stop;
+use args::{Args, Job};
+
+const ABOUT: About = About {
+    name: "forward",
+    hint: "try: forward 42 8888 (forward --help tells more)",
+};
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    run(&ABOUT, start)
+}
+
+async fn start(args: Args) -> Result<(), Failure> {
+    raise_file_limit();
+    let stop = Stop::listen().map_err(|error| Failure::failed(error.to_string()))?;
+    let work = async {
+        match args.job()? {
+            Job::Forward(command) => listener::forward(*command).await,
+            Job::Demo => demo::run().await,
+        }
+    };
+    stop.unless_told(work).await.unwrap_or(Ok(()))
+}

@@ -1,0 +1,31 @@
+//! The proxy in front of the runners: finds out where a task runs and joins the client to that runner.
+//!
+//! `cargo run --release --example host -- --task 42=kohakuriver-vps-42@http://127.0.0.1:8001`
+
+mod api;
+mod args;
+pub(crate) mod proxy;
+mod tasks;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use crate::common::program::{About, Failure, run, serve_until_stopped};
+use args::Args;
+use proxy::Host;
+
+const ABOUT: About = About {
+    name: "host",
+    hint: "try: host --task 42=kohakuriver-vps-42@http://127.0.0.1:8001 (host --help tells more)",
+};
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    run(&ABOUT, serve)
+}
+
+async fn serve(args: Args) -> Result<(), Failure> {
+    let host = Arc::new(Host::new(args.settings()?));
+    serve_until_stopped(args.listen, |listener| host.serve(listener)).await
+}
