@@ -50,7 +50,7 @@ pub mod wire;
 #[cfg_attr(docsrs, doc(cfg(feature = "transport")))]
 pub mod transport;
 
-/// The README's snippets are tests.
-#[cfg(doctest)]
+/// The README's snippets are tests. They use every feature.
+#[cfg(all(doctest, feature = "codec", feature = "transport", feature = "mux"))]
 #[doc = include_str!("../README.md")]
 struct ReadmeSnippets;
