@@ -1,6 +1,7 @@
-//! Sends back every message: what the Autobahn test suite wants to talk to (`tests/autobahn/run.py`).
+//! Echoes every message: the counterpart of the Autobahn test suite (`tests/autobahn/run.py`).
 //!
-//! `echo server ADDRESS` is for its client, `echo client ADDRESS AGENT` for its server.
+//! `echo server ADDRESS` serves the suite's client, `echo client ADDRESS AGENT` connects to its
+//! server.
 #![allow(clippy::unwrap_used)] // a tool of the tests
 
 use std::env;
@@ -85,7 +86,7 @@ async fn echo(mut socket: WebSocket<TcpStream>) {
     let _ = socket.close().await;
 }
 
-/// An HTTP head, and what came behind it.
+/// An HTTP head, and the bytes after it.
 async fn head(socket: &mut TcpStream) -> Option<(String, Bytes)> {
     let mut read = BytesMut::new();
     loop {

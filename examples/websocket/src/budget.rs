@@ -1,4 +1,4 @@
-//! What one connection holds each way, charged to whoever counts for the process.
+//! The memory one connection holds each way, charged to an account of the process.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,14 +7,14 @@ use crate::limits::FREE_ALLOWANCE;
 
 /// Counts the memory of many connections against one budget.
 pub trait Account: Send + Sync {
-    /// Takes so many bytes; `false`, and nothing taken, when there are not as many left.
+    /// Takes `bytes`. Returns `false`, and takes nothing, if fewer are left.
     fn take(&self, bytes: usize) -> bool;
 
-    /// Gives back what was taken.
+    /// Returns bytes that were taken.
     fn give_back(&self, bytes: usize);
 }
 
-/// What is held beyond [`FREE_ALLOWANCE`]; given back when dropped.
+/// Bytes held beyond [`FREE_ALLOWANCE`]; returned when dropped.
 pub(crate) struct Charge {
     account: Option<Arc<dyn Account>>,
     taken: usize,
@@ -25,7 +25,7 @@ impl Charge {
         Self { account, taken: 0 }
     }
 
-    /// Says how much is held now; `false` when that is more than can be had, and nothing changes.
+    /// Sets how much is held. Returns `false`, and changes nothing, if the account has not enough.
     pub(crate) fn hold(&mut self, bytes: usize) -> bool {
         let Some(account) = &self.account else {
             return true;

@@ -1,4 +1,4 @@
-//! Close frames, RFC 6455 sections 5.5.1 and 7.4.
+//! Close frames (RFC 6455 sections 5.5.1 and 7.4).
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tungstenite::protocol::CloseFrame;
@@ -6,7 +6,7 @@ use tungstenite::protocol::frame::Utf8Bytes;
 
 use crate::error::{Error, Violation};
 
-/// The contents of a close frame, if there are any.
+/// The contents of a close frame, if it has any.
 pub(crate) fn parse(mut payload: Bytes) -> Result<Option<CloseFrame>, Error> {
     if payload.is_empty() {
         return Ok(None);
@@ -31,7 +31,8 @@ pub(crate) fn payload(frame: Option<&CloseFrame>) -> Bytes {
     payload.freeze()
 }
 
-/// Assigned, or in the ranges for libraries and applications; not those that only stand for the lack of one.
+/// Whether a code is assigned, or in the ranges for libraries and applications. Codes that only
+/// report a missing code are not.
 fn may_be_sent(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }

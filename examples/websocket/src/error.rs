@@ -1,4 +1,4 @@
-//! How a WebSocket fails, by whose fault, and what the peer is told.
+//! Errors of a WebSocket: whose fault they are, and the close code for the peer.
 
 use std::io;
 
@@ -10,30 +10,31 @@ pub enum Error {
     /// The socket failed.
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
-    /// The peer does not keep to RFC 6455.
+    /// The peer violated RFC 6455.
     #[error("the other side broke the WebSocket protocol: {0}")]
     Violation(#[from] Violation),
-    /// The peer sent a text, or a close reason, that is none.
+    /// The peer sent a text, or a close reason, that is not UTF-8.
     #[error("the other side sent a text that is not UTF-8")]
     Utf8,
-    /// The peer sent an empty fragment that is not the last: it says nothing and may go on for ever.
+    /// The peer sent an empty fragment that is not the last. Such fragments carry nothing and could
+    /// continue forever.
     #[error("the other side sent an empty fragment that is not the last")]
     EmptyFragment,
     /// The peer sent a message in too many fragments.
     #[error("the other side sent a message in more than {FRAGMENTS_MAX} fragments")]
     TooManyFragments,
-    /// The peer sent too long a message.
+    /// The peer sent a message that is too long.
     #[error("the other side sent a message of {size} bytes, too long: {max} are taken")]
     TooLong {
-        /// Bytes of the message, as far as is known.
+        /// Bytes of the message, as far as known.
         size: usize,
-        /// The most that are taken.
+        /// Bytes of the longest message that is accepted.
         max: usize,
     },
-    /// The account has no more for a message that is still under way.
+    /// The account has no memory left for a partial message.
     #[error("no memory is left for the rest of a message")]
     NoMemory,
-    /// The end came in the middle of a frame or a message.
+    /// The input ended in the middle of a frame or a message.
     #[error("the connection ended without a closing handshake")]
     Cut,
     /// A mistake of the caller.
@@ -44,37 +45,37 @@ pub enum Error {
     BareFrame,
 }
 
-/// What a peer must not send.
+/// Violations of RFC 6455.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
-    /// A bit of an extension that nobody negotiated.
+    /// A bit of an extension that was not negotiated.
     #[error("reserved bits are set")]
     ReservedBits,
-    /// An opcode without meaning.
+    /// A reserved opcode.
     #[error("reserved opcode {0:#x}")]
     ReservedOpcode(u8),
-    /// A client must mask.
+    /// A client sent a frame without a mask.
     #[error("an unmasked frame from a client")]
     Unmasked,
-    /// A server must not.
+    /// A server sent a frame with a mask.
     #[error("a masked frame from a server")]
     Masked,
     /// A length in more bytes than it needs.
     #[error("a length of {0} that is not minimal")]
     LongLength(u64),
-    /// Control frames come whole.
+    /// A fragmented control frame.
     #[error("a fragmented control frame")]
     FragmentedControl,
-    /// Control frames are short.
+    /// A control frame of more than 125 bytes.
     #[error("a control frame of {0} bytes")]
     LongControl(u64),
-    /// A continuation of nothing.
+    /// A continuation without a message.
     #[error("a continuation without a beginning")]
     UnexpectedContinuation,
-    /// A message in the middle of another.
+    /// A new message inside another.
     #[error("a new message before the end of the last")]
     ExpectedContinuation,
-    /// Half a close code.
+    /// A close payload of one byte.
     #[error("a close frame of one byte")]
     ShortClose,
     /// A close code that must not be sent.
@@ -83,7 +84,7 @@ pub enum Violation {
 }
 
 impl Error {
-    /// The close code that tells the peer, where it is the peer who is to be told.
+    /// The close code for the peer, if the peer should be informed.
     #[must_use]
     pub fn close_code(&self) -> Option<u16> {
         match self {

@@ -1,4 +1,4 @@
-//! Frame headers and what is allowed in them, RFC 6455 section 5.2.
+//! Frame headers and their validity (RFC 6455 section 5.2).
 
 use std::io::Cursor;
 
@@ -10,7 +10,7 @@ use tungstenite::protocol::frame::coding::OpCode;
 use crate::error::Violation;
 use crate::limits::CONTROL_MAX;
 
-/// A header that may come from this peer, whatever came before it.
+/// A header that the peer may send, whatever it sent before.
 pub(crate) struct Header {
     pub(crate) opcode: OpCode,
     pub(crate) is_final: bool,
@@ -22,7 +22,7 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// The header at the beginning of `bytes`, once it is there as a whole.
+    /// The header at the beginning of `bytes`, once it has arrived completely.
     pub(crate) fn parse(bytes: &[u8], role: Role) -> Result<Option<Self>, Violation> {
         let mut cursor = Cursor::new(bytes);
         let parsed = match FrameHeader::parse(&mut cursor) {
@@ -30,7 +30,7 @@ impl Header {
             Err(tungstenite::Error::Protocol(ProtocolError::InvalidOpcode(opcode))) => {
                 return Err(Violation::ReservedOpcode(opcode));
             }
-            // A slice in memory does not fail in any other way.
+            // Reading a slice in memory fails in no other way.
             Err(_) => None,
         };
         let Some((header, len)) = parsed else {

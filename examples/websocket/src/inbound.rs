@@ -1,4 +1,5 @@
-//! The reading half: from bytes to messages, with a bound on what is held and on what is done at once.
+//! The reading half: turns bytes into messages, and bounds the memory held and the work of one
+//! poll.
 
 use std::io;
 use std::pin::Pin;
@@ -21,7 +22,7 @@ use crate::limits::{
 use crate::mask::apply_mask;
 use crate::partial::{Partial, message};
 
-/// What was read, and what is known of the message it is part of.
+/// Bytes read, and the state of the message that they belong to.
 #[derive(Debug)]
 pub(crate) struct Inbound {
     role: Role,
@@ -30,26 +31,26 @@ pub(crate) struct Inbound {
     /// Size of the allocation that `buffer` is the rest of.
     allocated: usize,
     read_size: usize,
-    /// Bytes of the data frame that is read, or of the last one.
+    /// Length of the current data frame, or of the last one.
     frame: usize,
     partial: Option<Partial>,
     charge: Charge,
-    /// Frames since others last had their turn.
+    /// Frames since the task last yielded.
     frames: usize,
     /// Bytes read since then, or since the last message.
     bytes: usize,
 }
 
-/// What one look at the buffer found.
+/// Outcome of one look at the buffer.
 #[derive(Debug)]
 pub(crate) enum Found {
     Data(Message),
     Ping(Bytes),
     Pong(Bytes),
     Close(Option<CloseFrame>),
-    /// At least so many bytes are missing.
+    /// At least this many bytes are missing.
     Missing(usize),
-    /// There may be more, but others are to have their turn first.
+    /// There may be more, but the task yields first.
     Enough,
 }
 
@@ -70,12 +71,12 @@ impl Inbound {
         }
     }
 
-    /// What is held now is charged with the next read.
+    /// Memory held now is charged with the next read.
     pub(crate) fn charge_to(&mut self, charge: Charge) {
         self.charge = charge;
     }
 
-    /// Takes the next message, or control frame, off what was read.
+    /// Takes the next message, or control frame, off the bytes read.
     pub(crate) fn next(&mut self) -> Result<Found, Error> {
         loop {
             if self.frames >= FRAMES_PER_TURN || self.bytes >= BYTES_PER_TURN {
@@ -104,7 +105,7 @@ impl Inbound {
         }
     }
 
-    /// Whether a data frame may come now, and is not too long: known before its payload has come.
+    /// Checks whether a data frame may come now and is not too long. This needs only its header.
     fn check_data(&self, header: &Header) -> Result<(), Error> {
         let OpCode::Data(kind) = header.opcode else {
             return Ok(());
@@ -148,7 +149,8 @@ impl Inbound {
         Ok(None)
     }
 
-    /// Kept by a reader who is in no hurry, a payload must not pin a read buffer of many times its size.
+    /// A slow reader may keep a payload for long, so a payload must not pin a read buffer of many
+    /// times its size.
     fn unpinned(&self, payload: BytesMut) -> BytesMut {
         if payload.len() < COPIED_BELOW.min(self.read_size / 8) {
             return BytesMut::from(&*payload);
@@ -156,7 +158,7 @@ impl Inbound {
         payload
     }
 
-    /// Reads more: of a frame that still misses so many bytes. `Ok(0)` is the end of the input.
+    /// Reads more of a frame that misses `missing` bytes. `Ok(0)` is the end of the input.
     pub(crate) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -180,7 +182,7 @@ impl Inbound {
         Poll::Ready(Ok(len))
     }
 
-    /// Others have their turn now, because nothing has come or enough was done.
+    /// Starts a new turn, because nothing has arrived or enough was done.
     pub(crate) fn rest(&mut self) {
         self.frames = 0;
         self.bytes = 0;
@@ -188,13 +190,13 @@ impl Inbound {
             self.buffer = BytesMut::new();
             self.allocated = 0;
         }
-        // Not granted only where an allocation came out larger than was asked for.
+        // Refused only if an allocation came out larger than requested.
         let held = self.allocated + self.partial.as_ref().map_or(0, Partial::held);
         self.charge.hold(held);
     }
 
-    /// As many bytes, up to `most`, as end with a frame if the next ones are as long as this. What is cut
-    /// at the end of a buffer would have to be copied to the next.
+    /// The number of bytes, up to `most`, that ends with a frame if the next ones are as long as
+    /// this one. A frame cut at the end of a buffer would have to be copied to the next buffer.
     fn whole_frames(&self, most: usize) -> usize {
         let first = self.frame.saturating_sub(self.buffer.len());
         if first == 0 || first > most {
@@ -206,7 +208,7 @@ impl Inbound {
     fn make_room(&mut self, missing: usize) -> Result<(), Error> {
         let len = self.buffer.len();
         let room = self.buffer.capacity() - len;
-        // In proportion to what has come: a length alone costs the other side nothing.
+        // In proportion to the bytes that arrived: announcing a length costs the peer nothing.
         let wanted = self.whole_frames(self.read_size.max(missing.min(len)));
         if room >= wanted.min(missing.max(READ_MIN)) {
             return Ok(());
@@ -218,7 +220,7 @@ impl Inbound {
             self.allocated = self.allocated.max(self.buffer.capacity());
             return Ok(());
         }
-        // Without memory to spare, as little as the frame needs.
+        // Memory is short, so read only what the frame needs.
         self.read_size = READ_MIN;
         let least = missing.clamp(1, READ_MIN);
         if room >= least {
@@ -234,12 +236,12 @@ impl Inbound {
         Ok(())
     }
 
-    /// Nothing has begun that has not come to its end.
+    /// Whether nothing is incomplete.
     pub(crate) fn is_between_messages(&self) -> bool {
         self.buffer.is_empty() && self.partial.is_none()
     }
 
-    /// Lets go of everything: nothing more will be taken.
+    /// Drops everything: nothing more will be taken.
     pub(crate) fn clear(&mut self) {
         self.buffer = BytesMut::new();
         self.allocated = 0;
@@ -249,7 +251,7 @@ impl Inbound {
 }
 
 fn take_control(control: Control, payload: &[u8]) -> Result<Found, Error> {
-    // Copied, so that nothing pins the read buffer.
+    // Copied, so that it does not pin the read buffer.
     let payload = Bytes::copy_from_slice(payload);
     match control {
         Control::Ping => Ok(Found::Ping(payload)),
@@ -259,7 +261,7 @@ fn take_control(control: Control, payload: &[u8]) -> Result<Found, Error> {
     }
 }
 
-/// Reads and throws away, at most `most` bytes; the number of them, 0 at the end of the input.
+/// Reads and discards at most `most` bytes. Returns how many, 0 at the end of the input.
 pub(crate) fn poll_discard(
     cx: &mut Context<'_>,
     socket: &mut (impl AsyncRead + Unpin),

@@ -1,10 +1,11 @@
-//! The WebSocket of the example programs (RFC 6455), after its handshake: a `Stream` and a `Sink` of
-//! messages on any socket.
+//! The WebSocket of the example programs (RFC 6455), after its handshake: a `Stream` and a `Sink`
+//! of messages on any socket.
 //!
-//! Messages are read into, and written from, where they lie. tungstenite supplies the message type and the
-//! frame headers. Whatever the peer does, memory and the work of one poll stay bounded: see [`limits`].
+//! Messages are read and written in place where possible. tungstenite supplies the message type and
+//! the frame headers. Memory and the work of one poll are bounded whatever the peer does: see
+//! [`limits`].
 //!
-//! | it | ends with |
+//! | the peer | closes with |
 //! |---|---|
 //! | breaks RFC 6455 (also lengths that are not minimal) | 1002 |
 //! | sends text, or a close reason, that is not UTF-8 | 1007 |

@@ -1,10 +1,10 @@
-//! Masking, RFC 6455 section 5.3.
+//! Masking (RFC 6455 section 5.3).
 
 /// Masks or unmasks in place.
 pub(crate) fn apply_mask(payload: &mut [u8], key: [u8; 4]) {
     let [a, b, c, d] = key;
     let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
-    // In blocks, for which the compiler uses the processor's widest words.
+    // In blocks, for which the compiler uses wide instructions.
     let mut blocks = payload.chunks_exact_mut(64);
     for block in &mut blocks {
         mask_words(block, wide);
@@ -15,7 +15,7 @@ pub(crate) fn apply_mask(payload: &mut [u8], key: [u8; 4]) {
     }
 }
 
-/// Masks whole words; what remains is less than one.
+/// Masks whole words. The remainder is shorter than a word.
 #[inline]
 fn mask_words(payload: &mut [u8], wide: u64) -> &mut [u8] {
     let mut words = payload.chunks_exact_mut(8);

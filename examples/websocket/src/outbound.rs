@@ -19,27 +19,28 @@ use crate::random::random;
 
 /// Frames that wait to be written.
 ///
-/// Parts of `queue` go first, then `scratch`. Small frames share a part, so the parts are few when the bytes
-/// are.
+/// Parts of `queue` go first, then `scratch`. Small frames share a part, so few bytes are few
+/// parts.
 #[derive(Debug)]
 pub(crate) struct Outbound {
     role: Role,
     queue: VecDeque<Bytes>,
-    /// Headers and small frames, the last in line.
+    /// Headers and small frames. They are written last.
     scratch: BytesMut,
     /// Bytes in `queue` and `scratch`.
     queued: usize,
     charge: Charge,
-    /// The account has no more: little is queued.
+    /// The account is exhausted: queue little.
     short_of_memory: bool,
-    /// Bytes ever written.
+    /// Bytes written in total.
     written: u64,
-    /// The answer to the last ping. One before it that did not go out need not (RFC 6455 section 5.5.3).
+    /// The pong that answers the last ping. It replaces an earlier one that was not sent (RFC 6455
+    /// section 5.5.3).
     pong: Option<Bytes>,
-    /// Written as a whole when that many bytes are.
+    /// The last pong is written completely once `written` reaches this.
     pong_end: u64,
     closed: bool,
-    /// Something waits that no caller will flush.
+    /// Data is queued that no caller will flush.
     owes: bool,
 }
 
@@ -60,13 +61,14 @@ impl Outbound {
         }
     }
 
-    /// Sees to it that a ping is answered: by one pong at a time, and the next when that one is written.
+    /// Queues the answer to a ping. Only one pong waits at a time; the next follows when it is
+    /// written.
     pub(crate) fn answer(&mut self, ping: Bytes) {
         self.pong = Some(ping);
         self.owes = true;
     }
 
-    /// Queues the close frame, the last frame of all.
+    /// Queues the close frame, which is the last frame.
     pub(crate) fn close(&mut self, frame: Option<&CloseFrame>) {
         if !self.closed {
             self.push(OpCode::Control(Control::Close), close::payload(frame));
@@ -75,7 +77,7 @@ impl Outbound {
         }
     }
 
-    /// Queues one frame. After a close frame there are no more.
+    /// Queues one frame. After a close frame none is queued.
     pub(crate) fn push(&mut self, opcode: OpCode, payload: Bytes) {
         if self.closed {
             return;
@@ -92,7 +94,7 @@ impl Outbound {
             self.scratch.reserve(room.max(SCRATCH));
         }
         let start = self.scratch.len();
-        // A buffer in memory takes everything.
+        // Writing into a buffer in memory cannot fail.
         let _ = header.format(payload.len() as u64, &mut (&mut self.scratch).writer());
         if small {
             let body = self.scratch.len();
@@ -119,7 +121,7 @@ impl Outbound {
         }
     }
 
-    /// Writes what is queued.
+    /// Writes queued data.
     pub(crate) fn poll_drain(
         &mut self,
         cx: &mut Context<'_>,
@@ -188,12 +190,12 @@ impl Outbound {
         self.short_of_memory = !self.charge.hold(self.queued);
     }
 
-    /// What is queued now is charged with the next frame.
+    /// Memory held now is charged with the next frame.
     pub(crate) fn charge_to(&mut self, charge: Charge) {
         self.charge = charge;
     }
 
-    /// More waits than is taken before some of it is written.
+    /// More data waits than is accepted before some of it is written.
     pub(crate) fn is_full(&self) -> bool {
         let most = match self.short_of_memory {
             false => WRITE_BUFFER,
@@ -202,13 +204,13 @@ impl Outbound {
         self.queued >= most
     }
 
-    /// Whether there is something to write that nobody else will see to.
+    /// Whether there is data to write that no caller will flush.
     pub(crate) fn owes(&self) -> bool {
         self.owes
     }
 }
 
-/// In place where nobody else holds the payload: a message that was read behind headroom.
+/// Masks in place if nobody else holds the payload: a message that was read behind headroom.
 fn masked(payload: Bytes, key: [u8; 4]) -> Bytes {
     let owned = payload.try_into_mut();
     let mut owned = owned.unwrap_or_else(|shared| BytesMut::from(&*shared));

@@ -1,4 +1,4 @@
-//! A message that comes in fragments, RFC 6455 section 5.4.
+//! A message in fragments (RFC 6455 section 5.4).
 
 use bytes::BytesMut;
 use tungstenite::Message;
@@ -8,13 +8,13 @@ use tungstenite::protocol::frame::coding::Data;
 use crate::error::{Error, Violation};
 use crate::limits::FRAGMENTS_MAX;
 
-/// What came of a message so far.
+/// The part of a message received so far.
 #[derive(Debug)]
 pub(crate) struct Partial {
     kind: Data,
     payload: BytesMut,
     fragments: usize,
-    /// So many bytes of a text are known to be UTF-8.
+    /// Length of the prefix of a text that is known to be UTF-8.
     valid: usize,
 }
 
@@ -28,7 +28,7 @@ impl Partial {
         }
     }
 
-    /// Adds a fragment; a text that can no longer become one is found out at once.
+    /// Adds a fragment. Fails as soon as a text can no longer become UTF-8.
     pub(crate) fn push(&mut self, payload: &[u8], is_final: bool) -> Result<(), Error> {
         if payload.is_empty() && !is_final && self.fragments > 0 {
             return Err(Error::EmptyFragment);
@@ -48,7 +48,7 @@ impl Partial {
         let unchecked = self.payload.get(self.valid..).unwrap_or_default();
         match std::str::from_utf8(unchecked) {
             Ok(text) => self.valid += text.len(),
-            // The rest of a character may be in the next fragment.
+            // The rest of a character may follow in the next fragment.
             Err(error) if error.error_len().is_none() => self.valid += error.valid_up_to(),
             Err(_) => return Err(Error::Utf8),
         }
@@ -69,7 +69,7 @@ impl Partial {
     }
 }
 
-/// A whole message of this kind.
+/// Makes a whole message of this kind.
 pub(crate) fn message(kind: Data, payload: BytesMut) -> Result<Message, Error> {
     let payload = payload.freeze();
     match kind {

@@ -1,12 +1,12 @@
 //! Unpredictable bytes for WebSocket keys and masks (RFC 6455 sections 4.1 and 5.3).
 //!
-//! The standard library keys its hash maps from the operating system, by the system call alone: that works
-//! in an empty root folder too, where `/dev/urandom` is missing. Its keyed hash of a new key each time is as
-//! hard to foresee as the key.
+//! The standard library keys its hash maps from the operating system, by a system call. That works
+//! in an empty root directory too, where `/dev/urandom` is missing. A keyed hash under a new key
+//! each time is as unpredictable as the key.
 
 use std::hash::{BuildHasher, RandomState};
 
-/// Bytes that nobody can foresee.
+/// Unpredictable bytes.
 #[must_use]
 pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];

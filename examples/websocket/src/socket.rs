@@ -20,18 +20,18 @@ use crate::inbound::{Found, Inbound, poll_discard};
 use crate::limits::{CONTROL_MAX, DISCARDED_MAX};
 use crate::outbound::Outbound;
 
-/// What a WebSocket takes from its peer.
+/// What a WebSocket accepts from its peer.
 #[derive(Clone)]
 pub struct Settings {
-    /// Bytes of the longest message.
+    /// Length of the longest message in bytes.
     pub message_max: usize,
-    /// Who counts the memory of messages under way; nobody by default.
+    /// Counts the memory of partial messages. By default nothing does.
     pub account: Option<Arc<dyn Account>>,
 }
 
 /// A WebSocket after its handshake: a `Stream` and `Sink` of messages, for one task.
 ///
-/// Pings are answered, and the closing handshake is done, while it is polled.
+/// It answers pings and completes the closing handshake while it is polled.
 #[derive(Debug)]
 pub struct WebSocket<S> {
     socket: S,
@@ -40,18 +40,19 @@ pub struct WebSocket<S> {
     state: State,
 }
 
-/// `Open -> Ended`, or `Open -> Failed` after an error that the peer is told of.
+/// `Open -> Ended`, or `Open -> Failed` after an error that the peer is informed of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
     /// Nothing more is read.
     Ended,
-    /// So many bytes were thrown away since.
+    /// Bytes discarded since then.
     Failed(usize),
 }
 
 impl<S> WebSocket<S> {
-    /// Goes on where the handshake left `socket`, of which `read` was read already.
+    /// Continues where the handshake left `socket`. `read` holds bytes that were already read from
+    /// it.
     pub fn new(socket: S, read: Bytes, role: Role, settings: Settings) -> Self {
         let charge = || Charge::new(settings.account.clone());
         Self {
@@ -62,7 +63,7 @@ impl<S> WebSocket<S> {
         }
     }
 
-    /// Charges what it holds of messages under way to `account` from now on.
+    /// Charges the memory of partial messages to `account` from now on.
     pub fn charge_to(&mut self, account: Arc<dyn Account>) {
         self.outbound
             .charge_to(Charge::new(Some(Arc::clone(&account))));
@@ -75,7 +76,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
         self.outbound.poll_drain(cx, &mut self.socket)
     }
 
-    /// Tells the peer why as far as the socket takes it now, and ends.
+    /// Sends the reason to the peer as far as the socket accepts it now, and ends.
     fn fail(&mut self, cx: &mut Context<'_>, error: Error) -> Error {
         self.inbound.clear();
         self.state = State::Ended;
@@ -85,7 +86,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
                 code: code.into(),
                 reason: "".into(),
             }));
-            // What is left of it is written by `poll_close`.
+            // `poll_close` writes the rest.
             let _ = self.poll_drain(cx);
         }
         error
@@ -134,8 +135,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
         }
     }
 
-    /// Lets the peer read why it was let go: a socket that is dropped while it still receives takes back
-    /// what was sent on it.
+    /// Gives the peer time to read the close code. Dropping a TCP socket with unread input sends
+    /// RST, which can discard data in flight.
     fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while let State::Failed(discarded) = self.state {
             let left = DISCARDED_MAX.saturating_sub(discarded);
@@ -160,7 +161,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream for WebSocket<S> {
         if this.outbound.owes() {
             let owed = this.poll_drain(cx);
             if this.state == State::Ended {
-                // The answer to a close frame.
+                // This answers a close frame.
                 let _ = ready!(owed);
             } else if let (State::Open, Poll::Ready(Err(error))) = (this.state, owed) {
                 return Poll::Ready(Some(Err(this.fail(cx, error.into()))));
@@ -213,8 +214,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Sink<Message> for WebSocket<S> {
         self.poll_drain(cx).map_err(Error::Io)
     }
 
-    /// Sends a close frame (1001, going away) if none was; does not wait for the other side's. After an
-    /// error it waits for the other side to end the connection, and throws away a bounded amount until then.
+    /// Sends a close frame (1001, going away) if none was sent, and does not wait for the peer's.
+    /// After an error it waits for the peer to end the connection, and discards a bounded amount of
+    /// input until then.
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.outbound.close(Some(&CloseFrame {
             code: CloseCode::Away,

@@ -1,4 +1,4 @@
-//! Against tungstenite on the other end of a real socket, and against bytes that no WebSocket sends.
+//! Against tungstenite on the other end of a real socket, and against invalid bytes.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -68,7 +68,7 @@ async fn every_size_arrives_both_ways_in_both_roles() {
     }
 }
 
-/// A message that others still hold must not be masked under their eyes.
+/// A message with other holders must not be masked in place.
 #[tokio::test]
 async fn a_shared_message_is_sent_and_stays_as_it_is() {
     let (mut ours, mut theirs) = pair(Role::Client).await;
@@ -184,7 +184,7 @@ async fn the_closing_handshake_works_from_either_side() {
     }
 }
 
-/// The error that raw bytes from a client cause at a server of ours.
+/// The error that raw bytes from a client cause at our server.
 async fn error_of(bytes: &[u8]) -> String {
     let (near, mut far) = sockets().await;
     let mut ours = open(near, Role::Server, MAX);
@@ -287,7 +287,7 @@ async fn a_peer_that_does_not_read_is_waited_for() {
         }
     });
     assert!(filled.await.is_err(), "it must not take messages for ever");
-    // What was taken arrives, once it is read.
+    // Accepted messages arrive once they are read.
     let reader = tokio::spawn(async move {
         let mut far = far;
         let mut all = Vec::new();

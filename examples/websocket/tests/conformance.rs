@@ -1,6 +1,7 @@
-//! The cases of the Autobahn test suite for framing, control frames, fragmentation, UTF-8, limits and
-//! closing, in both roles over a real socket: a raw peer writes the frames, ours echoes messages, and what
-//! the peer reads back is compared frame by frame. The numbers are the suite's.
+//! The cases of the Autobahn test suite for framing, control frames, fragmentation, UTF-8, limits
+//! and closing, in both roles over a real socket. A raw peer writes the frames, our end echoes
+//! messages, and the frames that the peer reads back are compared one by one. The numbers are those
+//! of the suite.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,

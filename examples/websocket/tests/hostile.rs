@@ -1,4 +1,4 @@
-//! What a hostile peer can do to memory and to the thread: a stated bound each.
+//! What a hostile peer can do to memory and to the thread. Each test states the bound.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -28,7 +28,7 @@ const CLOSE: u8 = 0x88;
 const PING: u8 = 0x89;
 const PONG: u8 = 0x8a;
 
-/// Frames of `role` in bytes as they were sent: opcode and payload.
+/// Frames of `role` as sent: opcode and payload of each.
 fn frames(mut bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
     let mut frames = Vec::new();
     while let [first, second, rest @ ..] = bytes {
@@ -44,7 +44,8 @@ fn frames(mut bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
     frames
 }
 
-/// A peer that pings and does not read costs two pongs: one on its way, and the answer to the last ping.
+/// A peer that pings and does not read costs two pongs: one in transit, and the answer to the last
+/// ping.
 #[tokio::test]
 async fn pings_of_a_peer_that_does_not_read_leave_two_pongs() {
     const ROOM: usize = 64;
@@ -74,13 +75,13 @@ async fn pings_of_a_peer_that_does_not_read_leave_two_pongs() {
         let pongs = frames(&within(reader).await.unwrap());
         assert!(pongs.iter().all(|(first, _)| *first == PONG));
         assert_eq!(pongs.last().unwrap().1, (PINGS - 1).to_be_bytes());
-        // As many as the transport took, and two.
+        // As many as the transport took, and two more.
         let taken = ROOM / frame(role, PONG, &[0; 4]).len() + 1;
         assert!(pongs.len() <= taken + 2, "{} pongs", pongs.len());
     }
 }
 
-/// Also while our own pings, and messages, wait.
+/// The same while our own pings, and messages, wait.
 #[tokio::test]
 async fn what_waits_to_be_written_is_bounded() {
     for size in [0, 4, 125, 2000] {
@@ -105,7 +106,7 @@ async fn what_waits_to_be_written_is_bounded() {
     }
 }
 
-/// Where the process is short of memory, a connection whose peer does not read holds little of it.
+/// When the process is short of memory, a connection whose peer does not read holds little of it.
 #[tokio::test]
 async fn without_memory_little_waits_to_be_written() {
     const SIZE: usize = 3000;
@@ -134,7 +135,7 @@ async fn without_memory_little_waits_to_be_written() {
     }
 }
 
-/// A transport with endless input: whoever does not yield never ends.
+/// A transport with endless input. A task that does not yield would never end.
 async fn others_progress(role: Role, endless: &'static [u8], count: usize) -> bool {
     let (near, far) = duplex(64 << 10);
     let mut ours = open(near, role, MAX);
@@ -143,7 +144,7 @@ async fn others_progress(role: Role, endless: &'static [u8], count: usize) -> bo
     let mut ended = false;
     let mut steps = 0;
     let work = async {
-        // A task that polls for ever, but for the turns that it gives.
+        // A task that polls forever, except for the times it yields.
         while let Some(message) = ours.next().await {
             if message.is_err() {
                 return;
@@ -175,7 +176,7 @@ async fn no_flood_keeps_the_thread() {
     }
 }
 
-/// One poll of the stream, without a runtime's help, does bounded work.
+/// One poll of the stream does bounded work, without the help of a runtime.
 #[tokio::test]
 async fn a_poll_takes_a_bounded_number_of_frames() {
     let mut bytes = frame(Role::Client, BINARY_BEGIN, b"");
@@ -198,12 +199,12 @@ async fn a_poll_takes_a_bounded_number_of_frames() {
     assert!(yields >= 1002 / 64, "{yields}");
 }
 
-/// What a peer's bytes end with: our error, and the close code that the peer reads.
+/// The outcome of a peer's bytes: our error, and the close code that the peer reads.
 async fn verdict(role: Role, bytes: Vec<u8>) -> (Error, Option<u16>) {
     let (near, far) = sockets().await;
     let mut ours = open(near, role, MAX);
     let (mut from_ours, mut to_ours) = far.into_split();
-    // Longer than what the other side takes: the reason has to get through all the same.
+    // Longer than our end reads: the reason has to arrive nevertheless.
     let writer = tokio::spawn(async move { to_ours.write_all(&bytes).await.map(|()| to_ours) });
     let error = within(async {
         loop {
@@ -251,7 +252,7 @@ async fn fragments_of_a_message_are_counted() {
     }
 }
 
-/// An account with a limit, and the most that was ever taken.
+/// An account with a limit. It records the most that was ever taken.
 #[derive(Default)]
 struct Purse {
     limit: usize,

@@ -1,5 +1,5 @@
-//! As client and as server with two other implementations, which is more than their frames: what ours sends
-//! they have to take, whole, in fragments, and with pings in between.
+//! Our WebSocket as client and as server against two other implementations. They have to accept its
+//! messages, whole and in fragments, with pings in between, and the other way round.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -24,7 +24,7 @@ use tunnel_websocket::{Message, Role};
 const ROLES: [Role; 2] = [Role::Client, Role::Server];
 const SIZES: [usize; 10] = [0, 1, 125, 126, 1024, 1025, 65_535, 65_536, 300_000, MAX];
 
-/// What the tests need of a foreign stack.
+/// What the tests need of another stack.
 trait Stack: Sized {
     type Message: Debug + Send;
 
@@ -75,7 +75,7 @@ struct TokioWebsockets;
 impl Stack for TokioWebsockets {
     type Message = tw::Message;
 
-    /// It cuts messages itself, by its configuration.
+    /// This stack fragments messages itself, as configured.
     fn pieces(message: &Bytes, _: usize) -> Vec<tw::Message> {
         let ping = Self::ping(Bytes::from_static(b"between"));
         vec![ping.clone(), Self::binary(message.clone()), ping]
@@ -106,7 +106,8 @@ fn tokio_websockets(socket: TcpStream, role: Role, piece: usize) -> tw::WebSocke
     }
 }
 
-/// Ours echoes; the other end sends every size whole, then in pieces of `piece`, and gets all back.
+/// Our end echoes. The other end sends every size whole, then in pieces of `piece`, and gets all
+/// back.
 async fn echoed<S, T, E>(ours: TcpStream, role: Role, theirs: T, piece: usize)
 where
     S: Stack + 'static,
@@ -188,7 +189,7 @@ async fn tokio_websockets_gets_its_messages_back() {
     }
 }
 
-/// Ours sends first, closes, and sees the other side's close.
+/// Our end sends first, closes, and sees the other end's close.
 #[tokio::test]
 async fn both_take_what_ours_sends_and_its_close() {
     for role in ROLES {

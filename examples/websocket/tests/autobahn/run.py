@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
 """Runs the Autobahn test suite against the programs' WebSocket, as server and as client.
 
-The suite is the PyPI package autobahntestsuite 0.8.2, for Python 2.7 (variable PYTHON2, default python2.7).
-It may lie in a folder of its own: `python2.7 -m pip install --target FOLDER autobahntestsuite==0.8.2` and
-AUTOBAHN=FOLDER. Ends with 1 when a case fails that is not in KNOWN, with 77 without the suite.
+The suite is the PyPI package autobahntestsuite 0.8.2, for Python 2.7 (variable PYTHON2, default
+python2.7). It may be in a folder of its own (variable AUTOBAHN):
+
+    python2.7 -m pip install --target FOLDER autobahntestsuite==0.8.2
+
+Exits with 1 when a case fails that is not in KNOWN, with 77 when the suite is missing.
 """
 
 import argparse
@@ -16,7 +19,7 @@ import sys
 import tempfile
 import time
 
-# Cases that ours fails on purpose: an empty fragment in the middle of a message ends the connection.
+# Failed on purpose: an empty fragment in the middle of a message ends the connection.
 KNOWN = {"6.1.2"}
 PASSES = {"OK", "NON-STRICT", "INFORMATIONAL", "UNIMPLEMENTED"}
 # Compression is not negotiated.
@@ -31,7 +34,9 @@ ADDRESS = ("127.0.0.1", 19001)
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--echo", type=os.path.abspath, required=True, help="the built example `echo`")
+    arguments.add_argument(
+        "--echo", type=os.path.abspath, required=True, help="the built example `echo`"
+    )
     arguments.add_argument("--cases", nargs="*", default=["*"])
     arguments = arguments.parse_args()
     suite = [os.environ.get("PYTHON2", "python2.7"), "-c", START + "run()"]

@@ -1,4 +1,4 @@
-//! 7: the closing handshake.
+//! Case 7: the closing handshake.
 
 use crate::peer::{BINARY, CLOSE, CONTINUATION, Case, Expected, PING, TEXT, echo, failure};
 
@@ -21,7 +21,7 @@ async fn nothing_after_a_close_frame_is_answered() {
     between.gives(echo(&[(TEXT, b"before")])).await;
 }
 
-/// A close frame that comes back as it was.
+/// A close frame that is echoed unchanged.
 async fn comes_back(payload: &[u8]) {
     let case = Case::default().then(CLOSE, payload);
     case.gives(Expected(vec![(CLOSE, payload.to_vec())])).await;

@@ -1,4 +1,4 @@
-//! 5: fragmentation.
+//! Case 5: fragmentation.
 
 use crate::peer::{BINARY, CONTINUATION, Case, PING, PONG, TEXT, echo, failure};
 
@@ -67,7 +67,7 @@ async fn many_fragments_make_one_message() {
     }
 }
 
-/// Stricter than 6.1.2: such fragments say nothing and may come for ever.
+/// Stricter than 6.1.2: such fragments carry nothing and could continue forever.
 #[tokio::test]
 async fn an_empty_fragment_may_be_first_or_last_only() {
     let case = Case::default()

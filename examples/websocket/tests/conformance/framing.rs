@@ -1,4 +1,5 @@
-//! 1: payloads of every size of length. 3: reserved bits. 4: reserved opcodes. Also masks and lengths.
+//! Cases 1 (payloads of every length form), 3 (reserved bits), 4 (reserved opcodes), and masks and
+//! lengths.
 
 use crate::peer::{BINARY, CONTINUATION, Case, FIN, PING, PONG, TEXT, echo, exchange, failure};
 use crate::support::{frame, other};
@@ -54,7 +55,7 @@ async fn reserved_opcodes_end_it() {
     }
 }
 
-/// Sends these bytes in both roles, where ours has to end it with 1002.
+/// Sends these bytes in both roles. Our end has to close with 1002.
 async fn refused(bytes: impl Fn(Role) -> Vec<u8>) {
     for role in [Role::Client, Role::Server] {
         let answer = exchange(role, bytes(role), 0).await;
@@ -97,7 +98,7 @@ async fn a_length_of_all_ones_is_too_long() {
     }
 }
 
-/// 9: of messages up to the limit, and beyond.
+/// Case 9: messages up to the limit, and beyond.
 #[tokio::test]
 async fn the_longest_message_is_taken_and_no_longer() {
     let longest = vec![7; crate::support::MAX];

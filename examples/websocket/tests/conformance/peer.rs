@@ -1,4 +1,4 @@
-//! A raw peer of an echo of ours.
+//! A raw peer of our echo.
 
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -13,14 +13,14 @@ pub(crate) const CLOSE: u8 = 0x8;
 pub(crate) const PING: u8 = 0x9;
 pub(crate) const PONG: u8 = 0xa;
 
-/// The first byte's bit of a last fragment.
+/// The bit in the first byte that marks the last fragment.
 pub(crate) const FIN: u8 = 0x80;
 
 /// What a peer sends in one case.
 #[derive(Default, Clone)]
 pub(crate) struct Case {
     frames: Vec<(u8, Vec<u8>)>,
-    /// Bytes per write; all at once when 0.
+    /// Bytes per write. 0 writes all at once.
     chop: usize,
 }
 
@@ -47,13 +47,14 @@ impl Case {
         self.then(CLOSE, payload)
     }
 
-    /// Written in pieces of so many bytes.
+    /// The same, written in pieces of `chop` bytes.
     pub(crate) fn in_pieces(mut self, chop: usize) -> Self {
         self.chop = chop;
         self
     }
 
-    /// Sends it to ours in each role; what comes back, after which the peer closes with 1000, has to be that.
+    /// Sends this to our end in each role. Then the peer closes with 1000. The frames that come
+    /// back must be `expected`.
     pub(crate) async fn gives(self, expected: Expected) {
         for role in [Role::Client, Role::Server] {
             let mut bytes = Vec::new();
@@ -94,7 +95,7 @@ pub(crate) fn failure(frames: &[(u8, &[u8])], code: u16) -> Expected {
     expected
 }
 
-/// What ours answers to these bytes and a normal close.
+/// The answer of our end to these bytes and a normal close.
 pub(crate) async fn exchange(role: Role, bytes: Vec<u8>, chop: usize) -> Vec<(u8, Vec<u8>)> {
     let (near, far) = sockets().await;
     let ours = tokio::spawn(async move {
@@ -127,7 +128,7 @@ pub(crate) async fn exchange(role: Role, bytes: Vec<u8>, chop: usize) -> Vec<(u8
     parse(&answer, role)
 }
 
-/// Frames as `role` has to write them: whole, and masked by clients alone.
+/// Frames as `role` has to write them: whole, and masked by clients only.
 fn parse(mut bytes: &[u8], role: Role) -> Vec<(u8, Vec<u8>)> {
     let mut frames = Vec::new();
     while !bytes.is_empty() {

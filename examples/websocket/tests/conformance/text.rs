@@ -1,8 +1,9 @@
-//! 6: UTF-8.
+//! Case 6: UTF-8.
 
 use crate::peer::{CONTINUATION, Case, PING, PONG, TEXT, echo, failure};
 
-/// 6.2, 6.5 to 6.23: the edges of every length, noncharacters, private use.
+/// 6.2, 6.5 to 6.23: the smallest and largest character of every length, noncharacters, private
+/// use.
 const VALID: [&str; 12] = [
     "Hello-µ@ßöäüàá-UTF-8!!",
     "κόσμε",
@@ -18,8 +19,8 @@ const VALID: [&str; 12] = [
     "\u{1fffe}\u{2ffff}",
 ];
 
-/// 6.3, 6.12 to 6.22: beyond the range, lonely and missing continuations, impossible bytes, overlong forms,
-/// surrogates.
+/// 6.3, 6.12 to 6.22: beyond the range, stray and missing continuations, impossible bytes, overlong
+/// forms, surrogates.
 const INVALID: [&[u8]; 20] = [
     b"\xce\xba\xe1\xbd\xb9\xcf\x83\xce\xbc\xce\xb5\xed\xa0\x80edited",
     b"\xf8\x88\x80\x80\x80",
@@ -72,7 +73,7 @@ async fn invalid_text_ends_it_however_it_is_cut() {
     }
 }
 
-/// 6.4: the message is not waited for.
+/// 6.4: fails before the message is complete.
 #[tokio::test]
 async fn fragments_that_cannot_become_text_end_it_at_once() {
     let case = Case::default()

@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Helpers that the tests share.
 #![allow(dead_code, unreachable_pub)] // each test file uses its own selection
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -40,7 +40,7 @@ pub fn other(role: Role) -> Role {
     }
 }
 
-/// Fails the test instead of hanging it.
+/// Fails the test after a time limit instead of hanging.
 pub async fn within<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), work)
         .await
@@ -53,7 +53,7 @@ pub fn payload(len: usize, seed: u8) -> Bytes {
         .collect()
 }
 
-/// A frame as `from` writes it; a client's with a mask.
+/// A frame as `from` writes it. A client's frame is masked.
 pub fn frame(from: Role, first: u8, payload: &[u8]) -> Vec<u8> {
     let mask = (from == Role::Client).then_some([0x37, 0xfa, 0x21, 0x3d]);
     let masked = u8::from(mask.is_some()) << 7;
