@@ -4,13 +4,14 @@ use core::time::Duration;
 use bytes::Bytes;
 
 use super::control::{Cause, ControlQueue};
-use super::early::Early;
 use super::ids::{IdAllocator, Tombstones};
 use super::keepalive::Keepalive;
-use super::schedule::Schedule;
-use super::stall::{Pause, Stall};
-use super::stream::{Datagrams, Stream};
-use super::table::StreamTable;
+use super::pool::Datagrams;
+use super::receiving::Early;
+use super::receiving::{Pause, Stall};
+use super::sending::Schedule;
+use super::stream::Stream;
+use super::streams::Streams;
 use super::{
     Config, Event, Instant, OpenError, Reason, Recv, Reset, Role, State, Stats, StreamError,
     StreamId, Version,
@@ -26,7 +27,7 @@ pub struct Session {
     pub(super) version: Version,
     pub(super) config: Config,
 
-    pub(super) streams: StreamTable,
+    pub(super) streams: Streams,
     ids: IdAllocator,
     pub(super) graves: Tombstones,
     /// Connections that wait to be accepted.
@@ -75,7 +76,7 @@ impl Session {
         Self {
             role,
             version,
-            streams: StreamTable::default(),
+            streams: Streams::default(),
             ids: IdAllocator::starting_at(config.first_id.unwrap_or(1)),
             graves: Tombstones::new(config.max_streams),
             backlog: 0,
@@ -473,7 +474,7 @@ impl Session {
     }
 
     pub(super) fn checked(
-        streams: &mut StreamTable,
+        streams: &mut Streams,
         stream: StreamId,
     ) -> Result<&mut Stream, StreamError> {
         let s = streams.get_mut(stream).ok_or(StreamError::Unknown)?;

@@ -33,29 +33,28 @@
 
 mod config;
 mod control;
-mod early;
 mod ending;
 mod endpoint;
 mod error;
-mod event;
+mod events;
 mod ids;
-mod incoming;
 mod keepalive;
+mod life;
 mod outgoing;
+mod peer;
+mod pool;
 mod pressure;
-mod receive;
-mod schedule;
-mod stall;
-mod state;
+mod receiving;
+mod sending;
 mod stream;
-mod table;
+mod streams;
 mod time;
 
 pub use self::config::Config;
 pub use self::endpoint::Session;
 pub use self::error::{OpenError, Reason, Reset, SendError, StreamError, Violation, clean_text};
-pub use self::event::{Event, Recv, Stats, StreamId, Transmit};
-pub use self::state::State;
+pub use self::events::{Event, Recv, Stats, StreamId, Transmit};
+pub use self::life::State;
 pub use self::time::Instant;
 
 /// Bytes each side of a v2 stream may send before the first WINDOW (PROTOCOL.md section 5.5).

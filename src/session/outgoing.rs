@@ -221,7 +221,7 @@ impl Session {
             s.flags.flow_queued = false;
             if let Some(datagram) = s.queue.pop(usize::MAX) {
                 self.datagrams_unsent.remove(1, datagram.len());
-                let message = seal(s, datagram, &mut self.stats);
+                let message = to_message(s, datagram, &mut self.stats);
                 self.schedule_output(flow.slot);
                 return Some(message);
             }
@@ -251,7 +251,7 @@ impl Session {
                 continue;
             };
             let len = chunk.len();
-            let message = seal(s, chunk, &mut self.stats);
+            let message = to_message(s, chunk, &mut self.stats);
             let more = s.has_output();
             self.schedule.sent(stream, &mut s.turn, len, more, quantum);
             if s.flags.blocked && s.queue.credit() > 0 {
@@ -321,7 +321,7 @@ impl Session {
     }
 
     fn sending(
-        streams: &mut super::table::StreamTable,
+        streams: &mut super::streams::Streams,
         stream: StreamId,
     ) -> Result<&mut Stream, SendError> {
         let s = streams.get_mut(stream).ok_or(SendError::Unknown)?;
@@ -341,7 +341,7 @@ impl Session {
     }
 }
 
-fn seal(s: &mut Stream, chunk: Chunk, stats: &mut super::Stats) -> Bytes {
+fn to_message(s: &mut Stream, chunk: Chunk, stats: &mut super::Stats) -> Bytes {
     let len = chunk.len();
     stats.unsent -= len;
     stats.bytes_sent += len as u64;

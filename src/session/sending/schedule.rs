@@ -1,6 +1,6 @@
 use alloc::collections::VecDeque;
 
-use super::StreamId;
+use super::super::StreamId;
 
 /// Whose turn it is to send: deficit round robin by bytes, with a head start for streams that were idle.
 ///
@@ -8,7 +8,7 @@ use super::StreamId;
 /// wait behind a download. It then takes its turn with the others, also when its queue ran empty, so that a
 /// stream cannot stay ahead by sending little and often.
 #[derive(Debug, Default)]
-pub(super) struct Schedule {
+pub(in crate::session) struct Schedule {
     fresh: VecDeque<StreamId>,
     bulk: VecDeque<StreamId>,
     /// Fresh turns since the last bulk turn.
@@ -17,7 +17,7 @@ pub(super) struct Schedule {
 
 /// A stream's place in the [`Schedule`].
 #[derive(Debug, Default)]
-pub(super) struct Turn {
+pub(in crate::session) struct Turn {
     list: List,
     /// Bytes the stream may still send in this turn; below zero it has sent more and pays in the next.
     deficit: i64,
@@ -36,7 +36,7 @@ impl Schedule {
     const MAX_FRESH_RUN: u32 = 16;
 
     /// The stream has something to send.
-    pub(super) fn activate(&mut self, id: StreamId, turn: &mut Turn, quantum: usize) {
+    pub(in crate::session) fn activate(&mut self, id: StreamId, turn: &mut Turn, quantum: usize) {
         if turn.list == List::Idle {
             turn.list = List::Fresh;
             turn.deficit = quantum as i64;
@@ -45,7 +45,7 @@ impl Schedule {
     }
 
     /// Takes out the stream whose turn it is. It may be gone; if not, [`sent`](Self::sent) puts it back.
-    pub(super) fn pop(&mut self) -> Option<StreamId> {
+    pub(in crate::session) fn pop(&mut self) -> Option<StreamId> {
         if self.fresh_run < Self::MAX_FRESH_RUN || self.bulk.is_empty() {
             if let Some(id) = self.fresh.pop_front() {
                 self.fresh_run += 1;
@@ -57,7 +57,7 @@ impl Schedule {
     }
 
     /// The stream taken out has sent `len` bytes; `more` says whether it has more to send.
-    pub(super) fn sent(
+    pub(in crate::session) fn sent(
         &mut self,
         id: StreamId,
         turn: &mut Turn,
@@ -84,12 +84,12 @@ impl Schedule {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::session) fn is_empty(&self) -> bool {
         self.fresh.is_empty() && self.bulk.is_empty()
     }
 
     /// Whether so many streams take turns that a round of whole pieces would be long.
-    pub(super) fn is_contended(&self) -> bool {
+    pub(in crate::session) fn is_contended(&self) -> bool {
         const FEW: usize = 4;
         self.fresh.len() + self.bulk.len() > FEW
     }

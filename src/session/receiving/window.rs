@@ -1,98 +1,13 @@
-use alloc::collections::VecDeque;
 use core::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-
-use super::{INITIAL_WINDOW, Instant};
-
-/// What a stream has received and the application has not read.
-///
-/// Small payloads are copied together, so that they neither pin the transport's buffer nor cost more
-/// memory than the bytes they carry.
-#[derive(Debug, Default)]
-pub(super) struct ReceiveBuffer {
-    chunks: VecDeque<Bytes>,
-    /// Small payloads after the last chunk.
-    tail: BytesMut,
-    len: usize,
-}
-
-impl ReceiveBuffer {
-    /// Payloads below this are copied.
-    const SMALL: usize = 4096;
-
-    pub(super) fn push(&mut self, payload: Bytes) {
-        self.len += payload.len();
-        if payload.len() < Self::SMALL {
-            if self.tail.capacity() - self.tail.len() < payload.len() {
-                self.seal_tail();
-                let backlog = !self.chunks.is_empty();
-                let room = if backlog { Self::SMALL } else { payload.len() };
-                self.tail = BytesMut::with_capacity(room);
-            }
-            self.tail.extend_from_slice(&payload);
-        } else {
-            self.seal_tail();
-            self.chunks.push_back(payload);
-        }
-    }
-
-    /// A datagram: never merged with another, copied when it would pin much more than itself.
-    pub(super) fn push_datagram(&mut self, payload: Bytes) {
-        self.len += payload.len();
-        self.chunks.push_back(if payload.len() < Self::SMALL {
-            Bytes::copy_from_slice(&payload)
-        } else {
-            payload
-        });
-    }
-
-    pub(super) fn pop(&mut self) -> Option<Bytes> {
-        let chunk = match self.chunks.pop_front() {
-            Some(chunk) => chunk,
-            None if self.tail.is_empty() => return None,
-            None => core::mem::take(&mut self.tail).freeze(),
-        };
-        self.len -= chunk.len();
-        if self.chunks.is_empty() && self.chunks.capacity() > 8 {
-            // An idle stream holds next to no memory.
-            self.chunks = VecDeque::new();
-        }
-        Some(chunk)
-    }
-
-    pub(super) fn clear(&mut self) {
-        *self = Self::default();
-    }
-
-    /// Bytes held.
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Datagrams held, if all that was pushed are datagrams.
-    pub(super) fn datagrams(&self) -> usize {
-        self.chunks.len()
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.chunks.is_empty() && self.tail.is_empty()
-    }
-
-    fn seal_tail(&mut self) {
-        if !self.tail.is_empty() {
-            let tail = core::mem::take(&mut self.tail).freeze();
-            self.chunks.push_back(tail);
-        }
-    }
-}
+use super::super::{INITIAL_WINDOW, Instant};
 
 /// The credit this end has granted on a stream, and how it grows (PROTOCOL.md section 5.5).
 ///
 /// The window aims at twice what arrives in one round trip: a stream held back by its window doubles it each
 /// round trip, one held back by its sender, its reader or the link does not.
 #[derive(Debug)]
-pub(super) struct ReceiveWindow {
+pub(in crate::session) struct ReceiveWindow {
     /// Bytes the peer may have under way beyond what was read.
     size: u32,
     /// All bytes the peer may ever send, as granted so far.
@@ -111,7 +26,7 @@ impl ReceiveWindow {
     /// other in turn; with more, round trips beside it take longer and nothing gets faster.
     const FAST_WINDOW: u32 = 2 * INITIAL_WINDOW;
 
-    pub(super) fn new(now: Instant) -> Self {
+    pub(in crate::session) fn new(now: Instant) -> Self {
         Self {
             size: INITIAL_WINDOW,
             limit: u64::from(INITIAL_WINDOW),
@@ -123,7 +38,7 @@ impl ReceiveWindow {
     }
 
     /// Notes bytes that arrived; says by how much they exceed the window, if they do.
-    pub(super) fn receive(&mut self, len: usize) -> Result<(), u64> {
+    pub(in crate::session) fn receive(&mut self, len: usize) -> Result<(), u64> {
         let received = self.received.saturating_add(len as u64);
         if received > self.limit {
             return Err(received - self.limit);
@@ -134,7 +49,7 @@ impl ReceiveWindow {
     }
 
     /// Bytes the peer may still send.
-    pub(super) fn credit(&self) -> u64 {
+    pub(in crate::session) fn credit(&self) -> u64 {
         self.limit - self.received
     }
 
@@ -142,7 +57,7 @@ impl ReceiveWindow {
     ///
     /// It grows if the reader keeps up. What it has for being fast it loses while others are `interactive`: their
     /// round trips wait behind it.
-    pub(super) fn wanted_size(
+    pub(in crate::session) fn wanted_size(
         &mut self,
         now: Instant,
         rtt: Duration,
@@ -173,33 +88,33 @@ impl ReceiveWindow {
     }
 
     /// Bytes the peer may have under way beyond what was read.
-    pub(super) fn size(&self) -> u32 {
+    pub(in crate::session) fn size(&self) -> u32 {
         self.size
     }
 
     /// A smaller size takes nothing back: credit is withheld until what is under way has come down to it.
-    pub(super) fn resize(&mut self, size: u32) {
+    pub(in crate::session) fn resize(&mut self, size: u32) {
         self.size = size;
     }
 
-    pub(super) fn consume(&mut self, len: usize) {
+    pub(in crate::session) fn consume(&mut self, len: usize) {
         self.consumed += len as u64;
     }
 
     /// Whether enough was read since the last grant to be worth a WINDOW.
-    pub(super) fn grant_is_due(&self) -> bool {
+    pub(in crate::session) fn grant_is_due(&self) -> bool {
         self.grant() >= self.size / 4
     }
 
     /// Takes the credit to announce.
-    pub(super) fn take_grant(&mut self) -> u32 {
+    pub(in crate::session) fn take_grant(&mut self) -> u32 {
         let grant = self.grant();
         self.limit += u64::from(grant);
         grant
     }
 
     /// Bytes lent to this window beyond what every stream has.
-    pub(super) fn grown(&self) -> usize {
+    pub(in crate::session) fn grown(&self) -> usize {
         (self.size - INITIAL_WINDOW) as usize
     }
 
@@ -282,30 +197,5 @@ mod tests {
         let mut window = ReceiveWindow::new(at(0));
         assert_eq!(window.receive(INITIAL_WINDOW as usize + 5), Err(5));
         assert_eq!(window.receive(INITIAL_WINDOW as usize), Ok(()));
-    }
-
-    #[test]
-    fn small_payloads_are_joined_and_order_is_kept() {
-        let mut buffer = ReceiveBuffer::default();
-        let big = Bytes::from(alloc::vec![7; ReceiveBuffer::SMALL]);
-        for part in [
-            Bytes::from_static(b"ab"),
-            Bytes::from_static(b"c"),
-            big.clone(),
-        ] {
-            buffer.push(part);
-        }
-        for _ in 0..1000 {
-            buffer.push(Bytes::from_static(b"x"));
-        }
-        assert_eq!(buffer.len(), 3 + big.len() + 1000);
-        let mut joined = BytesMut::new();
-        let mut pieces = 0;
-        while let Some(chunk) = buffer.pop() {
-            joined.extend_from_slice(&chunk);
-            pieces += 1;
-        }
-        assert!(joined.starts_with(b"abc\x07") && joined.ends_with(b"xxx"));
-        assert!(pieces <= 4 && buffer.is_empty());
     }
 }

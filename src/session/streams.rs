@@ -7,7 +7,7 @@ use crate::wire::ClientId;
 
 /// The streams of a session, by handle and by the id they have on the wire.
 #[derive(Debug, Default)]
-pub(super) struct StreamTable {
+pub(super) struct Streams {
     slots: Vec<Option<Stream>>,
     free: Vec<u32>,
     /// Ids in use on the wire. A stream that is over on the wire but not released has none.
@@ -15,7 +15,7 @@ pub(super) struct StreamTable {
     generation: u32,
 }
 
-impl StreamTable {
+impl Streams {
     /// Adds the stream that `make` builds for its generation.
     pub(super) fn insert(&mut self, id: ClientId, make: impl FnOnce(u32) -> Stream) -> StreamId {
         self.generation = self.generation.wrapping_add(1);

@@ -2,17 +2,17 @@
 
 use core::time::Duration;
 
-use super::endpoint::Session;
-use super::stream::Stream;
-use super::{Config, Instant, Reason, Role, StreamId};
+use super::super::endpoint::Session;
+use super::super::stream::Stream;
+use super::super::{Config, Instant, Reason, Role, StreamId};
 
 /// A v1 tunnel that does not receive because one stream is full.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Stall {
-    pub(super) slot: u32,
+pub(in crate::session) struct Stall {
+    pub(in crate::session) slot: u32,
     since: Instant,
     /// When to look again at who waits.
-    pub(super) until: Instant,
+    pub(in crate::session) until: Instant,
     /// Bytes read since the last look.
     progress: usize,
     /// The last look found no progress and nobody who waits: the first who shows up ends it.
@@ -34,7 +34,7 @@ enum Look {
 
 /// A stall that ended because the application read on.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pause {
+pub(in crate::session) struct Pause {
     stream: StreamId,
     lasted: Duration,
     over: Instant,
@@ -42,7 +42,7 @@ pub(super) struct Pause {
 
 /// Who spoke last on a stream.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Conversation {
+pub(in crate::session) struct Conversation {
     /// When something last came for the stream.
     heard: Option<Instant>,
     /// This end has sent something since.
@@ -50,19 +50,19 @@ pub(super) struct Conversation {
 }
 
 impl Conversation {
-    pub(super) fn hear(&mut self, now: Instant) {
+    pub(in crate::session) fn hear(&mut self, now: Instant) {
         self.heard = Some(now);
         self.asked = false;
     }
 
-    pub(super) fn ask(&mut self) {
+    pub(in crate::session) fn ask(&mut self) {
         self.asked = true;
     }
 }
 
 impl Stall {
     /// Bytes that must be read within [`Config::v1_stall`] to count as progress.
-    pub(super) const PROGRESS: usize = 64 << 10;
+    pub(in crate::session) const PROGRESS: usize = 64 << 10;
     /// Bytes of the reach used up in one [`Config::v1_stall`]: the reach is to last for several pings of
     /// the peer, each of which stands behind all that its kernel and ours hold.
     const STEP: usize = 1 << 20;
@@ -80,7 +80,7 @@ impl Stall {
     }
 
     /// Whether the transport may be read a little all the same.
-    pub(super) fn may_receive(&self) -> bool {
+    pub(in crate::session) fn may_receive(&self) -> bool {
         self.allowance > 0
     }
 
@@ -104,7 +104,7 @@ impl Stall {
 
 impl Session {
     /// A v1 stream has taken `len` bytes.
-    pub(super) fn note_v1_data(&mut self, now: Instant, slot: u32, len: usize) {
+    pub(in crate::session) fn note_v1_data(&mut self, now: Instant, slot: u32, len: usize) {
         let full = self.streams.at(slot).is_some_and(|s| self.is_full(s));
         match &mut self.stall {
             Some(stall) if full => stall.allowance = stall.allowance.saturating_sub(len),
@@ -120,7 +120,7 @@ impl Session {
     }
 
     /// Ends the stall if its stream has room now.
-    pub(super) fn reconsider_stall(&mut self, now: Instant) {
+    pub(in crate::session) fn reconsider_stall(&mut self, now: Instant) {
         let Some(stall) = &self.stall else {
             return;
         };
@@ -134,7 +134,7 @@ impl Session {
     }
 
     /// The application has read `len` bytes: a full v1 stream may be full no longer.
-    pub(super) fn note_progress(&mut self, slot: u32, len: usize, now: Instant) {
+    pub(in crate::session) fn note_progress(&mut self, slot: u32, len: usize, now: Instant) {
         let Some(stall) = self.stall.as_mut().filter(|stall| stall.slot == slot) else {
             return;
         };
@@ -143,7 +143,7 @@ impl Session {
     }
 
     /// Looks whether the stall goes on, when it is time to.
-    pub(super) fn handle_stall_timeout(&mut self, now: Instant) {
+    pub(in crate::session) fn handle_stall_timeout(&mut self, now: Instant) {
         self.reconsider_stall(now);
         let Some(mut stall) = self.stall.filter(|stall| stall.until <= now) else {
             return;
@@ -205,7 +205,7 @@ impl Session {
 
     /// The transport has ended. If a reader had paused until now, its stream is reset with words that say so: the
     /// peer may have given up over it.
-    pub(super) fn blame_pause(&mut self, now: Instant, reason: Reason, text: &str) {
+    pub(in crate::session) fn blame_pause(&mut self, now: Instant, reason: Reason, text: &str) {
         let pause = self.pause_of_stall(now).or(self.last_pause.take());
         self.stall = None;
         let Some(pause) = pause else { return };

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::control::Cause;
 use super::endpoint::Session;
-use super::state::Verdict;
+use super::life::Verdict;
 use super::{
     Event, Instant, MAX_DATAGRAM, Reason, Reset, Role, State, StreamId, Version, Violation,
 };
