@@ -1,8 +1,13 @@
 """Checks tests/vectors.json by an independent reading of PROTOCOL.md section 2: nothing but struct."""
+
 import json, struct, sys
 
+
 def whole(text, repeat):
-    return bytes.fromhex(text) + (bytes.fromhex(repeat["byte"]) * repeat["count"] if repeat else b"")
+    return bytes.fromhex(text) + (
+        bytes.fromhex(repeat["byte"]) * repeat["count"] if repeat else b""
+    )
+
 
 def judge(message):
     """Who accepts a message, its fields, and what it is encoded as again."""
@@ -18,11 +23,14 @@ def judge(message):
     text = kind != 5 or payload.decode("utf-8", "ignore").encode() == payload
     return "strict" if again == message and text else "lenient", fields, again
 
+
 vectors = json.load(open(sys.argv[1] if len(sys.argv) > 1 else "tests/vectors.json"))
 for v in vectors:
     verdict, fields, again = judge(whole(v["hex"], v.get("repeat")))
     f = v["fields"]
     stated = f and (f["type"], f["proto"], f["id"], f["port"], whole(f["payload"], v.get("repeat")))
     assert (verdict, fields) == (v["accepted"], stated), v["name"]
-    assert verdict != "lenient" or again == whole(v["canonical"], v.get("canonical_repeat")), v["name"]
+    assert verdict != "lenient" or again == whole(v["canonical"], v.get("canonical_repeat")), v[
+        "name"
+    ]
 print(f"{len(vectors)} vectors agree")

@@ -1,4 +1,5 @@
 """Runs the `wire` program on every golden vector it has room for: its exit code and output must be the vector's."""
+
 import json, pathlib, subprocess, sys
 
 vectors = json.loads((pathlib.Path(__file__).parent.parent / "vectors.json").read_text())
@@ -12,6 +13,8 @@ for vector in vectors:
     ran = subprocess.run([sys.argv[1]], input=message, capture_output=True, timeout=60)
     expected = ["strict", "lenient", "neither"].index(accepted), output
     if (ran.returncode, ran.stdout) != expected:
-        sys.exit(f"{vector['name']}: {ran.returncode} {ran.stdout.hex()}, expected {expected[0]} {output.hex()}")
+        sys.exit(
+            f"{vector['name']}: {ran.returncode} {ran.stdout.hex()}, expected {expected[0]} {output.hex()}"
+        )
     count += 1
 print(f"{count} vectors run")

@@ -39,7 +39,11 @@ class Agent:
                     log.warning("text ignored")
                     continue
                 parts = wire.unpack(message)
-                if parts is None or parts[0] not in wire.NAMES or parts[1] not in (wire.TCP, wire.UDP):
+                if (
+                    parts is None
+                    or parts[0] not in wire.NAMES
+                    or parts[1] not in (wire.TCP, wire.UDP)
+                ):
                     log.warning("ignored: %s", wire.describe(message))
                     continue
                 log.info("<- %s", wire.describe(message))
@@ -166,8 +170,12 @@ def main():
     global log
     env = os.environ
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runner-url", default=env.get("RUNNER_URL") or env.get("KOHAKURIVER_TUNNEL_URL"))
-    parser.add_argument("--container-id", default=env.get("CONTAINER_ID") or env.get("KOHAKURIVER_CONTAINER_ID"))
+    parser.add_argument(
+        "--runner-url", default=env.get("RUNNER_URL") or env.get("KOHAKURIVER_TUNNEL_URL")
+    )
+    parser.add_argument(
+        "--container-id", default=env.get("CONTAINER_ID") or env.get("KOHAKURIVER_CONTAINER_ID")
+    )
     parser.add_argument("--reconnect-delay", type=float, default=env.get("RECONNECT_DELAY", 5))
     parser.add_argument("--max-reconnect", type=int, default=env.get("MAX_RECONNECT", 0))
     parser.add_argument("--log-level", default=env.get("LOG_LEVEL"))

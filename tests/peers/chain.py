@@ -83,7 +83,11 @@ class Program:
     async def start(self):
         with open(self.out, "wb") as out, open(self.err, "wb") as err:
             self.process = await asyncio.create_subprocess_exec(
-                *self.command, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=err, env=self.env
+                *self.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=self.env,
             )
 
     @property
@@ -134,7 +138,9 @@ class Forward(Program):
     port = None
 
     async def ready(self, seconds, remote, proto):
-        line = re.compile(rf"^Listening on \S*:(\d+) \({proto}\) -> task {TASK} port {remote}$", re.M)
+        line = re.compile(
+            rf"^Listening on \S*:(\d+) \({proto}\) -> task {TASK} port {remote}$", re.M
+        )
 
         def look():
             match = line.search(self.output())
@@ -162,7 +168,9 @@ class Chain:
 
     async def launch(self, role, arguments, side=None, kind=Program, env=None):
         side = side or self.sides[role]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("KOHAKURIVER_")}
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith("KOHAKURIVER_")
+        }
         for key in ("RUNNER_URL", "CONTAINER_ID", "RECONNECT_DELAY", "MAX_RECONNECT", "LOG_LEVEL"):
             environment.pop(key, None)
         if side == "ours":
@@ -188,7 +196,9 @@ class Chain:
             except OSError:
                 return False
             try:
-                writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                writer.write(
+                    b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                )
                 line = await asyncio.wait_for(reader.readline(), 2)
                 return b" 200" in line
             except (OSError, asyncio.TimeoutError):
@@ -206,7 +216,9 @@ class Chain:
 
     async def start_host(self):
         place = f"{TASK}={CONTAINER}@http://127.0.0.1:{self.runner_port}"
-        self.host = await self.launch("host", ["--listen", f"127.0.0.1:{self.host_port}", "--task", place])
+        self.host = await self.launch(
+            "host", ["--listen", f"127.0.0.1:{self.host_port}", "--task", place]
+        )
         await self.healthy(self.host, self.host_port)
 
     async def start_agent(self, wait=True, delay=5):
@@ -236,7 +248,9 @@ class Chain:
         await self.start_agent()
         await self.start_host()
 
-    async def forward(self, remote, *arguments, task=TASK, proto="tcp", side=None, ready=True, seconds=20):
+    async def forward(
+        self, remote, *arguments, task=TASK, proto="tcp", side=None, ready=True, seconds=20
+    ):
         command = [task, remote, "--local-port", 0, "--host", f"ws://127.0.0.1:{self.host_port}"]
         if proto != "tcp":
             command += ["--proto", proto]

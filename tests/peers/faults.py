@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Looks for each known fault of the deployed system, as a user would see it.
 
-    faults.py --ours target/release/examples                # all four ours: every check passes
-    faults.py --chain theirs,theirs,theirs,theirs           # forward, host, runner, agent
-    faults.py --only half_close_keeps_the_reply
+faults.py --ours target/release/examples                # all four ours: every check passes
+faults.py --chain theirs,theirs,theirs,theirs           # forward, host, runner, agent
+faults.py --only half_close_keeps_the_reply
 """
 
 import argparse
@@ -94,7 +94,10 @@ async def echoes_again(forward, what, seconds):
 
 
 async def crossing(chain, service, second_side=None):
-    forwards = [await chain.forward(service.port), await chain.forward(service.port, side=second_side)]
+    forwards = [
+        await chain.forward(service.port),
+        await chain.forward(service.port, side=second_side),
+    ]
 
     async def one(forward, number, tag):
         app = await App.open(forward.port, b"E")
@@ -106,7 +109,9 @@ async def crossing(chain, service, second_side=None):
     await within(
         60,
         "50 connections on each of two forwards",
-        asyncio.gather(*(one(f, n, t) for n in range(50) for f, t in zip(forwards, ("first", "second")))),
+        asyncio.gather(
+            *(one(f, n, t) for n in range(50) for f, t in zip(forwards, ("first", "second")))
+        ),
     )
 
 
@@ -173,8 +178,13 @@ async def half_close_keeps_the_reply(chain, service):
         app = await App.open(forward.port, b"H")
         await app.send(data[:size])
         app.writer.write_eof()
-        reply = await within(10, "the reply after the app's EOF", app.exactly(32, "the reply after the app's EOF"))
-        check(reply == hashlib.sha256(data[:size]).digest(), f"the service did not get all {size} bytes")
+        reply = await within(
+            10, "the reply after the app's EOF", app.exactly(32, "the reply after the app's EOF")
+        )
+        check(
+            reply == hashlib.sha256(data[:size]).digest(),
+            f"the service did not get all {size} bytes",
+        )
         app.close()
 
 
@@ -188,7 +198,9 @@ async def a_service_that_ends_first_still_gets_the_rest(chain, service):
     await app.send(data, "after the service's EOF")
     app.writer.write_eof()
     received = await within(10, "the app's bytes at the service", service.received.get())
-    check(received == data, f"the service got {len(received)} of {len(data)} bytes after its own EOF")
+    check(
+        received == data, f"the service got {len(received)} of {len(data)} bytes after its own EOF"
+    )
     app.close()
 
 
@@ -382,7 +394,9 @@ async def agents_do_not_all_return_in_one_second(chain, service):
         for number in range(count):
             url = f"ws://127.0.0.1:{port}"
             name = f"kohakuriver-task-{number}"
-            await chain.launch("agent", ["--runner-url", url, "--container-id", name, "--reconnect-delay", 5])
+            await chain.launch(
+                "agent", ["--runner-url", url, "--container-id", name, "--reconnect-delay", 5]
+            )
         await until(30, "the first registrations", lambda: len(names) == count)
         for connection in list(server.connections):
             connection.transport.abort()
@@ -477,7 +491,10 @@ async def run(args):
             print(f"skip  {line}  {result}", flush=True)
         else:
             failed += 1
-            print(f"FAIL  {line}  {result if isinstance(result, Failed) else repr(result)}", flush=True)
+            print(
+                f"FAIL  {line}  {result if isinstance(result, Failed) else repr(result)}",
+                flush=True,
+            )
             if args.tails:
                 print(args.tail)
             print(f"      logs: {logs / name}", flush=True)
@@ -490,13 +507,28 @@ async def run(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ours", default=ROOT / "target/release/examples", metavar="DIR", help="where our programs are")
-    parser.add_argument("--chain", default=("ours",) * len(ROLES), type=combination_argument, metavar="SIDES")
-    parser.add_argument("--only", action="append", choices=[f.__name__ for _, f in CHECKS], metavar="NAME")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--ours",
+        default=ROOT / "target/release/examples",
+        metavar="DIR",
+        help="where our programs are",
+    )
+    parser.add_argument(
+        "--chain", default=("ours",) * len(ROLES), type=combination_argument, metavar="SIDES"
+    )
+    parser.add_argument(
+        "--only", action="append", choices=[f.__name__ for _, f in CHECKS], metavar="NAME"
+    )
     parser.add_argument("--list", action="store_true", help="print the names of the checks")
-    parser.add_argument("--tails", action="store_true", help="print the ends of the logs of a failed check")
-    parser.add_argument("--timeout", type=float, default=90, help="seconds for each check (%(default)s)")
+    parser.add_argument(
+        "--tails", action="store_true", help="print the ends of the logs of a failed check"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=90, help="seconds for each check (%(default)s)"
+    )
     args = parser.parse_args()
     if args.list:
         for number, function in CHECKS:

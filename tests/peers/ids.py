@@ -62,7 +62,10 @@ async def run(args):
             wrong = await one_run(chain, service, number)
             if wrong:
                 crossed += 1
-                print(f"FAIL  run {number}: {len(wrong)} of {2 * CONNECTIONS}, first: {wrong[0]}", flush=True)
+                print(
+                    f"FAIL  run {number}: {len(wrong)} of {2 * CONNECTIONS}, first: {wrong[0]}",
+                    flush=True,
+                )
     finally:
         await chain.close()
         await service.close()
@@ -72,8 +75,15 @@ async def run(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ours", default=ROOT / "target/release/examples", metavar="DIR", help="where our programs are")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--ours",
+        default=ROOT / "target/release/examples",
+        metavar="DIR",
+        help="where our programs are",
+    )
     parser.add_argument("--host", default="ours", choices=("ours", "theirs"))
     parser.add_argument("--agent", default="theirs", choices=("ours", "theirs"))
     parser.add_argument("--runs", type=int, default=100)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Runs ours and theirs in every combination over the four places of the chain, 16 in all.
 
-    matrix.py --ours target/release/examples
-    matrix.py --only ours,theirs,ours,theirs      # forward, host, runner, agent
+matrix.py --ours target/release/examples
+matrix.py --only ours,theirs,ours,theirs      # forward, host, runner, agent
 """
 
 import argparse
@@ -16,7 +16,20 @@ import sys
 import tempfile
 import time
 
-from chain import MIB, ROLES, ROOT, SIDES, App, Chain, Failed, Service, check, refusing_socket, terminate_cleanly, within
+from chain import (
+    MIB,
+    ROLES,
+    ROOT,
+    SIDES,
+    App,
+    Chain,
+    Failed,
+    Service,
+    check,
+    refusing_socket,
+    terminate_cleanly,
+    within,
+)
 
 
 class Run:
@@ -49,7 +62,9 @@ class Run:
         data = memoryview(os.urandom(MIB) * -(-self.size // MIB))[: self.size]
         app = await self.app(b"U", self.size)
         await app.send(data, "upload")
-        check(await app.exactly(32, "upload") == hashlib.sha256(data).digest(), "upload: wrong sha256")
+        check(
+            await app.exactly(32, "upload") == hashlib.sha256(data).digest(), "upload: wrong sha256"
+        )
         app.close()
 
     async def download(self):
@@ -179,11 +194,28 @@ def combination_argument(text):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ours", default=ROOT / "target/release/examples", metavar="DIR", help="where our programs are")
-    parser.add_argument("--only", action="append", type=combination_argument, metavar="SIDES", help="one combination; may be repeated")
-    parser.add_argument("--size", type=float, default=32, help="MiB of the bulk checks (%(default)s)")
-    parser.add_argument("--timeout", type=float, default=180, help="seconds for each check (%(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--ours",
+        default=ROOT / "target/release/examples",
+        metavar="DIR",
+        help="where our programs are",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        type=combination_argument,
+        metavar="SIDES",
+        help="one combination; may be repeated",
+    )
+    parser.add_argument(
+        "--size", type=float, default=32, help="MiB of the bulk checks (%(default)s)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=180, help="seconds for each check (%(default)s)"
+    )
     return asyncio.run(run(parser.parse_args()))
 
 

@@ -168,7 +168,9 @@ async def run(args):
             else:
                 shutil.rmtree(place)
 
-    mixes = args.only or (QUICK if args.quick else list(itertools.product(SIDES, repeat=len(ROLES))))
+    mixes = args.only or (
+        QUICK if args.quick else list(itertools.product(SIDES, repeat=len(ROLES)))
+    )
     await asyncio.gather(*(one(sides) for sides in mixes))
     if not failed:
         shutil.rmtree(logs)
@@ -181,12 +183,33 @@ def seconds(text):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ours", default=ROOT / "target/release/examples", metavar="DIR", help="where our programs are")
-    parser.add_argument("--only", action="append", type=combination_argument, metavar="SIDES", help="one mix; may be repeated")
-    parser.add_argument("--quick", action="store_true", help="six mixes, 3 and 18 s alone, 3 s beside others, 24 MiB")
-    parser.add_argument("--alone", type=seconds, metavar="SECONDS", help="pauses of a lone reader (1,3,10,18)")
-    parser.add_argument("--beside", type=seconds, metavar="SECONDS", help="pauses beside others (1,3,10,18)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--ours",
+        default=ROOT / "target/release/examples",
+        metavar="DIR",
+        help="where our programs are",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        type=combination_argument,
+        metavar="SIDES",
+        help="one mix; may be repeated",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="six mixes, 3 and 18 s alone, 3 s beside others, 24 MiB",
+    )
+    parser.add_argument(
+        "--alone", type=seconds, metavar="SECONDS", help="pauses of a lone reader (1,3,10,18)"
+    )
+    parser.add_argument(
+        "--beside", type=seconds, metavar="SECONDS", help="pauses beside others (1,3,10,18)"
+    )
     parser.add_argument("--size", type=float, metavar="MIB", help="MiB of each download (64)")
     parser.add_argument("--at-once", type=int, default=8, help="mixes at a time (%(default)s)")
     args = parser.parse_args()

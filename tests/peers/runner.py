@@ -137,7 +137,9 @@ class Direct:
                 if kind == wire.CONNECT:
                     if client not in self.queues:
                         self.queues[client] = asyncio.Queue(256)
-                        task = asyncio.create_task(self.connection(client, port, self.queues[client]))
+                        task = asyncio.create_task(
+                            self.connection(client, port, self.queues[client])
+                        )
                         self.tasks.add(task)
                         task.add_done_callback(self.tasks.discard)
                 elif kind == wire.DATA and client in self.queues:

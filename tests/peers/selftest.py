@@ -13,7 +13,18 @@ from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
 import wire
-from chain import CONTAINER, MIB, App, Chain, Failed, Service, check, free_port, refusing_socket, within
+from chain import (
+    CONTAINER,
+    MIB,
+    App,
+    Chain,
+    Failed,
+    Service,
+    check,
+    free_port,
+    refusing_socket,
+    within,
+)
 
 ECHO = Service.HEADER.pack(b"E", 0)
 
@@ -70,12 +81,22 @@ async def agent_talks(chain, service):
     port = free_port()
     fake = FakeAgent()
     async with serve(fake, "127.0.0.1", port, ping_interval=None):
-        await chain.launch("agent", ["--runner-url", f"ws://127.0.0.1:{port}", "--container-id", CONTAINER])
+        await chain.launch(
+            "agent", ["--runner-url", f"ws://127.0.0.1:{port}", "--container-id", CONTAINER]
+        )
         ws = await within(10, "the agent", fake.ws)
-        check("permessage-deflate" in ws.request.headers.get("Sec-WebSocket-Extensions", ""), "no deflate offered")
+        check(
+            "permessage-deflate" in ws.request.headers.get("Sec-WebSocket-Extensions", ""),
+            "no deflate offered",
+        )
         await ws.send(wire.pack(wire.PING, wire.TCP, 77, 5, b"payload"))
         await expect(ws, wire.PONG, wire.TCP, 77, 0, b"")
-        for odd in (b"short", wire.pack(99, wire.TCP, 1), wire.pack(wire.CONNECT, 9, 1, service.port), "text"):
+        for odd in (
+            b"short",
+            wire.pack(99, wire.TCP, 1),
+            wire.pack(wire.CONNECT, 9, 1, service.port),
+            "text",
+        ):
             await ws.send(odd)
         await ws.send(wire.pack(wire.CONNECT, wire.TCP, 1, service.port))
         await ws.send(wire.pack(wire.DATA, wire.TCP, 1, 0, ECHO + b"early"))  # before CONNECTED
@@ -219,8 +240,14 @@ async def host_passes_and_limits(chain, service):
             check(ws.subprotocol is None, "a subprotocol was chosen")
             check(await message(ws) == "CONNECTED", "no CONNECTED")
             other = await within(3, "the runner's side", fake.ws)
-            check("Authorization" not in other.request.headers, "the client's header reached the runner")
-            check("Sec-WebSocket-Protocol" not in other.request.headers, "the subprotocol reached the runner")
+            check(
+                "Authorization" not in other.request.headers,
+                "the client's header reached the runner",
+            )
+            check(
+                "Sec-WebSocket-Protocol" not in other.request.headers,
+                "the subprotocol reached the runner",
+            )
             check(other.request.path == f"/ws/forward/{CONTAINER}/80?proto=tcp", other.request.path)
             for sender, receiver in ((ws, other), (other, ws)):
                 odd = (99, 5, 0xDEADBEEF, 7, bytes(MIB - 8))
@@ -249,7 +276,10 @@ async def cli_is_optimistic(chain, service):
     async with serve(host, "127.0.0.1", chain.host_port):
         forward = await chain.forward(5000)
         ws = await fake.ws
-        check("permessage-deflate" in ws.request.headers.get("Sec-WebSocket-Extensions", ""), "no deflate offered")
+        check(
+            "permessage-deflate" in ws.request.headers.get("Sec-WebSocket-Extensions", ""),
+            "no deflate offered",
+        )
         for client in (1, 2):
             app = await App.open(forward.port)
             await app.send(b"hello")

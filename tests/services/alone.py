@@ -37,13 +37,19 @@ def check_all(bench):
         fetch("second")
 
     with bench.check("the runner's address may be the name localhost", 30):
-        other = place.start("agent", chain.agent_command("ws://localhost:" + chain.runner_url.partition(":")[2], "other"))
+        other = place.start(
+            "agent",
+            chain.agent_command("ws://localhost:" + chain.runner_url.partition(":")[2], "other"),
+        )
         until(10, "two agents", lambda: other.alive() or chain.agents() == 2)
         check(other.stop(), "SIGTERM did not end it")
         check(other.popen.returncode == 0, f"exit code {other.popen.returncode}")
 
     with bench.check("a name that nothing can resolve ends in an error, exit code 3", 30):
-        lost = place.start("agent", [*chain.agent_command("ws://runner.invalid:8001", "lost"), "--max-reconnect", 1])
+        lost = place.start(
+            "agent",
+            [*chain.agent_command("ws://runner.invalid:8001", "lost"), "--max-reconnect", 1],
+        )
         until(20, "its end", lambda: lost.popen.poll() is not None)
         said = lost.err.read_text(errors="replace")
         check(lost.popen.returncode == 3, f"exit code {lost.popen.returncode}: {said}")

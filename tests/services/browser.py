@@ -32,10 +32,18 @@ class Browser:
         commands, self.to = os.pipe()
         self.of, answers = os.pipe()
         # It takes commands on descriptor 3 and answers on 4.
-        join = f"exec 3<&{commands} 4>&{answers}; exec \"$@\""
+        join = f'exec 3<&{commands} 4>&{answers}; exec "$@"'
         self.process = place.start(
             "chromium",
-            [find("bash"), "-c", join, "chromium", find("chromium"), *OPTIONS, f"--user-data-dir={home}/profile"],
+            [
+                find("bash"),
+                "-c",
+                join,
+                "chromium",
+                find("chromium"),
+                *OPTIONS,
+                f"--user-data-dir={home}/profile",
+            ],
             user=user,
             cwd=home,
             env={"HOME": str(home), "XDG_RUNTIME_DIR": str(home)},
@@ -108,7 +116,9 @@ def check_all(bench):
     place.start("websocket-service", ["/usr/bin/python3", service, own]).listens(own)
     port = bench.chain.start().forward(own)
 
-    with bench.check("the page says \"websocket ok\" after an echo of text and 1 MiB"), browser(place) as chromium:
+    with bench.check('the page says "websocket ok" after an echo of text and 1 MiB'), browser(
+        place
+    ) as chromium:
         text = chromium.open(f"http://127.0.0.1:{port}/")
         shown = until(30, "an answer", lambda: text().strip().partition("waiting")[0], 0.1)
         check(shown == "websocket ok", shown)

@@ -104,7 +104,14 @@ def surroundings(extra=()):
         for key, value in os.environ.items()
         if not key.startswith(("KOHAKURIVER_", "PG")) and not key.lower().endswith("_proxy")
     }
-    for key in ("RUNNER_URL", "CONTAINER_ID", "RECONNECT_DELAY", "MAX_RECONNECT", "LOG_LEVEL", "TUNNEL_ENABLED"):
+    for key in (
+        "RUNNER_URL",
+        "CONTAINER_ID",
+        "RECONNECT_DELAY",
+        "MAX_RECONNECT",
+        "LOG_LEVEL",
+        "TUNNEL_ENABLED",
+    ):
         kept.pop(key, None)
     return {**kept, "LC_ALL": "C.UTF-8", **dict(extra)}
 
@@ -217,7 +224,12 @@ class Place:
         more.setdefault("stdout", subprocess.PIPE)
         try:
             done = subprocess.run(
-                command, stderr=subprocess.PIPE, timeout=seconds, env=surroundings(env), **demoted(user), **more
+                command,
+                stderr=subprocess.PIPE,
+                timeout=seconds,
+                env=surroundings(env),
+                **demoted(user),
+                **more,
             )
         except subprocess.TimeoutExpired:
             raise Failed(f"{' '.join(command)[:200]}: not done within {seconds:g} s") from None
@@ -248,7 +260,9 @@ class Place:
                 try:
                     code = popen.wait(max(0.1, end - time.monotonic()))
                 except subprocess.TimeoutExpired:
-                    raise Failed(f"{' '.join(popen.args)[:200]}: not done within {seconds:g} s") from None
+                    raise Failed(
+                        f"{' '.join(popen.args)[:200]}: not done within {seconds:g} s"
+                    ) from None
                 said = pathlib.Path(f"{file}.err").read_text(errors="replace").strip()[-500:]
                 check(code == 0, f"{' '.join(popen.args)[:200]}: exit code {code}, {said}")
         finally:
@@ -280,7 +294,9 @@ class Chain:
     def start(self, *runner_arguments):
         self.start_runner("127.0.0.1:0", *runner_arguments)
         url = f"ws://{self.runner_url}"
-        self.agent = self.place.start("agent", self.agent_command(url, CONTAINER), env={"RUST_LOG": "info,agent=debug"})
+        self.agent = self.place.start(
+            "agent", self.agent_command(url, CONTAINER), env={"RUST_LOG": "info,agent=debug"}
+        )
         until(20, "the registration of the agent", lambda: self.agent.alive() or self.agents() == 1)
         place = f"{TASK}={CONTAINER}@http://{self.runner_url}"
         self.host = self.launch("host", "--listen", "127.0.0.1:0", "--task", place)
@@ -303,7 +319,9 @@ class Chain:
         return [*become_root, find("chroot"), self.root, "/agent", *arguments]
 
     def launch(self, role, *arguments):
-        return self.place.start(role, [self.programs / role, *arguments], env={"RUST_LOG": f"info,{role}=debug"})
+        return self.place.start(
+            role, [self.programs / role, *arguments], env={"RUST_LOG": f"info,{role}=debug"}
+        )
 
     def forward(self, *ports, local=(), task=TASK, base=None):
         """Forwards ports; the local ones, in the same order. A port is a number or has `/udp`."""
@@ -316,7 +334,9 @@ class Chain:
         found = []
         for port in ports:
             number, _, proto = str(port).partition("/")
-            line = self.client.line(rf"^Listening on 127\.0\.0\.1:(\d+) \({proto or 'tcp'}\) -> task {task} port {number}$")
+            line = self.client.line(
+                rf"^Listening on 127\.0\.0\.1:(\d+) \({proto or 'tcp'}\) -> task {task} port {number}$"
+            )
             found.append(int(line[1]))
         return found[0] if len(found) == 1 else found
 

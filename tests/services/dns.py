@@ -14,16 +14,35 @@ class Server:
         self.user = other_user("dnsmasq")
         self.port = free_port()
         self.names = place.folder / "names"
-        self.names.write_text("".join(f"{address(number)} name-{number}.test\n" for number in range(NAMES)))
+        self.names.write_text(
+            "".join(f"{address(number)} name-{number}.test\n" for number in range(NAMES))
+        )
         self.start()
 
     def start(self):
         text = ",".join(LARGE)
         self.process = self.place.start(
             "dnsmasq",
-            [find("dnsmasq"), "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file", "--log-facility=-"]
-            + ["--no-resolv", "--no-hosts", f"--addn-hosts={self.names}", "--local=/test/", "--edns-packet-max=4096"]
-            + [f"--port={self.port}", "--listen-address=127.0.0.1", "--bind-interfaces", f"--txt-record=large.test,{text}"],
+            [
+                find("dnsmasq"),
+                "--keep-in-foreground",
+                "--conf-file=/dev/null",
+                "--pid-file",
+                "--log-facility=-",
+            ]
+            + [
+                "--no-resolv",
+                "--no-hosts",
+                f"--addn-hosts={self.names}",
+                "--local=/test/",
+                "--edns-packet-max=4096",
+            ]
+            + [
+                f"--port={self.port}",
+                "--listen-address=127.0.0.1",
+                "--bind-interfaces",
+                f"--txt-record=large.test,{text}",
+            ],
             user=self.user,
         )
         self.process.listens(self.port)
@@ -40,7 +59,9 @@ def check_all(bench):
 
     def dig(port, *arguments, code=0):
         options = ["+time=5", "+tries=1", "+nocookie"]
-        return place.run([find("dig"), "-p", port, "@127.0.0.1", *options, *arguments], 60, code=code)
+        return place.run(
+            [find("dig"), "-p", port, "@127.0.0.1", *options, *arguments], 60, code=code
+        )
 
     with bench.check("an answer over UDP"):
         answer = dig(udp, "+notcp", "+ignore", "name-7.test")
@@ -56,7 +77,9 @@ def check_all(bench):
         check("status: NXDOMAIN" in dig(udp, "nothing.test"), "another status")
 
     with bench.check("a large answer (EDNS) in one datagram") as figures:
-        figures.append(f"{whole(dig(udp, '+bufsize=4096', '+notcp', '+ignore', 'large.test', 'TXT'), '(UDP)')} bytes")
+        figures.append(
+            f"{whole(dig(udp, '+bufsize=4096', '+notcp', '+ignore', 'large.test', 'TXT'), '(UDP)')} bytes"
+        )
 
     with bench.check("a large answer does not fit 512 bytes: truncated, then whole over TCP"):
         answer = dig(udp, "+noedns", "+notcp", "+ignore", "large.test", "TXT")
@@ -67,14 +90,22 @@ def check_all(bench):
         batch = place.folder / "batch"
         batch.write_text("".join(f"name-{number}.test A +short\n" for number in range(NAMES)))
         got = dig(udp, "-f", batch).split()
-        check(got == [address(number) for number in range(NAMES)], f"{len(got)} answers, or others: {got[:5]}")
+        check(
+            got == [address(number) for number in range(NAMES)],
+            f"{len(got)} answers, or others: {got[:5]}",
+        )
 
     with bench.check("20 dig at once"):
         command = [find("dig"), "-p", udp, "@127.0.0.1", "+time=5", "+tries=1", "+short"]
         numbers = [range(first, NAMES, 20) for first in range(20)]
-        got = place.run_all([[*command, *(f"name-{number}.test" for number in part)] for part in numbers])
+        got = place.run_all(
+            [[*command, *(f"name-{number}.test" for number in part)] for part in numbers]
+        )
         for file, part in zip(got, numbers):
-            check(file.read_text().split() == [address(number) for number in part], f"other answers in {file.name}")
+            check(
+                file.read_text().split() == [address(number) for number in part],
+                f"other answers in {file.name}",
+            )
 
     with bench.check("the server is restarted: the next question is answered", 30):
         server.process.stop()

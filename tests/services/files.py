@@ -23,7 +23,10 @@ def sha256(path):
 
 
 def same(path, other):
-    check(path.stat().st_size == other.stat().st_size, f"{path.stat().st_size} bytes of {other.stat().st_size}")
+    check(
+        path.stat().st_size == other.stat().st_size,
+        f"{path.stat().st_size} bytes of {other.stat().st_size}",
+    )
     check(sha256(path) == sha256(other), f"{path.name} differs in its bytes")
 
 

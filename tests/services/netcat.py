@@ -23,7 +23,9 @@ class Server:
     def serve(self):
         while True:
             connection, _ = self.listener.accept()
-            process = subprocess.Popen(self.command, stdin=connection, stdout=connection, env={"LC_ALL": "C"})
+            process = subprocess.Popen(
+                self.command, stdin=connection, stdout=connection, env={"LC_ALL": "C"}
+            )
             connection.close()
             threading.Thread(target=process.wait, daemon=True).start()
 
@@ -44,18 +46,31 @@ def check_all(bench):
             place.run([nc, "-N", "127.0.0.1", port], stdin=question, stdout=reply)
         return out
 
-    with bench.check(f"half-close: {unsorted.stat().st_size / 1e6:.0f} MB to sort, and as many back"):
+    with bench.check(
+        f"half-close: {unsorted.stat().st_size / 1e6:.0f} MB to sort, and as many back"
+    ):
         reply = ask(sort_port, unsorted)
-        check(reply.stat().st_size == ordered.stat().st_size, f"{reply.stat().st_size} bytes came back")
+        check(
+            reply.stat().st_size == ordered.stat().st_size,
+            f"{reply.stat().st_size} bytes came back",
+        )
         check(sha256(reply) == sha256(ordered), "not sorted, or other lines")
 
     with bench.check("half-close: a short reply to much"):
-        check(ask(wc_port, unsorted).read_text().strip() == str(unsorted.stat().st_size), "another count")
+        check(
+            ask(wc_port, unsorted).read_text().strip() == str(unsorted.stat().st_size),
+            "another count",
+        )
 
     with bench.check("half-close at once: a reply to nothing"):
         check(ask(wc_port, "/dev/null").read_text().strip() == "0", "another count")
 
     with bench.check("20 at once"):
         command = ["sh", "-c", f'printf "b\\n$0\\na\\n" | "{nc}" -N 127.0.0.1 {sort_port}']
-        for number, reply in enumerate(place.run_all([[*command, f"line-{number}"] for number in range(20)])):
-            check(reply.read_text() == f"a\nb\nline-{number}\n", f"client {number} got {reply.read_text()!r}")
+        for number, reply in enumerate(
+            place.run_all([[*command, f"line-{number}"] for number in range(20)])
+        ):
+            check(
+                reply.read_text() == f"a\nb\nline-{number}\n",
+                f"client {number} got {reply.read_text()!r}",
+            )

@@ -47,7 +47,9 @@ class Server:
         configuration = self.folder / "nginx.conf"
         configuration.write_text(CONFIGURATION.format(folder=self.folder, port=self.port))
         self.process = place.start(
-            "nginx", [find("nginx"), "-e", "stderr", "-p", self.folder, "-c", configuration], user=self.user
+            "nginx",
+            [find("nginx"), "-e", "stderr", "-p", self.folder, "-c", configuration],
+            user=self.user,
         )
         self.process.listens(self.port)
         self.big = write(self.www / "big", BIG, 0)
@@ -60,7 +62,9 @@ def curl(*arguments):
 def check_all(bench):
     place = bench.place
     server = Server(place)
-    small = [write(server.www / f"small-{number}", SMALL, number) for number in range(1, DOWNLOADS + 1)]
+    small = [
+        write(server.www / f"small-{number}", SMALL, number) for number in range(1, DOWNLOADS + 1)
+    ]
     port = bench.chain.start().forward(server.port)
     url = f"http://127.0.0.1:{port}"
 
@@ -92,7 +96,11 @@ def check_all(bench):
     with bench.check("keep-alive: 40 requests on one connection"):
         wanted = [f"{url}/small-{number}" for number in range(1, 41)]
         into = place.subfolder("kept")
-        outputs = [part for address in wanted for part in ("--output", into / address.rpartition("/")[2], address)]
+        outputs = [
+            part
+            for address in wanted
+            for part in ("--output", into / address.rpartition("/")[2], address)
+        ]
         counts = place.run(curl("--write-out", "%{num_connects}\n", *outputs)).split()
         check(sorted(counts) == ["0"] * 39 + ["1"], f"connections made: {counts}")
         for original in small[:40]:
@@ -101,7 +109,15 @@ def check_all(bench):
     with bench.check("a range: 206 and exactly these bytes"):
         part = place.folder / "part"
         code = place.run(
-            curl("--range", "100000001-103000000", "--output", part, "--write-out", "%{http_code}", f"{url}/big")
+            curl(
+                "--range",
+                "100000001-103000000",
+                "--output",
+                part,
+                "--write-out",
+                "%{http_code}",
+                f"{url}/big",
+            )
         )
         check(code == "206", f"status {code}")
         with open(server.big, "rb") as file:
@@ -109,7 +125,10 @@ def check_all(bench):
             check(part.read_bytes() == file.read(3000000), "other bytes")
 
     with bench.check("a download that is broken off leaves the next one whole"):
-        place.run(curl("--max-time", "1", "--limit-rate", "1M", "--output", "/dev/null", f"{url}/big"), code=28)
+        place.run(
+            curl("--max-time", "1", "--limit-rate", "1M", "--output", "/dev/null", f"{url}/big"),
+            code=28,
+        )
         got = place.folder / "next"
         place.run(curl("--output", got, f"{url}/small-1"))
         same(got, small[0])
@@ -132,7 +151,9 @@ def check_direct(bench):
         download(place, f"http://127.0.0.1:{port}/big", server, figures)
         v2(bench, "forward-2")
 
-    with bench.check("256 MiB with the runner reached directly and no agent, v2, sha256") as figures:
+    with bench.check(
+        "256 MiB with the runner reached directly and no agent, v2, sha256"
+    ) as figures:
         port = chain.forward(server.port, task="vm-7", base=f"ws://{chain.runner_url}")
         download(place, f"http://127.0.0.1:{port}/big", server, figures)
         v2(bench, "forward-3")

@@ -23,7 +23,19 @@ class Server:
         self.folder = place.subfolder("postgresql", self.user)
         data = self.folder / "data"
         place.run(
-            [binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"],
+            [
+                binaries / "initdb",
+                "-D",
+                data,
+                "-U",
+                "postgres",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "-N",
+            ],
             user=self.user,
             cwd=self.folder,
         )
@@ -38,7 +50,12 @@ class Server:
         }
         self.process = place.start(
             "postgresql",
-            [binaries / "postgres", "-D", data, *(f"--{key}={value}" for key, value in settings.items())],
+            [
+                binaries / "postgres",
+                "-D",
+                data,
+                *(f"--{key}={value}" for key, value in settings.items()),
+            ],
             user=self.user,
             cwd=self.folder,
         )
@@ -55,7 +72,21 @@ class Server:
 
 
 def psql(host, port, *queries):
-    command = [find("psql"), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", host, "-p", port, "-U", "postgres"]
+    command = [
+        find("psql"),
+        "-X",
+        "-q",
+        "-A",
+        "-t",
+        "-v",
+        "ON_ERROR_STOP=1",
+        "-h",
+        host,
+        "-p",
+        port,
+        "-U",
+        "postgres",
+    ]
     for query in queries:
         command += ["-c", query]
     return command
@@ -96,7 +127,9 @@ def check_all(bench):
 
     with bench.check(f"{CLIENTS} psql at once, each its own rows"):
         part = ROWS // CLIENTS
-        ranges = [f"id > {number * part} and id <= {(number + 1) * part}" for number in range(CLIENTS)]
+        ranges = [
+            f"id > {number * part} and id <= {(number + 1) * part}" for number in range(CLIENTS)
+        ]
         rows = [f"(select * from source where {limits} order by id)" for limits in ranges]
         expected = [sha256(server.copy(query, place.folder / "part")) for query in rows]
         got = place.run_all([psql("127.0.0.1", port, f"copy {query} to stdout") for query in rows])

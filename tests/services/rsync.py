@@ -29,7 +29,14 @@ def check_all(bench):
     configuration = folder / "rsyncd.conf"
     configuration.write_text(CONFIGURATION.format(folder=folder))
     own = free_port()
-    command = [rsync, "--daemon", "--no-detach", f"--config={configuration}", f"--port={own}", "--address=127.0.0.1"]
+    command = [
+        rsync,
+        "--daemon",
+        "--no-detach",
+        f"--config={configuration}",
+        f"--port={own}",
+        "--address=127.0.0.1",
+    ]
     place.start("rsyncd", command, user=user).listens(own)
 
     tree = place.subfolder("tree")
@@ -48,7 +55,9 @@ def check_all(bench):
 
     def sync(source, target):
         start = time.monotonic()
-        place.run([rsync, "--recursive", "--links", "--perms", "--times", "--delete", source, target])
+        place.run(
+            [rsync, "--recursive", "--links", "--perms", "--times", "--delete", source, target]
+        )
         return time.monotonic() - start
 
     with bench.check(f"a tree of {FILES} files and one of 64 MiB is pushed") as figures:

@@ -94,11 +94,21 @@ def run(name, options):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--programs", type=pathlib.Path, default=ROOT / "target/release/examples", metavar="DIR")
-    parser.add_argument("--only", choices=SERVICES, action="append", metavar="NAME", help=", ".join(SERVICES))
-    parser.add_argument("--agent", type=pathlib.Path, metavar="FILE", help="another agent than that of the folder")
-    parser.add_argument("--empty-root", action="store_true", help="the agent runs with an empty folder as its root")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--programs", type=pathlib.Path, default=ROOT / "target/release/examples", metavar="DIR"
+    )
+    parser.add_argument(
+        "--only", choices=SERVICES, action="append", metavar="NAME", help=", ".join(SERVICES)
+    )
+    parser.add_argument(
+        "--agent", type=pathlib.Path, metavar="FILE", help="another agent than that of the folder"
+    )
+    parser.add_argument(
+        "--empty-root", action="store_true", help="the agent runs with an empty folder as its root"
+    )
     options = parser.parse_args()
     options.programs = options.programs.resolve()
     options.agent = options.agent and options.agent.resolve()

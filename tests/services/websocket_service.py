@@ -48,7 +48,9 @@ async def page(path, headers):
 
 
 async def main():
-    async with websockets.serve(echo, "127.0.0.1", int(sys.argv[1]), process_request=page, max_size=1 << 21):
+    async with websockets.serve(
+        echo, "127.0.0.1", int(sys.argv[1]), process_request=page, max_size=1 << 21
+    ):
         await asyncio.Future()
 
 

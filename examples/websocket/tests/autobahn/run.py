@@ -56,8 +56,12 @@ def main():
 
 def run(suite, mode, role, arguments, folder):
     address = "%s:%d" % ADDRESS
-    spec = {"outdir": str(folder), "cases": arguments.cases, "exclude-cases": EXCLUDED,
-            "exclude-agent-cases": {}}
+    spec = {
+        "outdir": str(folder),
+        "cases": arguments.cases,
+        "exclude-cases": EXCLUDED,
+        "exclude-agent-cases": {},
+    }
     if mode == "fuzzingclient":
         spec["servers"] = [{"agent": "ours", "url": f"ws://{address}"}]
     else:
