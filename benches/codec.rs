@@ -1,7 +1,9 @@
-//! Throughput of the wire layer per payload size, beside `memcpy` of as many bytes in the same run.
+//! Throughput of the wire layer per payload size, beside `memcpy` of the same number of bytes in
+//! the same run.
 //!
 //! `cargo bench --bench codec`. Decoding does not touch the payload, so its throughput grows with
-//! it without bound; encoding into a slice, copying and filling a buffer cannot be faster than `memcpy`.
+//! the payload without bound. Encoding into a slice, copying and filling a buffer cannot be faster
+//! than `memcpy`.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -30,7 +32,7 @@ fn data<P>(payload: P) -> Frame<P> {
     }
 }
 
-/// Messages have a header even where the payload is empty, so that is what is counted.
+/// Counts whole messages, because an empty payload has a header too.
 fn per_size(
     criterion: &mut Criterion,
     name: &str,
@@ -85,7 +87,8 @@ fn encode(criterion: &mut Criterion) {
     });
 }
 
-/// A read into the buffer, its being taken out, and its message: `memcpy` stands for the socket.
+/// Reads into the buffer, takes the bytes out, and makes a message. `memcpy` stands in for the
+/// socket.
 fn headroom(criterion: &mut Criterion) {
     let takes: [(_, Take); 3] = [
         ("split", HeadroomBuf::split),

@@ -1,8 +1,8 @@
 //! The mux over tungstenite: through a pipe of 1 MiB in memory and over loopback TCP.
 //!
-//! `cargo bench --bench mux`. Writes of 32 KiB by `AsyncWrite`, read by `AsyncRead` into 64 KiB; both ends
-//! and all their tasks in one runtime of two threads. `both ways` counts the bytes of both directions. The
-//! floor beside it is the same shape on a bare TCP connection.
+//! `cargo bench --bench mux`. Writes of 32 KiB by `AsyncWrite`, read by `AsyncRead` into 64 KiB;
+//! both ends and all their tasks in one runtime of two threads. `both ways` counts the bytes of
+//! both directions. The floor beside it is the same shape on a bare TCP connection.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs)]
 
 use std::future::Future;

@@ -35,7 +35,7 @@ impl Pair {
         }
     }
 
-    /// Carries everything either end has to say; leaves out what the acceptor wants to tell its user.
+    /// Delivers everything that either end has to send. Skips the acceptor's events.
     fn exchange(&mut self) {
         loop {
             self.micros += 1;
@@ -55,7 +55,7 @@ impl Pair {
         }
     }
 
-    /// A stream, by the names both ends have for it.
+    /// One stream, by the handles of both ends.
     fn open(&mut self) -> (StreamId, StreamId) {
         let now = Instant::from_micros(self.micros);
         let near = self.opener.open_tcp(80, now).unwrap();
@@ -71,7 +71,7 @@ impl Pair {
         (near, far)
     }
 
-    /// Reads what has come, lets the credit go back.
+    /// Reads what has arrived and returns the credit.
     fn read(&mut self, far: StreamId) -> usize {
         let now = Instant::from_micros(self.micros);
         let mut len = 0;
@@ -103,7 +103,8 @@ fn messages(criterion: &mut Criterion) {
             let (near, far) = pair.open();
             let mut buffer = HeadroomBuf::with_capacity(256 << 10);
             bencher.iter(|| {
-                // As a socket's reads would fill it, which take what is left of a buffer first.
+                // Filled as reads from a socket would fill it, which use up the rest of a buffer
+                // first.
                 let mut rest = &payload[..];
                 while !rest.is_empty() {
                     let mut spare = buffer.spare(rest.len());

@@ -1,4 +1,5 @@
-//! The client that behaves: round trips on one connection, new connections, and new clients beside it.
+//! The client that behaves: round trips on one connection, new connections, and new clients beside
+//! it.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::programs::Starter;
 
-/// Longest that a round trip, a new connection or a new client may take.
+/// Longest time for a round trip, a new connection or a new client.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Pauses between round trips, new connections, new clients.
@@ -19,18 +20,19 @@ const PAUSES: [Duration; 3] = [
     Duration::from_secs(1),
 ];
 
-/// What was seen in one phase of a measurement.
+/// Observations in one phase of a measurement.
 #[derive(Debug, Default, Clone)]
 pub struct Seen {
     /// Milliseconds of each round trip.
     pub trips: Vec<f64>,
     pub trips_failed: u32,
-    /// New connections through the same forward, and new forwards: milliseconds of those that came about.
+    /// New connections through the same forward, and new forwards: milliseconds of those that
+    /// succeeded.
     pub connections: Vec<f64>,
     pub connections_failed: u32,
     pub clients: Vec<f64>,
     pub clients_failed: u32,
-    /// What the first failure was.
+    /// The first failure.
     pub first_failure: Option<String>,
 }
 
@@ -40,7 +42,7 @@ impl Seen {
     }
 }
 
-/// The value that so large a part of the values does not exceed.
+/// The value that this share of the values does not exceed.
 pub fn quantile(values: &[f64], part: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -69,7 +71,7 @@ impl Client {
         }
     }
 
-    /// Measures beside `work`, which says when phases begin.
+    /// Measures while `work` runs. `work` says when phases begin.
     pub fn beside<T>(
         &self,
         starter: &Starter<'_>,
@@ -160,7 +162,8 @@ impl Client {
         }
     }
 
-    /// Counts for the phase in which it began. What fails after the end is the end's own doing.
+    /// Counts for the phase in which it began. Failures after the end are ignored, because the end
+    /// causes them.
     fn note(&self, phase: u8, note: impl FnOnce(&mut Seen)) {
         if self.phase.load(Relaxed) == OVER {
             return;
@@ -171,7 +174,7 @@ impl Client {
     }
 }
 
-/// Milliseconds of 64 bytes there and back, on a new connection if there is none.
+/// Milliseconds for 64 bytes there and back, on a new connection if there is none.
 fn trip(stream: &mut Option<TcpStream>, port: u16) -> io::Result<f64> {
     let begun = Instant::now();
     let stream = match stream {
@@ -193,7 +196,7 @@ fn trip(stream: &mut Option<TcpStream>, port: u16) -> io::Result<f64> {
     Ok(begun.elapsed().as_secs_f64() * 1e3)
 }
 
-/// Whether a round trip on a new connection works within that time, and after how many seconds.
+/// Tries until a round trip on a new connection works; returns after how many seconds.
 pub fn works_within(port: u16, within: Duration) -> Option<f64> {
     let begun = Instant::now();
     while begun.elapsed() < within {

@@ -1,9 +1,9 @@
 //! Thousands of hostile connections against the four programs, beside one client that behaves.
 //!
-//! `cargo run --release --manifest-path benches/attacks/Cargo.toml` builds the programs, attacks them in each
-//! way, prints a table and writes it, beside what an older build did. It fails when something that must work
-//! does not: an echo that breaks, a program that dies, memory above the budget, descriptors that stay open.
-//! A slow answer is a figure in the table and no failure.
+//! `cargo run --release --manifest-path benches/attacks/Cargo.toml` builds the programs, attacks
+//! them in each way, prints a table, and writes it beside the results of an older build. It fails
+//! when something that must work does not: a broken echo, a dead program, memory above the budget,
+//! descriptors that stay open. A slow answer is a figure in the table, not a failure.
 
 mod attacks;
 mod client;
@@ -32,10 +32,10 @@ use report::Results;
 struct Args {
     /// Only these attacks; --list names them
     attacks: Vec<String>,
-    /// Says which attacks there are
+    /// List the attacks
     #[arg(long)]
     list: bool,
-    /// Fewer connections, shorter: about two minutes in all
+    /// Fewer connections, shorter: a few minutes in all
     #[arg(long)]
     quick: bool,
     /// Attack the programs of this folder instead of building them
@@ -45,25 +45,34 @@ struct Args {
     #[arg(long, value_name = "N", default_value_t = 2000)]
     connections: usize,
     /// Addresses of 127.0.2.0/24 that they come from
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=250))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 8,
+        value_parser = clap::value_parser!(u8).range(1..=250)
+    )]
     addresses: u8,
-    /// MiB that the programs get as their --memory; with 48 MiB and 256 KiB a connection it is their budget
+    /// --memory of the programs in MiB; with 48 MiB and 256 KiB a connection it is their budget
     #[arg(long, value_name = "MIB", default_value_t = 256)]
     memory: u64,
-    /// State of the programs, for the table; by default what git says
+    /// State of the programs, for the table [default: what git says]
     #[arg(long, value_name = "COMMIT")]
     commit: Option<String>,
-    /// These are the programs that others are compared with: writes before.json
+    /// The programs are the baseline: writes before.json
     #[arg(long)]
     before: bool,
-    /// Folder that gets attacks.md and after.json, and has before.json
-    #[arg(long, value_name = "FOLDER", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/results"))]
+    /// Folder for attacks.md and after.json, which has before.json
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/results")
+    )]
     write: PathBuf,
     #[command(subcommand)]
     part: Option<Part>,
 }
 
-/// What this program starts itself as.
+/// The parts of this program, each a process.
 #[derive(Subcommand)]
 #[command(hide = true)]
 enum Part {
@@ -157,7 +166,7 @@ fn run(args: &Args) -> Result<(), String> {
     }
 }
 
-/// The programs, built as they are.
+/// The programs, built in their current state.
 fn build() -> Result<PathBuf, String> {
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

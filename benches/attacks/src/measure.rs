@@ -1,4 +1,4 @@
-//! One attack: a chain of programs, a client that behaves, and thousands that do not.
+//! One attack: a chain of programs, one client that behaves, and thousands of hostile connections.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,13 +17,14 @@ use crate::programs::{self, Ports, Program, Starter, free_port};
 use crate::services::{self, Crowd, SilentPort};
 use crate::swarm::{Field, Tally};
 
-/// Descriptors that may be open after an attack beyond those before: the client's own come and go.
+/// Descriptors that may be open after an attack in addition to those before: those of the client
+/// vary.
 const SLACK: u64 = 16;
 
-/// How long everything may take to be back.
+/// Time until everything has to be back to normal.
 const BACK_WITHIN: Duration = Duration::from_secs(45);
 
-/// How long a program may take to serve again once the hostile server has been changed for a good one.
+/// Time for a program to serve again after the hostile server was replaced by a good one.
 const WELL_AGAIN_WITHIN: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy)]
@@ -32,23 +33,24 @@ pub struct Plan {
     pub addresses: usize,
     pub idle: Duration,
     pub attack: Duration,
-    /// How long memory is looked at after the last descriptor is back.
+    /// How long memory is watched after the last descriptor is closed.
     pub after: Duration,
-    /// MiB that the programs are told as their bound of what peers make them hold.
+    /// The programs' --memory in MiB.
     pub memory: u64,
 }
 
-/// Bytes of one program at which an attack is stopped, for the sake of the machine.
+/// Bytes of one program at which an attack is stopped, to protect the machine.
 const STOP_AT: u64 = 5 << 30;
 
-/// Bytes that a program may take beside its bound: code, tables, what the allocator keeps.
+/// Bytes that a program may use beside its bound: code, tables, memory kept by the allocator.
 const BASE: u64 = 48 << 20;
 
-/// And for each hostile connection: a read and a write buffer of the WebSocket, of up to 128 KiB each.
+/// The same for each hostile connection: a read and a write buffer of the WebSocket, of up to 128
+/// KiB each.
 const EACH: u64 = 256 << 10;
 
 impl Plan {
-    /// Bytes that a program may have more than before.
+    /// Bytes by which a program may grow.
     pub fn budget(&self) -> u64 {
         (self.memory << 20) + BASE + self.connections as u64 * EACH
     }
@@ -76,16 +78,16 @@ pub struct Outcome {
     pub tally: Tally,
     /// Milliseconds of a round trip: p50 and p99.
     pub idle: [f64; 2],
-    /// Of no meaning where the client stands behind the hostile server.
+    /// Meaningless if the client is behind the hostile server.
     pub attacked: Option<[f64; 2]>,
     pub trips_failed: u32,
-    /// New connections through the same forward, and new clients: how many of how many came about.
+    /// New connections through the same forward, and new clients: how many of how many succeeded.
     pub new_connections: [u32; 2],
     pub new_clients: [u32; 2],
     pub roles: BTreeMap<String, Role>,
-    /// Seconds until descriptors were back, and until a turned program served again.
+    /// Seconds until descriptors were back, and until an attacked program served again.
     pub back_after: Option<f64>,
-    /// What must not be.
+    /// Violations of the requirements.
     pub faults: Vec<String>,
 }
 
@@ -163,7 +165,8 @@ pub fn measure(
         watch.note_before();
         client.begin(ATTACKED);
         let program = std::env::current_exe().map_err(told)?;
-        // They would be on other machines: what they compute is not to delay the client that behaves.
+        // Attackers would be on other machines, so their computing must not delay the client that
+        // behaves.
         let mut command = Command::new("nice");
         command.args(["-n", "19"]).arg(program);
         let words = serde_json::to_string(&field).map_err(|error| error.to_string())?;
@@ -262,7 +265,7 @@ impl Drop for Folder<'_> {
     }
 }
 
-/// Memory and descriptors of each role, looked at ten times a second.
+/// Memory and descriptors of each role, sampled ten times a second.
 struct Watch {
     ids: Vec<(&'static str, u32)>,
     roles: Mutex<Vec<Role>>,
@@ -300,13 +303,13 @@ impl Watch {
         self.look(|course, now| course.after = now);
     }
 
-    /// Bytes of the role that has most.
+    /// Bytes of the role with most.
     fn most(&self) -> u64 {
         let roles = self.ids.iter().map(|(_, id)| programs::resident(*id));
         roles.max().unwrap_or(0)
     }
 
-    /// Seconds until every role has the descriptors that it had.
+    /// Seconds until every role has as many descriptors as before.
     fn back(&self, since: Instant) -> Option<f64> {
         while since.elapsed() < BACK_WITHIN {
             self.note_after();

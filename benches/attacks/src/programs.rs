@@ -1,4 +1,4 @@
-//! Starts the four programs and says what Linux knows of them.
+//! Starts the four programs and reads from Linux what they use.
 
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use crate::attacks::{DIRECT, Flavour, INSIDE, ROGUE};
 
-/// The token that the cluster's interface knows.
+/// The token that the cluster's interface accepts.
 pub const TOKEN: &str = "well-behaved";
 
 const READY: Duration = Duration::from_secs(20);
 
-/// A process that ends with its owner.
+/// A process that is killed when dropped.
 pub struct Program {
     pub name: &'static str,
     child: Child,
@@ -52,21 +52,21 @@ impl Program {
 
     pub fn said(&self) -> String {
         let mut text = Vec::new();
-        // What went wrong at the end of a long log is at its end, but the ready line is at its start.
+        // The fault of a long log is at its end, but the ready line is at its start.
         if let Ok(file) = File::open(&self.log) {
             let _ = file.take(64 << 10).read_to_end(&mut text);
         }
         String::from_utf8_lossy(&text).into_owned()
     }
 
-    /// The last line of its output, for an attacker that tells how far it is.
+    /// The last line of its output, in which an attacker reports its progress.
     pub fn last_line(&self) -> Option<String> {
         let text = fs::read_to_string(&self.log).ok()?;
         let whole = text.rsplit_once('\n')?.0;
         whole.lines().last().map(str::to_owned)
     }
 
-    /// The port of a forward's ready line.
+    /// The port in the ready line of a forward.
     pub fn local_port(&mut self, within: Duration) -> Result<u16, String> {
         let mut port = None;
         until(within, "the ready line of forward", || {
@@ -97,23 +97,24 @@ pub struct Ports {
     pub host: u16,
     pub runner: u16,
     pub hostile: u16,
-    /// Where `forward` finds the host, and the agent the runner: not always at the host and the runner itself.
+    /// Where `forward` looks for the host, and the agent for the runner: not always at the real
+    /// ones.
     pub host_for_forward: u16,
     pub runner_for_agent: u16,
     pub api: u16,
 }
 
-/// What starts programs: where they are, where they write, how they are set.
+/// Starts programs: where they are, where they write, and their settings.
 pub struct Starter<'a> {
     pub folder: &'a Path,
     pub logs: &'a Path,
     pub flavour: Flavour,
     pub ports: Ports,
-    /// MiB that each program is told as its bound, if it knows such a flag.
+    /// --memory of each program in MiB, if it has that flag.
     pub memory: u64,
 }
 
-/// Whether this program can be given a bound of memory.
+/// Whether this program has a flag for a bound of memory.
 fn knows_memory(program: &Path) -> bool {
     let help = Command::new(program).arg("--help").output();
     help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("--memory"))
@@ -192,7 +193,7 @@ impl Starter<'_> {
         Ok(vec![forward, host, runner, agent])
     }
 
-    /// One more client, of the container with an agent.
+    /// Another client, of the container with an agent.
     pub fn forward(&self, echo: u16) -> Result<Program, String> {
         let tls = self.flavour == Flavour::Tls;
         let (scheme, name) = if tls {
@@ -217,7 +218,7 @@ impl Starter<'_> {
         self.start("forward", &arguments)
     }
 
-    /// A certificate for localhost from an authority of its own.
+    /// A certificate for localhost from its own authority.
     fn certificate(&self) -> Result<[String; 2], String> {
         let failed = |error: rcgen::Error| error.to_string();
         let mut authority = rcgen::CertificateParams::new(Vec::new()).map_err(failed)?;
@@ -256,7 +257,8 @@ pub fn resident(id: u32) -> u64 {
         * 1024
 }
 
-/// Open descriptors. Since Linux 6.2 the folder's size is their number, which costs nothing to ask.
+/// Open descriptors. Since Linux 6.2 the size of the directory is their number, which is cheap to
+/// read.
 pub fn descriptors(id: u32) -> u64 {
     let folder = format!("/proc/{id}/fd");
     match fs::metadata(&folder) {
@@ -278,7 +280,7 @@ pub fn await_port(port: u16, what: &str) -> Result<(), String> {
     })
 }
 
-/// Asks again and again.
+/// Polls until it holds.
 pub fn until(
     within: Duration,
     what: &str,

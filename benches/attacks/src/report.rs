@@ -1,4 +1,4 @@
-//! The figures as a table, and as a file that a later run is compared with.
+//! The figures as a table, and as a file to compare later runs with.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -15,7 +15,7 @@ pub struct Results {
 }
 
 impl Results {
-    /// Nothing, if there is no such file.
+    /// Empty if there is no such file.
     pub fn read(file: &Path) -> Result<Self, String> {
         match fs::read(file) {
             Ok(text) => serde_json::from_slice(&text)
@@ -31,7 +31,7 @@ impl Results {
             .map_err(|error| format!("cannot write to {}: {error}", folder.display()))
     }
 
-    /// In place of an older one of its name.
+    /// Replaces an older one of its name.
     pub fn put(&mut self, outcome: Outcome) {
         self.outcomes.retain(|other| other.name != outcome.name);
         self.outcomes.push(outcome);

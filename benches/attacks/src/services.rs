@@ -1,5 +1,5 @@
-//! What stands behind and beside the programs: services, a silent port, a cluster's interface, and the
-//! place in between where a good server can be changed for a hostile one.
+//! The environment of the programs: services, a silent port, a cluster's interface, and a switch in
+//! front of a server that can be replaced by a hostile one.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -14,10 +14,10 @@ use tokio::time::sleep;
 
 use crate::programs::TOKEN;
 
-/// How long the cluster takes to tell a stranger that it does not know him.
+/// Time that the cluster takes to refuse an unknown caller.
 const SLOW_ANSWER: Duration = Duration::from_secs(3);
 
-/// An echo with a thread for each connection, so that nothing else in this process delays it.
+/// An echo with a thread for each connection, so that other work in this process does not delay it.
 pub fn echo() -> io::Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let port = listener.local_addr()?.port();
@@ -71,7 +71,7 @@ impl SilentPort {
     }
 }
 
-/// A port that refuses, kept from others.
+/// A port that refuses. It is reserved, so that no other process takes it.
 pub fn refusing() -> io::Result<(Socket, u16)> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
@@ -79,11 +79,12 @@ pub fn refusing() -> io::Result<(Socket, u16)> {
     Ok((socket, port))
 }
 
-/// Services for thousands, on one thread.
+/// Services for thousands of connections, on one thread.
 pub struct Crowd {
     pub flood: u16,
     pub api: u16,
-    /// Takes connections for the host or the runner, whichever `forward` or the agent looks for.
+    /// The switch: accepts connections for the host or the runner, whichever `forward` or the agent
+    /// looks for.
     pub turncoat: u16,
     turn: watch::Sender<u16>,
 }
@@ -109,7 +110,7 @@ impl Crowd {
         })
     }
 
-    /// From now on connections to the place in between go to `port`; those that are there end.
+    /// Redirects the switch: new connections go to `port`, and existing ones end.
     pub fn turn_to(&self, port: u16) {
         self.turn.send_replace(port);
     }
@@ -152,7 +153,7 @@ where
 }
 
 async fn flood_one(mut stream: tokio::net::TcpStream) -> io::Result<()> {
-    // Little in the kernel: what is measured is what the programs hold.
+    // Little in the kernel, because the measurement is about the programs.
     SockRef::from(&stream).set_send_buffer_size(64 << 10)?;
     let piece = vec![0x5a; 64 << 10];
     loop {
@@ -161,7 +162,7 @@ async fn flood_one(mut stream: tokio::net::TcpStream) -> io::Result<()> {
     }
 }
 
-/// The two answers of a cluster's interface that a host asks for.
+/// The two answers of a cluster's interface that a host reads.
 async fn answer(mut stream: tokio::net::TcpStream, runner: u16) -> io::Result<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") && head.len() < 16 << 10 {

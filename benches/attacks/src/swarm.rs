@@ -1,4 +1,4 @@
-//! The attackers: a process of their own, so that all of theirs ends when it is killed.
+//! The attackers: a process of their own, so that killing it ends all of their connections.
 
 use std::future::Future;
 use std::io::{self, Write as _};
@@ -18,12 +18,12 @@ use crate::attacks::Attack;
 
 pub type Work = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
-/// What an attacker knows.
+/// The targets of an attacker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Field {
     pub host: u16,
     pub runner: u16,
-    /// Where the attacker itself serves, if it has taken a server's place.
+    /// Where the attacker itself serves, if it has replaced a server.
     pub hostile: u16,
     /// A port that neither accepts nor refuses.
     pub silent: u16,
@@ -38,10 +38,10 @@ pub struct Field {
     pub seconds: u64,
 }
 
-/// What the attackers have done, told twice a second.
+/// Counters of the attackers, reported twice a second.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Tally {
-    /// Connections that are held: past their handshake, where there is one.
+    /// Connections held: past their handshake, if there is one.
     pub held: u64,
     pub most_held: u64,
     pub opened: u64,
@@ -82,7 +82,7 @@ pub fn run(attack: &'static Attack, field: Field) -> io::Result<()> {
     let limit = Duration::from_secs(field.seconds);
     let attacking = attacking(attack, Arc::new(field));
     let ended = runtime.block_on(async { timeout(limit, attacking).await });
-    // Not waiting for what is still under way.
+    // Does not wait for tasks that are still running.
     runtime.shutdown_background();
     ended.unwrap_or(Ok(()))
 }
@@ -160,7 +160,7 @@ pub async fn connect(field: &Field, port: u16, number: usize) -> io::Result<TcpS
     timeout(Duration::from_secs(10), socket.connect(address)).await?
 }
 
-/// Writes all, again and again, and reads nothing.
+/// Writes the same bytes again and again, and reads nothing.
 pub async fn pour(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
     loop {
         stream.write_all(bytes).await?;

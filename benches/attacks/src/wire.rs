@@ -1,4 +1,4 @@
-//! WebSocket frames and tunnel messages, written by hand: no library would write these.
+//! WebSocket frames and tunnel messages written by hand, because no library writes invalid ones.
 
 use std::io;
 
@@ -25,18 +25,18 @@ pub const WINDOW: u8 = 0x08;
 
 pub const V2: &str = "kohakuriver-tunnel.v2";
 
-/// Longest head of a request or a response that is read.
+/// Longest head of a request or a response that is accepted.
 const HEAD_MAX: usize = 16 << 10;
 
 /// A WebSocket after its handshake.
 pub struct Peer {
     pub stream: TcpStream,
-    /// Clients mask. With a key of zeros the payload stays as it is.
+    /// Clients mask. A key of zeros leaves the payload unchanged.
     pub masks: bool,
 }
 
 impl Peer {
-    /// Appends a frame's header for a payload of this length, which need not follow.
+    /// Appends a frame header for a payload of this length. The payload need not follow.
     pub fn header(&self, out: &mut Vec<u8>, first: u8, len: u64) {
         let mask = if self.masks { 0x80 } else { 0 };
         out.push(first);
@@ -70,7 +70,7 @@ impl Peer {
         out.extend(payload);
     }
 
-    /// Many of the same, made by `one`, in a buffer of about `len` bytes.
+    /// Repeats the bytes that `one` makes, in a buffer of about `len` bytes.
     pub fn batch(&self, len: usize, mut one: impl FnMut(&Self, &mut Vec<u8>)) -> Vec<u8> {
         let mut out = Vec::with_capacity(len + 1024);
         while out.len() < len {
@@ -80,7 +80,7 @@ impl Peer {
     }
 }
 
-/// Asks for an upgrade. `Err` unless it is granted.
+/// Requests an upgrade. `Err` if it is refused.
 pub async fn upgrade(
     mut stream: TcpStream,
     path: &str,
@@ -127,7 +127,7 @@ pub async fn grant(mut stream: TcpStream) -> io::Result<Peer> {
     })
 }
 
-/// Takes the text with which a session begins.
+/// Reads the text at the start of a session.
 pub async fn begun(peer: &mut Peer) -> io::Result<()> {
     let mut header = [0; 2];
     peer.stream.read_exact(&mut header).await?;
@@ -140,7 +140,7 @@ pub async fn begun(peer: &mut Peer) -> io::Result<()> {
     }
 }
 
-/// Byte by byte: what follows a head is not for us to take.
+/// Byte by byte, because the bytes after the head belong to the caller.
 async fn head(stream: &mut TcpStream) -> io::Result<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

@@ -41,7 +41,7 @@ pub(super) const CASES: &[Case] = &[
         budget: 40,
         inputs: PAYLOADS,
     },
-    // Half of it is `BytesMut::freeze`.
+    // Half of these are `BytesMut::freeze`.
     Case {
         function: "seal_in_place",
         budget: 50,
@@ -49,7 +49,8 @@ pub(super) const CASES: &[Case] = &[
     },
 ];
 
-/// The functions counted. Their symbols keep these names, and nothing is inlined into their callers.
+/// The functions counted. Their symbols keep these names, and they are not inlined into their
+/// callers.
 mod counted {
     use super::*;
 
@@ -65,7 +66,7 @@ mod counted {
         Frame::decode(message)
     }
 
-    /// What encoding behind headroom is: eight bytes written in front of the payload.
+    /// Encoding behind headroom: writes eight bytes in front of the payload.
     #[unsafe(no_mangle)]
     #[inline(never)]
     pub(super) fn encode_in_place(header: Header, message: &mut [u8]) -> bool {
@@ -78,7 +79,7 @@ mod counted {
         }
     }
 
-    /// The same, with what `bytes` takes to make a shareable message of the buffer.
+    /// The same, including the cost in `bytes` of making a shareable message of the buffer.
     #[unsafe(no_mangle)]
     #[inline(never)]
     pub(super) fn seal_in_place(header: Header, chunk: Chunk) -> Bytes {
@@ -86,7 +87,7 @@ mod counted {
     }
 }
 
-/// Calls the function `CALLS` times, with arguments made beforehand.
+/// Calls the function `CALLS` times, with prepared arguments.
 pub(super) fn call(function: &str, message: &str) {
     let frame = frame(message);
     let header = black_box(frame.header());
@@ -98,7 +99,8 @@ pub(super) fn call(function: &str, message: &str) {
             }
         }
         "decode_bytes" => {
-            // A vector made shareable, and what was split off a buffer; kept, so that nothing is freed here.
+            // A shared vector, and a part split off a buffer. Both are kept, so that nothing is
+            // freed here.
             let [vector, buffer] = [false, true].map(|split| message_bytes(&frame, split));
             for i in 0..CALLS {
                 let message = if i % 2 == 0 { &vector } else { &buffer };
@@ -113,7 +115,8 @@ pub(super) fn call(function: &str, message: &str) {
             assert_eq!(message[..HEADER_LEN], header.to_bytes());
         }
         "seal_in_place" => {
-            // Kept between the calls, as a sender does: what is split off is shared from the start.
+            // Kept between the calls, as a sender does: parts that were split off are shared from
+            // the start.
             let payload = frame.payload();
             let mut buffer = HeadroomBuf::with_capacity(2 * (HEADER_LEN + payload.len()));
             for _ in 0..CALLS {

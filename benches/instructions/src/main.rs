@@ -1,9 +1,10 @@
-//! Instructions per call, counted by callgrind: the same figures on every run, whatever else the machine does.
+//! Instructions per call, counted by callgrind. The figures are the same on every run and under any
+//! load.
 //!
-//! `cargo run --release` in this folder runs the program once under valgrind for each line of its table and
-//! fails when a budget is exceeded. Counted is everything from the entry of the function to its return,
-//! argument and result passing included; making the arguments, dropping the result and freeing the
-//! message, which is the allocator's work, are not.
+//! `cargo run --release` in this folder runs the program once under valgrind for each line of its
+//! table and fails when a budget is exceeded. It counts everything from the entry of the function
+//! to its return, with passing arguments and result. It does not count making the arguments,
+//! dropping the result, and freeing the message, which is the allocator's work.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,

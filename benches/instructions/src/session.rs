@@ -1,4 +1,5 @@
-//! The session: what one message, and one stream, costs an end that has one stream or ten thousand.
+//! The session: the cost of one message, and of one stream, at an end with one stream or ten
+//! thousand.
 
 use std::hint::black_box;
 
@@ -45,7 +46,7 @@ pub(super) const CASES: &[Case] = &[
 mod counted {
     use super::*;
 
-    /// Bytes of the application become a message.
+    /// Turns bytes of the application into a message.
     #[unsafe(no_mangle)]
     #[inline(never)]
     pub(super) fn session_send(
@@ -58,7 +59,7 @@ mod counted {
         session.poll_transmit(now)
     }
 
-    /// A message becomes bytes of the application; credit goes back.
+    /// Turns a message into bytes of the application, and returns credit.
     #[unsafe(no_mangle)]
     #[inline(never)]
     pub(super) fn session_receive(
@@ -95,7 +96,7 @@ mod counted {
         session.poll_transmit(now)
     }
 
-    /// Both directions of a stream end, and its handle is given back.
+    /// Both directions of a stream end, and its handle is released.
     #[unsafe(no_mangle)]
     #[inline(never)]
     pub(super) fn session_close(
@@ -117,7 +118,7 @@ mod counted {
 struct Pair {
     opener: Session,
     acceptor: Session,
-    /// The streams by the opener's and the acceptor's names.
+    /// The streams by the opener's and the acceptor's handles.
     streams: Vec<(StreamId, StreamId)>,
     micros: u64,
 }
@@ -188,7 +189,7 @@ fn message(transmit: Option<Transmit>) -> Option<Bytes> {
     }
 }
 
-/// Calls the function `CALLS` times; what leads up to each call and follows it is not counted.
+/// Calls the function `CALLS` times. Preparation and clean-up of each call are not counted.
 pub(super) fn call(function: &str, input: &str) {
     let (streams, len) = input.split_once(" x ").unwrap_or((input, "0"));
     let payload = vec![0x5a; len.parse().unwrap()];

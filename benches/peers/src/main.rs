@@ -1,10 +1,11 @@
-//! Throughput of the mux beside `penguin-mux`, turn about in one process.
+//! Throughput of the mux beside `penguin-mux`, in turns in one process.
 //!
-//! `cargo run --release` here. One stream over tungstenite, writes of 32 KiB, reads into 32 KiB, each run on
-//! a tunnel of its own: over loopback TCP one way and both ways at once, and through a pipe of 1 MiB in
-//! memory. Payload bytes of all directions per second; the median of five, the peers in turns so that the
-//! machine's moods hit both. To choose the congestion control, start it in a network namespace whose loopback
-//! routes name one: benches/tunnel/README.md.
+//! `cargo run --release` in this folder. One stream over tungstenite, with writes of 32 KiB and
+//! reads into 32 KiB, each run on its own tunnel: over loopback TCP one way and both ways at once,
+//! and through a pipe of 1 MiB in memory. The figures are payload bytes of all directions per
+//! second, the median of five. The peers take turns, so that other load affects both. To select the
+//! congestion control, run it in a network namespace whose loopback routes name one: see
+//! benches/tunnel/README.md.
 
 use std::time::Instant;
 
@@ -53,9 +54,9 @@ enum Peer {
 #[derive(Clone, Copy)]
 enum Socket {
     Pipe,
-    /// With the options a socket is born with, as in the peer's own benchmark.
+    /// With the default socket options, as in the peer's own benchmark.
     AsItIs,
-    /// As both would be used.
+    /// With `TCP_NODELAY`, as both would be used.
     NoDelay,
 }
 
@@ -123,7 +124,7 @@ const SHAPES: [Shape; 6] = [
 
 #[tokio::main]
 async fn main() {
-    // Decides much over loopback, and both peers have the same: nobody here asks for another.
+    // The congestion control affects loopback strongly. Both peers use the system's.
     let congestion = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
     let congestion = congestion.unwrap_or_else(|_| "unknown".into());
     println!("congestion control of both peers: {}\n", congestion.trim());
@@ -191,7 +192,7 @@ async fn through<S: Transport>(near: S, far: S, shape: Shape, peer: Peer) -> f64
     }
 }
 
-/// The acceptor's side sends, as a service does; the other one too if both do.
+/// The acceptor's side sends, as a service does. With `both`, the opener's side sends too.
 async fn measure<R, W>(near: (R, W), far: (R, W), shape: Shape, total: usize) -> f64
 where
     R: AsyncRead + Unpin + Send + 'static,

@@ -1,4 +1,5 @@
-//! Starts what is measured: the service, chains of relays, chains of the real programs, and other tools.
+//! Starts the measured processes: the service, chains of relays, chains of the programs, and other
+//! tools.
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::load;
 
-/// A process that ends with its owner.
+/// A process that is killed when dropped.
 #[derive(Debug)]
 pub struct Process {
     pub name: &'static str,
@@ -47,7 +48,7 @@ pub struct Chain {
     pub processes: Vec<Process>,
 }
 
-/// This program again, in another part.
+/// Starts this program again, as another part.
 fn own(part: &'static str, arguments: &[u16]) -> Result<Process, String> {
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let arguments = arguments.iter().map(u16::to_string);
@@ -65,7 +66,7 @@ pub fn service() -> Result<Chain, String> {
     })
 }
 
-/// As many bare relays in a row, each a process.
+/// That many bare relays in a row, each a process.
 pub fn relays(count: usize, service: u16) -> Result<Chain, String> {
     let mut port = service;
     let mut processes = Vec::new();
@@ -82,8 +83,8 @@ pub fn relays(count: usize, service: u16) -> Result<Chain, String> {
     })
 }
 
-/// The real programs, with so many links from the application to the service: 3 without a host, 4 with, 5 with
-/// an agent too.
+/// The programs, with that many links from the application to the service: 3 without a host, 4 with
+/// one, 5 with an agent too.
 pub fn programs(folder: &Path, links: usize, service: u16) -> Result<Chain, String> {
     let start = |name: &'static str, arguments: &[String]| {
         Process::start(name, Command::new(folder.join(name)).args(arguments))
@@ -142,7 +143,7 @@ pub fn programs(folder: &Path, links: usize, service: u16) -> Result<Chain, Stri
     })
 }
 
-/// `ssh -L` through a server of its own; says why not, if it cannot be had.
+/// `ssh -L` through its own server, or the reason why it is not available.
 pub fn openssh(service: u16) -> Result<Chain, String> {
     let [ssh, sshd, keygen] = ["ssh", "sshd", "ssh-keygen"].map(find);
     let (Some(ssh), Some(sshd), Some(keygen)) = (ssh, sshd, keygen) else {
@@ -161,13 +162,14 @@ pub fn openssh(service: u16) -> Result<Chain, String> {
     let (server, local) = (free_port()?, free_port()?);
     let path = |file: &str| folder.join(file).display().to_string();
     let text = format!(
-        "ListenAddress 127.0.0.1\nPort {server}\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\n",
+        "ListenAddress 127.0.0.1\nPort {server}\nHostKey {}\nAuthorizedKeysFile {}\n\
+         StrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\n",
         path("key"),
         path("key.pub"),
     );
     std::fs::write(&config, text).map_err(|error| error.to_string())?;
     if Path::new("/run").is_dir() {
-        // Where the server that a distribution starts would have made it.
+        // Distributions create this directory when they start the server.
         let _ = std::fs::create_dir("/run/sshd");
     }
     let daemon = Process::start("sshd", Command::new(sshd).arg("-D").arg("-f").arg(&config))?;
@@ -195,7 +197,7 @@ pub fn openssh(service: u16) -> Result<Chain, String> {
     })
 }
 
-/// The `penguin` program of rusty-penguin; says why not, if it cannot be had.
+/// The `penguin` program of rusty-penguin, or the reason why it is not available.
 pub fn penguin(service: u16) -> Result<Chain, String> {
     let program = find("penguin").ok_or("penguin is not installed")?;
     let (server, local) = (free_port()?, free_port()?);
@@ -236,7 +238,7 @@ impl Drop for Folder {
     }
 }
 
-/// The program of that name. `sshd` insists on its whole path.
+/// The program of that name. `sshd` requires its full path.
 fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
@@ -257,7 +259,7 @@ fn await_port(port: u16, what: &str) -> Result<(), String> {
     })
 }
 
-/// Until a byte comes back through it.
+/// Waits until a byte comes back through it.
 fn await_echo(port: u16, what: &str) -> Result<(), String> {
     until(what, || load::round_trips(port, 1).is_ok())
 }

@@ -1,4 +1,5 @@
-//! The ratios as a chart. Bars to the right of the line are better than bare relays, whatever is measured.
+//! The ratios as a chart. Bars to the right of the line are better than bare relays for every
+//! measure.
 
 use std::fmt::Write as _;
 
@@ -7,7 +8,7 @@ use crate::report::Section;
 const WIDTH: f64 = 760.0;
 const LABEL: f64 = 250.0;
 const BAR: f64 = 18.0;
-/// Where twice as good as the relays ends; longer bars are cut and say their number.
+/// Right edge: twice as good as the relays. Longer bars are cut and labelled with their value.
 const MOST: f64 = 2.5;
 
 /// `about`: lines under the title.
@@ -18,9 +19,11 @@ pub fn svg(sections: &[Section], about: &[String]) -> String {
     let scale = (WIDTH - LABEL - 60.0) / MOST;
     let x = |better: f64| LABEL + better.min(MOST) * scale;
     let mut text = format!(
-        r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13">
+        r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}"
+  font-family="sans-serif" font-size="13">
 <rect width="{WIDTH}" height="{height}" fill="#fff"/>
-<text x="16" y="24" font-size="15" font-weight="bold">Beside bare TCP relays: 1 is as good, longer is better, brown is worse</text>
+<text x="16" y="24" font-size="15"
+  font-weight="bold">Beside bare TCP relays: 1 is as good, longer is better, brown is worse</text>
 "##
     );
     for (line, about) in about.iter().enumerate() {
@@ -56,7 +59,9 @@ pub fn svg(sections: &[Section], about: &[String]) -> String {
             let (middle, end) = (y + BAR - 5.0, x(better));
             let _ = writeln!(
                 text,
-                r##"<text x="{}" y="{middle}" text-anchor="end">{}</text><rect x="{LABEL}" y="{y}" width="{:.1}" height="{BAR}" fill="{colour}"/><text x="{:.1}" y="{middle}">{better:.2}</text>"##,
+                r##"<text x="{}" y="{middle}" text-anchor="end">{}</text>
+<rect x="{LABEL}" y="{y}" width="{:.1}" height="{BAR}" fill="{colour}"/>
+<text x="{:.1}" y="{middle}">{better:.2}</text>"##,
                 LABEL - 8.0,
                 escaped(row.measure),
                 end - LABEL,
@@ -66,7 +71,8 @@ pub fn svg(sections: &[Section], about: &[String]) -> String {
         }
         let _ = writeln!(
             text,
-            r##"<line x1="{0:.1}" x2="{0:.1}" y1="{top}" y2="{1}" stroke="#333" stroke-dasharray="3 3"/>"##,
+            r##"<line x1="{0:.1}" x2="{0:.1}" y1="{top}" y2="{1}"
+  stroke="#333" stroke-dasharray="3 3"/>"##,
             x(1.0),
             y - 4.0
         );

@@ -1,8 +1,9 @@
 //! The same congestion control for every socket of a run.
 //!
-//! Which one a socket gets is a setting of the network namespace and of the route, so the run starts itself
-//! again in a namespace of its own, where the routes of loopback name it. A route may name what an ordinary
-//! user may not ask for (`tcp_allowed_congestion_control`), and no other program on the machine notices.
+//! The network namespace and the route set the algorithm of a socket. The run therefore starts
+//! itself again in its own namespace, where the routes of loopback name the algorithm. A route may
+//! name an algorithm that an ordinary user may not select (`tcp_allowed_congestion_control`), and
+//! no other program on the machine is affected.
 
 use std::env;
 use std::io;
@@ -16,7 +17,8 @@ use socket2::SockRef;
 /// Set for the process that runs in the namespace.
 const INSIDE: &str = "TUNNEL_BENCH_NAMESPACE";
 
-/// Brings loopback up, names the algorithm ($0) in its routes, and becomes the rest of the arguments.
+/// Brings loopback up, names the algorithm ($0) in its routes, and becomes the rest of the
+/// arguments.
 const SCRIPT: &str = r#"
 ip link set lo up || exit
 for prefix in 127.0.0.0/8 127.0.0.1; do
@@ -26,8 +28,8 @@ done
 exec "$@"
 "#;
 
-/// Replaces this process by itself in a network namespace. Returns where it is one already, or where that is
-/// not permitted, which it says.
+/// Replaces this process by itself in a network namespace. Returns if it runs in one already, or if
+/// that is not permitted, which it prints.
 pub fn enter_namespace(algorithm: &str, programs: &Path) {
     if env::var_os(INSIDE).is_some() {
         return;
@@ -52,8 +54,9 @@ pub fn enter_namespace(algorithm: &str, programs: &Path) {
         return;
     }
     eprintln!(
-        "NOT in a network namespace of its own (unshare and ip as root, or user namespaces, are needed): \
-         every socket has what the kernel gives it. Ratios are fair only if no program sets another."
+        "NOT in a network namespace of its own (that needs unshare and ip as root, or user \
+         namespaces): every socket has the kernel's default congestion control. Ratios are fair \
+         only if no program sets another."
     );
 }
 
@@ -63,7 +66,7 @@ fn unshare(way: &[&str], algorithm: &str) -> Command {
     command
 }
 
-/// What both ends of a connection on loopback really have, in words for the table.
+/// The algorithm of both ends of a connection on loopback, as text for the table.
 pub fn in_use(asked: &str) -> io::Result<String> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let near = TcpStream::connect(listener.local_addr()?)?;
@@ -75,7 +78,7 @@ pub fn in_use(asked: &str) -> io::Result<String> {
         format!("NOT {asked}: {near} for who connects, {far} for who accepts")
     };
     if near == "bbr" {
-        // Said by the programs' own `unpace`; nothing else in the run does it.
+        // The programs' own `unpace` sets this; nothing else in the run does.
         words.push_str(", but the four programs take reno on loopback");
     }
     Ok(words)

@@ -1,4 +1,4 @@
-//! What an application does to a local port, and how long that takes. Every byte is checked.
+//! The load of an application on a local port, and how long it takes. Every byte is checked.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream, UdpSocket};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::pattern::Pattern;
 use crate::service::{DOWNLOAD, ECHO, UPLOAD, WHOLE};
 
-/// Longer than any measurement waits for a byte.
+/// Longer than any measurement has to wait for a byte.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const MIB: f64 = (1 << 20) as f64;
@@ -20,7 +20,7 @@ fn connect(port: u16) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Runs the same on so many threads; the first failure counts.
+/// Runs the same on that many threads. Returns the first failure.
 fn at_once<T: Send>(count: usize, work: impl Fn() -> io::Result<T> + Sync) -> io::Result<Vec<T>> {
     thread::scope(|scope| {
         let threads: Vec<_> = (0..count).map(|_| scope.spawn(&work)).collect();
@@ -40,7 +40,7 @@ fn request(port: u16, wish: u8, len: u64) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// MiB/s into the service over so many connections, `mib` in all.
+/// MiB/s into the service over that many connections, `mib` in total.
 pub fn upload(port: u16, connections: usize, mib: u64) -> io::Result<f64> {
     let len = (mib << 20) / connections as u64;
     let pattern = Pattern::new();
@@ -70,7 +70,8 @@ pub fn download(port: u16, connections: usize, mib: u64) -> io::Result<f64> {
     Ok((len * connections as u64) as f64 / MIB / start.elapsed().as_secs_f64())
 }
 
-/// MiB/s of echo, one way counted: each connection sends all, says that it ends, and gets all back.
+/// MiB/s of echo, counted one way: each connection sends all, ends its direction, and gets all
+/// back.
 pub fn echo(port: u16, connections: usize, kib: u64) -> io::Result<f64> {
     let len = kib << 10;
     let pattern = Pattern::new();
@@ -115,7 +116,7 @@ pub fn round_trips(port: u16, count: usize) -> io::Result<Vec<f64>> {
     Ok(times)
 }
 
-/// The same, for as long as a download of `mib` goes on beside.
+/// The same, while a download of `mib` runs beside it.
 pub fn round_trips_beside(port: u16, mib: u64) -> io::Result<Vec<f64>> {
     thread::scope(|scope| {
         let bulk = scope.spawn(|| download(port, 1, mib));
@@ -130,13 +131,13 @@ pub fn round_trips_beside(port: u16, mib: u64) -> io::Result<Vec<f64>> {
     })
 }
 
-/// The value that so large a part of the sorted ones does not exceed.
+/// The value that this share of the sorted values does not exceed.
 pub fn quantile(sorted: &[f64], part: f64) -> f64 {
     let at = (sorted.len().saturating_sub(1)) as f64 * part;
     sorted.get(at.round() as usize).copied().unwrap_or(f64::NAN)
 }
 
-/// Connections per second: opened, one byte there and back, closed; eight at once.
+/// Connections per second: opened, one byte there and back, closed; eight at a time.
 pub fn connections(port: u16, count: usize) -> io::Result<f64> {
     const AT_ONCE: usize = 8;
     let start = Instant::now();
@@ -155,7 +156,8 @@ pub fn connections(port: u16, count: usize) -> io::Result<f64> {
     Ok(count as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Microseconds of each datagram's round trip, sorted; those that did not come back within a second are left out.
+/// Microseconds of each datagram's round trip, sorted. Those that did not come back within a second
+/// are omitted.
 pub fn datagrams(port: u16, count: u32) -> io::Result<Vec<f64>> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     socket.connect((Ipv4Addr::LOCALHOST, port))?;
@@ -167,7 +169,7 @@ pub fn datagrams(port: u16, count: u32) -> io::Result<Vec<f64>> {
         sent[..4].copy_from_slice(&number.to_be_bytes());
         let start = Instant::now();
         socket.send(&sent)?;
-        // One that was late for its own turn is not taken for this one.
+        // A late answer to an earlier datagram is not taken for this one.
         while let Ok(len) = socket.recv(&mut buffer) {
             if buffer[..len] == sent {
                 times.push(start.elapsed().as_secs_f64() * 1e6);

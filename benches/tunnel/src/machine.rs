@@ -1,4 +1,4 @@
-//! What the figures are worth: date, machine, command.
+//! Context of the figures: date, machine, command.
 
 use std::fs;
 use std::process::Command;

@@ -1,10 +1,11 @@
 //! The four programs end to end, beside bare TCP relays in the same run.
 //!
-//! `cargo run --release --manifest-path benches/tunnel/Cargo.toml` builds the programs, measures, prints a table and
-//! writes it with a chart. Times on a shared machine are noise, so each measure is taken in pairs, relays and
-//! programs in turn, and the median of the pairs' ratios is what counts. A transfer that is not byte for byte
-//! what was sent ends it with an error; a slow one never does. Everything runs in a network namespace of its
-//! own, where every socket gets the same congestion control.
+//! `cargo run --release --manifest-path benches/tunnel/Cargo.toml` builds the programs, measures,
+//! prints a table, and writes it with a chart. Times on a shared machine are noisy, so each measure
+//! is taken in pairs, relays and programs in turn, and the median of the pairs' ratios is the
+//! result. If a transfer does not match byte for byte, the run ends with an error; a slow transfer
+//! never ends it. Everything runs in its own network namespace, where every socket gets the same
+//! congestion control.
 
 mod chains;
 mod chart;
@@ -35,32 +36,41 @@ struct Args {
     /// Pairs of measurements
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     runs: u16,
-    /// Smaller transfers, three pairs: minutes become seconds, and the ratios rougher
+    /// Smaller transfers, three pairs: takes a third of the time and is rougher
     #[arg(long)]
     quick: bool,
-    /// Only the chain with so many links: 3 client and runner, 4 with host, 5 with agent
+    /// Only the chain with this many links: 3 client and runner, 4 with host, 5 with agent
     #[arg(long, value_name = "LINKS", value_parser = clap::value_parser!(u8).range(3..=5))]
     chain: Option<u8>,
-    /// Idle connections that memory is measured with
+    /// Idle connections for the measurement of memory
     #[arg(long, default_value_t = 10_000)]
     idle: usize,
     /// Leave OpenSSH and penguin out
     #[arg(long)]
     alone: bool,
-    /// Congestion control of every socket in the run: cubic is what an ordinary Linux has
-    #[arg(long, value_name = "NAME", default_value = "cubic", value_parser = ["cubic", "reno", "bbr"])]
+    /// Congestion control of every socket in the run; cubic is the default of an ordinary Linux
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "cubic",
+        value_parser = ["cubic", "reno", "bbr"]
+    )]
     congestion: String,
     /// Measure the programs of this folder instead of building them
     #[arg(long, value_name = "FOLDER", overrides_with = "programs")]
     programs: Option<PathBuf>,
-    /// Folder that gets tunnel.md and tunnel.svg
-    #[arg(long, value_name = "FOLDER", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/results"))]
+    /// Folder for tunnel.md and tunnel.svg
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/results")
+    )]
     write: PathBuf,
     #[command(subcommand)]
     part: Option<Part>,
 }
 
-/// What this program starts itself as.
+/// The parts of this program, each a process.
 #[derive(Subcommand)]
 #[command(hide = true)]
 enum Part {
@@ -92,13 +102,13 @@ fn told(error: io::Error) -> String {
     error.to_string()
 }
 
-/// As many descriptors as this user may have; children inherit it.
+/// Raises the limit of descriptors as far as this user may; children inherit it.
 fn raise_limit<T>(value: T) -> io::Result<T> {
     rlimit::increase_nofile_limit(u64::MAX)?;
     Ok(value)
 }
 
-/// How much is measured.
+/// The amount of work per measure.
 struct Sizes {
     runs: usize,
     mib: u64,
@@ -130,7 +140,8 @@ fn run(args: &Args) -> Result<(), String> {
         Some(folder) => folder.clone(),
         None => build()?,
     };
-    // After the build, which may want a network. Ends here when it could enter one.
+    // After the build, which may need a network. The process continues in the namespace if it can
+    // enter one.
     congestion::enter_namespace(&args.congestion, &programs);
     let congestion = congestion::in_use(&args.congestion).map_err(told)?;
     println!("congestion control: {congestion}");
@@ -174,7 +185,7 @@ fn run(args: &Args) -> Result<(), String> {
         .map_err(|error| format!("cannot write to {}: {error}", args.write.display()))
 }
 
-/// The programs, built as they are.
+/// The programs, built in their current state.
 fn build() -> Result<PathBuf, String> {
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -190,7 +201,7 @@ fn build() -> Result<PathBuf, String> {
     Ok(target.join("release/examples"))
 }
 
-/// One measure: what is done to a port, and what comes of it.
+/// One measure: the load on a port and its result.
 type Measure<'a> = Box<dyn Fn(u16) -> io::Result<f64> + 'a>;
 
 fn row(
@@ -217,7 +228,7 @@ fn row(
     })
 }
 
-/// What every tunnel can be asked.
+/// The measures for every tunnel.
 fn compare(ours: &Chain, bare: &Chain, sizes: &Sizes) -> Result<Vec<Row>, String> {
     let mib = sizes.mib;
     let measures: [(&str, &str, bool, Measure<'_>); 4] = [
@@ -259,7 +270,7 @@ fn compare(ours: &Chain, bare: &Chain, sizes: &Sizes) -> Result<Vec<Row>, String
 
 fn measure(ours: &Chain, bare: &Chain, service: &Chain, sizes: &Sizes) -> Result<Section, String> {
     let mib = sizes.mib;
-    // First, while no role keeps buffers from anything else.
+    // First, while no role holds buffers from earlier measures.
     let memory = idle(ours, sizes).map_err(|error| format!("idle connections: {error}"))?;
     let mut rows = compare(ours, bare, sizes)?;
     let measures: [(&str, &str, bool, Measure<'_>); 6] = [
@@ -319,7 +330,7 @@ fn measure(ours: &Chain, bare: &Chain, service: &Chain, sizes: &Sizes) -> Result
     })
 }
 
-/// CPU seconds per GiB of the mean role.
+/// CPU seconds per GiB of the average role.
 fn cpu_row(
     measure: &'static str,
     up: bool,
@@ -335,7 +346,7 @@ fn cpu_row(
         } else {
             load::download(port, 1, sizes.mib)?;
         }
-        // A relay for each role; the second client, for datagrams, does nothing meanwhile.
+        // One relay for each role. The second client, for datagrams, is idle meanwhile.
         let roles = bare.processes.len();
         Ok((chain_cpu(chain) - before) / roles as f64 * 1024.0 / sizes.mib as f64)
     });
@@ -363,7 +374,8 @@ fn datagrams(ours: &Chain, service: &Chain, sizes: &Sizes) -> io::Result<String>
     let all = count as usize * sizes.runs;
     let (direct, through) = (median(&mut direct), median(&mut through));
     Ok(format!(
-        "UDP: round trip of 64 B, p50, {through:.0} µs, straight to the service {direct:.0} µs; {lost} of {all} lost."
+        "UDP: round trip of 64 B, p50, {through:.0} µs, straight to the service {direct:.0} µs; \
+         {lost} of {all} lost."
     ))
 }
 

@@ -5,7 +5,8 @@ use std::io::{self, Read, Write};
 /// Bytes of one read or write.
 pub const PIECE: usize = 64 << 10;
 
-/// The pattern repeats after a prime number of bytes, so a piece that is lost, doubled or moved does not match.
+/// The pattern repeats after a prime number of bytes, so a lost, duplicated or moved piece does not
+/// match.
 const PERIOD: usize = 65_521;
 
 pub struct Pattern(Vec<u8>);
@@ -28,7 +29,7 @@ impl Pattern {
         Self(bytes)
     }
 
-    /// What stands at `at` in an endless repetition, at most `len` bytes and one piece.
+    /// The bytes at `at` in an endless repetition: at most `len` bytes and one piece.
     pub fn at(&self, at: u64, len: u64) -> &[u8] {
         let start = (at % PERIOD as u64) as usize;
         let len = len.min(PIECE as u64) as usize;
@@ -48,7 +49,7 @@ impl Pattern {
     /// Reads exactly `len` bytes.
     ///
     /// # Errors
-    /// The connection's, or `InvalidData` naming the place where the contents differ.
+    /// The connection's error, or `InvalidData` that names the position of the first difference.
     pub fn receive(&self, from: &mut impl Read, len: u64) -> io::Result<()> {
         let mut buffer = vec![0; PIECE];
         let mut at = 0;

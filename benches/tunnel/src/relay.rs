@@ -1,4 +1,4 @@
-//! A bare TCP relay, as plain and as fast as one is written: a thread for each direction, 64 KiB at a time.
+//! A simple and fast bare TCP relay: a thread for each direction, 64 KiB at a time.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};

@@ -8,7 +8,7 @@ pub struct Row {
     pub measure: &'static str,
     pub unit: &'static str,
     pub higher_is_better: bool,
-    /// Pairs of (bare, ours), taken one after the other.
+    /// Pairs of (bare, ours), measured one after the other.
     pub pairs: Vec<(f64, f64)>,
 }
 
@@ -36,7 +36,7 @@ pub struct Section {
     pub chain: String,
     pub beside: String,
     pub rows: Vec<Row>,
-    /// Facts that have no counterpart in a relay.
+    /// Facts without a counterpart in a relay.
     pub notes: Vec<String>,
 }
 
@@ -61,7 +61,8 @@ pub fn markdown(sections: &[Section], about: &[String]) -> String {
             let (measure, unit) = (row.measure, row.unit);
             let _ = writeln!(
                 text,
-                "| {measure}, {unit} | {bare} | {ours} | **{ratio:.2}** | {least:.2} to {greatest:.2} |"
+                "| {measure}, {unit} | {bare} | {ours} | **{ratio:.2}** | \
+                 {least:.2} to {greatest:.2} |"
             );
         }
         for note in &section.notes {

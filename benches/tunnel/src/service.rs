@@ -1,4 +1,5 @@
-//! The service behind every chain: TCP and UDP on one port. A connection's first byte says what it wants.
+//! The service behind every chain: TCP and UDP on one port. The first byte of a connection selects
+//! its job.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
@@ -6,14 +7,14 @@ use std::thread;
 
 use crate::pattern::{PIECE, Pattern};
 
-/// Everything comes back.
+/// Echoes everything.
 pub const ECHO: u8 = b'E';
-/// So many bytes are taken and checked, then answered with one byte.
+/// Receives and checks that many bytes, then answers with one byte.
 pub const UPLOAD: u8 = b'U';
-/// So many bytes are sent.
+/// Sends that many bytes.
 pub const DOWNLOAD: u8 = b'D';
 
-/// The answer to an upload that came whole, and to one that did not.
+/// The answer to a correct upload, and to a damaged one.
 pub const WHOLE: u8 = b'K';
 pub const BROKEN: u8 = b'X';
 
@@ -24,9 +25,9 @@ pub fn serve(port: u16) -> io::Result<()> {
     thread::spawn(move || echo_datagrams(&datagrams));
     for stream in listener.incoming() {
         let stream = stream?;
-        // Thousands of idle connections need no deep stacks.
+        // Thousands of idle connections need only small stacks.
         let thread = thread::Builder::new().stack_size(256 << 10);
-        // A connection that fails concerns the client, which tells.
+        // The client reports connections that fail.
         thread.spawn(move || serve_one(stream))?;
     }
     Ok(())
@@ -44,7 +45,7 @@ fn serve_one(mut stream: TcpStream) -> io::Result<()> {
     let mut wish = [0; 1];
     stream.read_exact(&mut wish)?;
     if wish == [ECHO] {
-        // Small until there is need: most of these only wait.
+        // Small at first: most connections only wait.
         let mut buffer = vec![0; 512];
         loop {
             let len = stream.read(&mut buffer)?;

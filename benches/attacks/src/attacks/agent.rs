@@ -1,4 +1,4 @@
-//! Roles turned: a hostile agent towards the runner.
+//! A hostile agent towards the runner.
 
 use std::io;
 
@@ -26,7 +26,7 @@ pub async fn deaf(field: &Field, _: usize) -> io::Result<()> {
     std::future::pending().await
 }
 
-/// Every kind of message, with ids that were and were not given out.
+/// Every kind of message, with ids that were and were not allocated.
 pub async fn garbage(field: &Field, _: usize) -> io::Result<()> {
     let mut peer = register(field).await?;
     let mut id = 0_u32;
@@ -44,7 +44,7 @@ pub async fn garbage(field: &Field, _: usize) -> io::Result<()> {
     }
 }
 
-/// Accepts what is asked for and sends DATA on all of it, whatever the other side takes.
+/// Accepts every request and sends DATA on all streams, regardless of what the other side reads.
 pub async fn flood(field: &Field, _: usize) -> io::Result<()> {
     let mut peer = register(field).await?;
     let mut ids = Vec::new();
@@ -68,7 +68,7 @@ pub async fn flood(field: &Field, _: usize) -> io::Result<()> {
     }
 }
 
-/// The payload of the next frame of the runner, which does not mask.
+/// The payload of the next frame of the runner, which is not masked.
 async fn message(peer: &mut Peer) -> io::Result<Vec<u8>> {
     let stream = &mut peer.stream;
     let _first = stream.read_u8().await?;

@@ -1,4 +1,4 @@
-//! The front door: what comes before a WebSocket.
+//! Attacks before a WebSocket exists.
 
 use std::io;
 use std::time::Duration;
@@ -31,7 +31,7 @@ pub async fn slow_heads(field: &Field, number: usize) -> io::Result<()> {
 }
 
 pub async fn stalled_tls(field: &Field, number: usize) -> io::Result<()> {
-    // The head of a TLS record with a ClientHello of 512 bytes, of which nothing follows.
+    // The header of a TLS record with a ClientHello of 512 bytes, and nothing after it.
     const BEGUN: [u8; 9] = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc];
     let mut stream = connect(field, field.host, number).await?;
     stream.write_all(&BEGUN).await?;
@@ -39,7 +39,7 @@ pub async fn stalled_tls(field: &Field, number: usize) -> io::Result<()> {
     until_ended(stream).await
 }
 
-/// Half of them without credentials, half with some that nobody gave them.
+/// Half of them without credentials, half with invalid ones.
 pub async fn strangers(field: &Field, number: usize) -> io::Result<()> {
     let token = if number % 2 == 0 {
         String::new()
@@ -53,7 +53,7 @@ pub async fn refusals(field: &Field, number: usize) -> io::Result<()> {
     ask(field, number, &format!("/api/tunnel/nobody-{number}"), "").await
 }
 
-/// Asks for a session and stays until it is refused.
+/// Requests a session and holds it until refused.
 async fn ask(field: &Field, number: usize, path: &str, more: &str) -> io::Result<()> {
     let mut stream = connect(field, field.host, number).await?;
     let request = format!(

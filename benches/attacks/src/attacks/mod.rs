@@ -18,7 +18,7 @@ pub const INSIDE: &str = "kohakuriver-vps-2";
 /// The container whose agent is the attacker.
 pub const ROGUE: &str = "kohakuriver-vps-3";
 
-/// What the programs are started with.
+/// How the programs are started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flavour {
     Plain,
@@ -30,7 +30,7 @@ pub enum Flavour {
     Unread,
 }
 
-/// Whose place the attacker takes.
+/// The role that the attacker replaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     Client,

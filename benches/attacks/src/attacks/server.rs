@@ -1,4 +1,4 @@
-//! Roles turned: a hostile host towards `forward`, a hostile runner towards host and agent.
+//! A hostile host towards `forward`, a hostile runner towards host and agent.
 
 use std::io;
 use std::time::Duration;
@@ -94,7 +94,7 @@ pub async fn silent(stream: TcpStream) -> io::Result<()> {
     until_ended(peer).await
 }
 
-/// Bytes as random as a small generator makes them.
+/// Pseudorandom bytes.
 async fn garbage(mut peer: Peer) -> io::Result<()> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let bytes: Vec<u8> = (0..BATCH)

@@ -1,4 +1,4 @@
-//! The tunnel's own messages: streams without end, data for nobody, credit for nothing.
+//! Attacks by tunnel messages: endless streams, data for unknown ids, useless credit.
 
 use std::io;
 
@@ -73,7 +73,7 @@ pub async fn windows(field: &Field, number: usize) -> io::Result<()> {
     pour(&mut peer.stream, &batch).await
 }
 
-/// Four downloads a session, with all the credit there can be.
+/// Four downloads a session, with the largest possible credit.
 pub async fn deaf(field: &Field, number: usize) -> io::Result<()> {
     let mut peer = session(field, number, DIRECT, [None, Some(V2)][number % 2]).await?;
     let _held = Held::new();
@@ -88,7 +88,8 @@ pub async fn deaf(field: &Field, number: usize) -> io::Result<()> {
     std::future::pending().await
 }
 
-/// Sessions to the container of the hostile agent that send as much as is taken, and read nothing.
+/// Sessions to the container of the hostile agent that send as much as is accepted, and read
+/// nothing.
 pub async fn sessions_to_rogue(field: &Field, number: usize) -> io::Result<()> {
     let peer = session(field, number, ROGUE, [None, Some(V2)][number % 2]).await?;
     early(peer, 80).await

@@ -1,4 +1,4 @@
-//! The WebSocket layer: control frames, fragments, messages that do not end.
+//! Attacks by WebSocket frames: control frames, fragments, endless messages.
 
 use std::io;
 
@@ -68,7 +68,7 @@ pub async fn partial(field: &Field, number: usize) -> io::Result<()> {
     until_ended(peer).await
 }
 
-/// A session through the host to the runner that is hostile, whose client reads nothing.
+/// A session through the host to the hostile runner, whose client reads nothing.
 pub async fn session_of_rogue(field: &Field, number: usize) -> io::Result<()> {
     let stream = connect(field, field.host, number).await?;
     let mut peer = wire::upgrade(stream, "/api/tunnel/3", Some(V2)).await?;
@@ -83,7 +83,7 @@ pub async fn pings(mut peer: Peer) -> io::Result<()> {
     pour(&mut peer.stream, &batch).await
 }
 
-/// A message in parts of `payload`, without a last one.
+/// A message in fragments of `payload` that never ends.
 pub async fn parts(mut peer: Peer, payload: &[u8]) -> io::Result<()> {
     let mut first = Vec::new();
     peer.frame(&mut first, BINARY_BEGINS, &[0]);
@@ -92,7 +92,7 @@ pub async fn parts(mut peer: Peer, payload: &[u8]) -> io::Result<()> {
     pour(&mut peer.stream, &batch).await
 }
 
-/// Takes whatever comes, until the other side ends it.
+/// Reads everything until the other side ends it.
 pub async fn until_ended(mut peer: Peer) -> io::Result<()> {
     let mut dropped = vec![0; 4096];
     while peer.stream.read(&mut dropped).await? > 0 {}
