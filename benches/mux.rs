@@ -9,41 +9,23 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use kohakuriver_tunnel::carrier;
 use kohakuriver_tunnel::mux::{self, Mux, TunnelStream};
 use kohakuriver_tunnel::session::{Config, Role, Version};
-use kohakuriver_tunnel::transport::{Carrier, Received};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Mutex;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::protocol::Role as Side;
 
 const WRITE: usize = 32 << 10;
 const READ: usize = 64 << 10;
 const TOTAL: usize = 32 << 20;
 
-struct Tungstenite;
-
-impl Carrier for Tungstenite {
-    type Message = Message;
-
-    fn wrap(&mut self, message: Bytes) -> Message {
-        Message::Binary(message)
-    }
-
-    fn unwrap(&mut self, message: Message) -> Received<Message> {
-        match message {
-            Message::Binary(bytes) => Received::Message(bytes),
-            Message::Ping(_) | Message::Pong(_) => Received::Skip,
-            Message::Close(_) => Received::End,
-            other => Received::Other(other),
-        }
-    }
-}
+carrier!(Ws: tungstenite::Message, close: tungstenite::protocol::CloseFrame);
 
 async fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -63,11 +45,10 @@ where
     let near = WebSocketStream::from_raw_socket(near, Side::Client, None).await;
     let far = WebSocketStream::from_raw_socket(far, Side::Server, None).await;
     let config = Config::default();
-    let (mux, _, driver) = mux::connect(near, Tungstenite, Role::Opener, Version::V2, config);
+    let (mux, _, driver) = mux::connect(near, Ws, Role::Opener, Version::V2, config);
     tokio::spawn(driver);
     let config = Config::default();
-    let (_, mut acceptor, driver) =
-        mux::connect(far, Tungstenite, Role::Acceptor, Version::V2, config);
+    let (_, mut acceptor, driver) = mux::connect(far, Ws, Role::Acceptor, Version::V2, config);
     tokio::spawn(driver);
     let near = mux.open_tcp(80).unwrap();
     let far = acceptor.accept().await.unwrap().accept_tcp();

@@ -12,56 +12,23 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use futures_util::{Sink, SinkExt, Stream, StreamExt};
-use kohakuriver_tunnel::transport::{Carrier, FrameTransport, ReceiveError, Received, carrier_fn};
+use kohakuriver_tunnel::carrier;
+use kohakuriver_tunnel::transport::{Carrier, CloseReason, FrameTransport, ReceiveError, Received};
 use kohakuriver_tunnel::wire::{ClientId, DecodeError, Frame, HeadroomBuf, Proto};
 use tokio::net::{TcpListener, TcpStream};
 
-/// What the tests need of a stack beyond carrying frames.
-trait Stack: Carrier<Message: Debug> {
-    fn text(text: &'static str) -> Self::Message;
-    fn as_text(message: &Self::Message) -> Option<&str>;
-}
+/// A carrier that `carrier!` wrote.
+trait Stack: Carrier<Message: Debug> + Default {}
+
+impl<C: Carrier<Message: Debug> + Default> Stack for C {}
 
 mod tungstenite {
-    use bytes::Bytes;
-    use kohakuriver_tunnel::transport::{Carrier, Received};
-    pub(super) use tokio_tungstenite::tungstenite::Message;
+    use tokio_tungstenite::tungstenite::{Message, protocol::CloseFrame};
     use tokio_tungstenite::{WebSocketStream, accept_async, client_async};
 
     use super::*;
 
-    pub(super) struct Tungstenite;
-
-    impl Carrier for Tungstenite {
-        type Message = Message;
-
-        fn wrap(&mut self, message: Bytes) -> Message {
-            Message::Binary(message)
-        }
-
-        fn unwrap(&mut self, message: Message) -> Received<Message> {
-            match message {
-                Message::Binary(message) => Received::Message(message),
-                Message::Ping(_) | Message::Pong(_) => Received::Skip,
-                Message::Close(_) => Received::End,
-                other => Received::Other(other),
-            }
-        }
-
-        fn probe(&mut self) -> Option<Message> {
-            Some(Message::Ping(Bytes::new()))
-        }
-    }
-
-    impl Stack for Tungstenite {
-        fn text(text: &'static str) -> Message {
-            Message::text(text)
-        }
-
-        fn as_text(message: &Message) -> Option<&str> {
-            message.to_text().ok().filter(|_| message.is_text())
-        }
-    }
+    carrier!(pub(super) Tungstenite: Message, close: CloseFrame);
 
     type Frames = FrameTransport<WebSocketStream<TcpStream>, Tungstenite>;
 
@@ -79,45 +46,11 @@ mod tungstenite {
 }
 
 mod tokio_ws {
-    use tokio_websockets::{ClientBuilder, Message, ServerBuilder, WebSocketStream};
+    use tokio_websockets::{ClientBuilder, CloseCode, Message, ServerBuilder, WebSocketStream};
 
     use super::*;
 
-    pub(super) struct TokioWebsockets;
-
-    impl Carrier for TokioWebsockets {
-        type Message = Message;
-
-        fn wrap(&mut self, message: Bytes) -> Message {
-            Message::binary(message)
-        }
-
-        fn unwrap(&mut self, message: Message) -> Received<Message> {
-            if message.is_binary() {
-                Received::Message(message.into_payload().into())
-            } else if message.is_ping() || message.is_pong() {
-                Received::Skip
-            } else if message.is_close() {
-                Received::End
-            } else {
-                Received::Other(message)
-            }
-        }
-
-        fn probe(&mut self) -> Option<Message> {
-            Some(Message::ping(Bytes::new()))
-        }
-    }
-
-    impl Stack for TokioWebsockets {
-        fn text(text: &'static str) -> Message {
-            Message::text(text.to_owned())
-        }
-
-        fn as_text(message: &Message) -> Option<&str> {
-            message.as_text()
-        }
-    }
+    carrier!(pub(super) TokioWebsockets: Message, code: CloseCode);
 
     type Frames = FrameTransport<WebSocketStream<TcpStream>, TokioWebsockets>;
 
@@ -137,47 +70,13 @@ mod tokio_ws {
 
 mod axum_ws {
     use axum::Router;
-    use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+    use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
     use axum::routing::get;
     use tokio::sync::mpsc;
 
     use super::*;
 
-    pub(super) struct Axum;
-
-    impl Carrier for Axum {
-        type Message = Message;
-
-        fn wrap(&mut self, message: Bytes) -> Message {
-            Message::Binary(message)
-        }
-
-        fn unwrap(&mut self, message: Message) -> Received<Message> {
-            match message {
-                Message::Binary(message) => Received::Message(message),
-                Message::Ping(_) | Message::Pong(_) => Received::Skip,
-                Message::Close(_) => Received::End,
-                text @ Message::Text(_) => Received::Other(text),
-            }
-        }
-
-        fn probe(&mut self) -> Option<Message> {
-            Some(Message::Ping(Bytes::new()))
-        }
-    }
-
-    impl Stack for Axum {
-        fn text(text: &'static str) -> Message {
-            Message::text(text)
-        }
-
-        fn as_text(message: &Message) -> Option<&str> {
-            match message {
-                Message::Text(text) => Some(text.as_str()),
-                _ => None,
-            }
-        }
-    }
+    carrier!(pub(super) Axum: Message, close: CloseFrame);
 
     pub(super) async fn server(listener: TcpListener) -> FrameTransport<WebSocket, Axum> {
         let (accepted, mut sockets) = mpsc::channel(1);
@@ -294,13 +193,11 @@ mod must {
         near: &mut FrameTransport<impl Socket<A::Message>, A>,
         far: &mut FrameTransport<impl Socket<B::Message>, B>,
     ) {
-        let text = A::text("CONNECTED");
+        let text = A::default().text("CONNECTED".into()).unwrap();
         soon(near.transport_mut().send(text)).await.unwrap();
         soon(near.send(data("after"))).await.unwrap();
         match soon(far.next()).await.unwrap() {
-            Err(ReceiveError::Unexpected(message)) => {
-                assert_eq!(B::as_text(&message), Some("CONNECTED"));
-            }
+            Err(ReceiveError::Text(text)) => assert_eq!(text, "CONNECTED"),
             item => panic!("expected the text, got {item:?}"),
         }
         assert_eq!(soon(far.next()).await.unwrap().unwrap(), data("after"));
@@ -309,11 +206,11 @@ mod must {
     pub(super) async fn outlive_a_ping_flood<A: Stack, B: Stack>(
         near: &mut FrameTransport<impl Socket<A::Message>, A>,
         far: &mut FrameTransport<impl Socket<B::Message>, B>,
-        mut probe: impl FnMut() -> A::Message,
     ) {
+        let ping = || A::default().ping().unwrap();
         let flood = async {
             for _ in 0..20_000 {
-                near.transport_mut().feed(probe()).await.unwrap();
+                near.transport_mut().feed(ping()).await.unwrap();
             }
             near.send(data("after")).await.unwrap();
             // The pongs are passed over here too.
@@ -324,6 +221,27 @@ mod must {
             far.send(data("reply")).await.unwrap();
         };
         soon(async { tokio::join!(flood, receive) }).await;
+    }
+
+    /// Longer than a close frame has room for, in characters of two bytes.
+    pub(super) async fn carry_the_reason_of_a_close<A: Stack, B: Stack>(
+        near: &mut FrameTransport<impl Socket<A::Message>, A>,
+        far: &mut FrameTransport<impl Socket<B::Message>, B>,
+    ) {
+        let close = async {
+            let close = A::default().close(1008, &"é".repeat(100)).unwrap();
+            near.transport_mut().send(close).await.unwrap();
+            assert!(near.next().await.is_none());
+        };
+        let receive = async {
+            assert!(far.next().await.is_none());
+            let reason = CloseReason {
+                code: 1008,
+                text: "é".repeat(61),
+            };
+            assert_eq!(far.close_reason(), Some(&reason));
+        };
+        soon(async { tokio::join!(close, receive) }).await;
     }
 
     /// Neither end is dropped before both have seen the end: the handshake itself must do it.
@@ -371,7 +289,7 @@ mod must {
 }
 
 macro_rules! pairings {
-    ($($name:ident: $client:expr => $server:expr, $client_stack:path, $server_stack:path;)*) => {$(
+    ($($name:ident: $client:expr => $server:expr;)*) => {$(
         mod $name {
             use super::*;
 
@@ -405,10 +323,20 @@ macro_rules! pairings {
             #[tokio::test]
             async fn outlives_a_ping_flood() {
                 let (mut client, mut server) = connect($client, $server).await;
-                let probe = || $client_stack.probe().unwrap();
-                must::outlive_a_ping_flood(&mut client, &mut server, probe).await;
-                let probe = || $server_stack.probe().unwrap();
-                must::outlive_a_ping_flood(&mut server, &mut client, probe).await;
+                must::outlive_a_ping_flood(&mut client, &mut server).await;
+                must::outlive_a_ping_flood(&mut server, &mut client).await;
+            }
+
+            #[tokio::test]
+            async fn carries_the_clients_reason_to_close() {
+                let (mut client, mut server) = connect($client, $server).await;
+                must::carry_the_reason_of_a_close(&mut client, &mut server).await;
+            }
+
+            #[tokio::test]
+            async fn carries_the_servers_reason_to_close() {
+                let (mut client, mut server) = connect($client, $server).await;
+                must::carry_the_reason_of_a_close(&mut server, &mut client).await;
             }
 
             #[tokio::test]
@@ -426,30 +354,44 @@ macro_rules! pairings {
     )*};
 }
 
-use axum_ws::Axum;
-use tokio_ws::TokioWebsockets;
-use tungstenite::Tungstenite;
-
 pairings! {
-    tungstenite_to_tungstenite: tungstenite::client => tungstenite::server, Tungstenite, Tungstenite;
-    tungstenite_to_tokio_websockets: tungstenite::client => tokio_ws::server, Tungstenite, TokioWebsockets;
-    tungstenite_to_axum: tungstenite::client => axum_ws::server, Tungstenite, Axum;
-    tokio_websockets_to_tungstenite: tokio_ws::client => tungstenite::server, TokioWebsockets, Tungstenite;
-    tokio_websockets_to_tokio_websockets: tokio_ws::client => tokio_ws::server, TokioWebsockets, TokioWebsockets;
-    tokio_websockets_to_axum: tokio_ws::client => axum_ws::server, TokioWebsockets, Axum;
+    tungstenite_to_tungstenite: tungstenite::client => tungstenite::server;
+    tungstenite_to_tokio_websockets: tungstenite::client => tokio_ws::server;
+    tungstenite_to_axum: tungstenite::client => axum_ws::server;
+    tokio_websockets_to_tungstenite: tokio_ws::client => tungstenite::server;
+    tokio_websockets_to_tokio_websockets: tokio_ws::client => tokio_ws::server;
+    tokio_websockets_to_axum: tokio_ws::client => axum_ws::server;
 }
 
+/// The least that a carrier can be: no pings, no texts, no reasons.
 #[tokio::test]
-async fn two_closures_are_a_carrier_too() {
-    use tungstenite::Message;
+async fn two_methods_are_a_carrier_too() {
+    use tokio_tungstenite::tungstenite::Message;
+
+    struct Least;
+
+    impl Carrier for Least {
+        type Message = Message;
+
+        fn binary(&mut self, message: Bytes) -> Message {
+            Message::Binary(message)
+        }
+
+        fn classify(&mut self, message: Message) -> Received<Message> {
+            match message {
+                Message::Binary(message) => Received::Message(message),
+                Message::Close(_) => Received::End(None),
+                other => Received::Other(other),
+            }
+        }
+    }
+
+    assert!(Least.ping().is_none());
+    assert!(Least.text(String::new()).is_none());
+    assert!(Least.close(1000, "").is_none());
     let (client, mut server) = connect(tungstenite::client, axum_ws::server).await;
     let (socket, _) = client.into_parts();
-    let carrier = carrier_fn(Message::Binary, |message| match message {
-        Message::Binary(message) => Received::Message(message),
-        Message::Close(_) => Received::End,
-        other => Received::Other(other),
-    });
-    let mut client = FrameTransport::new(socket, carrier);
+    let mut client = FrameTransport::new(socket, Least);
     soon(client.send(data("there"))).await.unwrap();
     assert_eq!(soon(server.next()).await.unwrap().unwrap(), data("there"));
     soon(server.send(data("and back"))).await.unwrap();

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::Bytes;
 use futures_util::{Sink, Stream};
-use kohakuriver_tunnel::transport::{FrameTransport, ReceiveError, Received, carrier_fn};
+use kohakuriver_tunnel::transport::{Carrier, FrameTransport, ReceiveError, Received};
 use kohakuriver_tunnel::wire::Frame;
 
 /// What the transport does when it is polled.
@@ -20,11 +20,32 @@ use kohakuriver_tunnel::wire::Frame;
 enum Step {
     Message(Bytes),
     Skip,
+    Text(u8),
     Other(u8),
     Fail(u8),
     Pending,
     /// The carrier's end: a WebSocket close.
     Close,
+}
+
+struct Steps;
+
+impl Carrier for Steps {
+    type Message = Step;
+
+    fn binary(&mut self, message: Bytes) -> Step {
+        Step::Message(message)
+    }
+
+    fn classify(&mut self, step: Step) -> Received<Step> {
+        match step {
+            Step::Message(message) => Received::Message(message),
+            Step::Skip => Received::Skip,
+            Step::Text(text) => Received::Text(text.to_string()),
+            Step::Close => Received::End(None),
+            other => Received::Other(other),
+        }
+    }
 }
 
 /// A transport that does what the input says and then ends.
@@ -63,7 +84,8 @@ fn script(mut data: &[u8]) -> VecDeque<Step> {
             }
             // Up to twice as many as are passed over in one poll.
             0x80..0xc0 => steps.extend(vec![Step::Skip; usize::from(operation - 0x7f)]),
-            0xc0..0xd0 => steps.push_back(Step::Other(operation)),
+            0xc0..0xc8 => steps.push_back(Step::Other(operation)),
+            0xc8..0xd0 => steps.push_back(Step::Text(operation)),
             0xd0..0xe0 => steps.push_back(Step::Fail(operation)),
             0xe0..0xf0 => steps.push_back(Step::Pending),
             0xf0.. => steps.push_back(Step::Close),
@@ -81,6 +103,7 @@ fn expected(steps: &VecDeque<Step>) -> Vec<Item> {
             Step::Message(message) => {
                 Some(Frame::decode(message.clone()).map_err(ReceiveError::Decode))
             }
+            Step::Text(text) => Some(Err(ReceiveError::Text(text.to_string()))),
             Step::Other(_) => Some(Err(ReceiveError::Unexpected(step.clone()))),
             Step::Fail(code) => Some(Err(ReceiveError::Transport(*code))),
             Step::Skip | Step::Pending | Step::Close => None,
@@ -125,19 +148,13 @@ fn send(frames: impl Iterator<Item = Frame>) -> VecDeque<Step> {
 
 fn over(
     steps: VecDeque<Step>,
-) -> FrameTransport<Script, impl kohakuriver_tunnel::transport::Carrier<Message = Step>> {
+) -> FrameTransport<Script, Steps> {
     let script = Script {
         steps,
         polls: 0,
         sent: Vec::new(),
     };
-    let carrier = carrier_fn(Step::Message, |step| match step {
-        Step::Message(message) => Received::Message(message),
-        Step::Skip => Received::Skip,
-        Step::Close => Received::End,
-        other => Received::Other(other),
-    });
-    FrameTransport::new(script, carrier)
+    FrameTransport::new(script, Steps)
 }
 
 impl Stream for Script {

@@ -190,7 +190,7 @@ where
                 Poll::Ready(Some(Err(error))) => {
                     break Inflow::Over(Closed::Lost(error.to_string()));
                 }
-                Poll::Ready(Some(Ok(message))) => match self.carrier.unwrap(message) {
+                Poll::Ready(Some(Ok(message))) => match self.carrier.classify(message) {
                     Received::Message(message) => {
                         bytes += message.len();
                         self.inbox.push(message);
@@ -199,8 +199,8 @@ where
                         skipped += 1;
                         alive = true;
                     }
-                    Received::End => break Inflow::Over(Closed::Ended),
-                    Received::Other(_) => {
+                    Received::End(_) => break Inflow::Over(Closed::Ended),
+                    Received::Text(_) | Received::Other(_) => {
                         let cause = "the other side sent what is no tunnel message";
                         break Inflow::Over(Closed::Lost(cause.into()));
                     }
@@ -267,8 +267,8 @@ where
                 self.fill_outbox(now);
             }
             let message = match self.outbox.pop_front() {
-                Some(Transmit::Message(message)) => self.carrier.wrap(message),
-                Some(Transmit::Probe) => match self.carrier.probe() {
+                Some(Transmit::Message(message)) => self.carrier.binary(message),
+                Some(Transmit::Probe) => match self.carrier.ping() {
                     Some(probe) => probe,
                     None => {
                         // Nobody was asked, so silence says nothing.
@@ -368,7 +368,7 @@ where
                 Poll::Pending => break,
                 Poll::Ready(None | Some(Err(_))) => closing.ended = true,
                 Poll::Ready(Some(Ok(message))) => {
-                    closing.ended = matches!(self.carrier.unwrap(message), Received::End);
+                    closing.ended = matches!(self.carrier.classify(message), Received::End(_));
                     skipped += 1;
                 }
             }

@@ -8,28 +8,14 @@
 //! with Nagle's algorithm a small message would then wait for the peer's delayed acknowledgement: 40 ms and more.
 //!
 //! ```
-//! # use bytes::Bytes;
-//! # use kohakuriver_tunnel::transport::{Carrier, Received};
-//! # use tokio_tungstenite::{WebSocketStream, tungstenite::{Message, protocol::Role as Side}};
+//! # use tokio_tungstenite::WebSocketStream;
+//! # use tokio_tungstenite::tungstenite::{self, protocol::Role as Side};
+//! use kohakuriver_tunnel::carrier;
 //! use kohakuriver_tunnel::mux;
 //! use kohakuriver_tunnel::session::{Config, Role, Version};
 //! use tokio::io::{AsyncReadExt, AsyncWriteExt};
 //!
-//! struct Tungstenite;
-//! impl Carrier for Tungstenite {
-//!     type Message = Message;
-//!     fn wrap(&mut self, message: Bytes) -> Message {
-//!         Message::Binary(message)
-//!     }
-//!     fn unwrap(&mut self, message: Message) -> Received<Message> {
-//!         match message {
-//!             Message::Binary(bytes) => Received::Message(bytes),
-//!             Message::Ping(_) | Message::Pong(_) => Received::Skip,
-//!             Message::Close(_) => Received::End,
-//!             other => Received::Other(other),
-//!         }
-//!     }
-//! }
+//! carrier!(Ws: tungstenite::Message, close: tungstenite::protocol::CloseFrame);
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -37,10 +23,10 @@
 //! # let client = WebSocketStream::from_raw_socket(near, Side::Client, None).await;
 //! # let server = WebSocketStream::from_raw_socket(far, Side::Server, None).await;
 //! let (mux, _, driver) =
-//!     mux::connect(client, Tungstenite, Role::Opener, Version::V2, Config::default());
+//!     mux::connect(client, Ws, Role::Opener, Version::V2, Config::default());
 //! tokio::spawn(driver);
 //! # let (_, mut acceptor, driver) =
-//! #     mux::connect(server, Tungstenite, Role::Acceptor, Version::V2, Config::default());
+//! #     mux::connect(server, Ws, Role::Acceptor, Version::V2, Config::default());
 //! # tokio::spawn(driver);
 //! # tokio::spawn(async move {
 //! #     let mut stream = acceptor.accept().await.unwrap().accept_tcp();

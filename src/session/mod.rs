@@ -37,6 +37,7 @@ mod ending;
 mod endpoint;
 mod error;
 mod events;
+mod greeting;
 mod ids;
 mod keepalive;
 mod life;
@@ -54,6 +55,7 @@ pub use self::config::Config;
 pub use self::endpoint::Session;
 pub use self::error::{OpenError, Reason, Reset, SendError, StreamError, Violation, clean_text};
 pub use self::events::{Event, Recv, Stats, StreamId, Transmit};
+pub use self::greeting::{Greeting, NotOffered};
 pub use self::life::State;
 pub use self::time::Instant;
 
@@ -65,9 +67,6 @@ pub const EARLY_DATA: u32 = 64 << 10;
 
 /// The largest datagram, in bytes (PROTOCOL.md section 4.3).
 pub const MAX_DATAGRAM: usize = 65_507;
-
-/// The WebSocket subprotocol that selects v2 (PROTOCOL.md section 5.1).
-pub const SUBPROTOCOL_V2: &str = "kohakuriver-tunnel.v2";
 
 /// The protocol spoken on a tunnel, agreed on before its first message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

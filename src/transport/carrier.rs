@@ -1,36 +1,179 @@
+use alloc::string::String;
+
 use bytes::Bytes;
 
 /// How tunnel messages travel in the messages of one WebSocket stack.
 ///
-/// A foreign message type cannot implement a trait of this crate in a user's crate, so the strategy is a
-/// type of its own, usually a zero-sized one.
+/// A user's crate cannot implement a trait of this crate for a foreign message type, so the carrier is a
+/// type of its own, usually a zero-sized one. The macro [`carrier!`](crate::carrier!) writes it for tungstenite, axum and
+/// tokio-websockets. For another stack implement the trait: [`binary`](Self::binary) and
+/// [`classify`](Self::classify) carry the tunnel, and each of the other methods adds what its text says.
+///
+/// ```
+/// use bytes::Bytes;
+/// use kohakuriver_tunnel::transport::{Carrier, Received};
+///
+/// /// A message of some stack.
+/// enum Packet {
+///     Binary(Vec<u8>),
+///     Text(String),
+///     Heartbeat,
+///     Bye,
+/// }
+///
+/// struct InPackets;
+///
+/// impl Carrier for InPackets {
+///     type Message = Packet;
+///
+///     fn binary(&mut self, message: Bytes) -> Packet {
+///         Packet::Binary(message.into())
+///     }
+///
+///     fn classify(&mut self, packet: Packet) -> Received<Packet> {
+///         match packet {
+///             Packet::Binary(message) => Received::Message(message.into()),
+///             Packet::Text(text) => Received::Text(text),
+///             Packet::Heartbeat => Received::Skip,
+///             Packet::Bye => Received::End(None),
+///         }
+///     }
+///
+///     fn ping(&mut self) -> Option<Packet> {
+///         Some(Packet::Heartbeat)
+///     }
+///
+///     fn text(&mut self, text: String) -> Option<Packet> {
+///         Some(Packet::Text(text))
+///     }
+/// }
+/// ```
 pub trait Carrier {
     /// The stack's message type.
     type Message;
 
-    /// Puts one tunnel message into one binary message.
-    fn wrap(&mut self, message: Bytes) -> Self::Message;
+    /// Puts one tunnel message, at most 1 MiB, into one binary message.
+    fn binary(&mut self, message: Bytes) -> Self::Message;
 
     /// Says what a received message is.
-    fn unwrap(&mut self, message: Self::Message) -> Received<Self::Message>;
+    fn classify(&mut self, message: Self::Message) -> Received<Self::Message>;
 
     /// The stack's own keepalive (a WebSocket ping), sent where the tunnel protocol has none (v1).
     ///
-    /// `None` when there is no such thing: then a silent v1 peer cannot be told from a dead one, and is kept.
-    fn probe(&mut self) -> Option<Self::Message> {
+    /// `None`, as by default, when there is no such thing: then a silent v1 peer cannot be told from a dead
+    /// one, and is kept.
+    fn ping(&mut self) -> Option<Self::Message> {
+        None
+    }
+
+    /// A text message: the greeting of a session (PROTOCOL.md section 4.1).
+    ///
+    /// `None`, as by default, when the stack has no texts: then there is no greeting.
+    fn text(&mut self, text: String) -> Option<Self::Message> {
+        let _ = text;
+        None
+    }
+
+    /// A message that closes the transport with a code and a reason for a person to read, of which a WebSocket
+    /// keeps at most 123 bytes ([`CloseReason::cut`]).
+    ///
+    /// `None`, as by default, when the stack has no such message: then the transport is closed without a word.
+    fn close(&mut self, code: u16, why: &str) -> Option<Self::Message> {
+        let _ = (code, why);
         None
     }
 }
 
 /// What a message of the stack means to the tunnel.
+///
+/// ```
+/// use kohakuriver_tunnel::carrier;
+/// use kohakuriver_tunnel::transport::{Carrier, Received};
+/// use tokio_tungstenite::tungstenite;
+///
+/// carrier!(Ws: tungstenite::Message, close: tungstenite::protocol::CloseFrame);
+///
+/// let ping = tungstenite::Message::Ping("?".into());
+/// assert_eq!(Ws.classify(ping), Received::Skip);
+/// let text = tungstenite::Message::text("CONNECTED");
+/// assert_eq!(Ws.classify(text), Received::Text("CONNECTED".into()));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Received<M> {
     /// One tunnel message.
     Message(Bytes),
+    /// A text, as the peer sent it: the greeting of a session, or a violation after it. Whoever shows it passes it
+    /// through [`clean_text`](crate::session::clean_text) first.
+    Text(String),
     /// Nothing to the tunnel, but a sign of life: a WebSocket ping or pong.
     Skip,
-    /// The other side ended the transport.
-    End,
-    /// Anything else, for instance the text of the handshake.
+    /// The other side ended the transport, with a code and a reason if it gave one.
+    End(Option<CloseReason>),
+    /// Anything else.
     Other(M),
+}
+
+/// Code and reason with which a WebSocket was closed (RFC 6455 section 7.4, PROTOCOL.md section 4.1).
+///
+/// ```
+/// use kohakuriver_tunnel::transport::CloseReason;
+///
+/// let refused = CloseReason { code: 1008, text: "unknown task".into() };
+/// assert_eq!(refused.to_string(), "unknown task (1008)");
+/// assert_eq!(CloseReason::cut(&"é".repeat(100)).len(), 122);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CloseReason {
+    /// 1000 is a good end, 1008 a refusal, 1011 a failure.
+    pub code: u16,
+    /// For a person to read; may be empty. As the peer sent it, where a peer sent it.
+    pub text: String,
+}
+
+impl CloseReason {
+    /// Longest text of a WebSocket's close frame, in bytes.
+    pub const MAX_TEXT: usize = 123;
+
+    /// As much of `text` as a close frame has room for, in whole characters.
+    #[must_use]
+    pub fn cut(text: &str) -> &str {
+        let fits = |end: &usize| text.is_char_boundary(*end);
+        let end = (0..=Self::MAX_TEXT.min(text.len())).rev().find(fits);
+        end.and_then(|end| text.get(..end)).unwrap_or_default()
+    }
+}
+
+impl core::fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self.text.as_str() {
+            "" => write!(f, "code {}", self.code),
+            text => write!(f, "{text} ({})", self.code),
+        }
+    }
+}
+
+/// The carrier of a transport whose messages are [`Bytes`] and nothing else: a channel, a data channel of
+/// a browser, or a byte stream with a length before each message.
+///
+/// It has neither pings nor texts nor close codes.
+///
+/// ```
+/// use kohakuriver_tunnel::transport::{Carrier, Plain, Received};
+///
+/// assert_eq!(Plain.classify(Plain.binary("hi".into())), Received::Message("hi".into()));
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Plain;
+
+impl Carrier for Plain {
+    type Message = Bytes;
+
+    fn binary(&mut self, message: Bytes) -> Bytes {
+        message
+    }
+
+    fn classify(&mut self, message: Bytes) -> Received<Bytes> {
+        Received::Message(message)
+    }
 }

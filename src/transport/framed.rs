@@ -1,3 +1,4 @@
+use alloc::string::String;
 use core::future::poll_fn;
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
@@ -7,7 +8,7 @@ use futures_core::{FusedStream, Stream};
 use futures_sink::Sink;
 use thiserror::Error;
 
-use super::{Carrier, Received};
+use super::{Carrier, CloseReason, Received};
 use crate::wire::{DecodeError, Frame};
 
 /// Messages that mean nothing to the tunnel, passed over in one poll. Then other tasks have their turn.
@@ -38,6 +39,7 @@ pub struct FrameTransport<T, C> {
     transport: T,
     carrier: C,
     ended: bool,
+    close_reason: Option<CloseReason>,
 }
 
 // The carrier is never pinned.
@@ -50,6 +52,7 @@ impl<T, C: Carrier> FrameTransport<T, C> {
             transport,
             carrier,
             ended: false,
+            close_reason: None,
         }
     }
 
@@ -87,6 +90,12 @@ impl<T, C: Carrier> FrameTransport<T, C> {
         &self.transport
     }
 
+    /// The code and the reason with which the other side closed the transport, once the stream has ended, if it
+    /// gave any. As the peer sent them: [`clean_text`](crate::session::clean_text) makes a reason fit to be shown.
+    pub const fn close_reason(&self) -> Option<&CloseReason> {
+        self.close_reason.as_ref()
+    }
+
     /// Gives the transport and the carrier back. Nothing is buffered here, so nothing is lost.
     pub fn into_parts(self) -> (T, C) {
         (self.transport, self.carrier)
@@ -112,14 +121,16 @@ where
             };
             let item = match message {
                 Err(error) => Err(ReceiveError::Transport(error)),
-                Ok(message) => match this.carrier.unwrap(message) {
+                Ok(message) => match this.carrier.classify(message) {
                     Received::Message(message) => {
                         Frame::decode(message).map_err(ReceiveError::Decode)
                     }
+                    Received::Text(text) => Err(ReceiveError::Text(text)),
                     Received::Other(message) => Err(ReceiveError::Unexpected(message)),
                     Received::Skip => continue,
-                    Received::End => {
+                    Received::End(reason) => {
                         this.ended = true;
+                        this.close_reason = reason;
                         // Stacks answer a closing handshake when they are polled again.
                         let _ = Pin::new(&mut this.transport).poll_next(cx);
                         return Poll::Ready(None);
@@ -156,7 +167,7 @@ where
 
     fn start_send(self: Pin<&mut Self>, message: Bytes) -> Result<(), T::Error> {
         let this = self.get_mut();
-        let message = this.carrier.wrap(message);
+        let message = this.carrier.binary(message);
         Pin::new(&mut this.transport).start_send(message)
     }
 
@@ -193,8 +204,24 @@ where
     }
 }
 
-/// What a [`FrameTransport`] received instead of a frame. Whose fault it is tells the variant.
+/// What a [`FrameTransport`] received instead of a frame. The variant says who is at fault.
+///
+/// ```
+/// use bytes::Bytes;
+/// use futures_util::{StreamExt, stream};
+/// use kohakuriver_tunnel::transport::{FrameTransport, Plain, ReceiveError};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let messages = stream::iter([Ok::<_, std::io::Error>(Bytes::from("short"))]);
+/// let mut frames = FrameTransport::new(messages, Plain);
+/// let error = frames.next().await.unwrap().unwrap_err();
+/// assert!(matches!(error, ReceiveError::Decode(_)), "the peer's fault, and not the end");
+/// assert!(frames.next().await.is_none());
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum ReceiveError<E, M> {
     /// The peer sent a tunnel message that is malformed. The next one may not be.
     #[error(transparent)]
@@ -203,9 +230,11 @@ pub enum ReceiveError<E, M> {
     /// does.
     #[error(transparent)]
     Transport(E),
+    /// The peer sent a text, such as the greeting of a session (PROTOCOL.md section 4.1), which
+    /// [`Greeting::parse`](crate::session::Greeting::parse) understands. Frames may follow.
+    #[error("a text that carries no tunnel message")]
+    Text(String),
     /// The peer sent a message that carries no tunnel message: [`Received::Other`]. Frames may follow.
-    ///
-    /// The text of the handshake (PROTOCOL.md section 3.1) arrives like this.
     #[error("message of the transport that carries no tunnel message")]
     Unexpected(M),
 }
@@ -219,7 +248,6 @@ mod tests {
     use std::task::{Wake, Waker};
 
     use super::*;
-    use crate::transport::carrier_fn;
     use crate::wire::ClientId;
 
     /// A transport that is never pending: what it holds, then `last` for ever.
@@ -239,6 +267,27 @@ mod tests {
         }
     }
 
+    /// Messages that say themselves what they are.
+    struct AsTold;
+
+    impl Carrier for AsTold {
+        type Message = Received<&'static str>;
+
+        fn binary(&mut self, message: Bytes) -> Self::Message {
+            Received::Message(message)
+        }
+
+        fn classify(&mut self, message: Self::Message) -> Received<Self::Message> {
+            match message {
+                Received::Other(text) => Received::Other(Received::Other(text)),
+                Received::Message(message) => Received::Message(message),
+                Received::Text(text) => Received::Text(text),
+                Received::Skip => Received::Skip,
+                Received::End(reason) => Received::End(reason),
+            }
+        }
+    }
+
     #[derive(Default)]
     struct Wakes(AtomicUsize);
 
@@ -250,10 +299,7 @@ mod tests {
 
     type Item = Result<Frame, ReceiveError<Infallible, Received<&'static str>>>;
 
-    fn poll<C>(frames: &mut FrameTransport<Always, C>, wakes: &Arc<Wakes>) -> Poll<Option<Item>>
-    where
-        C: Carrier<Message = Received<&'static str>>,
-    {
+    fn poll(frames: &mut FrameTransport<Always, AsTold>, wakes: &Arc<Wakes>) -> Poll<Option<Item>> {
         let waker = Waker::from(Arc::clone(wakes));
         Pin::new(frames).poll_next(&mut Context::from_waker(&waker))
     }
@@ -261,20 +307,14 @@ mod tests {
     fn frames(
         first: impl IntoIterator<Item = Received<&'static str>>,
         last: Option<Received<&'static str>>,
-    ) -> FrameTransport<Always, impl Carrier<Message = Received<&'static str>>> {
+    ) -> FrameTransport<Always, AsTold> {
         let first = first.into_iter().collect();
         let transport = Always {
             first,
             last,
             polls: 0,
         };
-        let carrier = carrier_fn(Received::Message, |message| match message {
-            Received::Other(text) => Received::Other(Received::Other(text)),
-            Received::Message(message) => Received::Message(message),
-            Received::Skip => Received::Skip,
-            Received::End => Received::End,
-        });
-        FrameTransport::new(transport, carrier)
+        FrameTransport::new(transport, AsTold)
     }
 
     fn ping() -> Frame {
@@ -315,14 +355,16 @@ mod tests {
     fn what_is_no_frame_is_an_item_and_not_the_end() {
         let messages = [
             Received::Message(Bytes::from_static(b"short")),
-            Received::Other("CONNECTED"),
+            Received::Other("a raw frame"),
+            Received::Text("CONNECTED".into()),
             Received::Message(ping().to_bytes()),
         ];
         let mut frames = frames(messages, None);
         let wakes = Arc::default();
         let items = [
             Err(ReceiveError::Decode(DecodeError::Truncated { len: 5 })),
-            Err(ReceiveError::Unexpected(Received::Other("CONNECTED"))),
+            Err(ReceiveError::Unexpected(Received::Other("a raw frame"))),
+            Err(ReceiveError::Text("CONNECTED".into())),
             Ok(ping()),
         ];
         for item in items {
@@ -334,13 +376,19 @@ mod tests {
     #[test]
     fn the_end_is_final_and_polls_the_stack_once_more_for_its_closing_handshake() {
         let after = Some(Received::Message(ping().to_bytes()));
-        let mut frames = frames([Received::End], after);
+        let reason = CloseReason {
+            code: 1008,
+            text: "no".into(),
+        };
+        let mut frames = frames([Received::End(Some(reason.clone()))], after);
         let wakes = Arc::default();
         assert!(!frames.is_terminated());
+        assert_eq!(frames.close_reason(), None);
         for _ in 0..3 {
             assert_eq!(poll(&mut frames, &wakes), Poll::Ready(None));
             assert!(frames.is_terminated());
         }
+        assert_eq!(frames.close_reason(), Some(&reason));
         assert_eq!(frames.transport().polls, 2);
     }
 }

@@ -9,12 +9,13 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use futures_util::{Sink, Stream};
-use kohakuriver_tunnel::transport::{Carrier, Received};
+use kohakuriver_tunnel::transport::{Carrier, CloseReason, Received};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Packet {
     Binary(Bytes),
     Text(String),
+    Close(CloseReason),
     Ping,
     Pong,
 }
@@ -199,19 +200,29 @@ pub(crate) struct Packets {
 impl Carrier for Packets {
     type Message = Packet;
 
-    fn wrap(&mut self, message: Bytes) -> Packet {
+    fn binary(&mut self, message: Bytes) -> Packet {
         Packet::Binary(message)
     }
 
-    fn unwrap(&mut self, packet: Packet) -> Received<Packet> {
+    fn classify(&mut self, packet: Packet) -> Received<Packet> {
         match packet {
             Packet::Binary(bytes) => Received::Message(bytes),
             Packet::Ping | Packet::Pong => Received::Skip,
-            other @ Packet::Text(_) => Received::Other(other),
+            Packet::Text(text) => Received::Text(text),
+            Packet::Close(reason) => Received::End(Some(reason)),
         }
     }
 
-    fn probe(&mut self) -> Option<Packet> {
+    fn ping(&mut self) -> Option<Packet> {
         self.probes.then_some(Packet::Ping)
+    }
+
+    fn text(&mut self, text: String) -> Option<Packet> {
+        Some(Packet::Text(text))
+    }
+
+    fn close(&mut self, code: u16, why: &str) -> Option<Packet> {
+        let text = CloseReason::cut(why).to_owned();
+        Some(Packet::Close(CloseReason { code, text }))
     }
 }

@@ -3,15 +3,15 @@
 use std::future::Future;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::{Sink, Stream};
+use kohakuriver_tunnel::carrier;
 use kohakuriver_tunnel::mux::{self, Acceptor, Closed, Mux, TunnelDatagram, TunnelStream};
 use kohakuriver_tunnel::session::{Config, Role, Version};
-use kohakuriver_tunnel::transport::{Carrier, Received};
+use kohakuriver_tunnel::transport::Carrier;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::protocol::Role as Side;
 
 use super::pipe::{Packets, Wire, pipe};
@@ -27,29 +27,7 @@ pub(crate) async fn within<F: Future>(future: F) -> F::Output {
     }
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Tungstenite;
-
-impl Carrier for Tungstenite {
-    type Message = Message;
-
-    fn wrap(&mut self, message: Bytes) -> Message {
-        Message::Binary(message)
-    }
-
-    fn unwrap(&mut self, message: Message) -> Received<Message> {
-        match message {
-            Message::Binary(bytes) => Received::Message(bytes),
-            Message::Ping(_) | Message::Pong(_) => Received::Skip,
-            Message::Close(_) => Received::End,
-            other => Received::Other(other),
-        }
-    }
-
-    fn probe(&mut self) -> Option<Message> {
-        Some(Message::Ping(Bytes::new()))
-    }
-}
+carrier!(pub(crate) Tungstenite: tungstenite::Message, close: tungstenite::protocol::CloseFrame);
 
 /// A tunnel both ends of which live in this process.
 pub(crate) struct Tunnel {

@@ -9,38 +9,20 @@
 
 use std::time::Instant;
 
-use bytes::Bytes;
+use kohakuriver_tunnel::carrier;
 use kohakuriver_tunnel::mux;
 use kohakuriver_tunnel::session::{Config, Role, Version};
-use kohakuriver_tunnel::transport::{Carrier, Received};
 use penguin_mux::Multiplexor;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex, split};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::protocol::Role as Side;
 
 const WRITE: usize = 32 << 10;
 const RUNS: usize = 5;
 
-struct Tungstenite;
-
-impl Carrier for Tungstenite {
-    type Message = Message;
-
-    fn wrap(&mut self, message: Bytes) -> Message {
-        Message::Binary(message)
-    }
-
-    fn unwrap(&mut self, message: Message) -> Received<Message> {
-        match message {
-            Message::Binary(bytes) => Received::Message(bytes),
-            Message::Ping(_) | Message::Pong(_) => Received::Skip,
-            Message::Close(_) => Received::End,
-            other => Received::Other(other),
-        }
-    }
-}
+carrier!(Ws: tungstenite::Message, close: tungstenite::protocol::CloseFrame);
 
 trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Transport for T {}
@@ -171,10 +153,10 @@ async fn through<S: Transport>(near: S, far: S, shape: Shape, peer: Peer) -> f64
         Peer::Ours => {
             let join = Config::default;
             let (opener, _, driver) =
-                mux::connect(near, Tungstenite, Role::Opener, Version::V2, join());
+                mux::connect(near, Ws, Role::Opener, Version::V2, join());
             tokio::spawn(driver);
             let (_, mut acceptor, driver) =
-                mux::connect(far, Tungstenite, Role::Acceptor, Version::V2, join());
+                mux::connect(far, Ws, Role::Acceptor, Version::V2, join());
             tokio::spawn(driver);
             let near = opener.open_tcp(80).unwrap();
             let far = acceptor.accept().await.unwrap().accept_tcp();

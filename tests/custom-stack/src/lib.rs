@@ -35,21 +35,29 @@ pub struct InPackets;
 impl Carrier for InPackets {
     type Message = Packet;
 
-    fn wrap(&mut self, message: Bytes) -> Packet {
+    fn binary(&mut self, message: Bytes) -> Packet {
         Packet::Binary(message.into())
     }
 
-    fn unwrap(&mut self, packet: Packet) -> Received<Packet> {
+    fn classify(&mut self, packet: Packet) -> Received<Packet> {
         match packet {
             Packet::Binary(message) => Received::Message(message.into()),
             Packet::Ping | Packet::Pong => Received::Skip,
-            Packet::Close => Received::End,
-            text @ Packet::Text(_) => Received::Other(text),
+            Packet::Close => Received::End(None),
+            Packet::Text(text) => Received::Text(text),
         }
     }
 
-    fn probe(&mut self) -> Option<Packet> {
+    fn ping(&mut self) -> Option<Packet> {
         Some(Packet::Ping)
+    }
+
+    fn text(&mut self, text: String) -> Option<Packet> {
+        Some(Packet::Text(text))
+    }
+
+    fn close(&mut self, _: u16, _: &str) -> Option<Packet> {
+        Some(Packet::Close)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use custom_stack::{InPackets, Packet, PacketCodec};
 use futures_util::{SinkExt, StreamExt, stream};
-use kohakuriver_tunnel::transport::{Carrier, FrameTransport, ReceiveError, Received, carrier_fn};
+use kohakuriver_tunnel::transport::{Carrier, FrameTransport, ReceiveError, Received};
 use kohakuriver_tunnel::wire::{ClientId, DecodeError, Frame, Proto};
 use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
@@ -70,10 +70,9 @@ async fn what_is_no_frame_is_told_apart_and_the_frames_around_it_arrive() {
     soon(near.flush()).await.unwrap();
 
     assert_eq!(soon(far.next()).await.unwrap().unwrap(), data("one"));
-    let text = Packet::Text("CONNECTED".into());
     assert!(matches!(
         soon(far.next()).await,
-        Some(Err(ReceiveError::Unexpected(packet))) if packet == text
+        Some(Err(ReceiveError::Text(text))) if text == "CONNECTED"
     ));
     assert!(matches!(
         soon(far.next()).await,
@@ -103,17 +102,25 @@ async fn a_failure_of_the_stack_is_the_transports_and_closing_ends_the_stream() 
 
 /// A foreign message type, and ends that only send or only receive.
 #[tokio::test]
-async fn two_closures_carry_frames_over_a_channel_of_vectors() {
-    fn vectors() -> impl Carrier<Message = Vec<u8>> {
-        carrier_fn(
-            |message: Bytes| Vec::from(message),
-            |message: Vec<u8>| Received::Message(message.into()),
-        )
+async fn frames_pass_over_a_channel_of_vectors() {
+    struct Vectors;
+
+    impl Carrier for Vectors {
+        type Message = Vec<u8>;
+
+        fn binary(&mut self, message: Bytes) -> Vec<u8> {
+            message.into()
+        }
+
+        fn classify(&mut self, message: Vec<u8>) -> Received<Vec<u8>> {
+            Received::Message(message.into())
+        }
     }
+
     let (sender, mut receiver) = mpsc::channel(1);
     let messages = stream::poll_fn(move |cx| receiver.poll_recv(cx));
-    let mut sending = FrameTransport::new(PollSender::new(sender), vectors());
-    let mut receiving = FrameTransport::new(messages.map(Ok::<_, Infallible>), vectors());
+    let mut sending = FrameTransport::new(PollSender::new(sender), Vectors);
+    let mut receiving = FrameTransport::new(messages.map(Ok::<_, Infallible>), Vectors);
     let send = async {
         for i in 0..100 {
             sending.send(data(vec![i])).await.unwrap();

@@ -1,4 +1,4 @@
-//! The WebSockets of the programs: handshakes, the first text, refusals, and the library's `Carrier`.
+//! The WebSockets of the programs: handshakes, the first text, refusals, and the library's carrier.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use futures_util::{SinkExt, StreamExt};
 use http_body_util::Empty;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, StatusCode};
-use kohakuriver_tunnel::session::clean_text;
-use kohakuriver_tunnel::transport::{Carrier, Received};
+use kohakuriver_tunnel::carrier;
+use kohakuriver_tunnel::session::{Version, clean_text};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
@@ -24,7 +24,7 @@ use super::url::Url;
 pub type Socket = WebSocket<Link>;
 
 /// The WebSocket subprotocol that means version 2; not chosen means version 1.
-pub const V2: HeaderValue = HeaderValue::from_static("kohakuriver-tunnel.v2");
+pub const V2: HeaderValue = HeaderValue::from_static(Version::OFFER);
 
 /// Closes an agent's WebSocket when a newer one of its name has registered (PROTOCOL.md section 4.1).
 pub const REPLACED: u16 = 4001;
@@ -44,30 +44,7 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most of an error answer's body that is shown.
 const REFUSAL_TEXT_MAX: usize = 4096;
 
-/// Tunnel messages as binary WebSocket messages.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Tungstenite;
-
-impl Carrier for Tungstenite {
-    type Message = Message;
-
-    fn wrap(&mut self, message: Bytes) -> Message {
-        Message::Binary(message)
-    }
-
-    fn unwrap(&mut self, message: Message) -> Received<Message> {
-        match message {
-            Message::Binary(bytes) => Received::Message(bytes),
-            Message::Ping(_) | Message::Pong(_) => Received::Skip,
-            Message::Close(_) => Received::End,
-            other => Received::Other(other),
-        }
-    }
-
-    fn probe(&mut self) -> Option<Message> {
-        Some(Message::Ping(Bytes::new()))
-    }
-}
+carrier!(pub Tungstenite: Message, close: CloseFrame);
 
 /// Why no WebSocket, or no tunnel on it, came about.
 #[derive(Debug)]

@@ -136,7 +136,7 @@ impl Runner {
         let v2 = http::has_token(
             request.headers(),
             &header::SEC_WEBSOCKET_PROTOCOL,
-            kohakuriver_tunnel::session::SUBPROTOCOL_V2,
+            kohakuriver_tunnel::session::Version::OFFER,
         );
         let upgrade = hyper::upgrade::on(&mut request);
         match route {
