@@ -1,4 +1,4 @@
-"""Checks tests/vectors.json by an independent reading of PROTOCOL.md section 2: nothing but struct."""
+"""Checks tests/vectors.json with an independent decoder, written from PROTOCOL.md section 2."""
 
 import json, struct, sys
 

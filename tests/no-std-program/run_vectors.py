@@ -1,4 +1,4 @@
-"""Runs the `wire` program on every golden vector it has room for: its exit code and output must be the vector's."""
+"""Runs the `wire` program on every golden vector that fits, and compares exit code and output."""
 
 import json, pathlib, subprocess, sys
 
@@ -14,7 +14,8 @@ for vector in vectors:
     expected = ["strict", "lenient", "neither"].index(accepted), output
     if (ran.returncode, ran.stdout) != expected:
         sys.exit(
-            f"{vector['name']}: {ran.returncode} {ran.stdout.hex()}, expected {expected[0]} {output.hex()}"
+            f"{vector['name']}: {ran.returncode} {ran.stdout.hex()}, "
+            f"expected {expected[0]} {output.hex()}"
         )
     count += 1
 print(f"{count} vectors run")

@@ -132,7 +132,7 @@ class Agent:
         await self.send(wire.CONNECTED, wire.UDP, client)
         writing = self.spawn(towards_service())
         try:
-            # Also after CLOSE: nothing ends this but an error, so every peer leaves a socket behind.
+            # Continues after CLOSE: only an error ends it, so every peer leaves a socket behind.
             while True:
                 await self.send(wire.DATA, wire.UDP, client, await loop.sock_recv(sock, 65536))
         except OSError as error:  # one ICMP refusal is enough
@@ -151,7 +151,7 @@ async def run(args):
     attempts = 0
     while True:
         try:
-            # Stricter than deployed: deflate is offered here as well.
+            # Stricter than the deployed agent: this one offers deflate.
             async with connect(uri, proxy=None, ping_interval=None, max_size=2**26) as ws:
                 leave_nagle_on(ws.transport)
                 log.info("registered at %s", uri)

@@ -1,4 +1,4 @@
-"""Starts a chain of programs, ours or theirs in each place, and the services and apps at its ends."""
+"""Starts a chain of programs, each ours or theirs, and the services and apps at its ends."""
 
 import asyncio
 import hashlib
@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 
 class Failed(Exception):
-    """A check did not hold; the text says how."""
+    """A check failed; the text says how."""
 
 
 class Skipped(Exception):
@@ -62,7 +62,7 @@ def free_port(kind=socket.SOCK_STREAM):
 
 
 def refusing_socket(kind=socket.SOCK_STREAM):
-    """A socket that has a port and does not listen: the port refuses, and nobody else gets it."""
+    """A bound socket that does not listen: its port refuses, and no other process can take it."""
     sock = socket.socket(socket.AF_INET, kind)
     sock.bind(("127.0.0.1", 0))
     return sock
@@ -97,7 +97,7 @@ class Program:
     def signal(self, number):
         if self.code is None:
             try:
-                # Not process.send_signal: it may take the exit code from under the event loop.
+                # Not process.send_signal, which may reap the process before the event loop does.
                 os.kill(self.process.pid, number)
             except ProcessLookupError:
                 pass
@@ -107,7 +107,7 @@ class Program:
         await self.process.wait()
 
     async def stop(self, grace=5):
-        """SIGTERM, then SIGKILL. True when the first was enough."""
+        """Sends SIGTERM, then SIGKILL. True if SIGTERM was enough."""
         if self.process is None or self.code is not None:
             return True
         self.signal(signal.SIGTERM)
@@ -279,10 +279,15 @@ class Chain:
 class Service:
     """A TCP service; the app's first nine bytes are a command and a size.
 
-    E echo | U take size bytes, answer their sha256 | D the sha256 of size bytes, then the bytes
-    B both at once, then the sha256 of what came | S stream size bytes (0: without end) and read nothing
-    H read to the end, then answer the sha256 | F send size bytes and end that direction, then read to the
-    end into `received` | V send size bytes, then reset | R read nothing at all
+    E echo
+    U read size bytes, answer their sha256
+    D send the sha256 of size bytes, then the bytes
+    B both at once, then send the sha256 of the bytes received
+    S send size bytes (0: without end) and read nothing
+    H read to the end, then answer the sha256
+    F send size bytes and end that direction, then read to the end into `received`
+    V send size bytes, then reset
+    R read nothing at all
     """
 
     HEADER = struct.Struct("!cQ")
@@ -322,7 +327,7 @@ class Service:
             writer.close()
 
     async def send(self, writer, size):
-        """`size` bytes of the blob, again and again."""
+        """`size` bytes: the blob, repeated."""
         view = memoryview(self.blob)
         sent = 0
         while not size or sent < size:
@@ -411,7 +416,7 @@ class App:
 
     @classmethod
     async def ending(cls, port, first):
-        """How a connection ends of which nothing but its end is expected."""
+        """How a new connection ends after `first`. Data before the end is dropped."""
         try:
             app = await cls.open(port)
         except ConnectionResetError:
@@ -452,7 +457,7 @@ class App:
             raise Failed(f"{what}: {differing(back, data)}")
 
     async def end(self):
-        """How the connection ends: 'eof' or 'reset'. What comes before it is dropped."""
+        """How the connection ends: 'eof' or 'reset'. Data before the end is dropped."""
         try:
             while await self.reader.read(65536):
                 pass
@@ -461,7 +466,7 @@ class App:
             return "reset"
 
     def vanish(self):
-        """Ends it with a reset, as an application that is killed with data unread."""
+        """Ends the connection with a reset, as an application killed with unread data would."""
         reset(self.writer)
 
     def close(self):

@@ -41,7 +41,7 @@ class Forward:
         except ConnectionClosed:
             pass
         finally:
-            # Local EOF, be it only of one direction, ends all of it.
+            # Local EOF of one direction ends both.
             self.writers.pop(client, None)
             writer.close()
             try:
@@ -79,7 +79,7 @@ class Forward:
 async def run(args):
     uri = f"{args.host.rstrip('/')}/ws/forward/{args.task_id}/{args.remote_port}?proto={args.proto}"
     try:
-        # The library's defaults: deflate is offered, messages over 1 MiB are refused, pings every 20 s.
+        # The library's defaults: offers deflate, refuses messages over 1 MiB, pings every 20 s.
         async with connect(uri, proxy=None) as ws:
             text = await asyncio.wait_for(ws.recv(), 10)
             if text != "CONNECTED":
@@ -91,7 +91,8 @@ async def run(args):
             server = await asyncio.start_server(forward.accept, args.local_host, args.local_port)
             port = server.sockets[0].getsockname()[1]
             print(
-                f"Listening on {args.local_host}:{port} ({args.proto}) -> task {args.task_id} port {args.remote_port}",
+                f"Listening on {args.local_host}:{port} ({args.proto}) "
+                f"-> task {args.task_id} port {args.remote_port}",
                 flush=True,
             )
             await forward.receive()

@@ -1,4 +1,4 @@
-"""What the four programs share that is not the wire: logging, and plain HTTP answers."""
+"""What the four programs share besides the wire: logging, and plain HTTP answers."""
 
 import http
 import logging

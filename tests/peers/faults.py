@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Looks for each known fault of the deployed system, as a user would see it.
+"""Checks for each known fault of the deployed system, as a user would see it.
 
 faults.py --ours target/release/examples                # all four ours: every check passes
 faults.py --chain theirs,theirs,theirs,theirs           # forward, host, runner, agent
@@ -29,7 +29,7 @@ CHECKS = []
 
 
 def fault(number):
-    """A check for the fault of this number; its chain is already running unless it asks for another."""
+    """A check for the fault of this number. Its chain already runs unless it starts another."""
 
     def add(function):
         CHECKS.append((number, function))
@@ -140,7 +140,7 @@ async def bytes_of_a_closed_stream_reach_no_later_user(chain, service):
 
 
 async def stream_stops(service, seconds=3):
-    """The endless stream of the service ends: it writes no more."""
+    """Waits until the service stops writing its endless stream."""
 
     async def look():
         before = service.sent
@@ -376,7 +376,7 @@ async def client_exits_3_when_refused(chain, service):
 
 @fault(11)
 async def agents_do_not_all_return_in_one_second(chain, service):
-    """A runner that stands still for a while has its agents back one by one."""
+    """The agents of a runner that was suspended for a while come back one by one."""
     count = 12
     port = free_port()
     times = []
@@ -429,7 +429,7 @@ async def no_log_line_per_frame(chain, service):
 
 @fault(13)
 async def small_writes_do_not_wait(chain, service):
-    """Each turn writes twice and waits for both: with Nagle the second waits for the peer's delayed ACK."""
+    """Each turn writes twice and waits for both. Nagle delays the second until the peer's ACK."""
 
     async def answer(reader, writer):
         try:
@@ -456,7 +456,7 @@ async def small_writes_do_not_wait(chain, service):
 
 
 async def one(function, args, logs):
-    """None, or the exception that tells the result."""
+    """None, or the exception that describes the failure."""
     chain = Chain(args.chain, args.ours, logs, quiet=function is not no_log_line_per_frame)
     service = Service()
     try:

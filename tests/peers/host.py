@@ -27,7 +27,7 @@ async def relay(source, sink, way):
     async for message in source:
         await sink.send(message)
         if isinstance(message, str):
-            # It is passed on, but a text in mid-session is the end of the session.
+            # A text in mid-session is passed on and ends the session.
             log.error("%s: text in mid-session", way)
             return
         log.info("%s %s", way, wire.describe(message))
@@ -47,7 +47,7 @@ async def forward(tasks, ws):
     container, runner_url = tasks[task]
     uri = f"{runner_url}/ws/forward/{container}/{port}?proto={proto}"
     try:
-        # No header and no subprotocol of the client goes along. The library's defaults: 1 MiB, deflate, pings.
+        # Drops the client's headers. The library's defaults: 1 MiB, deflate, pings.
         runner = await connect(uri, proxy=None)
     except (OSError, InvalidHandshake, asyncio.TimeoutError) as error:
         await refuse(ws, 1011, f"runner unreachable: {error}")

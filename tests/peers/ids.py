@@ -4,8 +4,8 @@
     ids.py --ours target/release/examples             # 100 runs of 2 x 40 connections
     ids.py --quick                                    # 10 runs
 
-Each run starts two new forwards, so that each draws its first id anew. Every connection sends texts that name it
-and must get back its own.
+Each run starts two new forwards, so that each draws a new first id. Every connection sends texts
+that name it and must get its own texts back.
 """
 
 import argparse
@@ -22,7 +22,7 @@ TURNS = 3
 
 
 async def one_run(chain, service, number):
-    """What came back wrong."""
+    """The wrong answers."""
     forwards = await asyncio.gather(chain.forward(service.port), chain.forward(service.port))
     wrong = []
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs ours and theirs in every combination over the four places of the chain, 16 in all.
+"""Runs our and their programs in all 16 combinations over the four roles of the chain.
 
 matrix.py --ours target/release/examples
 matrix.py --only ours,theirs,ours,theirs      # forward, host, runner, agent
@@ -96,7 +96,7 @@ class Run:
         await self.idle("the service's end of 20 connections")
 
     async def disconnect(self):
-        """Apps and services that vanish in mid-stream: the other end sees it, the neighbour goes on."""
+        """If an app or service vanishes in mid-stream, the other end sees it; others continue."""
         neighbour = await self.app(b"E")
         await neighbour.echo(b"before")
         for way in ("reset", "close"):
@@ -120,7 +120,7 @@ class Run:
         await self.echo()
 
     async def refused(self):
-        """Comes last: with theirs two forwards at once would share ids, so the first is ended."""
+        """Runs last. Two forwards of theirs would share ids, so the first one is ended."""
         check(await self.forward.stop(), f"{self.forward.name} did not end on SIGTERM")
         self.chain.programs.remove(self.forward)
         with refusing_socket() as sock:

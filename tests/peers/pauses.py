@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Readers that pause: a big download whose app reads nothing for a while, in chains of every mix.
 
-    pauses.py --ours target/release/examples          # 16 mixes; 60 s as well where all four are ours
+    pauses.py --ours target/release/examples          # 16 mixes; also 60 s if all four are ours
     pauses.py --quick                                 # fewer mixes and pauses: under two minutes
     pauses.py --only ours,theirs,ours,theirs --alone 3,18 --beside 3
 
-The independent peers ping as their library does by default: every 20 s, and 20 s later they give up. So a reader
-that is alone must get away with 18 s in every mix. Where all four are ours the tunnel is v2, where a pause may
-last and costs no neighbour anything. What comes is compared with the service's sum. With neighbours, a reader
-in v1 may be cut, but with a reset: an end of file would pass for a whole file.
+The independent peers ping by their library's defaults: every 20 s, and 20 s later they give up. A
+reader without neighbours must therefore survive 18 s in every mix. If all four programs are ours,
+the tunnel is v2: any pause is allowed and delays no neighbour. The data is compared with the
+service's checksum. With neighbours, a v1 reader may be cut, but only by a reset, because an end of
+file would look like a complete file.
 """
 
 import argparse
@@ -65,7 +66,7 @@ async def download(port, size, pause, what):
 
 
 class Neighbour:
-    """An app that talks and waits for each answer, on the tunnel of the reader that pauses."""
+    """An app that sends and waits for each answer, on the tunnel of the reader that pauses."""
 
     def __init__(self, app):
         self.app = app
@@ -80,7 +81,7 @@ class Neighbour:
             await asyncio.sleep(TURN)
 
     async def end(self):
-        """The worst round trip; the failure, if there was one."""
+        """The worst round trip, and the failure if there was one."""
         await asyncio.sleep(1)
         self.task.cancel()
         ended = (await asyncio.gather(self.task, return_exceptions=True))[0]
@@ -91,7 +92,7 @@ class Neighbour:
 
 
 async def alone(sides, forward, size, pause):
-    """Nothing else on the tunnel: no mix may cut it."""
+    """A reader without neighbours: no mix may cut it."""
     what = f"alone, {pause:g} s"
     end = await within(pause + 120, what, download(forward.port, size, pause, what))
     if end != "whole":
@@ -100,14 +101,14 @@ async def alone(sides, forward, size, pause):
 
 
 async def beside(sides, forward, size, pause):
-    """With two neighbours. In v1 it may be cut."""
+    """A reader with two neighbours. In v1 it may be cut."""
     what = f"beside others, {pause:g} s"
     neighbours = [Neighbour(await App.open(forward.port, b"E")) for _ in range(2)]
     try:
         end = await within(pause + 120, what, download(forward.port, size, pause, what))
     finally:
         worst = [await neighbour.end() for neighbour in neighbours]
-    # A deployed client ends whatever ends in good order.
+    # A deployed client ends every connection in good order.
     if end == "eof" and sides[0] == "ours":
         raise Failed(f"{what}: an end of file in place of a reset")
     if sides == OURS and end != "whole":
@@ -116,7 +117,7 @@ async def beside(sides, forward, size, pause):
 
 
 async def mix(sides, args, logs):
-    """What happened, and whether all of it may."""
+    """What happened, and whether all of it is allowed."""
     chain = Chain(sides, args.ours, logs)
     service = await Service().start()
     told, failures = {"alone": [], "beside others": []}, []
@@ -128,7 +129,7 @@ async def mix(sides, args, logs):
             ("beside others", beside, args.beside + more),
         ):
             for pause in pauses:
-                # A forward each: what became of one is not the next one's affair.
+                # A forward for each, so that the end of one does not affect the next.
                 forward = await chain.forward(service.port)
                 try:
                     told[kind].append(await look(sides, forward, int(args.size * MIB), pause))

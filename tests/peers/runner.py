@@ -77,7 +77,7 @@ class Runner:
                 except ConnectionClosed:
                     pass
         finally:
-            # Removes whatever is registered, also a newer connection of the same agent.
+            # Removes any registration, also of a newer connection of the same agent.
             self.tunnels.pop(container, None)
             log.info("agent of %s is gone", container)
 
@@ -115,7 +115,7 @@ class Runner:
 
 
 class Direct:
-    """A client's session with a VM. The proto byte is not looked at: all of it is TCP."""
+    """A client's session with a VM. Ignores the proto byte: everything is TCP."""
 
     def __init__(self, ws, address):
         self.ws = ws

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks at the level of messages that the peers have the quirks they are there for."""
+"""Checks at the level of messages that the peers have the quirks of the deployed programs."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ ECHO = Service.HEADER.pack(b"E", 0)
 
 
 async def message(ws, seconds=3):
-    """The next message taken apart, or None when none comes."""
+    """The next message, decoded, or None if none comes."""
     try:
         got = await asyncio.wait_for(ws.recv(), seconds)
     except asyncio.TimeoutError:
@@ -66,7 +66,7 @@ async def ended(ws, code=None):
 
 
 class FakeAgent:
-    """Stands where an agent would, or where the runner of an agent would, and records."""
+    """Replaces an agent, or the runner of an agent, and records."""
 
     def __init__(self):
         self.ws = asyncio.get_running_loop().create_future()
@@ -113,7 +113,7 @@ async def agent_talks(chain, service):
             kind, proto, client, at, reason = await message(ws)
             same((kind, proto, client, at, bool(reason)), wire.ERROR, wire.TCP, 2, 0, True)
 
-        # After CLOSE the service's bytes still come, under an id that is free again.
+        # After CLOSE the service's bytes still arrive, under an id that is free again.
         await ws.send(wire.pack(wire.CONNECT, wire.TCP, 3, service.port))
         await expect(ws, wire.CONNECTED, wire.TCP, 3, 0, b"")
         await ws.send(wire.pack(wire.DATA, wire.TCP, 3, 0, Service.HEADER.pack(b"S", 64 * MIB)))
@@ -123,7 +123,7 @@ async def agent_talks(chain, service):
             late += len(got[4])
         same((late, got), 64 * MIB, (wire.CLOSE, wire.TCP, 3, 0, b""))
 
-        # The service's EOF: CLOSE is sent, and what still comes for the id is written.
+        # At the service's EOF, CLOSE is sent, and later data for the id is still written.
         await ws.send(wire.pack(wire.CONNECT, wire.TCP, 4, service.port))
         await expect(ws, wire.CONNECTED, wire.TCP, 4, 0, b"")
         await ws.send(wire.pack(wire.DATA, wire.TCP, 4, 0, Service.HEADER.pack(b"F", 3)))
@@ -150,7 +150,7 @@ async def agent_talks(chain, service):
 
 
 async def runner_with_agent(chain, service):
-    """Ids and unknown types go through, PONG does not come back, CLOSE ends delivery, a lost client is closed."""
+    """Ids and unknown types pass, PONG does not, CLOSE ends delivery, a lost client is closed."""
     await chain.start_runner()
     uri = f"ws://127.0.0.1:{chain.runner_port}/ws/tunnel/{CONTAINER}"
     async with connect(uri, proxy=None) as agent:
@@ -214,7 +214,7 @@ async def runner_with_vm(chain, service):
 
 
 async def host_passes_and_limits(chain, service):
-    """Errors and close codes, no header or subprotocol of the client, 1 MiB, text ends the session."""
+    """Errors, close codes, the client's headers dropped, 1 MiB, text ends the session."""
     fake = FakeAgent()
 
     async def runner(ws):
@@ -266,7 +266,7 @@ async def host_passes_and_limits(chain, service):
 
 
 async def cli_is_optimistic(chain, service):
-    """Ids from 1, DATA without waiting for CONNECTED, port 0 in all but CONNECT, CLOSE on EOF, over 1 MiB refused."""
+    """Ids from 1, DATA before CONNECTED, port only in CONNECT, CLOSE on EOF, at most 1 MiB."""
     fake = FakeAgent()
 
     async def host(ws):

@@ -1,4 +1,4 @@
-"""The agent by itself: what it needs of the folder it runs in, and how it ends. Most telling with `--empty-root`."""
+"""The agent by itself: which files it needs, and how it ends. Most useful with `--empty-root`."""
 
 import signal
 

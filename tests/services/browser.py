@@ -24,7 +24,7 @@ OPTIONS = [
 
 
 class Browser:
-    """A browser with an empty profile, told what to do over a pair of pipes."""
+    """A browser with an empty profile, controlled over a pair of pipes."""
 
     def __init__(self, place):
         user = other_user("nobody")
@@ -55,7 +55,7 @@ class Browser:
         self.rest = b""
 
     def open(self, url):
-        """Opens a page; what then gives its text."""
+        """Opens a page. Returns a function that reads its text."""
         page = self.call("Target.createTarget", url=url)["targetId"]
         session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
 

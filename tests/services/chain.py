@@ -19,7 +19,7 @@ CONTAINER = f"kohakuriver-vps-{TASK}"
 
 
 class Failed(Exception):
-    """A check did not hold; the text says how."""
+    """A check failed; the text says how."""
 
 
 class Cannot(Exception):
@@ -43,7 +43,7 @@ def until(seconds, what, condition, pause=0.02):
 
 @contextlib.contextmanager
 def within(seconds):
-    """A limit for all that happens inside."""
+    """A time limit for everything inside."""
 
     def ring(*_):
         raise Failed(f"not done within {seconds:g} s")
@@ -75,7 +75,7 @@ def connects(port):
 
 
 def find(*names):
-    """The first of these commands or patterns that there is."""
+    """The first of these commands or patterns that exists."""
     places = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     for name in names:
         if name.startswith("/"):
@@ -88,7 +88,7 @@ def find(*names):
 
 
 def other_user(*names):
-    """Whom a server runs as: the first of these users there is, if we are root; else ourselves."""
+    """The user of a server: the first of these that exists, if we are root, else ourselves."""
     if os.getuid() != 0:
         return None
     for name in (*names, "nobody"):
@@ -98,7 +98,7 @@ def other_user(*names):
 
 
 def surroundings(extra=()):
-    """The environment without what would change how the programs behave."""
+    """The environment without the variables that configure the programs."""
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -171,7 +171,7 @@ class Process:
                 os.killpg(self.popen.pid, number)
 
     def stop(self, number=signal.SIGTERM, grace=5):
-        """Asks it to end, then makes it. True when asking was enough."""
+        """Sends SIGTERM, then SIGKILL. True if SIGTERM was enough."""
         self.send(number)
         try:
             self.popen.wait(grace)
@@ -218,7 +218,7 @@ class Place:
         return process
 
     def run(self, command, seconds=60, user=None, code=0, env=(), **more):
-        """Runs a command to its end; its stdout. It fails unless the exit code is `code`."""
+        """Runs a command and returns its stdout. Fails unless the exit code is `code`."""
         command = [str(part) for part in command]
         more.setdefault("stdin", subprocess.DEVNULL)
         more.setdefault("stdout", subprocess.PIPE)
@@ -239,7 +239,7 @@ class Place:
         return done.stdout.decode(errors="replace") if done.stdout is not None else None
 
     def run_all(self, commands, seconds=60):
-        """Runs commands at once, each with its stdout in a file; all have to end with 0."""
+        """Runs commands in parallel, each with its stdout in a file. All have to exit with 0."""
         running, files = [], []
         folder = pathlib.Path(tempfile.mkdtemp(dir=self.folder))
         end = time.monotonic() + seconds
@@ -282,7 +282,7 @@ class Place:
 
 
 class Chain:
-    """Our programs in a place: runner, agent, host, and a forward for each call of `forward`."""
+    """Our programs in a folder: runner, agent, host, and a forward for each call of `forward`."""
 
     def __init__(self, place, programs, agent=None, empty_root=False):
         self.place = place
@@ -324,7 +324,7 @@ class Chain:
         )
 
     def forward(self, *ports, local=(), task=TASK, base=None):
-        """Forwards ports; the local ones, in the same order. A port is a number or has `/udp`."""
+        """Forwards ports and returns the local ones. A port is a number, or ends in `/udp`."""
         specs = []
         for port, own in zip(ports, [*local, *[0] * len(ports)]):
             number, slash, proto = str(port).partition("/")
@@ -335,7 +335,8 @@ class Chain:
         for port in ports:
             number, _, proto = str(port).partition("/")
             line = self.client.line(
-                rf"^Listening on 127\.0\.0\.1:(\d+) \({proto or 'tcp'}\) -> task {task} port {number}$"
+                rf"^Listening on 127\.0\.0\.1:(\d+) \({proto or 'tcp'}\) "
+                rf"-> task {task} port {number}$"
             )
             found.append(int(line[1]))
         return found[0] if len(found) == 1 else found

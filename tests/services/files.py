@@ -1,4 +1,4 @@
-"""Files with content that differs everywhere, and their digests."""
+"""Files without repeated content, and their digests."""
 
 import hashlib
 import random
@@ -7,7 +7,7 @@ from chain import MIB, check
 
 
 def write(path, size, seed):
-    """Fills a file with bytes that come out the same for the same seed."""
+    """Fills a file with bytes that depend only on the seed."""
     made = random.Random(seed)
     with open(path, "wb") as file:
         while size > 0:

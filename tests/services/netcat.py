@@ -1,4 +1,4 @@
-"""netcat, which ends its direction and then waits for the reply, with the real `sort` as the service."""
+"""netcat, which ends its direction and then waits for the reply, with `sort` as the service."""
 
 import random
 import socket
@@ -12,7 +12,7 @@ LINES = 400_000
 
 
 class Server:
-    """As inetd would: a process per connection, which has the socket as its stdin and stdout."""
+    """Like inetd: one process per connection, with the socket as its stdin and stdout."""
 
     def __init__(self, *command):
         self.command = command

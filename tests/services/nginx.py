@@ -169,7 +169,7 @@ def download(place, url, server, figures):
 
 
 def v2(bench, *names):
-    """Each of these processes says that it agreed on version 2, and none that it did not."""
+    """Each of these processes logs that it agreed on version 2, and none logs the opposite."""
     for process in bench.place.processes:
         if process.name in names:
             log = process.err.read_text(errors="replace")

@@ -143,7 +143,10 @@ def check_all(bench):
             env={**os.environ, "LC_ALL": "C.UTF-8"},
         )
         try:
-            sleeping = "select count(*) from pg_stat_activity where query like 'select pg_sleep%' and state = 'active'"
+            sleeping = (
+                "select count(*) from pg_stat_activity"
+                " where query like 'select pg_sleep%' and state = 'active'"
+            )
             while server.direct(sleeping) != "1":
                 time.sleep(0.05)
             client.send_signal(signal.SIGINT)
@@ -163,5 +166,5 @@ def check_all(bench):
         else:
             raise Failed("psql did not notice")
 
-    # Fast shutdown: the default of SIGTERM waits for the clients.
+    # Fast shutdown, because the default of SIGTERM waits for the clients.
     server.process.stop(signal.SIGINT)

@@ -92,7 +92,7 @@ def alike(tree, other):
 
 
 def contents(tree):
-    """Each path with what is there."""
+    """Each path and its content."""
     found = {}
     for folder, folders, files in os.walk(tree):
         for name in folders + files:

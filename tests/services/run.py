@@ -5,7 +5,8 @@
     cargo build --release --examples
     tests/services/run.py
 
-One line per check; the last line is the count. Exit code 0 only if nothing failed, 77 if something needed is missing.
+One line per check; the last line is the count. The exit code is 0 only if nothing failed, and 77 if
+a required program is missing.
 """
 
 import argparse
@@ -40,7 +41,7 @@ SERVICES = {
 
 
 class Bench:
-    """What a service's checks get: a place, a chain in it, and a line for each check."""
+    """Passed to a service's checks: a folder, a chain in it, and a line for each check."""
 
     def __init__(self, name, place, chain, programs):
         self.name = name
@@ -52,7 +53,7 @@ class Bench:
 
     @contextlib.contextmanager
     def check(self, text, seconds=90):
-        """One check. What goes wrong inside ends the check, not the run."""
+        """One check. A failure inside ends the check, not the run."""
         figures = []
         start = time.monotonic()
         try:

@@ -1,4 +1,4 @@
-"""A web page with a WebSocket echo, made with the `websockets` library: python3 websocket_service.py PORT"""
+"""A web page with an echo of the `websockets` library: python3 websocket_service.py PORT"""
 
 import asyncio
 import http
@@ -26,7 +26,8 @@ PAGE = b"""<!doctype html>
     const back = new Uint8Array(data);
     const same = back.length === bytes.length && back.every((byte, index) => byte === bytes[index]);
     socket.onclose = ({ code, wasClean }) => {
-      tell(code === 1000 && wasClean && same ? "websocket ok" : `websocket: same ${same}, code ${code}`);
+      const ok = code === 1000 && wasClean && same;
+      tell(ok ? "websocket ok" : `websocket: same ${same}, code ${code}`);
     };
     socket.close(1000);
   };
