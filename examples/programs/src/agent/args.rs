@@ -7,11 +7,9 @@ use clap::Parser;
 
 use crate::agent::registration::Settings;
 use crate::common::args::{LogArgs, LogFormat};
-use crate::common::program::{Failure, Logging};
-use crate::common::proxies::ProxyArgs;
-use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, NOT_ENCRYPTED, no_roots};
-use crate::common::token::TokenArgs;
-use crate::common::tunnel::TunnelArgs;
+use crate::common::connection::ConnectionArgs;
+use crate::common::program::{Failure, Logging, Process};
+use crate::common::tls::no_roots;
 use crate::common::url::{Url, is_name};
 
 /// What stands in the URL of a registration.
@@ -85,19 +83,7 @@ pub struct Args {
     log_level: String,
 
     #[command(flatten)]
-    tunnels: TunnelArgs,
-
-    #[command(flatten)]
-    token: TokenArgs,
-
-    #[command(flatten)]
-    tls: ClientTlsArgs,
-
-    #[command(flatten)]
-    proxy: ProxyArgs,
-
-    #[command(flatten)]
-    identity: IdentityArgs,
+    connection: ConnectionArgs,
 
     #[command(flatten)]
     log: LogArgs,
@@ -108,7 +94,7 @@ impl Args {
     ///
     /// # Errors
     /// URL or name are missing or wrong, or the token file cannot be used.
-    pub fn settings(&self) -> Result<Settings, Failure> {
+    pub fn settings(&self, process: &Process) -> Result<Settings, Failure> {
         let runner = self
             .runner_url
             .clone()
@@ -154,9 +140,6 @@ impl Args {
             }
             (Some(_), _) => base,
         };
-        if !url.tls && (self.tls.ca.is_some() || self.identity.cert.is_some()) {
-            return Err(Failure::usage(NOT_ENCRYPTED));
-        }
         let delay = Duration::try_from_secs_f64(self.reconnect_delay)
             .ok()
             .filter(|delay| DELAYS.contains(delay));
@@ -167,16 +150,9 @@ impl Args {
             ))
         })?;
         Ok(Settings {
-            url,
-            token: self.token.header()?,
             // A runner is no public server: only what --ca says is trusted.
-            dialer: Dialer::new(
-                &self.tls,
-                Some(&self.identity),
-                no_roots,
-                self.proxy.proxies()?,
-            )?,
-            tunnels: self.tunnels.settings(),
+            connection: self.connection.connection(&url, no_roots, process)?,
+            url,
             reconnect_delay,
             max_reconnect: self.max_reconnect,
         })

@@ -9,8 +9,7 @@ pub mod retry;
 
 use std::process::ExitCode;
 
-use crate::common::program::{About, Failure, raise_file_limit, run};
-use crate::common::signals::Stop;
+use crate::common::program::{About, Failure, Process, run};
 use args::Args;
 
 const ABOUT: About = About {
@@ -24,12 +23,6 @@ pub fn main() -> ExitCode {
     run(&ABOUT, serve)
 }
 
-async fn serve(args: Args) -> Result<(), Failure> {
-    raise_file_limit();
-    let settings = args.settings()?;
-    let stop = Stop::listen().map_err(|error| Failure::failed(error.to_string()))?;
-    match stop.unless_told(registration::keep(settings)).await {
-        Some(failure) => Err(failure),
-        None => Ok(()),
-    }
+async fn serve(args: Args, process: Process) -> Result<(), Failure> {
+    Err(registration::keep(args.settings(&process)?).await)
 }

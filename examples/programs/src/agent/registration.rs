@@ -10,10 +10,10 @@ use tokio::time::Instant;
 
 use crate::agent::retry::Retry;
 use crate::common::ceilings::ServingCeilings;
+use crate::common::connection::Connection;
 use crate::common::farewell::Farewell;
 use crate::common::program::Failure;
 use crate::common::serve::{self, Served};
-use crate::common::tls::Dialer;
 use crate::common::tunnel;
 use crate::common::url::Url;
 use crate::common::ws::{self, ConnectError, Socket};
@@ -22,9 +22,7 @@ use crate::common::ws::{self, ConnectError, Socket};
 pub struct Settings {
     /// The whole `/ws/tunnel/{container}` URL.
     pub url: Url,
-    pub token: Option<HeaderValue>,
-    pub dialer: Dialer,
-    pub tunnels: tunnel::Settings,
+    pub connection: Connection,
     /// Mean wait before a try to reconnect.
     pub reconnect_delay: Duration,
     /// Failed tries in a row after which it gives up; 0 never does.
@@ -50,7 +48,7 @@ pub async fn keep(settings: Settings) -> Failure {
                 let since = Instant::now();
                 retry.registered(registration.agents);
                 tracing::info!(v2 = registration.v2, "registered at {}", settings.url);
-                let ended = serve(registration, &settings.tunnels, &served).await;
+                let ended = serve(registration, &settings.connection.tunnels, &served).await;
                 replaced = matches!(ended, Ended::Replaced);
                 // A runner that takes the agent and drops it at once has not served it.
                 if since.elapsed() > settings.reconnect_delay {
@@ -119,9 +117,9 @@ async fn register(settings: &Settings, yields: bool) -> Result<Registration, Con
         more.insert(ws::IF_FREE, HeaderValue::from_static("1"));
     }
     let Settings {
-        url, token, dialer, ..
+        url, connection, ..
     } = settings;
-    let (socket, v2, headers) = ws::connect_with(dialer, url, token.as_ref(), &more).await?;
+    let (socket, v2, headers) = ws::connect_with(connection, url, &more).await?;
     let agents = headers
         .get(ws::AGENTS)
         .and_then(|value| value.to_str().ok());

@@ -9,12 +9,10 @@ use crate::client::destination::{Destination, Only};
 use crate::client::keeper::Begin;
 use crate::client::spec::PortSpec;
 use crate::common::args::{LogArgs, LogFormat};
-use crate::common::program::{Failure, Logging};
-use crate::common::proxies::ProxyArgs;
+use crate::common::connection::ConnectionArgs;
+use crate::common::program::{Failure, Logging, Process};
 use crate::common::route::{Proto, Route, Session};
-use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, NOT_ENCRYPTED, public_roots};
-use crate::common::token::TokenArgs;
-use crate::common::tunnel::TunnelArgs;
+use crate::common::tls::public_roots;
 use crate::common::url::{Url, is_name};
 
 /// What stands in the URL of a session for one port.
@@ -95,19 +93,7 @@ pub struct Args {
     udp_peers: u32,
 
     #[command(flatten)]
-    tunnels: TunnelArgs,
-
-    #[command(flatten)]
-    token: TokenArgs,
-
-    #[command(flatten)]
-    tls: ClientTlsArgs,
-
-    #[command(flatten)]
-    proxy: ProxyArgs,
-
-    #[command(flatten)]
-    identity: IdentityArgs,
+    connection: ConnectionArgs,
 
     #[command(flatten)]
     log: LogArgs,
@@ -150,27 +136,18 @@ impl Args {
     ///
     /// # Errors
     /// Arguments that do not go together.
-    pub fn job(&self) -> Result<Job, Failure> {
+    pub fn job(&self, process: &Process) -> Result<Job, Failure> {
         if self.asks_for_nothing() {
             return Ok(Job::Demo);
         }
         let (task, base, any_port, words) = self.destination()?;
-        if !base.tls && (self.tls.ca.is_some() || self.identity.cert.is_some()) {
-            return Err(wrong(NOT_ENCRYPTED));
-        }
         let specs = self.ports(&words)?;
+        let connection = self.connection.connection(&base, public_roots, process)?;
         let destination = Destination {
             whole: any_port.then(|| base.clone()),
             host: base,
             task: task.clone(),
-            token: self.token.header()?,
-            dialer: Dialer::new(
-                &self.tls,
-                Some(&self.identity),
-                public_roots,
-                self.proxy.proxies()?,
-            )?,
-            tunnels: self.tunnels.settings(),
+            connection,
         };
         let local_host = self.local_host.unwrap_or(Ipv4Addr::LOCALHOST.into());
         let forward = |spec: &PortSpec| Forward {
@@ -217,9 +194,7 @@ impl Args {
             && self.proto.is_none()
             // The demonstration has no use for them, so something was forgotten.
             && self.wait_for_task.is_none()
-            && self.token.token_file.is_none()
-            && self.tls.ca.is_none()
-            && self.identity.cert.is_none()
+            && !self.connection.is_given()
     }
 
     /// The task, the URL, whether that is of a session for any port, and the words that are ports.

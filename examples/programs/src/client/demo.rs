@@ -14,9 +14,11 @@ use crate::client::destination::Destination;
 use crate::client::keeper::Begin;
 use crate::client::{listener, sample};
 use crate::common::ceilings::{HostCeilings, RunnerCeilings, ServingCeilings};
+use crate::common::connection::Connection;
+use crate::common::front::FrontSettings;
 use crate::common::memory::MemoryArgs;
 use crate::common::net;
-use crate::common::program::{Failure, announce};
+use crate::common::program::{Failure, Process};
 use crate::common::proxies::Proxies;
 use crate::common::route::Proto;
 use crate::common::tls::{ClientTlsArgs, Dialer, no_roots};
@@ -41,7 +43,7 @@ const CONTAINER: &str = "kohakuriver-vps-demo";
 ///
 /// # Errors
 /// No loopback port is free.
-pub async fn run() -> Result<(), Failure> {
+pub async fn run(process: &Process) -> Result<(), Failure> {
     let cannot = |error: io::Error| {
         let reason = net::plain(&error);
         Failure::failed(format!("cannot start the demonstration: {reason}"))
@@ -50,8 +52,8 @@ pub async fn run() -> Result<(), Failure> {
     let (runner, runner_at) = loopback().map_err(cannot)?;
     let (host, host_at) = loopback().map_err(cannot)?;
     let memory = MemoryArgs::default().budget();
-    let runner_settings = runner_settings(&memory);
-    let host_settings = host_settings(runner_at, &memory)?;
+    let runner_settings = runner_settings(&memory, process);
+    let host_settings = host_settings(runner_at, &memory, process)?;
     tokio::spawn(sample::serve(service));
     tokio::spawn(Arc::new(Runner::new(runner_settings)).serve(runner));
     tokio::spawn(Arc::new(Host::new(host_settings)).serve(host));
@@ -73,51 +75,54 @@ pub async fn run() -> Result<(), Failure> {
         host: host_url,
         whole: None,
         task: TASK.to_owned(),
-        token: None,
-        dialer: dialer()?,
-        tunnels: tunnel::Settings::new(memory),
+        connection: Connection {
+            token: None,
+            dialer: dialer()?,
+            tunnels: tunnel::Settings::new(memory, process.tunnels.clone()),
+        },
     };
-    announce(&format!(
+    process.announce(&format!(
         "app -> forward {local} -> host {host_at} -> runner {runner_at} -> service {service_at}"
     ));
-    announce(&format!(
+    process.announce(&format!(
         "Open http://{local}/ in a browser, or try: curl http://{local}/download/256 -o /dev/null (MiB); Ctrl-C ends it"
     ));
-    listener::forward(Command {
+    let command = Command {
         destination,
         ports: vec![forward],
         begin: Begin::AtOnce,
-    })
-    .await
+    };
+    listener::forward(command, process).await
 }
 
-fn runner_settings(memory: &Budget) -> server::Settings {
+fn runner_settings(memory: &Budget, process: &Process) -> server::Settings {
     server::Settings {
         targets: HashMap::from([(CONTAINER.to_owned(), Ipv4Addr::LOCALHOST.to_string())]),
         enabled: true,
-        token: None,
+        front: FrontSettings::default(),
         agent_token: None,
         agent_key: None,
-        tls: None,
-        tunnels: tunnel::Settings::new(memory.clone()),
+        tunnels: tunnel::Settings::new(memory.clone(), process.tunnels.clone()),
         ceilings: RunnerCeilings {
             handshakes: SESSIONS,
             sessions: SESSIONS,
             agents: 0,
             serving: ServingCeilings::new(),
         },
-        max_per_address: None,
-        proxies: Vec::new(),
+        log: process.log.clone(),
     }
 }
 
-fn host_settings(runner: SocketAddr, memory: &Budget) -> Result<proxy::Settings, Failure> {
+fn host_settings(
+    runner: SocketAddr,
+    memory: &Budget,
+    process: &Process,
+) -> Result<proxy::Settings, Failure> {
     let place = TaskPlace::parse(&format!("{CONTAINER}@http://{runner}"));
     let place = place.map_err(Failure::failed)?;
     Ok(proxy::Settings {
         registries: vec![Box::new(FixedTasks::new([(TASK.to_owned(), place)]))],
-        token: None,
-        tls: None,
+        front: FrontSettings::default(),
         dialer: dialer()?,
         memory: memory.clone(),
         ceilings: HostCeilings {
@@ -126,8 +131,7 @@ fn host_settings(runner: SocketAddr, memory: &Budget) -> Result<proxy::Settings,
             questions: 0,
             waiting: 0,
         },
-        max_per_address: None,
-        proxies: Vec::new(),
+        log: process.log.clone(),
     })
 }
 

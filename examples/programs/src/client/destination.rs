@@ -1,12 +1,11 @@
 //! Where a command's sessions are to be had.
 
 use futures_util::SinkExt;
-use hyper::header::HeaderValue;
 use kohakuriver_tunnel::mux::Mux;
 use kohakuriver_tunnel::session::Role;
 
+use crate::common::connection::Connection;
 use crate::common::route::{Proto, Session};
-use crate::common::tls::Dialer;
 use crate::common::tunnel;
 use crate::common::url::Url;
 use crate::common::ws::{self, ConnectError, HANDSHAKE_TIMEOUT};
@@ -19,9 +18,7 @@ pub struct Destination {
     /// The URL of a session for any port, where the user wrote a whole one: it is used as it is.
     pub whole: Option<Url>,
     pub task: String,
-    pub token: Option<HeaderValue>,
-    pub dialer: Dialer,
-    pub tunnels: tunnel::Settings,
+    pub connection: Connection,
 }
 
 /// What a session is for: one port, or any where it is `None`.
@@ -56,7 +53,7 @@ impl Destination {
             true => Refusal::EachItsOwn("no session for any port is served"),
             false => Refusal::Failed(error),
         };
-        let connecting = ws::connect(&self.dialer, url, self.token.as_ref());
+        let connecting = ws::connect(&self.connection, url);
         let (mut socket, v2) = connecting.await.map_err(failed)?;
         ws::expect_connected(&mut socket).await.map_err(failed)?;
         if shared && !v2 {
@@ -64,7 +61,8 @@ impl Destination {
             return Err(Refusal::EachItsOwn("the other side speaks version 1"));
         }
         tracing::debug!(v2, "session begins at {url}");
-        let (mux, acceptor, driver) = tunnel::over(socket, Role::Opener, v2, &self.tunnels);
+        let (mux, acceptor, driver) =
+            tunnel::over(socket, Role::Opener, v2, &self.connection.tunnels);
         // Nobody connects from the other side.
         drop(acceptor);
         tokio::spawn(driver);

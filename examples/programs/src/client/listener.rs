@@ -8,7 +8,7 @@ use crate::client::args::{Command, Forward};
 use crate::client::keeper::Keeper;
 use crate::client::{flows, streams};
 use crate::common::net;
-use crate::common::program::{Failure, announce};
+use crate::common::program::{Failure, Process};
 use crate::common::route::Proto;
 
 /// Bytes of datagrams the kernel may hold for a UDP port, if the system allows.
@@ -23,7 +23,7 @@ enum Bound {
 ///
 /// # Errors
 /// A port is taken. At the start also: the host cannot be reached or refuses.
-pub async fn forward(command: Command) -> Result<(), Failure> {
+pub async fn forward(command: Command, process: &Process) -> Result<(), Failure> {
     let Command {
         destination,
         ports,
@@ -43,11 +43,11 @@ pub async fn forward(command: Command) -> Result<(), Failure> {
                 let listener = socket
                     .listen(1024)
                     .map_err(|error| taken(&forward, &error))?;
-                announce(&ready_line(&forward, listener.local_addr())?);
+                process.announce(&ready_line(&forward, listener.local_addr())?);
                 work.spawn(streams::serve(listener, forward, link));
             }
             Bound::Udp(socket) => {
-                announce(&ready_line(&forward, socket.local_addr())?);
+                process.announce(&ready_line(&forward, socket.local_addr())?);
                 work.spawn(flows::serve(socket, forward, link));
             }
         }

@@ -17,8 +17,7 @@ mod streams;
 
 use std::process::ExitCode;
 
-use crate::common::program::{About, Failure, raise_file_limit, run};
-use crate::common::signals::Stop;
+use crate::common::program::{About, Failure, Process, run};
 use args::{Args, Job};
 
 const ABOUT: About = About {
@@ -32,14 +31,9 @@ pub fn main() -> ExitCode {
     run(&ABOUT, start)
 }
 
-async fn start(args: Args) -> Result<(), Failure> {
-    raise_file_limit();
-    let stop = Stop::listen().map_err(|error| Failure::failed(error.to_string()))?;
-    let work = async {
-        match args.job()? {
-            Job::Forward(command) => listener::forward(*command).await,
-            Job::Demo => demo::run().await,
-        }
-    };
-    stop.unless_told(work).await.unwrap_or(Ok(()))
+async fn start(args: Args, process: Process) -> Result<(), Failure> {
+    match args.job(&process)? {
+        Job::Forward(command) => listener::forward(*command, &process).await,
+        Job::Demo => demo::run(&process).await,
+    }
 }

@@ -3,15 +3,10 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bits of an IPv6 address that name a network: one user has all the addresses in it.
-const NETWORK: u8 = 64;
+use ipnet::IpNet;
 
-/// Addresses with a common beginning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Network {
-    first: IpAddr,
-    prefix: u8,
-}
+/// Bits of an IPv6 address that name a network: one user has all the addresses in it.
+const NETWORK: u32 = 64;
 
 /// One stranger, as places are shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,13 +20,13 @@ pub enum Source {
 #[derive(Debug, Default)]
 pub struct Sources {
     /// `None` when every connection counts by itself.
-    proxies: Option<Vec<Network>>,
+    proxies: Option<Vec<IpNet>>,
     proxied: AtomicU64,
 }
 
 impl Sources {
     /// Connections from one address belong together, except those from proxies.
-    pub fn by_address(proxies: Vec<Network>) -> Self {
+    pub fn by_address(proxies: Vec<IpNet>) -> Self {
         Self {
             proxies: Some(proxies),
             proxied: AtomicU64::new(0),
@@ -47,64 +42,29 @@ impl Sources {
         let address = address.to_canonical();
         let alone = match &self.proxies {
             None => true,
-            Some(proxies) => proxies.iter().any(|proxy| proxy.holds(address)),
+            Some(proxies) => proxies.iter().any(|proxy| proxy.contains(&address)),
         };
         if alone {
             return Source::Proxied(self.proxied.fetch_add(1, Ordering::Relaxed));
         }
         Source::Address(match address {
             IpAddr::V4(_) => address,
-            IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & mask(128, NETWORK)).into(),
+            IpAddr::V6(v6) => {
+                let network = v6.to_bits() & (u128::MAX << (128 - NETWORK));
+                Ipv6Addr::from_bits(network).into()
+            }
         })
     }
 }
 
-impl Network {
-    /// Reads `ADDRESS` or `ADDRESS/PREFIX`.
-    ///
-    /// # Errors
-    /// A sentence that names what is wrong.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let (address, prefix) = match text.split_once('/') {
-            Some((address, prefix)) => (address, Some(prefix)),
-            None => (text, None),
-        };
-        let first: IpAddr = address
-            .parse()
-            .map_err(|_| format!("{address:?} is no IP address: write for example 10.0.0.0/8"))?;
-        let first = first.to_canonical();
-        let bits = if first.is_ipv4() { 32 } else { 128 };
-        let prefix = match prefix {
-            None => bits,
-            Some(prefix) => prefix
-                .parse()
-                .ok()
-                .filter(|prefix| *prefix <= bits)
-                .ok_or_else(|| {
-                    format!("/{prefix} is no prefix: write a number from 0 to {bits}")
-                })?,
-        };
-        Ok(Self { first, prefix })
-    }
-
-    fn holds(&self, address: IpAddr) -> bool {
-        match (self.first, address) {
-            (IpAddr::V4(first), IpAddr::V4(address)) => {
-                let differing = u128::from(first.to_bits() ^ address.to_bits());
-                differing & mask(32, self.prefix) == 0
-            }
-            (IpAddr::V6(first), IpAddr::V6(address)) => {
-                (first.to_bits() ^ address.to_bits()) & mask(128, self.prefix) == 0
-            }
-            _ => false,
-        }
-    }
-}
-
-/// The first `prefix` of `bits` bits.
-fn mask(bits: u8, prefix: u8) -> u128 {
-    let rest = u32::from(bits.saturating_sub(prefix));
-    u128::MAX.checked_shl(rest).unwrap_or(0)
+/// Reads `ADDRESS` or `ADDRESS/PREFIX`.
+///
+/// # Errors
+/// A sentence that says what is right.
+pub fn parse_network(text: &str) -> Result<IpNet, String> {
+    let one = |address: IpAddr| IpNet::from(address.to_canonical());
+    let network = text.parse().or_else(|_| text.parse().map(one));
+    network.map_err(|_| format!("{text:?} is no network: write for example 10.0.0.1 or 10.0.0.0/8"))
 }
 
 #[cfg(test)]
@@ -128,7 +88,7 @@ mod tests {
     #[test]
     fn connections_of_a_proxy_are_counted_each_by_itself() {
         let proxies = ["10.1.0.0/16", "::1", "127.0.0.1", "0.0.0.0/32"];
-        let proxies = proxies.map(|text| Network::parse(text).unwrap()).to_vec();
+        let proxies = proxies.map(|text| parse_network(text).unwrap()).to_vec();
         let sources = Sources::by_address(proxies);
         for (text, proxied) in [
             ("10.1.255.1", true),
@@ -141,7 +101,7 @@ mod tests {
             let apart = sources.of(address(text)) != sources.of(address(text));
             assert_eq!(apart, proxied, "{text}");
         }
-        let all = Sources::by_address(vec![Network::parse("0.0.0.0/0").unwrap()]);
+        let all = Sources::by_address(vec![parse_network("0.0.0.0/0").unwrap()]);
         assert_ne!(all.of(address("1.2.3.4")), all.of(address("1.2.3.4")));
     }
 
@@ -155,7 +115,7 @@ mod tests {
             "10.0.0.1/",
             "10.0.0.1/-1",
         ] {
-            assert!(Network::parse(text).is_err(), "{text}");
+            assert!(parse_network(text).is_err(), "{text}");
         }
     }
 }

@@ -1,11 +1,9 @@
 //! Command line basics: one-line usage errors and the logging flag.
 
-use std::ffi::OsString;
+use std::collections::HashSet;
 
-use clap::error::{Error, ErrorKind};
-use clap::{Args, Parser, ValueEnum};
-
-use super::program::Failure;
+use clap::error::Error;
+use clap::{Args, ValueEnum};
 
 /// Flags that every program has.
 #[derive(Args, Debug, Clone)]
@@ -24,31 +22,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// What came of reading the command line.
-pub enum Parsed<A> {
-    Run(A),
-    /// `--help` or `--version`: print this and end well.
-    Print(String),
-}
-
-/// Reads a command line; every usage error becomes one line that ends in `hint`.
-pub fn parse<A: Parser>(
-    words: impl IntoIterator<Item = OsString>,
-    hint: &str,
-) -> Result<Parsed<A>, Failure> {
-    match A::try_parse_from(words) {
-        Ok(args) => Ok(Parsed::Run(args)),
-        Err(error) => match error.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-                Ok(Parsed::Print(error.render().to_string()))
-            }
-            _ => Err(Failure::usage(format!("{}; {hint}", one_line(&error)))),
-        },
-    }
-}
-
 /// Clap's message without its usage block, on one line.
-fn one_line(error: &Error) -> String {
+pub fn one_line(error: &Error) -> String {
     let rendered = error.render().to_string();
     let mut line = String::new();
     for part in rendered.lines().map(str::trim) {
@@ -69,8 +44,7 @@ fn one_line(error: &Error) -> String {
 }
 
 /// The first name that is there twice.
-pub fn twice<'a>(names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let mut seen = std::collections::HashSet::new();
-    let mut names = names;
+pub fn twice<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let mut seen = HashSet::new();
     names.find(|name| !seen.insert(*name))
 }

@@ -7,25 +7,31 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use clap::Args;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use super::accept::Accepting;
-use super::addresses::{Network, Source, Sources};
+use super::addresses::{Source, Sources, parse_network};
 use super::handshakes::{Handshake, Handshakes};
 use super::http::{Answer, HEAD_MAX};
 use super::metrics::Counter;
 use super::net::{self, Link};
+use super::program::Failure;
+use super::tls::IdentityArgs;
+use super::token::TokenArgs;
 use super::words;
 
 /// Time for all that is the client's to do on a connection: the TLS handshake, the request, taking
@@ -36,17 +42,57 @@ const HTTP_PHASE: Duration = Duration::from_secs(10);
 /// newcomers wait for every busy session before each of them.
 const AT_ONCE: u64 = 8;
 
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Connections that may be in their HTTP phase at once. Without it, connections that say nothing
-    /// use up the file descriptors.
-    pub handshakes: usize,
-    /// Most of them from one source.
-    pub per_source: usize,
-    /// How much longer than [`HTTP_PHASE`] it may take if the request came: the server's own time.
-    pub answering: Duration,
-    /// Addresses behind which there are many sources.
-    pub proxies: Vec<Network>,
+/// Flags of a program that strangers connect to.
+#[derive(Args, Debug, Clone)]
+pub struct FrontArgs {
+    /// Most client sessions at once; more are answered with 503. Without it 4096, or as many as the
+    /// limit of open files allows.
+    #[arg(long, value_name = "N")]
+    pub max_sessions: Option<NonZeroUsize>,
+
+    /// Most sessions of one source address (IPv6: of one /64). Without it, a host lets an address
+    /// have as many as it leaves to others, and a runner, whose clients all come from its host,
+    /// lets it have any number. Where clients come to a runner by themselves, give it, and --proxy
+    /// for the host.
+    #[arg(long, value_name = "N")]
+    max_per_address: Option<NonZeroUsize>,
+
+    /// Address of a proxy or host, behind which many clients are: ADDRESS[/PREFIX]; may be given
+    /// many times. Each of its connections counts by itself.
+    #[arg(long = "proxy", value_name = "ADDRESS", value_parser = parse_network)]
+    proxies: Vec<IpNet>,
+
+    #[command(flatten)]
+    token: TokenArgs,
+
+    #[command(flatten)]
+    identity: IdentityArgs,
+}
+
+/// Who may come in, and how.
+#[derive(Clone, Default)]
+pub struct FrontSettings {
+    /// Demanded from clients.
+    pub token: Option<HeaderValue>,
+    /// Served with TLS alone, if given.
+    tls: Option<TlsAcceptor>,
+    /// Most sessions, and most handshakes, of one address.
+    pub max_per_address: Option<usize>,
+    /// Addresses behind which many clients are.
+    pub proxies: Vec<IpNet>,
+}
+
+impl FrontArgs {
+    /// # Errors
+    /// A file with a token, a certificate or a key cannot be used.
+    pub fn settings(&self) -> Result<FrontSettings, Failure> {
+        Ok(FrontSettings {
+            token: self.token.header()?,
+            tls: self.identity.acceptor()?,
+            max_per_address: self.max_per_address.map(NonZeroUsize::get),
+            proxies: self.proxies.clone(),
+        })
+    }
 }
 
 /// Who asks.
@@ -58,10 +104,11 @@ pub struct Caller {
     pub handshake: Arc<Handshake>,
 }
 
-#[derive(Debug)]
 pub struct Front {
+    tls: Option<TlsAcceptor>,
     handshakes: Arc<Handshakes>,
     sources: Sources,
+    /// How much longer than [`HTTP_PHASE`] it may take if the request came: the server's own time.
     answering: Duration,
     pub turned_away: TurnedAway,
 }
@@ -76,22 +123,22 @@ pub struct TurnedAway {
 }
 
 impl Front {
-    pub fn new(limits: Limits) -> Self {
+    /// With so many connections in their HTTP phase at once. Without the bound, connections that say
+    /// nothing use up the file descriptors.
+    pub fn new(handshakes: usize, settings: &FrontSettings, answering: Duration) -> Self {
+        let each = settings.max_per_address.unwrap_or(usize::MAX);
         Self {
-            handshakes: Arc::new(Handshakes::new(limits.handshakes, limits.per_source)),
-            sources: Sources::by_address(limits.proxies),
-            answering: limits.answering,
+            tls: settings.tls.clone(),
+            handshakes: Arc::new(Handshakes::new(handshakes, each)),
+            sources: Sources::by_address(settings.proxies.clone()),
+            answering,
             turned_away: TurnedAway::default(),
         }
     }
 
     /// Serves until dropped. Upgraded connections live on in tasks of their own.
-    pub async fn serve<H, F>(
-        self: Arc<Self>,
-        listener: TcpListener,
-        tls: Option<TlsAcceptor>,
-        handler: H,
-    ) where
+    pub async fn serve<H, F>(self: Arc<Self>, listener: TcpListener, handler: H)
+    where
         H: Fn(Request<Incoming>, Caller) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Answer> + Send + 'static,
     {
@@ -101,8 +148,8 @@ impl Front {
             let (stream, address) = accepting.next().await;
             let caller = self.caller(address);
             net::tune_link(&stream);
-            let (front, handler, tls) = (Arc::clone(&self), handler.clone(), tls.clone());
-            tokio::spawn(async move { front.connection(stream, tls, caller, handler).await });
+            let (front, handler) = (Arc::clone(&self), handler.clone());
+            tokio::spawn(async move { front.connection(stream, caller, handler).await });
             accepted += 1;
             if accepted % AT_ONCE == 0 {
                 // Sessions have their turn, and what was displaced closes its descriptors.
@@ -125,20 +172,15 @@ impl Front {
         }
     }
 
-    async fn connection<H, F>(
-        &self,
-        stream: TcpStream,
-        tls: Option<TlsAcceptor>,
-        caller: Caller,
-        handler: H,
-    ) where
+    async fn connection<H, F>(&self, stream: TcpStream, caller: Caller, handler: H)
+    where
         H: Fn(Request<Incoming>, Caller) -> F,
         F: Future<Output = Answer>,
     {
         let until = Instant::now() + HTTP_PHASE;
         let (peer, handshake) = (caller.address, Arc::clone(&caller.handshake));
         let asked = AtomicBool::new(false);
-        let mut http = pin!(speak_http(stream, tls, |request| {
+        let mut http = pin!(speak_http(stream, self.tls.as_ref(), |request| {
             asked.store(true, Ordering::Relaxed);
             handler(request, caller.clone())
         }));
@@ -172,7 +214,7 @@ impl Front {
 /// One request and its answer; returns when the connection is closed or upgraded.
 async fn speak_http<F>(
     stream: TcpStream,
-    tls: Option<TlsAcceptor>,
+    tls: Option<&TlsAcceptor>,
     handler: impl Fn(Request<Incoming>) -> F,
 ) -> io::Result<()>
 where

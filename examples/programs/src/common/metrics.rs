@@ -7,7 +7,7 @@ use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
 
 use super::http::{self, Answer};
-use super::log;
+use super::log::Log;
 
 /// A number that only grows, or with [`Gauge`] one that also falls.
 #[derive(Debug, Default)]
@@ -54,31 +54,42 @@ impl Drop for Inside<'_> {
 pub struct Page(String);
 
 impl Page {
-    /// Adds one metric with its samples; labels are written `{key="value"}`, or empty.
+    /// Adds how many of something there are now.
     #[must_use]
-    pub fn metric(mut self, kind: &str, name: &str, help: &str, samples: &[(&str, u64)]) -> Self {
-        let full = format!("kohakuriver_tunnel_{name}");
+    pub fn gauge(mut self, name: &str, help: &str, value: u64) -> Self {
+        let full = self.head("gauge", name, help);
         // Writing to a string cannot fail.
-        let _ = writeln!(self.0, "# HELP {full} {help}\n# TYPE {full} {kind}");
-        for (labels, value) in samples {
-            let _ = writeln!(self.0, "{full}{labels} {value}");
+        let _ = writeln!(self.0, "{full} {value}");
+        self
+    }
+
+    /// Adds counters of one name that differ in the value of `label`.
+    #[must_use]
+    pub fn counters(mut self, name: &str, help: &str, label: &str, by: &[(&str, u64)]) -> Self {
+        let full = self.head("counter", name, help);
+        for (value, count) in by {
+            let _ = writeln!(self.0, "{full}{{{label}=\"{value}\"}} {count}");
         }
+        self
+    }
+
+    /// Adds a counter.
+    #[must_use]
+    pub fn counter(mut self, name: &str, help: &str, counter: &Counter) -> Self {
+        let full = self.head("counter", name, help);
+        let _ = writeln!(self.0, "{full} {}", counter.value());
         self
     }
 
     /// Adds the lines that the log lacks.
     #[must_use]
-    pub fn log(self) -> Self {
-        let (lost, limited) = log::missing();
-        let lines = [
-            (r#"{cause="unread"}"#, lost),
-            (r#"{cause="limit"}"#, limited),
-        ];
-        self.metric(
-            "counter",
+    pub fn log(self, log: &Log) -> Self {
+        let (unread, limit) = log.missing();
+        self.counters(
             "log_lines_missing_total",
             "Log lines that nobody read in time, or that were too many of a kind.",
-            &lines,
+            "cause",
+            &[("unread", unread), ("limit", limit)],
         )
     }
 
@@ -87,5 +98,11 @@ impl Page {
         let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
         answer.headers_mut().insert(header::CONTENT_TYPE, kind);
         answer
+    }
+
+    fn head(&mut self, kind: &str, name: &str, help: &str) -> String {
+        let full = format!("kohakuriver_tunnel_{name}");
+        let _ = writeln!(self.0, "# HELP {full} {help}\n# TYPE {full} {kind}");
+        full
     }
 }

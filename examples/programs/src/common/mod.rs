@@ -7,6 +7,7 @@ pub mod addresses;
 pub mod args;
 pub mod backoff;
 pub mod ceilings;
+pub mod connection;
 pub mod dials;
 pub mod farewell;
 pub mod flow;

@@ -6,20 +6,24 @@ use std::future::Future;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
+use clap::error::ErrorKind;
 use kohakuriver_tunnel::session::clean_text;
 use tokio::net::TcpListener;
 
-use super::args::{LogFormat, Parsed, parse};
-use super::output::STDOUT;
-use super::signals::Stop;
-use super::{log, net};
+use super::args::{LogFormat, one_line};
+use super::log::Log;
+use super::net;
+use super::output::Output;
+use super::signals::Signals;
+use super::tunnel::Tunnels;
 
 /// Why a program ends other than as asked.
 #[derive(Debug)]
 pub struct Failure {
-    code: u8,
+    pub code: u8,
     message: String,
 }
 
@@ -57,7 +61,7 @@ impl Error for Failure {}
 /// What a program says of itself before it runs.
 pub struct About {
     pub name: &'static str,
-    /// How to do it right, at the end of a usage error.
+    /// A call that is right, at the end of a usage error.
     pub hint: &'static str,
 }
 
@@ -71,71 +75,93 @@ pub trait Logging {
     }
 }
 
-/// Runs a program on one thread, to its exit code.
+/// What the parts of a running program share.
+#[derive(Clone)]
+pub struct Process {
+    pub log: Log,
+    pub tunnels: Tunnels,
+    stdout: Arc<Output>,
+}
+
+/// Runs a program to its exit code, or until a signal tells it to end.
 ///
-/// One thread on purpose: each program is one process that moves bytes between sockets, and wakes
-/// across threads cost more than they give.
-pub fn run<A, F>(about: &About, main: impl FnOnce(A) -> F) -> ExitCode
+/// It runs on one thread: each program moves bytes between sockets, and waking other threads costs
+/// more than they give.
+pub fn run<A, F>(about: &About, main: impl FnOnce(A, Process) -> F) -> ExitCode
 where
     A: Parser + Logging,
     F: Future<Output = Result<(), Failure>>,
 {
-    let args = match parse::<A>(std::env::args_os(), about.hint) {
-        Ok(Parsed::Run(args)) => args,
-        Ok(Parsed::Print(text)) => {
-            let _ = std::io::stdout().write_all(text.as_bytes());
+    let args = match A::try_parse() {
+        Ok(args) => args,
+        Err(asked)
+            if matches!(
+                asked.kind(),
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+            ) =>
+        {
+            let _ = asked.print();
             return ExitCode::SUCCESS;
         }
-        Err(failure) => return report(about, LogFormat::Text, &failure),
+        Err(error) => {
+            let wrong = format!("{}; {}", one_line(&error), about.hint);
+            return Log::new(LogFormat::Text).end(about.name, Err(Failure::usage(wrong)));
+        }
     };
-    let format = args.log_format();
     keep_memory();
-    let ended = log::start(format, args.log_level()).and_then(|()| {
+    raise_file_limit();
+    let log = Log::new(args.log_format());
+    let ended = log.start(args.log_level()).and_then(|()| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| Failure::failed(format!("cannot start the event loop: {error}")))?;
         let ended = runtime.block_on(async {
-            tokio::spawn(log::tell_hidden());
-            main(args).await
+            let process = Process {
+                log: log.clone(),
+                tunnels: Tunnels::default(),
+                stdout: Arc::new(Output::new("stdout", std::io::stdout())),
+            };
+            tokio::spawn(log.clone().report_missing());
+            until_signal(process.tunnels.clone(), main(args, process)).await
         });
         // A name look-up may still hold a helper thread: nothing waits for it.
         runtime.shutdown_background();
         ended
     });
-    match ended {
-        Ok(()) => {
-            log::finish();
-            ExitCode::SUCCESS
-        }
-        Err(failure) => report(about, format, &failure),
+    log.end(about.name, ended)
+}
+
+/// Does `work` until it ends or a signal comes. Then tunnels end in good order, or at once at a
+/// second signal.
+async fn until_signal(
+    tunnels: Tunnels,
+    work: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    let signals = Signals::listen();
+    let mut signals = signals.map_err(|error| Failure::failed(error.to_string()))?;
+    tokio::select! {
+        ended = work => return ended,
+        signal = signals.next() => tracing::info!("{signal}: ending"),
     }
+    // By now the work is dropped, and nothing new begins.
+    tunnels.end(signals.next()).await;
+    Ok(())
 }
 
 /// Makes glibc keep freed read buffers for the next ones.
 ///
-/// It adapts to the largest block it was given back; below that it would unmap buffers and fault them in
-/// again, up to 90,000 page faults per GiB relayed. Elsewhere this does nothing.
+/// It adapts to the largest block it was given back. Below that it would unmap buffers and fault
+/// them in again, up to 90,000 page faults per GiB relayed. Elsewhere this does nothing.
 fn keep_memory() {
     const LARGEST: usize = 4 << 20;
     drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGEST)));
 }
 
-fn report(about: &About, format: LogFormat, failure: &Failure) -> ExitCode {
-    log::last_words(format, about.name, failure.code, failure);
-    ExitCode::from(failure.code)
-}
-
-/// Prints one line on stdout and flushes it: scripts wait for it. Nobody has to read it.
-pub fn announce(line: &str) {
-    STDOUT.line(line);
-    STDOUT.flush();
-}
-
 /// Prints what was asked for, and waits for whoever reads it.
 ///
 /// # Errors
-/// Nobody does.
+/// It cannot be written.
 pub fn print(line: &str) -> Result<(), Failure> {
     let mut stdout = std::io::stdout();
     let written = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
@@ -158,29 +184,35 @@ pub fn raise_file_limit() -> usize {
     limit.min(PLENTY)
 }
 
-/// Listens, says where, and serves until a signal comes: all that a server does besides its job.
-///
-/// # Errors
-/// The address cannot be listened on.
-pub async fn serve_until_stopped<F>(
-    listen: SocketAddr,
-    serve: impl FnOnce(TcpListener) -> F,
-) -> Result<(), Failure>
-where
-    F: Future<Output = ()>,
-{
-    raise_file_limit();
-    let stop = Stop::listen().map_err(|error| Failure::failed(error.to_string()))?;
-    let listener = net::listen(listen).map_err(|error| {
-        let reason = net::plain(&error);
-        Failure::failed(format!(
-            "cannot listen on {listen}: {reason}; choose another with --listen"
-        ))
-    })?;
-    let address = listener
-        .local_addr()
-        .map_err(|error| Failure::failed(error.to_string()))?;
-    announce(&format!("Listening on {address}"));
-    stop.unless_told(serve(listener)).await;
-    Ok(())
+impl Process {
+    /// Prints a line that scripts wait for, and flushes it. Nobody has to read it.
+    pub fn announce(&self, line: &str) {
+        self.stdout.line(line);
+        self.stdout.flush();
+    }
+
+    /// Listens, says where, and serves.
+    ///
+    /// # Errors
+    /// The address cannot be listened on.
+    pub async fn serve<F>(
+        &self,
+        listen: SocketAddr,
+        serve: impl FnOnce(TcpListener) -> F,
+    ) -> Result<(), Failure>
+    where
+        F: Future<Output = ()>,
+    {
+        let cannot = |error: std::io::Error| {
+            let reason = net::plain(&error);
+            Failure::failed(format!(
+                "cannot listen on {listen}: {reason}; choose another with --listen"
+            ))
+        };
+        let listener = net::listen(listen).map_err(cannot)?;
+        let address = listener.local_addr().map_err(cannot)?;
+        self.announce(&format!("Listening on {address}"));
+        serve(listener).await;
+        Ok(())
+    }
 }

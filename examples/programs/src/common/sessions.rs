@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use hyper::StatusCode;
 
-use super::addresses::{Network, Source, Sources};
-use super::front::Caller;
+use super::addresses::{Source, Sources};
+use super::front::{Caller, FrontSettings};
 use super::http::BadRequest;
 use super::metrics::Counter;
 use super::places::{Full, Place, Places, Sizes};
@@ -21,28 +21,25 @@ pub struct Sessions {
     pub share: Counter,
 }
 
-/// How session places are shared.
-#[derive(Debug, Clone)]
-pub enum Sharing {
-    /// All sessions come from few known addresses, as those of a runner do from its host.
-    Freely,
-    /// An address has no more than it leaves to others, nor more than `each`.
-    ByAddress { each: usize, proxies: Vec<Network> },
-}
-
 impl Sessions {
-    pub fn new(places: usize, sharing: Sharing) -> Self {
-        let (each, sources) = match sharing {
-            Sharing::Freely => (places, Sources::apart()),
-            Sharing::ByAddress { each, proxies } => (each, Sources::by_address(proxies)),
-        };
-        let queue = 0;
+    /// All come from few known addresses, as those of a runner do from its host: each is apart.
+    pub fn freely(places: usize) -> Self {
+        Self::new(places, places, Sources::apart())
+    }
+
+    /// An address has no more than it leaves to others, nor more than the front lets it have.
+    pub fn by_address(places: usize, front: &FrontSettings) -> Self {
+        let each = front.max_per_address.unwrap_or(usize::MAX);
+        Self::new(places, each, Sources::by_address(front.proxies.clone()))
+    }
+
+    fn new(places: usize, each: usize, sources: Sources) -> Self {
         Self {
             places: Places::new(Sizes {
                 places,
                 each,
                 times_free: 1,
-                queue,
+                queue: 0,
             }),
             sources,
             warned: AtomicBool::new(false),

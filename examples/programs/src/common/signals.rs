@@ -5,10 +5,8 @@ use std::io;
 #[cfg(unix)]
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::tunnel;
-
 /// The signals from now on.
-pub struct Stop {
+pub struct Signals {
     #[cfg(unix)]
     interrupt: Signal,
     #[cfg(unix)]
@@ -18,7 +16,7 @@ pub struct Stop {
     hang_up: Option<Signal>,
 }
 
-impl Stop {
+impl Signals {
     /// Registers for the signals.
     ///
     /// # Errors
@@ -37,20 +35,9 @@ impl Stop {
         })
     }
 
-    /// Does `work` until it ends or a signal comes; then tunnels end in good order, or at once at a second signal.
-    /// `None` when it was a signal.
-    pub async fn unless_told<T>(mut self, work: impl Future<Output = T>) -> Option<T> {
-        tokio::select! {
-            done = work => return Some(done),
-            signal = self.signal() => tracing::info!("{signal}: ending"),
-        }
-        // By now the work is dropped, and nothing new begins.
-        tunnel::end_all(self.signal()).await;
-        None
-    }
-
+    /// Waits for one and gives its name.
     #[cfg(unix)]
-    async fn signal(&mut self) -> &'static str {
+    pub async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
@@ -59,7 +46,7 @@ impl Stop {
     }
 
     #[cfg(not(unix))]
-    async fn signal(&mut self) -> &'static str {
+    pub async fn next(&mut self) -> &'static str {
         let _ = tokio::signal::ctrl_c().await;
         "Ctrl-C"
     }

@@ -48,10 +48,6 @@ pub struct IdentityArgs {
     key: Option<PathBuf>,
 }
 
-/// What is said of certificates for a connection that is not encrypted.
-pub const NOT_ENCRYPTED: &str =
-    "--ca and --cert are for TLS, and the URL is not: write wss://, or leave them out";
-
 /// How long somebody may take to show whether it speaks TLS.
 const TLS_ANSWER_WITHIN: Duration = Duration::from_secs(2);
 

@@ -19,10 +19,14 @@ pub struct TokenArgs {
     /// File that holds the token (one line), readable by its owner alone; else the variable
     /// KOHAKURIVER_TUNNEL_TOKEN.
     #[arg(long, value_name = "FILE")]
-    pub token_file: Option<PathBuf>,
+    token_file: Option<PathBuf>,
 }
 
 impl TokenArgs {
+    pub fn is_given(&self) -> bool {
+        self.token_file.is_some()
+    }
+
     /// The value of the `Authorization` header, marked as sensitive.
     ///
     /// # Errors

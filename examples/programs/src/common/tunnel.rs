@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -23,10 +23,8 @@ const GRACE: Duration = Duration::from_secs(1);
 const STOP_WITHIN: Duration = Duration::from_millis(2500);
 
 /// The tunnels of this process.
-static TUNNELS: LazyLock<Tunnels> = LazyLock::new(Tunnels::default);
-
-#[derive(Default)]
-struct Tunnels {
+#[derive(Debug, Clone, Default)]
+pub struct Tunnels {
     stopping: CancellationToken,
     open: TaskTracker,
 }
@@ -72,12 +70,13 @@ pub struct TunnelArgs {
 pub struct Settings {
     config: Config,
     budget: Budget,
+    tunnels: Tunnels,
 }
 
 impl TunnelArgs {
-    pub fn settings(&self) -> Settings {
+    pub fn settings(&self, tunnels: Tunnels) -> Settings {
         let bytes = |mib: u64| usize::try_from(mib << 20).unwrap_or(usize::MAX);
-        let mut settings = Settings::new(self.memory.budget());
+        let mut settings = Settings::new(self.memory.budget(), tunnels);
         settings.config.v1_stall = Duration::from_secs_f64(self.v1_stall);
         settings.config.v1_stream_buffer = bytes(self.v1_buffer);
         settings.config.v1_reach = bytes(self.v1_reach);
@@ -89,12 +88,16 @@ impl TunnelArgs {
 }
 
 impl Settings {
-    pub fn new(budget: Budget) -> Self {
+    pub fn new(budget: Budget, tunnels: Tunnels) -> Self {
         let mut config = Config::default();
         // Each is looked at as soon as it comes, and accepted when the service has answered: a burst of slow
         // ones is no reason to refuse any.
         config.accept_backlog = config.max_streams;
-        Self { config, budget }
+        Self {
+            config,
+            budget,
+            tunnels,
+        }
     }
 }
 
@@ -117,12 +120,18 @@ pub fn over_with(
     farewell: Farewell,
 ) -> (Mux, Acceptor, impl Future<Output = Closed> + Send + 'static) {
     let version = if v2 { Version::V2 } else { Version::V1 };
-    let Settings { config, budget } = settings;
+    let Settings {
+        config,
+        budget,
+        tunnels,
+    } = settings;
     socket.charge_to(Arc::new(Charged(budget.clone())));
     let socket = Parting { socket, farewell };
     let (mux, acceptor, driver) = mux::connect(socket, Tungstenite, role, version, config.clone());
     mux.join_budget(budget);
-    (mux, acceptor, TUNNELS.open.track_future(drive(driver)))
+    let stopping = tunnels.stopping.clone();
+    let driver = tunnels.open.track_future(drive(driver, stopping));
+    (mux, acceptor, driver)
 }
 
 fn parse_seconds(text: &str) -> Result<f64, String> {
@@ -130,23 +139,25 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
     seconds.ok_or_else(|| "write seconds from 0.1 to 3600".to_owned())
 }
 
-/// Ends all tunnels: the other sides are told, connections get a moment to end by themselves, and the
-/// WebSockets are closed. At once when `again` is ready.
-pub async fn end_all(again: impl Future) {
-    TUNNELS.stopping.cancel();
-    TUNNELS.open.close();
-    tokio::select! {
-        () = TUNNELS.open.wait() => {}
-        () = sleep(STOP_WITHIN) => {}
-        _ = again => {}
+impl Tunnels {
+    /// Ends all: the other sides are told, connections get a moment to end by themselves, and the
+    /// WebSockets are closed. At once when `again` is ready.
+    pub async fn end(&self, again: impl Future) {
+        self.stopping.cancel();
+        self.open.close();
+        tokio::select! {
+            () = self.open.wait() => {}
+            () = sleep(STOP_WITHIN) => {}
+            _ = again => {}
+        }
     }
 }
 
-async fn drive(driver: Driver<Parting, Tungstenite>) -> Closed {
+async fn drive(driver: Driver<Parting, Tungstenite>, stopping: CancellationToken) -> Closed {
     let mut driver = pin!(driver);
     tokio::select! {
         closed = &mut driver => return closed,
-        () = TUNNELS.stopping.cancelled() => {}
+        () = stopping.cancelled() => {}
     }
     let mux = driver.mux();
     mux.drain();

@@ -15,10 +15,10 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tunnel_websocket::{Error, Message, Settings, WebSocket};
 
+use super::connection::Connection;
 use super::http;
 use super::net::{self, Link};
 use super::random::websocket_key;
-use super::tls::Dialer;
 use super::url::Url;
 
 pub type Socket = WebSocket<Link>;
@@ -113,32 +113,25 @@ impl fmt::Display for ConnectError {
 /// Connects as a client and offers version 2; says whether it was chosen.
 ///
 /// Done on hyper and not by tungstenite, which takes a server that chooses no subprotocol for a faulty one.
-pub async fn connect(
-    dialer: &Dialer,
-    url: &Url,
-    token: Option<&HeaderValue>,
-) -> Result<(Socket, bool), ConnectError> {
+pub async fn connect(connection: &Connection, url: &Url) -> Result<(Socket, bool), ConnectError> {
     let nothing_more = HeaderMap::new();
-    let (socket, v2, _) = connect_with(dialer, url, token, &nothing_more).await?;
+    let (socket, v2, _) = connect_with(connection, url, &nothing_more).await?;
     Ok((socket, v2))
 }
 
 /// As [`connect`], with more headers in the request; gives those of the answer too.
 pub async fn connect_with(
-    dialer: &Dialer,
+    connection: &Connection,
     url: &Url,
-    token: Option<&HeaderValue>,
     more: &HeaderMap,
 ) -> Result<(Socket, bool, HeaderMap), ConnectError> {
     let unreachable = |what: &dyn fmt::Display| {
         ConnectError::Unreachable(format!("cannot reach {}: {what}", url.authority()))
     };
     let work = async {
-        let link = dialer
-            .connect(url, HANDSHAKE_TIMEOUT)
-            .await
-            .map_err(|error| unreachable(&net::plain(&error)))?;
-        handshake(dialer, url, token, more, link).await
+        let link = connection.dialer.connect(url, HANDSHAKE_TIMEOUT).await;
+        let link = link.map_err(|error| unreachable(&net::plain(&error)))?;
+        handshake(connection, url, more, link).await
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, work).await {
         Ok(ended) => ended,
@@ -147,9 +140,8 @@ pub async fn connect_with(
 }
 
 async fn handshake(
-    dialer: &Dialer,
+    connection: &Connection,
     url: &Url,
-    token: Option<&HeaderValue>,
     more: &HeaderMap,
     link: Link,
 ) -> Result<(Socket, bool, HeaderMap), ConnectError> {
@@ -167,17 +159,15 @@ async fn handshake(
         .header(header::SEC_WEBSOCKET_VERSION, "13")
         .header(header::SEC_WEBSOCKET_KEY, &key)
         .header(header::SEC_WEBSOCKET_PROTOCOL, V2);
-    if let Some(token) = token {
+    if let Some(token) = &connection.token {
         request = request.header(header::AUTHORIZATION, token);
     }
     for (name, value) in more {
         request = request.header(name, value);
     }
     let request = request.body(Empty::new()).map_err(|error| broken(&error))?;
-    let response = dialer
-        .ask(url, link, request)
-        .await
-        .map_err(|error| broken(&error))?;
+    let response = connection.dialer.ask(url, link, request).await;
+    let response = response.map_err(|error| broken(&error))?;
 
     let status = response.status();
     if status != StatusCode::SWITCHING_PROTOCOLS {

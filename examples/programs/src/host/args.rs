@@ -6,14 +6,13 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::common::addresses::Network;
 use crate::common::args::{LogArgs, LogFormat, twice};
 use crate::common::ceilings::HostCeilings;
+use crate::common::front::FrontArgs;
 use crate::common::memory::MemoryArgs;
-use crate::common::program::{Failure, Logging};
+use crate::common::program::{Failure, Logging, Process};
 use crate::common::proxies::Proxies;
-use crate::common::tls::{ClientTlsArgs, Dialer, IdentityArgs, public_roots};
-use crate::common::token::TokenArgs;
+use crate::common::tls::{ClientTlsArgs, Dialer, public_roots};
 use crate::common::url::{Url, is_name};
 use crate::host::api::ClusterApi;
 use crate::host::proxy::{FixedTasks, Registry, Settings, TaskPlace};
@@ -55,32 +54,14 @@ pub struct Args {
     #[arg(long, value_name = "URL")]
     api: Option<String>,
 
-    /// Most sessions at once; more are answered with 503. Without it 4096, or as many as the limit
-    /// of open files allows: a session takes two.
-    #[arg(long, value_name = "N")]
-    max_sessions: Option<NonZeroUsize>,
-
-    /// Most sessions of one source address (IPv6: of one /64). Without it, an address may have as many as it
-    /// leaves to others: half of them, if it is the only one.
-    #[arg(long, value_name = "N")]
-    max_per_address: Option<NonZeroUsize>,
-
-    /// Address of a reverse proxy, behind which many clients are: ADDRESS[/PREFIX]; may be given many times.
-    /// Each of its connections counts by itself.
-    #[arg(long = "proxy", value_name = "ADDRESS", value_parser = Network::parse)]
-    proxies: Vec<Network>,
+    #[command(flatten)]
+    front: FrontArgs,
 
     #[command(flatten)]
     memory: MemoryArgs,
 
     #[command(flatten)]
-    token: TokenArgs,
-
-    #[command(flatten)]
     tls: ClientTlsArgs,
-
-    #[command(flatten)]
-    identity: IdentityArgs,
 
     #[command(flatten)]
     log: LogArgs,
@@ -91,7 +72,7 @@ impl Args {
     ///
     /// # Errors
     /// No source of tasks was given, or the task file or the token file cannot be used.
-    pub fn settings(&self) -> Result<Settings, Failure> {
+    pub fn settings(&self, process: &Process) -> Result<Settings, Failure> {
         let dialer = Dialer::new(&self.tls, None, public_roots, Proxies::from_environment()?)?;
         let mut registries: Vec<Box<dyn Registry>> = Vec::new();
         // Not by clap, which would repeat a password in a wrong URL.
@@ -121,13 +102,11 @@ impl Args {
         }
         Ok(Settings {
             registries,
-            token: self.token.header()?,
-            tls: self.identity.acceptor()?,
+            front: self.front.settings()?,
             dialer,
             memory: self.memory.budget(),
-            ceilings: HostCeilings::new(self.max_sessions.map(NonZeroUsize::get)),
-            max_per_address: self.max_per_address.map(NonZeroUsize::get),
-            proxies: self.proxies.clone(),
+            ceilings: HostCeilings::new(self.front.max_sessions.map(NonZeroUsize::get)),
+            log: process.log.clone(),
         })
     }
 }

@@ -10,7 +10,7 @@ mod tasks;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use crate::common::program::{About, Failure, run, serve_until_stopped};
+use crate::common::program::{About, Failure, Process, run};
 use args::Args;
 use proxy::Host;
 
@@ -25,7 +25,9 @@ pub fn main() -> ExitCode {
     run(&ABOUT, serve)
 }
 
-async fn serve(args: Args) -> Result<(), Failure> {
-    let host = Arc::new(Host::new(args.settings()?));
-    serve_until_stopped(args.listen, |listener| host.serve(listener)).await
+async fn serve(args: Args, process: Process) -> Result<(), Failure> {
+    let host = Arc::new(Host::new(args.settings(&process)?));
+    process
+        .serve(args.listen, |listener| host.serve(listener))
+        .await
 }

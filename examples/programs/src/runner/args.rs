@@ -6,13 +6,12 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::common::addresses::Network;
 use crate::common::args::{LogArgs, LogFormat, twice};
 use crate::common::ceilings::RunnerCeilings;
-use crate::common::program::{Failure, Logging};
+use crate::common::front::FrontArgs;
+use crate::common::program::{Failure, Logging, Process};
 use crate::common::secret::Secret;
-use crate::common::tls::IdentityArgs;
-use crate::common::token::{self, TokenArgs};
+use crate::common::token;
 use crate::common::tunnel::TunnelArgs;
 use crate::common::url::is_name;
 use crate::runner::server::{AgentKey, Settings};
@@ -53,20 +52,8 @@ pub struct Args {
     #[arg(long = "target", value_name = "NAME=ADDRESS", value_parser = parse_target)]
     targets: Vec<(String, String)>,
 
-    /// Most client sessions at once; more are answered with 503. Without it 4096, or as many as the
-    /// limit of open files allows beside agents and connections to targets.
-    #[arg(long, value_name = "N")]
-    max_sessions: Option<NonZeroUsize>,
-
-    /// Most client sessions of one source address (IPv6: of one /64). Without it nothing limits them: a
-    /// runner's clients all come from its host. Where they come by themselves, give it, and --proxy for the host.
-    #[arg(long, value_name = "N")]
-    max_per_address: Option<NonZeroUsize>,
-
-    /// Address of a host or proxy, behind which many clients are: ADDRESS[/PREFIX]; may be given many times.
-    /// Each of its connections counts by itself.
-    #[arg(long = "proxy", value_name = "ADDRESS", value_parser = Network::parse)]
-    proxies: Vec<Network>,
+    #[command(flatten)]
+    front: FrontArgs,
 
     /// Most agents at once; more are answered with 503. Without it 16384, or an eighth of the open
     /// files. No client can take their places.
@@ -88,9 +75,6 @@ pub struct Args {
     #[command(flatten)]
     tunnels: TunnelArgs,
 
-    #[command(flatten)]
-    token: TokenArgs,
-
     /// File that holds a token that all agents share; else the variable KOHAKURIVER_TUNNEL_AGENT_TOKEN.
     /// Whoever has it, such as root in any container, can register as any container and gets the
     /// connections of its users. Without it and without a key, agents show the token of the clients.
@@ -101,9 +85,6 @@ pub struct Args {
     /// else the variable KOHAKURIVER_TUNNEL_AGENT_KEY. Such a token registers that one container.
     #[arg(long, value_name = "FILE", global = true)]
     agent_key_file: Option<PathBuf>,
-
-    #[command(flatten)]
-    identity: IdentityArgs,
 
     #[command(flatten)]
     log: LogArgs,
@@ -151,15 +132,15 @@ impl Args {
     ///
     /// # Errors
     /// A token or key file cannot be used.
-    pub fn settings(&self) -> Result<Settings, Failure> {
+    pub fn settings(&self, process: &Process) -> Result<Settings, Failure> {
         if let Some(name) = twice(self.targets.iter().map(|(name, _)| name.as_str())) {
             return Err(Failure::usage(format!(
                 "--target {name} is given twice: a name has one address, leave one of them out"
             )));
         }
-        let token = self.token.header()?;
+        let front = self.front.settings()?;
         let agent_token = token::header_from(self.agent_token_file.as_deref(), AGENT_TOKEN)?;
-        if agent_token.is_some() && agent_token == token {
+        if agent_token.is_some() && agent_token == front.token {
             return Err(Failure::usage(
                 "the token of the agents is that of the clients: give two different ones",
             ));
@@ -167,17 +148,15 @@ impl Args {
         Ok(Settings {
             targets: self.targets.iter().cloned().collect(),
             enabled: self.tunnel_enabled,
-            token,
+            front,
             agent_token,
             agent_key: self.agent_key()?,
-            tls: self.identity.acceptor()?,
-            tunnels: self.tunnels.settings(),
+            tunnels: self.tunnels.settings(process.tunnels.clone()),
             ceilings: RunnerCeilings::new(
-                self.max_sessions.map(NonZeroUsize::get),
+                self.front.max_sessions.map(NonZeroUsize::get),
                 self.max_agents.map(NonZeroUsize::get),
             ),
-            max_per_address: self.max_per_address.map(NonZeroUsize::get),
-            proxies: self.proxies.clone(),
+            log: process.log.clone(),
         })
     }
 }

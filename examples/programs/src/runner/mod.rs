@@ -8,7 +8,7 @@ pub(crate) mod server;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use crate::common::program::{About, Failure, print, run, serve_until_stopped};
+use crate::common::program::{About, Failure, Process, print, run};
 use args::{Args, Command};
 use server::Runner;
 
@@ -23,10 +23,12 @@ pub fn main() -> ExitCode {
     run(&ABOUT, serve)
 }
 
-async fn serve(args: Args) -> Result<(), Failure> {
+async fn serve(args: Args, process: Process) -> Result<(), Failure> {
     if let Some(Command::AgentToken { name }) = &args.command {
         return print(&args.token_of(name)?);
     }
-    let runner = Arc::new(Runner::new(args.settings()?));
-    serve_until_stopped(args.listen, |listener| runner.serve(listener)).await
+    let runner = Arc::new(Runner::new(args.settings(&process)?));
+    process
+        .serve(args.listen, |listener| runner.serve(listener))
+        .await
 }

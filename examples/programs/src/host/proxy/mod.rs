@@ -8,42 +8,35 @@ mod session;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
-use hyper::header::HeaderValue;
 use hyper::{Request, StatusCode};
 use kohakuriver_tunnel::mux::Budget;
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
 use self::questions::Questions;
 pub use self::registry::{FixedTasks, Registry, TaskPlace};
 
-use crate::common::addresses::Network;
 use crate::common::ceilings::HostCeilings;
-use crate::common::front::{Caller, Front, Limits};
+use crate::common::front::{Caller, Front, FrontSettings};
 use crate::common::http::{self, Answer};
+use crate::common::log::Log;
 use crate::common::metrics::{Counter, Gauge, Page};
 use crate::common::route::Route;
-use crate::common::sessions::{Sessions, Sharing};
+use crate::common::sessions::Sessions;
 use crate::common::tls::Dialer;
 
 /// What the proxy needs to know.
 pub struct Settings {
     /// Asked in this order; the first that knows the task decides.
     pub registries: Vec<Box<dyn Registry>>,
-    /// Sent to the runner; without it the caller's own, unless that is for a registry. And demanded from callers unless a registry
-    /// checks them.
-    pub token: Option<HeaderValue>,
-    /// Served with TLS alone, if given.
-    pub tls: Option<TlsAcceptor>,
+    /// Its token is also sent to the runner; without one the caller's own is, unless that is for a
+    /// registry. It is not demanded from callers whom a registry checks.
+    pub front: FrontSettings,
     /// Connects to runners.
     pub dialer: Dialer,
     /// For what is read and waits to be written.
     pub memory: Budget,
     pub ceilings: HostCeilings,
-    /// Most sessions, and most handshakes, of one address.
-    pub max_per_address: Option<usize>,
-    /// Addresses behind which many clients are.
-    pub proxies: Vec<Network>,
+    pub log: Log,
 }
 
 pub struct Host {
@@ -68,19 +61,16 @@ struct Counters {
 
 impl Host {
     pub fn new(settings: Settings) -> Self {
-        let each = settings.max_per_address.unwrap_or(usize::MAX);
-        let front = Front::new(Limits {
-            handshakes: settings.ceilings.handshakes,
-            per_source: each,
-            answering: session::ANSWERING,
-            proxies: settings.proxies.clone(),
-        });
-        let proxies = settings.proxies.clone();
-        let sharing = Sharing::ByAddress { each, proxies };
+        let HostCeilings {
+            handshakes,
+            sessions,
+            questions,
+            waiting,
+        } = settings.ceilings;
         Self {
-            front: Arc::new(front),
-            questions: Questions::new(settings.ceilings.questions, settings.ceilings.waiting),
-            sessions: Sessions::new(settings.ceilings.sessions, sharing),
+            front: Arc::new(Front::new(handshakes, &settings.front, session::ANSWERING)),
+            questions: Questions::new(questions, waiting),
+            sessions: Sessions::by_address(sessions, &settings.front),
             settings,
             counters: Counters::default(),
         }
@@ -88,10 +78,9 @@ impl Host {
 
     /// Serves until dropped.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
-        let tls = self.settings.tls.clone();
         let front = Arc::clone(&self.front);
         let answer = move |request, caller| Arc::clone(&self).answer(request, caller);
-        front.serve(listener, tls, answer).await;
+        front.serve(listener, answer).await;
     }
 
     /// Whether tokens of callers are for a registry.
@@ -115,50 +104,41 @@ impl Host {
 
     fn page(&self) -> Answer {
         let counters = &self.counters;
-        let ended = [
-            (r#"{outcome="joined"}"#, counters.joined.value()),
-            (r#"{outcome="refused"}"#, counters.refused.value()),
-            (r#"{outcome="unreachable"}"#, counters.unreachable.value()),
-        ];
-        let bytes = [
-            (r#"{to="runner"}"#, counters.to_runner.value()),
-            (r#"{to="client"}"#, counters.to_client.value()),
-        ];
-        let (front, sessions) = (&self.front.turned_away, &self.sessions);
-        let turned_away = [
-            (r#"{cause="displaced"}"#, front.displaced.value()),
-            (r#"{cause="late"}"#, front.late.value()),
-            (r#"{cause="sessions"}"#, sessions.full.value()),
-            (r#"{cause="address"}"#, sessions.share.value()),
-            (r#"{cause="questions"}"#, self.questions.refused.value()),
-            (r#"{cause="no_header"}"#, counters.nameless.value()),
-        ];
         Page::default()
-            .metric(
-                "gauge",
-                "host_sessions",
-                "Sessions open now.",
-                &[("", counters.open.value())],
-            )
-            .metric(
-                "counter",
+            .gauge("host_sessions", "Sessions open now.", counters.open.value())
+            .counters(
                 "host_sessions_total",
                 "Sessions asked for, by what became of them.",
-                &ended,
+                "outcome",
+                &[
+                    ("joined", counters.joined.value()),
+                    ("refused", counters.refused.value()),
+                    ("unreachable", counters.unreachable.value()),
+                ],
             )
-            .metric(
-                "counter",
+            .counters(
                 "host_bytes_total",
                 "Bytes relayed, WebSocket framing included.",
-                &bytes,
+                "to",
+                &[
+                    ("runner", counters.to_runner.value()),
+                    ("client", counters.to_client.value()),
+                ],
             )
-            .metric(
-                "counter",
+            .counters(
                 "host_turned_away_total",
                 "Connections that came to nothing for want of time, place or token, by cause.",
-                &turned_away,
+                "cause",
+                &[
+                    ("displaced", self.front.turned_away.displaced.value()),
+                    ("late", self.front.turned_away.late.value()),
+                    ("sessions", self.sessions.full.value()),
+                    ("address", self.sessions.share.value()),
+                    ("questions", self.questions.refused.value()),
+                    ("no_header", counters.nameless.value()),
+                ],
             )
-            .log()
+            .log(&self.settings.log)
             .answer()
     }
 }

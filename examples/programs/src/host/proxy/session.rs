@@ -43,7 +43,7 @@ pub async fn join(
         Err(bad) => return bad.into(),
     };
     let caller = request.headers().get(header::AUTHORIZATION);
-    let trusted = host.settings.token.as_ref();
+    let trusted = host.settings.front.token.as_ref();
     if trusted.is_none() {
         if let Err(bad) = http::same_origin(request.headers()) {
             return bad.into();
@@ -226,7 +226,7 @@ async fn ask_path(
     let caller = request.headers().get(header::AUTHORIZATION);
     // A token that a registry checks is the caller's secret with the cluster, and none of the runner's business.
     let caller = caller.filter(|_| !host.checks_callers());
-    if let Some(token) = host.settings.token.as_ref().or(caller) {
+    if let Some(token) = host.settings.front.token.as_ref().or(caller) {
         forwarded = forwarded.header(header::AUTHORIZATION, token);
     }
     let forwarded = forwarded

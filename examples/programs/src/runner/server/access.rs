@@ -8,6 +8,7 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use sha2::Sha256;
 
 use super::Settings;
+use crate::common::front::FrontSettings;
 use crate::common::http::{self, BadRequest};
 use crate::common::route::Route;
 use crate::common::token;
@@ -64,7 +65,7 @@ pub fn check(
 ) -> Result<(), BadRequest> {
     let given = headers.get(header::AUTHORIZATION);
     let Settings {
-        token,
+        front: FrontSettings { token, .. },
         agent_token,
         agent_key,
         ..

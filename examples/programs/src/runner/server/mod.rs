@@ -16,19 +16,18 @@ use hyper::header::{self, HeaderValue};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, StatusCode};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 pub use self::access::AgentKey;
 use self::agents::Agents;
-use crate::common::addresses::Network;
 use crate::common::ceilings::RunnerCeilings;
-use crate::common::front::{Caller, Front, Limits};
+use crate::common::front::{Caller, Front, FrontSettings};
 use crate::common::http::{self, Answer, BadRequest};
+use crate::common::log::Log;
 use crate::common::metrics::{Counter, Gauge, Page};
 use crate::common::route::Route;
 use crate::common::serve::Served;
-use crate::common::sessions::{Sessions, Sharing};
+use crate::common::sessions::Sessions;
 use crate::common::ws::{self, Socket};
 use crate::common::{net, tunnel};
 
@@ -38,20 +37,15 @@ pub struct Settings {
     pub targets: HashMap<String, String>,
     /// Whether tunnels are served at all.
     pub enabled: bool,
-    /// Demanded from clients, and from agents that have none of their own.
-    pub token: Option<HeaderValue>,
+    /// Its token is also demanded from agents that have none of their own.
+    pub front: FrontSettings,
     /// Accepted from agents of every container instead. They run where strangers are root: what they know opens no session.
     pub agent_token: Option<HeaderValue>,
     /// What the tokens of single containers are derived from: accepted from that container's agent.
     pub agent_key: Option<AgentKey>,
-    /// Served with TLS alone, if given.
-    pub tls: Option<TlsAcceptor>,
     pub tunnels: tunnel::Settings,
     pub ceilings: RunnerCeilings,
-    /// Most client sessions, and most handshakes, of one address.
-    pub max_per_address: Option<usize>,
-    /// Addresses behind which many clients are.
-    pub proxies: Vec<Network>,
+    pub log: Log,
 }
 
 pub struct Runner {
@@ -85,23 +79,15 @@ struct Counters {
 impl Runner {
     pub fn new(settings: Settings) -> Self {
         let ceilings = settings.ceilings;
-        let front = Front::new(Limits {
-            handshakes: ceilings.handshakes,
-            per_source: settings.max_per_address.unwrap_or(usize::MAX),
-            answering: Duration::ZERO,
-            proxies: settings.proxies.clone(),
-        });
-        let sharing = match settings.max_per_address {
-            Some(each) => Sharing::ByAddress {
-                each,
-                proxies: settings.proxies.clone(),
-            },
-            None => Sharing::Freely,
+        let sessions = match settings.front.max_per_address {
+            Some(_) => Sessions::by_address(ceilings.sessions, &settings.front),
+            None => Sessions::freely(ceilings.sessions),
         };
+        let front = Front::new(ceilings.handshakes, &settings.front, Duration::ZERO);
         Self {
             agents: Agents::new(ceilings.agents),
             front: Arc::new(front),
-            sessions: Sessions::new(ceilings.sessions, sharing),
+            sessions,
             settings,
             counters: Counters::default(),
             served: Served::new(ceilings.serving),
@@ -110,13 +96,12 @@ impl Runner {
 
     /// Serves until dropped.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
-        let tls = self.settings.tls.clone();
         let front = Arc::clone(&self.front);
         let answer = move |request, caller| {
             let runner = Arc::clone(&self);
             async move { runner.answer(request, caller).unwrap_or_else(Answer::from) }
         };
-        front.serve(listener, tls, answer).await;
+        front.serve(listener, answer).await;
     }
 
     fn answer(
@@ -185,87 +170,78 @@ impl Runner {
 
     fn page(&self) -> Answer {
         let (counters, served) = (&self.counters, &self.served);
-        let sessions = [
-            (r#"{outcome="served"}"#, counters.sessions.value()),
-            (r#"{outcome="refused"}"#, counters.refused.value()),
-        ];
-        let connections = [
-            (r#"{outcome="agent"}"#, counters.joined.value()),
-            (r#"{outcome="direct_tcp"}"#, served.streams.value()),
-            (r#"{outcome="direct_udp"}"#, served.flows.value()),
-            (r#"{outcome="refused"}"#, served.refused.value()),
-            (r#"{outcome="denied"}"#, counters.denied.value()),
-            (r#"{outcome="no_agent"}"#, counters.no_agent.value()),
-        ];
-        let (front, places) = (&self.front.turned_away, &self.sessions);
-        let turned_away = [
-            (r#"{cause="displaced"}"#, front.displaced.value()),
-            (r#"{cause="late"}"#, front.late.value()),
-            (r#"{cause="sessions"}"#, places.full.value()),
-            (r#"{cause="address"}"#, places.share.value()),
-            (r#"{cause="agents"}"#, counters.agents_full.value()),
-        ];
         let refused = &served.dials.refused;
-        let bounds = [
-            (r#"{cause="dials"}"#, refused.turn.value()),
-            (r#"{cause="sockets"}"#, refused.socket.value()),
-            (r#"{cause="agent_dials"}"#, counters.agent_dials.value()),
-            (r#"{cause="agent_streams"}"#, counters.agent_streams.value()),
-        ];
-        let datagrams = [
-            (r#"{cause="refused"}"#, served.flow_refusals.value()),
-            (r#"{cause="failed"}"#, served.flow_failures.value()),
-        ];
         Page::default()
-            .metric(
-                "gauge",
+            .gauge(
                 "runner_sessions",
                 "Client sessions open now.",
-                &[("", counters.sessions_open.value())],
+                counters.sessions_open.value(),
             )
-            .metric(
-                "counter",
+            .counters(
                 "runner_sessions_total",
                 "Client sessions, by what became of them.",
-                &sessions,
+                "outcome",
+                &[
+                    ("served", counters.sessions.value()),
+                    ("refused", counters.refused.value()),
+                ],
             )
-            .metric(
-                "gauge",
+            .gauge(
                 "runner_agents",
                 "Agents registered now.",
-                &[("", self.agents.count())],
+                self.agents.count(),
             )
-            .metric(
-                "counter",
+            .counter(
                 "runner_agents_total",
                 "Registrations of agents.",
-                &[("", counters.agents.value())],
+                &counters.agents,
             )
-            .metric(
-                "counter",
+            .counters(
                 "runner_connections_total",
                 "Connections asked for, by what became of them.",
-                &connections,
+                "outcome",
+                &[
+                    ("agent", counters.joined.value()),
+                    ("direct_tcp", served.streams.value()),
+                    ("direct_udp", served.flows.value()),
+                    ("refused", served.refused.value()),
+                    ("denied", counters.denied.value()),
+                    ("no_agent", counters.no_agent.value()),
+                ],
             )
-            .metric(
-                "counter",
+            .counters(
                 "runner_datagrams_lost_total",
                 "Datagrams to directly dialled targets that came to nothing.",
-                &datagrams,
+                "cause",
+                &[
+                    ("refused", served.flow_refusals.value()),
+                    ("failed", served.flow_failures.value()),
+                ],
             )
-            .metric(
-                "counter",
+            .counters(
                 "runner_connections_over_share_total",
                 "Connections refused because others of the session or of all were there, by cause.",
-                &bounds,
+                "cause",
+                &[
+                    ("dials", refused.turn.value()),
+                    ("sockets", refused.socket.value()),
+                    ("agent_dials", counters.agent_dials.value()),
+                    ("agent_streams", counters.agent_streams.value()),
+                ],
             )
-            .metric(
-                "counter",
+            .counters(
                 "runner_turned_away_total",
                 "Connections that came to nothing for want of time or of a place, by cause.",
-                &turned_away,
+                "cause",
+                &[
+                    ("displaced", self.front.turned_away.displaced.value()),
+                    ("late", self.front.turned_away.late.value()),
+                    ("sessions", self.sessions.full.value()),
+                    ("address", self.sessions.share.value()),
+                    ("agents", counters.agents_full.value()),
+                ],
             )
-            .log()
+            .log(&self.settings.log)
             .answer()
     }
 }

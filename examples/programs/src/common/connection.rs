@@ -1,0 +1,74 @@
+//! What a program needs that connects to another: who it is, whom it trusts, and the way there.
+
+use clap::Args;
+use hyper::header::HeaderValue;
+use tokio_rustls::rustls::RootCertStore;
+
+use super::program::{Failure, Process};
+use super::proxies::ProxyArgs;
+use super::tls::{ClientTlsArgs, Dialer, IdentityArgs};
+use super::token::TokenArgs;
+use super::tunnel::{self, TunnelArgs};
+use super::url::Url;
+
+/// Flags of a program that puts tunnels on connections of its own.
+#[derive(Args, Debug, Clone)]
+pub struct ConnectionArgs {
+    #[command(flatten)]
+    tunnels: TunnelArgs,
+
+    #[command(flatten)]
+    token: TokenArgs,
+
+    #[command(flatten)]
+    tls: ClientTlsArgs,
+
+    #[command(flatten)]
+    proxy: ProxyArgs,
+
+    #[command(flatten)]
+    identity: IdentityArgs,
+}
+
+/// How to connect.
+#[derive(Clone)]
+pub struct Connection {
+    pub token: Option<HeaderValue>,
+    pub dialer: Dialer,
+    pub tunnels: tunnel::Settings,
+}
+
+impl ConnectionArgs {
+    /// Whether any secret or certificate is given, which only a connection has a use for.
+    pub fn is_given(&self) -> bool {
+        self.token.is_given() || self.is_for_tls()
+    }
+
+    /// How to connect to `url`, where `roots` are trusted unless `--ca` says whom.
+    ///
+    /// # Errors
+    /// A file cannot be used, a URL of a proxy is none, or certificates are given for a connection
+    /// without TLS.
+    pub fn connection(
+        &self,
+        url: &Url,
+        roots: fn() -> RootCertStore,
+        process: &Process,
+    ) -> Result<Connection, Failure> {
+        if !url.tls && self.is_for_tls() {
+            return Err(Failure::usage(
+                "--ca and --cert are for TLS, and the URL is not: write wss://, or leave them out",
+            ));
+        }
+        let proxies = self.proxy.proxies()?;
+        Ok(Connection {
+            token: self.token.header()?,
+            dialer: Dialer::new(&self.tls, Some(&self.identity), roots, proxies)?,
+            tunnels: self.tunnels.settings(process.tunnels.clone()),
+        })
+    }
+
+    fn is_for_tls(&self) -> bool {
+        self.tls.ca.is_some() || self.identity.cert.is_some()
+    }
+}
