@@ -54,7 +54,7 @@ fn data_after_the_end_is_late_only_within_the_credit() {
     let mut pair = Pair::new(Version::V2);
     let (opened, accepted) = pair.stream();
     pair.acceptor.reset(accepted, Reason::Gone, "");
-    pair.acceptor.release(accepted);
+    pair.acceptor.release(accepted, at(0));
     let piece = Bytes::from_static(&[7; 1000]);
     for _ in 0..WINDOW / piece.len() {
         say(&mut pair.acceptor, at(0), data(1, piece.clone())).unwrap();
