@@ -1,6 +1,6 @@
 #!/bin/bash
 # Fuzzes each target for SECONDS (default 60) on the nightly toolchain, from its committed corpus.
-# What is found on the way stays in target/, not in the corpus.
+# New inputs stay in target/ and do not change the corpus.
 # Usage: fuzz/run.sh [SECONDS] [TARGET...]
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -22,8 +22,9 @@ for target in "${targets[@]}"; do
     found=target/found/$target
     mkdir -p "$found"
     cargo fuzz run --features libfuzzer --fuzz-dir . "$target" "$found" "corpus/$target" -- \
-        -max_total_time="$seconds" -max_len=4096 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 2>&1 |
-        tee "target/$target.log" | grep -E 'DONE|stat::number_of_executed_units|panicked|SUMMARY' || true
-    # grep's result does not tell; libFuzzer says this only when it ended by itself.
+        -max_total_time="$seconds" -max_len=4096 -timeout=10 -rss_limit_mb=1024 \
+        -print_final_stats=1 2>&1 | tee "target/$target.log" |
+        grep -E 'DONE|stat::number_of_executed_units|panicked|SUMMARY' || true
+    # The pipe's status says nothing; libFuzzer prints this only when it ended by itself.
     grep -q '^Done ' "target/$target.log" || { tail -60 "target/$target.log"; exit 1; }
 done

@@ -1,4 +1,4 @@
-//! How often the wire layer allocates, counted by an allocator of its own.
+//! The number of allocations of the wire layer, counted by an allocator of its own.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -20,7 +20,7 @@ const SIZES: [usize; 6] = [0, 1, 64, 1024, 64 * 1024, 1024 * 1024];
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Counts the calls of each thread, so that tests do not see each other.
+/// Counts the calls of each thread, so that tests do not affect each other.
 struct Counting;
 
 thread_local! {
@@ -29,12 +29,12 @@ thread_local! {
 }
 
 fn count(size: usize) {
-    // Threads that are ending have no counter left, and nothing to count.
+    // A thread that is ending has no counter left.
     let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
     let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(size)));
 }
 
-// SAFETY: every call goes on to the system's allocator as it came.
+// SAFETY: every call is forwarded unchanged to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
@@ -122,12 +122,12 @@ fn decoding_a_slice_allocates_nothing() {
 #[test]
 fn decoding_shared_bytes_allocates_nothing() {
     for frame in SIZES.into_iter().flat_map(frames) {
-        // Both kinds of `Bytes`: one that owns a vector, and one that shares a buffer.
+        // Both kinds of `Bytes`: one owns a vector, one shares a buffer.
         for message in [
             Bytes::from(Vec::from(frame.to_bytes())),
             frame.to_bytes().slice(..),
         ] {
-            // Sharing a vector for the first time is what `clone` costs, not decoding.
+            // The first `clone` shares the vector and allocates; decoding does not.
             let (first, second) = (message.clone(), message);
             let decoded = none(|| Frame::decode(first).unwrap());
             none(|| drop(decoded));
@@ -185,7 +185,7 @@ fn sealing_in_place_allocates_nothing_in_steady_state() {
             let message = buffer.split().seal(header);
             assert_eq!(message.len(), HEADER_LEN + size);
         };
-        // The buffer itself, and its being shared for the first time.
+        // The buffer, and its first sharing.
         cycle(&mut buffer);
         cycle(&mut buffer);
         none(|| (0..100).for_each(|_| cycle(&mut buffer)));
@@ -194,7 +194,8 @@ fn sealing_in_place_allocates_nothing_in_steady_state() {
 
 #[test]
 fn sealing_short_reads_in_place_allocates_nothing_in_steady_state() {
-    // Reads of changing length, each at most half of the buffer, so that several share one pass over it.
+    // Reads of changing length, each at most half of the buffer, so that several share one
+    // allocation.
     let capacity = 64 * 1024;
     let read = vec![0x5a; capacity];
     let mut buffer = HeadroomBuf::with_capacity(capacity);

@@ -34,7 +34,7 @@ fn prefixed(message: &[u8]) -> Vec<u8> {
     [&len.to_be_bytes(), message].concat()
 }
 
-/// Feeds `wire` in pieces and gathers the items, as `FramedRead` does.
+/// Feeds `wire` in pieces and collects the items, as `FramedRead` does.
 fn decode(
     codec: &mut StreamCodec,
     pieces: impl IntoIterator<Item = impl AsRef<[u8]>>,
@@ -108,7 +108,7 @@ fn a_length_over_the_cap_reserves_nothing_and_never_resynchronises() {
                 other => panic!("expected TooLong, got {other:?}"),
             }
             assert_eq!(wire.capacity(), before);
-            // What would be a frame, were the length skipped.
+            // Would be a frame if the length were skipped.
             wire.extend_from_slice(&prefixed(&data("x").to_bytes()));
         }
         assert!(matches!(
@@ -137,7 +137,7 @@ fn the_decoder_never_makes_room_for_more_than_one_message_at_the_cap() {
     let mut buffer = BytesMut::with_capacity(1500);
     let (mut rest, mut items, mut moved) = (&wire[..], 0, 0);
     while !rest.is_empty() {
-        // As a read does it: into the room there is.
+        // Into the available room, as a read does.
         let spare = buffer.capacity() - buffer.len();
         let (piece, later) = rest.split_at(rest.len().min(spare).min(1499));
         assert!(!piece.is_empty(), "the decoder made no room");
@@ -189,7 +189,7 @@ fn a_caller_may_take_a_malformed_message_for_the_end() {
     assert_eq!(error.to_string(), "unknown message type 0x7f");
 }
 
-/// Messages of which some are no frames.
+/// Messages, some of them malformed.
 fn message() -> impl Strategy<Value = Bytes> {
     let payload = prop_oneof![
         4 => prop::collection::vec(any::<u8>(), 0..40),
@@ -225,7 +225,7 @@ proptest! {
         for message in &messages {
             codec.encode(message.clone(), &mut wire).unwrap();
         }
-        // And the beginning of one more message.
+        // The beginning of another message.
         let last = prefixed(&data(vec![0; 20]).to_bytes());
         let tail = tail.min(last.len() - 1);
         wire.extend_from_slice(&last[..tail]);
@@ -256,7 +256,7 @@ proptest! {
     }
 }
 
-/// A reader that gives one byte at a time.
+/// A reader that returns one byte at a time.
 struct Trickle<R>(R);
 
 impl<R: AsyncRead + Unpin> AsyncRead for Trickle<R> {

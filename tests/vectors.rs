@@ -1,8 +1,9 @@
 //! The golden vectors of `tests/vectors.json`, which any implementation can read.
 //!
-//! A message is `hex`, then `repeat.byte` `repeat.count` times if there is a `repeat`, which belongs to the
-//! payload. `fields` is the raw header and payload, absent when there is no whole header. `canonical` is what
-//! a lenient decoder encodes again. `offending` is the value a diagnostic has to name.
+//! A message is `hex`, followed by `repeat.byte` `repeat.count` times if there is a `repeat`, which
+//! belongs to the payload. `fields` is the raw header and payload, `null` if there is no whole
+//! header. `canonical` is the encoding of what a lenient decoder decoded. `offending` is the value
+//! that a diagnostic has to name.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -73,7 +74,7 @@ impl Vector {
         }
     }
 
-    /// The frame the fields describe, without any help of the decoder.
+    /// The frame that the fields describe, made without the decoder.
     fn frame(&self) -> Frame {
         let fields = self.fields.as_ref().unwrap();
         let id = ClientId(fields.id);
@@ -290,7 +291,7 @@ fn every_encoder_gives_the_golden_bytes() {
     }
 }
 
-/// The frame in every form the crate can encode it to.
+/// The frame in every form to which the crate can encode it.
 fn encoded(frame: &Frame) -> Vec<(&'static str, Vec<u8>)> {
     let len = frame.encoded_len();
     let mut exact = vec![0xee; len];

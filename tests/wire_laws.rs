@@ -73,7 +73,8 @@ fn frame() -> impl Strategy<Value = Frame> {
     ]
 }
 
-/// Bytes that are a message often enough: noise, noise behind a plausible header, and messages bent a little.
+/// Bytes that are often a message: noise, noise after a plausible header, and slightly changed
+/// messages.
 fn message() -> impl Strategy<Value = Vec<u8>> {
     let plausible = (
         0..=10u8,
@@ -157,7 +158,11 @@ proptest! {
     }
 
     #[test]
-    fn header_bytes_round_trip(bytes in any::<[u8; HEADER_LEN]>(), kind in 0..=10u8, proto in 0..=2u8) {
+    fn header_bytes_round_trip(
+        bytes in any::<[u8; HEADER_LEN]>(),
+        kind in 0..=10u8,
+        proto in 0..=2u8,
+    ) {
         let [_, _, rest @ ..] = bytes;
         let [i0, i1, i2, i3, p0, p1] = rest;
         for bytes in [bytes, [kind, proto, i0, i1, i2, i3, p0, p1]] {
@@ -181,7 +186,8 @@ proptest! {
         let message = frame.to_bytes();
         prop_assert_eq!(message.len(), frame.encoded_len());
         prop_assert_eq!(Frame::decode(message.clone()), Ok(frame.clone()));
-        prop_assert_eq!(&Frame::decode(&message[..]).unwrap().map_payload(Bytes::copy_from_slice), &frame);
+        let borrowed = Frame::decode(&message[..]).unwrap();
+        prop_assert_eq!(&borrowed.map_payload(Bytes::copy_from_slice), &frame);
 
         let mut slice = vec![0xee; message.len() + extra];
         prop_assert_eq!(frame.encode_to_slice(&mut slice), Ok(message.len()));
@@ -279,7 +285,7 @@ proptest! {
         let strict = Frame::decode_strict(&message[..]);
         let frame = match Frame::decode(&message[..]) {
             Ok(frame) => frame,
-            // What is malformed for everybody is so for the same reason.
+            // Messages that both decoders refuse, they refuse for the same reason.
             Err(error) => {
                 prop_assert_eq!(strict, Err(error));
                 return Ok(());
@@ -289,7 +295,8 @@ proptest! {
         prop_assert!(once.len() <= message.len());
         prop_assert_eq!(Frame::decode(&once[..]), Ok(frame));
         prop_assert_eq!(Frame::decode(&once[..]).unwrap().to_bytes(), once.clone());
-        // Strict refuses exactly what encoding again changes, and text that is no text.
+        // Strict decoding refuses exactly what encoding would change, and ERROR text that is not
+        // UTF-8.
         match strict {
             Ok(_) => prop_assert_eq!(&once[..], &message[..]),
             Err(DecodeError::InvalidUtf8 { .. }) => {}
@@ -315,7 +322,9 @@ proptest! {
         let value = match error {
             DecodeError::Truncated { .. } => message.len().to_string(),
             DecodeError::UnknownKind(_) => format!("0x{:02x}", message[0]),
-            DecodeError::UnknownProto(_) | DecodeError::ReservedProto(_) => format!("0x{:02x}", message[1]),
+            DecodeError::UnknownProto(_) | DecodeError::ReservedProto(_) => {
+                format!("0x{:02x}", message[1])
+            }
             DecodeError::ZeroId(_) => raw.unwrap().header().unwrap().kind.to_string(),
             DecodeError::ReservedPort { .. } => format!("0x{:04x}", raw.unwrap().port()),
             DecodeError::ReservedId { .. } => format!("0x{:08x}", raw.unwrap().id().0),
@@ -340,10 +349,14 @@ proptest! {
             prop_assert_eq!(decoded.payload().as_ptr(), message[HEADER_LEN..].as_ptr());
         }
         if let Ok(strict) = Frame::decode_strict(message.clone()) {
-            prop_assert!(strict.payload().is_empty() || strict.payload().as_ptr() == message[HEADER_LEN..].as_ptr());
+            let payload = strict.payload();
+            let start = message[HEADER_LEN..].as_ptr();
+            prop_assert!(payload.is_empty() || payload.as_ptr() == start);
         }
         let borrowed = Frame::decode(&message[..]).unwrap();
-        prop_assert!(borrowed.payload().is_empty() || borrowed.payload().as_ptr() == message[HEADER_LEN..].as_ptr());
+        let payload = borrowed.payload();
+        let start = message[HEADER_LEN..].as_ptr();
+        prop_assert!(payload.is_empty() || payload.as_ptr() == start);
     }
 
     #[test]
@@ -377,7 +390,7 @@ proptest! {
             prop_assert_eq!(message[HEADER_LEN..].as_ptr(), payload_at);
             pinned.push((message, read.to_vec()));
         }
-        // Later reads went elsewhere.
+        // Later reads went into other memory.
         for (message, read) in pinned {
             prop_assert_eq!(&message[HEADER_LEN..], &read[..]);
         }

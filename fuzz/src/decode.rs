@@ -16,7 +16,7 @@ pub fn decode(data: &[u8]) {
     assert_eq!(strict.map(own), Frame::decode_strict(shared.clone()));
 
     match lenient {
-        // What is malformed for everybody is so for the same reason.
+        // Messages that both decoders refuse, they refuse for the same reason.
         Err(error) => assert_eq!(strict, Err(error)),
         Ok(frame) => {
             let again = encode(frame);
@@ -67,7 +67,7 @@ fn raw(data: &[u8]) {
     assert_eq!(raw.into_inner(), data);
 }
 
-/// Encodes in every form; all must give the same bytes.
+/// Encodes in every form. All forms must give the same bytes.
 fn encode(frame: Frame<&[u8]>) -> Bytes {
     let bytes = frame.to_bytes();
     let len = bytes.len();

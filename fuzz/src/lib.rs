@@ -1,7 +1,8 @@
-//! The bodies of the fuzz targets: functions of any bytes that panic when a law is broken.
+//! The bodies of the fuzz targets: functions that take any bytes and panic when a law is broken.
 //!
-//! To add one: its body as a module here and a line in [`TARGETS`], a binary of its name in `fuzz_targets/` and
-//! `Cargo.toml`, and a few inputs of its name in `corpus/`. `tests/replay.rs` sees to it that none is forgotten.
+//! A new target needs its body as a module here, a line in [`TARGETS`], a binary of its name in
+//! `fuzz_targets/` and `Cargo.toml`, and a few inputs in a folder of its name in `corpus/`.
+//! `tests/replay.rs` checks that nothing is missing.
 
 mod decode;
 mod session;
@@ -15,10 +16,10 @@ pub use stream_codec::stream_codec;
 pub use transport::transport;
 pub use websocket::websocket;
 
-/// A target's body.
+/// The body of a target.
 pub type Body = fn(&[u8]);
 
-/// Every target by the name of its binary and of its corpus.
+/// Every target, by the name of its binary and of its corpus.
 pub const TARGETS: &[(&str, Body)] = &[
     ("decode", decode),
     ("session", session),

@@ -1,7 +1,7 @@
 //! `StreamCodec` under arbitrary chunking, against a parser that sees all bytes at once.
 //!
-//! Input: one byte choosing the cap, one byte saying how many bytes of chunk sizes follow, those, then what is
-//! on the wire. Needs `bytes` and `tokio-util` with `codec`.
+//! Input: one byte that chooses the cap, one byte for the number of chunk sizes, the chunk sizes,
+//! then the bytes on the wire. Needs `bytes` and `tokio-util` with `codec`.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kohakuriver_tunnel::codec::{CodecError, StreamCodec};
@@ -10,7 +10,7 @@ use tokio_util::codec::{Decoder, Encoder};
 
 type Item = Result<Frame, DecodeError>;
 
-/// How a stream ends: well, short of so many bytes, or with a length over the cap.
+/// How a stream ends: well, with that many bytes missing, or with a length over the cap.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
     Clean,
@@ -18,13 +18,13 @@ enum End {
     TooLong(usize),
 }
 
-/// Whatever the chunks, the frames are those of the reference, and the decoder never makes room for more than
-/// one message at the cap.
+/// For any chunks the frames equal those of the reference parser, and the decoder never makes room
+/// for more than one message at the cap.
 pub fn stream_codec(data: &[u8]) {
     let Some((&[cap, sizes], rest)) = data.split_first_chunk() else {
         return;
     };
-    // On both sides of the 4 KiB up to which payloads are copied.
+    // Below and above the 4 KiB up to which payloads are copied.
     let cap = [16, 64, 300, 5000][usize::from(cap % 4)];
     let (sizes, wire) = rest.split_at(usize::from(sizes).min(rest.len()));
 
@@ -33,7 +33,7 @@ pub fn stream_codec(data: &[u8]) {
     assert_eq!(items, expected);
     assert_eq!(end, expected_end);
 
-    // What was understood is written as it was read, but for reserved fields, which are read as zero.
+    // Decoded messages encode to the same bytes, except for reserved fields, which decode as zero.
     let mut again = BytesMut::new();
     let frames: Vec<Frame> = items.into_iter().flatten().collect();
     let mut codec = StreamCodec::with_max_len(cap);
@@ -55,7 +55,7 @@ fn decode(cap: usize, sizes: &[u8], mut wire: &[u8]) -> (Vec<Item>, End) {
     let mut allowed = 4 + cap;
     while !wire.is_empty() {
         if buffer.capacity() == buffer.len() {
-            // A reader's own room, never more than what is buffered and 64 bytes.
+            // The room of a reader: at most the bytes buffered and 64 more.
             let mut roomier = BytesMut::with_capacity(buffer.len() + 64);
             roomier.put_slice(&buffer);
             buffer = roomier;

@@ -1,7 +1,7 @@
-//! `FrameTransport` over an arbitrary sequence of what a transport can yield.
+//! `FrameTransport` over an arbitrary sequence of items of a transport.
 //!
-//! Input: operations of one byte; a message is followed by its length in one byte and its bytes. Needs `bytes`
-//! and `futures-util` with `sink`.
+//! Input: operations of one byte. A message is followed by its length in one byte and its bytes.
+//! Needs `bytes` and `futures-util` with `sink`.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -48,7 +48,7 @@ impl Carrier for Steps {
     }
 }
 
-/// A transport that does what the input says and then ends.
+/// A transport that follows the input and then ends.
 #[derive(Debug)]
 struct Script {
     steps: VecDeque<Step>,
@@ -56,8 +56,8 @@ struct Script {
     sent: Vec<Step>,
 }
 
-/// Every message is passed on as what it is, in order, until the end; no poll does unbounded work; and what was
-/// received as a frame can be sent and received again.
+/// Every message is passed on by its kind, in order, until the end. No poll does unbounded work. A
+/// received frame can be sent and received again.
 pub fn transport(data: &[u8]) {
     let steps = script(data);
     let received = receive(steps.clone());
@@ -82,7 +82,7 @@ fn script(mut data: &[u8]) -> VecDeque<Step> {
                 steps.push_back(Step::Message(Bytes::copy_from_slice(message)));
                 data = rest;
             }
-            // Up to twice as many as are passed over in one poll.
+            // Up to twice as many as one poll skips.
             0x80..0xc0 => steps.extend(vec![Step::Skip; usize::from(operation - 0x7f)]),
             0xc0..0xc8 => steps.push_back(Step::Other(operation)),
             0xc8..0xd0 => steps.push_back(Step::Text(operation)),
@@ -125,7 +125,7 @@ fn receive(steps: VecDeque<Step>) -> Vec<Item> {
         match poll {
             Poll::Ready(Some(item)) => items.push(item),
             Poll::Ready(None) => break,
-            // Whoever is pending has to have seen to being woken.
+            // A pending poll must have arranged a wake-up.
             Poll::Pending => assert!(wakes.0.load(Ordering::Relaxed) > woken, "lost wake-up"),
         }
     }
@@ -146,9 +146,7 @@ fn send(frames: impl Iterator<Item = Frame>) -> VecDeque<Step> {
     transport.into_parts().0.sent.into()
 }
 
-fn over(
-    steps: VecDeque<Step>,
-) -> FrameTransport<Script, Steps> {
+fn over(steps: VecDeque<Step>) -> FrameTransport<Script, Steps> {
     let script = Script {
         steps,
         polls: 0,

@@ -1,7 +1,7 @@
-//! The programs' WebSocket, in both roles, beside tungstenite on the same bytes.
+//! The programs' WebSocket, in both roles, compared with tungstenite on the same bytes.
 //!
-//! Input: one byte of options, one byte saying how many bytes of chunk sizes follow, those, then what the peer
-//! sends. The socket gives and takes at most a chunk at a time, and is pending in between.
+//! Input: one byte of options, one byte for the number of chunk sizes, the chunk sizes, then the
+//! bytes of the peer. The socket transfers at most one chunk at a time and is pending in between.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -18,9 +18,10 @@ use tungstenite::{Error as TheirError, Message};
 use tunnel_websocket::limits::{BYTES_PER_TURN, FRAMES_PER_TURN};
 use tunnel_websocket::{Account, Error, Settings, Violation, WebSocket};
 
-/// Whatever comes: the messages are those that tungstenite sees, or both refuse it; every ping is answered at
-/// most once and in order, the last words are one close frame with the right code; no poll does unbounded work;
-/// and what the account gave is given back. What is sent arrives at tungstenite as it was.
+/// For any input: both see the same messages, or both refuse it. Every ping is answered at most
+/// once and in order. The last frame is one close frame with the right code. No poll does unbounded
+/// work. Memory taken from the account is returned. Messages that are sent arrive unchanged at
+/// tungstenite.
 pub fn websocket(data: &[u8]) {
     let Some((&[options, sizes], rest)) = data.split_first_chunk() else {
         return;
@@ -62,7 +63,7 @@ struct Ours {
     end: Option<Error>,
 }
 
-/// All messages and how it ended.
+/// All messages, and how the input ended.
 fn receive(socket: &mut Script, role: Role, settings: Settings) -> Ours {
     let wakes = Arc::new(Wakes::default());
     let waker = Waker::from(Arc::clone(&wakes));
@@ -106,10 +107,10 @@ fn receive_theirs(wire: &[u8], role: Role, message_max: usize) -> (Vec<Message>,
     }
 }
 
-/// The same messages, unless ours is stricter and says so.
+/// Checks for the same messages, unless our WebSocket is stricter and says so.
 fn compare(ours: &Ours, (theirs, their_end): &(Vec<Message>, TheirError)) {
     let stricter = match &ours.end {
-        // tungstenite takes lengths that are not minimal, and answers a wrong close code as if it were 1002.
+        // tungstenite accepts lengths that are not minimal, and treats a wrong close code as 1002.
         Some(Error::Violation(Violation::LongLength(_) | Violation::CloseCode(_))) => true,
         Some(Error::EmptyFragment | Error::TooManyFragments | Error::NoMemory) => true,
         _ => false,
@@ -118,7 +119,7 @@ fn compare(ours: &Ours, (theirs, their_end): &(Vec<Message>, TheirError)) {
         assert!(theirs.starts_with(&ours.messages));
         return;
     }
-    // 1014 is assigned, which tungstenite does not know.
+    // 1014 is assigned, but tungstenite does not know it.
     let bad_gateway = matches!(ours.messages.last(), Some(Message::Close(Some(frame)))
         if u16::from(frame.code) == 1014);
     if bad_gateway {
@@ -126,14 +127,14 @@ fn compare(ours: &Ours, (theirs, their_end): &(Vec<Message>, TheirError)) {
         return;
     }
     assert_eq!(&ours.messages, theirs, "{:?} / {their_end}", ours.end);
-    // After a close frame ours does not look; theirs may complain of what follows.
+    // After a close frame our WebSocket reads nothing; tungstenite may reject what follows.
     if !matches!(theirs.last(), Some(Message::Close(_))) {
         let closed = matches!(their_end, TheirError::ConnectionClosed);
         assert!(!closed, "{:?}", ours.end);
     }
 }
 
-/// What ours wrote: pongs, then at most one close frame.
+/// The frames that our WebSocket wrote: pongs, then at most one close frame.
 fn check_answers(written: &[u8], role: Role, ours: &Ours) {
     let other = match role {
         Role::Client => Role::Server,
@@ -160,12 +161,12 @@ fn check_answers(written: &[u8], role: Role, ours: &Ours) {
         (None, Some(Message::Close(frame))) => frame.as_ref().map(|frame| u16::from(frame.code)),
         (None, _) => Some(1001),
     };
-    // tungstenite shows 1014, which it does not know, as 1002.
+    // tungstenite does not know 1014 and reports it as 1002.
     let expected = expected.map(|code| if code == 1014 { 1002 } else { code });
     assert_eq!(closes, [expected]);
 }
 
-/// What ours sends arrives at tungstenite.
+/// Messages that our WebSocket sends arrive at tungstenite.
 fn send(messages: &[Message], role: Role, sizes: &[u8]) {
     let waker = Waker::from(Arc::new(Wakes::default()));
     let mut cx = Context::from_waker(&waker);
@@ -190,7 +191,7 @@ fn send(messages: &[Message], role: Role, sizes: &[u8]) {
     assert_eq!(received, messages);
 }
 
-/// A socket that does what the input says.
+/// A socket that follows the input.
 struct Script {
     input: VecDeque<u8>,
     sizes: Vec<u8>,
@@ -212,14 +213,14 @@ impl Script {
         }
     }
 
-    /// How many bytes move now; none means later.
+    /// How many bytes move now. None means that the socket is pending.
     fn chunk(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
         let size = match self.sizes.len() {
             0 => usize::MAX,
             len => usize::from(self.sizes[self.turn % len]),
         };
         self.turn += 1;
-        // Not twice in a row, so that there is an end.
+        // Not twice in a row, so that it terminates.
         if size == 0 && self.since_pending > 0 {
             self.since_pending = 0;
             cx.waker().wake_by_ref();
@@ -266,7 +267,7 @@ impl AsyncWrite for &mut Script {
     }
 }
 
-/// tungstenite's socket: all input at once, all output taken.
+/// The socket of tungstenite: all input at once, all output accepted.
 struct Pipe(VecDeque<u8>, Vec<u8>);
 
 impl Read for Pipe {

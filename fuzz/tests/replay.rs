@@ -1,4 +1,4 @@
-//! Runs every target on its committed corpus, and on what a fuzzer would first make of it, on any toolchain.
+//! Runs every target on its committed corpus, and on simple variations of it, on any toolchain.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -35,7 +35,7 @@ fn corpus_breaks_no_law() {
         for entry in fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();
             let input = fs::read(&path).unwrap();
-            // Shown only when the body panics.
+            // Printed only if the body panics.
             println!("{}", path.display());
             body(&input);
             inputs += 1;

@@ -1,4 +1,4 @@
-//! The smallest heap there is: it only grows. For programs that run once.
+//! A minimal heap that only grows, for programs that run once.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
@@ -7,14 +7,14 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 const SIZE: usize = 256 << 20;
 
-/// Hands out one arena, front to back.
+/// Allocates from one arena, front to back.
 pub struct Heap {
     arena: UnsafeCell<[u8; SIZE]>,
     used: AtomicUsize,
 }
 
 impl Heap {
-    /// A heap of 256 MiB, which take no room before they are used.
+    /// A heap of 256 MiB, which uses no memory before it is needed.
     #[must_use]
     #[allow(clippy::new_without_default)]
     pub const fn new() -> Self {
@@ -24,13 +24,13 @@ impl Heap {
         }
     }
 
-    /// Bytes handed out so far.
+    /// Bytes allocated so far.
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 }
 
-// SAFETY: the arena is only reached through `alloc`, which gives no byte out twice.
+// SAFETY: the arena is only reached through `alloc`, which never returns a byte twice.
 unsafe impl Sync for Heap {}
 
 // SAFETY: blocks are aligned, inside the arena, and disjoint.
@@ -45,7 +45,7 @@ unsafe impl GlobalAlloc for Heap {
                 Some(start + layout.size()).filter(|end| *end <= SIZE)
             });
         match taken {
-            // SAFETY: `start` was just seen to lie in the arena.
+            // SAFETY: `start` was checked to be inside the arena.
             Ok(_) => unsafe { self.arena.get().cast::<u8>().add(start) },
             Err(_) => ptr::null_mut(),
         }

@@ -1,5 +1,5 @@
-//! What a program without any library needs: an entry point, system calls, the memory functions the compiler
-//! counts on, and a panic handler. Linux on x86-64.
+//! The parts that a program without any library needs: an entry point, system calls, the memory
+//! functions that the compiler calls, and a panic handler. Linux on x86-64.
 #![no_std]
 
 mod heap;
@@ -29,7 +29,7 @@ macro_rules! entry {
     };
 }
 
-/// Must not be in a program that cannot panic.
+/// Must not be linked into a program that cannot panic.
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     exit(101)

@@ -1,4 +1,5 @@
-//! The functions compiled code calls by name. In assembly, lest the compiler turn a loop into a call of itself.
+//! The functions that compiled code calls by name. In assembly, because the compiler could turn a
+//! loop into a call of the function itself.
 
 use core::arch::global_asm;
 
@@ -11,7 +12,7 @@ global_asm!(
     "sub rcx, rsi",
     "cmp rcx, rdx",
     "jae 2f",
-    // The destination begins inside the source: backwards.
+    // The destination begins inside the source, so copy backwards.
     "mov rcx, rdx",
     "lea rdi, [rdi + rdx - 1]",
     "lea rsi, [rsi + rdx - 1]",

@@ -4,7 +4,7 @@ const READ: usize = 0;
 const WRITE: usize = 1;
 const EXIT: usize = 60;
 
-/// Reads the standard input until it ends or `buffer` is full; gives what was read.
+/// Reads the standard input until it ends or `buffer` is full. Returns the bytes read.
 pub fn read_all(buffer: &mut [u8]) -> Option<&[u8]> {
     let mut filled = 0;
     while let Some(spare) = buffer.get_mut(filled..) {
@@ -30,13 +30,13 @@ pub fn write_all(mut bytes: &[u8]) -> Option<()> {
 
 pub fn exit(code: i32) -> ! {
     loop {
-        // SAFETY: does not come back.
+        // SAFETY: the call does not return.
         unsafe { call(EXIT, code as usize, 0, 0) };
     }
 }
 
 /// # Safety
-/// The arguments must be what the kernel's call takes.
+/// The arguments must be valid for the system call.
 unsafe fn call(number: usize, a: usize, b: usize, c: usize) -> isize {
     let result;
     unsafe {

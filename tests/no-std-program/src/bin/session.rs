@@ -1,5 +1,5 @@
-//! Both ends of a tunnel in one program without any library: a megabyte each way around a half-close,
-//! datagrams, a refusal, and an orderly end. Exit code 0 when all of it held.
+//! Both ends of a tunnel in one program without any library: a megabyte each way around a
+//! half-close, datagrams, a refusal, and an orderly end. Exit code 0 if everything succeeded.
 #![no_std]
 #![no_main]
 
@@ -50,7 +50,7 @@ impl Tunnel {
         }
     }
 
-    /// Carries messages until neither end has any.
+    /// Delivers messages until neither end has any.
     fn exchange(&mut self) -> Result<(), i32> {
         self.now = self.now + Duration::from_millis(1);
         loop {

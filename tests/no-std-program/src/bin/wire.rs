@@ -1,6 +1,6 @@
-//! Reads one message from the standard input and writes the frame in it to the standard output.
+//! Reads one message from the standard input and writes its frame to the standard output.
 //!
-//! Exit code 0: accepted strictly; 1: accepted leniently; 2: not a frame; 3: input or output failed.
+//! Exit code 0: accepted strictly; 1: accepted leniently; 2: not a frame; 3: I/O failed.
 #![no_std]
 #![no_main]
 
@@ -37,7 +37,7 @@ fn main() -> i32 {
     }
 }
 
-/// The crate links `alloc`, so there has to be an allocator; here nothing may use it.
+/// The crate links `alloc`, which requires an allocator. This program must not allocate.
 #[global_allocator]
 static NOTHING: Nothing = Nothing;
 
