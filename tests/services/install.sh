@@ -1,9 +1,9 @@
 #!/bin/bash
-# Installs what the checks need from Debian's packages, and only what is missing. Ends with 77 where that cannot be done.
+# Installs the missing Debian packages that the checks need. Exits with 77 if that fails.
 set -euo pipefail
 
 missing=()
-# need PACKAGE FILE : the package is wanted unless there is such a command or file.
+# need PACKAGE FILE : adds the package unless there is such a command or file.
 need() {
     command -v "$2" >/dev/null || compgen -G "$2" >/dev/null || missing+=("$1")
 }
@@ -28,12 +28,14 @@ cannot() {
 command -v apt-get >/dev/null || cannot
 root=()
 [ "$(id -u)" = 0 ] || root=(sudo -n)
-# The servers are started by the checks alone, not by their packages.
+# Only the checks start the servers, not the packages.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
     # shellcheck disable=SC2064
     trap "${root[*]} rm -f $policy" EXIT
-    printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee "$policy" >/dev/null && "${root[@]}" chmod +x "$policy" || cannot
+    printf '#!/bin/sh\nexit 101\n' | "${root[@]}" tee "$policy" >/dev/null || cannot
+    "${root[@]}" chmod +x "$policy" || cannot
 fi
 "${root[@]}" apt-get update -qq || cannot
-"${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends "${missing[@]}" || cannot
+"${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends \
+    "${missing[@]}" || cannot

@@ -1,6 +1,7 @@
 #!/bin/bash
-# Forwards through Debian's squid, with and without the right credentials and killed in mid-session, and
-# through microsocks. The programs are taken from $1 (default: target/release/examples).
+# Forwards through Debian's squid, with right and wrong credentials and with a squid killed in
+# mid-session, and through microsocks. $1 is the folder of the programs (default:
+# target/release/examples).
 set -euo pipefail
 programs=$(realpath "${1:-$(dirname "$0")/../../target/release/examples}")
 export PATH=$PATH:/usr/sbin
@@ -39,17 +40,22 @@ start "$programs/runner" --listen 127.0.0.1:13131 --target box=127.0.0.1
 start "$programs/host" --listen 0.0.0.0:13132 --task 42=box@http://127.0.0.1:13131
 sleep 2
 
-forward() { timeout 20 "$programs/forward" --host "ws://$1:13132" 42 13130 --local-port 0 --proxy "$2" 2>&1 || true; }
+forward() {
+    timeout 20 "$programs/forward" --host "ws://$1:13132" 42 13130 --local-port 0 \
+        --proxy "$2" 2>&1 || true
+}
 says() { grep -qF "$2" <<<"$1" || fail "not said: $2: $1"; }
 says "$(forward cluster.test http://127.0.0.1:13128)" "wants a name and a password (407)"
-says "$(forward cluster.test http://me:wrong@127.0.0.1:13128)" "does not accept the name and password"
+says "$(forward cluster.test http://me:wrong@127.0.0.1:13128)" \
+    "does not accept the name and password"
 says "$(forward cluster.test http://127.0.0.1:1)" "cannot be reached"
 serves() { [ "$(curl -s -m 15 "http://127.0.0.1:$1/page")" = served ] || fail "$2"; }
 
 start env "HTTP_PROXY=http://me:s3cret@127.0.0.1:13128" \
     "$programs/forward" --host ws://cluster.test:13132 42 13130 --local-port 13133
 start env "ALL_PROXY=socks5h://me:s3cret@127.0.0.1:13129" \
-    "$programs/forward" --host "ws://$(hostname -I | cut -d' ' -f1):13132" 42 13130 --local-port 13134
+    "$programs/forward" --host "ws://$(hostname -I | cut -d' ' -f1):13132" 42 13130 \
+    --local-port 13134
 sleep 2
 serves 13133 "through squid"
 serves 13134 "through microsocks"

@@ -1,6 +1,7 @@
 #!/bin/bash
-# Builds the agent as README.md says and checks that it is one static file of at most 3 MB, which serves real connections
-# with an empty folder as its root. The other programs are taken from $1 (default: target/release/examples).
+# Builds the agent as README.md says. Checks that it is one static file of at most 3 MB that serves
+# real connections with an empty folder as its root. $1 is the folder of the other programs
+# (default: target/release/examples).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -10,15 +11,18 @@ programs=${1:-target/release/examples}
 [ "$(uname -sm)" = "Linux x86_64" ] || { echo "the build is for Linux on x86-64"; exit 77; }
 tests/services/install.sh
 
-env -u RUSTFLAGS cargo build --config examples/agent/static.toml --profile small --example agent --target $target
+env -u RUSTFLAGS cargo build --config examples/agent/static.toml --profile small --example agent \
+    --target $target
 agent=${CARGO_TARGET_DIR:-target}/$target/small/examples/agent
 
 kind=$(file -b "$agent")
 size=$(stat -c %s "$agent")
 echo "$size bytes, $kind"
-[[ $kind == *"static-pie linked"* || $kind == *"statically linked"* ]] || { echo "FAIL  not static: $kind"; exit 1; }
+[[ $kind == *"static-pie linked"* || $kind == *"statically linked"* ]] ||
+    { echo "FAIL  not static: $kind"; exit 1; }
 # The linker has nothing to load for it.
-ldd "$agent" 2>&1 | grep -qE 'statically linked|not a dynamic executable' || { echo "FAIL  needs $(ldd "$agent")"; exit 1; }
+ldd "$agent" 2>&1 | grep -qE 'statically linked|not a dynamic executable' ||
+    { echo "FAIL  needs $(ldd "$agent")"; exit 1; }
 [ "$size" -le $limit ] || { echo "FAIL  larger than $limit bytes"; exit 1; }
 
 exec tests/services/run.py --programs "$programs" --agent "$agent" --empty-root \
