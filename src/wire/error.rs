@@ -74,3 +74,8 @@ pub struct BufferTooSmall {
     /// Bytes that the destination has room for.
     pub available: usize,
 }
+
+/// A name that is neither `tcp` nor `udp`, read as a [`Proto`](super::Proto).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the protocol is neither tcp nor udp")]
+pub struct UnknownProtoName;

@@ -1,6 +1,7 @@
 use core::fmt;
+use core::str::FromStr;
 
-use super::DecodeError;
+use super::{DecodeError, UnknownProtoName};
 
 /// Length of the header in bytes.
 pub const HEADER_LEN: usize = 8;
@@ -129,6 +130,26 @@ impl fmt::Display for Proto {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
         })
+    }
+}
+
+/// The name as it stands in a URL's `proto=` (PROTOCOL.md section 4.1), in any case.
+///
+/// ```
+/// use kohakuriver_tunnel::wire::Proto;
+///
+/// assert_eq!("UDP".parse(), Ok(Proto::Udp));
+/// assert!("sctp".parse::<Proto>().is_err());
+/// ```
+impl FromStr for Proto {
+    type Err = UnknownProtoName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownProtoName> {
+        match name {
+            name if name.eq_ignore_ascii_case("tcp") => Ok(Self::Tcp),
+            name if name.eq_ignore_ascii_case("udp") => Ok(Self::Udp),
+            _ => Err(UnknownProtoName),
+        }
     }
 }
 

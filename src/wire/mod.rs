@@ -21,7 +21,7 @@ mod headroom;
 mod raw;
 
 pub use encode::EncodedFrame;
-pub use error::{BufferTooSmall, DecodeError};
+pub use error::{BufferTooSmall, DecodeError, UnknownProtoName};
 pub use frame::{Frame, Payload};
 pub use header::{ClientId, HEADER_LEN, Header, Kind, Proto};
 pub use headroom::{Chunk, HeadroomBuf};
