@@ -3,19 +3,19 @@
 
 use std::time::Duration;
 
-use tunnel_programs::agent::retry::Retry;
+use tunnel_programs::retry::Retry;
 
-/// The agent's default.
-const DELAY: Duration = Duration::from_secs(5);
+/// What the waits grow to by the agent's default.
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// The moments of the first tries of an agent whose runner says it has so many.
 fn tries<const N: usize>(agents: Option<u32>) -> [f64; N] {
-    let mut retry = Retry::new(DELAY);
-    retry.registered(agents);
+    let mut retry = Retry::of_agent();
+    retry.connected(agents);
     retry.held();
     let mut at = 0.0;
     std::array::from_fn(|_| {
-        at += retry.wait().as_secs_f64();
+        at += retry.wait(LONGEST).as_secs_f64();
         at
     })
 }
@@ -59,18 +59,21 @@ fn no_second_sees_more_than_its_share_of_many_agents_whenever_the_runner_is_back
 
 #[test]
 fn waits_grow_to_twice_the_delay_and_start_over_once_a_registration_held() {
-    let mut retry = Retry::new(DELAY);
+    let mut retry = Retry::of_agent();
     for _ in 0..10 {
-        retry.wait();
+        retry.wait(LONGEST);
     }
     for _ in 0..100 {
-        let wait = retry.wait().as_secs_f64();
+        let wait = retry.wait(LONGEST).as_secs_f64();
         assert!((5.0..=15.0).contains(&wait), "{wait}");
     }
-    retry.registered(Some(1));
-    assert!(retry.wait() >= Duration::from_secs(5), "dropped at once");
+    retry.connected(Some(1));
+    assert!(
+        retry.wait(LONGEST) >= Duration::from_secs(5),
+        "dropped at once"
+    );
     retry.held();
-    assert!(retry.wait() <= Duration::from_millis(500));
+    assert!(retry.wait(LONGEST) <= Duration::from_millis(500));
 }
 
 #[test]
@@ -90,9 +93,9 @@ fn few_agents_do_not_come_back_in_one_second_to_a_runner_that_was_away_for_secon
 
 #[test]
 fn a_short_delay_is_kept_and_a_runner_is_not_believed_everything() {
-    let mut short = Retry::new(Duration::from_millis(10));
+    let mut short = Retry::of_agent();
     for _ in 0..100 {
-        assert!(short.wait() <= Duration::from_millis(30));
+        assert!(short.wait(Duration::from_millis(20)) <= Duration::from_millis(30));
     }
     for _ in 0..1000 {
         assert!(tries::<1>(Some(u32::MAX))[0] <= 200.0);
@@ -102,11 +105,11 @@ fn a_short_delay_is_kept_and_a_runner_is_not_believed_everything() {
 #[test]
 fn an_agent_that_is_back_early_remembers_that_there_are_many() {
     let longest = |told: &[u32]| {
-        let mut retry = Retry::new(DELAY);
+        let mut retry = Retry::of_agent();
         for agents in told {
-            retry.registered(Some(*agents));
+            retry.connected(Some(*agents));
         }
-        let draws = (0..1000).map(|_| retry.clone().wait());
+        let draws = (0..1000).map(|_| retry.clone().wait(LONGEST));
         draws.max().unwrap().as_secs_f64()
     };
     assert!((9.0..=10.0).contains(&longest(&[10_000, 1])));
@@ -115,7 +118,7 @@ fn an_agent_that_is_back_early_remembers_that_there_are_many() {
 
 #[test]
 fn the_place_of_a_newer_agent_is_looked_at_rarely() {
-    let mut retry = Retry::new(DELAY);
+    let mut retry = Retry::of_agent();
     let mut waits = (0..5).map(|_| retry.wait_for_place().as_secs_f64());
     for mean in [60.0, 120.0, 240.0, 300.0, 300.0] {
         let wait = waits.next().unwrap();

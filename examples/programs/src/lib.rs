@@ -5,3 +5,5 @@ pub mod client;
 mod common;
 pub mod host;
 pub mod runner;
+
+pub use common::retry;

@@ -5,7 +5,6 @@
 
 mod args;
 mod registration;
-pub mod retry;
 
 use std::process::ExitCode;
 

@@ -8,11 +8,11 @@ use kohakuriver_tunnel::session::Role;
 use kohakuriver_tunnel::wire::Proto;
 use tokio::time::Instant;
 
-use crate::agent::retry::Retry;
 use crate::common::ceilings::ServingCeilings;
 use crate::common::connection::Connection;
 use crate::common::farewell::Farewell;
 use crate::common::program::Failure;
+use crate::common::retry::Retry;
 use crate::common::serve::{self, Served};
 use crate::common::tunnel;
 use crate::common::url::Url;
@@ -23,7 +23,7 @@ pub struct Settings {
     /// The whole `/ws/tunnel/{container}` URL.
     pub url: Url,
     pub connection: Connection,
-    /// Mean wait before a try to reconnect.
+    /// Half of what the waits between two tries grow to.
     pub reconnect_delay: Duration,
     /// Failed tries in a row after which it gives up; 0 never does.
     pub max_reconnect: u32,
@@ -39,14 +39,14 @@ enum Ended {
 /// Registers, again and again, until it is pointless.
 pub async fn keep(settings: Settings) -> Failure {
     let served = Arc::new(Served::new(ServingCeilings::new()));
-    let mut retry = Retry::new(settings.reconnect_delay);
+    let mut retry = Retry::of_agent();
     let mut failures = 0;
     let mut replaced = false;
     loop {
         let error = match register(&settings, replaced).await {
             Ok(registration) => {
                 let since = Instant::now();
-                retry.registered(registration.agents);
+                retry.connected(registration.agents);
                 tracing::info!(v2 = registration.v2, "registered at {}", settings.url);
                 let ended = serve(registration, &settings.connection.tunnels, &served).await;
                 replaced = matches!(ended, Ended::Replaced);
@@ -81,7 +81,7 @@ pub async fn keep(settings: Settings) -> Failure {
         let taken = error.is_none_or(|error| error.is_taken());
         let wait = match replaced && taken {
             true => retry.wait_for_place(),
-            false => retry.wait(),
+            false => retry.wait(settings.reconnect_delay.saturating_mul(2)),
         };
         if replaced && taken {
             tracing::warn!(
@@ -146,7 +146,7 @@ async fn serve(
     while let Some(incoming) = acceptor.accept().await {
         let served = Arc::clone(served);
         // Whose connection it is, the runner alone knows, and shares.
-        let party = served.dials.party();
+        let party = served.parties.party();
         tokio::spawn(async move {
             match incoming.proto() {
                 Proto::Tcp => serve::stream(incoming, "localhost", &served, party).await,

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use clap::Parser;
+use kohakuriver_tunnel::wire::Proto;
 
 use crate::client::destination::{Destination, Only};
 use crate::client::keeper::Begin;
@@ -11,7 +12,7 @@ use crate::client::spec::PortSpec;
 use crate::common::args::{LogArgs, LogFormat};
 use crate::common::connection::ConnectionArgs;
 use crate::common::program::{Failure, Logging, Process};
-use crate::common::route::{Proto, Route, Session};
+use crate::common::route::{Route, Session};
 use crate::common::tls::public_roots;
 use crate::common::url::{Url, is_name};
 
@@ -66,7 +67,7 @@ pub struct Args {
     local_host: Option<IpAddr>,
 
     /// Protocol of the ports that do not say their own [default: tcp].
-    #[arg(long, value_enum, value_name = "tcp|udp")]
+    #[arg(long, value_name = "tcp|udp")]
     proto: Option<Proto>,
 
     /// Seconds a connection made while the tunnel is down waits for it to come back.

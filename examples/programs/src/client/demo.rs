@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kohakuriver_tunnel::mux::Budget;
+use kohakuriver_tunnel::wire::Proto;
 use tokio::net::TcpListener;
 
 use crate::client::args::{Command, Forward};
@@ -20,7 +21,6 @@ use crate::common::memory::MemoryArgs;
 use crate::common::net;
 use crate::common::program::{Failure, Process};
 use crate::common::proxies::Proxies;
-use crate::common::route::Proto;
 use crate::common::tls::{ClientTlsArgs, Dialer, no_roots};
 use crate::common::tunnel;
 use crate::common::url::Url;

@@ -3,9 +3,10 @@
 use futures_util::SinkExt;
 use kohakuriver_tunnel::mux::Mux;
 use kohakuriver_tunnel::session::Role;
+use kohakuriver_tunnel::wire::Proto;
 
 use crate::common::connection::Connection;
-use crate::common::route::{Proto, Session};
+use crate::common::route::Session;
 use crate::common::tunnel;
 use crate::common::url::Url;
 use crate::common::ws::{self, ConnectError, HANDSHAKE_TIMEOUT};

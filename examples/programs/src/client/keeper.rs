@@ -13,17 +13,16 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::client::destination::{Destination, Only, Refusal};
 use crate::client::link::{Link, State};
 use crate::client::outage::Outage;
-use crate::common::backoff::Backoff;
 use crate::common::program::Failure;
+use crate::common::retry::Retry;
 use crate::common::url::Url;
 use crate::common::ws::ConnectError;
 
-/// Longest first and longest ever wait between two tries to reach the host.
-const FIRST_WAIT: Duration = Duration::from_millis(500);
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// Longest wait between two tries to reach the host, on average.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// Longest wait after a refusal that asking again at once does not change, such as an unknown task.
-const LONGEST_REFUSED: Duration = Duration::from_secs(30);
+/// The longest after a refusal that asking again at once does not change, such as an unknown task.
+const LONGEST_REFUSED: Duration = Duration::from_secs(15);
 
 /// An application that wants the tunnel hurries a try, which then comes within this.
 const HURRIED: Duration = Duration::from_secs(1);
@@ -51,7 +50,7 @@ pub struct Keeper {
     /// The session is for any port because there are several, and each can have one of its own
     /// instead.
     splits: bool,
-    backoff: Backoff,
+    retry: Retry,
     outage: Arc<Outage>,
     wanted: watch::Receiver<()>,
 }
@@ -82,7 +81,7 @@ impl Keeper {
             splits: several && destination.whole.is_none(),
             destination: Arc::new(destination),
             ports,
-            backoff: Backoff::new(FIRST_WAIT),
+            retry: Retry::of_client(),
             outage: Arc::new(outage),
             wanted: wanted.subscribe(),
         };
@@ -149,7 +148,7 @@ impl Keeper {
                 self.outage.begins(&cause);
                 self.tell(&State::Down(cause));
                 if since.elapsed() > HELD {
-                    self.backoff.reset();
+                    self.retry.held();
                 }
             }
             let mut refusal = None;
@@ -192,7 +191,7 @@ impl Keeper {
             false => (LONGEST_WAIT, Duration::ZERO),
         };
         let start = Instant::now();
-        let until = start + self.backoff.wait(longest);
+        let until = start + self.retry.wait(longest);
         if let Ok(Ok(())) = timeout_at(until, self.wanted.changed()).await {
             let earliest = Instant::now().max(start + spacing);
             sleep_until(until.min(earliest + HURRIED.mul_f64(fastrand::f64()))).await;
@@ -211,7 +210,7 @@ impl Keeper {
                     url,
                     ports: vec![port],
                     splits: false,
-                    backoff: Backoff::new(FIRST_WAIT),
+                    retry: Retry::of_client(),
                     outage: Arc::clone(&self.outage),
                     wanted: self.wanted.clone(),
                 }),

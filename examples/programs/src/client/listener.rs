@@ -1,5 +1,6 @@
 //! Local ports: bound first, announced when their tunnels are up.
 
+use kohakuriver_tunnel::wire::Proto;
 use socket2::SockRef;
 use tokio::net::{TcpSocket, UdpSocket};
 use tokio::task::JoinSet;
@@ -9,7 +10,6 @@ use crate::client::keeper::Keeper;
 use crate::client::{flows, streams};
 use crate::common::net;
 use crate::common::program::{Failure, Process};
-use crate::common::route::Proto;
 
 /// Bytes of datagrams the kernel may hold for a UDP port, if the system allows.
 const UDP_BUFFER: usize = 4 << 20;

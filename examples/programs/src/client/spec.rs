@@ -1,6 +1,6 @@
 //! What to forward: `8888`, `6006:7006`, `5353/udp`.
 
-use crate::common::route::Proto;
+use kohakuriver_tunnel::wire::Proto;
 
 /// One port of the other side and the local port that leads to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +25,8 @@ impl PortSpec {
         };
         let (ports, proto) = match text.split_once('/') {
             Some((ports, proto)) => {
-                let proto =
-                    Proto::parse(proto).ok_or_else(|| wrong("the protocol is not tcp or udp"))?;
+                let proto = proto.parse();
+                let proto = proto.map_err(|_| wrong("the protocol is not tcp or udp"))?;
                 (ports, Some(proto))
             }
             None => (text, None),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kohakuriver_tunnel::mux::{Mux, RelayError, TunnelStream};
-use kohakuriver_tunnel::session::{OpenError, Reset};
+use kohakuriver_tunnel::session::Reset;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -15,6 +15,7 @@ use crate::client::link::Link;
 use crate::common::accept::Accepting;
 use crate::common::net;
 use crate::common::program::Failure;
+use crate::common::retry;
 
 /// Connections at once on one port, those included that wait for the tunnel. Without it, an application in
 /// a loop could use up the descriptors of the process.
@@ -77,14 +78,12 @@ async fn connection(mut socket: TcpStream, peer: SocketAddr, forward: &Forward, 
 async fn open(forward: &Forward, mut link: Link) -> Result<(Mux, TunnelStream), String> {
     let deadline = Instant::now() + forward.wait;
     loop {
-        let mux: Mux = link.up(deadline).await?;
+        let mux = link.up(deadline).await?;
         match mux.open_tcp(forward.remote) {
             Ok(stream) => return Ok((mux, stream)),
-            // Ended just now, or is about to: the next one is on its way.
-            Err(OpenError::Closed | OpenError::Draining) if Instant::now() < deadline => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            Err(error) => return Err(error.to_string()),
+            Err(error) => retry::await_successor(error, deadline)
+                .await
+                .map_err(|error| error.to_string())?,
         }
     }
 }

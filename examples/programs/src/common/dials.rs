@@ -1,7 +1,9 @@
 //! How many connections to services there may be, shared between the sessions that ask for them.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use kohakuriver_tunnel::session::{Reason, Reset};
 use tokio::time::{Instant, timeout_at};
 
 use super::ceilings::ServingCeilings;
@@ -16,14 +18,25 @@ pub const LASTING: usize = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Party(u64);
 
-#[derive(Debug)]
+/// Gives out parties.
+#[derive(Debug, Default)]
+pub struct Parties(AtomicU64);
+
+impl Parties {
+    /// Somebody new, with a share of its own.
+    pub fn party(&self) -> Party {
+        Party(self.0.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// The connections that one end makes: this process, or a container's agent.
+#[derive(Debug, Clone)]
 pub struct Dials {
     /// For connections in the making.
     turns: Places<Party>,
     /// For connections, made or in the making.
     sockets: Places<Party>,
-    parties: AtomicU64,
-    pub refused: Refused,
+    refused: Arc<Refused>,
 }
 
 /// Connections that were not made because others were.
@@ -35,61 +48,44 @@ pub struct Refused {
     pub socket: Counter,
 }
 
-/// Why a connection may not be made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoDial {
-    Turn,
-    Socket,
-}
-
 impl Dials {
-    pub fn new(ceilings: ServingCeilings) -> Self {
+    /// What is refused is counted in `refused`.
+    pub fn new(ceilings: ServingCeilings, refused: Arc<Refused>) -> Self {
+        // Who waits is bounded by the streams of its session.
         let sizes = |places, times_free| Sizes {
-            places,
-            each: usize::MAX,
             times_free,
-            // Who waits is bounded by the streams of its session.
             queue: usize::MAX,
+            ..Sizes::of(places)
         };
         Self {
             turns: Places::new(sizes(ceilings.dials, 1)),
             sockets: Places::new(sizes(ceilings.connections, LASTING)),
-            parties: AtomicU64::new(0),
-            refused: Refused::default(),
+            refused,
         }
     }
 
-    /// Somebody new, with a share of its own.
-    pub fn party(&self) -> Party {
-        Party(self.parties.fetch_add(1, Ordering::Relaxed))
-    }
-
-    /// A turn to connect, and the place of the connection, which outlives the turn.
+    /// A turn to connect.
     ///
     /// # Errors
     /// There was none until then.
-    pub async fn turn(
-        &self,
-        party: Party,
-        until: Instant,
-    ) -> Result<(Place<Party>, Place<Party>), NoDial> {
+    pub async fn turn(&self, party: Party, until: Instant) -> Result<Place<Party>, Reset> {
         let Ok(Ok(turn)) = timeout_at(until, self.turns.take(party)).await else {
             self.refused.turn.add(1);
-            return Err(NoDial::Turn);
+            let text = "too many connections are being made there";
+            return Err(Reset::new(Reason::Limit, text));
         };
-        let Ok(socket) = self.sockets.try_take(party) else {
-            self.refused.socket.add(1);
-            return Err(NoDial::Socket);
-        };
-        Ok((turn, socket))
+        Ok(turn)
     }
-}
 
-impl NoDial {
-    pub fn text(self) -> &'static str {
-        match self {
-            Self::Turn => "too many connections are being made here",
-            Self::Socket => "this session has its share of the connections that may be here",
-        }
+    /// The place of a connection.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn socket(&self, party: Party) -> Result<Place<Party>, Reset> {
+        self.sockets.try_take(party).map_err(|_| {
+            self.refused.socket.add(1);
+            let text = "this session has its share of the connections there";
+            Reset::new(Reason::Limit, text)
+        })
     }
 }

@@ -5,7 +5,6 @@
 pub mod accept;
 pub mod addresses;
 pub mod args;
-pub mod backoff;
 pub mod ceilings;
 pub mod connection;
 pub mod dials;
@@ -23,6 +22,7 @@ pub mod places;
 pub mod program;
 pub mod proxies;
 pub mod random;
+pub mod retry;
 pub mod route;
 pub mod secret;
 pub mod serve;

@@ -48,6 +48,18 @@ pub struct Place<K: Key> {
     of: Option<Places<K>>,
 }
 
+impl Sizes {
+    /// So many places, of which a holder may have as many as it leaves free. Nobody waits for one.
+    pub fn of(places: usize) -> Self {
+        Self {
+            places,
+            each: usize::MAX,
+            times_free: 1,
+            queue: 0,
+        }
+    }
+}
+
 impl<K: Key> Places<K> {
     pub fn new(sizes: Sizes) -> Self {
         Self(Arc::new(Mutex::new(State {

@@ -3,35 +3,10 @@
 use std::fmt;
 
 use hyper::{StatusCode, Uri};
+use kohakuriver_tunnel::wire::Proto;
 
 use super::http::BadRequest;
 use super::url::is_name;
-
-/// TCP or UDP, as the `proto` parameter and the port specifications write it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
-pub enum Proto {
-    Tcp,
-    Udp,
-}
-
-impl Proto {
-    pub fn parse(text: &str) -> Option<Self> {
-        match text.to_ascii_lowercase().as_str() {
-            "tcp" => Some(Self::Tcp),
-            "udp" => Some(Self::Udp),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for Proto {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        })
-    }
-}
 
 /// What a request is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,7 +96,7 @@ fn proto(query: &str) -> Result<Proto, BadRequest> {
         .filter_map(|pair| pair.strip_prefix("proto="));
     match values.next() {
         None => Ok(Proto::Tcp),
-        Some(value) => Proto::parse(value).ok_or_else(|| bad("proto must be tcp or udp")),
+        Some(value) => value.parse().map_err(|_| bad("proto must be tcp or udp")),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kohakuriver_tunnel::mux::{Incoming, RelayError};
@@ -10,7 +11,7 @@ use kohakuriver_tunnel::session::{Reason, Reset};
 use tokio::time::{Instant, timeout_at};
 
 use super::ceilings::ServingCeilings;
-use super::dials::{Dials, Party};
+use super::dials::{Dials, Parties, Party, Refused};
 use super::flow::ServiceFlow;
 use super::metrics::Counter;
 use super::net;
@@ -28,7 +29,9 @@ pub const FLOW_IDLE: Duration = Duration::from_secs(60);
 /// What happened to the connections to services.
 #[derive(Debug)]
 pub struct Served {
-    pub dials: Dials,
+    pub parties: Parties,
+    dials: Dials,
+    pub refused_dials: Arc<Refused>,
     pub streams: Counter,
     pub flows: Counter,
     pub refused: Counter,
@@ -40,8 +43,11 @@ pub struct Served {
 
 impl Served {
     pub fn new(ceilings: ServingCeilings) -> Self {
+        let refused_dials = Arc::<Refused>::default();
         Self {
-            dials: Dials::new(ceilings),
+            parties: Parties::default(),
+            dials: Dials::new(ceilings, Arc::clone(&refused_dials)),
+            refused_dials,
             streams: Counter::default(),
             flows: Counter::default(),
             refused: Counter::default(),
@@ -108,10 +114,8 @@ async fn dial<T>(
     let failed = |reason, text: &str| Reset::new(reason, &format!("port {port}: {text}"));
     let until = Instant::now() + CONNECT_TIMEOUT;
     let connecting = async {
-        let (_turn, place) = dials
-            .turn(party, until)
-            .await
-            .map_err(|none| failed(Reason::Limit, none.text()))?;
+        let _turn = dials.turn(party, until).await?;
+        let place = dials.socket(party)?;
         let connected = async {
             let unknown = |error| io::Error::new(io::ErrorKind::NotFound, error);
             let addresses = net::resolve(host, port).await.map_err(unknown)?;

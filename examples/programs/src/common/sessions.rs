@@ -36,10 +36,8 @@ impl Sessions {
     fn new(places: usize, each: usize, sources: Sources) -> Self {
         Self {
             places: Places::new(Sizes {
-                places,
                 each,
-                times_free: 1,
-                queue: 0,
+                ..Sizes::of(places)
             }),
             sources,
             warned: AtomicBool::new(false),

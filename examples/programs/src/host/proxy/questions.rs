@@ -27,10 +27,8 @@ impl Questions {
     pub fn new(questions: usize, waiting: usize) -> Self {
         Self {
             places: Places::new(Sizes {
-                places: questions,
-                each: usize::MAX,
-                times_free: 1,
                 queue: waiting,
+                ..Sizes::of(questions)
             }),
             refused: Counter::default(),
         }

@@ -2,17 +2,17 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kohakuriver_tunnel::mux::Mux;
-use kohakuriver_tunnel::session::Role;
+use kohakuriver_tunnel::session::{Config, Role};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::agent_tunnel::Tunnel;
 use crate::common::addresses::Source;
-use crate::common::dials::LASTING;
+use crate::common::ceilings::{DIALS, ServingCeilings};
+use crate::common::dials::{Dials, LASTING, Refused};
 use crate::common::farewell::Farewell;
 use crate::common::places::{Full, Place, Places, Sizes};
 use crate::common::tunnel;
@@ -34,6 +34,8 @@ pub struct Agents {
     registered: watch::Sender<()>,
     started: Instant,
     places: Places<Source>,
+    /// Connections that were not asked for at any agent because others were.
+    pub refused: Arc<Refused>,
 }
 
 #[derive(Default)]
@@ -41,6 +43,14 @@ struct State {
     live: HashMap<String, Agent>,
     lost: HashMap<String, Instant>,
     connections: u64,
+}
+
+/// The tunnel to an agent, as the sessions of its container share it.
+#[derive(Clone)]
+pub struct Tunnel {
+    pub mux: Mux,
+    /// What the agent makes: as many at once as it can, and as many as the tunnel has streams.
+    pub dials: Dials,
 }
 
 struct Agent {
@@ -62,11 +72,10 @@ impl Agents {
             registered: watch::Sender::new(()),
             started: Instant::now(),
             places: Places::new(Sizes {
-                places,
-                each: places,
                 times_free: LASTING,
-                queue: 0,
+                ..Sizes::of(places)
             }),
+            refused: Arc::default(),
         }
     }
 
@@ -157,13 +166,18 @@ impl Agents {
         farewell: Farewell,
         (peer, place): (SocketAddr, Option<Place<Source>>),
     ) -> u64 {
+        let ceilings = ServingCeilings {
+            dials: DIALS,
+            connections: Config::default().max_streams,
+        };
+        let dials = Dials::new(ceilings, Arc::clone(&self.refused));
         let mut state = self.lock();
         state.connections += 1;
         let connection = state.connections;
         state.lost.remove(name);
         let agent = Agent {
             connection,
-            tunnel: Tunnel::new(mux),
+            tunnel: Tunnel { mux, dials },
             farewell,
             peer,
             place,

@@ -1,7 +1,6 @@
 //! The tunnel server itself, without a command line: the demo of `forward` runs it too.
 
 mod access;
-mod agent_tunnel;
 mod agents;
 mod join;
 mod session;
@@ -70,10 +69,6 @@ struct Counters {
     /// Connections that a session asked for and is not for.
     denied: Counter,
     no_agent: Counter,
-    /// Whose turn to ask the agent did not come.
-    agent_dials: Counter,
-    /// For which the session had its share of the agent's streams.
-    agent_streams: Counter,
 }
 
 impl Runner {
@@ -170,7 +165,7 @@ impl Runner {
 
     fn page(&self) -> Answer {
         let (counters, served) = (&self.counters, &self.served);
-        let refused = &served.dials.refused;
+        let (refused, at_agents) = (&served.refused_dials, &self.agents.refused);
         Page::default()
             .gauge(
                 "runner_sessions",
@@ -225,8 +220,8 @@ impl Runner {
                 &[
                     ("dials", refused.turn.value()),
                     ("sockets", refused.socket.value()),
-                    ("agent_dials", counters.agent_dials.value()),
-                    ("agent_streams", counters.agent_streams.value()),
+                    ("agent_dials", at_agents.turn.value()),
+                    ("agent_streams", at_agents.socket.value()),
                 ],
             )
             .counters(

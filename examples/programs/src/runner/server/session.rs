@@ -6,17 +6,18 @@ use std::time::Duration;
 use futures_util::SinkExt;
 use kohakuriver_tunnel::mux::{Incoming, Mux, TunnelDatagram, TunnelStream};
 use kohakuriver_tunnel::session::{OpenError, Reason, Reset, Role};
-use kohakuriver_tunnel::wire;
+use kohakuriver_tunnel::wire::Proto;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::agent_tunnel::Tunnel;
+use super::agents::Tunnel;
 use super::{Runner, join};
 use crate::common::addresses::Source;
 use crate::common::dials::Party;
 use crate::common::front::Caller;
 use crate::common::places::Place;
-use crate::common::route::{Proto, Session};
+use crate::common::retry;
+use crate::common::route::Session;
 use crate::common::serve::{self, FLOW_IDLE, unless_abandoned};
 use crate::common::tunnel;
 use crate::common::ws::{self, Socket};
@@ -58,7 +59,7 @@ pub async fn serve(
     // The acceptor keeps the tunnel up.
     drop(mux);
     let driver = tokio::spawn(driver);
-    let party = runner.served.dials.party();
+    let party = runner.served.parties.party();
     while let Some(incoming) = acceptor.accept().await {
         if let Err(reason) = permitted(&session, &incoming) {
             runner.counters.denied.add(1);
@@ -92,7 +93,7 @@ async fn ready(runner: &Runner, session: &Session) -> Result<(), (String, u16)> 
 }
 
 fn permitted(session: &Session, incoming: &Incoming) -> Result<(), String> {
-    let (port, proto) = (incoming.port(), proto(incoming));
+    let (port, proto) = (incoming.port(), incoming.proto());
     match session.only {
         Some(only) if only != (port, proto) => Err(format!(
             "port {port}/{proto}: this session is for port {}/{} only",
@@ -102,15 +103,8 @@ fn permitted(session: &Session, incoming: &Incoming) -> Result<(), String> {
     }
 }
 
-fn proto(incoming: &Incoming) -> Proto {
-    match incoming.proto() {
-        wire::Proto::Tcp => Proto::Tcp,
-        wire::Proto::Udp => Proto::Udp,
-    }
-}
-
 async fn connection(runner: &Runner, container: &str, party: Party, incoming: Incoming, v2: bool) {
-    let (port, proto) = (incoming.port(), proto(&incoming));
+    let (port, proto) = (incoming.port(), incoming.proto());
     if let Some(address) = runner.settings.targets.get(container) {
         return match proto {
             Proto::Tcp => serve::stream(incoming, address, &runner.served, party).await,
@@ -123,33 +117,17 @@ async fn connection(runner: &Runner, container: &str, party: Party, incoming: In
         party,
         port,
     };
-    let opened = match proto {
-        Proto::Tcp => Box::pin(at.open_stream(&incoming)).await,
-        Proto::Udp => Box::pin(at.open_flow(&incoming)).await,
+    let joined = match proto {
+        Proto::Tcp => Box::pin(at.join_stream(incoming)).await,
+        Proto::Udp => Box::pin(at.join_flow(incoming, v2)).await,
     };
-    if opened.is_ok() {
-        runner.counters.joined.add(1);
-    }
-    match opened {
-        Ok((Opened::Stream(agent), _place)) => join::streams(incoming.accept_tcp(), agent).await,
-        Ok((Opened::Flow(agent), place)) => {
-            let client = incoming.accept_udp();
-            at.join_flows(client, v2, agent, place).await;
+    if let Err((incoming, reset)) = joined {
+        tracing::debug!(container, port, "not joined: {reset}");
+        if reset.reason == Reason::NoAgent {
+            runner.counters.no_agent.add(1);
         }
-        Err(reset) => {
-            tracing::debug!(container, port, "not joined: {reset}");
-            if reset.reason == Reason::NoAgent {
-                runner.counters.no_agent.add(1);
-            }
-            incoming.reject(reset.reason, &reset.text);
-        }
+        incoming.reject(reset.reason, &reset.text);
     }
-}
-
-/// The agent's end of a connection.
-enum Opened {
-    Stream(TunnelStream),
-    Flow(TunnelDatagram),
 }
 
 /// What a session wants to open at a container's agent.
@@ -161,24 +139,38 @@ struct At<'a> {
 }
 
 impl At<'_> {
-    /// A stream that the agent has connected to the service.
-    async fn open_stream(&self, incoming: &Incoming) -> Result<(Opened, Place<Party>), Reset> {
+    /// Joins a client's stream to one that the agent has connected to the service.
+    async fn join_stream(&self, incoming: Incoming) -> Result<(), (Incoming, Reset)> {
+        match self.open_stream(&incoming).await {
+            Ok((agent, _place)) => {
+                self.runner.counters.joined.add(1);
+                join::streams(incoming.accept_tcp(), agent).await;
+                Ok(())
+            }
+            Err(reset) => Err((incoming, reset)),
+        }
+    }
+
+    async fn open_stream(
+        &self,
+        incoming: &Incoming,
+    ) -> Result<(TunnelStream, Place<Party>), Reset> {
         let port = self.port;
         let deadline = Instant::now() + AGENT_WITHIN;
         loop {
             let opening = async {
                 let agent = self.agent(deadline).await?;
-                let turn = self.turn(&agent).await?;
-                let opened = self.open(deadline, |mux| mux.open_tcp(port)).await?;
-                Ok::<_, Reset>((opened, turn))
+                let until = Instant::now() + serve::CONNECT_TIMEOUT;
+                let turn = agent.dials.turn(self.party, until).await?;
+                Ok::<_, Reset>((turn, self.open(deadline, |mux| mux.open_tcp(port)).await?))
             };
-            let ((mux, stream, place), _turn) = unless_abandoned(incoming, opening).await??;
+            let (_turn, (mux, stream, place)) = unless_abandoned(incoming, opening).await??;
             let answer = tokio::time::timeout(AGENT_ANSWER, stream.established());
             let answer = unless_abandoned(incoming, answer)
                 .await
                 .inspect_err(|given_up| stream.reset(given_up.reason, &given_up.text))?;
             match answer {
-                Ok(Ok(())) => return Ok((Opened::Stream(stream), place)),
+                Ok(Ok(())) => return Ok((stream, place)),
                 // The agent went away over it: nothing was lost yet, so its successor is asked.
                 Ok(Err(_)) if mux.is_closed().is_some() => {}
                 Ok(Err(reset)) => return Err(reset),
@@ -191,43 +183,62 @@ impl At<'_> {
         }
     }
 
-    async fn open_flow(&self, incoming: &Incoming) -> Result<(Opened, Place<Party>), Reset> {
-        let (flow, place) = unless_abandoned(incoming, self.flow()).await??;
-        Ok((Opened::Flow(flow), place))
+    /// Joins a client's flow to the agent's until it ends.
+    ///
+    /// The agent may end its flow where the port is refused. Clients of version 2 know that and open
+    /// another; for those of version 1 that is done here, with their next datagram.
+    async fn join_flow(&self, incoming: Incoming, v2: bool) -> Result<(), (Incoming, Reset)> {
+        let opened = unless_abandoned(&incoming, self.open_flow()).await;
+        let (mut agent, mut place) = match opened.and_then(|opened| opened) {
+            Ok(opened) => opened,
+            Err(reset) => return Err((incoming, reset)),
+        };
+        self.runner.counters.joined.add(1);
+        let client = incoming.accept_udp();
+        while let Some(reset) = join::flows(&client, &agent).await {
+            if v2 || !matches!(reset.reason, Reason::Refused | Reason::Unreachable) {
+                client.reset(reset.reason, &reset.text);
+                break;
+            }
+            drop(place);
+            let Ok(Ok(datagram)) = tokio::time::timeout(FLOW_IDLE, client.recv()).await else {
+                break;
+            };
+            (agent, place) = match self.open_flow().await {
+                Ok(opened) => opened,
+                Err(reset) => {
+                    client.reset(reset.reason, &reset.text);
+                    break;
+                }
+            };
+            // A failure shows when they are joined.
+            let _ = agent.send(datagram);
+        }
+        Ok(())
     }
 
-    async fn flow(&self) -> Result<(TunnelDatagram, Place<Party>), Reset> {
+    async fn open_flow(&self) -> Result<(TunnelDatagram, Place<Party>), Reset> {
         let deadline = Instant::now() + AGENT_WITHIN;
         let opening = self.open(deadline, |mux| mux.open_udp(self.port));
         let (_, flow, place) = opening.await?;
         Ok((flow, place))
     }
 
-    /// Joins a client's flow to the agent's until it ends.
-    ///
-    /// The agent may end its flow where the port is refused. Clients of version 2 know that and open another;
-    /// for those of version 1 that is done here, with their next datagram.
-    async fn join_flows(
+    /// Opens something at the agent, with a place among its connections.
+    async fn open<T>(
         &self,
-        client: TunnelDatagram,
-        v2: bool,
-        mut agent: TunnelDatagram,
-        mut place: Place<Party>,
-    ) {
-        while let Some(reset) = join::flows(&client, &agent).await {
-            if v2 || !matches!(reset.reason, Reason::Refused | Reason::Unreachable) {
-                return client.reset(reset.reason, &reset.text);
+        deadline: Instant,
+        open: impl Fn(&Mux) -> Result<T, OpenError>,
+    ) -> Result<(Mux, T, Place<Party>), Reset> {
+        loop {
+            let agent = self.agent(deadline).await?;
+            let place = agent.dials.socket(self.party)?;
+            match open(&agent.mux) {
+                Ok(opened) => return Ok((agent.mux, opened, place)),
+                Err(error) => retry::await_successor(error, deadline)
+                    .await
+                    .map_err(not_opened)?,
             }
-            drop(place);
-            let Ok(Ok(datagram)) = tokio::time::timeout(FLOW_IDLE, client.recv()).await else {
-                return;
-            };
-            (agent, place) = match self.flow().await {
-                Ok(opened) => opened,
-                Err(reset) => return client.reset(reset.reason, &reset.text),
-            };
-            // A failure shows when they are joined.
-            let _ = agent.send(datagram);
         }
     }
 
@@ -239,44 +250,12 @@ impl At<'_> {
             Reset::new(Reason::NoAgent, &text)
         })
     }
+}
 
-    /// This session's turn to have the agent connect to something.
-    async fn turn(&self, agent: &Tunnel) -> Result<Place<Party>, Reset> {
-        let turn = agent.unanswered.take(self.party);
-        match tokio::time::timeout(serve::CONNECT_TIMEOUT, turn).await {
-            Ok(Ok(turn)) => Ok(turn),
-            Ok(Err(_)) | Err(_) => {
-                self.runner.counters.agent_dials.add(1);
-                let text = "too many connections are being made in this container";
-                Err(Reset::new(Reason::Limit, text))
-            }
-        }
-    }
-
-    /// Opens something at the agent, with a place among its streams.
-    async fn open<T>(
-        &self,
-        deadline: Instant,
-        open: impl Fn(&Mux) -> Result<T, OpenError>,
-    ) -> Result<(Mux, T, Place<Party>), Reset> {
-        loop {
-            let agent = self.agent(deadline).await?;
-            let Ok(place) = agent.streams.try_take(self.party) else {
-                self.runner.counters.agent_streams.add(1);
-                let text = "this session has its share of the connections to the container";
-                return Err(Reset::new(Reason::Limit, text));
-            };
-            match open(&agent.mux) {
-                Ok(opened) => return Ok((agent.mux, opened, place)),
-                Err(OpenError::Closed | OpenError::Draining) if Instant::now() < deadline => {
-                    // On its way out; its successor is about to register.
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                Err(error @ OpenError::Limit(_)) => {
-                    return Err(Reset::new(Reason::Limit, &error.to_string()));
-                }
-                Err(error) => return Err(Reset::new(Reason::Gone, &error.to_string())),
-            }
-        }
-    }
+fn not_opened(error: OpenError) -> Reset {
+    let reason = match error {
+        OpenError::Limit(_) => Reason::Limit,
+        _ => Reason::Gone,
+    };
+    Reset::new(reason, &error.to_string())
 }
