@@ -3,7 +3,7 @@
 //! A direction reads into a buffer borrowed from a pool and writes at once. Only what the other socket
 //! does not take keeps the buffer, so an idle session holds none and a blocked direction holds one.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -24,9 +24,16 @@ const BUFFER: usize = 256 * 1024;
 /// Bytes per read when the process holds as much as it may.
 const SMALL_BUFFER: usize = 4 * 1024;
 
-/// Bytes that one direction moves before other sessions have their turn. A socket alone would let it move
-/// 16 MiB, and hundreds of sessions that flood would make everybody wait for seconds.
-const TURN: usize = 512 * 1024;
+/// Most bytes that one direction moves before other sessions have their turn. A socket alone would
+/// let it move 16 MiB.
+const LONGEST_TURN: usize = 512 * 1024;
+
+/// Fewest bytes of a turn.
+const SHORTEST_TURN: usize = 16 * 1024;
+
+/// Bytes that all directions with something to move share, a turn each: some milliseconds of copying.
+/// Hundreds of sessions that flood would otherwise make everybody wait for seconds.
+const ROUND: usize = 4 * 1024 * 1024;
 
 /// Buffers kept for the next read when nobody needs them.
 const POOLED: usize = 8;
@@ -37,6 +44,8 @@ const LAST_WORDS: Duration = Duration::from_secs(30);
 
 thread_local! {
     static POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    /// Directions that have used up a turn and wait for the next.
+    static WAITING: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Copies until both directions have ended. Each side comes with what was already read from it.
@@ -90,6 +99,8 @@ struct Direction<'a> {
     state: State,
     counter: &'a Counter,
     memory: &'a Budget,
+    /// Counted in [`WAITING`].
+    waits: bool,
 }
 
 /// `Early -> Reading <-> Holding`, at the end of the input `-> Closing -> Closed`.
@@ -114,21 +125,33 @@ impl<'a> Direction<'a> {
             state,
             counter,
             memory,
+            waits: false,
+        }
+    }
+
+    fn set_waits(&mut self, waits: bool) {
+        if self.waits != waits {
+            self.waits = waits;
+            let change = |all: usize| if waits { all + 1 } else { all - 1 };
+            WAITING.set(change(WAITING.get()));
         }
     }
 
     /// Moves what can be moved now; ready when the input has ended and the other side was told.
     ///
-    /// Bounded work: after [`TURN`] bytes other sessions have theirs.
+    /// Bounded work: after its turn other sessions have theirs.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut Link,
         to: &mut Link,
     ) -> Poll<io::Result<()>> {
+        self.set_waits(false);
+        let turn = (ROUND / (WAITING.get() + 1)).clamp(SHORTEST_TURN, LONGEST_TURN);
         let mut moved = 0;
         loop {
-            if moved >= TURN {
+            if moved >= turn {
+                self.set_waits(true);
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -143,7 +166,8 @@ impl<'a> Direction<'a> {
                 }
                 State::Reading => {
                     let mut buffer = Buffer::take(self.memory);
-                    let mut filled = ReadBuf::new(&mut buffer.bytes);
+                    let most = buffer.bytes.len().min(turn);
+                    let mut filled = ReadBuf::new(buffer.bytes.get_mut(..most).unwrap_or_default());
                     let read = Pin::new(&mut *from).poll_read(cx, &mut filled);
                     let end = filled.filled().len();
                     match read {
@@ -186,6 +210,12 @@ impl<'a> Direction<'a> {
                 State::Closed => return Poll::Ready(Ok(())),
             }
         }
+    }
+}
+
+impl Drop for Direction<'_> {
+    fn drop(&mut self) {
+        self.set_waits(false);
     }
 }
 
