@@ -3,7 +3,12 @@
 //! `cargo bench --bench mux`. Writes of 32 KiB by `AsyncWrite`, read by `AsyncRead` into 64 KiB;
 //! both ends and all their tasks in one runtime of two threads. `both ways` counts the bytes of
 //! both directions. The floor beside it is the same shape on a bare TCP connection.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    missing_docs
+)]
 
 use std::future::Future;
 use std::sync::Arc;
@@ -11,8 +16,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kohakuriver_tunnel::carrier;
-use kohakuriver_tunnel::mux::{self, Mux, TunnelStream};
-use kohakuriver_tunnel::session::{Config, Role, Version};
+use kohakuriver_tunnel::mux::{self, Incoming, Mux, TunnelStream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
@@ -44,14 +48,15 @@ where
 {
     let near = WebSocketStream::from_raw_socket(near, Side::Client, None).await;
     let far = WebSocketStream::from_raw_socket(far, Side::Server, None).await;
-    let config = Config::default();
-    let (mux, _, driver) = mux::connect(near, Ws, Role::Opener, Version::V2, config);
+    let (mux, driver) = mux::builder().opener(near, Ws);
     tokio::spawn(driver);
-    let config = Config::default();
-    let (_, mut acceptor, driver) = mux::connect(far, Ws, Role::Acceptor, Version::V2, config);
+    let (mut acceptor, driver) = mux::builder().acceptor(far, Ws);
     tokio::spawn(driver);
     let near = mux.open_tcp(80).unwrap();
-    let far = acceptor.accept().await.unwrap().accept_tcp();
+    let Some(Incoming::Tcp(far)) = acceptor.accept().await else {
+        panic!("no stream")
+    };
+    let far = far.accept();
     near.established().await.unwrap();
     (near, far, mux)
 }

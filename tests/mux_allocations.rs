@@ -15,7 +15,7 @@ mod tunnel;
 
 use kohakuriver_tunnel::session::{Config, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tunnel::{Tungstenite, Tunnel, websockets, within};
+use tunnel::{Link, Tunnel, within};
 
 struct Counting;
 
@@ -123,12 +123,10 @@ async fn a_message_costs_few_allocations() {
     let each = round_trips("pipe", tunnel::piped(v2, config()).0).await;
     assert!(each <= 8.0);
 
-    let (near, far) = websockets().await;
-    let over_tcp = tunnel::tunnel(near, far, Tungstenite, v2, config());
+    let over_tcp = Link::WebSocket.v2().await;
     let cost = bulk("websocket", over_tcp).await;
     assert!(cost.allocations <= 4.0);
-    let (near, far) = websockets().await;
-    let over_tcp = tunnel::tunnel(near, far, Tungstenite, v2, config());
+    let over_tcp = Link::WebSocket.v2().await;
     let each = round_trips("websocket", over_tcp).await;
     assert!(each <= 8.0);
 }

@@ -126,9 +126,11 @@ mod stream;
 
 pub use message::MessageCodec;
 pub use stream::StreamCodec;
+#[cfg(feature = "mux")]
+pub(crate) use stream::{Found, PREFIX_LEN};
 
 /// Payloads of at most this many bytes are copied out of the read buffer.
-const COPY_MAX: usize = 4 * 1024;
+pub(crate) const COPY_MAX: usize = 4 * 1024;
 
 /// Why a codec cannot continue.
 ///

@@ -5,7 +5,7 @@ use super::{CodecError, take_message};
 use crate::wire::{DecodeError, Frame};
 
 /// Size in bytes of the length before every message.
-const PREFIX_LEN: usize = 4;
+pub(crate) const PREFIX_LEN: usize = 4;
 
 /// Least room made when a message misses more than this.
 const READ_MIN: usize = 8 * 1024;
@@ -64,18 +64,61 @@ impl StreamCodec {
         self.max_len
     }
 
-    /// Checks and writes the length, and makes room for what follows.
-    fn put_prefix(&self, len: usize, buffer: &mut BytesMut) -> Result<(), CodecError> {
+    /// Looks for a whole message at the front of the buffer.
+    pub(crate) fn find(&self, buffer: &[u8]) -> Result<Found, CodecError> {
+        let Some(&prefix) = buffer.first_chunk::<PREFIX_LEN>() else {
+            return Ok(Found::NoLength);
+        };
+        let max = self.max_len;
+        // A length that `usize` cannot hold is over any cap.
+        let len = usize::try_from(u32::from_be_bytes(prefix)).unwrap_or(usize::MAX);
+        if len > max {
+            return Err(CodecError::TooLong { len, max });
+        }
+        let missing = PREFIX_LEN.saturating_add(len).saturating_sub(buffer.len());
+        Ok(match missing {
+            0 => Found::Whole(len),
+            _ => Found::Missing(missing),
+        })
+    }
+
+    /// Checks that the stream ends between two messages, where `rest` is left of it.
+    pub(crate) fn check_end(&self, rest: &[u8]) -> Result<(), CodecError> {
+        let missing = match self.find(rest)? {
+            Found::NoLength if rest.is_empty() => return Ok(()),
+            Found::Whole(_) => return Ok(()),
+            Found::NoLength => PREFIX_LEN - rest.len(),
+            Found::Missing(missing) => missing,
+        };
+        Err(CodecError::Truncated { missing })
+    }
+
+    /// The length that stands before a message.
+    pub(crate) fn prefix(&self, len: usize) -> Result<[u8; PREFIX_LEN], CodecError> {
         let max = self.max_len;
         match u32::try_from(len) {
-            Ok(prefix) if len <= max => {
-                buffer.reserve(PREFIX_LEN + len);
-                buffer.put_u32(prefix);
-                Ok(())
-            }
+            Ok(prefix) if len <= max => Ok(prefix.to_be_bytes()),
             _ => Err(CodecError::TooLong { len, max }),
         }
     }
+
+    /// Checks and writes the length, and makes room for what follows.
+    fn put_prefix(&self, len: usize, buffer: &mut BytesMut) -> Result<(), CodecError> {
+        let prefix = self.prefix(len)?;
+        buffer.reserve(PREFIX_LEN + len);
+        buffer.put_slice(&prefix);
+        Ok(())
+    }
+}
+
+/// What is at the front of a buffer.
+pub(crate) enum Found {
+    /// A message of so many bytes, behind its length.
+    Whole(usize),
+    /// A part of one, so many bytes short.
+    Missing(usize),
+    /// Not even its length.
+    NoLength,
 }
 
 impl Default for StreamCodec {
@@ -93,22 +136,17 @@ impl Decoder for StreamCodec {
     /// # Errors
     /// [`CodecError::TooLong`], on every further call too: the length is not consumed.
     fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<Self::Item>, CodecError> {
-        let Some(&prefix) = buffer.first_chunk::<PREFIX_LEN>() else {
-            return Ok(None);
-        };
-        let max = self.max_len;
-        // A length that `usize` cannot hold is over any cap.
-        let len = usize::try_from(u32::from_be_bytes(prefix)).unwrap_or(usize::MAX);
-        if len > max {
-            return Err(CodecError::TooLong { len, max });
+        match self.find(buffer)? {
+            Found::Whole(len) => {
+                buffer.advance(PREFIX_LEN);
+                Ok(Some(take_message(buffer, len)))
+            }
+            Found::Missing(missing) => {
+                make_room(buffer, missing);
+                Ok(None)
+            }
+            Found::NoLength => Ok(None),
         }
-        let missing = PREFIX_LEN.saturating_add(len).saturating_sub(buffer.len());
-        if missing > 0 {
-            make_room(buffer, missing);
-            return Ok(None);
-        }
-        buffer.advance(PREFIX_LEN);
-        Ok(Some(take_message(buffer, len)))
     }
 
     /// As [`decode`](Self::decode), at the end of the stream: an incomplete message is an error.
@@ -116,18 +154,11 @@ impl Decoder for StreamCodec {
     /// # Errors
     /// [`CodecError::TooLong`] and [`CodecError::Truncated`].
     fn decode_eof(&mut self, buffer: &mut BytesMut) -> Result<Option<Self::Item>, CodecError> {
-        if let Some(item) = self.decode(buffer)? {
-            return Ok(Some(item));
+        let item = self.decode(buffer)?;
+        if item.is_none() {
+            self.check_end(buffer)?;
         }
-        let have = buffer.len();
-        let need = match buffer.first_chunk::<PREFIX_LEN>() {
-            None if have == 0 => return Ok(None),
-            None => PREFIX_LEN,
-            // `decode` checked that the length is within the cap.
-            Some(&prefix) => PREFIX_LEN.saturating_add(u32::from_be_bytes(prefix) as usize),
-        };
-        let missing = need.saturating_sub(have);
-        Err(CodecError::Truncated { missing })
+        Ok(item)
     }
 }
 

@@ -1,23 +1,20 @@
 use alloc::collections::VecDeque;
-use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::fmt::{self, Display};
+use core::fmt::Display;
 use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
-use std::time::Instant as Clock;
 
 use bytes::Bytes;
 use futures_core::Stream;
 use futures_sink::Sink;
 
 use super::patience::Patience;
-use super::shared::{Mux, Shared};
-use super::{Timer, TokioTimer};
-use crate::session::{Instant, Transmit};
+use super::{Timer, TokioTimer, Tunnel, TunnelError};
+use crate::session::{Instant, Transmit, clean_text};
 use crate::transport::{Carrier, Received};
 
 /// Moves a tunnel: owns the transport, to be spawned on any executor. Ends when the tunnel does.
@@ -29,7 +26,7 @@ pub struct Driver<T, C: Carrier, R = TokioTimer> {
     transport: T,
     carrier: C,
     timer: R,
-    shared: Arc<Shared>,
+    tunnel: Tunnel,
     phase: Phase,
     /// Messages read and not yet handled, reused.
     inbox: Vec<Bytes>,
@@ -43,23 +40,7 @@ pub struct Driver<T, C: Carrier, R = TokioTimer> {
     /// Written since the last flush.
     dirty: bool,
     /// When a shutdown that the transport does not take is given up.
-    give_up: Option<Clock>,
-}
-
-/// How a tunnel ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Closed {
-    /// This end was done: all handles dropped, or shut down.
-    Finished,
-    /// The other side ended the transport.
-    Ended,
-    /// The transport failed, or carried what is no tunnel message. Says how.
-    Lost(String),
-    /// The other side has been silent for two keepalive intervals.
-    PeerDead,
-    /// The driver was dropped.
-    Dropped,
+    give_up: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,9 +59,9 @@ struct Closing {
     /// The other side's end is not waited for.
     ended: bool,
     /// Given up when nothing happens until then.
-    until: Clock,
+    until: Instant,
     /// Given up then in any case.
-    deadline: Clock,
+    deadline: Instant,
 }
 
 /// What one look at the transport found.
@@ -89,25 +70,7 @@ enum Inflow {
     Pending,
     /// As much as is handled at once; there may be more.
     More,
-    Over(Closed),
-}
-
-impl Closed {
-    pub(super) fn text(&self) -> String {
-        format!("the tunnel ended: {self}")
-    }
-}
-
-impl Display for Closed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Finished => f.write_str("finished"),
-            Self::Ended => f.write_str("ended by the other side"),
-            Self::Lost(cause) => f.write_str(cause),
-            Self::PeerDead => f.write_str("the other side has gone silent"),
-            Self::Dropped => f.write_str("its driver was dropped"),
-        }
-    }
+    Over(TunnelError),
 }
 
 impl<T, C, R, E> Driver<T, C, R>
@@ -131,26 +94,26 @@ where
     const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
     const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
-    fn run(&mut self, cx: &mut Context<'_>) -> Poll<Closed> {
+    fn run(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
         for _ in 0..Self::ROUNDS {
             let inflow = self.read(cx);
-            let now = self.timer.now();
+            let now = self.tunnel.shared.now();
             let finished = self.handle_inbox(cx, now);
-            if let Inflow::Over(closed) = inflow {
-                return Poll::Ready(closed);
+            if let Inflow::Over(error) = inflow {
+                return Poll::Ready(Err(error));
             }
             if let Some(closed) = finished {
                 return Poll::Ready(closed);
             }
             let written = match self.write(cx, now) {
                 Ok(written) => written,
-                Err(error) => return Poll::Ready(Closed::Lost(error.to_string())),
+                Err(error) => return Poll::Ready(Err(TunnelError::Transport(error.to_string()))),
             };
             if let Some(closed) = self.wait(cx, now) {
                 return Poll::Ready(closed);
             }
             if self.is_finished() && !self.dirty {
-                return Poll::Ready(Closed::Finished);
+                return Poll::Ready(Ok(()));
             }
             let more = matches!(inflow, Inflow::More);
             if more {
@@ -167,11 +130,11 @@ where
 
     /// Reads what has arrived, a bounded amount, without the lock.
     fn read(&mut self, cx: &mut Context<'_>) -> Inflow {
-        if self.patience.pause(|| self.timer.now()).is_some() {
+        if self.patience.pause(|| self.tunnel.shared.now()).is_some() {
             return Inflow::Pending;
         }
         {
-            let mut state = self.shared.lock();
+            let mut state = self.tunnel.shared.lock();
             state.driver_stalled = !state.session.can_receive();
             if state.driver_stalled {
                 return Inflow::Pending;
@@ -186,9 +149,9 @@ where
             }
             match Pin::new(&mut self.transport).poll_next(cx) {
                 Poll::Pending => break Inflow::Pending,
-                Poll::Ready(None) => break Inflow::Over(Closed::Ended),
+                Poll::Ready(None) => break Inflow::Over(TunnelError::Ended(None)),
                 Poll::Ready(Some(Err(error))) => {
-                    break Inflow::Over(Closed::Lost(error.to_string()));
+                    break Inflow::Over(TunnelError::Transport(error.to_string()));
                 }
                 Poll::Ready(Some(Ok(message))) => match self.carrier.classify(message) {
                     Received::Message(message) => {
@@ -199,26 +162,28 @@ where
                         skipped += 1;
                         alive = true;
                     }
-                    Received::End(_) => break Inflow::Over(Closed::Ended),
-                    Received::Text(_) | Received::Other(_) => {
-                        let cause = "the other side sent what is no tunnel message";
-                        break Inflow::Over(Closed::Lost(cause.into()));
+                    Received::End(reason) => break Inflow::Over(TunnelError::ended(reason)),
+                    Received::Text(text) => {
+                        let text = clean_text(text.as_bytes());
+                        break Inflow::Over(TunnelError::Unexpected(text));
+                    }
+                    Received::Other(_) => {
+                        break Inflow::Over(TunnelError::Unexpected(String::new()));
                     }
                 },
             }
         };
         if alive {
-            let now = self.shared.at(self.timer.now());
-            self.shared.lock().session.handle_activity(now);
+            let now = self.tunnel.shared.now();
+            self.tunnel.shared.lock().session.handle_activity(now);
         }
         self.skipped = skipped as u64;
         inflow
     }
 
     /// Gives the session what was read and what time it is, and wakes whom that concerns.
-    fn handle_inbox(&mut self, cx: &Context<'_>, clock: Clock) -> Option<Closed> {
-        let shared = Arc::clone(&self.shared);
-        let now = shared.at(clock);
+    fn handle_inbox(&mut self, cx: &Context<'_>, now: Instant) -> Option<Result<(), TunnelError>> {
+        let shared = Arc::clone(&self.tunnel.shared);
         let mut state = shared.lock();
         let heard = self.skipped > 0 || !self.inbox.is_empty();
         let useless = state.useless();
@@ -230,7 +195,7 @@ where
             let useless = state.useless() - useless + core::mem::take(&mut self.skipped);
             let pressed = state.pressed;
             let account = state.account.as_mut();
-            self.patience.note(clock, useless, account, pressed);
+            self.patience.note(now, useless, account, pressed);
         }
         let due = state.session.poll_timeout().is_some_and(|at| at <= now);
         if due {
@@ -251,8 +216,7 @@ where
     }
 
     /// Writes what the session has to say while the transport takes it; says whether that was anything.
-    fn write(&mut self, cx: &mut Context<'_>, clock: Clock) -> Result<bool, E> {
-        let now = self.shared.at(clock);
+    fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, E> {
         let mut written = false;
         let mut batches = 0;
         loop {
@@ -272,7 +236,7 @@ where
                     Some(probe) => probe,
                     None => {
                         // Nobody was asked, so silence says nothing.
-                        self.shared.lock().session.handle_activity(now);
+                        self.tunnel.shared.lock().session.handle_activity(now);
                         continue;
                     }
                 },
@@ -291,7 +255,7 @@ where
 
     /// Takes a batch off the session.
     fn fill_outbox(&mut self, now: Instant) {
-        let mut state = self.shared.lock();
+        let mut state = self.tunnel.shared.lock();
         let mut bytes = 0;
         while bytes < Self::OUTBOX_BYTES && self.outbox.len() < Self::OUTBOX_MESSAGES {
             let Some(transmit) = state.session.poll_transmit(now) else {
@@ -311,36 +275,35 @@ where
     }
 
     /// Arms the timer for what the session waits for.
-    fn wait(&mut self, cx: &mut Context<'_>, now: Clock) -> Option<Closed> {
-        if self.shared.lock().shutdown {
+    fn wait(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Result<(), TunnelError>> {
+        if self.tunnel.shared.lock().shutdown {
             let until = *self.give_up.get_or_insert(now + Self::CLOSE_TIMEOUT);
             let late = self.timer.poll_deadline(cx, until).is_ready();
-            return late.then_some(Closed::Finished);
+            return late.then_some(Ok(()));
         }
         loop {
-            let due = self.shared.lock().arm();
-            let due = due.map(|at| self.shared.clock(at));
-            let resume = self.patience.pause(|| self.timer.now());
+            let due = self.tunnel.shared.lock().arm();
+            let resume = self.patience.pause(|| self.tunnel.shared.now());
             let deadline = due.into_iter().chain(resume).min()?;
             if self.timer.poll_deadline(cx, deadline).is_pending() {
                 return None;
             }
-            self.shared.lock().armed = None;
-            let clock = self.timer.now();
-            if let Some(closed) = self.handle_inbox(cx, clock) {
+            self.tunnel.shared.lock().armed = None;
+            let now = self.tunnel.shared.now();
+            if let Some(closed) = self.handle_inbox(cx, now) {
                 return Some(closed);
             }
             // What that gave to send, a ping for instance, is written in the next round. It also keeps a timer
             // ahead of its clock from holding up everything else.
             cx.waker().wake_by_ref();
-            if clock < deadline {
+            if now < deadline {
                 return None;
             }
         }
     }
 
     fn has_work(&self) -> bool {
-        let state = self.shared.lock();
+        let state = self.tunnel.shared.lock();
         let session = &state.session;
         let receive = state.driver_stalled && session.can_receive();
         receive || session.has_event()
@@ -348,8 +311,8 @@ where
 
     /// Nobody needs the tunnel any more and everything was said.
     fn is_finished(&self) -> bool {
-        let state = self.shared.lock();
-        let done = state.shutdown || (state.handles == 0 && state.session.is_idle());
+        let state = self.tunnel.shared.lock();
+        let done = state.shutdown || (state.is_unwanted() && state.session.is_idle());
         done && self.outbox.is_empty() && !state.session.has_transmit()
     }
 
@@ -381,7 +344,7 @@ where
             return Poll::Ready(());
         }
         if skipped > 0 {
-            closing.until = self.timer.now() + Self::CLOSE_TIMEOUT;
+            closing.until = self.tunnel.shared.now() + Self::CLOSE_TIMEOUT;
         }
         self.phase = Phase::Closing(closing);
         let until = closing.until.min(closing.deadline);
@@ -390,12 +353,12 @@ where
 }
 
 impl<T, C: Carrier, R> Driver<T, C, R> {
-    pub(super) fn new(transport: T, carrier: C, timer: R, mux: &Mux) -> Self {
+    pub(super) fn new(transport: T, carrier: C, timer: R, tunnel: Tunnel) -> Self {
         Self {
             transport,
             carrier,
             timer,
-            shared: Arc::clone(&mux.shared),
+            tunnel,
             phase: Phase::Running,
             inbox: Vec::new(),
             outbox: VecDeque::new(),
@@ -407,15 +370,15 @@ impl<T, C: Carrier, R> Driver<T, C, R> {
         }
     }
 
-    /// One more handle on the tunnel: for whoever runs the driver and wants to end it in good order.
+    /// The tunnel, to watch it and to end it.
     #[must_use]
-    pub fn mux(&self) -> Mux {
-        Mux::of(&self.shared)
+    pub const fn tunnel(&self) -> &Tunnel {
+        &self.tunnel
     }
 
-    fn end(&mut self, closed: Closed) {
-        let now = self.shared.now();
-        self.shared.lock().close(closed, now, &mut self.wake);
+    fn end(&mut self, closed: Result<(), TunnelError>) {
+        let now = self.tunnel.shared.now();
+        self.tunnel.shared.lock().close(closed, now, &mut self.wake);
         for waker in self.wake.drain(..) {
             waker.wake();
         }
@@ -429,18 +392,19 @@ where
     R: Timer,
     E: Display,
 {
-    type Output = Closed;
+    /// Ok when this end was done: all handles were dropped, or the tunnel was closed or shut down.
+    type Output = Result<(), TunnelError>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Closed> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
         let this = &mut *self;
         if this.phase == Phase::Running {
             let Poll::Ready(closed) = this.run(cx) else {
                 return Poll::Pending;
             };
-            let now = this.timer.now();
+            let now = this.tunnel.shared.now();
             this.phase = Phase::Closing(Closing {
                 sent: false,
-                ended: closed != Closed::Finished,
+                ended: closed.is_err(),
                 until: now + Self::CLOSE_TIMEOUT,
                 deadline: now + Self::CLOSE_DEADLINE,
             });
@@ -452,13 +416,13 @@ where
             }
             this.phase = Phase::Done;
         }
-        let closed = this.shared.lock().closed.clone();
-        Poll::Ready(closed.unwrap_or(Closed::Finished))
+        let closed = this.tunnel.shared.lock().closed.clone();
+        Poll::Ready(closed.unwrap_or(Ok(())))
     }
 }
 
 impl<T, C: Carrier, R> Drop for Driver<T, C, R> {
     fn drop(&mut self) {
-        self.end(Closed::Dropped);
+        self.end(Err(TunnelError::Dropped));
     }
 }

@@ -1,8 +1,11 @@
 //! Async handles on a [`Session`](crate::session::Session): tokio's `AsyncRead` and `AsyncWrite` over any
 //! message transport.
 //!
-//! [`connect`] gives a [`Mux`] to open connections with, an [`Acceptor`] for those of the other side, and a
-//! [`Driver`] that owns the transport. The caller spawns the driver; nothing moves unless it is polled.
+//! A [`builder`] puts a tunnel on a transport. It gives the opening end a [`Mux`] to open connections with, and the
+//! accepting end an [`Acceptor`] that takes them. Both get a [`Driver`] that owns the transport: the caller spawns it,
+//! and nothing moves unless it is polled. A [`Tunnel`] watches the whole and ends it.
+//!
+//! The transport is a WebSocket of any stack ([`carrier!`](crate::carrier!)), or any byte stream ([`length_prefixed`]).
 //!
 //! Set `TCP_NODELAY` on the TCP socket below the transport. The driver flushes when it has nothing more to send, and
 //! with Nagle's algorithm a small message would then wait for the peer's delayed acknowledgement: 40 ms and more.
@@ -12,7 +15,6 @@
 //! # use tokio_tungstenite::tungstenite::{self, protocol::Role as Side};
 //! use kohakuriver_tunnel::carrier;
 //! use kohakuriver_tunnel::mux;
-//! use kohakuriver_tunnel::session::{Config, Role, Version};
 //! use tokio::io::{AsyncReadExt, AsyncWriteExt};
 //!
 //! carrier!(Ws: tungstenite::Message, close: tungstenite::protocol::CloseFrame);
@@ -22,18 +24,17 @@
 //! # let (near, far) = tokio::io::duplex(1 << 16);
 //! # let client = WebSocketStream::from_raw_socket(near, Side::Client, None).await;
 //! # let server = WebSocketStream::from_raw_socket(far, Side::Server, None).await;
-//! let (mux, _, driver) =
-//!     mux::connect(client, Ws, Role::Opener, Version::V2, Config::default());
-//! tokio::spawn(driver);
-//! # let (_, mut acceptor, driver) =
-//! #     mux::connect(server, Ws, Role::Acceptor, Version::V2, Config::default());
-//! # tokio::spawn(driver);
 //! # tokio::spawn(async move {
-//! #     let mut stream = acceptor.accept().await.unwrap().accept_tcp();
+//! #     let (mut acceptor, driver) = mux::builder().welcome(server, Ws).await.unwrap();
+//! #     tokio::spawn(driver);
+//! #     let Some(mux::Incoming::Tcp(incoming)) = acceptor.accept().await else { return };
+//! #     let mut stream = incoming.accept();
 //! #     let mut request = Vec::new();
 //! #     stream.read_to_end(&mut request).await.unwrap();
 //! #     stream.write_all(b"reply").await.unwrap();
 //! # });
+//! let (mux, driver) = mux::builder().connect(client, Ws).await?;
+//! tokio::spawn(driver);
 //! let mut stream = mux.open_tcp(8080)?;
 //! stream.write_all(b"request").await?;
 //! stream.shutdown().await?; // the other direction stays open
@@ -46,55 +47,31 @@
 
 mod acceptor;
 mod budget;
+mod builder;
 mod datagram;
 mod driver;
+mod error;
+mod handshake;
+mod incoming;
+mod length_prefixed;
+mod opener;
 mod patience;
 mod relay;
 mod shared;
 mod stream;
 mod timer;
+mod tunnel;
 
-pub use self::acceptor::{Acceptor, Incoming};
+pub use self::acceptor::Acceptor;
 pub use self::budget::Budget;
+pub use self::builder::{Builder, builder};
 pub use self::datagram::TunnelDatagram;
-pub use self::driver::{Closed, Driver};
+pub use self::driver::Driver;
+pub use self::error::{ConnectError, TunnelError};
+pub use self::incoming::{Incoming, IncomingTcp, IncomingUdp};
+pub use self::length_prefixed::{LengthPrefixed, length_prefixed};
+pub use self::opener::Mux;
 pub use self::relay::{RelayError, Relayed};
-pub use self::shared::Mux;
 pub use self::stream::{ReadHalf, TunnelStream, WriteHalf};
-pub use self::timer::{Timer, TokioTimer};
-
-use crate::session::{Config, Role, Version};
-use crate::transport::Carrier;
-
-/// Puts handles on a transport whose handshake is over, timed by tokio.
-pub fn connect<T, C: Carrier>(
-    transport: T,
-    carrier: C,
-    role: Role,
-    version: Version,
-    config: Config,
-) -> (Mux, Acceptor, Driver<T, C>) {
-    connect_with_timer(
-        transport,
-        carrier,
-        role,
-        version,
-        config,
-        TokioTimer::default(),
-    )
-}
-
-/// As [`connect`], timed by another runtime.
-pub fn connect_with_timer<T, C: Carrier, R: Timer>(
-    transport: T,
-    carrier: C,
-    role: Role,
-    version: Version,
-    config: Config,
-    timer: R,
-) -> (Mux, Acceptor, Driver<T, C, R>) {
-    let mux = Mux::new(role, version, config, timer.now());
-    let acceptor = Acceptor::new(&mux, role);
-    let driver = Driver::new(transport, carrier, timer, &mux);
-    (mux, acceptor, driver)
-}
+pub use self::timer::{Clock, SystemClock, Timer, TokioTimer};
+pub use self::tunnel::Tunnel;

@@ -1,7 +1,7 @@
 use core::time::Duration;
-use std::time::Instant as Clock;
 
 use super::budget::Account;
+use crate::session::Instant;
 
 /// How long a peer that floods is not read, so that others get the processor.
 ///
@@ -11,7 +11,7 @@ use super::budget::Account;
 pub(super) struct Patience {
     /// Floods in a row.
     floods: u32,
-    until: Option<Clock>,
+    until: Option<Instant>,
 }
 
 impl Patience {
@@ -30,7 +30,7 @@ impl Patience {
     /// the tunnel holds more than its share of a budget that is used up.
     pub(super) fn note(
         &mut self,
-        now: Clock,
+        now: Instant,
         useless: u64,
         account: Option<&mut Account>,
         pressed: bool,
@@ -50,7 +50,7 @@ impl Patience {
     }
 
     /// When reading goes on, if not now.
-    pub(super) fn pause(&self, now: impl Fn() -> Clock) -> Option<Clock> {
+    pub(super) fn pause(&self, now: impl Fn() -> Instant) -> Option<Instant> {
         self.until.filter(|until| *until > now())
     }
 }
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_with_a_flood_and_end_with_it() {
-        let now = Clock::now();
+        let now = Instant::from_micros(7_000_000);
         let mut patience = Patience::default();
         patience.note(now, 3, None, false);
         assert_eq!(patience.pause(|| now), None);
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn the_more_flood_the_longer_each_waits() {
-        let now = Clock::now();
+        let now = Instant::from_micros(7_000_000);
         let budget = Budget::new(1 << 30);
         let mut others: Vec<_> = (0..499).map(|_| Account::open(&budget)).collect();
         for other in &mut others {

@@ -1,25 +1,21 @@
 use alloc::collections::{BTreeMap, VecDeque};
+use alloc::format;
+use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::future::poll_fn;
-use core::hash::BuildHasher;
-use core::task::{Context, Poll, Waker};
-use std::hash::RandomState;
+use core::task::{Context, Waker};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant as Clock;
 
 use super::budget::Account;
-use super::{Budget, Closed, TunnelDatagram, TunnelStream};
-use crate::session::{
-    Config, Event, Instant, OpenError, Reason, Role, Session, Stats, StreamId, Version,
-};
+use super::{Budget, Clock, TunnelError};
+use crate::session::{Event, Instant, Reason, Session, StreamId};
 use crate::wire::Proto;
 
 /// What the driver and all handles share. The lock is never held while the transport or a socket is polled.
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
-    origin: Clock,
+    clock: Arc<dyn Clock>,
 }
 
 #[derive(Debug)]
@@ -34,8 +30,8 @@ pub(super) struct State {
     pub(super) acceptor: Option<Waker>,
     pub(super) accepting: bool,
     /// Those who wait for the end of the tunnel.
-    watchers: BTreeMap<u64, Waker>,
-    next_watcher: u64,
+    pub(super) watchers: BTreeMap<u64, Waker>,
+    pub(super) next_watcher: u64,
     pub(super) driver: Option<Waker>,
     /// What the driver's timer is set to.
     pub(super) armed: Option<Instant>,
@@ -43,8 +39,10 @@ pub(super) struct State {
     pub(super) driver_stalled: bool,
     /// Handles that keep the tunnel up.
     pub(super) handles: usize,
+    /// Ends as soon as no stream is left.
+    pub(super) closing: bool,
     pub(super) shutdown: bool,
-    pub(super) closed: Option<Closed>,
+    pub(super) closed: Option<Result<(), TunnelError>>,
 }
 
 #[derive(Debug, Default)]
@@ -56,22 +54,36 @@ pub(super) struct StreamWakers {
 }
 
 impl Shared {
+    pub(super) fn new(session: Session, clock: Arc<dyn Clock>, budget: Option<&Budget>) -> Self {
+        let state = State {
+            session,
+            account: budget.map(Account::open),
+            pressed: false,
+            wakers: Vec::new(),
+            incoming: VecDeque::new(),
+            acceptor: None,
+            accepting: false,
+            watchers: BTreeMap::new(),
+            next_watcher: 0,
+            driver: None,
+            armed: None,
+            driver_stalled: false,
+            handles: 0,
+            closing: false,
+            shutdown: false,
+            closed: None,
+        };
+        let state = Mutex::new(state);
+        Self { state, clock }
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // No code panics under the lock; if it did, the session is still the best there is.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// tokio's clock, which the driver's timer reads too unless the caller brought another.
     pub(super) fn now(&self) -> Instant {
-        self.at(tokio::time::Instant::now().into_std())
-    }
-
-    pub(super) fn at(&self, clock: Clock) -> Instant {
-        Instant::default() + clock.saturating_duration_since(self.origin)
-    }
-
-    pub(super) fn clock(&self, instant: Instant) -> Clock {
-        self.origin + (instant - Instant::default())
+        self.clock.now()
     }
 
     /// Does something to the session, and wakes the driver if that gave it work.
@@ -97,8 +109,13 @@ impl State {
             || due.is_some_and(|due| self.armed.is_none_or(|armed| due < armed))
             || (self.driver_stalled && session.can_receive())
             || self.shutdown
-            || self.handles == 0;
+            || self.is_unwanted();
         if needed { self.driver.take() } else { None }
+    }
+
+    /// Nobody needs the tunnel any more.
+    pub(super) fn is_unwanted(&self) -> bool {
+        self.handles == 0 || (self.closing && self.session.is_idle())
     }
 
     /// Messages of the peer that were of no use to anybody.
@@ -163,16 +180,24 @@ impl State {
                     self.session.reject(stream, Reason::Denied, text);
                 }
                 Event::GoAway => self.wake_watchers(wake),
-                Event::PeerDead => self.close(Closed::PeerDead, now, wake),
+                Event::PeerDead => self.close(Err(TunnelError::PeerDead), now, wake),
             }
         }
     }
 
     /// The tunnel has ended: everybody is told.
-    pub(super) fn close(&mut self, closed: Closed, now: Instant, wake: &mut Vec<Waker>) {
+    pub(super) fn close(
+        &mut self,
+        closed: Result<(), TunnelError>,
+        now: Instant,
+        wake: &mut Vec<Waker>,
+    ) {
         if self.closed.is_none() {
-            self.session
-                .handle_closed(now, Reason::Gone, &closed.text());
+            let text = match &closed {
+                Ok(()) => "the tunnel ended: finished".to_string(),
+                Err(error) => format!("the tunnel ended: {error}"),
+            };
+            self.session.handle_closed(now, Reason::Gone, &text);
             self.settle();
             self.closed = Some(closed);
         }
@@ -190,187 +215,8 @@ impl State {
         self.armed
     }
 
-    fn wake_watchers(&mut self, wake: &mut Vec<Waker>) {
+    pub(super) fn wake_watchers(&mut self, wake: &mut Vec<Waker>) {
         wake.extend(core::mem::take(&mut self.watchers).into_values());
-    }
-}
-
-/// One who waits for the end of the tunnel. When it stops waiting, nothing of it stays.
-struct Watch<'a> {
-    shared: &'a Shared,
-    key: Option<u64>,
-}
-
-impl Watch<'_> {
-    fn poll<R>(&mut self, cx: &Context<'_>, outcome: impl FnOnce(&State) -> Option<R>) -> Poll<R> {
-        let mut state = self.shared.lock();
-        if let Some(outcome) = outcome(&state) {
-            return Poll::Ready(outcome);
-        }
-        let key = *self.key.get_or_insert(state.next_watcher);
-        state.next_watcher = state.next_watcher.max(key + 1);
-        state.watchers.insert(key, cx.waker().clone());
-        Poll::Pending
-    }
-}
-
-impl Drop for Watch<'_> {
-    fn drop(&mut self) {
-        let Some(key) = self.key else { return };
-        let watcher = self.shared.lock().watchers.remove(&key);
-        // Only now, without the lock: it may be the last thing that holds its task.
-        drop(watcher);
-    }
-}
-
-/// Opens connections through a tunnel. Cheap to clone.
-///
-/// The tunnel ends gracefully when every handle is dropped: all clones of this, all streams, and at an
-/// accepting end the [`Acceptor`](super::Acceptor).
-#[derive(Debug)]
-pub struct Mux {
-    pub(super) shared: Arc<Shared>,
-}
-
-impl Mux {
-    pub(super) fn new(role: Role, version: Version, mut config: Config, origin: Clock) -> Self {
-        config.first_id.get_or_insert_with(random_id);
-        let session = Session::new(role, version, config, Instant::default());
-        let state = State {
-            session,
-            account: None,
-            pressed: false,
-            wakers: Vec::new(),
-            incoming: VecDeque::new(),
-            acceptor: None,
-            accepting: true,
-            watchers: BTreeMap::new(),
-            next_watcher: 0,
-            driver: None,
-            armed: None,
-            driver_stalled: false,
-            handles: 0,
-            shutdown: false,
-            closed: None,
-        };
-        let state = Mutex::new(state);
-        Self::of(&Arc::new(Shared { state, origin }))
-    }
-
-    pub(super) fn of(shared: &Arc<Shared>) -> Self {
-        shared.lock().handles += 1;
-        let shared = Arc::clone(shared);
-        Self { shared }
-    }
-
-    /// Opens a byte stream to `port` at the other side. Does not wait: data may be written at once.
-    ///
-    /// # Errors
-    /// [`OpenError`].
-    pub fn open_tcp(&self, port: u16) -> Result<TunnelStream, OpenError> {
-        let stream = self.open(|session, now| session.open_tcp(port, now))?;
-        Ok(TunnelStream::new(stream))
-    }
-
-    /// Opens a datagram flow to `port` at the other side. Does not wait.
-    ///
-    /// # Errors
-    /// [`OpenError`].
-    pub fn open_udp(&self, port: u16) -> Result<TunnelDatagram, OpenError> {
-        let flow = self.open(|session, now| session.open_udp(port, now))?;
-        Ok(TunnelDatagram::new(flow))
-    }
-
-    fn open(
-        &self,
-        open: impl FnOnce(&mut Session, Instant) -> Result<StreamId, OpenError>,
-    ) -> Result<Handle, OpenError> {
-        let now = self.shared.now();
-        self.shared.with(|state| {
-            let id = open(&mut state.session, now)?;
-            Ok(Handle::new(&self.shared, state, id))
-        })
-    }
-
-    /// Takes no new connections any more; open streams go on. The other side is told (v2).
-    pub fn drain(&self) {
-        let mut wake = Vec::new();
-        self.shared.with(|state| {
-            state.session.drain();
-            state.wake_watchers(&mut wake);
-        });
-        for waker in wake {
-            waker.wake();
-        }
-    }
-
-    /// Resets every stream and ends the tunnel.
-    pub fn shutdown(&self) {
-        self.shared.with(|state| {
-            state.session.shutdown();
-            state.shutdown = true;
-        });
-    }
-
-    /// Charges what this tunnel holds to a budget that it shares with others, from now on.
-    pub fn join_budget(&self, budget: &Budget) {
-        self.shared
-            .with(|state| state.account = Some(Account::open(budget)));
-    }
-
-    /// Measures the round trip; see [`rtt`](Self::rtt). v2 only.
-    pub fn ping(&self) {
-        self.shared.with(|state| state.session.ping());
-    }
-
-    /// Waits for the end of the tunnel and says why it came.
-    pub async fn closed(&self) -> Closed {
-        let mut watch = self.watch();
-        poll_fn(|cx| watch.poll(cx, |state| state.closed.clone())).await
-    }
-
-    /// Waits until this end or the other takes no new connections, or the tunnel has ended.
-    pub async fn draining(&self) {
-        let mut watch = self.watch();
-        let over = |state: &State| state.session.is_draining() || state.closed.is_some();
-        poll_fn(|cx| watch.poll(cx, |state| over(state).then_some(()))).await;
-    }
-
-    fn watch(&self) -> Watch<'_> {
-        Watch {
-            shared: &self.shared,
-            key: None,
-        }
-    }
-
-    /// Why the tunnel has ended, if it has.
-    #[must_use]
-    pub fn is_closed(&self) -> Option<Closed> {
-        self.shared.lock().closed.clone()
-    }
-
-    /// Counters of the session.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        self.shared.lock().session.stats()
-    }
-
-    /// The round trip to the other side, once measured. v2 only.
-    #[must_use]
-    pub fn rtt(&self) -> Option<core::time::Duration> {
-        self.shared.lock().session.rtt()
-    }
-}
-
-impl Clone for Mux {
-    fn clone(&self) -> Self {
-        Self::of(&self.shared)
-    }
-}
-
-impl Drop for Mux {
-    fn drop(&mut self) {
-        self.shared.with(|state| state.handles -= 1);
     }
 }
 
@@ -406,13 +252,6 @@ impl Drop for Handle {
         // Only now, without the lock: they may be the last that holds their tasks.
         drop(wakers);
     }
-}
-
-/// A first client id that other processes do not have (PROTOCOL.md section 2.3).
-fn random_id() -> u32 {
-    // Keyed by the operating system, once a process; each state after it has a key of its own.
-    let random = RandomState::new().hash_one(());
-    (random >> 32) as u32
 }
 
 /// Keeps the waker of the task that waits, without cloning one that is the same.

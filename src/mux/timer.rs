@@ -1,30 +1,154 @@
 use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::fmt;
 use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll};
-use std::time::Instant;
+use core::time::Duration;
 
-/// The one thing the driver needs of a runtime.
+use crate::session::Instant;
+
+/// Where a clock of the platform cannot go: it comes to the same.
+const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
+/// What time it is, for the driver of a tunnel and for all of its handles.
+///
+/// Must not go backwards. It starts where it likes: only differences matter.
+pub trait Clock: fmt::Debug + Send + Sync {
+    /// The time now.
+    fn now(&self) -> Instant;
+}
+
+/// What the driver needs of a runtime: the time, and to be woken at some time.
+///
+/// [`TokioTimer`] is tokio's. With another runtime, or in a browser, it takes a few lines:
+///
+/// ```
+/// use std::pin::Pin;
+/// use std::sync::Arc;
+/// use std::task::{Context, Poll};
+///
+/// use kohakuriver_tunnel::mux::{Clock, SystemClock, Timer};
+/// use kohakuriver_tunnel::session::Instant;
+/// # /// As that of `async-io`.
+/// # struct Sleep(std::time::Instant);
+/// # impl Sleep {
+/// #     fn set_at(&mut self, at: std::time::Instant) { self.0 = at; }
+/// # }
+/// # impl Future for Sleep {
+/// #     type Output = std::time::Instant;
+/// #     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::time::Instant> {
+/// #         Poll::Ready(self.0)
+/// #     }
+/// # }
+///
+/// struct MyTimer {
+///     clock: SystemClock,
+///     sleep: Sleep, // of the runtime
+/// }
+///
+/// impl Timer for MyTimer {
+///     fn clock(&mut self) -> Arc<dyn Clock> {
+///         Arc::new(self.clock)
+///     }
+///
+///     fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+///         self.sleep.set_at(self.clock.at(deadline));
+///         Pin::new(&mut self.sleep).poll(cx).map(|_| ())
+///     }
+/// }
+/// ```
 pub trait Timer: Unpin {
-    /// Wakes the task when `deadline` has passed, if it has not. Replaces what was asked before.
-    fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()>;
+    /// The clock whose times the deadlines are. Whenever it is asked for, it shows the same time.
+    fn clock(&mut self) -> Arc<dyn Clock>;
 
-    /// The current time, on the clock the deadlines are of.
-    fn now(&self) -> Instant {
-        Instant::now()
+    /// Ready when `deadline` has passed; wakes the task then, if it has not. Replaces what was asked before.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()>;
+}
+
+/// The operating system's clock, for a [`Timer`] of a runtime that has none of its own.
+///
+/// Not for `wasm32-unknown-unknown`, where the standard library has no clock and [`start`](Self::start) panics.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::{Clock, SystemClock};
+///
+/// let clock = SystemClock::start();
+/// let now = clock.now();
+/// assert!(clock.at(now) <= std::time::Instant::now());
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct SystemClock {
+    origin: std::time::Instant,
+}
+
+impl SystemClock {
+    /// A clock that shows zero now.
+    #[must_use]
+    pub fn start() -> Self {
+        let origin = std::time::Instant::now();
+        Self { origin }
+    }
+
+    /// A time of this clock as the standard library's.
+    #[must_use]
+    pub fn at(&self, instant: Instant) -> std::time::Instant {
+        let since = instant - Instant::default();
+        let far = || self.origin + FAR;
+        self.origin.checked_add(since).unwrap_or_else(far)
     }
 }
 
-/// tokio's clock. Needs its time driver.
+impl Clock for SystemClock {
+    fn now(&self) -> Instant {
+        Instant::default() + self.origin.elapsed()
+    }
+}
+
+/// tokio's timer, which [`builder`](super::builder) uses if it is given no other.
+///
+/// Needs a runtime with the time driver (`enable_time`) where the driver is polled. A paused clock
+/// (`tokio::time::pause`) is the tunnel's too.
 #[derive(Debug, Default)]
 pub struct TokioTimer {
+    clock: Option<TokioClock>,
     sleep: Option<Pin<Box<tokio::time::Sleep>>>,
     armed: Option<Instant>,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct TokioClock {
+    origin: tokio::time::Instant,
+}
+
+impl TokioTimer {
+    /// Asked for late, since there are targets on which tokio has no time.
+    fn started(&mut self) -> TokioClock {
+        *self.clock.get_or_insert_with(|| TokioClock {
+            origin: tokio::time::Instant::now(),
+        })
+    }
+}
+
+/// A timer of the same clock, which waits for nothing yet.
+impl Clone for TokioTimer {
+    fn clone(&self) -> Self {
+        Self {
+            clock: self.clock,
+            ..Self::default()
+        }
+    }
+}
+
 impl Timer for TokioTimer {
+    fn clock(&mut self) -> Arc<dyn Clock> {
+        Arc::new(self.started())
+    }
+
     fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        let at = tokio::time::Instant::from_std(deadline);
+        let origin = self.started().origin;
+        let since = deadline - Instant::default();
+        let at = origin.checked_add(since).unwrap_or_else(|| origin + FAR);
         let sleep = self
             .sleep
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
@@ -34,9 +158,10 @@ impl Timer for TokioTimer {
         }
         sleep.as_mut().poll(cx)
     }
+}
 
-    /// tokio's, so that a paused clock is the tunnel's too.
+impl Clock for TokioClock {
     fn now(&self) -> Instant {
-        tokio::time::Instant::now().into_std()
+        Instant::default() + self.origin.elapsed()
     }
 }

@@ -4,14 +4,15 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 
 use bytes::Bytes;
-use kohakuriver_tunnel::mux::{self, Acceptor, Closed, Mux, TunnelStream};
-use kohakuriver_tunnel::session::{Config, Role, Version};
+use kohakuriver_tunnel::mux::{
+    self, Acceptor, Incoming, IncomingTcp, Mux, TunnelError, TunnelStream,
+};
 use kohakuriver_tunnel::wire::Chunk;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
 use super::pipe::{Packets, pipe};
-use super::tunnel::{noise, within};
+use super::tunnel::{Ended, noise, within};
 
 /// Waits for what the expression's future comes to, though each one is dropped after one poll.
 macro_rules! fickle {
@@ -33,30 +34,33 @@ macro_rules! restless {
 
 /// A tunnel through the smallest pipe, whose drivers are dropped and made anew as far as that is possible:
 /// each poll is of a new borrow.
-fn tunnel() -> (Mux, Mux, Acceptor, [JoinHandle<Closed>; 2]) {
+fn tunnel() -> (Mux, Acceptor, [JoinHandle<Ended>; 2]) {
     let (near, far, _) = pipe(1);
     let carrier = Packets::default();
-    let version = Version::V2;
-    let config = Config::default();
-    let (near, _, mut driver) = mux::connect(near, carrier, Role::Opener, version, config);
+    let (near, mut driver) = mux::builder().opener(near, carrier);
     let near_driver = tokio::spawn(async move { fickle!(&mut driver) });
-    let config = Config::default();
-    let (far, acceptor, mut driver) = mux::connect(far, carrier, Role::Acceptor, version, config);
+    let (acceptor, mut driver) = mux::builder().acceptor(far, carrier);
     let far_driver = tokio::spawn(async move { fickle!(&mut driver) });
-    (near, far, acceptor, [near_driver, far_driver])
+    (near, acceptor, [near_driver, far_driver])
+}
+
+async fn incoming(acceptor: &mut Acceptor) -> IncomingTcp {
+    match fickle!(acceptor.accept()) {
+        Some(Incoming::Tcp(incoming)) => incoming,
+        other => panic!("no stream: {other:?}"),
+    }
 }
 
 async fn stream(near: &Mux, acceptor: &mut Acceptor) -> (TunnelStream, TunnelStream) {
     let near = near.open_tcp(1).unwrap();
-    let incoming = fickle!(acceptor.accept()).unwrap();
-    let far = incoming.accept_tcp();
+    let far = incoming(acceptor).await.accept();
     fickle!(near.established()).unwrap();
     (near, far)
 }
 
 #[tokio::test]
 async fn reads_and_writes() {
-    let (near, _far, mut acceptor, _drivers) = tunnel();
+    let (near, mut acceptor, _drivers) = tunnel();
     let (near, far) = stream(&near, &mut acceptor).await;
     let data = noise(1, 2 << 20);
     let sent = data.clone();
@@ -87,7 +91,7 @@ async fn reads_and_writes() {
 
 #[tokio::test]
 async fn chunks_and_capacity() {
-    let (near, _far, mut acceptor, _drivers) = tunnel();
+    let (near, mut acceptor, _drivers) = tunnel();
     let (near, far) = stream(&near, &mut acceptor).await;
     let data = noise(2, 2 << 20);
     let sent = data.clone();
@@ -118,7 +122,7 @@ async fn chunks_and_capacity() {
 
 #[tokio::test]
 async fn accept_and_established() {
-    let (near, _far, mut acceptor, _drivers) = tunnel();
+    let (near, mut acceptor, _drivers) = tunnel();
     let opener = tokio::spawn(async move {
         let mut streams = Vec::new();
         for port in 0..300 {
@@ -135,18 +139,21 @@ async fn accept_and_established() {
     });
     let mut accepted = Vec::new();
     for port in 0..300 {
-        let incoming = fickle!(acceptor.accept()).unwrap();
+        let incoming = incoming(&mut acceptor).await;
         assert_eq!(incoming.port(), port);
-        accepted.push(incoming.accept_tcp());
+        accepted.push(incoming.accept());
     }
     within(opener).await.unwrap();
 }
 
 #[tokio::test]
 async fn datagrams() {
-    let (near, _far, mut acceptor, _drivers) = tunnel();
+    let (near, mut acceptor, _drivers) = tunnel();
     let near = near.open_udp(1).unwrap();
-    let far = fickle!(acceptor.accept()).unwrap().accept_udp();
+    let Some(Incoming::Udp(incoming)) = fickle!(acceptor.accept()) else {
+        panic!("no flow")
+    };
+    let far = incoming.accept();
     let echo = tokio::spawn(async move {
         while let Ok(datagram) = fickle!(far.recv()) {
             far.send(datagram).unwrap();
@@ -169,27 +176,28 @@ async fn datagrams() {
 
 #[tokio::test]
 async fn the_end() {
-    let (near, far, acceptor, [near_driver, far_driver]) = tunnel();
-    drop(acceptor);
+    let (near, acceptor, [near_driver, far_driver]) = tunnel();
+    let far = acceptor.tunnel().clone();
     let draining = tokio::spawn({
-        let near = near.clone();
+        let near = near.tunnel().clone();
         async move { restless!(near.draining()) }
     });
     let closed = tokio::spawn(async move { restless!(far.closed()) });
     tokio::task::yield_now().await;
     assert!(!draining.is_finished() && !closed.is_finished());
-    near.drain();
+    near.tunnel().drain();
     draining.await.unwrap();
     drop(near);
-    assert_eq!(closed.await.unwrap(), Closed::Ended);
-    assert_eq!(within(near_driver).await.unwrap(), Closed::Finished);
-    assert_eq!(within(far_driver).await.unwrap(), Closed::Ended);
+    let ended = Err(TunnelError::Ended(None));
+    assert_eq!(closed.await.unwrap(), ended);
+    assert_eq!(within(near_driver).await.unwrap(), Ok(()));
+    assert_eq!(within(far_driver).await.unwrap(), ended);
 }
 
 /// A reader that waits in one task hands its stream to another: the second is woken.
 #[tokio::test]
 async fn a_future_dropped_in_one_task_is_made_in_another() {
-    let (near, _far, mut acceptor, _drivers) = tunnel();
+    let (near, mut acceptor, _drivers) = tunnel();
     let (near, mut far) = stream(&near, &mut acceptor).await;
     let (mut read, _write) = near.into_split();
     for turn in 0..100_u8 {

@@ -6,17 +6,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use kohakuriver_tunnel::mux::{self, Closed, Timer};
-use kohakuriver_tunnel::session::{Config, Role, Version};
+use kohakuriver_tunnel::mux::{self, Clock, Incoming, SystemClock, Timer, TunnelError};
+use kohakuriver_tunnel::session::{Config, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::pipe::{Packets, pipe};
 use super::tunnel::noise;
 
-#[derive(Clone, Default)]
-struct Alarms(Arc<Mutex<Vec<Option<Waiting>>>>);
+#[derive(Clone)]
+struct Alarms {
+    clock: SystemClock,
+    list: Arc<Mutex<Vec<Option<Waiting>>>>,
+}
 
 type Waiting = (Instant, Waker);
 
@@ -27,8 +30,15 @@ struct Alarm {
 }
 
 impl Alarms {
+    fn new() -> Self {
+        Self {
+            clock: SystemClock::start(),
+            list: Arc::default(),
+        }
+    }
+
     fn timer(&self) -> Alarm {
-        let mut alarms = self.0.lock().unwrap();
+        let mut alarms = self.list.lock().unwrap();
         alarms.push(None);
         Alarm {
             alarms: self.clone(),
@@ -38,10 +48,10 @@ impl Alarms {
 
     /// Wakes who is due; says how long to sleep at most.
     fn ring(&self) -> Duration {
-        let now = Instant::now();
+        let now = self.clock.now();
         let mut next = Duration::from_secs(1);
         let mut due = Vec::new();
-        for alarm in self.0.lock().unwrap().iter_mut() {
+        for alarm in self.list.lock().unwrap().iter_mut() {
             match alarm {
                 Some((at, _)) if *at <= now => due.extend(alarm.take()),
                 Some((at, _)) => next = next.min(*at - now),
@@ -56,11 +66,15 @@ impl Alarms {
 }
 
 impl Timer for Alarm {
+    fn clock(&mut self) -> Arc<dyn Clock> {
+        Arc::new(self.alarms.clock)
+    }
+
     fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        if deadline <= Instant::now() {
+        if deadline <= self.alarms.clock.now() {
             return Poll::Ready(());
         }
-        let mut alarms = self.alarms.0.lock().unwrap();
+        let mut alarms = self.alarms.list.lock().unwrap();
         alarms[self.place] = Some((deadline, cx.waker().clone()));
         Poll::Pending
     }
@@ -82,7 +96,7 @@ type Task<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
 /// Runs all tasks to their end, each polled only when it was woken.
 fn run(alarms: &Alarms, tasks: Vec<Task<'_>>) {
-    let began = Instant::now();
+    let began = std::time::Instant::now();
     let flag = || {
         Arc::new(Flag {
             raised: AtomicBool::new(true),
@@ -113,28 +127,14 @@ fn run(alarms: &Alarms, tasks: Vec<Task<'_>>) {
 
 #[test]
 fn streams_flow_on_any_executor() {
-    let alarms = Alarms::default();
+    let alarms = Alarms::new();
     let (near, far, _) = pipe(2);
     let carrier = Packets::default();
     let mut config = Config::default();
     config.keepalive = Some(Duration::from_millis(50));
-    let (opener, _, near_driver) = mux::connect_with_timer(
-        near,
-        carrier,
-        Role::Opener,
-        Version::V2,
-        config.clone(),
-        alarms.timer(),
-    );
-    let (far, mut acceptor, far_driver) = mux::connect_with_timer(
-        far,
-        carrier,
-        Role::Acceptor,
-        Version::V2,
-        config,
-        alarms.timer(),
-    );
-    drop(far);
+    let builder = || mux::builder().config(config.clone()).timer(alarms.timer());
+    let (opener, near_driver) = builder().opener(near, carrier);
+    let (mut acceptor, far_driver) = builder().acceptor(far, carrier);
     let client = async move {
         for seed in 0..5 {
             let data = noise(seed, 1 << 20);
@@ -149,14 +149,17 @@ fn streams_flow_on_any_executor() {
     };
     let server = async move {
         for _ in 0..5 {
-            let mut stream = acceptor.accept().await.unwrap().accept_tcp();
+            let Some(Incoming::Tcp(incoming)) = acceptor.accept().await else {
+                panic!("no stream")
+            };
+            let mut stream = incoming.accept();
             let mut got = Vec::new();
             stream.read_to_end(&mut got).await.unwrap();
             stream.write_all(&got).await.unwrap();
         }
     };
     // Whichever is done first ends the other.
-    let over = |closed| assert!(matches!(closed, Closed::Finished | Closed::Ended));
+    let over = |ended| assert!(matches!(ended, Ok(()) | Err(TunnelError::Ended(_))));
     let near_driver = async move { over(near_driver.await) };
     let far_driver = async move { over(far_driver.await) };
     let tasks: Vec<Task<'_>> = vec![
@@ -170,23 +173,18 @@ fn streams_flow_on_any_executor() {
 
 #[test]
 fn a_dead_peer_is_noticed_by_any_timer() {
-    let alarms = Alarms::default();
+    let alarms = Alarms::new();
     let (near, _silent, _wires) = pipe(8);
     let mut config = Config::default();
     config.keepalive = Some(Duration::from_millis(30));
-    let (mux, _, driver) = mux::connect_with_timer(
-        near,
-        Packets::default(),
-        Role::Opener,
-        Version::V2,
-        config,
-        alarms.timer(),
-    );
+    let builder = mux::builder().config(config).timer(alarms.timer());
+    let (mux, driver) = builder.opener(near, Packets::default());
     let stream = mux.open_tcp(1).unwrap();
     let waiting = async move {
         stream.established().await.unwrap_err();
-        assert_eq!(mux.closed().await, Closed::PeerDead);
+        let closed = mux.tunnel().closed().await;
+        assert_eq!(closed, Err(TunnelError::PeerDead));
     };
-    let driver = async move { assert_eq!(driver.await, Closed::PeerDead) };
+    let driver = async move { assert_eq!(driver.await, Err(TunnelError::PeerDead)) };
     run(&alarms, vec![Box::pin(driver), Box::pin(waiting)]);
 }

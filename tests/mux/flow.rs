@@ -6,12 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::SinkExt;
 use kohakuriver_tunnel::mux::{self, Budget};
-use kohakuriver_tunnel::session::{Config, Reason, Role, Version};
+use kohakuriver_tunnel::session::{Config, Reason, Version};
 use kohakuriver_tunnel::wire::{ClientId, Header, Kind, Proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::pipe::{Packet, Packets, pipe};
-use super::tunnel::{Link, noise, within};
+use super::tunnel::{Link, accept_tcp, noise, within};
 
 /// Writes until the window is full.
 async fn fill(stream: &mut (impl AsyncWriteExt + Unpin)) -> usize {
@@ -92,7 +92,7 @@ async fn v1_resets_only_the_slow_stream() {
         let reset = error.get_ref().unwrap().downcast_ref();
         let reset: &kohakuriver_tunnel::session::Reset = reset.unwrap();
         assert_eq!(reset.reason, Reason::Overflow);
-        assert!(tunnel.near.is_closed().is_none());
+        assert!(tunnel.near.tunnel().close_reason().is_none());
     }
 }
 
@@ -159,8 +159,8 @@ async fn tunnels_that_share_a_budget_stay_within_it() {
     let budget = Budget::new(LIMIT);
     let mut tunnels = Vec::new();
     for _ in 0..5 {
-        let tunnel = Link::Pipe.v2().await;
-        tunnel.far.join_budget(&budget);
+        let accepting = mux::builder().budget(&budget);
+        let tunnel = Link::Pipe.built(mux::builder(), accepting).await;
         tunnels.push(tunnel);
     }
     let mut modest = tunnels.pop().unwrap();
@@ -196,13 +196,12 @@ async fn tunnels_that_share_a_budget_stay_within_it() {
 #[tokio::test]
 async fn a_tunnel_that_carries_streams_of_many_is_no_flood() {
     let budget = Budget::new(3 << 20);
-    let mut tunnel = Link::Pipe.v2().await;
+    let member = || mux::builder().budget(&budget);
+    let mut tunnel = Link::Pipe.built(member(), mux::builder()).await;
     let (mut near, mut far) = tunnel.stream().await;
-    tunnel.near.join_budget(&budget);
     assert!(budget.take(2 << 20));
     // Somebody else's part, so that more than two thirds are held with what comes here.
-    let greedy = Link::Pipe.v2().await;
-    greedy.far.join_budget(&budget);
+    let greedy = Link::Pipe.built(mux::builder(), member()).await;
     let waiting = greedy.near.open_tcp(7).unwrap();
     let many: Vec<_> = (0..1000)
         .map(|_| tunnel.near.open_tcp(7).unwrap())
@@ -213,7 +212,7 @@ async fn a_tunnel_that_carries_streams_of_many_is_no_flood() {
         within(far.read_exact(&mut came)).await.unwrap();
     }
     assert!(budget.held() > 2 << 20);
-    assert_eq!(tunnel.near.stats().resets, 0);
+    assert_eq!(tunnel.near.tunnel().stats().resets, 0);
     drop((many, waiting));
 }
 
@@ -223,9 +222,7 @@ async fn scarce_memory_is_not_pinned_by_small_payloads() {
     let budget = Budget::new(1 << 20);
     let (near, far, _) = pipe(1000);
     let carrier = Packets::default();
-    let (_mux, mut acceptor, driver) =
-        mux::connect(far, carrier, Role::Acceptor, Version::V2, Config::default());
-    driver.mux().join_budget(&budget);
+    let (mut acceptor, driver) = mux::builder().budget(&budget).acceptor(far, carrier);
     let _driver = tokio::spawn(driver);
     let mut near = near;
     let message = |kind, id: u32, payload: Bytes| {
@@ -241,7 +238,7 @@ async fn scarce_memory_is_not_pinned_by_small_payloads() {
     assert!(budget.take(512 << 10));
     let connect = message(Kind::Connect, 1, Bytes::new());
     near.send(Packet::Binary(connect.into())).await.unwrap();
-    let mut stream = within(acceptor.accept()).await.unwrap().accept_tcp();
+    let mut stream = accept_tcp(&mut acceptor).await;
     let whole = Bytes::from(message(Kind::Data, 1, noise(3, 16 << 10).into()));
     let sent = whole.slice(..);
     near.send(Packet::Binary(sent)).await.unwrap();
@@ -254,9 +251,7 @@ async fn scarce_memory_is_not_pinned_by_small_payloads() {
 #[tokio::test(start_paused = true)]
 async fn a_flood_of_pings_is_slowed_down() {
     let (mut near, far, _) = pipe(100);
-    let (config, carrier) = (Config::default(), Packets::default());
-    let (_mux, mut acceptor, driver) =
-        mux::connect(far, carrier, Role::Acceptor, Version::V2, config);
+    let (mut acceptor, driver) = mux::builder().acceptor(far, Packets::default());
     let _driver = tokio::spawn(driver);
     let began = tokio::time::Instant::now();
     for _ in 0..6 * 64 {

@@ -5,13 +5,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use kohakuriver_tunnel::mux::{self, Closed, TunnelDatagram, TunnelStream};
-use kohakuriver_tunnel::session::{Config, OpenError, Reason, Role, Version};
+use kohakuriver_tunnel::mux::{self, Incoming, TunnelDatagram, TunnelError, TunnelStream};
+use kohakuriver_tunnel::session::{Config, OpenError, Reason, Reset, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::pipe::{Packet, Packets, pipe};
-use super::tunnel::{Link, Tungstenite, Tunnel, noise, piped, websockets, within};
+use super::tunnel::{
+    Ended, Link, Tungstenite, Tunnel, accept_tcp, builder, noise, piped, websockets, within,
+};
+
+/// As the other side's end looks without a word of it.
+const ENDED: Ended = Err(TunnelError::Ended(None));
 
 #[tokio::test]
 async fn the_last_handle_ends_the_tunnel() {
@@ -32,26 +37,31 @@ async fn the_last_handle_ends_the_tunnel() {
         within(far.read_to_string(&mut got)).await.unwrap();
         assert_eq!(got, "the end");
         drop(far);
-        assert_eq!(within(near_driver).await.unwrap(), Closed::Finished);
+        assert_eq!(within(near_driver).await.unwrap(), Ok(()));
         // It may have been done by itself.
         let other = within(far_driver).await.unwrap();
-        assert!(matches!(other, Closed::Ended | Closed::Finished));
+        assert!(matches!(other, Ok(()) | Err(TunnelError::Ended(_))));
     }
 }
 
-/// An opener is never asked for anything: its acceptor, forgotten in a variable, keeps nothing up.
+/// Who only watches a tunnel, from any of its ends, keeps nothing up.
 #[tokio::test]
-async fn the_acceptor_of_an_opener_does_not_hold_the_tunnel() {
+async fn the_tunnels_handle_does_not_hold_it() {
     let (near, far, _) = pipe(1000);
-    let (config, carrier) = (Config::default(), Packets::default());
-    let (near_mux, _acceptor, near_driver) =
-        mux::connect(near, carrier, Role::Opener, Version::V2, config.clone());
-    let (_, acceptor, far_driver) = mux::connect(far, carrier, Role::Acceptor, Version::V2, config);
+    let carrier = Packets::default();
+    let (near_mux, near_driver) = mux::builder().opener(near, carrier);
+    let (acceptor, far_driver) = mux::builder().acceptor(far, carrier);
+    let near = [near_mux.tunnel().clone(), near_driver.tunnel().clone()];
+    let far = [acceptor.tunnel().clone(), far_driver.tunnel().clone()];
     let near_driver = tokio::spawn(near_driver);
     let far_driver = tokio::spawn(far_driver);
     drop(near_mux);
-    assert_eq!(within(near_driver).await.unwrap(), Closed::Finished);
-    assert_eq!(within(far_driver).await.unwrap(), Closed::Ended);
+    assert_eq!(within(near_driver).await.unwrap(), Ok(()));
+    assert_eq!(within(far_driver).await.unwrap(), ENDED);
+    for (near, far) in near.iter().zip(far) {
+        assert_eq!(near.close_reason(), Some(Ok(())));
+        assert_eq!(within(far.closed()).await, ENDED);
+    }
     drop(acceptor);
 }
 
@@ -68,24 +78,47 @@ async fn shutdown_and_flush_of_a_reset_stream_fail() {
     }
 }
 
-/// Accepted as what it is not, a connection fails at both ends instead of doing nothing.
+/// Who serves streams alone lets go of everything else, and the other side is told.
 #[tokio::test]
-async fn what_is_accepted_as_the_wrong_kind_is_refused() {
+async fn what_is_not_served_is_refused() {
     let mut tunnel = Link::Pipe.v2().await;
     let flow = tunnel.near.open_udp(53).unwrap();
-    let mut accepted = within(tunnel.acceptor.accept()).await.unwrap().accept_tcp();
-    let error = within(accepted.read(&mut [0])).await.unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
-    accepted.write_all(b"x").await.unwrap_err();
-    let reset = within(flow.recv()).await.unwrap_err();
-    assert_eq!(reset.reason, Reason::Denied);
-
     let stream = tunnel.near.open_tcp(80).unwrap();
-    let accepted = within(tunnel.acceptor.accept()).await.unwrap().accept_udp();
-    let reset = within(accepted.recv()).await.unwrap_err();
-    assert_eq!(reset.reason, Reason::Denied);
+    let server = tokio::spawn(async move {
+        let mut served = Vec::new();
+        while let Some(incoming) = tunnel.acceptor.accept().await {
+            if let Incoming::Tcp(incoming) = incoming {
+                served.push(incoming.accept());
+            }
+        }
+    });
+    let reset = within(flow.recv()).await.unwrap_err();
+    assert_eq!(reset.reason, Reason::Gone);
+    within(stream.established()).await.unwrap();
+    server.abort();
+}
+
+#[tokio::test]
+async fn what_is_asked_for_can_be_refused_as_either_kind() {
+    let mut tunnel = Link::Pipe.v2().await;
+    let stream = tunnel.near.open_tcp(80).unwrap();
+    let flow = tunnel.near.open_udp(53).unwrap();
+    let Some(Incoming::Tcp(incoming)) = within(tunnel.acceptor.accept()).await else {
+        panic!("no stream")
+    };
+    assert_eq!(incoming.port(), 80);
+    assert!(incoming.id().is_some());
+    incoming.reject(Reason::Denied, "no stream here");
+    let Some(Incoming::Udp(incoming)) = within(tunnel.acceptor.accept()).await else {
+        panic!("no flow")
+    };
+    assert_eq!(incoming.port(), 53);
+    assert!(incoming.id().is_some());
+    Incoming::from(incoming).reject(Reason::Denied, "no flow here");
     let reset = within(stream.established()).await.unwrap_err();
-    assert_eq!(reset.reason, Reason::Denied);
+    assert_eq!(reset, Reset::new(Reason::Denied, "no stream here"));
+    let reset = within(flow.recv()).await.unwrap_err();
+    assert_eq!(reset, Reset::new(Reason::Denied, "no flow here"));
 }
 
 /// Deployed runners pass ids through, so those of two clients must not meet.
@@ -113,11 +146,12 @@ async fn the_other_side_sees_the_end() {
             far_driver,
         } = link.v2().await;
         drop(near);
-        assert_eq!(within(near_driver).await.unwrap(), Closed::Finished);
-        assert_eq!(within(far.closed()).await, Closed::Ended);
+        assert_eq!(within(near_driver).await.unwrap(), Ok(()));
+        let closed = within(far.closed()).await;
+        assert!(matches!(closed, Err(TunnelError::Ended(_))));
         assert!(within(acceptor.accept()).await.is_none());
-        assert_eq!(far.is_closed(), Some(Closed::Ended));
-        assert_eq!(within(far_driver).await.unwrap(), Closed::Ended);
+        assert_eq!(far.close_reason(), Some(closed.clone()));
+        assert_eq!(within(far_driver).await.unwrap(), closed);
     }
 }
 
@@ -125,29 +159,26 @@ async fn the_other_side_sees_the_end() {
 /// reads.
 #[tokio::test]
 async fn what_was_said_last_arrives_though_its_sender_is_gone() {
-    let config = Config::default();
     let (near, far, [_, back]) = pipe(1000);
     let carrier = Packets::default();
-    let (opener, _, driver) = mux::connect(near, carrier, Role::Opener, Version::V2, config);
+    let (opener, driver) = mux::builder().opener(near, carrier);
     let near_driver = tokio::spawn(driver);
-    let config = Config::default();
-    let (far, mut acceptor, driver) =
-        mux::connect(far, carrier, Role::Acceptor, Version::V2, config);
+    let (mut acceptor, driver) = mux::builder().acceptor(far, carrier);
     let far_driver = tokio::spawn(driver);
 
     let (mut read, mut write) = opener.open_tcp(1).unwrap().into_split();
     write.shutdown().await.unwrap();
-    let mut service = within(acceptor.accept()).await.unwrap().accept_tcp();
+    let mut service = accept_tcp(&mut acceptor).await;
     assert_eq!(within(service.read(&mut [0; 9])).await.unwrap(), 0);
     back.hold(true);
     let data = noise(5, 250_000);
     for piece in data.chunks(1000) {
         service.write_all(piece).await.unwrap();
-        while far.stats().unsent > 0 {
+        while acceptor.tunnel().stats().unsent > 0 {
             tokio::task::yield_now().await;
         }
     }
-    drop((service, acceptor, far));
+    drop((service, acceptor));
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
@@ -155,8 +186,8 @@ async fn what_was_said_last_arrives_though_its_sender_is_gone() {
     let mut got = Vec::new();
     within(read.read_to_end(&mut got)).await.unwrap();
     assert!(got == data);
-    assert_eq!(within(far_driver).await.unwrap(), Closed::Finished);
-    assert_eq!(within(near_driver).await.unwrap(), Closed::Ended);
+    assert_eq!(within(far_driver).await.unwrap(), Ok(()));
+    assert_eq!(within(near_driver).await.unwrap(), ENDED);
 }
 
 #[tokio::test]
@@ -165,23 +196,22 @@ async fn drain_lets_streams_go_on_and_nothing_new_begin() {
         let mut tunnel = link.v2().await;
         let (mut near, mut far) = tunnel.stream().await;
         let watcher = tokio::spawn({
-            let mux = tunnel.near.clone();
-            async move { mux.draining().await }
+            let near = tunnel.near.tunnel().clone();
+            async move { near.draining().await }
         });
         let own = tokio::spawn({
-            let mux = tunnel.far.clone();
-            async move { mux.draining().await }
+            let far = tunnel.far.clone();
+            async move { far.draining().await }
         });
         tokio::task::yield_now().await;
         tunnel.far.drain();
         within(own).await.unwrap();
         within(watcher).await.unwrap();
         assert_eq!(tunnel.near.open_tcp(1).unwrap_err(), OpenError::Draining);
-        assert_eq!(tunnel.far.open_tcp(1).unwrap_err(), OpenError::NotOpener);
         near.write_all(b"still here").await.unwrap();
         let mut got = [0; 10];
         within(far.read_exact(&mut got)).await.unwrap();
-        assert!(tunnel.near.is_closed().is_none());
+        assert_eq!(tunnel.near.tunnel().close_reason(), None);
     }
 }
 
@@ -192,13 +222,13 @@ async fn shutdown_resets_and_ends() {
         let (mut near, mut far) = tunnel.stream().await;
         let waiting = tokio::spawn(async move { far.read(&mut [0; 9]).await });
         tokio::task::yield_now().await;
-        tunnel.near.shutdown();
-        assert_eq!(within(tunnel.near.closed()).await, Closed::Finished);
+        tunnel.near.tunnel().shutdown();
+        assert_eq!(within(tunnel.near.tunnel().closed()).await, Ok(()));
         let error = within(waiting).await.unwrap().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         assert!(near.write_all(b"x").await.is_err());
         let closed = within(tunnel.far.closed()).await;
-        assert_eq!(closed, Closed::Ended);
+        assert!(matches!(closed, Err(TunnelError::Ended(_))));
         let refused = tunnel.near.open_tcp(1).unwrap_err();
         assert!(matches!(refused, OpenError::Closed | OpenError::Draining));
     }
@@ -210,12 +240,12 @@ async fn shutdown_does_not_wait_for_a_peer_that_does_not_read() {
     config.keepalive = None;
     let (near, _far, _wires) = pipe(1);
     let carrier = Packets::default();
-    let (mux, _, driver) = mux::connect(near, carrier, Role::Opener, Version::V2, config);
+    let (mux, driver) = mux::builder().config(config).opener(near, carrier);
     let driver = tokio::spawn(driver);
     let _streams: Vec<_> = (0..9).map(|port| mux.open_tcp(port).unwrap()).collect();
-    mux.shutdown();
-    assert_eq!(within(mux.closed()).await, Closed::Finished);
-    assert_eq!(within(driver).await.unwrap(), Closed::Finished);
+    mux.tunnel().shutdown();
+    assert_eq!(within(mux.tunnel().closed()).await, Ok(()));
+    assert_eq!(within(driver).await.unwrap(), Ok(()));
 }
 
 /// Tasks that wait for everything there is to wait for.
@@ -231,7 +261,7 @@ impl Waiting {
         let unanswered = tunnel.near.open_tcp(9).unwrap();
         let (mut read, _write) = reader.into_split();
         let (_read, mut write) = writer.into_split();
-        let mux = tunnel.near.clone();
+        let watched = tunnel.near.tunnel().clone();
         let mut watchers: Vec<tokio::task::JoinHandle<()>> = Vec::new();
         watchers.push(tokio::spawn(async move {
             let _keep = (_far, _write);
@@ -251,12 +281,12 @@ impl Waiting {
             unanswered.established().await.unwrap_err();
         }));
         watchers.push(tokio::spawn({
-            let mux = mux.clone();
+            let watched = watched.clone();
             async move {
-                mux.closed().await;
+                watched.closed().await.unwrap_err();
             }
         }));
-        watchers.push(tokio::spawn(async move { mux.draining().await }));
+        watchers.push(tokio::spawn(async move { watched.draining().await }));
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(watchers.iter().all(|watcher| !watcher.is_finished()));
         Self { tasks: watchers }
@@ -277,8 +307,9 @@ async fn a_cut_transport_wakes_everyone() {
         wire.cut();
     }
     waiting.are_woken().await;
-    let closed = within(tunnel.near.closed()).await;
-    assert_eq!(closed, Closed::Lost("the pipe is broken".into()));
+    let closed = within(tunnel.near.tunnel().closed()).await;
+    let broken = TunnelError::Transport("the pipe is broken".into());
+    assert_eq!(closed, Err(broken));
     assert_eq!(within(tunnel.near_driver).await.unwrap(), closed);
 }
 
@@ -289,9 +320,10 @@ async fn a_dropped_driver_wakes_everyone() {
         let waiting = Waiting::on(&mut tunnel).await;
         tunnel.near_driver.abort();
         waiting.are_woken().await;
-        assert_eq!(within(tunnel.near.closed()).await, Closed::Dropped);
+        let closed = within(tunnel.near.tunnel().closed()).await;
+        assert_eq!(closed, Err(TunnelError::Dropped));
         assert!(tunnel.near.open_tcp(1).is_err());
-        within(tunnel.far.closed()).await;
+        within(tunnel.far.closed()).await.unwrap_err();
     }
 }
 
@@ -299,17 +331,18 @@ async fn a_dropped_driver_wakes_everyone() {
 async fn text_in_the_middle_ends_the_tunnel() {
     let (mut tunnel, [there, _]) = piped(Version::V2, Config::default());
     let (mut near, _far) = tunnel.stream().await;
-    there.inject(Packet::Text("Error: the runner is gone".into()));
-    assert!(matches!(within(tunnel.far.closed()).await, Closed::Lost(_)));
+    there.inject(Packet::Text("Error: the \u{1b}runner is gone".into()));
+    let unexpected = TunnelError::Unexpected("Error: the  runner is gone".into());
+    assert_eq!(within(tunnel.far.closed()).await, Err(unexpected));
     assert!(within(near.read(&mut [0])).await.is_err());
 
     let (client, mut server) = websockets().await;
-    let config = Config::default();
-    let (mux, _, driver) = mux::connect(client, Tungstenite, Role::Opener, Version::V2, config);
+    let (mux, driver) = mux::builder().opener(client, Tungstenite);
     tokio::spawn(driver);
     let stream = mux.open_tcp(1).unwrap();
     server.send(Message::text("hello?")).await.unwrap();
-    assert!(matches!(within(mux.closed()).await, Closed::Lost(_)));
+    let unexpected = TunnelError::Unexpected("hello?".into());
+    assert_eq!(within(mux.tunnel().closed()).await, Err(unexpected));
     let reset = within(stream.established()).await.unwrap_err();
     assert_eq!(reset.reason, Reason::Gone);
 }
@@ -319,14 +352,13 @@ async fn a_dead_peer_is_noticed() {
     for version in [Version::V1, Version::V2] {
         let (near, _silent, _wires) = pipe(8);
         let carrier = Packets { probes: true };
-        let config = Config::default();
-        let (mux, _, driver) = mux::connect(near, carrier, Role::Opener, version, config);
+        let (mux, driver) = mux::builder().version(version).opener(near, carrier);
         tokio::spawn(driver);
         let began = tokio::time::Instant::now();
         let mut stream = mux.open_tcp(1).unwrap();
         let error = stream.read(&mut [0]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert_eq!(mux.closed().await, Closed::PeerDead);
+        assert_eq!(mux.tunnel().closed().await, Err(TunnelError::PeerDead));
         let passed = began.elapsed().as_secs();
         assert!((29..=31).contains(&passed), "{version:?}: {passed} s");
     }
@@ -338,17 +370,18 @@ async fn an_idle_tunnel_lives() {
         for version in [Version::V1, Version::V2] {
             let (near, far, wires) = pipe(8);
             let carrier = Packets { probes };
-            let join = || Config::default();
-            let (mux, _a, driver) = mux::connect(near, carrier, Role::Opener, version, join());
+            let builder = builder(version, Config::default());
+            let (mux, driver) = builder.clone().opener(near, carrier);
             tokio::spawn(driver);
-            let (_far, mut b, driver) = mux::connect(far, carrier, Role::Acceptor, version, join());
+            let (mut acceptor, driver) = builder.acceptor(far, carrier);
             tokio::spawn(driver);
             tokio::time::sleep(Duration::from_secs(3600)).await;
-            assert_eq!(mux.is_closed(), None, "{version:?}, probes {probes}");
+            let closed = mux.tunnel().close_reason();
+            assert_eq!(closed, None, "{version:?}, probes {probes}");
             let passed = wires[0].passed() + wires[1].passed();
             assert!(passed <= 1000, "{passed} messages in an idle hour");
             let stream = mux.open_tcp(1).unwrap();
-            let _far = b.accept().await.unwrap().accept_tcp();
+            let _far = accept_tcp(&mut acceptor).await;
             stream.established().await.unwrap();
         }
     }
@@ -366,17 +399,15 @@ async fn a_stream_let_go_after_a_silence_has_its_full_linger() {
     tokio::time::sleep(Duration::from_secs(3600)).await;
     drop(near);
     tokio::time::sleep(linger - Duration::from_millis(100)).await;
-    assert_eq!(tunnel.near.stats().streams, 1);
+    assert_eq!(tunnel.near.tunnel().stats().streams, 1);
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert_eq!(tunnel.near.stats().streams, 0);
+    assert_eq!(tunnel.near.tunnel().stats().streams, 0);
 }
 
 #[tokio::test]
 async fn a_flood_of_pings_starves_nobody() {
     let (client, server) = websockets().await;
-    let config = Config::default();
-    let (_mux, mut acceptor, driver) =
-        mux::connect(server, Tungstenite, Role::Acceptor, Version::V2, config);
+    let (mut acceptor, driver) = mux::builder().acceptor(server, Tungstenite);
     tokio::spawn(driver);
     let (mut sink, mut stream) = client.split();
     let drain = tokio::spawn(async move { while let Some(Ok(_)) = stream.next().await {} });
@@ -392,7 +423,7 @@ async fn a_flood_of_pings_starves_nobody() {
         sink.flush().await.unwrap();
         sink
     });
-    let mut far = within(acceptor.accept()).await.unwrap().accept_tcp();
+    let mut far = accept_tcp(&mut acceptor).await;
     far.write_all(b"alive").await.unwrap();
     let mut sink = within(flood).await.unwrap();
     let data = Bytes::from_static(&[3, 0, 0, 0, 0, 5, 0, 0, b'!']);
@@ -426,6 +457,6 @@ async fn garbage_is_counted_and_kills_nothing() {
     far.write_all(b"also").await.unwrap();
     within(near.read_exact(&mut got)).await.unwrap();
     assert_eq!(&got, b"also");
-    assert!(tunnel.near.stats().violations > 1000);
+    assert!(tunnel.near.tunnel().stats().violations > 1000);
     assert!(tunnel.far.stats().violations > 1000);
 }

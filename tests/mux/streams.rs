@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 
 use bytes::Bytes;
+use kohakuriver_tunnel::mux::Incoming;
 use kohakuriver_tunnel::session::{Reason, Reset, Version};
 use kohakuriver_tunnel::wire::{Chunk, Proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -166,7 +167,10 @@ async fn established_says_yes_or_why_not() {
             let incoming = within(tunnel.acceptor.accept()).await.unwrap();
             assert_eq!((incoming.proto(), incoming.port()), (Proto::Tcp, 22));
             assert!(incoming.id().is_some());
-            let far = incoming.accept_tcp();
+            let Incoming::Tcp(incoming) = incoming else {
+                panic!("no stream")
+            };
+            let far = incoming.accept();
             within(near.established()).await.unwrap();
             within(far.established()).await.unwrap();
 
@@ -212,10 +216,12 @@ async fn a_dropped_stream_delivers_and_tells_the_peer_to_stop() {
 #[tokio::test]
 async fn a_dropped_acceptor_refuses() {
     for link in Link::BOTH {
-        let tunnel = link.v2().await;
+        let mut tunnel = link.v2().await;
+        // It keeps the tunnel up.
+        let _stream = tunnel.stream().await;
         let queued = tunnel.near.open_tcp(1).unwrap();
         within(async {
-            while tunnel.far.stats().opened == 0 {
+            while tunnel.far.stats().opened == 1 {
                 tokio::task::yield_now().await;
             }
         })

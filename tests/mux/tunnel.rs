@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use futures_util::{Sink, Stream};
 use kohakuriver_tunnel::carrier;
-use kohakuriver_tunnel::mux::{self, Acceptor, Closed, Mux, TunnelDatagram, TunnelStream};
-use kohakuriver_tunnel::session::{Config, Role, Version};
+use kohakuriver_tunnel::mux::{
+    self, Acceptor, Builder, Incoming, Mux, TunnelDatagram, TunnelError, TunnelStream,
+};
+use kohakuriver_tunnel::session::{Config, Version};
 use kohakuriver_tunnel::transport::Carrier;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -29,15 +31,18 @@ pub(crate) async fn within<F: Future>(future: F) -> F::Output {
 
 carrier!(pub(crate) Tungstenite: tungstenite::Message, close: tungstenite::protocol::CloseFrame);
 
+/// How a driver ends.
+pub(crate) type Ended = Result<(), TunnelError>;
+
 /// A tunnel both ends of which live in this process.
 pub(crate) struct Tunnel {
     /// Opens.
     pub(crate) near: Mux,
     /// Accepts.
-    pub(crate) far: Mux,
     pub(crate) acceptor: Acceptor,
-    pub(crate) near_driver: JoinHandle<Closed>,
-    pub(crate) far_driver: JoinHandle<Closed>,
+    pub(crate) far: mux::Tunnel,
+    pub(crate) near_driver: JoinHandle<Ended>,
+    pub(crate) far_driver: JoinHandle<Ended>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,29 +59,43 @@ impl Link {
     }
 
     pub(crate) async fn tunnel(self, version: Version, config: Config) -> Tunnel {
+        let builder = builder(version, config);
+        self.built(builder.clone(), builder).await
+    }
+
+    pub(crate) async fn built(self, opening: Builder, accepting: Builder) -> Tunnel {
         match self {
-            Self::Pipe => piped(version, config).0,
+            Self::Pipe => {
+                let (near, far, _) = pipe(8);
+                tunnel(near, far, Packets { probes: true }, opening, accepting)
+            }
             Self::WebSocket => {
                 let (near, far) = websockets().await;
-                tunnel(near, far, Tungstenite, version, config)
+                tunnel(near, far, Tungstenite, opening, accepting)
             }
         }
     }
+}
+
+pub(crate) fn builder(version: Version, config: Config) -> Builder {
+    mux::builder().version(version).config(config)
 }
 
 /// A tunnel in memory, and its wires.
 pub(crate) fn piped(version: Version, config: Config) -> (Tunnel, [Wire; 2]) {
     let (near, far, wires) = pipe(8);
     let carrier = Packets { probes: true };
-    (tunnel(near, far, carrier, version, config), wires)
+    let builder = builder(version, config);
+    let tunnel = tunnel(near, far, carrier, builder.clone(), builder);
+    (tunnel, wires)
 }
 
 pub(crate) fn tunnel<T, C, E>(
     near: T,
     far: T,
     carrier: C,
-    version: Version,
-    config: Config,
+    opening: Builder,
+    accepting: Builder,
 ) -> Tunnel
 where
     T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin + Send + 'static,
@@ -84,17 +103,32 @@ where
     C::Message: Send,
     E: std::fmt::Display + Send,
 {
-    let (near, _, driver) =
-        mux::connect(near, carrier.clone(), Role::Opener, version, config.clone());
+    let (near, driver) = opening.opener(near, carrier.clone());
     let near_driver = tokio::spawn(driver);
-    let (far, acceptor, driver) = mux::connect(far, carrier, Role::Acceptor, version, config);
+    let (acceptor, driver) = accepting.acceptor(far, carrier);
     let far_driver = tokio::spawn(driver);
     Tunnel {
         near,
-        far,
+        far: acceptor.tunnel().clone(),
         acceptor,
         near_driver,
         far_driver,
+    }
+}
+
+/// The next connection, which is a stream.
+pub(crate) async fn accept_tcp(acceptor: &mut Acceptor) -> TunnelStream {
+    match within(acceptor.accept()).await {
+        Some(Incoming::Tcp(incoming)) => incoming.accept(),
+        other => panic!("no stream: {other:?}"),
+    }
+}
+
+/// The next connection, which is a flow.
+pub(crate) async fn accept_udp(acceptor: &mut Acceptor) -> TunnelDatagram {
+    match within(acceptor.accept()).await {
+        Some(Incoming::Udp(incoming)) => incoming.accept(),
+        other => panic!("no flow: {other:?}"),
     }
 }
 
@@ -121,24 +155,21 @@ impl Tunnel {
     /// A stream, both ends.
     pub(crate) async fn stream(&mut self) -> (TunnelStream, TunnelStream) {
         let near = self.near.open_tcp(80).unwrap();
-        let incoming = within(self.acceptor.accept()).await.unwrap();
-        (near, incoming.accept_tcp())
+        (near, accept_tcp(&mut self.acceptor).await)
     }
 
     /// A flow, both ends.
     pub(crate) async fn flow(&mut self) -> (TunnelDatagram, TunnelDatagram) {
         let near = self.near.open_udp(53).unwrap();
-        let incoming = within(self.acceptor.accept()).await.unwrap();
-        (near, incoming.accept_udp())
+        (near, accept_udp(&mut self.acceptor).await)
     }
 
     /// Answers every stream with what it says, until the tunnel ends.
-    pub(crate) fn echo(mut self) -> (Mux, JoinHandle<Closed>) {
-        drop(self.far);
+    pub(crate) fn echo(mut self) -> (Mux, JoinHandle<Ended>) {
         tokio::spawn(async move {
-            while let Some(incoming) = self.acceptor.accept().await {
+            while let Some(Incoming::Tcp(incoming)) = self.acceptor.accept().await {
                 tokio::spawn(async move {
-                    let (mut read, mut write) = tokio::io::split(incoming.accept_tcp());
+                    let (mut read, mut write) = tokio::io::split(incoming.accept());
                     // How it ended is the other side's to judge.
                     let _ = tokio::io::copy(&mut read, &mut write).await;
                     let _ = tokio::io::AsyncWriteExt::shutdown(&mut write).await;

@@ -10,8 +10,7 @@
 use std::time::Instant;
 
 use kohakuriver_tunnel::carrier;
-use kohakuriver_tunnel::mux;
-use kohakuriver_tunnel::session::{Config, Role, Version};
+use kohakuriver_tunnel::mux::{self, Incoming};
 use penguin_mux::Multiplexor;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex, split};
 use tokio::net::{TcpListener, TcpStream};
@@ -151,15 +150,15 @@ async fn through<S: Transport>(near: S, far: S, shape: Shape, peer: Peer) -> f64
     let far = WebSocketStream::from_raw_socket(far, Side::Server, None).await;
     match peer {
         Peer::Ours => {
-            let join = Config::default;
-            let (opener, _, driver) =
-                mux::connect(near, Ws, Role::Opener, Version::V2, join());
+            let (opener, driver) = mux::builder().opener(near, Ws);
             tokio::spawn(driver);
-            let (_, mut acceptor, driver) =
-                mux::connect(far, Ws, Role::Acceptor, Version::V2, join());
+            let (mut acceptor, driver) = mux::builder().acceptor(far, Ws);
             tokio::spawn(driver);
             let near = opener.open_tcp(80).unwrap();
-            let far = acceptor.accept().await.unwrap().accept_tcp();
+            let Some(Incoming::Tcp(far)) = acceptor.accept().await else {
+                panic!("no stream")
+            };
+            let far = far.accept();
             near.established().await.unwrap();
             measure(near.into_split(), far.into_split(), shape, shape.ours).await
         }

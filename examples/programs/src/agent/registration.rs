@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::header::{HeaderMap, HeaderValue};
-use kohakuriver_tunnel::session::Role;
-use kohakuriver_tunnel::wire::Proto;
 use tokio::time::Instant;
 
 use crate::common::ceilings::ServingCeilings;
@@ -138,28 +136,22 @@ async fn serve(
 ) -> Ended {
     let Registration { socket, v2, .. } = registration;
     let farewell = Farewell::default();
-    let (mux, mut acceptor, driver) =
-        tunnel::over_with(socket, Role::Acceptor, v2, tunnels, farewell.clone());
-    // The acceptor keeps the tunnel up.
-    drop(mux);
+    let (mut acceptor, driver) = tunnel::acceptor(socket, v2, tunnels, farewell.clone());
     let driver = tokio::spawn(driver);
     while let Some(incoming) = acceptor.accept().await {
         let served = Arc::clone(served);
         // Whose connection it is, the runner alone knows, and shares.
         let party = served.parties.party();
-        tokio::spawn(async move {
-            match incoming.proto() {
-                Proto::Tcp => serve::stream(incoming, "localhost", &served, party).await,
-                Proto::Udp => serve::flow(incoming, "localhost", v2, &served, party).await,
-            }
-        });
+        tokio::spawn(
+            async move { serve::incoming(incoming, "localhost", v2, &served, party).await },
+        );
     }
-    let closed = driver.await;
+    let ended = driver.await;
     if farewell.heard() == Some(ws::REPLACED) {
         return Ended::Replaced;
     }
-    Ended::Lost(match closed {
-        Ok(closed) => closed.to_string(),
+    Ended::Lost(match ended {
+        Ok(ended) => tunnel::told(&ended),
         Err(error) => error.to_string(),
     })
 }

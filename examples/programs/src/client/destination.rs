@@ -2,10 +2,10 @@
 
 use futures_util::SinkExt;
 use kohakuriver_tunnel::mux::Mux;
-use kohakuriver_tunnel::session::Role;
 use kohakuriver_tunnel::wire::Proto;
 
 use crate::common::connection::Connection;
+use crate::common::farewell::Farewell;
 use crate::common::route::Session;
 use crate::common::tunnel;
 use crate::common::url::Url;
@@ -62,10 +62,8 @@ impl Destination {
             return Err(Refusal::EachItsOwn("the other side speaks version 1"));
         }
         tracing::debug!(v2, "session begins at {url}");
-        let (mux, acceptor, driver) =
-            tunnel::over(socket, Role::Opener, v2, &self.connection.tunnels);
-        // Nobody connects from the other side.
-        drop(acceptor);
+        let tunnels = &self.connection.tunnels;
+        let (mux, driver) = tunnel::opener(socket, v2, tunnels, Farewell::default());
         tokio::spawn(driver);
         Ok(mux)
     }

@@ -15,6 +15,7 @@ use crate::client::link::{Link, State};
 use crate::client::outage::Outage;
 use crate::common::program::Failure;
 use crate::common::retry::Retry;
+use crate::common::tunnel::told;
 use crate::common::url::Url;
 use crate::common::ws::ConnectError;
 
@@ -256,9 +257,10 @@ async fn before<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> 
 
 /// Waits until the tunnel has ended, or takes no new connections any more.
 async fn lost(mux: &Mux) -> String {
-    mux.draining().await;
-    match mux.is_closed() {
-        Some(closed) => format!("lost the tunnel: {closed}"),
+    let tunnel = mux.tunnel();
+    tunnel.draining().await;
+    match tunnel.close_reason() {
+        Some(ended) => format!("lost the tunnel: {}", told(&ended)),
         None => "the other side is about to end".to_owned(),
     }
 }

@@ -33,7 +33,7 @@ impl Link {
     pub async fn up(&mut self, deadline: Instant) -> Result<Mux, String> {
         loop {
             let down = match &*self.state.borrow_and_update() {
-                State::Up(mux) if mux.is_closed().is_none() => return Ok(mux.clone()),
+                State::Up(mux) if mux.tunnel().close_reason().is_none() => return Ok(mux.clone()),
                 State::Up(_) => "the tunnel has just ended".to_owned(),
                 State::Down(cause) => cause.clone(),
             };

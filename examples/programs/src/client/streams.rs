@@ -61,7 +61,7 @@ async fn connection(mut socket: TcpStream, peer: SocketAddr, forward: &Forward, 
         Err(RelayError::Tunnel(reset)) => {
             let line = told(port, &reset);
             // The loss of the tunnel is told once, and not for each connection.
-            if mux.is_closed().is_some() {
+            if mux.tunnel().close_reason().is_some() {
                 tracing::debug!("{line}");
             } else {
                 tracing::warn!("{line}");

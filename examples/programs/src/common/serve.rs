@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kohakuriver_tunnel::mux::{Incoming, RelayError};
+use kohakuriver_tunnel::mux::{Incoming, IncomingTcp, IncomingUdp, RelayError};
 use kohakuriver_tunnel::session::{Reason, Reset};
 use tokio::time::{Instant, timeout_at};
 
@@ -57,21 +57,36 @@ impl Served {
     }
 }
 
+/// Connects what is asked for to `host`, until it has ended.
+pub async fn incoming(incoming: Incoming, host: &str, v2: bool, served: &Served, party: Party) {
+    match incoming {
+        Incoming::Tcp(incoming) => stream(incoming, host, served, party).await,
+        Incoming::Udp(incoming) => flow(incoming, host, v2, served, party).await,
+        other => reject(other, &unknown_kind(), served),
+    }
+}
+
+/// What is neither a stream nor a flow.
+pub fn unknown_kind() -> Reset {
+    Reset::new(Reason::Denied, "only TCP and UDP are served here")
+}
+
 /// Connects an asked-for stream to the first address of `host` that answers, until both have ended.
-pub async fn stream(incoming: Incoming, host: &str, served: &Served, party: Party) {
+async fn stream(incoming: IncomingTcp, host: &str, served: &Served, party: Party) {
     let port = incoming.port();
     let connect = async |addresses: Vec<_>| net::connect_any(&addresses).await;
     // Boxed: what connecting needs is gone while the stream lives.
     let dials = (&served.dials, party);
-    let (mut socket, _place) = match Box::pin(dial(&incoming, host, dials, connect)).await {
-        Ok(connected) => connected,
-        Err(reset) => return reject(incoming, &reset, served),
-    };
+    let (mut socket, _place) =
+        match Box::pin(dial(port, incoming.abandoned(), host, dials, connect)).await {
+            Ok(connected) => connected,
+            Err(reset) => return reject(incoming.into(), &reset, served),
+        };
     net::tune_app(&socket);
     served.streams.add(1);
     tracing::debug!(port, "connected");
     let grace = || tokio::time::sleep(LAST_WORDS);
-    let stream = incoming.accept_tcp();
+    let stream = incoming.accept();
     match stream.relay_with_grace(&mut socket, grace).await {
         Ok(relayed) => tracing::debug!(port, ?relayed, "ended"),
         Err(RelayError::Tunnel(reset)) => {
@@ -84,20 +99,21 @@ pub async fn stream(incoming: Incoming, host: &str, served: &Served, party: Part
 
 /// Connects an asked-for flow to the first address of `host` that takes datagrams, until it falls
 /// silent. In version 2 the other side opens another where this end says that the port is refused.
-pub async fn flow(incoming: Incoming, host: &str, v2: bool, served: &Served, party: Party) {
+async fn flow(incoming: IncomingUdp, host: &str, v2: bool, served: &Served, party: Party) {
     let port = incoming.port();
     let connect = async |addresses: Vec<SocketAddr>| {
         let first = addresses.first().ok_or_else(net::no_address)?;
         Ok((ServiceFlow::open(*first).await?, addresses))
     };
-    let dialled = Box::pin(dial(&incoming, host, (&served.dials, party), connect)).await;
+    let (abandoned, dials) = (incoming.abandoned(), (&served.dials, party));
+    let dialled = Box::pin(dial(port, abandoned, host, dials, connect)).await;
     let ((socket, addresses), _place) = match dialled {
         Ok(connected) => connected,
-        Err(reset) => return reject(incoming, &reset, served),
+        Err(reset) => return reject(incoming.into(), &reset, served),
     };
     served.flows.add(1);
     tracing::debug!(port, "flow opened");
-    let flow = ServiceFlow::new(incoming.accept_udp(), port, socket, &addresses, served);
+    let flow = ServiceFlow::new(incoming.accept(), port, socket, &addresses, served);
     let ended = flow.run(v2).await;
     tracing::debug!(port, "flow ended: {ended}");
 }
@@ -105,12 +121,12 @@ pub async fn flow(incoming: Incoming, host: &str, v2: bool, served: &Served, par
 /// What comes of `connect` to the addresses of `host`, and its place among the connections; unless
 /// that takes too long or nobody wants it any more.
 async fn dial<T>(
-    incoming: &Incoming,
+    port: u16,
+    abandoned: impl Future<Output = ()>,
     host: &str,
     (dials, party): (&Dials, Party),
     connect: impl AsyncFnOnce(Vec<SocketAddr>) -> io::Result<T>,
 ) -> Result<(T, Place<Party>), Reset> {
-    let port = incoming.port();
     let failed = |reason, text: &str| Reset::new(reason, &format!("port {port}: {text}"));
     let until = Instant::now() + CONNECT_TIMEOUT;
     let connecting = async {
@@ -130,17 +146,17 @@ async fn dial<T>(
             }
         }
     };
-    unless_abandoned(incoming, connecting).await?
+    unless_abandoned(abandoned, connecting).await?
 }
 
 /// Does `work` for as long as somebody wants the connection it is for.
 pub async fn unless_abandoned<T>(
-    incoming: &Incoming,
+    abandoned: impl Future<Output = ()>,
     work: impl Future<Output = T>,
 ) -> Result<T, Reset> {
     tokio::select! {
         done = work => Ok(done),
-        () = incoming.abandoned() => Err(Reset::new(Reason::Gone, "given up by the client")),
+        () = abandoned => Err(Reset::new(Reason::Gone, "given up by the client")),
     }
 }
 

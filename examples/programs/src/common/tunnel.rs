@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use kohakuriver_tunnel::mux::{self, Acceptor, Budget, Closed, Driver, Mux};
-use kohakuriver_tunnel::session::{Config, Role, Version};
+use kohakuriver_tunnel::mux::{self, Acceptor, Budget, Builder, Driver, Mux, TunnelError};
+use kohakuriver_tunnel::session::{Config, Version};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,6 +21,9 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// After this the program ends, whatever the other sides do.
 const STOP_WITHIN: Duration = Duration::from_millis(2500);
+
+/// How a tunnel ends.
+pub type Ended = Result<(), TunnelError>;
 
 /// The tunnels of this process.
 #[derive(Debug, Clone, Default)]
@@ -101,37 +104,44 @@ impl Settings {
     }
 }
 
-/// Puts a tunnel on a WebSocket whose handshake is over. The caller runs the driver, the future at the end.
-pub fn over(
+/// The opening end of a tunnel on a WebSocket whose handshake is over. The caller runs the driver, the future.
+pub fn opener(
     socket: Socket,
-    role: Role,
-    v2: bool,
-    settings: &Settings,
-) -> (Mux, Acceptor, impl Future<Output = Closed> + Send + 'static) {
-    over_with(socket, role, v2, settings, Farewell::default())
-}
-
-/// As [`over`], for somebody who has more to say or to hear at its end than that it is the end.
-pub fn over_with(
-    mut socket: Socket,
-    role: Role,
     v2: bool,
     settings: &Settings,
     farewell: Farewell,
-) -> (Mux, Acceptor, impl Future<Output = Closed> + Send + 'static) {
+) -> (Mux, impl Future<Output = Ended> + Send + 'static) {
+    let (builder, socket) = on(socket, v2, settings, farewell);
+    let (mux, driver) = builder.opener(socket, Tungstenite);
+    (mux, settings.tunnels.drive(driver))
+}
+
+/// As [`opener`], the accepting end.
+pub fn acceptor(
+    socket: Socket,
+    v2: bool,
+    settings: &Settings,
+    farewell: Farewell,
+) -> (Acceptor, impl Future<Output = Ended> + Send + 'static) {
+    let (builder, socket) = on(socket, v2, settings, farewell);
+    let (acceptor, driver) = builder.acceptor(socket, Tungstenite);
+    (acceptor, settings.tunnels.drive(driver))
+}
+
+fn on(mut socket: Socket, v2: bool, settings: &Settings, farewell: Farewell) -> (Builder, Parting) {
     let version = if v2 { Version::V2 } else { Version::V1 };
-    let Settings {
-        config,
-        budget,
-        tunnels,
-    } = settings;
+    let Settings { config, budget, .. } = settings;
     socket.charge_to(Arc::new(Charged(budget.clone())));
-    let socket = Parting { socket, farewell };
-    let (mux, acceptor, driver) = mux::connect(socket, Tungstenite, role, version, config.clone());
-    mux.join_budget(budget);
-    let stopping = tunnels.stopping.clone();
-    let driver = tunnels.open.track_future(drive(driver, stopping));
-    (mux, acceptor, driver)
+    let builder = mux::builder().version(version).config(config.clone());
+    (builder.budget(budget), Parting { socket, farewell })
+}
+
+/// How a tunnel ended, in words.
+pub fn told(ended: &Ended) -> String {
+    match ended {
+        Ok(()) => "finished".to_owned(),
+        Err(error) => error.to_string(),
+    }
 }
 
 fn parse_seconds(text: &str) -> Result<f64, String> {
@@ -140,6 +150,10 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 }
 
 impl Tunnels {
+    fn drive(&self, driver: Driver<Parting, Tungstenite>) -> impl Future<Output = Ended> + use<> {
+        self.open.track_future(drive(driver, self.stopping.clone()))
+    }
+
     /// Ends all: the other sides are told, connections get a moment to end by themselves, and the
     /// WebSockets are closed. At once when `again` is ready.
     pub async fn end(&self, again: impl Future) {
@@ -153,23 +167,17 @@ impl Tunnels {
     }
 }
 
-async fn drive(driver: Driver<Parting, Tungstenite>, stopping: CancellationToken) -> Closed {
+async fn drive(driver: Driver<Parting, Tungstenite>, stopping: CancellationToken) -> Ended {
     let mut driver = pin!(driver);
     tokio::select! {
-        closed = &mut driver => return closed,
+        ended = &mut driver => return ended,
         () = stopping.cancelled() => {}
     }
-    let mux = driver.mux();
-    mux.drain();
-    let used = async {
-        while mux.stats().streams > 0 {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
+    let tunnel = driver.tunnel().clone();
     tokio::select! {
-        closed = &mut driver => return closed,
-        _ = timeout(GRACE, used) => {}
+        ended = &mut driver => return ended,
+        _ = timeout(GRACE, tunnel.close()) => {}
     }
-    mux.shutdown();
+    tunnel.shutdown();
     driver.await
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kohakuriver_tunnel::mux::Mux;
-use kohakuriver_tunnel::session::{Config, Role};
+use kohakuriver_tunnel::session::Config;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -110,14 +110,12 @@ impl Agents {
         tunnels: &tunnel::Settings,
     ) {
         let farewell = Farewell::default();
-        let (mux, acceptor, driver) =
-            tunnel::over_with(socket, Role::Opener, v2, tunnels, farewell.clone());
-        // Agents open nothing.
-        drop(acceptor);
+        let (mux, driver) = tunnel::opener(socket, v2, tunnels, farewell.clone());
         let connection = self.register(&name, mux, farewell, (peer, place));
         tracing::info!(container = name, %peer, v2, "agent registered");
         let ended = driver.await;
         if self.remove(&name, connection) {
+            let ended = tunnel::told(&ended);
             tracing::info!(container = name, %peer, "agent lost: {ended}");
         } else {
             tracing::debug!(container = name, %peer, "agent replaced by a newer one");
@@ -145,7 +143,8 @@ impl Agents {
     fn live(&self, name: &str) -> Option<Tunnel> {
         let state = self.lock();
         let tunnel = &state.live.get(name)?.tunnel;
-        tunnel.mux.is_closed().is_none().then(|| tunnel.clone())
+        let up = tunnel.mux.tunnel().close_reason().is_none();
+        up.then(|| tunnel.clone())
     }
 
     fn may_come_back(&self, name: &str) -> bool {
@@ -205,7 +204,7 @@ impl Agents {
         if let Some(old) = replaced {
             old.farewell
                 .say(REPLACED, "replaced by a newer registration");
-            old.tunnel.mux.shutdown();
+            old.tunnel.mux.tunnel().shutdown();
         }
         self.registered.send_replace(());
         connection

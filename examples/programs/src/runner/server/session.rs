@@ -1,12 +1,14 @@
 //! One client's session: greeted, then each connection it asks for is dialled or joined to the agent.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::SinkExt;
-use kohakuriver_tunnel::mux::{Incoming, Mux, TunnelDatagram, TunnelStream};
-use kohakuriver_tunnel::session::{OpenError, Reason, Reset, Role};
-use kohakuriver_tunnel::wire::Proto;
+use kohakuriver_tunnel::mux::{
+    Incoming, IncomingTcp, IncomingUdp, Mux, TunnelDatagram, TunnelStream,
+};
+use kohakuriver_tunnel::session::{OpenError, Reason, Reset};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -14,6 +16,7 @@ use super::agents::Tunnel;
 use super::{Runner, join};
 use crate::common::addresses::Source;
 use crate::common::dials::Party;
+use crate::common::farewell::Farewell;
 use crate::common::front::Caller;
 use crate::common::places::Place;
 use crate::common::retry;
@@ -54,10 +57,8 @@ pub async fn serve(
     runner.counters.sessions.add(1);
     tracing::debug!(%peer, container = %session, v2, "session begins");
 
-    let (mux, mut acceptor, driver) =
-        tunnel::over(socket, Role::Acceptor, v2, &runner.settings.tunnels);
-    // The acceptor keeps the tunnel up.
-    drop(mux);
+    let tunnels = &runner.settings.tunnels;
+    let (mut acceptor, driver) = tunnel::acceptor(socket, v2, tunnels, Farewell::default());
     let driver = tokio::spawn(driver);
     let party = runner.served.parties.party();
     while let Some(incoming) = acceptor.accept().await {
@@ -72,6 +73,7 @@ pub async fn serve(
         tokio::spawn(async move { connection(&runner, &container, party, incoming, v2).await });
     }
     if let Ok(ended) = driver.await {
+        let ended = tunnel::told(&ended);
         tracing::debug!(%peer, container = %session, "session ended: {ended}");
     }
 }
@@ -104,12 +106,9 @@ fn permitted(session: &Session, incoming: &Incoming) -> Result<(), String> {
 }
 
 async fn connection(runner: &Runner, container: &str, party: Party, incoming: Incoming, v2: bool) {
-    let (port, proto) = (incoming.port(), incoming.proto());
+    let port = incoming.port();
     if let Some(address) = runner.settings.targets.get(container) {
-        return match proto {
-            Proto::Tcp => serve::stream(incoming, address, &runner.served, party).await,
-            Proto::Udp => serve::flow(incoming, address, v2, &runner.served, party).await,
-        };
+        return serve::incoming(incoming, address, v2, &runner.served, party).await;
     }
     let at = At {
         runner,
@@ -117,9 +116,10 @@ async fn connection(runner: &Runner, container: &str, party: Party, incoming: In
         party,
         port,
     };
-    let joined = match proto {
-        Proto::Tcp => Box::pin(at.join_stream(incoming)).await,
-        Proto::Udp => Box::pin(at.join_flow(incoming, v2)).await,
+    let joined = match incoming {
+        Incoming::Tcp(incoming) => Box::pin(at.join_stream(incoming)).await,
+        Incoming::Udp(incoming) => Box::pin(at.join_flow(incoming, v2)).await,
+        other => Err((other, serve::unknown_kind())),
     };
     if let Err((incoming, reset)) = joined {
         tracing::debug!(container, port, "not joined: {reset}");
@@ -140,21 +140,22 @@ struct At<'a> {
 
 impl At<'_> {
     /// Joins a client's stream to one that the agent has connected to the service.
-    async fn join_stream(&self, incoming: Incoming) -> Result<(), (Incoming, Reset)> {
-        match self.open_stream(&incoming).await {
+    async fn join_stream(&self, incoming: IncomingTcp) -> Result<(), (Incoming, Reset)> {
+        match self.open_stream(incoming.abandoned()).await {
             Ok((agent, _place)) => {
                 self.runner.counters.joined.add(1);
-                join::streams(incoming.accept_tcp(), agent).await;
+                join::streams(incoming.accept(), agent).await;
                 Ok(())
             }
-            Err(reset) => Err((incoming, reset)),
+            Err(reset) => Err((incoming.into(), reset)),
         }
     }
 
     async fn open_stream(
         &self,
-        incoming: &Incoming,
+        abandoned: impl Future<Output = ()>,
     ) -> Result<(TunnelStream, Place<Party>), Reset> {
+        let mut abandoned = pin!(abandoned);
         let port = self.port;
         let deadline = Instant::now() + AGENT_WITHIN;
         loop {
@@ -164,15 +165,16 @@ impl At<'_> {
                 let turn = agent.dials.turn(self.party, until).await?;
                 Ok::<_, Reset>((turn, self.open(deadline, |mux| mux.open_tcp(port)).await?))
             };
-            let (_turn, (mux, stream, place)) = unless_abandoned(incoming, opening).await??;
+            let (_turn, (mux, stream, place)) =
+                unless_abandoned(abandoned.as_mut(), opening).await??;
             let answer = tokio::time::timeout(AGENT_ANSWER, stream.established());
-            let answer = unless_abandoned(incoming, answer)
+            let answer = unless_abandoned(abandoned.as_mut(), answer)
                 .await
                 .inspect_err(|given_up| stream.reset(given_up.reason, &given_up.text))?;
             match answer {
                 Ok(Ok(())) => return Ok((stream, place)),
                 // The agent went away over it: nothing was lost yet, so its successor is asked.
-                Ok(Err(_)) if mux.is_closed().is_some() => {}
+                Ok(Err(_)) if mux.tunnel().close_reason().is_some() => {}
                 Ok(Err(reset)) => return Err(reset),
                 Err(_) => {
                     let text = format!("port {port}: the agent does not answer");
@@ -187,14 +189,14 @@ impl At<'_> {
     ///
     /// The agent may end its flow where the port is refused. Clients of version 2 know that and open
     /// another; for those of version 1 that is done here, with their next datagram.
-    async fn join_flow(&self, incoming: Incoming, v2: bool) -> Result<(), (Incoming, Reset)> {
-        let opened = unless_abandoned(&incoming, self.open_flow()).await;
+    async fn join_flow(&self, incoming: IncomingUdp, v2: bool) -> Result<(), (Incoming, Reset)> {
+        let opened = unless_abandoned(incoming.abandoned(), self.open_flow()).await;
         let (mut agent, mut place) = match opened.and_then(|opened| opened) {
             Ok(opened) => opened,
-            Err(reset) => return Err((incoming, reset)),
+            Err(reset) => return Err((incoming.into(), reset)),
         };
         self.runner.counters.joined.add(1);
-        let client = incoming.accept_udp();
+        let client = incoming.accept();
         while let Some(reset) = join::flows(&client, &agent).await {
             if v2 || !matches!(reset.reason, Reason::Refused | Reason::Unreachable) {
                 client.reset(reset.reason, &reset.text);

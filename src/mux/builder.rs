@@ -1,0 +1,209 @@
+use alloc::sync::Arc;
+use core::fmt::Display;
+use core::hash::BuildHasher;
+use core::time::Duration;
+use std::hash::RandomState;
+
+use futures_core::Stream;
+use futures_sink::Sink;
+
+use super::handshake;
+use super::shared::Shared;
+use super::{Acceptor, Budget, ConnectError, Driver, Mux, Timer, TokioTimer, Tunnel};
+use crate::session::{Config, Role, Session, Version};
+use crate::transport::Carrier;
+
+/// A tunnel to be: version 2, the default [`Config`], timed by tokio, with no budget but its own.
+pub fn builder() -> Builder {
+    Builder {
+        version: Version::V2,
+        config: Config::default(),
+        timer: TokioTimer::default(),
+        budget: None,
+        greeting_timeout: handshake::GREETING_TIMEOUT,
+    }
+}
+
+/// What a tunnel is to be like, until a transport is there: [`builder`] makes one, clones serve many tunnels.
+///
+/// A transport is a `Stream` and `Sink` of messages which a [`Carrier`] understands. Its own handshake (the HTTP
+/// upgrade of a WebSocket) is over; what comes next depends on the route:
+///
+/// | the tunnel | opening end | accepting end |
+/// |---|---|---|
+/// | begins with a greeting (PROTOCOL.md section 4.1) | [`connect`](Self::connect) | [`welcome`](Self::welcome), or [`refuse`](Self::refuse) |
+/// | begins at once | [`opener`](Self::opener) | [`acceptor`](Self::acceptor) |
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use kohakuriver_tunnel::mux::{self, Budget};
+/// use kohakuriver_tunnel::session::{Config, Version};
+/// use kohakuriver_tunnel::transport::Plain;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// # let (socket, _far) = tokio::io::duplex(1 << 16);
+/// let all_tunnels = Budget::new(256 << 20);
+/// let mut config = Config::default();
+/// config.keepalive = Some(Duration::from_secs(5));
+/// let builder = mux::builder().version(Version::V2).config(config).budget(&all_tunnels);
+///
+/// let (mux, driver) = builder.opener(mux::length_prefixed(socket), Plain);
+/// tokio::spawn(driver);
+/// let stream = mux.open_tcp(8080).unwrap();
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "it does nothing until a transport is there"]
+pub struct Builder<R = TokioTimer> {
+    version: Version,
+    config: Config,
+    timer: R,
+    budget: Option<Budget>,
+    greeting_timeout: Duration,
+}
+
+impl<R> Builder<R> {
+    /// The version that the handshake agreed on: [`Version::answered`] and [`Version::choose`] say which.
+    pub fn version(mut self, version: Version) -> Self {
+        self.version = version;
+        self
+    }
+
+    /// The tunnel's bounds and times.
+    ///
+    /// Unless it says otherwise, the first client id is drawn at random from what the standard library has, which is
+    /// the operating system. `wasm32-unknown-unknown` has none: there set [`Config::first_id`] from a source of the
+    /// platform's, lest the ids of two clients meet (PROTOCOL.md section 2.3).
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Another timer than tokio's.
+    pub fn timer<Q: Timer>(self, timer: Q) -> Builder<Q> {
+        Builder {
+            version: self.version,
+            config: self.config,
+            timer,
+            budget: self.budget,
+            greeting_timeout: self.greeting_timeout,
+        }
+    }
+
+    /// Charges what the tunnel holds to a budget that it shares with others.
+    pub fn budget(mut self, budget: &Budget) -> Self {
+        self.budget = Some(budget.clone());
+        self
+    }
+
+    /// How long [`connect`](Self::connect) waits for the greeting, and [`welcome`](Self::welcome) for its own to be
+    /// taken. 10 s if it is not set, which is what deployed parts wait.
+    pub fn greeting_timeout(mut self, timeout: Duration) -> Self {
+        self.greeting_timeout = timeout;
+        self
+    }
+}
+
+impl<R: Timer> Builder<R> {
+    /// The opening end of a tunnel without a greeting: what opens connections, and the driver to be spawned.
+    pub fn opener<T, C: Carrier>(self, transport: T, carrier: C) -> (Mux, Driver<T, C, R>) {
+        let driver = self.start(Role::Opener, transport, carrier);
+        (Mux::new(driver.tunnel()), driver)
+    }
+
+    /// The accepting end of a tunnel without a greeting: what takes connections, and the driver to be spawned.
+    pub fn acceptor<T, C: Carrier>(self, transport: T, carrier: C) -> (Acceptor, Driver<T, C, R>) {
+        let driver = self.start(Role::Acceptor, transport, carrier);
+        (Acceptor::new(driver.tunnel()), driver)
+    }
+
+    /// Waits for the greeting of the accepting end, and gives the opening end of the tunnel.
+    ///
+    /// What comes right behind the greeting stays in the transport for the tunnel. If the future is dropped, so is
+    /// the transport.
+    ///
+    /// # Errors
+    /// [`ConnectError`]: the other side refuses, with its words, or says nothing in
+    /// [time](Self::greeting_timeout), or what is no greeting.
+    ///
+    /// ```
+    /// use kohakuriver_tunnel::carrier;
+    /// use kohakuriver_tunnel::mux;
+    /// # use tokio_tungstenite::WebSocketStream;
+    /// # use tokio_tungstenite::tungstenite::{self, protocol::Role as Side};
+    ///
+    /// carrier!(Ws: tungstenite::Message, close: tungstenite::protocol::CloseFrame);
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let (near, far) = tokio::io::duplex(1 << 16);
+    /// # let socket = WebSocketStream::from_raw_socket(near, Side::Client, None).await;
+    /// # let server = WebSocketStream::from_raw_socket(far, Side::Server, None).await;
+    /// # tokio::spawn(mux::builder().refuse(server, Ws, 1008, "unknown task"));
+    /// let error = mux::builder().connect(socket, Ws).await.unwrap_err();
+    /// assert_eq!(error.to_string(), "unknown task");
+    /// # }
+    /// ```
+    pub async fn connect<T, C, E>(
+        mut self,
+        mut transport: T,
+        mut carrier: C,
+    ) -> Result<(Mux, Driver<T, C, R>), ConnectError>
+    where
+        T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
+        C: Carrier,
+        E: Display,
+    {
+        let limit = self.greeting_timeout;
+        handshake::hear(&mut transport, &mut carrier, &mut self.timer, limit).await?;
+        Ok(self.opener(transport, carrier))
+    }
+
+    /// Greets the opening end, and gives the accepting end of the tunnel.
+    ///
+    /// # Errors
+    /// [`ConnectError`] when the greeting is not taken in [time](Self::greeting_timeout), or the transport fails.
+    pub async fn welcome<T, C, E>(
+        mut self,
+        mut transport: T,
+        mut carrier: C,
+    ) -> Result<(Acceptor, Driver<T, C, R>), ConnectError>
+    where
+        T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
+        C: Carrier,
+        E: Display,
+    {
+        let limit = self.greeting_timeout;
+        handshake::say(&mut transport, &mut carrier, &mut self.timer, limit).await?;
+        Ok(self.acceptor(transport, carrier))
+    }
+
+    /// Refuses the opening end: says `why`, closes the transport with `code` (1008 for a refusal by rule, 1011 for a
+    /// failure; PROTOCOL.md section 4.1), and waits for the other side's close.
+    ///
+    /// Over after 5 s, whatever the other side reads or sends.
+    pub async fn refuse<T, C, E>(mut self, transport: T, carrier: C, code: u16, why: &str)
+    where
+        T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
+        C: Carrier,
+    {
+        handshake::refuse(transport, carrier, &mut self.timer, code, why).await;
+    }
+
+    fn start<T, C: Carrier>(mut self, role: Role, transport: T, carrier: C) -> Driver<T, C, R> {
+        self.config.first_id.get_or_insert_with(random_id);
+        let clock = self.timer.clock();
+        let session = Session::new(role, self.version, self.config, clock.now());
+        let shared = Arc::new(Shared::new(session, clock, self.budget.as_ref()));
+        Driver::new(transport, carrier, self.timer, Tunnel { shared })
+    }
+}
+
+/// A first client id that other processes do not have (PROTOCOL.md section 2.3).
+fn random_id() -> u32 {
+    // Keyed by the operating system, once a process; each state after it has a key of its own.
+    let random = RandomState::new().hash_one(());
+    (random >> 32) as u32
+}

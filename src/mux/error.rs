@@ -1,0 +1,114 @@
+use alloc::format;
+use alloc::string::String;
+
+use thiserror::Error;
+
+use crate::session::clean_text;
+use crate::transport::CloseReason;
+
+/// Why a tunnel ended before this end was done with it. The variant says who is at fault.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::TunnelError;
+///
+/// fn again(error: &TunnelError) -> bool {
+///     match error {
+///         TunnelError::Ended(_) | TunnelError::Transport(_) | TunnelError::PeerDead => true,
+///         // Not our protocol, or our own doing.
+///         _ => false,
+///     }
+/// }
+/// assert!(again(&TunnelError::PeerDead));
+/// assert_eq!(TunnelError::PeerDead.to_string(), "the other side has gone silent");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum TunnelError {
+    /// The other side ended the transport, in good order or by a decision of its own: the code and the reason
+    /// it gave, if it gave any. The reason is cleaned ([`clean_text`]).
+    #[error("ended by the other side{}", said(.0))]
+    Ended(Option<CloseReason>),
+    /// The transport failed, of itself or on the way. Says how.
+    #[error("{0}")]
+    Transport(String),
+    /// The other side sent what is no tunnel message, a text for instance, so it does not speak this protocol.
+    /// Its words, cleaned, or nothing if there are none.
+    #[error("the other side sent what is no tunnel message{colon}{0}", colon = colon(.0))]
+    Unexpected(String),
+    /// The other side, or the way to it, has been silent for two keepalive intervals.
+    #[error("the other side has gone silent")]
+    PeerDead,
+    /// This program dropped the driver.
+    #[error("its driver was dropped")]
+    Dropped,
+}
+
+impl TunnelError {
+    /// A close of the peer's, fit to be shown.
+    pub(super) fn ended(reason: Option<CloseReason>) -> Self {
+        Self::Ended(reason.map(clean))
+    }
+}
+
+/// Why [`connect`](super::Builder::connect) or [`welcome`](super::Builder::welcome) gave no tunnel.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::ConnectError;
+///
+/// fn told(error: &ConnectError) -> String {
+///     match error {
+///         // 1008: asking again at once does not help.
+///         ConnectError::Refused { reason, code: Some(1008) } => format!("refused: {reason}"),
+///         other => format!("trying again: {other}"),
+///     }
+/// }
+/// let refused = ConnectError::Refused { reason: "unknown task".into(), code: Some(1008) };
+/// assert_eq!(told(&refused), "refused: unknown task");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The other side refused the session (PROTOCOL.md section 4.1).
+    #[error("{reason}")]
+    Refused {
+        /// Its words, for a person to read: cleaned, at most 1 KiB.
+        reason: String,
+        /// The code with which it closed the transport: 1008 for a refusal by rule, 1011 for a failure, `None`
+        /// if it did not close within 2 s or gave none.
+        code: Option<u16>,
+    },
+    /// The other side closed the transport without a greeting: the code and the reason it gave, if any.
+    #[error("closed before the session began{}", said(.0))]
+    Closed(Option<CloseReason>),
+    /// The other side said nothing, or took nothing, within [`Builder::patience`](super::Builder::patience).
+    #[error("no greeting in time")]
+    TimedOut,
+    /// The other side sent something else before the greeting.
+    #[error("the other side sent something else before its greeting")]
+    Unexpected,
+    /// The transport failed. Says how.
+    #[error("{0}")]
+    Transport(String),
+    /// The carrier has no texts, so there is no greeting: such a tunnel begins with
+    /// [`opener`](super::Builder::opener) and [`acceptor`](super::Builder::acceptor).
+    #[error("the transport has no texts, and so no greeting")]
+    NoTexts,
+}
+
+/// A peer's reason to close, fit to be shown.
+pub(super) fn clean(reason: CloseReason) -> CloseReason {
+    CloseReason {
+        text: clean_text(reason.text.as_bytes()),
+        ..reason
+    }
+}
+
+fn colon(words: &str) -> &'static str {
+    if words.is_empty() { "" } else { ": " }
+}
+
+fn said(reason: &Option<CloseReason>) -> String {
+    reason
+        .as_ref()
+        .map_or_else(String::new, |reason| format!(": {reason}"))
+}

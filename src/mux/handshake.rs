@@ -1,0 +1,195 @@
+//! The greeting of a session, over any transport: each wait of it has a bound.
+
+use alloc::string::{String, ToString};
+use core::fmt::Display;
+use core::future::{Future, poll_fn};
+use core::pin::{Pin, pin};
+use core::task::{Context, Poll, ready};
+use core::time::Duration;
+
+use futures_core::Stream;
+use futures_sink::Sink;
+
+use super::Timer;
+use super::error::{ConnectError, clean};
+use crate::session::Greeting;
+use crate::transport::{Carrier, Received};
+
+/// Time for the greeting. Deployed parts wait as long.
+pub(super) const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time for the close that follows a refusal.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Time for a refusal to be taken and answered.
+const REFUSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Messages passed over in one poll, then other tasks have their turn.
+const SKIP_MAX: usize = 32;
+
+/// Waits for the greeting.
+pub(super) async fn hear<T, C, E>(
+    transport: &mut T,
+    carrier: &mut C,
+    timer: &mut impl Timer,
+    limit: Duration,
+) -> Result<(), ConnectError>
+where
+    T: Stream<Item = Result<C::Message, E>> + Unpin,
+    C: Carrier,
+    E: Display,
+{
+    if carrier.text(String::new()).is_none() {
+        return Err(ConnectError::NoTexts);
+    }
+    let first = within(timer, limit, next(transport, carrier)).await;
+    match first.ok_or(ConnectError::TimedOut)? {
+        None => Err(ConnectError::Closed(None)),
+        Some(Err(error)) => Err(ConnectError::Transport(error.to_string())),
+        Some(Ok(Received::End(reason))) => Err(ConnectError::Closed(reason.map(clean))),
+        Some(Ok(Received::Text(text))) => match Greeting::parse(&text) {
+            Greeting::Connected => Ok(()),
+            Greeting::Refused(reason) => {
+                let code = within(timer, CLOSE_TIMEOUT, close_code(transport, carrier)).await;
+                let code = code.flatten();
+                Err(ConnectError::Refused { reason, code })
+            }
+        },
+        Some(Ok(Received::Message(_) | Received::Skip | Received::Other(_))) => {
+            Err(ConnectError::Unexpected)
+        }
+    }
+}
+
+/// Says the greeting.
+pub(super) async fn say<T, C, E>(
+    transport: &mut T,
+    carrier: &mut C,
+    timer: &mut impl Timer,
+    limit: Duration,
+) -> Result<(), ConnectError>
+where
+    T: Sink<C::Message, Error = E> + Unpin,
+    C: Carrier,
+    E: Display,
+{
+    let greeting = Greeting::Connected.to_text();
+    let greeting = carrier.text(greeting).ok_or(ConnectError::NoTexts)?;
+    let said = within(timer, limit, send(transport, greeting)).await;
+    said.ok_or(ConnectError::TimedOut)?
+        .map_err(|error| ConnectError::Transport(error.to_string()))
+}
+
+/// Says that there is no session, and why.
+pub(super) async fn refuse<T, C, E>(
+    mut transport: T,
+    mut carrier: C,
+    timer: &mut impl Timer,
+    code: u16,
+    why: &str,
+) where
+    T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
+    C: Carrier,
+{
+    let goodbye = async {
+        if let Some(text) = carrier.text(Greeting::Refused(why.into()).to_text()) {
+            send(&mut transport, text).await?;
+        }
+        match carrier.close(code, why) {
+            Some(close) => send(&mut transport, close).await?,
+            None => poll_fn(|cx| Pin::new(&mut transport).poll_close(cx)).await?,
+        }
+        poll_fn(|cx| poll_end(cx, &mut transport, &mut carrier)).await;
+        Ok::<_, E>(())
+    };
+    // Whether it was heard changes nothing here.
+    let _ = within(timer, REFUSE_TIMEOUT, goodbye).await;
+}
+
+/// What comes of `work`, unless that takes too long.
+async fn within<F: Future>(timer: &mut impl Timer, limit: Duration, work: F) -> Option<F::Output> {
+    let deadline = timer.clock().now() + limit;
+    let mut work = pin!(work);
+    poll_fn(|cx| match work.as_mut().poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending => timer.poll_deadline(cx, deadline).map(|()| None),
+    })
+    .await
+}
+
+/// The next message that is no ping.
+async fn next<T, C, E>(
+    transport: &mut T,
+    carrier: &mut C,
+) -> Option<Result<Received<C::Message>, E>>
+where
+    T: Stream<Item = Result<C::Message, E>> + Unpin,
+    C: Carrier,
+{
+    poll_fn(|cx| {
+        for _ in 0..SKIP_MAX {
+            let message = match ready!(Pin::new(&mut *transport).poll_next(cx)) {
+                None => return Poll::Ready(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                Some(Ok(message)) => carrier.classify(message),
+            };
+            if let Received::End(_) = message {
+                // Stacks answer a closing handshake when they are polled again.
+                let _ = Pin::new(&mut *transport).poll_next(cx);
+            }
+            if !matches!(message, Received::Skip) {
+                return Poll::Ready(Some(Ok(message)));
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await
+}
+
+/// The code of the close that follows a refusal.
+async fn close_code<T, C, E>(transport: &mut T, carrier: &mut C) -> Option<u16>
+where
+    T: Stream<Item = Result<C::Message, E>> + Unpin,
+    C: Carrier,
+{
+    // Whoever says more than that after a refusal does not close.
+    for _ in 0..SKIP_MAX {
+        match next(transport, carrier).await? {
+            Ok(Received::End(reason)) => return reason.map(|reason| reason.code),
+            Ok(_) => {}
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+async fn send<T, M>(transport: &mut T, message: M) -> Result<(), T::Error>
+where
+    T: Sink<M> + Unpin,
+{
+    poll_fn(|cx| Pin::new(&mut *transport).poll_ready(cx)).await?;
+    Pin::new(&mut *transport).start_send(message)?;
+    poll_fn(|cx| Pin::new(&mut *transport).poll_flush(cx)).await
+}
+
+/// Reads to the end, and throws away what comes.
+fn poll_end<T, C, E>(cx: &mut Context<'_>, transport: &mut T, carrier: &mut C) -> Poll<()>
+where
+    T: Stream<Item = Result<C::Message, E>> + Unpin,
+    C: Carrier,
+{
+    for _ in 0..SKIP_MAX {
+        match ready!(Pin::new(&mut *transport).poll_next(cx)) {
+            None | Some(Err(_)) => return Poll::Ready(()),
+            Some(Ok(message)) => {
+                if let Received::End(_) = carrier.classify(message) {
+                    let _ = Pin::new(&mut *transport).poll_next(cx);
+                    return Poll::Ready(());
+                }
+            }
+        }
+    }
+    cx.waker().wake_by_ref();
+    Poll::Pending
+}

@@ -1,0 +1,217 @@
+use core::future::poll_fn;
+use core::task::Poll;
+
+use super::shared::{Handle, register};
+use super::{TunnelDatagram, TunnelStream};
+use crate::session::{Reason, State};
+use crate::wire::Proto;
+
+/// A connection the other side wants. Dropping it refuses it.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::Incoming;
+/// use kohakuriver_tunnel::session::Reason;
+///
+/// fn serve(incoming: Incoming) {
+///     match incoming {
+///         Incoming::Tcp(incoming) if incoming.port() == 7 => {
+///             let stream = incoming.accept();
+///             tokio::spawn(async move {
+///                 let (mut read, mut write) = tokio::io::split(stream);
+///                 tokio::io::copy(&mut read, &mut write).await
+///             });
+///         }
+///         other => other.reject(Reason::Denied, "only an echo is served here"),
+///     }
+/// }
+/// ```
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Incoming {
+    /// A byte stream.
+    Tcp(IncomingTcp),
+    /// A datagram flow.
+    Udp(IncomingUdp),
+}
+
+/// A byte stream the other side wants. Dropping it refuses it. See [`Incoming`] for an example.
+#[derive(Debug)]
+pub struct IncomingTcp(Asked);
+
+/// A datagram flow the other side wants. Dropping it refuses it.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::IncomingUdp;
+/// use kohakuriver_tunnel::session::Reset;
+///
+/// async fn echo(incoming: IncomingUdp) -> Result<(), Reset> {
+///     let flow = incoming.accept();
+///     loop {
+///         flow.send(flow.recv().await?)?;
+///     }
+/// }
+/// ```
+#[derive(Debug)]
+pub struct IncomingUdp(Asked);
+
+/// What both kinds have in common.
+#[derive(Debug)]
+struct Asked {
+    handle: Handle,
+    port: u16,
+}
+
+impl Incoming {
+    pub(super) fn new(handle: Handle, proto: Proto, port: u16) -> Self {
+        let asked = Asked { handle, port };
+        match proto {
+            Proto::Tcp => Self::Tcp(IncomingTcp(asked)),
+            Proto::Udp => Self::Udp(IncomingUdp(asked)),
+        }
+    }
+
+    /// Byte stream or datagrams.
+    #[must_use]
+    pub const fn proto(&self) -> Proto {
+        match self {
+            Self::Tcp(_) => Proto::Tcp,
+            Self::Udp(_) => Proto::Udp,
+        }
+    }
+
+    /// The port asked for.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.asked().port
+    }
+
+    /// The client id it has on the wire, for logs.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.asked().id()
+    }
+
+    /// As [`IncomingTcp::abandoned`].
+    pub async fn abandoned(&self) {
+        self.asked().abandoned().await;
+    }
+
+    /// Refuses it: the other side learns `reason` (v2) and `text`.
+    pub fn reject(self, reason: Reason, text: &str) {
+        self.asked().reject(reason, text);
+    }
+
+    const fn asked(&self) -> &Asked {
+        match self {
+            Self::Tcp(IncomingTcp(asked)) | Self::Udp(IncomingUdp(asked)) => asked,
+        }
+    }
+}
+
+impl IncomingTcp {
+    /// Accepts the byte stream. If the other side gave up meanwhile, the stream says so when it is read.
+    #[must_use]
+    pub fn accept(self) -> TunnelStream {
+        TunnelStream::new(self.0.accept())
+    }
+
+    /// The port asked for.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.0.port
+    }
+
+    /// The client id it has on the wire, for logs.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.0.id()
+    }
+
+    /// Waits until nobody wants it any more: the other side gave it up, or the tunnel has ended. For whoever
+    /// has something long to do before accepting. Cancel safe.
+    pub async fn abandoned(&self) {
+        self.0.abandoned().await;
+    }
+
+    /// Refuses it: the other side learns `reason` (v2) and `text`.
+    pub fn reject(self, reason: Reason, text: &str) {
+        self.0.reject(reason, text);
+    }
+}
+
+impl IncomingUdp {
+    /// Accepts the datagram flow. If the other side gave up meanwhile, the flow says so.
+    #[must_use]
+    pub fn accept(self) -> TunnelDatagram {
+        TunnelDatagram::new(self.0.accept())
+    }
+
+    /// The port asked for.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.0.port
+    }
+
+    /// The client id it has on the wire, for logs.
+    #[must_use]
+    pub fn id(&self) -> Option<u32> {
+        self.0.id()
+    }
+
+    /// As [`IncomingTcp::abandoned`].
+    pub async fn abandoned(&self) {
+        self.0.abandoned().await;
+    }
+
+    /// Refuses it: the other side learns `reason` (v2) and `text`.
+    pub fn reject(self, reason: Reason, text: &str) {
+        self.0.reject(reason, text);
+    }
+}
+
+impl From<IncomingTcp> for Incoming {
+    fn from(incoming: IncomingTcp) -> Self {
+        Self::Tcp(incoming)
+    }
+}
+
+impl From<IncomingUdp> for Incoming {
+    fn from(incoming: IncomingUdp) -> Self {
+        Self::Udp(incoming)
+    }
+}
+
+impl Asked {
+    fn accept(self) -> Handle {
+        let now = self.handle.shared.now();
+        self.handle.with(|state, id| {
+            // Gone already: the handle will tell.
+            let _ = state.session.accept(id, now);
+            state.wakers(id).is_established = true;
+        });
+        self.handle
+    }
+
+    fn reject(&self, reason: Reason, text: &str) {
+        self.handle
+            .with(|state, id| state.session.reset(id, reason, text));
+    }
+
+    fn id(&self) -> Option<u32> {
+        let state = self.handle.shared.lock();
+        state.session.client_id(self.handle.id).map(|id| id.0)
+    }
+
+    async fn abandoned(&self) {
+        poll_fn(|cx| {
+            let mut state = self.handle.shared.lock();
+            let id = self.handle.id;
+            if state.session.state(id).is_none_or(|s| s == State::Closed) {
+                return Poll::Ready(());
+            }
+            register(&mut state.wakers(id).read, cx);
+            Poll::Pending
+        })
+        .await;
+    }
+}

@@ -1,0 +1,264 @@
+use alloc::collections::VecDeque;
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
+use std::io::{self, IoSlice};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_core::Stream;
+use futures_sink::Sink;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::poll_read_buf;
+
+use crate::codec::{COPY_MAX, CodecError, Found, PREFIX_LEN, StreamCodec};
+use crate::wire::HEADER_LEN;
+
+/// A transport for a tunnel over any byte stream: TCP, TLS, a Unix socket, vsock, a channel of SSH
+/// (PROTOCOL.md section 3.2).
+///
+/// A big-endian `u32` before each message says how long it is, at most 1 MiB. The carrier is
+/// [`Plain`](crate::transport::Plain). There are no texts, so such a tunnel begins without a greeting.
+///
+/// ```
+/// # #[cfg(unix)] {
+/// use kohakuriver_tunnel::mux::{self, Incoming};
+/// use kohakuriver_tunnel::transport::Plain;
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// use tokio::net::UnixStream;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (near, far) = UnixStream::pair()?;
+/// let (mux, driver) = mux::builder().opener(mux::length_prefixed(near), Plain);
+/// tokio::spawn(driver);
+/// let (mut acceptor, driver) = mux::builder().acceptor(mux::length_prefixed(far), Plain);
+/// tokio::spawn(driver);
+///
+/// let mut stream = mux.open_tcp(7)?;
+/// stream.write_all(b"hello").await?;
+/// let Some(Incoming::Tcp(incoming)) = acceptor.accept().await else { panic!() };
+/// let mut hello = [0; 5];
+/// incoming.accept().read_exact(&mut hello).await?;
+/// assert_eq!(&hello, b"hello");
+/// # Ok(())
+/// # }
+/// # main().unwrap();
+/// # }
+/// ```
+pub fn length_prefixed<S>(io: S) -> LengthPrefixed<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    LengthPrefixed {
+        vectored: io.is_write_vectored(),
+        io,
+        codec: StreamCodec::new(),
+        input: BytesMut::new(),
+        read_size: READ_MIN,
+        ended: false,
+        queue: VecDeque::new(),
+        buffer: BytesMut::new(),
+        queued: 0,
+        written: 0,
+    }
+}
+
+/// Bytes that one read asks for: more while reads are filled.
+const READ_MIN: usize = 8 << 10;
+const READ_MAX: usize = 256 << 10;
+
+/// Bytes that wait to be written before more are refused.
+const QUEUE_BYTES: usize = 128 << 10;
+
+/// Messages in one write.
+const BATCH: usize = 16;
+
+/// A `Stream` and `Sink` of messages over a byte stream: see [`length_prefixed`].
+///
+/// Messages up to 4 KiB are copied out of the read buffer, so that a small one in a queue does not keep a large
+/// buffer alive; larger ones share it. Room is made for what has arrived, not for what was announced. Messages to be
+/// written are not copied where the byte stream takes several slices at once (`is_write_vectored`).
+///
+/// # Errors
+/// [`CodecError::TooLong`] and [`CodecError::Truncated`] are the peer's fault, [`CodecError::Io`] is the byte
+/// stream's. The stream ends after any of them.
+#[derive(Debug)]
+pub struct LengthPrefixed<S> {
+    io: S,
+    codec: StreamCodec,
+    /// Read, and not yet given out.
+    input: BytesMut,
+    read_size: usize,
+    ended: bool,
+    vectored: bool,
+    /// Messages to be written, each behind its length, where the byte stream takes slices.
+    queue: VecDeque<Bytes>,
+    /// Lengths and messages to be written, where it does not.
+    buffer: BytesMut,
+    /// Bytes that wait, in either.
+    queued: usize,
+    /// Bytes written of the first in the queue, its length included.
+    written: usize,
+}
+
+impl<S> LengthPrefixed<S> {
+    /// The byte stream, for instance to set an option of its socket.
+    pub const fn get_ref(&self) -> &S {
+        &self.io
+    }
+
+    fn take(&mut self, len: usize) -> Bytes {
+        self.input.advance(PREFIX_LEN);
+        if len <= HEADER_LEN + COPY_MAX {
+            let message = Bytes::copy_from_slice(self.input.get(..len).unwrap_or_default());
+            self.input.advance(len);
+            message
+        } else {
+            self.input.split_to(len).freeze()
+        }
+    }
+
+    /// Makes room to read `missing` bytes more, or some, without knowledge of how many.
+    fn make_room(&mut self, missing: usize) {
+        let have = self.input.len();
+        let spare = self.input.capacity() - have;
+        // In proportion to what has come: a length alone costs the other side nothing.
+        let wanted = self.read_size.max(missing.min(have));
+        if spare >= missing.clamp(READ_MIN / 2, wanted) || self.input.try_reclaim(wanted) {
+            return;
+        }
+        // `reserve` would double an allocation that other messages share.
+        let mut grown = BytesMut::with_capacity(have + wanted);
+        grown.put_slice(&self.input);
+        self.input = grown;
+    }
+}
+
+impl<S: AsyncRead + Unpin> LengthPrefixed<S> {
+    /// Reads more; false at the end.
+    fn poll_read(&mut self, cx: &mut Context<'_>, missing: usize) -> Poll<io::Result<bool>> {
+        self.make_room(missing);
+        let room = self.input.capacity() - self.input.len();
+        let read = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input);
+        if read.is_pending() && self.input.is_empty() {
+            // An idle tunnel holds no buffer.
+            self.input = BytesMut::new();
+        }
+        let len = ready!(read)?;
+        if len == room {
+            self.read_size = (self.read_size * 2).min(READ_MAX);
+        } else if len < self.read_size / 4 {
+            self.read_size = (self.read_size / 2).max(READ_MIN);
+        }
+        Poll::Ready(Ok(len > 0))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> LengthPrefixed<S> {
+    /// Writes until no more than `rest` bytes wait.
+    fn poll_drain(&mut self, cx: &mut Context<'_>, rest: usize) -> Poll<Result<(), CodecError>> {
+        while self.queued > rest {
+            let len = ready!(self.poll_write(cx))?;
+            if len == 0 {
+                return Poll::Ready(Err(io::Error::from(io::ErrorKind::WriteZero).into()));
+            }
+            self.queued -= len;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes once.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, CodecError>> {
+        if !self.vectored {
+            let len = ready!(Pin::new(&mut self.io).poll_write(cx, &self.buffer))?;
+            self.buffer.advance(len);
+            return Poll::Ready(Ok(len));
+        }
+        let mut prefixes = [[0; PREFIX_LEN]; BATCH];
+        for (prefix, message) in prefixes.iter_mut().zip(&self.queue) {
+            *prefix = self.codec.prefix(message.len())?;
+        }
+        let mut slices = [IoSlice::new(&[]); 2 * BATCH];
+        let parts = prefixes.iter().zip(&self.queue);
+        let parts = parts.flat_map(|(prefix, message)| [&prefix[..], &message[..]]);
+        let mut skip = self.written;
+        for (slice, part) in slices.iter_mut().zip(parts) {
+            let done = skip.min(part.len());
+            skip -= done;
+            *slice = IoSlice::new(part.get(done..).unwrap_or_default());
+        }
+        let len = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &slices))?;
+        self.written += len;
+        while let Some(front) = self.queue.front() {
+            let whole = PREFIX_LEN + front.len();
+            if self.written < whole {
+                break;
+            }
+            self.written -= whole;
+            self.queue.pop_front();
+        }
+        Poll::Ready(Ok(len))
+    }
+}
+
+impl<S: AsyncRead + Unpin> Stream for LengthPrefixed<S> {
+    type Item = Result<Bytes, CodecError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        let outcome = loop {
+            let missing = match this.codec.find(&this.input) {
+                Ok(Found::Whole(len)) => return Poll::Ready(Some(Ok(this.take(len)))),
+                Ok(Found::Missing(missing)) => missing,
+                Ok(Found::NoLength) => 0,
+                Err(error) => break Err(error),
+            };
+            match ready!(this.poll_read(cx, missing)) {
+                Ok(true) => {}
+                Ok(false) => break this.codec.check_end(&this.input),
+                Err(error) => break Err(error.into()),
+            }
+        };
+        this.ended = true;
+        Poll::Ready(outcome.err().map(Err))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Sink<Bytes> for LengthPrefixed<S> {
+    type Error = CodecError;
+
+    fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), CodecError>> {
+        self.get_mut().poll_drain(cx, QUEUE_BYTES)
+    }
+
+    /// # Errors
+    /// [`CodecError::TooLong`] for more than 1 MiB: then nothing is queued.
+    fn start_send(self: Pin<&mut Self>, message: Bytes) -> Result<(), CodecError> {
+        let this = self.get_mut();
+        let prefix = this.codec.prefix(message.len())?;
+        this.queued += PREFIX_LEN + message.len();
+        if this.vectored {
+            this.queue.push_back(message);
+        } else {
+            this.buffer.put_slice(&prefix);
+            this.buffer.put_slice(&message);
+        }
+        Ok(())
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), CodecError>> {
+        let this = self.get_mut();
+        ready!(this.poll_drain(cx, 0))?;
+        ready!(Pin::new(&mut this.io).poll_flush(cx))?;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), CodecError>> {
+        let this = self.get_mut();
+        ready!(this.poll_drain(cx, 0))?;
+        ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+        Poll::Ready(Ok(()))
+    }
+}

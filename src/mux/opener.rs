@@ -1,0 +1,68 @@
+use super::shared::Handle;
+use super::{Tunnel, TunnelDatagram, TunnelStream};
+use crate::session::{Instant, OpenError, Session, StreamId};
+
+/// Opens connections through a tunnel. Cheap to clone.
+///
+/// The opening end of a tunnel stays up while there is a clone of this or a stream or flow, and ends in good
+/// order when the last of them is dropped.
+#[derive(Debug)]
+pub struct Mux {
+    tunnel: Tunnel,
+}
+
+impl Mux {
+    pub(super) fn new(tunnel: &Tunnel) -> Self {
+        tunnel.shared.lock().handles += 1;
+        let tunnel = tunnel.clone();
+        Self { tunnel }
+    }
+
+    /// Opens a byte stream to `port` at the other side. Does not wait: data may be written at once.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open_tcp(&self, port: u16) -> Result<TunnelStream, OpenError> {
+        let stream = self.open(|session, now| session.open_tcp(port, now))?;
+        Ok(TunnelStream::new(stream))
+    }
+
+    /// Opens a datagram flow to `port` at the other side. Does not wait.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open_udp(&self, port: u16) -> Result<TunnelDatagram, OpenError> {
+        let flow = self.open(|session, now| session.open_udp(port, now))?;
+        Ok(TunnelDatagram::new(flow))
+    }
+
+    /// The tunnel, to watch it and to end it.
+    #[must_use]
+    pub const fn tunnel(&self) -> &Tunnel {
+        &self.tunnel
+    }
+
+    fn open(
+        &self,
+        open: impl FnOnce(&mut Session, Instant) -> Result<StreamId, OpenError>,
+    ) -> Result<Handle, OpenError> {
+        let shared = &self.tunnel.shared;
+        let now = shared.now();
+        shared.with(|state| {
+            let id = open(&mut state.session, now)?;
+            Ok(Handle::new(shared, state, id))
+        })
+    }
+}
+
+impl Clone for Mux {
+    fn clone(&self) -> Self {
+        Self::new(&self.tunnel)
+    }
+}
+
+impl Drop for Mux {
+    fn drop(&mut self) {
+        self.tunnel.shared.with(|state| state.handles -= 1);
+    }
+}

@@ -1,0 +1,148 @@
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::future::poll_fn;
+use core::task::{Context, Poll};
+use core::time::Duration;
+
+use super::TunnelError;
+use super::shared::{Shared, State};
+use crate::session::Stats;
+
+/// A tunnel as a whole: to watch it and to end it.
+///
+/// It does not keep the tunnel up. [`Mux::tunnel`](super::Mux::tunnel), [`Acceptor::tunnel`](super::Acceptor::tunnel)
+/// and [`Driver::tunnel`](super::Driver::tunnel) lend it, and it is cheap to clone.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::{self, TunnelError};
+/// use kohakuriver_tunnel::transport::Plain;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let (near, far) = tokio::io::duplex(1 << 16);
+/// let (mux, driver) = mux::builder().opener(mux::length_prefixed(near), Plain);
+/// let opening = tokio::spawn(driver);
+/// let (acceptor, driver) = mux::builder().acceptor(mux::length_prefixed(far), Plain);
+/// tokio::spawn(driver);
+///
+/// let tunnel = acceptor.tunnel().clone();
+/// assert_eq!(mux.tunnel().close().await, Ok(())); // lets open streams end first
+/// assert_eq!(opening.await.unwrap(), Ok(()));
+/// assert_eq!(tunnel.closed().await, Err(TunnelError::Ended(None)));
+/// assert_eq!(tunnel.stats().opened, 0);
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Tunnel {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Tunnel {
+    /// Takes no new connections any more; open streams go on. The other side is told (v2, PROTOCOL.md
+    /// section 5.7).
+    pub fn drain(&self) {
+        let mut wake = Vec::new();
+        self.shared.with(|state| {
+            state.session.drain();
+            state.wake_watchers(&mut wake);
+        });
+        for waker in wake {
+            waker.wake();
+        }
+    }
+
+    /// Ends the tunnel in good order: as [`drain`](Self::drain), then waits for the open streams to end, and
+    /// closes the transport. What was begun goes on when the future is dropped.
+    ///
+    /// It waits for as long as a stream lasts. Put a bound on it, and end the rest by [`shutdown`](Self::shutdown).
+    ///
+    /// # Errors
+    /// [`TunnelError`] if the tunnel ended before that.
+    pub async fn close(&self) -> Result<(), TunnelError> {
+        self.shared.with(|state| state.closing = true);
+        self.drain();
+        self.closed().await
+    }
+
+    /// Resets every stream and ends the tunnel, within 1 s even if the transport takes nothing.
+    pub fn shutdown(&self) {
+        self.shared.with(|state| {
+            state.session.shutdown();
+            state.shutdown = true;
+        });
+    }
+
+    /// Measures the round trip; see [`rtt`](Self::rtt). v2 only.
+    pub fn ping(&self) {
+        self.shared.with(|state| state.session.ping());
+    }
+
+    /// Waits for the end of the tunnel and says how it came, as the [`Driver`](super::Driver) does. Cancel safe.
+    ///
+    /// # Errors
+    /// [`TunnelError`] unless this end was done: all handles were dropped, or it was closed or shut down.
+    pub async fn closed(&self) -> Result<(), TunnelError> {
+        let mut watch = self.watch();
+        poll_fn(|cx| watch.poll(cx, |state| state.closed.clone())).await
+    }
+
+    /// Waits until this end or the other takes no new connections, or the tunnel has ended. Cancel safe.
+    pub async fn draining(&self) {
+        let mut watch = self.watch();
+        let over = |state: &State| state.session.is_draining() || state.closed.is_some();
+        poll_fn(|cx| watch.poll(cx, |state| over(state).then_some(()))).await;
+    }
+
+    /// How the tunnel has ended, as [`closed`](Self::closed) says it; `None` while it is up.
+    #[must_use]
+    pub fn close_reason(&self) -> Option<Result<(), TunnelError>> {
+        self.shared.lock().closed.clone()
+    }
+
+    /// Counters of the tunnel.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.shared.lock().session.stats()
+    }
+
+    /// The round trip to the other side, once measured. v2 only.
+    #[must_use]
+    pub fn rtt(&self) -> Option<Duration> {
+        self.shared.lock().session.rtt()
+    }
+
+    fn watch(&self) -> Watch<'_> {
+        Watch {
+            shared: &self.shared,
+            key: None,
+        }
+    }
+}
+
+/// One who waits for something about the tunnel. When it stops waiting, nothing of it stays.
+struct Watch<'a> {
+    shared: &'a Shared,
+    key: Option<u64>,
+}
+
+impl Watch<'_> {
+    fn poll<R>(&mut self, cx: &Context<'_>, outcome: impl FnOnce(&State) -> Option<R>) -> Poll<R> {
+        let mut state = self.shared.lock();
+        if let Some(outcome) = outcome(&state) {
+            return Poll::Ready(outcome);
+        }
+        let key = *self.key.get_or_insert(state.next_watcher);
+        state.next_watcher = state.next_watcher.max(key + 1);
+        state.watchers.insert(key, cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        let Some(key) = self.key else { return };
+        let watcher = self.shared.lock().watchers.remove(&key);
+        // Only now, without the lock: it may be the last thing that holds its task.
+        drop(watcher);
+    }
+}
