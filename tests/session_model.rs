@@ -441,6 +441,7 @@ impl Model {
                 [],
                 "{side:?} saw its honest peer break the protocol"
             );
+            assert!(end.session.audit(), "what is counted is not what is there");
             let stats = end.session.stats();
             let unread = config.receive_budget + config.datagram_budget;
             assert!(stats.unread <= unread, "{stats:?}");

@@ -328,6 +328,7 @@ impl End {
     }
 
     fn check(&self) {
+        assert!(self.session.audit(), "what is counted is not what is there");
         let (stats, config) = (self.session.stats(), &self.config);
         assert!(stats.unread <= config.receive_budget + config.datagram_budget);
         let reserve = stats.streams * 4096 + config.max_piece;

@@ -180,6 +180,8 @@ impl State {
                     self.session.reject(stream, Reason::Denied, text);
                 }
                 Event::GoAway => self.wake_watchers(wake),
+                // Counted in the session's `Stats`.
+                Event::Violation => {}
                 Event::PeerDead => self.close(Err(TunnelError::PeerDead), now, wake),
             }
         }

@@ -1,33 +1,52 @@
 use alloc::collections::VecDeque;
 
-use bytes::Bytes;
-
+use super::Role;
 use crate::wire::Frame;
 
 /// Messages that go ahead of all data.
-#[derive(Debug, Default)]
-pub(super) struct ControlQueue {
-    frames: VecDeque<(Frame<Bytes>, Cause)>,
+#[derive(Debug)]
+pub(super) struct Control {
+    role: Role,
+    max_replies: usize,
+    frames: VecDeque<(Frame, Cause)>,
     /// How many of them are replies.
     replies: usize,
 }
 
-/// Who made a control message necessary.
+/// Which end made a control message necessary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cause {
-    /// This end: bounded by its own streams.
+enum Cause {
+    /// This one: bounded by its own streams.
     Own,
-    /// A message of the peer: bounded by not receiving more.
+    /// The peer: bounded by not receiving more.
     Reply,
 }
 
-impl ControlQueue {
-    pub(super) fn push(&mut self, frame: Frame<Bytes>, cause: Cause) {
-        self.replies += usize::from(cause == Cause::Reply);
-        self.frames.push_back((frame, cause));
+impl Control {
+    pub(super) const fn new(role: Role, max_replies: usize) -> Self {
+        Self {
+            role,
+            max_replies,
+            frames: VecDeque::new(),
+            replies: 0,
+        }
     }
 
-    pub(super) fn pop(&mut self) -> Option<Frame<Bytes>> {
+    /// Queues a message about a connection or the tunnel. An acceptor's count as replies: only the
+    /// peer's messages cause them.
+    pub(super) fn push(&mut self, frame: Frame) {
+        match self.role {
+            Role::Opener => self.queue(frame, Cause::Own),
+            Role::Acceptor => self.reply(frame),
+        }
+    }
+
+    /// Queues an answer to a message of the peer.
+    pub(super) fn reply(&mut self, frame: Frame) {
+        self.queue(frame, Cause::Reply);
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Frame> {
         let (frame, cause) = self.frames.pop_front()?;
         self.replies -= usize::from(cause == Cause::Reply);
         if self.frames.is_empty() {
@@ -37,7 +56,8 @@ impl ControlQueue {
     }
 
     pub(super) fn clear(&mut self) {
-        *self = Self::default();
+        self.frames = VecDeque::new();
+        self.replies = 0;
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -48,8 +68,13 @@ impl ControlQueue {
         self.frames.len()
     }
 
-    /// Answers that wait for the transport.
-    pub(super) fn replies(&self) -> usize {
-        self.replies
+    /// Whether so many answers wait for the transport that no message may be received that needs one.
+    pub(super) const fn is_congested(&self) -> bool {
+        self.replies >= self.max_replies
+    }
+
+    fn queue(&mut self, frame: Frame, cause: Cause) {
+        self.replies += usize::from(cause == Cause::Reply);
+        self.frames.push_back((frame, cause));
     }
 }

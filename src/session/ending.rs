@@ -1,104 +1,144 @@
-//! How streams end, and what is left of them.
+//! How streams and the tunnel end, and what is left of them.
 
-use alloc::boxed::Box;
-
-use bytes::Bytes;
-
+use super::dialect::Dialect;
 use super::endpoint::Session;
-use super::stream::Stream;
-use super::{Instant, Reason, Reset, Role, State, Version};
-use crate::wire::{Frame, Proto};
+use super::{Instant, Reason, Reset, Role, StreamId};
+
+/// How a stream ends on the wire.
+#[derive(Debug)]
+pub(super) enum Ending {
+    /// Both directions in good order, or a flow by this end.
+    Finished,
+    /// By the peer; a flow that it closes ends without a reset.
+    ByPeer(Option<Reset>),
+    /// By this end, which tells the peer.
+    Here(Reset),
+}
+
+impl Ending {
+    /// Whether what comes late from the peer needs no answer.
+    const fn is_final(&self, dialect: Dialect) -> bool {
+        // In v2 an ERROR and both CLOSEs are final.
+        matches!(self, Self::ByPeer(_)) || !dialect.peer_may_forget()
+    }
+}
 
 impl Session {
-    /// Ends a stream here and tells the peer.
-    pub(super) fn reset_slot(&mut self, slot: u32, reason: Reason, text: &str) {
-        let Some(s) = self.streams.slot_mut(slot) else {
+    /// Ends a stream. No effect if it is over on the wire.
+    pub(super) fn end(&mut self, stream: StreamId, ending: Ending) {
+        let answered = ending.is_final(self.dialect);
+        let (reset, tell) = match ending {
+            Ending::Finished => (None, false),
+            Ending::ByPeer(reset) => (reset, false),
+            Ending::Here(reset) => (Some(reset), true),
+        };
+        let Some(s) = self.streams.close(stream, reset, answered, self.dialect) else {
             return;
         };
-        if s.state == State::Closed {
-            return;
-        }
-        let (proto, id) = (s.proto, s.id);
-        let frame = if self.version == Version::V2 || self.role == Role::Acceptor {
-            let code = match self.version {
-                Version::V1 => 0,
-                Version::V2 => reason.code(),
-            };
-            let words = match self.version {
-                Version::V1 if text.is_empty() => alloc::format!("{reason}"),
-                Version::V1 => alloc::format!("{reason}: {text}"),
-                Version::V2 => text.into(),
-            };
-            let text = Bytes::from(words);
-            Frame::Error {
-                proto,
-                id,
-                code,
-                text,
+        self.linger.cancel(s);
+        self.sending.retire(s);
+        self.receiving.retire(s);
+        self.events.ended(s);
+        if let Some(reset) = s.life.reset() {
+            self.counters.reset();
+            if tell {
+                let (proto, id) = (s.proto(), s.wire_id());
+                let frame = self.dialect.reset(proto, id, reset.reason, &reset.text);
+                self.control.push(frame);
             }
-        } else {
-            Frame::Close { proto, id }
-        };
-        self.push_control(frame);
-        self.end_stream(slot, Some(Reset::new(reason, text)), false);
+        }
+        self.sending.wake(&mut self.streams, &mut self.events);
+        self.reap(stream);
     }
 
-    /// The stream is over on the wire. `answered`: late frames of the peer need no answer.
-    pub(super) fn end_stream(&mut self, slot: u32, reset: Option<Reset>, answered: bool) {
-        let Some(s) = self.streams.slot_mut(slot) else {
+    /// Resets a stream and drops what it holds.
+    pub(super) fn overflow(&mut self, stream: StreamId, text: &str) {
+        self.reset(stream, Reason::Overflow, text);
+        if let Some(s) = self.streams.get_mut(stream) {
+            self.receiving.discard(s);
+            // It may have ended in order before: what is lost now must not look like its end.
+            s.life.lose(Reset::new(Reason::Overflow, text));
+        }
+    }
+
+    /// Removes the stream if nobody needs it any more.
+    pub(super) fn reap(&mut self, stream: StreamId) {
+        if let Some(s) = self.streams.get_mut(stream).filter(|s| s.life.is_over()) {
+            self.receiving.discard(s);
+            self.streams.reap(stream);
+        }
+    }
+
+    /// The reader of a v1 stream pauses while others wait.
+    pub(super) fn give_up(&mut self, stalled: StreamId) {
+        let text = match self.dialect.role() {
+            Role::Opener => "the application does not read what the service sends",
+            Role::Acceptor => "the service does not read what the application sends",
+        };
+        self.reset(stalled, Reason::Overflow, text);
+    }
+
+    /// The transport has ended: every stream is reset, nothing more is transmitted.
+    pub fn handle_closed(&mut self, now: Instant, reason: Reason, text: &str) {
+        self.phase.close();
+        if let Some((stream, pause)) = self.receiving.blame(now) {
+            let reader = match self.dialect.role() {
+                Role::Opener => "the application",
+                Role::Acceptor => "the service",
+            };
+            let seconds = pause.as_secs();
+            let text = alloc::format!("{text}, after {reader} had not read for {seconds} s");
+            self.reset(stream, reason, &text);
+        }
+        for stream in self.streams.live() {
+            self.reset(stream, reason, text);
+        }
+        self.control.clear();
+        self.receiving.close();
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.is_closed() {
+            return None;
+        }
+        let linger = self.linger.next_timeout();
+        let stall = self.receiving.stalled_until();
+        let keepalive = self.keepalive.next_timeout();
+        [linger, stall, keepalive].into_iter().flatten().min()
+    }
+
+    /// Does what is due at `now`.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.is_closed() {
             return;
-        };
-        if s.state.is_pending() {
-            self.backlog -= 1;
-            self.early.settle(s);
         }
-        s.state = State::Closed;
-        if s.proto == Proto::Udp {
-            self.datagrams_unsent
-                .remove(s.queue.chunks(), s.queue.len());
+        if let Some(stalled) = self.receiving.look_at_stall(now, &self.streams) {
+            self.give_up(stalled);
         }
-        self.stats.unsent -= s.queue.clear();
-        if let Some(deadline) = s.deadline.take() {
-            self.deadlines.remove(&(deadline, slot));
-        }
-        self.lent -= s.window.grown();
-        let credit = match (s.proto, self.version) {
-            (Proto::Tcp, Version::V2) => s.window.credit(),
-            _ => u64::MAX,
-        };
-        let id = s.id;
-        if let Some(reset) = reset {
-            s.reset = Some(Box::new(reset));
-            self.stats.resets += 1;
-        }
-        if self.stall.is_some_and(|stall| stall.slot == slot) {
-            self.stall = None;
-        }
-        self.streams.detach(id);
-        // In v2 an ERROR or both CLOSEs are final: what is late needs no answer.
-        let answered = answered || self.version == Version::V2;
-        self.graves.bury(id, answered, credit);
-        self.notify_readable(slot);
-        self.notify_writable(slot);
-        self.wake_waiting();
-        self.clean_up(slot);
-    }
-
-    /// Drops the stream if nobody needs it any more.
-    pub(super) fn clean_up(&mut self, slot: u32) {
-        let over = |s: &mut Stream| s.flags.released && s.state == State::Closed;
-        if self.streams.slot_mut(slot).is_some_and(over) {
-            self.discard_unread(slot);
-            self.streams.remove(slot);
-        }
-    }
-
-    pub(super) fn set_deadline(&mut self, slot: u32, at: Instant) {
-        if let Some(s) = self.streams.slot_mut(slot) {
-            if let Some(old) = s.deadline.replace(at) {
-                self.deadlines.remove(&(old, slot));
+        let stalled_until = self.receiving.stalled_until();
+        while let Some(stream) = self.linger.due(now) {
+            let s = self.streams.get_mut(stream);
+            if let (Some(s), Some(until)) = (s, stalled_until) {
+                if self.linger.outlast(s, until, now) {
+                    continue;
+                }
             }
-            self.deadlines.insert((at, slot));
+            let text = "the other side did not end the connection";
+            self.reset(stream, Reason::Gone, text);
         }
+        if stalled_until.is_some() {
+            // Nothing is received, so silence proves nothing.
+            self.keepalive.heard(now);
+        } else if self.keepalive.handle_timeout(now) {
+            self.handle_closed(now, Reason::TimedOut, "the tunnel went silent");
+            self.events.peer_dead();
+        }
+    }
+
+    /// The transport showed that the peer lives without a message, for instance by a pong of its own.
+    pub fn handle_activity(&mut self, now: Instant) {
+        self.keepalive.heard(now);
     }
 }

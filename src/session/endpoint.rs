@@ -1,107 +1,94 @@
-use alloc::collections::{BTreeSet, VecDeque};
 use core::time::Duration;
 
-use bytes::Bytes;
-
-use super::control::{Cause, ControlQueue};
-use super::ids::{IdAllocator, Tombstones};
+use super::control::Control;
+use super::counters::Counters;
+use super::dialect::Dialect;
+use super::ending::Ending;
+use super::events::Events;
 use super::keepalive::Keepalive;
-use super::pool::Datagrams;
-use super::receiving::Early;
-use super::receiving::{Pause, Stall};
-use super::sending::Schedule;
+use super::linger::Linger;
+use super::phase::Phase;
+use super::receiving::Receiving;
+use super::sending::Sending;
 use super::stream::Stream;
 use super::streams::Streams;
 use super::{
-    Config, Event, Instant, OpenError, Reason, Recv, Reset, Role, State, Stats, StreamError,
-    StreamId, Version,
+    Config, Event, Instant, OpenError, Reason, Reset, Role, State, Stats, StreamError, StreamId,
+    StreamStats, Version, Violation,
 };
 use crate::wire::{ClientId, Frame, Proto};
+use bytes::Bytes;
 
-/// One end of one tunnel. See the [module](super) for how to drive it.
+/// One end of one tunnel. See the [module](super) for how to drive it, and for an example.
 ///
-/// A stream is there from open or [`Event::Incoming`] until [`release`](Self::release), however it ended.
+/// A stream exists from open or [`Event::Incoming`] until [`release`](Self::release), however it
+/// ended. Calls on a stream that was released have no effect or return an error.
+///
+/// ```
+/// use kohakuriver_tunnel::session::{Config, Instant, Role, Session, Transmit, Version};
+///
+/// let now = Instant::default();
+/// let mut session = Session::new(Role::Opener, Version::V2, Config::default(), now);
+/// session.open_tcp(8080, now)?;
+/// let Some(Transmit::Message(message)) = session.poll_transmit(now) else { panic!() };
+/// assert_eq!(message[..], [1, 0, 0, 0, 0, 1, 0x1f, 0x90]);
+/// # Ok::<(), kohakuriver_tunnel::session::OpenError>(())
+/// ```
 #[derive(Debug)]
 pub struct Session {
-    pub(super) role: Role,
-    pub(super) version: Version,
     pub(super) config: Config,
-
+    pub(super) dialect: Dialect,
     pub(super) streams: Streams,
-    ids: IdAllocator,
-    pub(super) graves: Tombstones,
-    /// Connections that wait to be accepted.
-    pub(super) backlog: usize,
-    pub(super) early: Early,
-    pub(super) pressed: bool,
-    pub(super) thrifty: bool,
-
-    pub(super) control: ControlQueue,
-    /// Streams with credit to announce.
-    pub(super) grants: VecDeque<StreamId>,
-    /// Flows with datagrams to send.
-    pub(super) flows: VecDeque<StreamId>,
-    /// Datagrams sent since the last piece of a stream.
-    pub(super) flow_run: u32,
-    pub(super) schedule: Schedule,
-    /// Streams that wait for `send_budget`.
-    pub(super) waiting: VecDeque<StreamId>,
-
-    pub(super) events: VecDeque<Event>,
-    /// Streams one direction of which is given up at a time.
-    pub(super) deadlines: BTreeSet<(Instant, u32)>,
+    pub(super) sending: Sending,
+    pub(super) receiving: Receiving,
+    pub(super) linger: Linger,
     pub(super) keepalive: Keepalive,
-    pub(super) stall: Option<Stall>,
-    pub(super) last_pause: Option<Pause>,
+    pub(super) events: Events,
+    pub(super) control: Control,
+    pub(super) counters: Counters,
+    pub(super) phase: Phase,
+    pub(super) pressed: bool,
+}
 
-    /// Bytes of windows lent beyond what every stream has.
-    pub(super) lent: usize,
-    /// The stream that last received a small piece, and when: somebody waits for an answer there.
-    pub(super) small_data: Option<(StreamId, Instant)>,
-    /// The datagrams in `Stats::unread` and `Stats::unsent`.
-    pub(super) datagrams_unread: Datagrams,
-    pub(super) datagrams_unsent: Datagrams,
-    pub(super) stats: Stats,
-
-    draining: bool,
-    peer_draining: bool,
-    closed: bool,
+/// What [`Session::recv`] found.
+///
+/// ```
+/// use kohakuriver_tunnel::session::{Config, Instant, Recv, Role, Session, Version};
+///
+/// let now = Instant::default();
+/// let mut session = Session::new(Role::Opener, Version::V2, Config::default(), now);
+/// let stream = session.open_tcp(80, now)?;
+/// assert_eq!(session.recv(stream, now), Ok(Recv::Blocked));
+/// # Ok::<(), kohakuriver_tunnel::session::OpenError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recv {
+    /// Bytes of a stream, or exactly one datagram.
+    Data(Bytes),
+    /// Nothing now; [`Event::Readable`] follows.
+    Blocked,
+    /// The peer has finished this direction.
+    Finished,
 }
 
 impl Session {
-    /// A new tunnel. `version` is what the handshake agreed on; `now` is the current time.
+    /// A new tunnel. `version` is what the handshake agreed on (PROTOCOL.md section 5.1).
     #[must_use]
     pub fn new(role: Role, version: Version, config: Config, now: Instant) -> Self {
         let config = config.clamped();
+        let dialect = Dialect::new(version, role);
         Self {
-            role,
-            version,
-            streams: Streams::default(),
-            ids: IdAllocator::starting_at(config.first_id.unwrap_or(1)),
-            graves: Tombstones::new(config.max_streams),
-            backlog: 0,
-            early: Early::default(),
+            dialect,
+            streams: Streams::new(&config),
+            sending: Sending::new(&config),
+            receiving: Receiving::new(&config, dialect),
+            linger: Linger::new(config.linger),
+            keepalive: Keepalive::new(dialect, &config, now),
+            events: Events::default(),
+            control: Control::new(role, config.max_replies),
+            counters: Counters::default(),
+            phase: Phase::default(),
             pressed: false,
-            thrifty: false,
-            control: ControlQueue::default(),
-            grants: VecDeque::new(),
-            flows: VecDeque::new(),
-            flow_run: 0,
-            schedule: Schedule::default(),
-            waiting: VecDeque::new(),
-            events: VecDeque::new(),
-            deadlines: BTreeSet::new(),
-            keepalive: Keepalive::new(version, &config, now),
-            stall: None,
-            last_pause: None,
-            lent: 0,
-            small_data: None,
-            datagrams_unread: Datagrams::default(),
-            datagrams_unsent: Datagrams::default(),
-            stats: Stats::default(),
-            draining: false,
-            peer_draining: false,
-            closed: false,
             config,
         }
     }
@@ -123,13 +110,13 @@ impl Session {
     }
 
     fn open(&mut self, proto: Proto, port: u16, now: Instant) -> Result<StreamId, OpenError> {
-        if self.closed {
+        if self.phase.is_closed() {
             return Err(OpenError::Closed);
         }
-        if self.role != Role::Opener {
+        if self.dialect.role() != Role::Opener {
             return Err(OpenError::NotOpener);
         }
-        if self.draining || self.peer_draining {
+        if self.phase.is_draining() {
             return Err(OpenError::Draining);
         }
         if self.streams.len() >= self.config.max_streams {
@@ -138,28 +125,13 @@ impl Session {
         if self.control.len() >= self.config.max_streams {
             return Err(OpenError::Congested);
         }
-        let (streams, graves) = (&self.streams, &self.graves);
-        let id = self
-            .ids
-            .allocate(|id| streams.find(id).is_some() || graves.contains(id));
-        self.push_control(Frame::Connect { proto, id, port });
-        self.stats.opened += 1;
+        let s = self.streams.open(proto, self.dialect, now);
+        let (stream, id) = (s.id(), s.wire_id());
+        self.control.push(Frame::Connect { proto, id, port });
+        self.counters.opened();
         // Now, while nothing queues yet.
         self.keepalive.want_sample(now);
-        Ok(self.insert(id, proto, State::Connecting, now))
-    }
-
-    pub(super) fn insert(
-        &mut self,
-        id: ClientId,
-        proto: Proto,
-        state: State,
-        now: Instant,
-    ) -> StreamId {
-        let version = self.version;
-        self.streams.insert(id, |generation| {
-            Stream::new(generation, id, proto, state, version, now)
-        })
+        Ok(stream)
     }
 
     /// Accepts a connection of [`Event::Incoming`].
@@ -168,176 +140,115 @@ impl Session {
     /// [`StreamError::Reset`] when the peer gave up meanwhile, [`StreamError::WrongState`] when it was
     /// answered before.
     pub fn accept(&mut self, stream: StreamId, now: Instant) -> Result<(), StreamError> {
-        let s = Self::checked(&mut self.streams, stream)?;
-        s.state = match s.state.after_accept() {
-            Some(next) => next,
-            None if s.state == State::Closed => {
-                let text = "closed by the other side";
-                return Err(StreamError::Reset(Reset::new(Reason::Gone, text)));
-            }
-            None => return Err(StreamError::WrongState),
-        };
-        let (proto, id) = (s.proto, s.id);
-        self.early.settle(s);
-        self.backlog -= 1;
-        self.push_control(Frame::Connected { proto, id });
+        let s = self.streams.accept(stream)?;
+        let (proto, id) = (s.proto(), s.wire_id());
+        self.receiving.settle(s);
+        self.sending.activate(s);
+        self.control.push(Frame::Connected { proto, id });
         self.keepalive.want_sample(now);
-        self.schedule_output(stream.slot);
-        self.reconsider_stall(now);
+        self.receiving.reconsider_stall(now, &self.streams);
         Ok(())
     }
 
-    /// Refuses a connection of [`Event::Incoming`] and releases it. Does nothing if it is gone already.
+    /// Refuses a connection of [`Event::Incoming`] and releases it. Has no effect if it is gone
+    /// already.
     pub fn reject(&mut self, stream: StreamId, reason: Reason, text: &str) {
         self.reset(stream, reason, text);
         if let Some(s) = self.streams.get_mut(stream) {
-            s.flags.released = true;
-            self.clean_up(stream.slot);
+            s.life.release();
+            self.reap(stream);
         }
     }
 
     /// Takes what was received on a stream or flow.
     ///
-    /// Reading grants the peer new credit, so [`poll_transmit`](Self::poll_transmit) may have something to
-    /// say. Data that came before a reset is still read first.
+    /// Reading grants the peer new credit, so [`poll_transmit`](Self::poll_transmit) may have something
+    /// to send. Data that came before a reset is still read first.
     ///
     /// # Errors
     /// [`StreamError::Reset`] once, and after, all data was read.
     pub fn recv(&mut self, stream: StreamId, now: Instant) -> Result<Recv, StreamError> {
         let s = self.streams.get_mut(stream).ok_or(StreamError::Unknown)?;
-        let Some(chunk) = s.unread.pop() else {
-            return match &s.reset {
-                Some(reset) => Err(StreamError::Reset((**reset).clone())),
-                None if s.state.can_receive() => Ok(Recv::Blocked),
+        match self.receiving.read(now, s) {
+            Some(chunk) => Ok(Recv::Data(chunk)),
+            None => match s.life.reset() {
+                Some(reset) => Err(StreamError::Reset(reset.clone())),
+                None if s.life.state().can_receive() => Ok(Recv::Blocked),
                 None => Ok(Recv::Finished),
-            };
-        };
-        self.stats.unread -= chunk.len();
-        if s.proto == Proto::Udp {
-            self.datagrams_unread.remove(1, chunk.len());
-        } else {
-            s.window.consume(chunk.len());
+            },
         }
-        self.queue_grant(stream.slot);
-        self.note_progress(stream.slot, chunk.len(), now);
-        Ok(Recv::Data(chunk))
     }
 
-    /// Says CLOSE after what was sent: the peer reads to the end and may go on sending.
+    /// Sends CLOSE after what was queued: the peer reads to the end and may go on sending.
     ///
     /// A datagram flow ends in both directions.
     pub fn finish(&mut self, stream: StreamId) {
         if let Some(s) = self.streams.get_mut(stream) {
-            s.finishing = true;
-            self.schedule_output(stream.slot);
+            self.sending.finish(s);
         }
     }
 
-    /// Ends both directions of a stream at once. What was queued is dropped, what was received can still be
-    /// read.
+    /// Ends both directions of a stream at once. What was queued is dropped, what was received can
+    /// still be read.
     ///
     /// The peer learns `reason` and `text` in v2, the text alone in v1 if this end is the acceptor.
     pub fn reset(&mut self, stream: StreamId, reason: Reason, text: &str) {
-        if self.streams.get(stream).is_some() {
-            self.reset_slot(stream.slot, reason, text);
-        }
+        self.end(stream, Ending::Here(Reset::new(reason, text)));
     }
 
     /// Throws away what has come and will come on a stream, and lets the peer go on sending it.
     pub fn discard(&mut self, stream: StreamId) {
         if let Some(s) = self.streams.get_mut(stream) {
-            s.flags.deaf = true;
-            s.window.consume(s.unread.len());
-            self.discard_unread(stream.slot);
-            self.queue_grant(stream.slot);
+            self.receiving.deafen(s);
         }
     }
 
     /// Gives the handle back: the last call on every stream.
     ///
-    /// What was sent still reaches the peer. If the peer goes on sending, the stream is reset.
+    /// What was sent still reaches the peer. If the peer goes on sending, the stream is reset. A
+    /// connection that was not accepted is refused.
     pub fn release(&mut self, stream: StreamId, now: Instant) {
         let Some(s) = self.streams.get_mut(stream) else {
             return;
         };
-        if s.state.is_pending() {
+        if s.life.state().is_pending() {
             return self.reject(stream, Reason::Gone, "not accepted");
         }
-        // With the credit for it, a peer that waits for some goes on and learns that nobody reads.
-        self.discard(stream);
-        let Some(s) = self.streams.get_mut(stream) else {
-            return;
-        };
-        s.finishing = true;
-        s.flags.released = true;
-        let finished = matches!(s.state, State::LocalFinished | State::ConnectingFinished);
-        if finished && s.deadline.is_none() {
-            self.set_deadline(stream.slot, now + self.config.linger);
+        s.life.release();
+        // With the credit for what is thrown away, a peer that waits for some goes on and learns that
+        // nobody reads.
+        self.receiving.deafen(s);
+        self.sending.finish(s);
+        if s.life.waits_for_peer() {
+            self.linger.start_once(s, now);
         }
-        self.schedule_output(stream.slot);
-        self.clean_up(stream.slot);
+        self.reap(stream);
     }
 
-    /// Measures the round trip now. v2 only.
+    /// Measures the round trip now. No effect in v1.
     pub fn ping(&mut self) {
-        if self.version == Version::V2 {
-            self.keepalive.want_ping();
-        }
+        self.keepalive.want_ping();
     }
 
-    /// Takes no new connections any more, here and at the peer; open streams go on (GOAWAY in v2).
+    /// Takes no new connections any more, here and at the peer; open streams go on. In v2 the peer is
+    /// told (GOAWAY, PROTOCOL.md section 5.7).
     pub fn drain(&mut self) {
-        if !self.draining && self.version == Version::V2 {
-            self.push_control(Frame::GoAway);
+        if self.phase.drain() && self.dialect.has_goaway() {
+            self.control.push(Frame::GoAway);
         }
-        self.draining = true;
     }
 
-    /// Drains and resets every stream with reason gone.
+    /// Drains, and resets every stream with reason gone.
     pub fn shutdown(&mut self) {
         self.drain();
-        for slot in self.streams.live() {
-            self.reset_slot(slot, Reason::Gone, "shutting down");
+        for stream in self.streams.live() {
+            self.reset(stream, Reason::Gone, "shutting down");
         }
     }
 
-    /// The transport has ended: every stream is reset, nothing more is transmitted.
-    pub fn handle_closed(&mut self, now: Instant, reason: Reason, text: &str) {
-        self.closed = true;
-        self.blame_pause(now, reason, text);
-        for slot in self.streams.live() {
-            self.reset_slot(slot, reason, text);
-        }
-        self.control.clear();
-        self.grants.clear();
-        self.deadlines.clear();
-    }
-
-    /// The next thing that happened. Of a stream that was released nothing is told any more.
+    /// The next event. None is about a stream that was released.
     pub fn poll_event(&mut self) -> Option<Event> {
-        while let Some(event) = self.events.pop_front() {
-            let wanted = match event {
-                Event::Readable(id) => {
-                    if let Some(s) = self.streams.get_mut(id) {
-                        s.flags.readable_queued = false;
-                    }
-                    self.is_held(id)
-                }
-                Event::Writable(id) => {
-                    if let Some(s) = self.streams.get_mut(id) {
-                        s.flags.writable_queued = false;
-                    }
-                    self.is_held(id)
-                }
-                Event::Incoming { stream, .. } => self.is_held(stream),
-                Event::Established(id) => self.is_held(id),
-                Event::GoAway | Event::PeerDead => true,
-            };
-            if wanted {
-                return Some(event);
-            }
-        }
-        None
+        self.events.next(&mut self.streams)
     }
 
     /// Whether [`poll_event`](Self::poll_event) may have something.
@@ -346,105 +257,56 @@ impl Session {
         !self.events.is_empty()
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) is to be called next.
-    #[must_use]
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        if self.closed {
-            return None;
-        }
-        let linger = self.deadlines.first().map(|(at, _)| *at);
-        let stall = self.stall.map(|stall| stall.until);
-        [linger, stall, self.keepalive.next_timeout()]
-            .into_iter()
-            .flatten()
-            .min()
-    }
-
-    /// Does what is due at `now`.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        if self.closed {
-            return;
-        }
-        self.handle_stall_timeout(now);
-        while let Some((at, slot)) = self.deadlines.first().copied() {
-            if at > now {
-                break;
-            }
-            let after_stall = self.stall.map(|stall| stall.until + self.config.linger);
-            if let Some(later) = after_stall.filter(|later| *later > now) {
-                // Its end may wait behind what is not received.
-                self.set_deadline(slot, later);
-                continue;
-            }
-            self.deadlines.remove(&(at, slot));
-            if let Some(s) = self.streams.slot_mut(slot) {
-                s.deadline = None;
-            }
-            let text = "the other side did not end the connection";
-            self.reset_slot(slot, Reason::Gone, text);
-        }
-        if self.stall.is_some() {
-            // Nothing is received, so silence says nothing.
-            self.keepalive.heard(now);
-        } else if self.keepalive.handle_timeout(now) {
-            self.handle_closed(now, Reason::TimedOut, "the tunnel went silent");
-            self.events.push_back(Event::PeerDead);
-        }
-    }
-
-    /// The transport showed life without a message, for instance by a pong of its own.
-    pub fn handle_activity(&mut self, now: Instant) {
-        self.keepalive.heard(now);
-    }
-
-    /// Whether [`poll_transmit`](Self::poll_transmit) may have something.
-    #[must_use]
-    pub fn has_transmit(&self) -> bool {
-        !self.closed
-            && (!self.control.is_empty()
-                || !self.grants.is_empty()
-                || !self.flows.is_empty()
-                || !self.schedule.is_empty()
-                || self.keepalive.has_output())
-    }
-
     /// Whether the transport may be read. False while a v1 stream is full (see
-    /// [`Config::v1_stall`]) or too many answers wait to be transmitted; becomes true again after `recv`,
-    /// `poll_transmit`, `release` or `handle_timeout`.
+    /// [`Config::v1_stall`]) or too many answers wait to be transmitted
+    /// ([`Config::max_replies`]). It can become true by `accept`, `recv`, `discard`, `reset`,
+    /// `release`, `poll_transmit` and `handle_timeout`.
     #[must_use]
     pub fn can_receive(&self) -> bool {
-        self.stall.as_ref().is_none_or(Stall::may_receive)
-            && self.control.replies() < self.config.max_replies
+        self.receiving.may_receive() && !self.control.is_congested()
     }
 
-    /// The state of a stream on the wire.
+    /// The state of a stream on the wire; `None` after its release.
     #[must_use]
     pub fn state(&self, stream: StreamId) -> Option<State> {
-        self.streams.get(stream).map(|s| s.state)
+        self.streams.get(stream).map(|s| s.life.state())
     }
 
-    /// The client id a stream has, or had, on the wire.
+    /// The client id that a stream has, or had, on the wire.
     #[must_use]
     pub fn client_id(&self, stream: StreamId) -> Option<ClientId> {
-        self.streams.get(stream).map(|s| s.id)
+        self.streams.get(stream).map(Stream::wire_id)
     }
 
     /// How a stream was reset, if it was.
     #[must_use]
     pub fn reset_of(&self, stream: StreamId) -> Option<&Reset> {
-        self.streams.get(stream)?.reset.as_deref()
+        self.streams.get(stream)?.life.reset()
     }
 
-    /// Counters.
+    /// Counters of one stream; `None` after its release.
+    #[must_use]
+    pub fn stream_stats(&self, stream: StreamId) -> Option<StreamStats> {
+        self.streams.get(stream).map(Stream::stats)
+    }
+
+    /// Counters of the tunnel.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats {
-            streams: self.streams.len(),
-            ..self.stats
-        }
+        let mut stats = self.counters.stats();
+        self.sending.count(&mut stats);
+        self.receiving.count(&mut stats);
+        stats.streams = self.streams.len();
+        stats
     }
 
-    /// The round trip to the peer, if it was measured. v2 only.
+    /// How the peer last broke the protocol, if it did; see [`Event::Violation`].
+    #[must_use]
+    pub const fn last_violation(&self) -> Option<Violation> {
+        self.events.last_violation()
+    }
+
+    /// The round trip to the peer, if it was measured. Never in v1.
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {
         self.keepalive.rtt()
@@ -453,7 +315,7 @@ impl Session {
     /// Whether this end or the peer takes no new connections.
     #[must_use]
     pub const fn is_draining(&self) -> bool {
-        self.draining || self.peer_draining
+        self.phase.is_draining()
     }
 
     /// Whether there are no streams.
@@ -465,61 +327,15 @@ impl Session {
     /// Whether the transport has ended.
     #[must_use]
     pub const fn is_closed(&self) -> bool {
-        self.closed
+        self.phase.is_closed()
     }
 
-    /// Whether the stream is there and was not released.
-    fn is_held(&self, stream: StreamId) -> bool {
-        self.streams.get(stream).is_some_and(|s| !s.flags.released)
-    }
-
-    pub(super) fn checked(
-        streams: &mut Streams,
-        stream: StreamId,
-    ) -> Result<&mut Stream, StreamError> {
-        let s = streams.get_mut(stream).ok_or(StreamError::Unknown)?;
-        match &s.reset {
-            Some(reset) => Err(StreamError::Reset((**reset).clone())),
-            None => Ok(s),
-        }
-    }
-
-    /// Queues a control message. All that an acceptor says was caused by the peer, in the end.
-    pub(super) fn push_control(&mut self, frame: Frame<Bytes>) {
-        let cause = match self.role {
-            Role::Opener => Cause::Own,
-            Role::Acceptor => Cause::Reply,
-        };
-        self.control.push(frame, cause);
-    }
-
-    pub(super) fn handle_goaway(&mut self) {
-        if !self.peer_draining {
-            self.peer_draining = true;
-            self.events.push_back(Event::GoAway);
-        }
-    }
-
-    pub(super) fn notify_readable(&mut self, slot: u32) {
-        if let Some(s) = self.streams.slot_mut(slot) {
-            if !s.flags.readable_queued && !s.flags.released {
-                s.flags.readable_queued = true;
-                let generation = s.generation;
-                self.events
-                    .push_back(Event::Readable(StreamId { slot, generation }));
-            }
-        }
-    }
-
-    pub(super) fn notify_writable(&mut self, slot: u32) {
-        if let Some(s) = self.streams.slot_mut(slot) {
-            if s.flags.blocked && !s.flags.writable_queued && !s.flags.released {
-                s.flags.blocked = false;
-                s.flags.writable_queued = true;
-                let generation = s.generation;
-                self.events
-                    .push_back(Event::Writable(StreamId { slot, generation }));
-            }
-        }
+    /// Whether what the parts have counted is what their streams hold: for tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn audit(&self) -> bool {
+        self.streams.audit()
+            && self.sending.audit(&self.streams)
+            && self.receiving.audit(&self.streams)
     }
 }

@@ -1,29 +1,30 @@
-use bytes::Bytes;
+use alloc::collections::VecDeque;
 
+use super::ready::Place;
+use super::stream::Stream;
+use super::streams::Streams;
+use super::{StreamId, Violation};
 use crate::wire::Proto;
 
-/// Names a stream or flow of one [`Session`](super::Session) from open or accept to release.
+/// What happened. An event says only where to look; a call on the session returns what is there.
 ///
-/// Unlike the client id on the wire it is never used again for another stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct StreamId {
-    pub(super) slot: u32,
-    pub(super) generation: u32,
-}
-
-impl StreamId {
-    /// A small number, unique among the streams that live now: an index for the caller's own tables.
-    #[must_use]
-    pub const fn slot(self) -> usize {
-        self.slot as usize
-    }
-}
-
-/// What happened. Each says only that there is something to look at; a call on the session tells what.
+/// ```
+/// use kohakuriver_tunnel::session::{Config, Event, Instant, Role, Session, Version};
+/// use kohakuriver_tunnel::wire::{ClientId, Frame, Proto};
+///
+/// let now = Instant::default();
+/// let mut session = Session::new(Role::Acceptor, Version::V2, Config::default(), now);
+/// let (proto, id) = (Proto::Tcp, ClientId(1));
+/// let connect = Frame::<&[u8]>::Connect { proto, id, port: 80 };
+/// session.handle_message(now, connect.to_bytes())?;
+/// let Some(Event::Incoming { stream, port: 80, .. }) = session.poll_event() else { panic!() };
+/// session.accept(stream, now).unwrap();
+/// # Ok::<(), kohakuriver_tunnel::session::Violation>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// The peer wants to connect. Answer with [`accept`](super::Session::accept) or
+    /// The peer asks for a connection. Answer with [`accept`](super::Session::accept) or
     /// [`reject`](super::Session::reject).
     Incoming {
         /// The new stream.
@@ -37,60 +38,128 @@ pub enum Event {
     Established(StreamId),
     /// There is data, the end of data, or a reset.
     Readable(StreamId),
-    /// Sending, refused before or asked for, is possible again or was ended by a reset.
+    /// Sending, refused before or [asked for](super::Session::request_writable), is possible now or
+    /// was ended by a reset.
     Writable(StreamId),
     /// The peer takes no new connections (GOAWAY). v2 only.
     GoAway,
     /// The peer has been silent for two keepalive intervals: every stream was reset.
     PeerDead,
+    /// The peer broke the protocol, once or more since the last event of this kind.
+    /// [`last_violation`](super::Session::last_violation) says how,
+    /// [`Stats::violations`](super::Stats::violations) how often. However often it does, at most one
+    /// such event waits.
+    Violation,
 }
 
-/// What to hand to the transport.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Transmit {
-    /// One tunnel message.
-    Message(Bytes),
-    /// The transport's own ping, where it has one: v1 has no keepalive of its own.
-    Probe,
+/// Events that wait for the application. Parts add to it and never look at it.
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    queue: VecDeque<Event>,
+    violation: Place,
+    last_violation: Option<Violation>,
 }
 
-/// What [`recv`](super::Session::recv) found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Recv {
-    /// Bytes of a stream, or exactly one datagram.
-    Data(Bytes),
-    /// Nothing now; [`Event::Readable`] follows.
-    Blocked,
-    /// The peer has finished this direction.
-    Finished,
+/// What the application was told of a stream, and what it wants to be told.
+#[derive(Debug, Default)]
+pub(super) struct Notice {
+    readable: Place,
+    writable: Place,
+    wants_writable: bool,
 }
 
-/// Counters since the session began. All only grow, but for the last three.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Streams and flows opened here or asked for by the peer.
-    pub opened: u64,
-    /// Streams ended by a reset, of either side.
-    pub resets: u64,
-    /// Connections of the peer that this end refused because a bound was reached or it drains.
-    pub refused: u64,
-    /// Payload bytes transmitted.
-    pub bytes_sent: u64,
-    /// Payload bytes received for a known stream.
-    pub bytes_received: u64,
-    /// Breaches of the protocol by the peer, as [`Violation`](super::Violation).
-    pub violations: u64,
-    /// DATA for ids that were not, or no longer, known.
-    pub stray_data: u64,
-    /// Datagrams to the peer dropped because newer ones came, or because they were too long.
-    pub datagrams_dropped_sending: u64,
-    /// Datagrams from the peer dropped because they were not read, or because they were too long.
-    pub datagrams_dropped_receiving: u64,
-    /// Streams and flows now.
-    pub streams: usize,
-    /// Bytes received and not read now.
-    pub unread: usize,
-    /// Bytes accepted for sending and not transmitted now.
-    pub unsent: usize,
+impl Events {
+    pub(super) fn incoming(&mut self, s: &Stream, port: u16) {
+        self.queue.push_back(Event::Incoming {
+            stream: s.id(),
+            proto: s.proto(),
+            port,
+        });
+    }
+
+    pub(super) fn established(&mut self, s: &Stream) {
+        self.queue.push_back(Event::Established(s.id()));
+    }
+
+    pub(super) fn readable(&mut self, s: &mut Stream) {
+        if s.life.is_held() && s.notice.readable.take() {
+            self.queue.push_back(Event::Readable(s.id()));
+        }
+    }
+
+    /// Sending is possible again: told to an application that asked for it.
+    pub(super) fn writable(&mut self, s: &mut Stream) {
+        if s.notice.wants_writable && s.life.is_held() && s.notice.writable.take() {
+            s.notice.wants_writable = false;
+            self.queue.push_back(Event::Writable(s.id()));
+        }
+    }
+
+    /// The stream has ended: whoever reads or waits to write is told.
+    pub(super) fn ended(&mut self, s: &mut Stream) {
+        self.readable(s);
+        self.writable(s);
+    }
+
+    pub(super) fn go_away(&mut self) {
+        self.queue.push_back(Event::GoAway);
+    }
+
+    pub(super) fn peer_dead(&mut self) {
+        self.queue.push_back(Event::PeerDead);
+    }
+
+    /// Keeps the last violation and queues one event for all that wait, so a peer cannot make the queue
+    /// grow.
+    pub(super) fn violation(&mut self, violation: Violation) {
+        self.last_violation = Some(violation);
+        if self.violation.take() {
+            self.queue.push_back(Event::Violation);
+        }
+    }
+
+    /// The next event. None is about a stream that was released.
+    pub(super) fn next(&mut self, streams: &mut Streams) -> Option<Event> {
+        while let Some(event) = self.queue.pop_front() {
+            let id = match event {
+                Event::Incoming { stream, .. } => stream,
+                Event::Established(id) | Event::Readable(id) | Event::Writable(id) => id,
+                Event::Violation => {
+                    self.violation.leave();
+                    return Some(event);
+                }
+                Event::GoAway | Event::PeerDead => return Some(event),
+            };
+            let Some(s) = streams.get_mut(id) else {
+                continue;
+            };
+            match event {
+                Event::Readable(_) => s.notice.readable.leave(),
+                Event::Writable(_) => s.notice.writable.leave(),
+                _ => {}
+            }
+            if s.life.is_held() {
+                return Some(event);
+            }
+        }
+        None
+    }
+
+    pub(super) const fn last_violation(&self) -> Option<Violation> {
+        self.last_violation
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+}
+
+impl Notice {
+    pub(super) fn want_writable(&mut self, wanted: bool) {
+        self.wants_writable = wanted;
+    }
+
+    pub(super) const fn wants_writable(&self) -> bool {
+        self.wants_writable
+    }
 }

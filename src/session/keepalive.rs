@@ -2,12 +2,14 @@ use core::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Config, Instant, Version};
+use super::dialect::Dialect;
+use super::{Config, Instant};
 
-/// Whether the peer lives, and how far away it is.
+/// Whether the peer lives, and the round trip to it (PROTOCOL.md section 5.8).
 #[derive(Debug)]
 pub(super) struct Keepalive {
-    version: Version,
+    /// Whether the peer answers a PING so that it can be told from others.
+    has_echo: bool,
     interval: Option<Duration>,
     last_heard: Instant,
     /// When the running silence was probed.
@@ -24,9 +26,9 @@ impl Keepalive {
     /// How often the round trip is measured while data arrives.
     const SAMPLE_EVERY: Duration = Duration::from_millis(500);
 
-    pub(super) fn new(version: Version, config: &Config, now: Instant) -> Self {
+    pub(super) fn new(dialect: Dialect, config: &Config, now: Instant) -> Self {
         Self {
-            version,
+            has_echo: dialect.has_echo(),
             interval: config.keepalive,
             last_heard: now,
             probed: None,
@@ -44,18 +46,19 @@ impl Keepalive {
         self.probed = None;
     }
 
-    /// A stream begins or data arrived: measure the round trip unless that was done just now.
+    /// A stream begins or data arrived: measures the round trip, unless that was done just now.
     pub(super) fn want_sample(&mut self, now: Instant) {
         let recent = self
             .last_sample
             .is_some_and(|at| now - at < Self::SAMPLE_EVERY);
-        if self.version == Version::V2 && self.ping.is_none() && !recent {
+        if self.has_echo && self.ping.is_none() && !recent {
             self.ping_wanted = true;
         }
     }
 
+    /// Measures the round trip now, where it can be measured.
     pub(super) fn want_ping(&mut self) {
-        self.ping_wanted = true;
+        self.ping_wanted |= self.has_echo;
     }
 
     /// The payload of a PING to send now: that of the last, until it is answered.
@@ -85,7 +88,8 @@ impl Keepalive {
         self.ping = None;
         self.last_sample = Some(now);
         let sample = now - sent;
-        // Near the smallest: queues, ours included, must not make the path look longer.
+        // Minimum filter: lower samples count at once, higher ones by 1/64. Samples include queueing
+        // delay, also that of this end.
         self.rtt = Some(match self.rtt {
             Some(rtt) if sample > rtt => rtt + (sample - rtt) / 64,
             _ => sample,
@@ -103,9 +107,9 @@ impl Keepalive {
             None if now - self.last_heard < interval => {}
             None => {
                 self.probed = Some(now);
-                match self.version {
-                    Version::V1 => self.probe_wanted = true,
-                    Version::V2 => self.ping_wanted = true,
+                match self.has_echo {
+                    true => self.ping_wanted = true,
+                    false => self.probe_wanted = true,
                 }
             }
         }

@@ -1,4 +1,6 @@
-use super::Version;
+use alloc::boxed::Box;
+
+use super::{Reason, Reset, StreamError, Version};
 use crate::wire::{Kind, Proto};
 
 /// Where a stream is between CONNECT and its end (PROTOCOL.md sections 4.2 and 5.3).
@@ -42,67 +44,68 @@ pub enum State {
     Closed,
 }
 
-/// What a message does to a stream.
+/// What a message does to a stream: the words of the tables in PROTOCOL.md.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Goes to this state.
+    /// The stream goes to this state. To [`Closed`](State::Closed), the table's "over", in good order.
     Become(State),
-    /// Is taken; the state stays.
+    /// "taken": the state stays.
     Take,
-    /// Is late but normal: nothing happens.
+    /// "ignored": late but normal.
     Ignore,
-    /// Ends the stream at once, as the peer asked.
-    Abort,
-    /// Breaks the protocol: counted, otherwise ignored.
+    /// "ended": both directions end because the peer said so.
+    End,
+    /// "violation": counted, otherwise ignored.
     Violation,
-    /// Breaks the protocol in a way that would lose bytes: the stream is reset.
-    Fatal,
+    /// "reset": breaks the protocol in a way that would lose bytes. This end resets the stream.
+    Reset,
 }
 
 impl State {
     /// What a message of `kind` does in this state.
-    pub(super) fn on_message(self, kind: Kind, proto: Proto, version: Version) -> Verdict {
+    pub(super) const fn on_message(self, kind: Kind, proto: Proto, version: Version) -> Verdict {
         use State::{
             Closed, Connecting, ConnectingFinished, LocalFinished, Open, Pending, PendingFinished,
             RemoteFinished,
         };
-        let v2 = version == Version::V2;
-        match (kind, self) {
-            (Kind::Ping | Kind::Pong | Kind::GoAway, _) => Verdict::Take,
-            (Kind::Connect, Closed) => Verdict::Take,
-            (_, Closed) => Verdict::Ignore,
+        use Version::{V1, V2};
+        match (kind, self, version) {
+            (Kind::Window | Kind::GoAway, _, V1) => Verdict::Violation,
+            (Kind::Ping | Kind::Pong | Kind::GoAway, ..) => Verdict::Take,
+            (Kind::Connect, Closed, _) => Verdict::Take,
+            (_, Closed, _) => Verdict::Ignore,
 
-            (Kind::Connect, _) => Verdict::Violation,
+            (Kind::Connect, ..) => Verdict::Violation,
 
-            (Kind::Connected, Connecting) => Verdict::Become(Open),
-            (Kind::Connected, ConnectingFinished) => Verdict::Become(LocalFinished),
-            (Kind::Connected, _) => Verdict::Violation,
+            (Kind::Connected, Connecting, _) => Verdict::Become(Open),
+            (Kind::Connected, ConnectingFinished, _) => Verdict::Become(LocalFinished),
+            (Kind::Connected, ..) => Verdict::Violation,
 
-            (Kind::Error, _) => Verdict::Abort,
+            (Kind::Error, ..) => Verdict::End,
 
-            (Kind::Data, Open | LocalFinished | Pending) => Verdict::Take,
-            (Kind::Data, Connecting | ConnectingFinished) => Verdict::Fatal,
-            (Kind::Data, PendingFinished | RemoteFinished) if v2 => Verdict::Fatal,
-            (Kind::Data, PendingFinished | RemoteFinished) => Verdict::Ignore,
+            (Kind::Data, Open | LocalFinished | Pending, _) => Verdict::Take,
+            (Kind::Data, Connecting | ConnectingFinished, _) => Verdict::Reset,
+            (Kind::Data, PendingFinished | RemoteFinished, V1) => Verdict::Ignore,
+            (Kind::Data, PendingFinished | RemoteFinished, V2) => Verdict::Reset,
 
             // A datagram flow has no directions to end apart.
-            (Kind::Close, _) if proto == Proto::Udp => Verdict::Abort,
-            (Kind::Close, Connecting | ConnectingFinished) => Verdict::Abort,
-            (Kind::Close, Pending) => Verdict::Become(PendingFinished),
-            (Kind::Close, Open) => Verdict::Become(RemoteFinished),
-            (Kind::Close, LocalFinished) => Verdict::Become(Closed),
-            (Kind::Close, PendingFinished | RemoteFinished) if v2 => Verdict::Violation,
+            (Kind::Close, ..) if matches!(proto, Proto::Udp) => Verdict::End,
+            (Kind::Close, Connecting | ConnectingFinished, _) => Verdict::End,
+            (Kind::Close, Pending, _) => Verdict::Become(PendingFinished),
+            (Kind::Close, Open, _) => Verdict::Become(RemoteFinished),
+            (Kind::Close, LocalFinished, _) => Verdict::Become(Closed),
             // v1 has no reset: the second CLOSE says that nobody listens any more.
-            (Kind::Close, PendingFinished | RemoteFinished) => Verdict::Abort,
+            (Kind::Close, PendingFinished | RemoteFinished, V1) => Verdict::End,
+            (Kind::Close, PendingFinished | RemoteFinished, V2) => Verdict::Violation,
 
-            (Kind::Window, _) if proto == Proto::Udp || !v2 => Verdict::Violation,
-            (Kind::Window, LocalFinished | ConnectingFinished) => Verdict::Ignore,
-            (Kind::Window, _) => Verdict::Take,
+            (Kind::Window, ..) if matches!(proto, Proto::Udp) => Verdict::Violation,
+            (Kind::Window, LocalFinished | ConnectingFinished, _) => Verdict::Ignore,
+            (Kind::Window, ..) => Verdict::Take,
         }
     }
 
     /// After CLOSE was sent.
-    pub(super) fn after_finish(self) -> Self {
+    const fn after_finish(self) -> Self {
         match self {
             Self::Connecting => Self::ConnectingFinished,
             Self::Open => Self::LocalFinished,
@@ -112,7 +115,7 @@ impl State {
     }
 
     /// After CONNECTED was sent.
-    pub(super) fn after_accept(self) -> Option<Self> {
+    const fn after_accept(self) -> Option<Self> {
         match self {
             Self::Pending => Some(Self::Open),
             Self::PendingFinished => Some(Self::RemoteFinished),
@@ -145,111 +148,209 @@ impl State {
     }
 }
 
+/// Where one stream is in its life, how it was reset, and whether anybody holds it.
+#[derive(Debug)]
+pub(super) struct Life {
+    state: State,
+    reset: Option<Box<Reset>>,
+    released: bool,
+}
+
+impl Life {
+    pub(super) const fn new(state: State) -> Self {
+        Self {
+            state,
+            reset: None,
+            released: false,
+        }
+    }
+
+    /// A message has led to this state.
+    pub(super) fn advance(&mut self, next: State) {
+        self.state = next;
+    }
+
+    /// The application accepts the connection.
+    pub(super) fn accept(&mut self) -> Result<(), StreamError> {
+        match self.state.after_accept() {
+            Some(next) => self.state = next,
+            None if self.state == State::Closed => {
+                let text = "closed by the other side";
+                return Err(StreamError::Reset(Reset::new(Reason::Gone, text)));
+            }
+            None => return Err(StreamError::WrongState),
+        }
+        Ok(())
+    }
+
+    /// CLOSE was sent. Says whether the stream is over by that.
+    pub(super) fn finish(&mut self, proto: Proto) -> bool {
+        let next = match proto {
+            Proto::Tcp => self.state.after_finish(),
+            Proto::Udp => State::Closed,
+        };
+        if next == State::Closed {
+            return true;
+        }
+        self.state = next;
+        false
+    }
+
+    /// The stream is over on the wire.
+    pub(super) fn end(&mut self, reset: Option<Reset>) {
+        self.state = State::Closed;
+        if let Some(reset) = reset {
+            self.reset = Some(Box::new(reset));
+        }
+    }
+
+    /// Bytes that were received are lost, after the end too: what is left must not look complete.
+    pub(super) fn lose(&mut self, reset: Reset) {
+        self.reset.get_or_insert_with(|| Box::new(reset));
+    }
+
+    /// The application gives its handle back.
+    pub(super) fn release(&mut self) {
+        self.released = true;
+    }
+
+    pub(super) const fn state(&self) -> State {
+        self.state
+    }
+
+    pub(super) fn reset(&self) -> Option<&Reset> {
+        self.reset.as_deref()
+    }
+
+    /// Whether the application has not given its handle back.
+    pub(super) const fn is_held(&self) -> bool {
+        !self.released
+    }
+
+    pub(super) const fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed)
+    }
+
+    /// Whether this end has said CLOSE and the peer has not.
+    pub(super) const fn waits_for_peer(&self) -> bool {
+        matches!(self.state, State::LocalFinished | State::ConnectingFinished)
+    }
+
+    /// Whether nobody needs the stream any more.
+    pub(super) const fn is_over(&self) -> bool {
+        self.released && self.is_closed()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::*;
 
-    /// Every message kind x every state, for a byte stream: v1 and v2 side by side.
+    const PROTOCOL: &str = include_str!("../../PROTOCOL.md");
+
+    const KINDS: [Kind; 9] = [
+        Kind::Connect,
+        Kind::Connected,
+        Kind::Data,
+        Kind::Close,
+        Kind::Error,
+        Kind::Ping,
+        Kind::Pong,
+        Kind::Window,
+        Kind::GoAway,
+    ];
+
+    const STATES: [(&str, State); 8] = [
+        ("Connecting", State::Connecting),
+        ("Connecting-Finished", State::ConnectingFinished),
+        ("Pending", State::Pending),
+        ("Pending-Finished", State::PendingFinished),
+        ("Open", State::Open),
+        ("Local-Finished", State::LocalFinished),
+        ("Remote-Finished", State::RemoteFinished),
+        ("Closed", State::Closed),
+    ];
+
+    fn state(name: &str) -> Option<State> {
+        let known = STATES.iter().find(|(known, _)| *known == name);
+        known.map(|(_, state)| *state)
+    }
+
+    /// What a cell of the tables says.
+    fn verdict(cell: &str) -> Verdict {
+        match cell {
+            "violation" => Verdict::Violation,
+            // What v1 sends back to DATA for an id that is not live is no matter of a stream.
+            "ignored" | "one CLOSE back" => Verdict::Ignore,
+            "taken" | "new: Pending" => Verdict::Take,
+            "ended" => Verdict::End,
+            "reset" => Verdict::Reset,
+            "over" => Verdict::Become(State::Closed),
+            name => Verdict::Become(state(name).unwrap_or_else(|| panic!("no verdict: {name}"))),
+        }
+    }
+
+    fn cells(line: &str) -> Vec<&str> {
+        line.trim()
+            .trim_matches('|')
+            .split('|')
+            .map(str::trim)
+            .collect()
+    }
+
+    /// The table of PROTOCOL.md in `section` that has a column for each state: its rows.
+    fn table(section: &str) -> Vec<(Kind, Vec<(State, Verdict)>)> {
+        let (_, text) = PROTOCOL.split_once(section).unwrap();
+        let mut lines = text
+            .lines()
+            .skip_while(|line| !line.starts_with("| | Connecting |"));
+        let columns: Vec<State> = cells(lines.next().unwrap())[1..]
+            .iter()
+            .map(|name| match *name {
+                "not live" => State::Closed,
+                name => state(name).unwrap_or_else(|| panic!("no state: {name}")),
+            })
+            .collect();
+        let rows = lines.skip(1).take_while(|line| line.starts_with('|'));
+        rows.map(|line| {
+            let cells = cells(line);
+            let named = KINDS
+                .iter()
+                .find(|kind| alloc::format!("{kind}") == cells[0]);
+            assert_eq!(cells.len() - 1, columns.len(), "{line}");
+            let verdicts = cells[1..].iter().map(|cell| verdict(cell));
+            let row = columns.iter().copied().zip(verdicts).collect();
+            (*named.unwrap_or_else(|| panic!("no type: {line}")), row)
+        })
+        .collect()
+    }
+
+    /// Every message type in every state of a byte stream is what PROTOCOL.md says, in both versions.
     #[test]
-    fn every_kind_in_every_state_has_a_row() {
-        use State::*;
-        use Verdict::*;
-        let states = [
-            Connecting,
-            ConnectingFinished,
-            Pending,
-            PendingFinished,
-            Open,
-            LocalFinished,
-            RemoteFinished,
-            Closed,
-        ];
-        let tunnel = [Take; 8];
-        let table: [(Kind, [Verdict; 8], [Verdict; 8]); 9] = [
-            (
-                Kind::Connect,
-                [
-                    Violation, Violation, Violation, Violation, Violation, Violation, Violation,
-                    Take,
-                ],
-                [
-                    Violation, Violation, Violation, Violation, Violation, Violation, Violation,
-                    Take,
-                ],
-            ),
-            (
-                Kind::Connected,
-                [
-                    Become(Open),
-                    Become(LocalFinished),
-                    Violation,
-                    Violation,
-                    Violation,
-                    Violation,
-                    Violation,
-                    Ignore,
-                ],
-                [
-                    Become(Open),
-                    Become(LocalFinished),
-                    Violation,
-                    Violation,
-                    Violation,
-                    Violation,
-                    Violation,
-                    Ignore,
-                ],
-            ),
-            (
-                Kind::Data,
-                [Fatal, Fatal, Take, Ignore, Take, Take, Ignore, Ignore],
-                [Fatal, Fatal, Take, Fatal, Take, Take, Fatal, Ignore],
-            ),
-            (
-                Kind::Close,
-                [
-                    Abort,
-                    Abort,
-                    Become(PendingFinished),
-                    Abort,
-                    Become(RemoteFinished),
-                    Become(Closed),
-                    Abort,
-                    Ignore,
-                ],
-                [
-                    Abort,
-                    Abort,
-                    Become(PendingFinished),
-                    Violation,
-                    Become(RemoteFinished),
-                    Become(Closed),
-                    Violation,
-                    Ignore,
-                ],
-            ),
-            (
-                Kind::Error,
-                [Abort, Abort, Abort, Abort, Abort, Abort, Abort, Ignore],
-                [Abort, Abort, Abort, Abort, Abort, Abort, Abort, Ignore],
-            ),
-            (Kind::Ping, tunnel, tunnel),
-            (Kind::Pong, tunnel, tunnel),
-            (
-                Kind::Window,
-                [
-                    Violation, Violation, Violation, Violation, Violation, Violation, Violation,
-                    Ignore,
-                ],
-                [Take, Ignore, Take, Take, Take, Ignore, Take, Ignore],
-            ),
-            (Kind::GoAway, tunnel, tunnel),
-        ];
-        for (kind, v1, v2) in table {
-            for (i, state) in states.into_iter().enumerate() {
-                let verdict = |version| state.on_message(kind, Proto::Tcp, version);
-                assert_eq!(verdict(Version::V1), v1[i], "v1 {kind} in {state:?}");
-                assert_eq!(verdict(Version::V2), v2[i], "v2 {kind} in {state:?}");
+    fn the_tables_of_the_protocol_hold() {
+        for (section, version) in [
+            ("### 4.2 Stream states and rules", Version::V1),
+            ("### 5.3 Stream states", Version::V2),
+        ] {
+            let table = table(section);
+            for kind in KINDS {
+                let row = table.iter().find(|(named, _)| *named == kind);
+                // Types without a row are about the tunnel, and taken in every state.
+                let tunnel = || STATES.map(|(_, state)| (state, Verdict::Take)).to_vec();
+                assert_eq!(
+                    row.is_none(),
+                    matches!(kind, Kind::Ping | Kind::Pong)
+                        || (kind, version) == (Kind::GoAway, Version::V2),
+                    "{version:?} {kind}"
+                );
+                let row = row.map_or_else(tunnel, |(_, row)| row.clone());
+                assert_eq!(row.len(), STATES.len());
+                for (state, expected) in row {
+                    let verdict = state.on_message(kind, Proto::Tcp, version);
+                    assert_eq!(verdict, expected, "{version:?} {kind} in {state:?}");
+                }
             }
         }
     }
@@ -259,7 +360,7 @@ mod tests {
         for state in [State::Pending, State::Open, State::Connecting] {
             for version in [Version::V1, Version::V2] {
                 let verdict = state.on_message(Kind::Close, Proto::Udp, version);
-                assert_eq!(verdict, Verdict::Abort);
+                assert_eq!(verdict, Verdict::End);
             }
         }
     }

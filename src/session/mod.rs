@@ -33,6 +33,8 @@
 
 mod config;
 mod control;
+mod counters;
+mod dialect;
 mod ending;
 mod endpoint;
 mod error;
@@ -41,10 +43,13 @@ mod greeting;
 mod ids;
 mod keepalive;
 mod life;
+mod linger;
 mod outgoing;
 mod peer;
+mod phase;
 mod pool;
 mod pressure;
+mod ready;
 mod receiving;
 mod sending;
 mod stream;
@@ -52,11 +57,14 @@ mod streams;
 mod time;
 
 pub use self::config::Config;
-pub use self::endpoint::Session;
+pub use self::counters::{Stats, StreamStats};
+pub use self::endpoint::{Recv, Session};
 pub use self::error::{OpenError, Reason, Reset, SendError, StreamError, Violation, clean_text};
-pub use self::events::{Event, Recv, Stats, StreamId, Transmit};
+pub use self::events::Event;
 pub use self::greeting::{Greeting, NotOffered};
 pub use self::life::State;
+pub use self::outgoing::Transmit;
+pub use self::streams::StreamId;
 pub use self::time::Instant;
 
 /// Bytes each side of a v2 stream may send before the first WINDOW (PROTOCOL.md section 5.5).

@@ -1,28 +1,23 @@
-//! What the peer's messages do.
-
-use core::time::Duration;
+//! What each message of the peer does.
 
 use bytes::Bytes;
 
-use super::control::Cause;
+use super::ending::Ending;
 use super::endpoint::Session;
 use super::life::Verdict;
-use super::{
-    Event, Instant, MAX_DATAGRAM, Reason, Reset, Role, State, StreamId, Version, Violation,
-};
+use super::receiving::{Receiving, Taken};
+use super::stream::Stream;
+use super::streams::OnWire;
+use super::{Instant, Reason, Reset, Role, State, Violation};
 use crate::wire::{ClientId, Frame, Kind, Proto};
 
 impl Session {
-    /// Less than a TCP segment: what bulk leaves only at its end, and dialogue most of the time.
-    const SMALL_DATA: usize = 1024;
-    /// How long after such a piece the others leave room for the next.
-    const INTERACTIVE_FOR: Duration = Duration::from_millis(100);
-
-    /// Takes one message of the peer.
+    /// Takes one message of the peer. To be called only while [`can_receive`](Self::can_receive) is
+    /// true.
     ///
     /// # Errors
-    /// [`Violation`] when the peer breaks the protocol. It was counted and dealt with; the session goes on,
-    /// and the caller needs to do nothing about it.
+    /// [`Violation`] when the peer breaks the protocol. It was counted, [reported](super::Event) and
+    /// dealt with; the session goes on, and the caller needs to do nothing about it.
     pub fn handle_message(&mut self, now: Instant, message: Bytes) -> Result<(), Violation> {
         if self.is_closed() {
             return Ok(());
@@ -32,13 +27,16 @@ impl Session {
             Ok(frame) => self.handle_frame(now, frame),
             Err(error) => Err(error.into()),
         };
-        self.stats.violations += u64::from(outcome.is_err());
+        if let Err(violation) = outcome {
+            self.counters.violation();
+            self.events.violation(violation);
+        }
         outcome
     }
 
     fn handle_frame(&mut self, now: Instant, frame: Frame<Bytes>) -> Result<(), Violation> {
         let kind = frame.kind();
-        if self.version == Version::V1 && !kind.in_v1() {
+        if !self.dialect.knows(kind) {
             return Err(Violation::NotInVersion(kind));
         }
         match frame {
@@ -48,13 +46,15 @@ impl Session {
             Frame::Connected { id, .. } => self.handle_connected(id),
             Frame::Close { id, .. } => self.handle_close(now, id),
             Frame::Error { id, code, text, .. } => self.handle_error(id, code, &text),
-            Frame::Ping { id, payload } => self.handle_ping(id, payload),
+            Frame::Ping { id, payload } => self.handle_ping(id, &payload),
             Frame::Pong { payload, .. } => {
                 self.keepalive.handle_pong(now, &payload);
                 Ok(())
             }
             Frame::GoAway => {
-                self.handle_goaway();
+                if self.phase.drain_peer() {
+                    self.events.go_away();
+                }
                 Ok(())
             }
         }
@@ -67,17 +67,18 @@ impl Session {
         id: ClientId,
         port: u16,
     ) -> Result<(), Violation> {
-        if self.role == Role::Opener {
-            return Err(Violation::WrongRole(Kind::Connect));
+        let kind = Kind::Connect;
+        if self.dialect.role() == Role::Opener {
+            return Err(Violation::WrongRole(kind));
         }
-        if let Some(slot) = self.streams.find(id) {
-            self.verdict(slot, Kind::Connect)?;
-            return Ok(());
+        if let OnWire::Live(s) = self.streams.on_wire(id) {
+            let state = s.life.state();
+            return Err(Violation::Unexpected { kind, id, state });
         }
-        let refusal = if self.is_draining() {
+        let refusal = if self.phase.is_draining() {
             Some((Reason::Gone, "no new connections here"))
         } else if self.streams.len() >= self.config.max_streams
-            || self.backlog >= self.config.accept_backlog
+            || self.streams.pending() >= self.config.accept_backlog
         {
             Some((Reason::Limit, "too many connections"))
         } else if self.pressed {
@@ -85,36 +86,27 @@ impl Session {
         } else {
             None
         };
-        self.graves.revive(id);
-        self.stats.opened += 1;
-        let stream = self.insert(id, proto, State::Pending, now);
-        self.backlog += 1;
+        self.counters.opened();
+        let s = self.streams.admit(id, proto, self.dialect, now);
         if let Some((reason, text)) = refusal {
-            self.stats.refused += 1;
+            self.counters.refused();
+            let stream = s.id();
             self.reject(stream, reason, text);
         } else {
-            self.events.push_back(Event::Incoming {
-                stream,
-                proto,
-                port,
-            });
+            self.events.incoming(s, port);
         }
         Ok(())
     }
 
     fn handle_connected(&mut self, id: ClientId) -> Result<(), Violation> {
-        let Some(slot) = self.known(id, Kind::Connected)? else {
+        let Some(s) = known(self.streams.on_wire(id), id, Kind::Connected)? else {
             return Ok(());
         };
-        if let Verdict::Become(next) = self.verdict(slot, Kind::Connected)? {
-            if let Some(s) = self.streams.slot_mut(slot) {
-                s.state = next;
-                s.queue.establish();
-                let generation = s.generation;
-                self.events
-                    .push_back(Event::Established(StreamId { slot, generation }));
-            }
-            self.notify_writable(slot);
+        if let Verdict::Become(next) = self.dialect.verdict(s, Kind::Connected)? {
+            s.life.advance(next);
+            s.send.establish();
+            self.events.established(s);
+            self.events.writable(s);
         }
         Ok(())
     }
@@ -126,128 +118,90 @@ impl Session {
         id: ClientId,
         payload: Bytes,
     ) -> Result<(), Violation> {
-        let Some(slot) = self.streams.find(id) else {
-            return self.handle_stray_data(proto, id, payload.len());
+        let s = match self.streams.on_wire(id) {
+            OnWire::Live(s) => s,
+            OnWire::Ended => {
+                let received = self.streams.receive_late(id, payload.len());
+                self.answer_late_data(proto, id);
+                return received.map_err(|excess| Violation::CreditOverrun { id, excess });
+            }
+            OnWire::Unknown => {
+                self.answer_late_data(proto, id);
+                let kind = Kind::Data;
+                return Err(Violation::UnknownStream { kind, id });
+            }
         };
-        let wrong = |s: &mut super::stream::Stream| s.proto != proto;
-        if self.streams.slot_mut(slot).is_some_and(wrong) {
+        let stream = s.id();
+        if s.proto() != proto {
             let kind = Kind::Data;
             return Err(Violation::WrongProto { kind, id });
         }
-        if self.verdict(slot, Kind::Data)? != Verdict::Take {
+        match self.dialect.verdict(s, Kind::Data)? {
+            Verdict::Take => {}
+            Verdict::Reset => {
+                let (kind, state) = (Kind::Data, s.life.state());
+                self.reset(stream, Reason::Reset, "the protocol was broken");
+                return Err(Violation::Unexpected { kind, id, state });
+            }
+            _ => return Ok(()),
+        }
+        if !s.life.is_held() {
+            self.reset(stream, Reason::Gone, "nobody reads this any more");
             return Ok(());
         }
-        let Some(s) = self.streams.slot_mut(slot) else {
-            return Ok(());
-        };
-        if s.flags.released {
-            self.reset_slot(slot, Reason::Gone, "nobody reads this any more");
-            return Ok(());
-        }
-        s.conversation.hear(now);
-        let len = payload.len();
-        self.stats.bytes_received += len as u64;
         if proto == Proto::Udp {
-            if !s.flags.deaf {
-                self.take_datagram(slot, payload);
+            if self.receiving.take_datagram(now, s, payload) != Taken::Nothing {
+                self.events.readable(s);
             }
             return Ok(());
         }
-        if len == 0 {
-            return Ok(());
-        }
-        if self.version == Version::V2 {
-            if let Err(excess) = s.window.receive(len) {
-                self.reset_slot(slot, Reason::Overflow, "more bytes than were granted");
+        match self.receiving.take(now, s, payload, self.keepalive.rtt()) {
+            Taken::Nothing => return Ok(()),
+            Taken::Overrun(excess) => {
+                self.reset(stream, Reason::Overflow, "more bytes than were granted");
                 return Err(Violation::CreditOverrun { id, excess });
             }
-        }
-        if s.flags.deaf {
-            s.window.consume(len);
-            self.queue_grant(slot);
-            return Ok(());
-        }
-        let generation = s.generation;
-        s.unread.push(match self.thrifty {
-            true => Bytes::copy_from_slice(&payload),
-            false => payload,
-        });
-        self.stats.unread += len;
-        if s.state.is_pending() {
-            self.early.take(s);
-        }
-        let too_early = self.early.is_too_much(s);
-        if len < Self::SMALL_DATA {
-            self.small_data = Some((StreamId { slot, generation }, now));
-        }
-        self.notify_readable(slot);
-        match self.version {
-            Version::V1 => self.after_v1_data(now, slot, len),
-            Version::V2 if too_early => {
+            Taken::TooEarly => {
                 let text = "more than 64 KiB came before the connection was made";
-                self.overflow(slot, text);
+                self.overflow(stream, text);
             }
-            Version::V2 => self.resize_window(now, slot),
+            Taken::Kept { give_up } => {
+                self.events.readable(s);
+                self.linger.progress(s, now);
+                self.keepalive.want_sample(now);
+                if let Some(stalled) = give_up {
+                    self.give_up(stalled);
+                }
+            }
         }
-        if self.stats.unread - self.datagrams_unread.bytes() > self.config.receive_budget {
-            self.reset_greediest();
+        if self.receiving.is_over_budget() {
+            if let Some(greediest) = Receiving::greediest(&self.streams) {
+                self.overflow(greediest, "too many bytes were not read");
+            }
         }
         Ok(())
     }
 
-    /// A datagram that is not read in time makes room for a newer one.
-    fn take_datagram(&mut self, slot: u32, payload: Bytes) {
-        let Some(s) = self.streams.slot_mut(slot) else {
-            return;
-        };
-        let len = payload.len();
-        if len > MAX_DATAGRAM {
-            self.stats.datagrams_dropped_receiving += 1;
-            return;
-        }
-        let mut dropped = 0;
-        while s.unread.datagrams() >= self.config.datagram_queue
-            || (!s.unread.is_empty() && s.unread.len() + len > self.config.datagram_buffer)
-        {
-            let Some(oldest) = s.unread.pop() else { break };
-            self.stats.unread -= oldest.len();
-            self.datagrams_unread.remove(1, oldest.len());
-            dropped += 1;
-        }
-        if self.datagrams_unread.cost_with(len) > self.config.datagram_budget {
-            dropped += 1;
-        } else {
-            s.unread.push_datagram(payload);
-            self.stats.unread += len;
-            self.datagrams_unread.add(len);
-        }
-        self.stats.datagrams_dropped_receiving += dropped;
-        self.notify_readable(slot);
-    }
-
     fn handle_close(&mut self, now: Instant, id: ClientId) -> Result<(), Violation> {
-        let Some(slot) = self.known(id, Kind::Close)? else {
+        let Some(s) = known(self.streams.on_wire(id), id, Kind::Close)? else {
             return Ok(());
         };
-        match self.verdict(slot, Kind::Close)? {
-            Verdict::Abort => {
-                let udp = self
-                    .streams
-                    .slot_mut(slot)
-                    .is_some_and(|s| s.proto == Proto::Udp);
-                let reset = Reset::new(Reason::Gone, "closed by the other side");
-                self.end_stream(slot, (!udp).then_some(reset), true);
+        let stream = s.id();
+        match self.dialect.verdict(s, Kind::Close)? {
+            Verdict::End => {
+                let reset = match s.proto() {
+                    Proto::Udp => None,
+                    Proto::Tcp => Some(Reset::new(Reason::Gone, "closed by the other side")),
+                };
+                self.end(stream, Ending::ByPeer(reset));
             }
-            Verdict::Become(State::Closed) => self.end_stream(slot, None, false),
+            Verdict::Become(State::Closed) => self.end(stream, Ending::Finished),
             Verdict::Become(next) => {
-                if let Some(s) = self.streams.slot_mut(slot) {
-                    s.state = next;
+                s.life.advance(next);
+                if self.dialect.opener_may_forget() {
+                    self.linger.start(s, now);
                 }
-                if self.version == Version::V1 && self.role == Role::Acceptor {
-                    // A deployed opener closes and forgets: this direction may go nowhere.
-                    self.set_deadline(slot, now + self.config.linger);
-                }
-                self.notify_readable(slot);
+                self.events.readable(s);
             }
             _ => {}
         }
@@ -255,188 +209,56 @@ impl Session {
     }
 
     fn handle_error(&mut self, id: ClientId, code: u16, text: &[u8]) -> Result<(), Violation> {
-        let Some(slot) = self.known(id, Kind::Error)? else {
+        let Some(s) = known(self.streams.on_wire(id), id, Kind::Error)? else {
             return Ok(());
         };
-        if self.verdict(slot, Kind::Error)? == Verdict::Abort {
-            let reason = match self.version {
-                // The deployed runner puts the target port there.
-                Version::V1 => Reason::Unspecified,
-                Version::V2 => Reason::from_code(code),
-            };
-            self.end_stream(slot, Some(Reset::from_peer(reason, text)), true);
+        if self.dialect.verdict(s, Kind::Error)? == Verdict::End {
+            let reset = Reset::from_peer(self.dialect.reason(code), text);
+            let stream = s.id();
+            self.end(stream, Ending::ByPeer(Some(reset)));
         }
         Ok(())
     }
 
     fn handle_window(&mut self, id: ClientId, credit: u32) -> Result<(), Violation> {
-        let Some(slot) = self.known(id, Kind::Window)? else {
+        let Some(s) = known(self.streams.on_wire(id), id, Kind::Window)? else {
             return Ok(());
         };
-        if self.verdict(slot, Kind::Window)? != Verdict::Take {
+        if self.dialect.verdict(s, Kind::Window)? != Verdict::Take {
             return Ok(());
         }
-        let granted = self
-            .streams
-            .slot_mut(slot)
-            .and_then(|s| s.queue.grant(credit));
-        if granted.is_none() {
-            self.reset_slot(slot, Reason::Overflow, "more credit than can be counted");
+        if s.send.grant(credit).is_none() {
+            let stream = s.id();
+            self.reset(stream, Reason::Overflow, "more credit than can be counted");
             return Err(Violation::CreditOverflow { id });
         }
-        self.notify_writable(slot);
+        self.events.writable(s);
         Ok(())
     }
 
-    fn handle_ping(&mut self, id: ClientId, payload: Bytes) -> Result<(), Violation> {
-        if self.control.replies() >= self.config.max_replies {
+    fn handle_ping(&mut self, id: ClientId, payload: &[u8]) -> Result<(), Violation> {
+        if self.control.is_congested() {
             return Err(Violation::TooManyRequests(self.config.max_replies));
         }
-        // The deployed peers' PONG is empty; ours need the payload back, of a size not worth an attack.
-        const ECHO_MAX: usize = 125;
-        let payload = match self.version {
-            Version::V1 => Bytes::new(),
-            Version::V2 => Bytes::copy_from_slice(payload.get(..ECHO_MAX).unwrap_or(&payload)),
-        };
-        self.control.push(Frame::Pong { id, payload }, Cause::Reply);
+        let payload = self.dialect.echo(payload);
+        self.control.reply(Frame::Pong { id, payload });
         Ok(())
     }
 
-    /// Bytes for nobody: answered once, so that a peer that can stop does.
-    fn handle_stray_data(
-        &mut self,
-        proto: Proto,
-        id: ClientId,
-        len: usize,
-    ) -> Result<(), Violation> {
-        self.stats.stray_data += 1;
-        let known = self.graves.contains(id);
-        let received = self.graves.receive(id, len);
-        if self.graves.answer(id) && self.control.replies() < self.config.max_replies {
-            let frame = match self.version {
-                Version::V1 => Frame::Close { proto, id },
-                Version::V2 => Frame::Error {
-                    proto,
-                    id,
-                    code: Reason::Gone.code(),
-                    text: Bytes::from_static(b"no such connection"),
-                },
-            };
-            self.control.push(frame, Cause::Reply);
-        }
-        match received {
-            Ok(()) if known => Ok(()),
-            Ok(()) => Err(Violation::UnknownStream {
-                kind: Kind::Data,
-                id,
-            }),
-            Err(excess) => Err(Violation::CreditOverrun { id, excess }),
+    /// Bytes for no live stream: answered once, so a peer that can stop does.
+    fn answer_late_data(&mut self, proto: Proto, id: ClientId) {
+        self.counters.stray_data();
+        if self.streams.answer_late(id) && !self.control.is_congested() {
+            self.control.reply(self.dialect.nobody(proto, id));
         }
     }
+}
 
-    /// The slot of a live stream; nothing for one that ended a while ago.
-    fn known(&self, id: ClientId, kind: Kind) -> Result<Option<u32>, Violation> {
-        match self.streams.find(id) {
-            Some(slot) => Ok(Some(slot)),
-            None if self.graves.contains(id) => Ok(None),
-            None => Err(Violation::UnknownStream { kind, id }),
-        }
-    }
-
-    /// What the stream's state makes of a message; a violation is an error, a fatal one ends the stream.
-    fn verdict(&mut self, slot: u32, kind: Kind) -> Result<Verdict, Violation> {
-        let Some(s) = self.streams.slot_mut(slot) else {
-            return Ok(Verdict::Ignore);
-        };
-        let (id, state) = (s.id, s.state);
-        let verdict = state.on_message(kind, s.proto, self.version);
-        match verdict {
-            Verdict::Violation => {}
-            Verdict::Fatal => self.reset_slot(slot, Reason::Reset, "the protocol was broken"),
-            _ => return Ok(verdict),
-        }
-        Err(Violation::Unexpected { kind, id, state })
-    }
-
-    fn resize_window(&mut self, now: Instant, slot: u32) {
-        self.keepalive.want_sample(now);
-        let Some(rtt) = self.keepalive.rtt() else {
-            return;
-        };
-        let Some(s) = self.streams.slot_mut(slot) else {
-            return;
-        };
-        let generation = s.generation;
-        let stream = StreamId { slot, generation };
-        let interactive = self
-            .small_data
-            .is_some_and(|(other, at)| other != stream && now - at < Self::INTERACTIVE_FOR);
-        let before = s.window.size();
-        let max = self.config.max_window;
-        let wanted = s.window.wanted_size(now, rtt, interactive, max);
-        if wanted <= before {
-            s.window.resize(wanted);
-            self.lent -= (before - wanted) as usize;
-            return;
-        }
-        let lendable = match self.pressed {
-            true => 0,
-            false => self.config.receive_budget / 2,
-        };
-        let spare = lendable.saturating_sub(self.lent);
-        let growth = (wanted - before).min(u32::try_from(spare).unwrap_or(u32::MAX));
-        s.window.resize(before + growth);
-        self.lent += growth as usize;
-        self.queue_grant(slot);
-    }
-
-    /// Stands the stream in the queue for a WINDOW if one is due.
-    pub(super) fn queue_grant(&mut self, slot: u32) {
-        if self.version == Version::V1 {
-            return;
-        }
-        if let Some(s) = self.streams.slot_mut(slot) {
-            let open = s.state.can_receive() && s.proto == Proto::Tcp && !s.flags.released;
-            if open && !s.window_queued && s.window.grant_is_due() {
-                s.window_queued = true;
-                let generation = s.generation;
-                self.grants.push_back(StreamId { slot, generation });
-            }
-        }
-    }
-
-    fn after_v1_data(&mut self, now: Instant, slot: u32, len: usize) {
-        let Some(s) = self.streams.slot_mut(slot) else {
-            return;
-        };
-        if s.deadline.is_some() && s.state == State::LocalFinished {
-            // The reply comes: as long as it does, wait for its end.
-            self.set_deadline(slot, now + self.config.linger);
-        }
-        self.note_v1_data(now, slot, len);
-    }
-
-    /// The budget is overrun: the stream that holds most pays, with all it holds.
-    fn reset_greediest(&mut self) {
-        let streams = self.streams.iter();
-        let bytes = streams.filter(|(_, s)| s.proto == Proto::Tcp);
-        let greediest = bytes.max_by_key(|(_, s)| s.unread.len());
-        if let Some((slot, _)) = greediest {
-            self.overflow(slot, "too many bytes were not read");
-        }
-    }
-
-    pub(super) fn discard_unread(&mut self, slot: u32) {
-        if let Some(s) = self.streams.slot_mut(slot) {
-            let len = s.unread.len();
-            if s.proto == Proto::Udp {
-                self.datagrams_unread.remove(s.unread.datagrams(), len);
-            }
-            s.unread.clear();
-            self.stats.unread -= len;
-            if self.stall.is_some_and(|stall| stall.slot == slot) {
-                self.stall = None;
-            }
-        }
+/// The live stream that a message is about; nothing if it ended a while ago.
+fn known(found: OnWire<'_>, id: ClientId, kind: Kind) -> Result<Option<&mut Stream>, Violation> {
+    match found {
+        OnWire::Live(s) => Ok(Some(s)),
+        OnWire::Ended => Ok(None),
+        OnWire::Unknown => Err(Violation::UnknownStream { kind, id }),
     }
 }

@@ -1,30 +1,32 @@
-/// Datagrams that wait, of all flows together.
-#[derive(Debug, Default)]
-pub(super) struct Datagrams {
-    count: usize,
+/// What the queues of many streams hold together. Each method of a queue that changes what it holds
+/// takes the pool, so the two cannot come apart.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pool {
     bytes: usize,
+    /// Entries of the queues: for flows, datagrams.
+    pieces: usize,
 }
 
-impl Datagrams {
-    /// Bytes that each costs besides its own: an empty one takes memory too.
+impl Pool {
+    /// Bytes that a piece costs besides its own: an empty datagram takes memory too.
     const OVERHEAD: usize = 64;
 
-    pub(super) fn add(&mut self, len: usize) {
-        self.count += 1;
-        self.bytes += len;
+    pub(super) fn add(&mut self, pieces: usize, bytes: usize) {
+        self.pieces += pieces;
+        self.bytes += bytes;
     }
 
-    pub(super) fn remove(&mut self, count: usize, bytes: usize) {
-        self.count -= count;
+    pub(super) fn remove(&mut self, pieces: usize, bytes: usize) {
+        self.pieces -= pieces;
         self.bytes -= bytes;
     }
 
-    pub(super) fn bytes(&self) -> usize {
+    pub(super) const fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// What they would cost together with one more of `len` bytes.
-    pub(super) fn cost_with(&self, len: usize) -> usize {
-        self.bytes + len + (self.count + 1) * Self::OVERHEAD
+    /// What all pieces would cost with one more of `len` bytes.
+    pub(super) const fn cost_with(&self, len: usize) -> usize {
+        self.bytes + len + (self.pieces + 1) * Self::OVERHEAD
     }
 }

@@ -1,10 +1,9 @@
 //! What a session holds, and what it does when whoever runs many of them is short of memory.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+use super::Role;
 use super::endpoint::Session;
-use super::{Reason, Reset, Role};
 
 impl Session {
     /// Bytes that a stream costs besides its queues, with its handle and the task that serves it.
@@ -23,21 +22,22 @@ impl Session {
     /// do so pays for them elsewhere.
     #[must_use]
     pub fn memory(&self) -> usize {
-        let streams = match self.role {
+        let streams = match self.dialect.role() {
             Role::Opener => 0,
             Role::Acceptor => {
                 self.streams.len() * Self::STREAM_COST
-                    + self.backlog * Self::PENDING_COST
-                    + self.graves.len() * Self::GRAVE_COST
+                    + self.streams.pending() * Self::PENDING_COST
+                    + self.streams.remembered() * Self::GRAVE_COST
             }
         };
-        streams + self.stats.unread + self.stats.unsent + self.control.len() * Self::CONTROL_COST
+        let queued = self.receiving.unread() + self.sending.unsent();
+        streams + queued + self.control.len() * Self::CONTROL_COST
     }
 
     /// Parties that this tunnel carries something for: an opener's streams may each be somebody else's.
     #[must_use]
     pub fn parties(&self) -> usize {
-        match self.role {
+        match self.dialect.role() {
             Role::Opener => self.streams.len().max(1),
             Role::Acceptor => 1,
         }
@@ -48,15 +48,17 @@ impl Session {
     pub fn set_pressed(&mut self, pressed: bool) {
         let relieved = self.pressed && !pressed;
         self.pressed = pressed;
+        self.sending.set_pressed(pressed);
+        self.receiving.set_pressed(pressed);
         if relieved {
-            self.wake_waiting();
+            self.sending.wake(&mut self.streams, &mut self.events);
         }
     }
 
     /// While thrifty, the session copies the bytes of streams that it keeps. A payload as it came may be a small part of a buffer
     /// of the transport, which it keeps whole. For whoever bounds many sessions together.
     pub fn set_thrifty(&mut self, thrifty: bool) {
-        self.thrifty = thrifty;
+        self.receiving.set_thrifty(thrifty);
     }
 
     /// Resets streams with reason overflow, those that hold most first, until [`memory`](Self::memory) is at most
@@ -64,26 +66,15 @@ impl Session {
     pub fn shed(&mut self, target: usize) {
         let streams = self.streams.iter();
         let mut holders: Vec<_> = streams
-            .map(|(slot, s)| (s.unread.len() + s.queue.len(), slot))
+            .map(|s| (s.recv.unread() + s.send.unsent(), s.id()))
             .filter(|(held, _)| *held > 0)
             .collect();
         holders.sort_unstable_by_key(|holder| core::cmp::Reverse(*holder));
-        for (_, slot) in holders {
+        for (_, stream) in holders {
             if self.memory() <= target {
                 return;
             }
-            self.overflow(slot, "memory is short here");
-        }
-    }
-
-    /// Resets a stream and drops what it holds.
-    pub(super) fn overflow(&mut self, slot: u32, text: &str) {
-        self.reset_slot(slot, Reason::Overflow, text);
-        self.discard_unread(slot);
-        if let Some(s) = self.streams.slot_mut(slot) {
-            // It may have ended in order before: what is lost now must not look like its end.
-            s.reset
-                .get_or_insert_with(|| Box::new(Reset::new(Reason::Overflow, text)));
+            self.overflow(stream, "memory is short here");
         }
     }
 }

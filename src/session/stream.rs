@@ -1,88 +1,78 @@
-use alloc::boxed::Box;
-
-use super::receiving::{Conversation, ReceiveBuffer, ReceiveWindow};
-use super::sending::{SendQueue, Turn};
-use super::{Instant, Reset, State, Version};
+use super::dialect::Dialect;
+use super::events::Notice;
+use super::life::Life;
+use super::linger::Deadline;
+use super::receiving::RecvHalf;
+use super::sending::SendHalf;
+use super::{Instant, State, StreamId, StreamStats};
 use crate::wire::{ClientId, Proto};
 
-/// Everything the session knows of one stream or flow.
+/// Everything the session knows of one stream or flow. Each member belongs to the part that its
+/// type is of.
 #[derive(Debug)]
 pub(super) struct Stream {
-    pub(super) generation: u32,
-    pub(super) id: ClientId,
-    pub(super) proto: Proto,
-    pub(super) state: State,
-    pub(super) reset: Option<Box<Reset>>,
-
-    pub(super) queue: SendQueue,
-    pub(super) turn: Turn,
-    /// CLOSE follows what is queued.
-    pub(super) finishing: bool,
-
-    pub(super) unread: ReceiveBuffer,
-    pub(super) window: ReceiveWindow,
-    /// Stands in the list of streams with credit to announce.
-    pub(super) window_queued: bool,
-    /// Bytes counted by [`Early`](super::receiving::Early).
-    pub(super) early: usize,
-
-    pub(super) flags: Flags,
-    pub(super) conversation: Conversation,
-    /// When a direction that the peer may never end is given up.
-    pub(super) deadline: Option<Instant>,
+    pub(super) name: Name,
+    pub(super) life: Life,
+    pub(super) send: SendHalf,
+    pub(super) recv: RecvHalf,
+    pub(super) notice: Notice,
+    pub(super) linger: Deadline,
 }
 
-/// What the user of the stream wants to hear, and was told.
-#[derive(Debug, Default)]
-pub(super) struct Flags {
-    /// The handle is gone: nothing more is read or sent.
-    pub(super) released: bool,
-    /// What arrives is thrown away.
-    pub(super) deaf: bool,
-    /// Sending was refused; the user waits for room.
-    pub(super) blocked: bool,
-    /// Stands in the list of streams that wait for the session's send budget.
-    pub(super) budget_queued: bool,
-    /// Stands in the list of flows with something to send.
-    pub(super) flow_queued: bool,
-    pub(super) readable_queued: bool,
-    pub(super) writable_queued: bool,
+/// What a stream is called here and on the wire.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Name {
+    id: StreamId,
+    wire_id: ClientId,
+    proto: Proto,
 }
 
 impl Stream {
     pub(super) fn new(
-        generation: u32,
-        id: ClientId,
+        id: StreamId,
+        wire_id: ClientId,
         proto: Proto,
         state: State,
-        version: Version,
+        dialect: Dialect,
         now: Instant,
     ) -> Self {
         Self {
-            generation,
-            id,
-            proto,
-            state,
-            reset: None,
-            queue: SendQueue::new(proto, version, state),
-            turn: Turn::default(),
-            finishing: false,
-            unread: ReceiveBuffer::default(),
-            window: ReceiveWindow::new(now),
-            window_queued: false,
-            early: 0,
-            flags: Flags::default(),
-            conversation: Conversation::default(),
-            deadline: None,
+            name: Name { id, wire_id, proto },
+            life: Life::new(state),
+            send: SendHalf::new(dialect.initial_credit(proto)),
+            recv: RecvHalf::new(now),
+            notice: Notice::default(),
+            linger: Deadline::default(),
         }
     }
 
-    pub(super) fn can_send(&self) -> bool {
-        self.state.can_send() && !self.finishing && self.reset.is_none()
+    pub(super) const fn id(&self) -> StreamId {
+        self.name.id
     }
 
-    /// Whether poll_transmit has something to do for it.
-    pub(super) fn has_output(&self) -> bool {
-        !self.queue.is_empty() || (self.finishing && self.state.can_send())
+    pub(super) const fn wire_id(&self) -> ClientId {
+        self.name.wire_id
+    }
+
+    pub(super) const fn proto(&self) -> Proto {
+        self.name.proto
+    }
+
+    /// Bytes that the peer may have sent before it learns that the stream has ended here.
+    pub(super) fn late_credit(&self, dialect: Dialect) -> u64 {
+        match self.proto() {
+            Proto::Tcp if dialect.has_credit() => self.recv.credit(),
+            _ => u64::MAX,
+        }
+    }
+
+    pub(super) fn stats(&self) -> StreamStats {
+        StreamStats {
+            state: self.life.state(),
+            bytes_sent: self.send.sent(),
+            bytes_received: self.recv.received(),
+            unread: self.recv.unread(),
+            unsent: self.send.unsent(),
+        }
     }
 }

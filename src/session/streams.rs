@@ -1,92 +1,242 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use super::StreamId;
+use super::dialect::Dialect;
+use super::ids::{IdAllocator, Tombstones};
 use super::stream::Stream;
-use crate::wire::ClientId;
+use super::{Config, Instant, Reset, State, StreamError};
+use crate::wire::{ClientId, Proto};
 
-/// The streams of a session, by handle and by the id they have on the wire.
-#[derive(Debug, Default)]
-pub(super) struct Streams {
-    slots: Vec<Option<Stream>>,
-    free: Vec<u32>,
-    /// Ids in use on the wire. A stream that is over on the wire but not released has none.
-    wire: BTreeMap<ClientId, u32>,
+/// Names a stream or flow of one [`Session`](super::Session) from open or accept to release.
+///
+/// Unlike the client id on the wire it is never used again for another stream.
+///
+/// ```
+/// use kohakuriver_tunnel::session::{Config, Instant, Reason, Role, Session, Version};
+///
+/// let now = Instant::default();
+/// let mut session = Session::new(Role::Opener, Version::V2, Config::default(), now);
+/// let first = session.open_tcp(80, now)?;
+/// session.reset(first, Reason::Reset, "");
+/// session.release(first, now);
+/// let second = session.open_tcp(80, now)?;
+/// assert!(first != second && first.slot() == second.slot());
+/// # Ok::<(), kohakuriver_tunnel::session::OpenError>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamId {
+    slot: u32,
     generation: u32,
 }
 
+impl StreamId {
+    #[cfg(test)]
+    pub(super) const fn of_slot(slot: usize) -> Self {
+        let (slot, generation) = (slot as u32, 0);
+        Self { slot, generation }
+    }
+
+    /// A small number, unique among the streams that live now: an index for the caller's own tables.
+    #[must_use]
+    pub const fn slot(self) -> usize {
+        self.slot as usize
+    }
+}
+
+/// The streams of a session, by handle and by the id they have on the wire, and the ids that are
+/// not free yet.
+#[derive(Debug)]
+pub(super) struct Streams {
+    slots: Vec<Option<Stream>>,
+    free: Vec<u32>,
+    generation: u32,
+    /// Ids in use on the wire. A stream that is over on the wire but not released has none.
+    wire: BTreeMap<ClientId, u32>,
+    ids: IdAllocator,
+    graves: Tombstones,
+    /// Streams that are not accepted yet.
+    pending: usize,
+}
+
+/// What an id on the wire names.
+#[derive(Debug)]
+pub(super) enum OnWire<'a> {
+    Live(&'a mut Stream),
+    /// It has ended a while ago: what is late for it is normal.
+    Ended,
+    Unknown,
+}
+
 impl Streams {
-    /// Adds the stream that `make` builds for its generation.
-    pub(super) fn insert(&mut self, id: ClientId, make: impl FnOnce(u32) -> Stream) -> StreamId {
-        self.generation = self.generation.wrapping_add(1);
-        let generation = self.generation;
-        let stream = Some(make(generation));
-        let free = self.free.pop();
-        let vacant = free.and_then(|slot| Some((slot, self.slots.get_mut(slot as usize)?)));
-        let slot = match vacant {
-            Some((slot, place)) => {
-                *place = stream;
-                slot
-            }
-            None => {
-                self.slots.push(stream);
-                // `max_streams` is far below 2^32.
-                (self.slots.len() - 1) as u32
-            }
-        };
-        self.wire.insert(id, slot);
-        StreamId { slot, generation }
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            generation: 0,
+            wire: BTreeMap::new(),
+            ids: IdAllocator::starting_at(config.first_id.unwrap_or(1)),
+            graves: Tombstones::new(config.max_streams),
+            pending: 0,
+        }
     }
 
-    /// The stream is over on the wire: its id names it no longer.
-    pub(super) fn detach(&mut self, id: ClientId) {
-        self.wire.remove(&id);
+    /// A stream that this end opens, with an id that no other has.
+    pub(super) fn open(&mut self, proto: Proto, dialect: Dialect, now: Instant) -> &mut Stream {
+        let (wire, graves) = (&self.wire, &self.graves);
+        let in_use = |id| wire.contains_key(&id) || graves.contains(id);
+        let id = self.ids.allocate(in_use);
+        self.insert(id, proto, State::Connecting, dialect, now)
     }
 
-    /// Drops the stream. It must be detached before.
-    pub(super) fn remove(&mut self, slot: u32) {
-        if let Some(place) = self.slots.get_mut(slot as usize) {
-            if place.take().is_some() {
-                self.free.push(slot);
+    /// A stream that the peer asks for. The id must not be live.
+    pub(super) fn admit(
+        &mut self,
+        id: ClientId,
+        proto: Proto,
+        dialect: Dialect,
+        now: Instant,
+    ) -> &mut Stream {
+        self.graves.revive(id);
+        self.pending += 1;
+        self.insert(id, proto, State::Pending, dialect, now)
+    }
+
+    /// The application accepts a stream.
+    pub(super) fn accept(&mut self, id: StreamId) -> Result<&mut Stream, StreamError> {
+        let s = Self::find(&mut self.slots, id).ok_or(StreamError::Unknown)?;
+        if let Some(reset) = s.life.reset() {
+            return Err(StreamError::Reset(reset.clone()));
+        }
+        s.life.accept()?;
+        self.pending -= 1;
+        Ok(s)
+    }
+
+    /// The stream is over on the wire: its id names it no longer, and is remembered for a while.
+    /// `None` if it was over before.
+    pub(super) fn close(
+        &mut self,
+        id: StreamId,
+        reset: Option<Reset>,
+        answered: bool,
+        dialect: Dialect,
+    ) -> Option<&mut Stream> {
+        let s = Self::find(&mut self.slots, id).filter(|s| !s.life.is_closed())?;
+        self.pending -= usize::from(s.life.state().is_pending());
+        self.wire.remove(&s.wire_id());
+        let credit = s.late_credit(dialect);
+        self.graves.bury(s.wire_id(), answered, credit);
+        s.life.end(reset);
+        Some(s)
+    }
+
+    /// Removes the stream if nobody needs it any more.
+    pub(super) fn reap(&mut self, id: StreamId) {
+        let place = self.slots.get_mut(id.slot());
+        let over = |s: &Stream| s.id() == id && s.life.is_over();
+        if let Some(place) = place.filter(|place| place.as_ref().is_some_and(over)) {
+            *place = None;
+            self.free.push(id.slot);
+        }
+    }
+
+    /// Whether late DATA for an id that is not live is to be answered now. True once for an id, known
+    /// or not.
+    pub(super) fn answer_late(&mut self, id: ClientId) -> bool {
+        self.graves.answer(id)
+    }
+
+    /// Takes late bytes for an id off the credit that it had left. An error is by how much they exceed
+    /// it.
+    pub(super) fn receive_late(&mut self, id: ClientId, len: usize) -> Result<(), u64> {
+        self.graves.receive(id, len)
+    }
+
+    /// The stream that an id on the wire names. One look-up for one message.
+    pub(super) fn on_wire(&mut self, id: ClientId) -> OnWire<'_> {
+        if let Some(slot) = self.wire.get(&id) {
+            if let Some(Some(s)) = self.slots.get_mut(*slot as usize) {
+                return OnWire::Live(s);
             }
+        }
+        match self.graves.contains(id) {
+            true => OnWire::Ended,
+            false => OnWire::Unknown,
         }
     }
 
     pub(super) fn get_mut(&mut self, id: StreamId) -> Option<&mut Stream> {
-        self.slot_mut(id.slot)
-            .filter(|stream| stream.generation == id.generation)
-    }
-
-    pub(super) fn slot_mut(&mut self, slot: u32) -> Option<&mut Stream> {
-        self.slots.get_mut(slot as usize)?.as_mut()
-    }
-
-    pub(super) fn at(&self, slot: u32) -> Option<&Stream> {
-        self.slots.get(slot as usize)?.as_ref()
+        Self::find(&mut self.slots, id)
     }
 
     pub(super) fn get(&self, id: StreamId) -> Option<&Stream> {
-        let stream = self.at(id.slot)?;
-        (stream.generation == id.generation).then_some(stream)
+        let s = self.slots.get(id.slot())?.as_ref()?;
+        (s.id() == id).then_some(s)
     }
 
-    /// The slot of a stream that lives on the wire.
-    pub(super) fn find(&self, id: ClientId) -> Option<u32> {
-        self.wire.get(&id).copied()
+    /// The streams that live on the wire.
+    pub(super) fn live(&self) -> Vec<StreamId> {
+        let live = self.iter().filter(|s| !s.life.is_closed());
+        live.map(Stream::id).collect()
     }
 
-    /// Slots of the streams that live on the wire.
-    pub(super) fn live(&self) -> Vec<u32> {
-        self.wire.values().copied().collect()
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Stream)> {
-        (0..)
-            .zip(&self.slots)
-            .filter_map(|(slot, stream)| Some((slot, stream.as_ref()?)))
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Stream> {
+        self.slots.iter().flatten()
     }
 
     pub(super) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+
+    /// Streams that are not accepted yet.
+    pub(super) const fn pending(&self) -> usize {
+        self.pending
+    }
+
+    /// Ids that are remembered.
+    pub(super) fn remembered(&self) -> usize {
+        self.graves.len()
+    }
+
+    /// Whether the counts and ids are those of the streams.
+    pub(super) fn audit(&self) -> bool {
+        let pending = self.iter().filter(|s| s.life.state().is_pending());
+        let live = self.live();
+        let named = |id: &StreamId| {
+            let wire_id = self.get(*id).map(Stream::wire_id);
+            wire_id.and_then(|wire_id| self.wire.get(&wire_id)) == Some(&id.slot)
+        };
+        pending.count() == self.pending
+            && live.len() == self.wire.len()
+            && live.iter().all(named)
+            && self.iter().count() == self.len()
+    }
+
+    fn find(slots: &mut [Option<Stream>], id: StreamId) -> Option<&mut Stream> {
+        let s = slots.get_mut(id.slot())?.as_mut()?;
+        (s.id() == id).then_some(s)
+    }
+
+    fn insert(
+        &mut self,
+        wire_id: ClientId,
+        proto: Proto,
+        state: State,
+        dialect: Dialect,
+        now: Instant,
+    ) -> &mut Stream {
+        self.generation = self.generation.wrapping_add(1);
+        let generation = self.generation;
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            // `max_streams` is far below 2^32.
+            (self.slots.len() - 1) as u32
+        });
+        self.wire.insert(wire_id, slot);
+        let id = StreamId { slot, generation };
+        let stream = Stream::new(id, wire_id, proto, state, dialect, now);
+        // A slot that is free was there before, or was just made.
+        #[allow(clippy::indexing_slicing)]
+        self.slots[slot as usize].insert(stream)
     }
 }

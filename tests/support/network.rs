@@ -254,6 +254,10 @@ impl Network {
     pub fn run_for(&mut self, span: Duration, app: &mut impl App) {
         let until = self.now + u64::try_from(span.as_nanos()).unwrap();
         while self.step(until, app) {}
+        for side in Side::BOTH {
+            let audit = self.end(side).session.audit();
+            assert!(audit, "{side:?} counts what is not there");
+        }
     }
 
     /// Runs until nothing more happens by itself, at most for `span`; says whether that came about.

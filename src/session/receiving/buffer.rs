@@ -2,12 +2,14 @@ use alloc::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
+use super::super::pool::Pool;
+
 /// What a stream has received and the application has not read.
 ///
-/// Small payloads are copied together, so that they neither pin the transport's buffer nor cost more
-/// memory than the bytes they carry.
+/// Small payloads are copied together, so they neither pin the transport's buffer nor cost more memory
+/// than the bytes they carry.
 #[derive(Debug, Default)]
-pub(in crate::session) struct ReceiveBuffer {
+pub(super) struct ReceiveBuffer {
     chunks: VecDeque<Bytes>,
     /// Small payloads after the last chunk.
     tail: BytesMut,
@@ -18,9 +20,11 @@ impl ReceiveBuffer {
     /// Payloads below this are copied.
     const SMALL: usize = 4096;
 
-    pub(in crate::session) fn push(&mut self, payload: Bytes) {
+    pub(super) fn push(&mut self, payload: Bytes, pool: &mut Pool) {
         self.len += payload.len();
-        if payload.len() < Self::SMALL {
+        let before = self.pieces();
+        let len = payload.len();
+        if len < Self::SMALL {
             if self.tail.capacity() - self.tail.len() < payload.len() {
                 self.cut_tail();
                 let queued = !self.chunks.is_empty();
@@ -32,11 +36,13 @@ impl ReceiveBuffer {
             self.cut_tail();
             self.chunks.push_back(payload);
         }
+        pool.add(self.pieces() - before, len);
     }
 
     /// A datagram: never merged with another, copied when it would pin much more than itself.
-    pub(in crate::session) fn push_datagram(&mut self, payload: Bytes) {
+    pub(super) fn push_datagram(&mut self, payload: Bytes, pool: &mut Pool) {
         self.len += payload.len();
+        pool.add(1, payload.len());
         self.chunks.push_back(if payload.len() < Self::SMALL {
             Bytes::copy_from_slice(&payload)
         } else {
@@ -44,13 +50,14 @@ impl ReceiveBuffer {
         });
     }
 
-    pub(in crate::session) fn pop(&mut self) -> Option<Bytes> {
+    pub(super) fn pop(&mut self, pool: &mut Pool) -> Option<Bytes> {
         let chunk = match self.chunks.pop_front() {
             Some(chunk) => chunk,
             None if self.tail.is_empty() => return None,
             None => core::mem::take(&mut self.tail).freeze(),
         };
         self.len -= chunk.len();
+        pool.remove(1, chunk.len());
         if self.chunks.is_empty() && self.chunks.capacity() > 8 {
             // An idle stream holds next to no memory.
             self.chunks = VecDeque::new();
@@ -58,21 +65,22 @@ impl ReceiveBuffer {
         Some(chunk)
     }
 
-    pub(in crate::session) fn clear(&mut self) {
+    pub(super) fn clear(&mut self, pool: &mut Pool) {
+        pool.remove(self.pieces(), self.len);
         *self = Self::default();
     }
 
     /// Bytes held.
-    pub(in crate::session) fn len(&self) -> usize {
+    pub(super) const fn len(&self) -> usize {
         self.len
     }
 
-    /// Datagrams held, if all that was pushed are datagrams.
-    pub(in crate::session) fn datagrams(&self) -> usize {
-        self.chunks.len()
+    /// Pieces that [`pop`](Self::pop) would return: for a flow, datagrams.
+    pub(super) fn pieces(&self) -> usize {
+        self.chunks.len() + usize::from(!self.tail.is_empty())
     }
 
-    pub(in crate::session) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.chunks.is_empty() && self.tail.is_empty()
     }
 
@@ -90,26 +98,28 @@ mod tests {
 
     #[test]
     fn small_payloads_are_joined_and_order_is_kept() {
-        let mut buffer = ReceiveBuffer::default();
+        let (mut buffer, mut pool) = (ReceiveBuffer::default(), Pool::default());
         let big = Bytes::from(alloc::vec![7; ReceiveBuffer::SMALL]);
         for part in [
             Bytes::from_static(b"ab"),
             Bytes::from_static(b"c"),
             big.clone(),
         ] {
-            buffer.push(part);
+            buffer.push(part, &mut pool);
         }
         for _ in 0..1000 {
-            buffer.push(Bytes::from_static(b"x"));
+            buffer.push(Bytes::from_static(b"x"), &mut pool);
         }
         assert_eq!(buffer.len(), 3 + big.len() + 1000);
+        assert_eq!(pool.bytes(), buffer.len());
         let mut joined = BytesMut::new();
         let mut pieces = 0;
-        while let Some(chunk) = buffer.pop() {
+        while let Some(chunk) = buffer.pop(&mut pool) {
             joined.extend_from_slice(&chunk);
             pieces += 1;
         }
         assert!(joined.starts_with(b"abc\x07") && joined.ends_with(b"xxx"));
         assert!(pieces <= 4 && buffer.is_empty());
+        assert_eq!(pool, Pool::default());
     }
 }

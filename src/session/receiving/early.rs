@@ -1,34 +1,44 @@
-//! What comes on streams before they are accepted (PROTOCOL.md section 4.2, "Opening").
-
 use super::super::EARLY_DATA;
-use super::super::stream::Stream;
 
-/// Bytes beyond [`EARLY_DATA`] on streams that are not accepted yet.
+/// Bytes beyond [`EARLY_DATA`] on streams that are not accepted yet (PROTOCOL.md section 4.2,
+/// "Opening").
 ///
-/// Openers of the first release sent up to a whole window early, so a few such streams are let through.
+/// Openers of the first release sent up to a whole window early, so a few such streams are allowed.
 #[derive(Debug, Default)]
-pub(in crate::session) struct Early {
+pub(super) struct Early {
     excess: usize,
+}
+
+/// A stream's part of [`Early`].
+#[derive(Debug, Default)]
+pub(super) struct Share {
+    excess: u32,
 }
 
 impl Early {
     /// Bytes beyond [`EARLY_DATA`] over all streams before one of them has to pay.
     const SLACK: usize = 1 << 20;
 
-    /// The stream, not accepted yet, has taken data.
-    pub(in crate::session) fn take(&mut self, s: &mut Stream) {
-        let excess = s.unread.len().saturating_sub(EARLY_DATA as usize);
-        self.excess = self.excess - s.early + excess;
-        s.early = excess;
+    /// A stream that is not accepted yet holds `unread` bytes now.
+    pub(super) fn update(&mut self, share: &mut Share, unread: usize) {
+        let unread = u32::try_from(unread).unwrap_or(u32::MAX);
+        self.settle(share);
+        share.excess = unread.saturating_sub(EARLY_DATA);
+        self.excess += share.excess as usize;
     }
 
     /// The stream is accepted or ends.
-    pub(in crate::session) fn settle(&mut self, s: &mut Stream) {
-        self.excess -= core::mem::take(&mut s.early);
+    pub(super) fn settle(&mut self, share: &mut Share) {
+        self.excess -= core::mem::take(&mut share.excess) as usize;
     }
 
     /// Whether the stream holds more than it may.
-    pub(in crate::session) fn is_too_much(&self, s: &Stream) -> bool {
-        s.early > 0 && self.excess > Self::SLACK
+    pub(super) const fn is_too_much(&self, share: &Share) -> bool {
+        share.excess > 0 && self.excess > Self::SLACK
+    }
+
+    /// Whether the total is that of the streams.
+    pub(super) fn audit<'a>(&self, shares: impl Iterator<Item = &'a Share>) -> bool {
+        shares.map(|share| share.excess as usize).sum::<usize>() == self.excess
     }
 }

@@ -1,11 +1,425 @@
-//! What was received and not read, and how much more may come.
+//! What was received and not read, how much more may come, and what is done when it is too much.
 
 mod buffer;
 mod early;
 mod stall;
 mod window;
 
-pub(super) use self::buffer::ReceiveBuffer;
-pub(super) use self::early::Early;
-pub(super) use self::stall::{Conversation, Pause, Stall};
-pub(super) use self::window::ReceiveWindow;
+use core::time::Duration;
+
+use bytes::Bytes;
+
+use self::buffer::ReceiveBuffer;
+use self::early::{Early, Share};
+use self::stall::{Conversation, Stalls};
+use self::window::ReceiveWindow;
+use super::dialect::Dialect;
+use super::pool::Pool;
+use super::ready::{List, Place};
+use super::stream::Stream;
+use super::streams::Streams;
+use super::{Config, Instant, MAX_DATAGRAM, Role, Stats, StreamId};
+use crate::wire::{Frame, Proto};
+
+/// The receiving half of a session: buffers, the budgets on them, credit, and the stall of v1.
+#[derive(Debug)]
+pub(super) struct Receiving {
+    config: Config,
+    dialect: Dialect,
+    /// What byte streams hold.
+    bytes: Pool,
+    /// What flows hold.
+    datagrams: Pool,
+    /// Bytes of windows lent beyond what every stream has.
+    lent: usize,
+    /// Streams with credit to announce.
+    grants: List,
+    /// The stream that last received a small piece, and when: somebody waits for an answer there.
+    interactive: Option<(StreamId, Instant)>,
+    early: Early,
+    stalls: Stalls,
+    pressed: bool,
+    thrifty: bool,
+    received: u64,
+    dropped: u64,
+}
+
+/// The receiving direction of one stream or flow.
+#[derive(Debug)]
+pub(super) struct RecvHalf {
+    buffer: ReceiveBuffer,
+    window: ReceiveWindow,
+    grant: Place,
+    early: Share,
+    talk: Conversation,
+    /// What arrives is thrown away.
+    deaf: bool,
+}
+
+/// What became of the payload of a DATA.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// There is nothing new to read.
+    Nothing,
+    Kept {
+        /// A stalled stream that this one need not wait for any longer.
+        give_up: Option<StreamId>,
+    },
+    /// So many bytes beyond the credit that the peer had: none was kept.
+    Overrun(u64),
+    /// More than a connection may send that is not accepted yet.
+    TooEarly,
+}
+
+impl Receiving {
+    /// Less than a TCP segment: what bulk leaves only at its end, and dialogue most of the time.
+    const SMALL_DATA: usize = 1024;
+    /// How long after such a piece the other streams leave room for the next.
+    const INTERACTIVE_FOR: Duration = Duration::from_millis(100);
+
+    pub(super) fn new(config: &Config, dialect: Dialect) -> Self {
+        Self {
+            config: config.clone(),
+            dialect,
+            bytes: Pool::default(),
+            datagrams: Pool::default(),
+            lent: 0,
+            grants: List::default(),
+            interactive: None,
+            early: Early::default(),
+            stalls: Stalls::default(),
+            pressed: false,
+            thrifty: false,
+            received: 0,
+            dropped: 0,
+        }
+    }
+
+    /// Takes bytes of a stream. `rtt` is the round trip to the peer, if it is known.
+    pub(super) fn take(
+        &mut self,
+        now: Instant,
+        s: &mut Stream,
+        payload: Bytes,
+        rtt: Option<Duration>,
+    ) -> Taken {
+        let len = payload.len();
+        self.count_payload(now, s, len);
+        if len == 0 {
+            return Taken::Nothing;
+        }
+        if self.dialect.has_credit() {
+            if let Err(excess) = s.recv.window.receive(len) {
+                return Taken::Overrun(excess);
+            }
+        } else {
+            s.recv.window.count(len);
+        }
+        if s.recv.deaf {
+            s.recv.window.consume(len);
+            self.queue_grant(s);
+            return Taken::Nothing;
+        }
+        let payload = match self.thrifty {
+            true => Bytes::copy_from_slice(&payload),
+            false => payload,
+        };
+        s.recv.buffer.push(payload, &mut self.bytes);
+        if s.life.state().is_pending() {
+            let unread = s.recv.unread();
+            self.early.update(&mut s.recv.early, unread);
+        }
+        if len < Self::SMALL_DATA {
+            self.interactive = Some((s.id(), now));
+        }
+        let mut give_up = None;
+        if !self.dialect.has_credit() {
+            let full = self.is_full(s);
+            give_up = self.stalls.taken(now, s.id(), full, len, &self.config);
+        } else if self.early.is_too_much(&s.recv.early) {
+            return Taken::TooEarly;
+        } else if let Some(rtt) = rtt {
+            self.resize_window(now, s, rtt);
+        }
+        Taken::Kept { give_up }
+    }
+
+    /// Takes a datagram. One that is not read in time makes room for a newer one.
+    pub(super) fn take_datagram(&mut self, now: Instant, s: &mut Stream, payload: Bytes) -> Taken {
+        let len = payload.len();
+        self.count_payload(now, s, len);
+        s.recv.window.count(len);
+        if s.recv.deaf {
+            return Taken::Nothing;
+        }
+        if len > MAX_DATAGRAM {
+            self.dropped += 1;
+            return Taken::Nothing;
+        }
+        let (config, buffer) = (&self.config, &mut s.recv.buffer);
+        while buffer.pieces() >= config.datagram_queue
+            || (!buffer.is_empty() && buffer.len() + len > config.datagram_buffer)
+        {
+            if buffer.pop(&mut self.datagrams).is_none() {
+                break;
+            }
+            self.dropped += 1;
+        }
+        if self.datagrams.cost_with(len) > config.datagram_budget {
+            self.dropped += 1;
+        } else {
+            buffer.push_datagram(payload, &mut self.datagrams);
+        }
+        Taken::Kept { give_up: None }
+    }
+
+    fn count_payload(&mut self, now: Instant, s: &mut Stream, len: usize) {
+        self.received += len as u64;
+        s.recv.talk.hear(now);
+    }
+
+    fn resize_window(&mut self, now: Instant, s: &mut Stream, rtt: Duration) {
+        let interactive = self
+            .interactive
+            .is_some_and(|(other, at)| other != s.id() && now - at < Self::INTERACTIVE_FOR);
+        let window = &mut s.recv.window;
+        let before = window.size();
+        let max = self.config.max_window;
+        let wanted = window.wanted_size(now, rtt, interactive, max);
+        if wanted <= before {
+            window.resize(wanted);
+            self.lent -= (before - wanted) as usize;
+            return;
+        }
+        let lendable = match self.pressed {
+            true => 0,
+            false => self.config.receive_budget / 2,
+        };
+        let spare = lendable.saturating_sub(self.lent);
+        let growth = (wanted - before).min(u32::try_from(spare).unwrap_or(u32::MAX));
+        window.resize(before + growth);
+        self.lent += growth as usize;
+        self.queue_grant(s);
+    }
+
+    /// The next bytes of a stream, or the next datagram of a flow, for the application.
+    pub(super) fn read(&mut self, now: Instant, s: &mut Stream) -> Option<Bytes> {
+        if s.proto() == Proto::Udp {
+            return s.recv.buffer.pop(&mut self.datagrams);
+        }
+        let chunk = s.recv.buffer.pop(&mut self.bytes)?;
+        s.recv.window.consume(chunk.len());
+        self.queue_grant(s);
+        if self.stalls.read(s.id(), chunk.len()) && self.has_room(s) {
+            self.stalls.end(now);
+        }
+        Some(chunk)
+    }
+
+    /// The stream is accepted: what it holds is early no longer.
+    pub(super) fn settle(&mut self, s: &mut Stream) {
+        self.early.settle(&mut s.recv.early);
+    }
+
+    /// Throws away what has come and will come on the stream, and grants the credit for it.
+    pub(super) fn deafen(&mut self, s: &mut Stream) {
+        s.recv.deaf = true;
+        s.recv.window.consume(s.recv.unread());
+        self.discard(s);
+        self.queue_grant(s);
+    }
+
+    /// Throws away what has come on the stream.
+    pub(super) fn discard(&mut self, s: &mut Stream) {
+        let pool = match s.proto() {
+            Proto::Tcp => &mut self.bytes,
+            Proto::Udp => &mut self.datagrams,
+        };
+        s.recv.buffer.clear(pool);
+        self.stalls.forget(s.id());
+    }
+
+    /// The stream has ended: nothing more comes. What has come can still be read.
+    pub(super) fn retire(&mut self, s: &mut Stream) {
+        self.settle(s);
+        self.lent -= s.recv.window.grown();
+        self.stalls.forget(s.id());
+    }
+
+    /// Lets the stream announce credit if that is worth a WINDOW.
+    fn queue_grant(&mut self, s: &mut Stream) {
+        let open = s.life.state().can_receive() && s.proto() == Proto::Tcp;
+        if open && self.dialect.has_credit() && s.recv.window.grant_is_due() {
+            self.grants.push(s.id(), &mut s.recv.grant);
+        }
+    }
+
+    /// The next WINDOW to send.
+    pub(super) fn next_grant(&mut self, streams: &mut Streams) -> Option<Frame> {
+        while let Some(id) = self.grants.pop() {
+            let Some(s) = streams.get_mut(id) else {
+                continue;
+            };
+            s.recv.grant.leave();
+            if s.life.state().can_receive() {
+                let credit = s.recv.window.take_grant();
+                let id = s.wire_id();
+                return Some(Frame::Window { id, credit });
+            }
+        }
+        None
+    }
+
+    /// The transport has ended: no credit is announced any more.
+    pub(super) fn close(&mut self) {
+        self.grants.clear();
+    }
+
+    /// Ends the stall if its stream has room now, or is gone.
+    pub(super) fn reconsider_stall(&mut self, now: Instant, streams: &Streams) {
+        if let Some(stalled) = self.stalls.stalled() {
+            if streams.get(stalled).is_none_or(|s| self.has_room(s)) {
+                self.stalls.end(now);
+            }
+        }
+    }
+
+    /// Looks whether the stall goes on, when it is time to. Returns the stream to give up.
+    pub(super) fn look_at_stall(&mut self, now: Instant, streams: &Streams) -> Option<StreamId> {
+        self.reconsider_stall(now, streams);
+        let mut stalls = core::mem::take(&mut self.stalls);
+        let others_wait = |stalled, since| self.others_wait(streams, stalled, since);
+        let give_up = stalls.look(now, others_wait, self.unread(), &self.config);
+        self.stalls = stalls;
+        give_up
+    }
+
+    /// Whether a stream besides the stalled one has something to receive, as far as can be told
+    /// without reading: it was in the middle of a conversation when the stall began, or something has
+    /// come for it since, or it was not answered yet.
+    fn others_wait(&self, streams: &Streams, stalled: StreamId, since: Instant) -> bool {
+        // At an acceptor it is the peer that asks, and the answers go out all the same.
+        let asks = self.dialect.role() == Role::Opener;
+        streams.iter().any(|s| {
+            let talk = s.recv.talk;
+            let open = s.id() != stalled && s.life.state().can_receive() && !self.is_full(s);
+            let waits = talk.heard_since(since, self.config.v1_stall);
+            open && (waits || (asks && talk.is_unanswered()))
+        })
+    }
+
+    /// Whether a v1 stream holds as much as it may. It waits for its reader and for nothing else.
+    fn is_full(&self, s: &Stream) -> bool {
+        s.recv.unread() >= self.config.v1_stream_buffer || self.early.is_too_much(&s.recv.early)
+    }
+
+    /// Whether a stall of the stream is over. With less room the next message would begin a new stall,
+    /// and a new time to wait for progress.
+    fn has_room(&self, s: &Stream) -> bool {
+        let limit = self.config.v1_stream_buffer;
+        let limit = limit.saturating_sub(Stalls::PROGRESS);
+        s.recv.unread() <= limit && !self.early.is_too_much(&s.recv.early)
+    }
+
+    /// The transport has ended. Returns the stream whose reader paused before, and for how long.
+    pub(super) fn blame(&mut self, now: Instant) -> Option<(StreamId, Duration)> {
+        self.stalls.blame(now, &self.config)
+    }
+
+    /// While pressed, windows do not grow.
+    pub(super) fn set_pressed(&mut self, pressed: bool) {
+        self.pressed = pressed;
+    }
+
+    /// While thrifty, payloads of streams are copied.
+    pub(super) fn set_thrifty(&mut self, thrifty: bool) {
+        self.thrifty = thrifty;
+    }
+
+    /// Whether there is credit to announce.
+    pub(super) fn has_grant(&self) -> bool {
+        !self.grants.is_empty()
+    }
+
+    /// Whether the transport may be read.
+    pub(super) fn may_receive(&self) -> bool {
+        self.stalls.may_receive()
+    }
+
+    /// While the tunnel stalls: when to look at it again.
+    pub(super) fn stalled_until(&self) -> Option<Instant> {
+        self.stalls.until()
+    }
+
+    /// Whether byte streams hold more than the budget.
+    pub(super) const fn is_over_budget(&self) -> bool {
+        self.bytes.bytes() > self.config.receive_budget
+    }
+
+    /// The byte stream that holds most.
+    pub(super) fn greediest(streams: &Streams) -> Option<StreamId> {
+        let bytes = streams.iter().filter(|s| s.proto() == Proto::Tcp);
+        bytes.max_by_key(|s| s.recv.unread()).map(Stream::id)
+    }
+
+    /// Bytes that all streams and flows hold.
+    pub(super) const fn unread(&self) -> usize {
+        self.bytes.bytes() + self.datagrams.bytes()
+    }
+
+    pub(super) fn count(&self, stats: &mut Stats) {
+        stats.bytes_received = self.received;
+        stats.datagrams_dropped_receiving = self.dropped;
+        stats.unread = self.unread();
+    }
+
+    /// Whether the pools and totals are those of the streams.
+    pub(super) fn audit(&self, streams: &Streams) -> bool {
+        let (mut bytes, mut datagrams) = (Pool::default(), Pool::default());
+        for s in streams.iter() {
+            let pool = match s.proto() {
+                Proto::Tcp => &mut bytes,
+                Proto::Udp => &mut datagrams,
+            };
+            pool.add(s.recv.buffer.pieces(), s.recv.buffer.len());
+        }
+        let live = streams.iter().filter(|s| !s.life.is_closed());
+        let lent = live.map(|s| s.recv.window.grown()).sum::<usize>();
+        (bytes, datagrams) == (self.bytes, self.datagrams)
+            && lent == self.lent
+            && self.early.audit(streams.iter().map(|s| &s.recv.early))
+    }
+}
+
+impl RecvHalf {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            buffer: ReceiveBuffer::default(),
+            window: ReceiveWindow::new(now),
+            grant: Place::default(),
+            early: Share::default(),
+            talk: Conversation::default(),
+            deaf: false,
+        }
+    }
+
+    /// This end has sent something on the stream.
+    pub(super) fn note_asked(&mut self) {
+        self.talk.ask();
+    }
+
+    /// Bytes that the peer may still send.
+    pub(super) fn credit(&self) -> u64 {
+        self.window.credit()
+    }
+
+    /// Bytes that were not read.
+    pub(super) const fn unread(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Payload bytes received.
+    pub(super) const fn received(&self) -> u64 {
+        self.window.received()
+    }
+}

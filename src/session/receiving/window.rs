@@ -4,13 +4,13 @@ use super::super::{INITIAL_WINDOW, Instant};
 
 /// The credit this end has granted on a stream, and how it grows (PROTOCOL.md section 5.5).
 ///
-/// The window aims at twice what arrives in one round trip: a stream held back by its window doubles it each
-/// round trip, one held back by its sender, its reader or the link does not.
+/// The window aims at twice what arrives in one round trip. A stream held back by its window doubles it
+/// each round trip; one held back by its sender, its reader or the link does not.
 #[derive(Debug)]
-pub(in crate::session) struct ReceiveWindow {
-    /// Bytes the peer may have under way beyond what was read.
+pub(super) struct ReceiveWindow {
+    /// Bytes that the peer may have under way beyond what was read.
     size: u32,
-    /// All bytes the peer may ever send, as granted so far.
+    /// All bytes that the peer may ever send, as granted so far.
     limit: u64,
     received: u64,
     consumed: u64,
@@ -21,12 +21,13 @@ pub(in crate::session) struct ReceiveWindow {
 impl ReceiveWindow {
     /// Arrivals are measured over at least this: messages come in bursts.
     const SHORTEST_EPOCH: Duration = Duration::from_millis(2);
-    /// What a stream is given that fills the initial window within the shortest epoch, however short the round
-    /// trip: it reads one half while the other is on its way. With less, two ends on one machine wait for each
-    /// other in turn; with more, round trips beside it take longer and nothing gets faster.
+    /// The size for a stream that fills the initial window within the shortest epoch, however short the
+    /// round trip: it reads one half while the other is under way. With less, two ends on one machine
+    /// wait for each other in turn. With more, round trips beside it take longer and nothing gets
+    /// faster.
     const FAST_WINDOW: u32 = 2 * INITIAL_WINDOW;
 
-    pub(in crate::session) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         Self {
             size: INITIAL_WINDOW,
             limit: u64::from(INITIAL_WINDOW),
@@ -37,8 +38,8 @@ impl ReceiveWindow {
         }
     }
 
-    /// Notes bytes that arrived; says by how much they exceed the window, if they do.
-    pub(in crate::session) fn receive(&mut self, len: usize) -> Result<(), u64> {
+    /// Counts bytes that arrived. An error is by how much they exceed the window.
+    pub(super) fn receive(&mut self, len: usize) -> Result<(), u64> {
         let received = self.received.saturating_add(len as u64);
         if received > self.limit {
             return Err(received - self.limit);
@@ -48,16 +49,26 @@ impl ReceiveWindow {
         Ok(())
     }
 
+    /// Counts bytes that arrived where there is no credit.
+    pub(super) fn count(&mut self, len: usize) {
+        self.received = self.received.saturating_add(len as u64);
+    }
+
+    /// All bytes that arrived.
+    pub(super) const fn received(&self) -> u64 {
+        self.received
+    }
+
     /// Bytes the peer may still send.
-    pub(in crate::session) fn credit(&self) -> u64 {
+    pub(super) fn credit(&self) -> u64 {
         self.limit - self.received
     }
 
     /// The size that the window should have from now on, given the round trip.
     ///
-    /// It grows if the reader keeps up. What it has for being fast it loses while others are `interactive`: their
-    /// round trips wait behind it.
-    pub(in crate::session) fn wanted_size(
+    /// It grows if the reader keeps up. The extra of [`FAST_WINDOW`](Self::FAST_WINDOW) is withdrawn
+    /// while another stream is `interactive`, whose data would queue behind it.
+    pub(super) fn wanted_size(
         &mut self,
         now: Instant,
         rtt: Duration,
@@ -87,34 +98,35 @@ impl ReceiveWindow {
         least.max(per_trip)
     }
 
-    /// Bytes the peer may have under way beyond what was read.
-    pub(in crate::session) fn size(&self) -> u32 {
+    /// Bytes that the peer may have under way beyond what was read.
+    pub(super) fn size(&self) -> u32 {
         self.size
     }
 
-    /// A smaller size takes nothing back: credit is withheld until what is under way has come down to it.
-    pub(in crate::session) fn resize(&mut self, size: u32) {
+    /// A smaller size takes no credit back. New credit is withheld until what is under way has come
+    /// down to it.
+    pub(super) fn resize(&mut self, size: u32) {
         self.size = size;
     }
 
-    pub(in crate::session) fn consume(&mut self, len: usize) {
+    pub(super) fn consume(&mut self, len: usize) {
         self.consumed += len as u64;
     }
 
     /// Whether enough was read since the last grant to be worth a WINDOW.
-    pub(in crate::session) fn grant_is_due(&self) -> bool {
+    pub(super) fn grant_is_due(&self) -> bool {
         self.grant() >= self.size / 4
     }
 
     /// Takes the credit to announce.
-    pub(in crate::session) fn take_grant(&mut self) -> u32 {
+    pub(super) fn take_grant(&mut self) -> u32 {
         let grant = self.grant();
         self.limit += u64::from(grant);
         grant
     }
 
     /// Bytes lent to this window beyond what every stream has.
-    pub(in crate::session) fn grown(&self) -> usize {
+    pub(super) fn grown(&self) -> usize {
         (self.size - INITIAL_WINDOW) as usize
     }
 

@@ -1,7 +1,372 @@
-//! What waits to be sent, and in which order it goes.
+//! What waits to be sent, how much of it the peer takes, and which stream sends next.
 
+mod credit;
 mod queue;
 mod schedule;
 
-pub(super) use self::queue::SendQueue;
-pub(super) use self::schedule::{Schedule, Turn};
+use bytes::Bytes;
+
+use self::credit::Credit;
+use self::queue::SendQueue;
+use self::schedule::{Schedule, Turn};
+use super::events::Events;
+use super::pool::Pool;
+use super::ready::{List, Place};
+use super::stream::Stream;
+use super::streams::Streams;
+use super::{Config, Stats, StreamId};
+use crate::wire::{Chunk, Header, Kind, Proto};
+
+/// The sending half of a session: queues, the budgets on them, and the order.
+#[derive(Debug)]
+pub(super) struct Sending {
+    config: Config,
+    /// What is queued on byte streams.
+    bytes: Pool,
+    /// What is queued on flows.
+    datagrams: Pool,
+    schedule: Schedule,
+    /// Flows with something to send.
+    flows: List,
+    /// Datagrams sent since the last piece of a stream.
+    flow_run: u32,
+    /// Streams that wait for the send budget.
+    waiting: List,
+    pressed: bool,
+    sent: u64,
+    dropped: u64,
+}
+
+/// The sending direction of one stream or flow.
+#[derive(Debug)]
+pub(super) struct SendHalf {
+    queue: SendQueue,
+    credit: Credit,
+    turn: Turn,
+    flow: Place,
+    waiting: Place,
+    /// CLOSE follows what is queued.
+    finishing: bool,
+}
+
+/// What is sent next.
+#[derive(Debug)]
+pub(super) enum Outgoing {
+    Data(Bytes),
+    /// The stream has sent all it had, and says CLOSE.
+    Close(StreamId),
+}
+
+impl Sending {
+    /// Bytes that a stream may always queue, whatever the others have queued.
+    const RESERVE: usize = 4096;
+    /// Chunks of a stream below this are joined while they wait: a queue of them would cost more
+    /// than its bytes.
+    const SMALL: usize = 256;
+    /// Datagrams in a row while streams wait.
+    const MAX_FLOW_RUN: u32 = 16;
+
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            config: config.clone(),
+            bytes: Pool::default(),
+            datagrams: Pool::default(),
+            schedule: Schedule::default(),
+            flows: List::default(),
+            flow_run: 0,
+            waiting: List::default(),
+            pressed: false,
+            sent: 0,
+            dropped: 0,
+        }
+    }
+
+    /// Queues bytes of a stream without a copy, unless they are few. Gives them back when they exceed
+    /// the credit or there is no room at all.
+    pub(super) fn push(&mut self, s: &mut Stream, chunk: Chunk) -> Result<(), Chunk> {
+        let half = &mut s.send;
+        if chunk.len() > half.credit() || self.capacity(half) == 0 {
+            self.block(s);
+            return Err(chunk);
+        }
+        if chunk.len() < Self::SMALL && !half.queue.is_empty() {
+            let piece = self.config.max_piece;
+            half.queue
+                .push_slice(chunk.payload(), piece, &mut self.bytes);
+        } else {
+            half.queue.push(chunk, &mut self.bytes);
+        }
+        s.notice.want_writable(false);
+        self.activate(s);
+        Ok(())
+    }
+
+    /// Queues a copy of as many bytes as there is room for. Returns how many.
+    pub(super) fn push_slice(&mut self, s: &mut Stream, bytes: &[u8]) -> usize {
+        let capacity = self.capacity(&s.send);
+        if capacity == 0 && !bytes.is_empty() {
+            self.block(s);
+            return 0;
+        }
+        let taken = bytes.get(..capacity).unwrap_or(bytes);
+        let piece = self.config.max_piece;
+        s.send.queue.push_slice(taken, piece, &mut self.bytes);
+        s.notice.want_writable(false);
+        self.activate(s);
+        taken.len()
+    }
+
+    /// Queues one datagram. Where there is no room, the flow's oldest give way, or this one.
+    pub(super) fn push_datagram(&mut self, s: &mut Stream, datagram: Chunk) {
+        let len = datagram.len();
+        let (config, queue) = (&self.config, &mut s.send.queue);
+        while queue.pieces() >= config.datagram_queue
+            || (!queue.is_empty() && queue.len() + len > config.datagram_buffer)
+        {
+            if queue.pop(usize::MAX, &mut self.datagrams).is_none() {
+                break;
+            }
+            self.dropped += 1;
+        }
+        if self.datagrams.cost_with(len) > config.datagram_budget {
+            self.dropped += 1;
+        } else {
+            queue.push(datagram, &mut self.datagrams);
+        }
+        self.activate(s);
+    }
+
+    /// A datagram was too long to be queued.
+    pub(super) fn drop_datagram(&mut self) {
+        self.dropped += 1;
+    }
+
+    /// The stream waits for credit, for room of its own, or for the send budget, and wants to hear of
+    /// it.
+    pub(super) fn block(&mut self, s: &mut Stream) {
+        s.notice.want_writable(true);
+        if self.is_budget_full() {
+            self.waiting.push(s.id(), &mut s.send.waiting);
+        }
+    }
+
+    /// CLOSE follows what is queued.
+    pub(super) fn finish(&mut self, s: &mut Stream) {
+        s.send.finishing = true;
+        self.activate(s);
+    }
+
+    /// Lets the stream take its turn if it has something to send.
+    pub(super) fn activate(&mut self, s: &mut Stream) {
+        if !has_more(s) {
+            return;
+        }
+        let id = s.id();
+        match s.proto() {
+            Proto::Tcp => {
+                let quantum = self.config.max_piece;
+                self.schedule.activate(id, &mut s.send.turn, quantum);
+            }
+            Proto::Udp => self.flows.push(id, &mut s.send.flow),
+        }
+    }
+
+    /// The stream has ended: what it has queued is dropped.
+    pub(super) fn retire(&mut self, s: &mut Stream) {
+        let pool = match s.proto() {
+            Proto::Tcp => &mut self.bytes,
+            Proto::Udp => &mut self.datagrams,
+        };
+        s.send.queue.clear(pool);
+    }
+
+    /// The next message with data, or the end of a stream: datagrams first, then streams in turn.
+    pub(super) fn next(&mut self, streams: &mut Streams, events: &mut Events) -> Option<Outgoing> {
+        let streams_wait = !self.schedule.is_empty();
+        if !streams_wait || self.flow_run < Self::MAX_FLOW_RUN {
+            if let Some(message) = self.next_datagram(streams) {
+                self.flow_run = self.flow_run.saturating_add(1);
+                return Some(message);
+            }
+        }
+        self.flow_run = 0;
+        self.next_piece(streams, events)
+            .or_else(|| self.next_datagram(streams))
+    }
+
+    fn next_datagram(&mut self, streams: &mut Streams) -> Option<Outgoing> {
+        while let Some(id) = self.flows.pop() {
+            let Some(s) = streams.get_mut(id) else {
+                continue;
+            };
+            s.send.flow.leave();
+            if let Some(datagram) = s.send.queue.pop(usize::MAX, &mut self.datagrams) {
+                let message = self.message(s, datagram);
+                self.activate(s);
+                return Some(Outgoing::Data(message));
+            }
+            if has_close(s) {
+                return Some(Outgoing::Close(id));
+            }
+        }
+        None
+    }
+
+    fn next_piece(&mut self, streams: &mut Streams, events: &mut Events) -> Option<Outgoing> {
+        let quantum = self.config.max_piece;
+        while let Some(id) = self.schedule.pop() {
+            let Some(s) = streams.get_mut(id) else {
+                continue;
+            };
+            let Some(chunk) = s.send.queue.pop(quantum, &mut self.bytes) else {
+                let close = has_close(s);
+                self.schedule.sent(id, &mut s.send.turn, 0, false, quantum);
+                if close {
+                    return Some(Outgoing::Close(id));
+                }
+                continue;
+            };
+            let len = chunk.len();
+            let message = self.message(s, chunk);
+            let more = has_more(s);
+            self.schedule.sent(id, &mut s.send.turn, len, more, quantum);
+            if s.notice.wants_writable() && s.send.credit() > 0 {
+                events.writable(s);
+            }
+            self.wake(streams, events);
+            return Some(Outgoing::Data(message));
+        }
+        None
+    }
+
+    fn message(&mut self, s: &mut Stream, chunk: Chunk) -> Bytes {
+        let len = chunk.len();
+        self.sent += len as u64;
+        s.send.credit.spend(len);
+        s.recv.note_asked();
+        chunk.seal(Header {
+            kind: Kind::Data,
+            proto: s.proto(),
+            id: s.wire_id(),
+            port: 0,
+        })
+    }
+
+    /// Wakes the streams that wait for the send budget, once half of it is free.
+    pub(super) fn wake(&mut self, streams: &mut Streams, events: &mut Events) {
+        if self.bytes.bytes() > self.config.send_budget / 2 {
+            return;
+        }
+        while let Some(id) = self.waiting.pop() {
+            if let Some(s) = streams.get_mut(id) {
+                s.send.waiting.leave();
+                events.writable(s);
+            }
+        }
+    }
+
+    /// While pressed, streams queue little.
+    pub(super) fn set_pressed(&mut self, pressed: bool) {
+        self.pressed = pressed;
+    }
+
+    /// Bytes of a stream that are taken now.
+    pub(super) fn capacity(&self, half: &SendHalf) -> usize {
+        let piece = match self.schedule.is_contended() {
+            true => self.config.contended_piece,
+            false => self.config.max_piece,
+        };
+        // Bounds are overrun by at most one piece, so that pieces stay whole.
+        let stream_full = half.queue.len() >= self.config.stream_send_buffer;
+        let room = match (stream_full, self.is_budget_full()) {
+            (false, false) => piece,
+            (false, true) if half.queue.is_empty() => piece.min(Self::RESERVE),
+            _ => 0,
+        };
+        room.min(half.credit())
+    }
+
+    fn is_budget_full(&self) -> bool {
+        self.pressed || self.bytes.bytes() >= self.config.send_budget
+    }
+
+    pub(super) fn has_output(&self) -> bool {
+        !self.flows.is_empty() || !self.schedule.is_empty()
+    }
+
+    /// Bytes queued on all streams and flows.
+    pub(super) const fn unsent(&self) -> usize {
+        self.bytes.bytes() + self.datagrams.bytes()
+    }
+
+    pub(super) fn count(&self, stats: &mut Stats) {
+        stats.bytes_sent = self.sent;
+        stats.datagrams_dropped_sending = self.dropped;
+        stats.unsent = self.unsent();
+    }
+
+    /// Whether the pools hold what the streams' queues do.
+    pub(super) fn audit(&self, streams: &Streams) -> bool {
+        let (mut bytes, mut datagrams) = (Pool::default(), Pool::default());
+        for s in streams.iter() {
+            let pool = match s.proto() {
+                Proto::Tcp => &mut bytes,
+                Proto::Udp => &mut datagrams,
+            };
+            pool.add(s.send.queue.pieces(), s.send.queue.len());
+        }
+        (bytes, datagrams) == (self.bytes, self.datagrams)
+    }
+}
+
+impl SendHalf {
+    pub(super) fn new(credit: u64) -> Self {
+        Self {
+            queue: SendQueue::default(),
+            credit: Credit::new(credit),
+            turn: Turn::default(),
+            flow: Place::default(),
+            waiting: Place::default(),
+            finishing: false,
+        }
+    }
+
+    /// The connection is made: the rest of the initial window is open.
+    pub(super) fn establish(&mut self) {
+        self.credit.establish();
+    }
+
+    /// Adds credit. `None` when it can no longer be counted.
+    pub(super) fn grant(&mut self, credit: u32) -> Option<()> {
+        self.credit.grant(credit)
+    }
+
+    /// Whether the application has ended this direction.
+    pub(super) const fn is_finishing(&self) -> bool {
+        self.finishing
+    }
+
+    /// Bytes queued.
+    pub(super) const fn unsent(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Payload bytes transmitted.
+    pub(super) const fn sent(&self) -> u64 {
+        self.credit.sent()
+    }
+
+    /// Bytes that the peer takes beyond what is queued.
+    fn credit(&self) -> usize {
+        self.credit.left(self.queue.len())
+    }
+}
+
+/// Whether the stream has bytes or its CLOSE to send.
+fn has_more(s: &Stream) -> bool {
+    !s.send.queue.is_empty() || has_close(s)
+}
+
+fn has_close(s: &Stream) -> bool {
+    s.send.finishing && s.life.state().can_send()
+}

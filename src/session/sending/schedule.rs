@@ -2,13 +2,14 @@ use alloc::collections::VecDeque;
 
 use super::super::StreamId;
 
-/// Whose turn it is to send: deficit round robin by bytes, with a head start for streams that were idle.
+/// Which stream sends next: deficit round robin by bytes, with a head start for streams that were
+/// idle.
 ///
-/// A stream that becomes active gets one quantum ahead of those that send in bulk, so a keystroke does not
-/// wait behind a download. It then takes its turn with the others, also when its queue ran empty, so that a
-/// stream cannot stay ahead by sending little and often.
+/// A stream that becomes active gets one quantum ahead of those that send in bulk, so a keystroke does
+/// not wait behind a download. It then takes its turn with the others, also when its queue ran empty,
+/// so a stream cannot stay ahead by sending little and often.
 #[derive(Debug, Default)]
-pub(in crate::session) struct Schedule {
+pub(super) struct Schedule {
     fresh: VecDeque<StreamId>,
     bulk: VecDeque<StreamId>,
     /// Fresh turns since the last bulk turn.
@@ -17,14 +18,15 @@ pub(in crate::session) struct Schedule {
 
 /// A stream's place in the [`Schedule`].
 #[derive(Debug, Default)]
-pub(in crate::session) struct Turn {
-    list: List,
-    /// Bytes the stream may still send in this turn; below zero it has sent more and pays in the next.
-    deficit: i64,
+pub(super) struct Turn {
+    round: Round,
+    /// Bytes that the stream may still send in this turn. Below zero it has sent more, and pays in the
+    /// next.
+    deficit: i32,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum List {
+enum Round {
     #[default]
     Idle,
     Fresh,
@@ -36,16 +38,17 @@ impl Schedule {
     const MAX_FRESH_RUN: u32 = 16;
 
     /// The stream has something to send.
-    pub(in crate::session) fn activate(&mut self, id: StreamId, turn: &mut Turn, quantum: usize) {
-        if turn.list == List::Idle {
-            turn.list = List::Fresh;
-            turn.deficit = quantum as i64;
+    pub(super) fn activate(&mut self, id: StreamId, turn: &mut Turn, quantum: usize) {
+        if turn.round == Round::Idle {
+            turn.round = Round::Fresh;
+            turn.deficit = bytes(quantum);
             self.fresh.push_back(id);
         }
     }
 
-    /// Takes out the stream whose turn it is. It may be gone; if not, [`sent`](Self::sent) puts it back.
-    pub(in crate::session) fn pop(&mut self) -> Option<StreamId> {
+    /// Takes out the stream whose turn it is. It may be gone; if not, [`sent`](Self::sent) puts it
+    /// back.
+    pub(super) fn pop(&mut self) -> Option<StreamId> {
         if self.fresh_run < Self::MAX_FRESH_RUN || self.bulk.is_empty() {
             if let Some(id) = self.fresh.pop_front() {
                 self.fresh_run += 1;
@@ -57,7 +60,7 @@ impl Schedule {
     }
 
     /// The stream taken out has sent `len` bytes; `more` says whether it has more to send.
-    pub(in crate::session) fn sent(
+    pub(super) fn sent(
         &mut self,
         id: StreamId,
         turn: &mut Turn,
@@ -65,8 +68,8 @@ impl Schedule {
         more: bool,
         quantum: usize,
     ) {
-        turn.deficit -= len as i64;
-        let fresh = turn.list == List::Fresh;
+        turn.deficit -= bytes(len);
+        let fresh = turn.round == Round::Fresh;
         if more && turn.deficit > 0 {
             let list = if fresh {
                 &mut self.fresh
@@ -76,23 +79,29 @@ impl Schedule {
             list.push_front(id);
         } else if more || fresh {
             // What was overdrawn is less than one message, so this is above zero within a few rounds.
-            turn.deficit = (turn.deficit + quantum as i64).min(quantum as i64);
-            turn.list = List::Bulk;
+            let quantum = bytes(quantum);
+            turn.deficit = (turn.deficit + quantum).min(quantum);
+            turn.round = Round::Bulk;
             self.bulk.push_back(id);
         } else {
-            turn.list = List::Idle;
+            turn.round = Round::Idle;
         }
     }
 
-    pub(in crate::session) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.fresh.is_empty() && self.bulk.is_empty()
     }
 
     /// Whether so many streams take turns that a round of whole pieces would be long.
-    pub(in crate::session) fn is_contended(&self) -> bool {
+    pub(super) fn is_contended(&self) -> bool {
         const FEW: usize = 4;
         self.fresh.len() + self.bulk.len() > FEW
     }
+}
+
+/// A piece has at most 1 MiB.
+fn bytes(len: usize) -> i32 {
+    i32::try_from(len).unwrap_or(i32::MAX / 2)
 }
 
 #[cfg(test)]
@@ -104,10 +113,7 @@ mod tests {
     const QUANTUM: usize = 1000;
 
     fn id(slot: usize) -> StreamId {
-        StreamId {
-            slot: slot as u32,
-            generation: 0,
-        }
+        StreamId::of_slot(slot)
     }
 
     /// One message of `len(slot)` bytes by the stream whose turn it is.

@@ -1,0 +1,113 @@
+use super::State;
+
+/// Counters of a [`Session`](super::Session) since it began. All but the last three only grow.
+///
+/// ```
+/// use kohakuriver_tunnel::session::{Config, Instant, Role, Session, Version};
+///
+/// let now = Instant::default();
+/// let mut session = Session::new(Role::Opener, Version::V2, Config::default(), now);
+/// session.open_tcp(80, now)?;
+/// assert_eq!((session.stats().opened, session.stats().streams), (1, 1));
+/// # Ok::<(), kohakuriver_tunnel::session::OpenError>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Streams and flows opened here or asked for by the peer.
+    pub opened: u64,
+    /// Streams ended by a reset, of either side.
+    pub resets: u64,
+    /// Connections of the peer that this end refused because a bound was reached or it drains.
+    pub refused: u64,
+    /// Payload bytes transmitted.
+    pub bytes_sent: u64,
+    /// Payload bytes received for a known stream.
+    pub bytes_received: u64,
+    /// Breaches of the protocol by the peer, as [`Violation`](super::Violation).
+    pub violations: u64,
+    /// DATA for ids that were not, or no longer, known.
+    pub stray_data: u64,
+    /// Datagrams to the peer dropped because newer ones came, or because they were too long.
+    pub datagrams_dropped_sending: u64,
+    /// Datagrams from the peer dropped because they were not read, or because they were too long.
+    pub datagrams_dropped_receiving: u64,
+    /// Streams and flows now.
+    pub streams: usize,
+    /// Bytes received and not read now.
+    pub unread: usize,
+    /// Bytes accepted for sending and not transmitted now.
+    pub unsent: usize,
+}
+
+/// Counters of one stream or flow, from [`Session::stream_stats`](super::Session::stream_stats).
+///
+/// ```
+/// use kohakuriver_tunnel::session::{Config, Instant, Role, Session, State, Version};
+///
+/// let now = Instant::default();
+/// let mut session = Session::new(Role::Opener, Version::V2, Config::default(), now);
+/// let stream = session.open_tcp(80, now)?;
+/// session.send_slice(stream, b"hello").unwrap();
+/// let stats = session.stream_stats(stream).unwrap();
+/// assert_eq!((stats.state, stats.unsent, stats.bytes_sent), (State::Connecting, 5, 0));
+/// # Ok::<(), kohakuriver_tunnel::session::OpenError>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StreamStats {
+    /// The state on the wire.
+    pub state: State,
+    /// Payload bytes transmitted.
+    pub bytes_sent: u64,
+    /// Payload bytes received, those thrown away included.
+    pub bytes_received: u64,
+    /// Bytes received and not read now.
+    pub unread: usize,
+    /// Bytes accepted for sending and not transmitted now.
+    pub unsent: usize,
+}
+
+/// What a session counts of the tunnel as a whole. Its parts count the rest.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    opened: u64,
+    resets: u64,
+    refused: u64,
+    violations: u64,
+    stray_data: u64,
+}
+
+impl Counters {
+    pub(super) fn opened(&mut self) {
+        self.opened += 1;
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.resets += 1;
+    }
+
+    pub(super) fn refused(&mut self) {
+        self.refused += 1;
+    }
+
+    pub(super) fn violation(&mut self) {
+        self.violations += 1;
+    }
+
+    pub(super) fn stray_data(&mut self) {
+        self.stray_data += 1;
+    }
+
+    /// The counters of the tunnel; those of the parts are zero.
+    pub(super) fn stats(&self) -> Stats {
+        Stats {
+            opened: self.opened,
+            resets: self.resets,
+            refused: self.refused,
+            violations: self.violations,
+            stray_data: self.stray_data,
+            ..Stats::default()
+        }
+    }
+}

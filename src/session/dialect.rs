@@ -1,0 +1,134 @@
+use alloc::format;
+
+use bytes::Bytes;
+
+use super::life::Verdict;
+use super::stream::Stream;
+use super::{EARLY_DATA, INITIAL_WINDOW, Reason, Role, Version, Violation};
+use crate::wire::{ClientId, Frame, Kind, Proto};
+
+/// What this end of a tunnel can say and expect: the differences between v1 and v2, asked by
+/// capability. Only the state table names the versions ([`State::on_message`](super::State)).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Dialect {
+    version: Version,
+    role: Role,
+}
+
+impl Dialect {
+    pub(super) const fn new(version: Version, role: Role) -> Self {
+        Self { version, role }
+    }
+
+    pub(super) const fn role(self) -> Role {
+        self.role
+    }
+
+    const fn is_v2(self) -> bool {
+        matches!(self.version, Version::V2)
+    }
+
+    /// Whether messages of this type exist.
+    pub(super) const fn knows(self, kind: Kind) -> bool {
+        self.is_v2() || kind.in_v1()
+    }
+
+    /// Streams have credit. Without it, a full stream stalls the transport.
+    pub(super) const fn has_credit(self) -> bool {
+        self.is_v2()
+    }
+
+    /// PONG returns the payload of PING, so a round trip can be measured and a PING proves that the
+    /// peer lives. Without it, the transport's own ping has to.
+    pub(super) const fn has_echo(self) -> bool {
+        self.is_v2()
+    }
+
+    /// Draining is announced with GOAWAY.
+    pub(super) const fn has_goaway(self) -> bool {
+        self.is_v2()
+    }
+
+    /// The peer may take the first CLOSE of a stream, from either end, for the last word.
+    pub(super) const fn peer_may_forget(self) -> bool {
+        !self.is_v2()
+    }
+
+    /// The peer is an opener that may do so.
+    pub(super) const fn opener_may_forget(self) -> bool {
+        self.peer_may_forget() && matches!(self.role, Role::Acceptor)
+    }
+
+    /// What a message does to a stream, as its state has it.
+    ///
+    /// # Errors
+    /// The [`Violation`], if it is one that has no other effect.
+    pub(super) const fn verdict(self, s: &Stream, kind: Kind) -> Result<Verdict, Violation> {
+        let state = s.life.state();
+        match state.on_message(kind, s.proto(), self.version) {
+            Verdict::Violation => {
+                let id = s.wire_id();
+                Err(Violation::Unexpected { kind, id, state })
+            }
+            verdict => Ok(verdict),
+        }
+    }
+
+    /// Bytes that this end may send on a connection before the first WINDOW.
+    pub(super) const fn initial_credit(self, proto: Proto) -> u64 {
+        match (self.version, proto, self.role) {
+            (Version::V2, Proto::Tcp, Role::Opener) => EARLY_DATA as u64,
+            (Version::V2, Proto::Tcp, Role::Acceptor) => INITIAL_WINDOW as u64,
+            _ => u64::MAX,
+        }
+    }
+
+    /// The reason that the code of an ERROR stands for.
+    pub(super) const fn reason(self, code: u16) -> Reason {
+        match self.version {
+            // Deployed runners put the target port there.
+            Version::V1 => Reason::Unspecified,
+            Version::V2 => Reason::from_code(code),
+        }
+    }
+
+    /// The message that ends a connection at once.
+    pub(super) fn reset(self, proto: Proto, id: ClientId, reason: Reason, text: &str) -> Frame {
+        let (code, words) = match (self.version, self.role) {
+            (Version::V1, Role::Opener) => return Frame::Close { proto, id },
+            (Version::V1, Role::Acceptor) if text.is_empty() => (0, format!("{reason}")),
+            (Version::V1, Role::Acceptor) => (0, format!("{reason}: {text}")),
+            (Version::V2, _) => (reason.code(), text.into()),
+        };
+        let text = Bytes::from(words);
+        Frame::Error {
+            proto,
+            id,
+            code,
+            text,
+        }
+    }
+
+    /// The answer to DATA for an id that is not live.
+    pub(super) const fn nobody(self, proto: Proto, id: ClientId) -> Frame {
+        match self.version {
+            Version::V1 => Frame::Close { proto, id },
+            Version::V2 => Frame::Error {
+                proto,
+                id,
+                code: Reason::Gone.code(),
+                text: Bytes::from_static(b"no such connection"),
+            },
+        }
+    }
+
+    /// The payload of the PONG that answers a PING.
+    pub(super) fn echo(self, payload: &[u8]) -> Bytes {
+        // More is not worth sending back: a peer could make this end send as much as it sends itself.
+        const MAX: usize = 125;
+        match self.version {
+            Version::V1 => Bytes::new(),
+            Version::V2 => Bytes::copy_from_slice(payload.get(..MAX).unwrap_or(payload)),
+        }
+    }
+}

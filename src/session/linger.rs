@@ -1,0 +1,81 @@
+use alloc::collections::BTreeSet;
+use core::time::Duration;
+
+use super::stream::Stream;
+use super::{Instant, State, StreamId};
+
+/// Streams of which one direction has ended and whose peer may never end the other: each is given up
+/// after a while (PROTOCOL.md section 4.2, "Linger").
+#[derive(Debug)]
+pub(super) struct Linger {
+    span: Duration,
+    deadlines: BTreeSet<(Instant, StreamId)>,
+}
+
+/// When a stream is given up, if it is.
+#[derive(Debug, Default)]
+pub(super) struct Deadline {
+    at: Option<Instant>,
+}
+
+impl Linger {
+    pub(super) const fn new(span: Duration) -> Self {
+        Self {
+            span,
+            deadlines: BTreeSet::new(),
+        }
+    }
+
+    /// Gives the stream the whole span from now on.
+    pub(super) fn start(&mut self, s: &mut Stream, now: Instant) {
+        self.set(s, now + self.span);
+    }
+
+    /// As [`start`](Self::start), unless the stream's time runs already.
+    pub(super) fn start_once(&mut self, s: &mut Stream, now: Instant) {
+        if s.linger.at.is_none() {
+            self.start(s, now);
+        }
+    }
+
+    /// Something has come for the stream. While its reply comes, its end is waited for.
+    pub(super) fn progress(&mut self, s: &mut Stream, now: Instant) {
+        if s.linger.at.is_some() && s.life.state() == State::LocalFinished {
+            self.start(s, now);
+        }
+    }
+
+    /// The stream ends otherwise.
+    pub(super) fn cancel(&mut self, s: &mut Stream) {
+        if let Some(at) = s.linger.at.take() {
+            self.deadlines.remove(&(at, s.id()));
+        }
+    }
+
+    /// Puts off what is due until the span after a stall: the peer's end of the stream may wait behind
+    /// what is not received.
+    pub(super) fn outlast(&mut self, s: &mut Stream, stalled_until: Instant, now: Instant) -> bool {
+        let later = stalled_until + self.span;
+        if later > now {
+            self.set(s, later);
+        }
+        later > now
+    }
+
+    /// A stream whose time is up.
+    pub(super) fn due(&self, now: Instant) -> Option<StreamId> {
+        let (at, id) = self.deadlines.first()?;
+        (*at <= now).then_some(*id)
+    }
+
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    fn set(&mut self, s: &mut Stream, at: Instant) {
+        if let Some(old) = s.linger.at.replace(at) {
+            self.deadlines.remove(&(old, s.id()));
+        }
+        self.deadlines.insert((at, s.id()));
+    }
+}

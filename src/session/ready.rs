@@ -1,0 +1,48 @@
+use alloc::collections::VecDeque;
+
+use super::StreamId;
+
+/// Streams that wait for something, first come first served. Each stands in a list at most once.
+#[derive(Debug, Default)]
+pub(super) struct List {
+    queue: VecDeque<StreamId>,
+}
+
+/// Whether a stream stands in one [`List`].
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    taken: bool,
+}
+
+impl List {
+    /// Adds the stream, unless it stands in the list.
+    pub(super) fn push(&mut self, id: StreamId, place: &mut Place) {
+        if place.take() {
+            self.queue.push_back(id);
+        }
+    }
+
+    /// Removes the first stream. It may be gone; if not, its place is to be [left](Place::leave).
+    pub(super) fn pop(&mut self) -> Option<StreamId> {
+        self.queue.pop_front()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.queue.clear();
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+}
+
+impl Place {
+    /// Says whether the place was free.
+    pub(super) fn take(&mut self) -> bool {
+        !core::mem::replace(&mut self.taken, true)
+    }
+
+    pub(super) fn leave(&mut self) {
+        self.taken = false;
+    }
+}
