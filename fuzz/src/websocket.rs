@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tungstenite::protocol::{Role, WebSocketConfig};
 use tungstenite::{Error as TheirError, Message};
 use tunnel_websocket::limits::{BYTES_PER_TURN, FRAMES_PER_TURN};
-use tunnel_websocket::{Account, Error, Settings, Violation, WebSocket};
+use tunnel_websocket::{Account, Error, Violation, WebSocket};
 
 /// For any input: both see the same messages, or both refuse it. Every ping is answered at most
 /// once and in order. The last frame is one close frame with the right code. No poll does unbounded
@@ -38,12 +38,9 @@ pub fn websocket(data: &[u8]) {
         limit,
         taken: AtomicUsize::new(0),
     });
-    let settings = Settings {
-        message_max,
-        account: Some(Arc::clone(&purse) as Arc<dyn Account>),
-    };
+    let account = Arc::clone(&purse) as Arc<dyn Account>;
     let mut socket = Script::new(wire, sizes);
-    let ours = receive(&mut socket, role, settings);
+    let ours = receive(&mut socket, role, message_max, account);
     assert_eq!(
         purse.taken.load(Ordering::Relaxed),
         0,
@@ -64,13 +61,14 @@ struct Ours {
 }
 
 /// All messages, and how the input ended.
-fn receive(socket: &mut Script, role: Role, settings: Settings) -> Ours {
+fn receive(socket: &mut Script, role: Role, message_max: usize, account: Arc<dyn Account>) -> Ours {
     let wakes = Arc::new(Wakes::default());
     let waker = Waker::from(Arc::clone(&wakes));
     let mut cx = Context::from_waker(&waker);
     let mut messages = Vec::new();
     let mut end = None;
-    let mut ours = WebSocket::new(&mut *socket, Bytes::new(), role, settings);
+    let mut ours = WebSocket::new(&mut *socket, Bytes::new(), role, message_max);
+    ours.charge_to(account);
     loop {
         let woken = wakes.0.load(Ordering::Relaxed);
         match Pin::new(&mut ours).poll_next(&mut cx) {
@@ -171,11 +169,7 @@ fn send(messages: &[Message], role: Role, sizes: &[u8]) {
     let waker = Waker::from(Arc::new(Wakes::default()));
     let mut cx = Context::from_waker(&waker);
     let mut socket = Script::new(&[], sizes);
-    let settings = Settings {
-        message_max: 0,
-        account: None,
-    };
-    let mut ours = WebSocket::new(&mut socket, Bytes::new(), role, settings);
+    let mut ours = WebSocket::new(&mut socket, Bytes::new(), role, 0);
     for message in messages {
         while Pin::new(&mut ours).poll_ready(&mut cx).is_pending() {}
         let sent = Pin::new(&mut ours).start_send(message.clone());

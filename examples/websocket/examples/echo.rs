@@ -11,13 +11,10 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tunnel_websocket::{Message, Role, Settings, WebSocket};
+use tunnel_websocket::{Message, Role, WebSocket};
 
 /// As large as the largest message of the suite.
-const SETTINGS: Settings = Settings {
-    message_max: 16 << 20,
-    account: None,
-};
+const MESSAGE_MAX: usize = 16 << 20;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
@@ -42,7 +39,7 @@ async fn serve(address: &str) {
                 derive_accept_key(key.as_bytes())
             );
             socket.write_all(answer.as_bytes()).await.ok()?;
-            echo(WebSocket::new(socket, rest, Role::Server, SETTINGS)).await;
+            echo(WebSocket::new(socket, rest, Role::Server, MESSAGE_MAX)).await;
             Some(())
         });
     }
@@ -70,7 +67,7 @@ async fn connect(address: &str, path: &str) -> WebSocket<TcpStream> {
     );
     socket.write_all(request.as_bytes()).await.unwrap();
     let (_, rest) = head(&mut socket).await.unwrap();
-    WebSocket::new(socket, rest, Role::Client, SETTINGS)
+    WebSocket::new(socket, rest, Role::Client, MESSAGE_MAX)
 }
 
 async fn echo(mut socket: WebSocket<TcpStream>) {

@@ -15,13 +15,15 @@ pub trait Account: Send + Sync {
 }
 
 /// Bytes held beyond [`FREE_ALLOWANCE`]; returned when dropped.
+#[derive(Default)]
 pub(crate) struct Charge {
     account: Option<Arc<dyn Account>>,
     taken: usize,
 }
 
 impl Charge {
-    pub(crate) fn new(account: Option<Arc<dyn Account>>) -> Self {
+    pub(crate) fn to(account: Arc<dyn Account>) -> Self {
+        let account = Some(account);
         Self { account, taken: 0 }
     }
 

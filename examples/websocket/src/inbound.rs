@@ -55,7 +55,7 @@ pub(crate) enum Found {
 }
 
 impl Inbound {
-    pub(crate) fn new(read: Bytes, role: Role, message_max: usize, charge: Charge) -> Self {
+    pub(crate) fn new(read: Bytes, role: Role, message_max: usize) -> Self {
         let buffer = BytesMut::from(read);
         Self {
             role,
@@ -65,7 +65,7 @@ impl Inbound {
             read_size: READ_MIN,
             frame: 0,
             partial: None,
-            charge,
+            charge: Charge::default(),
             frames: 0,
             bytes: 0,
         }

@@ -30,6 +30,6 @@ mod socket;
 pub use budget::Account;
 pub use error::{Error, Violation};
 pub use random::random;
-pub use socket::{Settings, WebSocket};
+pub use socket::WebSocket;
 pub use tungstenite::Message;
 pub use tungstenite::protocol::{CloseFrame, Role};

@@ -45,13 +45,13 @@ pub(crate) struct Outbound {
 }
 
 impl Outbound {
-    pub(crate) fn new(role: Role, charge: Charge) -> Self {
+    pub(crate) fn new(role: Role) -> Self {
         Self {
             role,
             queue: VecDeque::new(),
             scratch: BytesMut::new(),
             queued: 0,
-            charge,
+            charge: Charge::default(),
             short_of_memory: false,
             written: 0,
             pong: None,

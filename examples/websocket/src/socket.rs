@@ -1,6 +1,5 @@
 //! The WebSocket itself: reading and writing on one socket.
 
-use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,15 +18,6 @@ use crate::error::Error;
 use crate::inbound::{Found, Inbound, poll_discard};
 use crate::limits::{CONTROL_MAX, DISCARDED_MAX};
 use crate::outbound::Outbound;
-
-/// What a WebSocket accepts from its peer.
-#[derive(Clone)]
-pub struct Settings {
-    /// Length of the longest message in bytes.
-    pub message_max: usize,
-    /// Counts the memory of partial messages. By default nothing does.
-    pub account: Option<Arc<dyn Account>>,
-}
 
 /// A WebSocket after its handshake: a `Stream` and `Sink` of messages, for one task.
 ///
@@ -52,22 +42,21 @@ enum State {
 
 impl<S> WebSocket<S> {
     /// Continues where the handshake left `socket`. `read` holds bytes that were already read from
-    /// it.
-    pub fn new(socket: S, read: Bytes, role: Role, settings: Settings) -> Self {
-        let charge = || Charge::new(settings.account.clone());
+    /// it. A longer message than `message_max` bytes from the peer ends the connection.
+    pub fn new(socket: S, read: Bytes, role: Role, message_max: usize) -> Self {
         Self {
             socket,
-            inbound: Inbound::new(read, role, settings.message_max, charge()),
-            outbound: Outbound::new(role, charge()),
+            inbound: Inbound::new(read, role, message_max),
+            outbound: Outbound::new(role),
             state: State::Open,
         }
     }
 
-    /// Charges the memory of partial messages to `account` from now on.
+    /// Charges the memory of partial messages, and of what waits to be written, to `account` from
+    /// now on. Until then nothing counts it.
     pub fn charge_to(&mut self, account: Arc<dyn Account>) {
-        self.outbound
-            .charge_to(Charge::new(Some(Arc::clone(&account))));
-        self.inbound.charge_to(Charge::new(Some(account)));
+        self.outbound.charge_to(Charge::to(Arc::clone(&account)));
+        self.inbound.charge_to(Charge::to(account));
     }
 }
 
@@ -236,13 +225,4 @@ fn short(payload: Bytes) -> Result<Bytes, Error> {
         return Err(Error::ControlTooLong(payload.len()));
     }
     Ok(payload)
-}
-
-impl fmt::Debug for Settings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings")
-            .field("message_max", &self.message_max)
-            .field("account", &self.account.is_some())
-            .finish()
-    }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use support::{MAX, open, other, payload, settings, sockets, within};
+use support::{MAX, open, other, payload, sockets, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
@@ -256,7 +256,7 @@ async fn a_stream_of_small_fragments_is_bounded_by_the_message_limit() {
 async fn what_was_read_with_the_handshake_comes_first() {
     let (near, mut far) = sockets().await;
     let read = Bytes::from_static(&[0x82, 3, b'o', b'n']);
-    let mut ours = WebSocket::new(near, read, Role::Client, settings(MAX));
+    let mut ours = WebSocket::new(near, read, Role::Client, MAX);
     far.write_all(b"e\x82\x01!").await.unwrap();
     within(async {
         assert_eq!(

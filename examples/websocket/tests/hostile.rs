@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use support::{MAX, frame, open, other, settings, sockets, within};
+use support::{MAX, frame, open, other, sockets, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tunnel_websocket::limits::{FRAGMENTS_MAX, FREE_ALLOWANCE, READ_AHEAD_MAX, WRITE_BUFFER};
 use tunnel_websocket::{Account, Error, Message, Role, WebSocket};
@@ -113,9 +113,8 @@ async fn without_memory_little_waits_to_be_written() {
     for (limit, most) in [(0, FREE_ALLOWANCE), (50_000, FREE_ALLOWANCE + 50_000)] {
         let purse = purse(limit);
         let (near, _far) = duplex(64);
-        let mut settings = settings(MAX);
-        settings.account = Some(Arc::clone(&purse) as Arc<dyn Account>);
-        let mut ours = WebSocket::new(near, Bytes::new(), Role::Server, settings);
+        let mut ours = WebSocket::new(near, Bytes::new(), Role::Server, MAX);
+        ours.charge_to(Arc::clone(&purse) as Arc<dyn Account>);
         let mut queued = 0;
         let filling = async {
             loop {
@@ -185,7 +184,7 @@ async fn a_poll_takes_a_bounded_number_of_frames() {
     }
     bytes.extend(frame(Role::Client, 0x80, b"x"));
     let (near, _far) = duplex(64);
-    let mut ours = WebSocket::new(near, bytes.into(), Role::Server, settings(MAX));
+    let mut ours = WebSocket::new(near, bytes.into(), Role::Server, MAX);
     let mut yields = 0;
     let message = loop {
         let polled = futures_util::poll!(ours.next());
@@ -286,9 +285,9 @@ fn purse(limit: usize) -> Arc<Purse> {
 
 fn charged(role: Role, purse: &Arc<Purse>) -> (WebSocket<DuplexStream>, DuplexStream) {
     let (near, far) = duplex(4 << 20);
-    let mut settings = settings(MAX);
-    settings.account = Some(Arc::clone(purse) as Arc<dyn Account>);
-    (WebSocket::new(near, Bytes::new(), role, settings), far)
+    let mut ours = WebSocket::new(near, Bytes::new(), role, MAX);
+    ours.charge_to(Arc::clone(purse) as Arc<dyn Account>);
+    (ours, far)
 }
 
 #[tokio::test]

@@ -21,7 +21,6 @@ pub mod output;
 pub mod places;
 pub mod program;
 pub mod proxies;
-pub mod random;
 pub mod retry;
 pub mod route;
 pub mod secret;

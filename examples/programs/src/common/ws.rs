@@ -10,15 +10,15 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, StatusCode};
 use kohakuriver_tunnel::carrier;
 use kohakuriver_tunnel::session::{Version, clean_text};
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
-use tunnel_websocket::{Error, Message, Settings, WebSocket};
+use tunnel_websocket::{Error, Message, WebSocket};
 
 use super::connection::Connection;
 use super::http;
 use super::net::{self, Link};
-use super::random::websocket_key;
 use super::url::Url;
 
 pub type Socket = WebSocket<Link>;
@@ -151,7 +151,7 @@ async fn handshake(
             url.authority()
         ))
     };
-    let key = websocket_key();
+    let key = generate_key();
     let mut request = Request::get(url.target())
         .header(header::HOST, url.authority())
         .header(header::CONNECTION, "Upgrade")
@@ -303,11 +303,7 @@ pub fn accept_answer(key: &HeaderValue, protocol: Option<HeaderValue>) -> http::
 
 /// A WebSocket on an upgraded connection.
 pub fn over(link: Link, read: Bytes, role: Role) -> Socket {
-    let settings = Settings {
-        message_max: MESSAGE_MAX,
-        account: None,
-    };
-    WebSocket::new(link, read, role, settings)
+    WebSocket::new(link, read, role, MESSAGE_MAX)
 }
 
 /// Ends a fresh server socket the way the deployed parts do: a text, a close code, a short wait for the

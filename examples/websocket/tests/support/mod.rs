@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tunnel_websocket::{Role, Settings, WebSocket};
+use tunnel_websocket::{Role, WebSocket};
 
 /// The longest message of most tests.
 pub const MAX: usize = 2 << 20;
@@ -22,15 +22,8 @@ pub async fn sockets() -> (TcpStream, TcpStream) {
     (near, far)
 }
 
-pub fn settings(message_max: usize) -> Settings {
-    Settings {
-        message_max,
-        account: None,
-    }
-}
-
 pub fn open<S: AsyncRead + AsyncWrite>(socket: S, role: Role, message_max: usize) -> WebSocket<S> {
-    WebSocket::new(socket, Bytes::new(), role, settings(message_max))
+    WebSocket::new(socket, Bytes::new(), role, message_max)
 }
 
 pub fn other(role: Role) -> Role {
