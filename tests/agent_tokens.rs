@@ -1,10 +1,8 @@
 //! A token for each container: whoever is root in one registers as no other.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod support;
-
-use support::LIMIT;
-use support::program::Program;
+use tunnel_test_support::LIMIT;
+use tunnel_test_support::program::Program;
 
 const KEY: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0";
 

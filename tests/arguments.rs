@@ -1,13 +1,12 @@
 //! Arguments that make no sense are refused: one line that names them and says what to do.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod support;
-
-use std::path::PathBuf;
 use std::time::Duration;
 
-use support::LIMIT;
-use support::program::{self, Program};
+use tunnel_test_support::LIMIT;
+use tunnel_test_support::certificates::Certificates;
+use tunnel_test_support::files::Folder;
+use tunnel_test_support::program::{self, Program};
 
 const PLACE: &str = "42=box@http://127.0.0.1:1";
 const ANY: [&str; 2] = ["--listen", "127.0.0.1:0"];
@@ -21,32 +20,6 @@ fn refusal(name: &str, args: &[&str], environment: &[(&str, &str)]) -> String {
     let said = program.stderr();
     assert_eq!(said.len(), 1, "{name} {args:?}: {said:?}");
     said[0].clone()
-}
-
-/// A file of a test, removed when dropped.
-struct Named(PathBuf);
-
-impl Named {
-    fn new(name: &str, contents: &[u8], mode: u32) -> Self {
-        let path = std::env::temp_dir().join(format!("arguments-{}-{name}", std::process::id()));
-        std::fs::write(&path, contents).unwrap();
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-        }
-        Self(path)
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().unwrap()
-    }
-}
-
-impl Drop for Named {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 #[test]
@@ -175,7 +148,7 @@ fn an_agent_takes_its_name_from_either_or_both() {
 #[cfg(unix)]
 #[test]
 fn a_token_that_everybody_can_read_or_that_is_none_is_refused() {
-    let token = |name, mode| Named::new(name, b"s3cret\n", mode);
+    let folder = Folder::new();
     let flags = [
         ("host", "--token-file", &["--task", PLACE][..]),
         ("runner", "--token-file", &[]),
@@ -187,24 +160,24 @@ fn a_token_that_everybody_can_read_or_that_is_none_is_refused() {
         ),
         ("forward", "--token-file", &["42", "80"]),
     ];
-    let open = token("open", 0o644);
-    let large = Named::new("large", b"", 0o600);
+    let open = folder.write("open", "s3cret\n", 0o644);
+    let large = folder.write("large", "", 0o600);
     // As large as it says without taking the room.
     std::fs::File::options()
         .write(true)
-        .open(&large.0)
+        .open(&large)
         .unwrap()
         .set_len(1 << 30)
         .unwrap();
     for (name, flag, args) in flags {
         let with = |file: &str| refusal(name, &[args, &[flag, file]].concat(), &[]);
-        let line = with(open.path());
+        let line = with(&open);
         assert!(
             line.contains("mode 644") && line.contains("chmod 600"),
             "{line}"
         );
         assert!(!line.contains("s3cret"), "{line}");
-        let line = with(large.path());
+        let line = with(&large);
         assert!(line.contains("more than 4096 bytes"), "{line}");
     }
     for (name, variable, args) in [
@@ -216,18 +189,18 @@ fn a_token_that_everybody_can_read_or_that_is_none_is_refused() {
         assert!(line.contains(variable) && line.contains("empty"), "{line}");
     }
     // Mounted for a group.
-    let group = token("group", 0o440);
-    let args = [&ANY[..], &["--token-file", group.path()]].concat();
+    let group = folder.write("group", "s3cret\n", 0o440);
+    let args = [&ANY[..], &["--token-file", &group]].concat();
     Program::start("runner", &args).address();
 }
 
 #[cfg(unix)]
 #[test]
 fn a_key_that_everybody_can_read_is_refused() {
-    let key = Named::new("key", b"-----BEGIN", 0o604);
-    let cert = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let cert = Named::new("cert", cert.cert.pem().as_bytes(), 0o644);
-    let line = refusal("runner", &["--cert", cert.path(), "--key", key.path()], &[]);
+    let folder = Folder::new();
+    let key = folder.write("key", "-----BEGIN", 0o604);
+    let files = Certificates::self_signed(&["localhost"], |_| {});
+    let line = refusal("runner", &["--cert", &files.cert, "--key", &key], &[]);
     assert!(line.contains("chmod 600"), "{line}");
 }
 

@@ -1,8 +1,6 @@
 //! Connections through forward, host and runner, all of them real processes.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod support;
-
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
@@ -13,14 +11,16 @@ use axum::extract::ws::WebSocketUpgrade;
 use axum::routing::get;
 use futures_util::{SinkExt, StreamExt, stream};
 use sha2::{Digest, Sha256};
-use support::chain::{Chain, connect, echo, ending, expect_echo, pattern, service, service_at};
-use support::program::Program;
-use support::{free_port, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::Message;
+use tunnel_test_support::chain::{
+    Chain, connect, echo, ending, expect_echo, pattern, service, service_at,
+};
+use tunnel_test_support::program::Program;
+use tunnel_test_support::{free_port, soon};
 
 const MIB: usize = 1 << 20;
 

@@ -1,25 +1,23 @@
 //! Containers that are reached through their agents, and parts of the chain that die and come back.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod support;
-
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
-use support::chain::{
-    CONTAINER, Chain, SilentPort, connect, echo, ending, eventually, expect_echo, pattern, service,
-    service_at, start_agent, start_runner,
-};
-use support::program::Program;
-use support::{free_port, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tunnel_test_support::chain::{
+    CONTAINER, Chain, SilentPort, connect, echo, ending, eventually, expect_echo, pattern, service,
+    service_at, start_agent, start_runner,
+};
+use tunnel_test_support::program::Program;
+use tunnel_test_support::{free_port, soon};
 
 const BACK: Duration = Duration::from_secs(20);
 

@@ -1,37 +1,26 @@
 //! Two agents of one name, and agents that come back.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use support::chain::{CONTAINER, Chain, connect, echo, eventually, expect_echo, service};
-use support::program::Program;
-use support::soon;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::client::Response;
-use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
-
-type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
+use tunnel_test_support::chain::{
+    CONTAINER, Chain, connect, echo, eventually, expect_echo, service,
+};
+use tunnel_test_support::client::{Client, upgrade};
+use tunnel_test_support::program::Program;
+use tunnel_test_support::soon;
 
 /// An agent of another make registers; `more` is a header.
 async fn register(chain: &Chain, more: Option<&'static str>) -> Result<(Client, Response), u16> {
     let url = format!("ws://{}/ws/tunnel/{CONTAINER}", chain.runner.address());
-    let mut request = url.into_client_request().unwrap();
-    if let Some(name) = more {
-        request.headers_mut().insert(name, "1".parse().unwrap());
-    }
-    match soon("connect", connect_async(request)).await {
-        Ok(connected) => Ok(connected),
-        Err(Error::Http(response)) => Err(response.status().as_u16()),
-        Err(error) => panic!("{error}"),
-    }
+    let header = more.map(|name| (name, "1"));
+    upgrade(&url, header.as_slice(), 1).await
 }
 
 fn start_agent(runner: &str, name: &str) -> Program {
@@ -40,12 +29,6 @@ fn start_agent(runner: &str, name: &str) -> Program {
     let agent = Program::start("agent", &args);
     agent.complaint("registered at");
     agent
-}
-
-/// How many lines on stderr hold this.
-fn lines_with(program: &Program, part: &str) -> usize {
-    let lines = program.stderr();
-    lines.iter().filter(|line| line.contains(part)).count()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -62,8 +45,8 @@ async fn of_two_agents_of_one_name_the_newer_serves_and_the_older_waits() {
         expect_echo(&mut connect(&forward).await, b"a new one").await;
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
-    assert_eq!(lines_with(&newer, "registered at"), 1);
-    assert!(lines_with(&older, "registered at") <= 2);
+    assert_eq!(newer.lines_with("registered at"), 1);
+    assert!(older.lines_with("registered at") <= 2);
     assert!(older.is_running());
     let told = older.complaint("replaced by a newer registration");
     assert!(
@@ -74,7 +57,7 @@ async fn of_two_agents_of_one_name_the_newer_serves_and_the_older_waits() {
     let warned = chain.runner.complaint("replaced by a newer one");
     assert!(warned.contains("connection, two run with the same --container-id"));
     assert!(warned.contains("older=127.0.0.1:") && warned.contains("newer=127.0.0.1:"));
-    assert_eq!(lines_with(&chain.runner, "WARN"), 1);
+    assert_eq!(chain.runner.lines_with("WARN"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -93,7 +76,7 @@ async fn an_agent_that_is_replaced_is_told_by_a_close_code_and_the_runner_warns_
         assert_eq!(close.reason, "replaced by a newer registration");
         last = next;
     }
-    assert_eq!(lines_with(&chain.runner, "replaced by a newer one"), 1);
+    assert_eq!(chain.runner.lines_with("replaced by a newer one"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -1,23 +1,23 @@
 //! What `forward` does at its start and while the other side is gone: waiting, trying again, telling.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod support;
-
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use support::chain::{CONTAINER, Chain, connect, echo, ending, eventually, expect_echo, service};
-use support::program::Program;
-use support::{free_port, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::accept_hdr_async;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::http::StatusCode;
+use tunnel_test_support::chain::{
+    CONTAINER, Chain, connect, echo, ending, eventually, expect_echo, service,
+};
+use tunnel_test_support::program::Program;
+use tunnel_test_support::{free_port, soon};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -31,12 +31,6 @@ fn host_at(address: &str, task: &str, runner: &str, environment: &[(&str, &str)]
     let host = Program::start_with("host", &args, environment);
     host.address();
     host
-}
-
-/// How many lines on stderr hold this.
-fn lines_with(program: &Program, part: &str) -> usize {
-    let lines = program.stderr();
-    lines.iter().filter(|line| line.contains(part)).count()
 }
 
 async fn metric(address: &str, name: &str) -> u64 {
@@ -80,10 +74,10 @@ async fn a_task_that_is_unknown_for_a_while_is_told_once_and_outlasted() {
         assert_eq!(ended, Some(ErrorKind::ConnectionReset));
     }
     let line = format!("port {port}: ");
-    let three = || async { (lines_with(&forward, &line) == 3).then_some(()) };
+    let three = || async { (forward.lines_with(&line) == 3).then_some(()) };
     eventually("three lines", SOON, three).await;
-    assert_eq!(lines_with(&forward, "still trying"), 1);
-    assert_eq!(lines_with(&forward, "reconnecting to"), 1);
+    assert_eq!(forward.lines_with("still trying"), 1);
+    assert_eq!(forward.lines_with("reconnecting to"), 1);
     assert!(forward.is_running());
 
     chain.host.kill();
@@ -107,7 +101,7 @@ async fn a_token_that_is_not_taken_any_more_does_not_end_a_forward() {
     chain.host.kill();
     chain.host = host_at(&address, "42", &runner, &[]);
     works_again(&forward).await;
-    assert_eq!(lines_with(&forward, "HTTP 401"), 1);
+    assert_eq!(forward.lines_with("HTTP 401"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -146,7 +140,7 @@ async fn each_reason_of_a_refusal_is_told_once() {
     soon("seven tries", hurried).await;
     forward.complaint("reconnected to");
     for status in ["503", "429", "502"] {
-        assert_eq!(lines_with(&forward, &format!("HTTP {status}")), 1);
+        assert_eq!(forward.lines_with(&format!("HTTP {status}")), 1);
     }
 }
 
@@ -167,7 +161,7 @@ async fn a_task_is_waited_for_at_the_start_where_that_is_asked_for() {
     // An answer within one of the waits between two tries.
     forward.line("Listening on ");
     expect_echo(&mut connect(&forward).await, b"worth the wait").await;
-    assert_eq!(lines_with(&forward, "waiting for"), 2);
+    assert_eq!(forward.lines_with("waiting for"), 2);
 }
 
 #[test]
@@ -246,7 +240,7 @@ async fn several_ports_share_a_websocket_and_an_outage_is_one_line() {
 async fn ports_of_both_protocols_share_a_websocket() {
     let chain = Chain::direct();
     let tcp = service(echo).await.port();
-    let udp = support::chain::udp_echo().await.port();
+    let udp = tunnel_test_support::chain::udp_echo().await.port();
     let url = chain.host_url();
     let udp_word = format!("{udp}:0/udp");
     let forward = start(&several(&url, &[tcp], &[&udp_word]));

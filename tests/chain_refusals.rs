@@ -1,42 +1,22 @@
 //! What a person sees who asks for what cannot be had, and what a stranger does no harm with.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
-use kohakuriver_tunnel::wire::{ClientId, Frame, Header, Kind, Proto};
-use support::chain::{
-    CONTAINER, Chain, SilentPort, connect, echo, ending, eventually, expect_echo, service,
-};
-use support::program::Program;
-use support::{free_port, soon};
+use kohakuriver_tunnel::wire::{Frame, Kind, Proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
-
-type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
+use tunnel_test_support::chain::{
+    CONTAINER, Chain, SilentPort, connect, echo, ending, eventually, expect_echo, service,
+};
+use tunnel_test_support::client::{self, Client, session};
+use tunnel_test_support::program::Program;
+use tunnel_test_support::{free_port, soon};
 
 const SOON: Duration = Duration::from_secs(5);
-
-/// A WebSocket session whose text CONNECTED has come.
-async fn session(url: &str, v2: bool) -> Client {
-    let mut request = url.into_client_request().unwrap();
-    if v2 {
-        let value = "kohakuriver-tunnel.v2".parse().unwrap();
-        request
-            .headers_mut()
-            .insert("sec-websocket-protocol", value);
-    }
-    let (mut client, _) = soon("connect", connect_async(request)).await.unwrap();
-    let first = soon("first text", client.next()).await.unwrap().unwrap();
-    assert_eq!(first, Message::text("CONNECTED"));
-    client
-}
 
 /// The next message that is no measurement of the round trip.
 async fn not_a_ping(client: &mut Client) -> Message {
@@ -50,17 +30,7 @@ async fn not_a_ping(client: &mut Client) -> Message {
 }
 
 fn frame(kind: Kind, port: u16, payload: &[u8]) -> Message {
-    frame_for(1, kind, port, payload)
-}
-
-fn frame_for(id: u32, kind: Kind, port: u16, payload: &[u8]) -> Message {
-    let header = Header {
-        kind,
-        proto: Proto::Tcp,
-        id: ClientId(id),
-        port,
-    };
-    Message::binary([&header.to_bytes(), payload].concat())
+    client::frame(kind, Proto::Tcp, 1, port, payload)
 }
 
 #[tokio::test]
@@ -327,15 +297,11 @@ async fn the_tokens_of_clients_and_agents_do_not_stand_for_each_other() {
     registered.complaint("registered at");
 
     for (token, expected) in [("of-agents", 401), ("of-clients", 101)] {
-        let mut request = format!("{url}/ws/forward/{CONTAINER}/80")
-            .into_client_request()
-            .unwrap();
-        let value = format!("Bearer {token}").parse().unwrap();
-        request.headers_mut().insert("authorization", value);
-        let status = match soon("connect", connect_async(request)).await {
-            Ok((_, response)) => response.status(),
-            Err(Error::Http(response)) => response.status(),
-            Err(error) => panic!("{error}"),
+        let url = format!("{url}/ws/forward/{CONTAINER}/80");
+        let header = ("authorization", &*format!("Bearer {token}"));
+        let status = match client::upgrade(&url, &[header], 1).await {
+            Ok((_, response)) => response.status().as_u16(),
+            Err(status) => status,
         };
         assert_eq!(status, expected, "{token}");
     }
@@ -437,11 +403,10 @@ async fn a_hostile_session_harms_only_itself() {
         &b"\x82\xfe\x10\x00\x01"[..],
     ] {
         let mut client = session(&url, false).await;
-        if let MaybeTlsStream::Plain(stream) = client.get_mut() {
-            stream.write_all(bytes).await.unwrap();
-            stream.shutdown().await.unwrap();
-            ending(stream).await;
-        }
+        let stream = client.get_mut();
+        stream.write_all(bytes).await.unwrap();
+        stream.shutdown().await.unwrap();
+        ending(stream).await;
         expect_echo(&mut bystander, bytes).await;
     }
     assert!(chain.host.is_running() && chain.runner.is_running());
@@ -457,7 +422,7 @@ async fn connection_attempts_are_bounded_and_end_with_their_session() {
     let mut client = session(&url, true).await;
     let idle = chain.runner.descriptors();
     for id in 1..=1200 {
-        let connect = frame_for(id, Kind::Connect, silent.port(), b"");
+        let connect = client::frame(Kind::Connect, Proto::Tcp, id, silent.port(), b"");
         client.feed(connect).await.unwrap();
     }
     client.flush().await.unwrap();

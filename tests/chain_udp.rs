@@ -1,16 +1,14 @@
 //! Datagrams through the chain.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod support;
-
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use support::chain::{Chain, eventually, pattern, serve_udp_echo, udp_echo};
-use support::program::Program;
-use support::{free_udp_port, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
+use tunnel_test_support::chain::{Chain, eventually, pattern, serve_udp_echo, udp_echo};
+use tunnel_test_support::program::Program;
+use tunnel_test_support::{free_udp_port, soon};
 
 const UDP: [&str; 2] = ["--proto", "udp"];
 

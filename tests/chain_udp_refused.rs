@@ -1,22 +1,17 @@
 //! Datagrams to a port where nobody listens, or does not yet.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod support;
-
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use kohakuriver_tunnel::wire::{ClientId, Frame, Header, Kind, Proto};
-use support::chain::{CONTAINER, Chain, eventually, serve_udp_echo};
-use support::program::Program;
-use support::{free_udp_port, soon};
-use tokio::net::{TcpStream, UdpSocket};
+use kohakuriver_tunnel::wire::{Frame, Kind, Proto};
+use tokio::net::UdpSocket;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
-
-type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
+use tunnel_test_support::chain::{CONTAINER, Chain, eventually, serve_udp_echo};
+use tunnel_test_support::client::{self, Client};
+use tunnel_test_support::free_udp_port;
+use tunnel_test_support::program::Program;
 
 /// After a refusal the next datagram must not need a second try.
 const ONE_TRY: Duration = Duration::from_secs(5);
@@ -50,12 +45,6 @@ async fn echoed_at_once(socket: &UdpSocket, datagram: &[u8]) {
     };
     let received = tokio::time::timeout(ONE_TRY, received).await;
     received.expect("the datagram was lost");
-}
-
-/// How many lines on stderr hold this.
-fn lines_with(program: &Program, part: &str) -> usize {
-    let lines = program.stderr();
-    lines.iter().filter(|line| line.contains(part)).count()
 }
 
 async fn first_after_refusals(chain: &Chain) {
@@ -124,7 +113,7 @@ async fn a_refused_udp_port_is_one_line_until_it_answers() {
         tokio::time::sleep(TOLD / 2).await;
     }
     tokio::time::sleep(TOLD).await;
-    assert_eq!(lines_with(&forward, &line), 1);
+    assert_eq!(forward.lines_with(&line), 1);
 
     let service = UdpSocket::bind(("127.0.0.1", port)).await.unwrap();
     let service = tokio::spawn(serve_udp_echo(service));
@@ -132,33 +121,18 @@ async fn a_refused_udp_port_is_one_line_until_it_answers() {
     service.abort();
     let _ = service.await;
     peer_of(&forward).await.send(b"gone again?").await.unwrap();
-    let again = || async { (lines_with(&forward, &line) == 2).then_some(()) };
+    let again = || async { (forward.lines_with(&line) == 2).then_some(()) };
     eventually("a second line", ONE_TRY, again).await;
 }
 
 /// A session for one UDP port whose text CONNECTED has come.
 async fn session(chain: &Chain, port: u16, v2: bool) -> Client {
     let url = format!("{}/ws/forward/42/{port}?proto=udp", chain.host_url());
-    let mut request = url.into_client_request().unwrap();
-    if v2 {
-        let value = "kohakuriver-tunnel.v2".parse().unwrap();
-        let headers = request.headers_mut();
-        headers.insert("sec-websocket-protocol", value);
-    }
-    let (mut client, _) = soon("connect", connect_async(request)).await.unwrap();
-    let first = soon("first text", client.next()).await.unwrap().unwrap();
-    assert_eq!(first, Message::text("CONNECTED"));
-    client
+    client::session(&url, v2).await
 }
 
 fn frame(kind: Kind, port: u16, payload: &[u8]) -> Message {
-    let header = Header {
-        kind,
-        proto: Proto::Udp,
-        id: ClientId(1),
-        port,
-    };
-    Message::binary([&header.to_bytes(), payload].concat())
+    client::frame(kind, Proto::Udp, 1, port, payload)
 }
 
 /// What comes within a while, measurements of the round trip aside.

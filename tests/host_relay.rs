@@ -1,15 +1,10 @@
 //! The host program between a WebSocket client and a stand-in for a runner.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod support;
-
-use std::io::Write;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use support::program::Program;
-use support::{free_port, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -17,6 +12,9 @@ use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tunnel_test_support::files::Folder;
+use tunnel_test_support::program::Program;
+use tunnel_test_support::{free_port, soon};
 
 type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
@@ -269,16 +267,10 @@ async fn a_connection_that_dies_takes_its_other_half_along() {
 #[tokio::test]
 async fn a_task_file_is_read_again_when_it_changes() {
     let runner = echo_runner().await;
-    let folder = std::env::temp_dir().join(format!("host-relay-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let path = folder.join("tasks.toml");
-    let write = |text: &str| {
-        let mut file = std::fs::File::create(&path).unwrap();
-        file.write_all(text.as_bytes()).unwrap();
-    };
-    write("[tasks]\n");
-    let file = path.to_str().unwrap();
-    let host = Program::start("host", &["--listen", "127.0.0.1:0", "--tasks", file]);
+    let folder = Folder::new();
+    let write = |text: &str| folder.write("tasks.toml", text, 0o600);
+    let file = write("[tasks]\n");
+    let host = Program::start("host", &["--listen", "127.0.0.1:0", "--tasks", &file]);
     let (text, _) = refusal(&host, "/ws/forward/42/80").await;
     assert_eq!(text, "Error: task 42 is unknown");
 
@@ -290,7 +282,6 @@ async fn a_task_file_is_read_again_when_it_changes() {
     let mut client = connect(&host, "/ws/forward/42/80").await;
     assert!(next(&mut client).await.is_text());
     host.complaint("keeping the tasks as they were");
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[tokio::test]

@@ -1,8 +1,6 @@
 //! A host that asks a cluster who may forward, under strangers who may not.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod support;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,16 +9,13 @@ use std::time::Duration;
 use axum::extract::Path;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::get;
-use futures_util::StreamExt;
-use support::LIMIT;
-use support::chain::{CONTAINER, eventually, start_runner};
-use support::flood::{Attack, Flood, connect_from};
-use support::program::Program;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{WebSocketStream, client_async};
+use tunnel_test_support::LIMIT;
+use tunnel_test_support::chain::{CONTAINER, eventually, start_runner};
+use tunnel_test_support::client::{Client, greeted};
+use tunnel_test_support::flood::{Attack, Flood};
+use tunnel_test_support::program::Program;
 
 /// As long as a refused stranger may stay.
 const BEFORE_A_TIMEOUT: Duration = Duration::from_secs(5);
@@ -100,26 +95,14 @@ async fn chain(answer: Duration, args: &[&str]) -> (Program, Cluster, Program) {
     (runner, cluster, host)
 }
 
-type Client = WebSocketStream<TcpStream>;
-
 /// A session whose first text has come, or the status with which it was refused.
 async fn session(host: &Program, task: &str, token: Option<&str>) -> Result<(Client, String), u16> {
-    let address = host.address();
-    let url = format!("ws://{address}/ws/forward/{task}/80");
-    let mut request = url.into_client_request().unwrap();
-    if let Some(token) = token {
-        let value = format!("Bearer {token}").parse().unwrap();
-        request.headers_mut().insert("authorization", value);
-    }
-    let stream = connect_from(1, address.parse().unwrap()).await.unwrap();
-    match client_async(request, stream).await {
-        Ok((mut client, _)) => match client.next().await {
-            Some(Ok(Message::Text(text))) => Ok((client, text.to_string())),
-            other => panic!("no text: {other:?}"),
-        },
-        Err(Error::Http(response)) => Err(response.status().as_u16()),
-        Err(error) => panic!("no session: {error}"),
-    }
+    let url = format!("ws://{}/ws/forward/{task}/80", host.address());
+    let value = token.map(|token| format!("Bearer {token}"));
+    let header = value
+        .as_ref()
+        .map(|value| ("authorization", value.as_str()));
+    greeted(&url, header.as_slice(), 1).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

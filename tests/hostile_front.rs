@@ -1,22 +1,17 @@
 //! The front door of host and runner under connections that want to keep others out.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod support;
-
-use std::path::PathBuf;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use support::chain::{CONTAINER, Chain, echo, eventually, service};
-use support::flood::{Attack, Flood, connect_from};
-use support::program::Program;
-use support::{LIMIT, make_private, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{WebSocketStream, client_async};
+use tunnel_test_support::certificates::Certificates;
+use tunnel_test_support::chain::{CONTAINER, Chain, echo, eventually, service};
+use tunnel_test_support::client::{Client, greeted};
+use tunnel_test_support::flood::{Attack, Flood};
+use tunnel_test_support::program::Program;
+use tunnel_test_support::{LIMIT, soon};
 
 /// Half of what a silent connection is endured: who gets in by then did not wait for that to end.
 const BEFORE_A_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,23 +23,9 @@ const HALF_A_HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
 
 const HALF_A_HEAD: &[u8] = b"GET /healthz HTTP/1.1\r\nX: ";
 
-type Client = WebSocketStream<TcpStream>;
-
 /// A session from 127.0.0.`last` whose first text has come, or the status of its refusal.
 async fn session(program: &Program, path: &str, last: u8) -> Result<(Client, String), u16> {
-    let address = program.address();
-    let request = format!("ws://{address}{path}")
-        .into_client_request()
-        .unwrap();
-    let stream = connect_from(last, address.parse().unwrap()).await.unwrap();
-    match client_async(request, stream).await {
-        Ok((mut client, _)) => match client.next().await {
-            Some(Ok(Message::Text(text))) => Ok((client, text.to_string())),
-            other => panic!("no text: {other:?}"),
-        },
-        Err(Error::Http(response)) => Err(response.status().as_u16()),
-        Err(error) => panic!("no session: {error}"),
-    }
+    greeted(&format!("ws://{}{path}", program.address()), &[], last).await
 }
 
 /// Gets in five times in a row, each time before the flood's connections time out.
@@ -120,37 +101,10 @@ async fn slow_requests_keep_nobody_out() {
     flood(Attack::Drips(HALF_A_HEAD), 200).await;
 }
 
-/// A certificate for 127.0.0.1 and its key, as files that are removed when dropped.
-struct Identity(PathBuf);
-
-impl Identity {
-    fn new() -> Self {
-        let folder = std::env::temp_dir().join(format!("hostile-front-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-        std::fs::write(folder.join("cert.pem"), made.cert.pem()).unwrap();
-        let key = folder.join("key.pem");
-        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-        make_private(&key);
-        Self(folder)
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Identity {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn tls_handshakes_that_stall_keep_no_agent_out() {
-    let identity = Identity::new();
-    let (cert, key) = (identity.file("cert.pem"), identity.file("key.pem"));
-    let args = ["--listen", "127.0.0.1:0", "--cert", &cert, "--key", &key];
+    let Certificates { cert, key, .. } = &Certificates::self_signed(&["127.0.0.1"], |_| {});
+    let args = ["--listen", "127.0.0.1:0", "--cert", cert, "--key", key];
     let runner = Program::start("runner", &args);
     let url = format!("wss://{}", runner.address());
     for (attack, sources) in [
@@ -160,7 +114,7 @@ async fn tls_handshakes_that_stall_keep_no_agent_out() {
     ] {
         let idle = runner.descriptors();
         let flood = Flood::start(&runner.address(), FLOOD, sources, attack).await;
-        let args = ["--runner-url", &url, "--container-id", "box", "--ca", &cert];
+        let args = ["--runner-url", &url, "--container-id", "box", "--ca", cert];
         // It has one try, and that must do.
         let args = [&args[..], &["--max-reconnect", "1"]].concat();
         for _ in 0..3 {

@@ -1,54 +1,34 @@
 //! One session that wants everything, beside another one that wants little.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod support;
-
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use kohakuriver_tunnel::wire::{ClientId, Header, Kind, Proto};
-use support::chain::{CONTAINER, Chain, SilentPort, echo, eventually, service, start_agent};
-use support::flood::{Attack, Flood, connect_from};
-use support::program::Program;
-use support::{LIMIT, soon};
-use tokio::net::TcpStream;
+use kohakuriver_tunnel::wire::{Header, Kind, Proto};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{WebSocketStream, client_async};
+use tokio_tungstenite::tungstenite::Message;
+use tunnel_test_support::LIMIT;
+use tunnel_test_support::chain::{
+    CONTAINER, Chain, SilentPort, echo, eventually, service, start_agent,
+};
+use tunnel_test_support::client::{Client, V2, frame, greeted, upgrade};
+use tunnel_test_support::flood::{Attack, Flood, connect_from};
+use tunnel_test_support::program::Program;
 
 /// Half of a connection attempt's time: who is served by then did not wait for one to end.
 const BEFORE_A_TIMEOUT: Duration = Duration::from_secs(5);
 
-type Client = WebSocketStream<TcpStream>;
-
 /// A v2 session for any port of the container, or the status with which it was refused.
 async fn session(runner: &Program) -> Result<Client, u16> {
-    let address = runner.address();
-    let url = format!("ws://{address}/api/tunnel/{CONTAINER}");
-    let mut request = url.into_client_request().unwrap();
-    let v2 = "kohakuriver-tunnel.v2".parse().unwrap();
-    request.headers_mut().insert("sec-websocket-protocol", v2);
-    let stream = connect_from(1, address.parse().unwrap()).await.unwrap();
-    match soon("session", client_async(request, stream)).await {
-        Ok((mut client, _)) => {
-            let first = soon("first text", client.next()).await.unwrap().unwrap();
-            assert_eq!(first, Message::text("CONNECTED"));
-            Ok(client)
-        }
-        Err(Error::Http(response)) => Err(response.status().as_u16()),
-        Err(error) => panic!("no session: {error}"),
-    }
+    let url = format!("ws://{}/api/tunnel/{CONTAINER}", runner.address());
+    let (client, text) = greeted(&url, &[V2], 1).await?;
+    assert_eq!(text, "CONNECTED");
+    Ok(client)
 }
 
 fn connect(id: u32, proto: Proto, port: u16) -> Message {
-    let header = Header {
-        kind: Kind::Connect,
-        proto,
-        id: ClientId(id),
-        port,
-    };
-    Message::binary(header.to_bytes().to_vec())
+    frame(Kind::Connect, proto, id, port, b"")
 }
 
 /// Asks for `count` connections and goes on reading; the task ends with the session.
@@ -149,7 +129,7 @@ async fn a_session_cannot_have_all_the_streams_of_an_agent() {
     let chain = Chain::for_agents();
     let agent = start_agent(&chain.runner.address());
     let port = service(echo).await.port();
-    let udp = support::free_udp_port();
+    let udp = tunnel_test_support::free_udp_port();
     let mut modest = session(&chain.runner).await.unwrap();
     assert!(is_served(&mut modest, 1, port).await);
     let idle = agent.descriptors();
@@ -238,9 +218,7 @@ async fn one_address_cannot_have_all_the_places_of_agents() {
     let address = runner.address();
     let register = async |number: usize| {
         let url = format!("ws://{address}/ws/tunnel/fake-{number}");
-        let stream = connect_from(10, address.parse().unwrap()).await.unwrap();
-        let request = url.into_client_request().unwrap();
-        client_async(request, stream).await.map(|(agent, _)| agent)
+        upgrade(&url, &[], 10).await.map(|(agent, _)| agent)
     };
     let mut fakes = Vec::new();
     while let Ok(agent) = register(fakes.len()).await {
@@ -275,12 +253,12 @@ async fn too_many_open_files_is_one_line_and_passes() {
     assert_eq!(runner.stderr().len(), 1, "{:?}", runner.stderr());
     drop(waiting);
     eventually("an answer", LIMIT, || async {
-        let stream = connect_from(1, address.parse().unwrap()).await.ok()?;
-        let request = format!("ws://{address}/healthz")
-            .into_client_request()
-            .unwrap();
-        let answer = client_async(request, stream).await;
-        matches!(answer, Err(Error::Http(_))).then_some(())
+        let mut stream = connect_from(1, address.parse().unwrap()).await.ok()?;
+        let request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+        stream.write_all(request).await.ok()?;
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.ok()?;
+        (&answer == b"HTTP/1.1 200").then_some(())
     })
     .await;
 }

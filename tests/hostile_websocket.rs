@@ -8,19 +8,17 @@
     missing_docs
 )]
 
-mod support;
-
 use std::io;
 use std::time::Duration;
 
-use support::chain::{CONTAINER, Chain, connect, echo, expect_echo, service};
-use support::program::Program;
-use support::soon;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tunnel_test_support::chain::{CONTAINER, Chain, connect, echo, expect_echo, service};
+use tunnel_test_support::program::Program;
+use tunnel_test_support::soon;
 
 /// What a program may grow by, whatever one peer does to it.
 const GROWTH_MAX: usize = 16 << 20;
@@ -42,14 +40,6 @@ const fn ping<const N: usize>(second: u8, header: usize) -> [u8; N] {
         at += 1;
     }
     frame
-}
-
-/// Resident bytes of a program.
-fn resident(program: &Program) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let kib = line.unwrap().split_whitespace().nth(1).unwrap();
-    kib.parse::<usize>().unwrap() << 10
 }
 
 /// A raw connection after a WebSocket handshake.
@@ -115,7 +105,7 @@ async fn flood_beside(client: &mut TcpStream, socket: &mut TcpStream, programs: 
     for i in 0..20_u8 {
         expect_echo(client, &[i; 500]).await;
     }
-    let before: Vec<usize> = programs.iter().map(|program| resident(program)).collect();
+    let before: Vec<usize> = programs.iter().map(|program| program.resident()).collect();
     let mut round_trips = 0;
     let attack = flood(socket, &CLIENT_PING);
     tokio::pin!(attack);
@@ -129,7 +119,7 @@ async fn flood_beside(client: &mut TcpStream, socket: &mut TcpStream, programs: 
     // One that was cut off above leaves its echo behind, so the count is over.
     assert!(round_trips > 0, "the session beside it stood still");
     for (program, before) in programs.iter().zip(before) {
-        let growth = resident(program).saturating_sub(before);
+        let growth = program.resident().saturating_sub(before);
         assert!(growth <= GROWTH_MAX, "grew by {} MiB", growth >> 20);
     }
 }
@@ -174,9 +164,9 @@ async fn pings_of_a_hostile_host_cost_forward_nothing() {
     let mut socket = soon("the connection of forward", accepted).await.unwrap();
     socket.write_all(b"\x81\x09CONNECTED").await.unwrap();
     forward.address();
-    let before = resident(&forward);
+    let before = forward.resident();
     flood(&mut socket, &SERVER_PING).await;
-    let growth = resident(&forward).saturating_sub(before);
+    let growth = forward.resident().saturating_sub(before);
     assert!(growth <= GROWTH_MAX, "grew by {} MiB", growth >> 20);
     assert!(forward.is_running());
 }
@@ -188,9 +178,9 @@ async fn pings_of_a_hostile_runner_cost_the_agent_nothing() {
     let mut agent = Program::start("agent", &args);
     let mut socket = soon("the connection of the agent", accepted).await.unwrap();
     agent.complaint("registered at");
-    let before = resident(&agent);
+    let before = agent.resident();
     flood(&mut socket, &SERVER_PING).await;
-    let growth = resident(&agent).saturating_sub(before);
+    let growth = agent.resident().saturating_sub(before);
     assert!(growth <= GROWTH_MAX, "grew by {} MiB", growth >> 20);
     assert!(agent.is_running());
 }
@@ -223,14 +213,14 @@ async fn empty_fragments_keep_nobody_waiting() {
             })
         })
         .collect();
-    let before = resident(&chain.runner);
+    let before = chain.runner.resident();
     soon("a hundred round trips", async {
         for i in 0..100_u8 {
             expect_echo(&mut client, &[i; 500]).await;
         }
     })
     .await;
-    let growth = resident(&chain.runner).saturating_sub(before);
+    let growth = chain.runner.resident().saturating_sub(before);
     assert!(growth <= GROWTH_MAX, "grew by {} MiB", growth >> 20);
     for flood in floods {
         flood.abort();
@@ -247,7 +237,7 @@ async fn half_messages_are_paid_from_one_budget() {
     let forward = chain.forward(port, &[]);
     let mut client = connect(&forward).await;
     expect_echo(&mut client, b"before").await;
-    let before = resident(&chain.runner);
+    let before = chain.runner.resident();
     let path = format!("/ws/forward/{CONTAINER}/{port}?proto=tcp");
     // A frame of a MiB, masked with zeros.
     let mut begun = b"\x82\xff\0\0\0\0\0\x10\0\0\0\0\0\0".to_vec();
@@ -260,7 +250,7 @@ async fn half_messages_are_paid_from_one_budget() {
         let _ = timeout(Duration::from_secs(5), socket.write_all(&begun)).await;
         held.push(socket);
     }
-    let growth = resident(&chain.runner).saturating_sub(before);
+    let growth = chain.runner.resident().saturating_sub(before);
     assert!(
         growth <= BUDGET + GROWTH_MAX,
         "grew by {} MiB",

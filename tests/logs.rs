@@ -3,16 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::incompatible_msrv)] // of the library: tests need pipes
 
-mod support;
-
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::program::{self, Program};
-use support::{LIMIT, free_port};
+use tunnel_test_support::program::{self, Program};
+use tunnel_test_support::{LIMIT, free_port};
 
 const TASK: &str = "42=box@http://127.0.0.1:1";
 

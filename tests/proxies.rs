@@ -1,14 +1,12 @@
 //! Behind a proxy that has the only way out.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod support;
-
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
-use support::LIMIT;
-use support::chain::{CONTAINER, Chain, connect, echo, expect_echo, service};
-use support::program::Program;
+use tunnel_test_support::LIMIT;
+use tunnel_test_support::chain::{CONTAINER, Chain, connect, echo, expect_echo, service};
+use tunnel_test_support::program::Program;
 
 /// A name that only the proxy knows.
 const NAME: &str = "cluster.invalid";

@@ -9,7 +9,6 @@
     missing_docs
 )]
 
-#[path = "support/network.rs"]
 mod network;
 
 use std::sync::OnceLock;

@@ -7,7 +7,6 @@
     missing_docs
 )]
 
-#[path = "support/network.rs"]
 mod network;
 
 use std::collections::HashMap;

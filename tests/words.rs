@@ -1,17 +1,14 @@
 //! What people are told when TLS or HTTP goes wrong: one line, with what to do.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod support;
-
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::thread;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-
-use support::LIMIT;
-use support::program::Program;
+use tunnel_test_support::LIMIT;
+use tunnel_test_support::certificates::Certificates;
+use tunnel_test_support::certificates::rcgen::{self, CertificateParams};
+use tunnel_test_support::program::Program;
 
 /// Words that no person should have to read.
 const JARGON: [&str; 9] = [
@@ -26,70 +23,20 @@ const JARGON: [&str; 9] = [
     "\\x1b",
 ];
 
-/// A folder with `cert.pem`, `key.pem` and `ca.pem`; removed when dropped.
-struct Certificates(PathBuf);
-
-impl Certificates {
-    /// A certificate of an authority, changed by `change`.
-    fn issued(name: &str, change: impl Fn(&mut CertificateParams)) -> Self {
-        let ca_key = KeyPair::generate().unwrap();
-        let mut ca = CertificateParams::default();
-        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
-        let issuer = Issuer::new(ca, ca_key);
-        let key = KeyPair::generate().unwrap();
-        let mut certificate = CertificateParams::new(["localhost".to_owned()]).unwrap();
-        change(&mut certificate);
-        let certificate = certificate.signed_by(&key, &issuer).unwrap().pem();
-        Self::written(name, &certificate, &key.serialize_pem(), &ca_pem)
-    }
-
-    /// As `openssl req -x509` makes it: self-signed, and it says that it is an authority.
-    fn self_signed(name: &str, change: impl Fn(&mut CertificateParams)) -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut certificate = CertificateParams::new(["localhost".to_owned()]).unwrap();
-        certificate.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        change(&mut certificate);
-        let pem = certificate.self_signed(&key).unwrap().pem();
-        Self::written(&format!("{name}-self"), &pem, &key.serialize_pem(), &pem)
-    }
-
-    fn written(name: &str, certificate: &str, key: &str, ca: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("words-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        for (file, text) in [("cert.pem", certificate), ("key.pem", key), ("ca.pem", ca)] {
-            let path = folder.join(file);
-            std::fs::write(&path, text).unwrap();
-            support::make_private(&path);
-        }
-        Self(folder)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
-    }
-
-    fn host(&self) -> Program {
-        let (cert, key) = (self.path("cert.pem"), self.path("key.pem"));
-        let task = "42=box@http://127.0.0.1:1";
-        let args = [
-            "--listen",
-            "127.0.0.1:0",
-            "--task",
-            task,
-            "--cert",
-            &cert,
-            "--key",
-            &key,
-        ];
-        Program::start("host", &args)
-    }
+/// A host with this certificate.
+fn host_with(files: &Certificates) -> Program {
+    let task = "42=box@http://127.0.0.1:1";
+    let identity = ["--cert", &files.cert, "--key", &files.key];
+    let args = ["--listen", "127.0.0.1:0", "--task", task];
+    Program::start("host", &[&args[..], &identity].concat())
 }
 
-impl Drop for Certificates {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+fn issued(change: impl Fn(&mut CertificateParams)) -> Certificates {
+    Certificates::issued(&["localhost"], change)
+}
+
+fn self_signed(change: impl Fn(&mut CertificateParams)) -> Certificates {
+    Certificates::self_signed(&["localhost"], change)
 }
 
 /// The one line with which `forward` ends, which is fit for people.
@@ -130,8 +77,8 @@ fn answering(answer: &'static [u8]) -> u16 {
 
 #[test]
 fn plain_to_tls_and_tls_to_plain() {
-    let files = Certificates::issued("plain", |_| {});
-    let host = files.host();
+    let files = issued(|_| {});
+    let host = host_with(&files);
     let line = ending(&format!("ws://localhost:{}", host.port()), &[]);
     expect(&line, "it speaks TLS: use wss://");
 
@@ -148,64 +95,55 @@ fn plain_to_tls_and_tls_to_plain() {
 
 #[test]
 fn a_self_signed_certificate_is_believed_when_it_is_given() {
-    let files = Certificates::self_signed("given", |_| {});
-    let host = files.host();
+    let files = self_signed(|_| {});
+    let host = host_with(&files);
     let url = format!("wss://localhost:{}", host.port());
     expect(&ending(&url, &[]), "self-signed: give it with --ca FILE");
     // The host is spoken to: what fails is behind it.
-    let ca = files.path("ca.pem");
-    expect(&ending(&url, &["--ca", &ca]), "the runner 127.0.0.1:1");
+    let ca = &files.ca;
+    expect(&ending(&url, &["--ca", ca]), "the runner 127.0.0.1:1");
     // Its name is checked all the same.
     let other = format!("wss://127.0.0.1:{}", host.port());
     expect(
-        &ending(&other, &["--ca", &ca]),
+        &ending(&other, &["--ca", ca]),
         "is for localhost and not for 127.0.0.1",
     );
-    let another = Certificates::self_signed("another", |_| {});
-    let ca = another.path("ca.pem");
-    expect(&ending(&url, &["--ca", &ca]), "not in the file of --ca");
+    let another = self_signed(|_| {});
+    let ca = &another.ca;
+    expect(&ending(&url, &["--ca", ca]), "not in the file of --ca");
 }
 
 #[test]
 fn what_is_wrong_with_a_certificate_is_said() {
-    let files = Certificates::issued("issuer", |_| {});
-    let host = files.host();
+    let files = issued(|_| {});
+    let host = host_with(&files);
     let url = format!("wss://localhost:{}", host.port());
     expect(&ending(&url, &[]), "with --ca FILE");
-    let stranger = Certificates::issued("stranger", |_| {});
-    let ca = stranger.path("ca.pem");
+    let stranger = issued(|_| {});
+    let ca = &stranger.ca;
     expect(
-        &ending(&url, &["--ca", &ca]),
+        &ending(&url, &["--ca", ca]),
         "not from an issuer in the file of --ca",
     );
 
     type Change = fn(&mut CertificateParams);
-    let cases: [(&str, Change, &str); 3] = [
+    let cases: [(Change, &str); 3] = [
         (
-            "expired",
             |it| it.not_after = rcgen::date_time_ymd(2020, 1, 1),
             "expired",
         ),
         (
-            "early",
             |it| it.not_before = rcgen::date_time_ymd(2090, 1, 1),
             "valid only in",
         ),
-        (
-            "nameless",
-            |it| it.subject_alt_names.clear(),
-            "no name at all",
-        ),
+        (|it| it.subject_alt_names.clear(), "no name at all"),
     ];
-    for (name, change, said) in cases {
-        for files in [
-            Certificates::issued(name, change),
-            Certificates::self_signed(name, change),
-        ] {
-            let host = files.host();
+    for (change, said) in cases {
+        for files in [issued(change), self_signed(change)] {
+            let host = host_with(&files);
             let url = format!("wss://localhost:{}", host.port());
-            let ca = files.path("ca.pem");
-            expect(&ending(&url, &["--ca", &ca]), said);
+            let ca = &files.ca;
+            expect(&ending(&url, &["--ca", ca]), said);
         }
     }
 }
@@ -232,9 +170,9 @@ fn whoever_is_no_websocket_server_is_called_that() {
 
 #[test]
 fn the_agent_says_it_too() {
-    let files = Certificates::self_signed("agent", |_| {});
-    let (cert, key) = (files.path("cert.pem"), files.path("key.pem"));
-    let args = ["--listen", "127.0.0.1:0", "--cert", &cert, "--key", &key];
+    let files = self_signed(|_| {});
+    let Certificates { cert, key, .. } = &files;
+    let args = ["--listen", "127.0.0.1:0", "--cert", cert, "--key", key];
     let runner = Program::start("runner", &args);
     let agent = |url: &str, more: &[&str]| {
         let args = [
@@ -253,7 +191,7 @@ fn the_agent_says_it_too() {
     );
     fit_for_people(&agent(&plain, &[]).complaint("it speaks TLS: use wss://"));
     fit_for_people(&agent(&secure, &[]).complaint("give --ca FILE"));
-    let registered = agent(&secure, &["--ca", &cert]);
+    let registered = agent(&secure, &["--ca", cert]);
     registered.complaint("registered at");
     // Gone without a word of TLS.
     drop(runner);
@@ -262,9 +200,9 @@ fn the_agent_says_it_too() {
 
 #[test]
 fn a_host_says_it_of_its_runner() {
-    let files = Certificates::self_signed("runner", |_| {});
-    let (cert, key) = (files.path("cert.pem"), files.path("key.pem"));
-    let args = ["--listen", "127.0.0.1:0", "--cert", &cert, "--key", &key];
+    let files = self_signed(|_| {});
+    let Certificates { cert, key, .. } = &files;
+    let args = ["--listen", "127.0.0.1:0", "--cert", cert, "--key", key];
     let runner = Program::start("runner", &args);
     for (scheme, said) in [("http", "it speaks TLS"), ("https", "self-signed")] {
         let task = format!("42=box@{scheme}://localhost:{}", runner.port());

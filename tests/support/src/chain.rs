@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
-use super::program::Program;
-use super::soon;
+use crate::program::Program;
+use crate::soon;
 
 /// The container of task 42.
 pub const CONTAINER: &str = "kohakuriver-vps-42";

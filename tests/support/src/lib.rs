@@ -1,8 +1,9 @@
 //! What tests of whole programs share.
-#![allow(dead_code, unreachable_pub)] // each test file uses its own selection
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+pub mod certificates;
 pub mod chain;
+pub mod client;
+pub mod files;
 pub mod flood;
 pub mod program;
 
@@ -18,18 +19,6 @@ pub async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
         Ok(done) => done,
         Err(_) => panic!("{what}: not done within {LIMIT:?}"),
     }
-}
-
-/// As a file with a secret has to be: for its owner alone.
-pub fn make_private(path: &std::path::Path) {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::Permissions::from_mode(0o600);
-        std::fs::set_permissions(path, mode).unwrap();
-    }
-    #[cfg(not(unix))]
-    let _ = path;
 }
 
 /// A TCP port where nothing listens now.

@@ -8,7 +8,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::soon;
+use crate::soon;
 
 /// What every connection of a flood does until the other side drops it; then there is a new one.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +22,9 @@ pub enum Attack {
 }
 
 /// Running connections; all are closed when dropped.
-pub struct Flood(#[allow(dead_code)] JoinSet<()>);
+pub struct Flood {
+    _connections: JoinSet<()>,
+}
 
 impl Flood {
     /// Starts `count` connections and waits until each was made once.
@@ -49,7 +51,9 @@ impl Flood {
         drop(made);
         let all = async { while first.recv().await.is_some() {} };
         soon("the flood", all).await;
-        Self(flood)
+        Self {
+            _connections: flood,
+        }
     }
 }
 

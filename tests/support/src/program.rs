@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::LIMIT;
+use crate::LIMIT;
 
 /// A running example; killed when dropped.
 pub struct Program {
@@ -162,6 +162,20 @@ impl Program {
         assert!(sent.unwrap().success());
     }
 
+    /// How many lines on stderr hold this text.
+    pub fn lines_with(&self, part: &str) -> usize {
+        let lines = self.stderr.all();
+        lines.iter().filter(|line| line.contains(part)).count()
+    }
+
+    /// Bytes of memory that it has now.
+    pub fn resident(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.unwrap().trim().trim_end_matches(" kB");
+        kilobytes.parse::<usize>().unwrap() * 1024
+    }
+
     /// Open file descriptors.
     pub fn descriptors(&self) -> usize {
         let folder = format!("/proc/{}/fd", self.child.id());
@@ -227,7 +241,7 @@ fn build(profile: &Path) {
     cargo
         .args(["build", "--quiet", "--examples", "--target-dir"])
         .arg(profile.parent().unwrap())
-        .current_dir(env!("CARGO_MANIFEST_DIR"));
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
     if profile.ends_with("release") {
         cargo.arg("--release");
     }
