@@ -121,14 +121,4 @@ impl Dialect {
             },
         }
     }
-
-    /// The payload of the PONG that answers a PING.
-    pub(super) fn echo(self, payload: &[u8]) -> Bytes {
-        // More is not worth sending back: a peer could make this end send as much as it sends itself.
-        const MAX: usize = 125;
-        match self.version {
-            Version::V1 => Bytes::new(),
-            Version::V2 => Bytes::copy_from_slice(payload.get(..MAX).unwrap_or(payload)),
-        }
-    }
 }

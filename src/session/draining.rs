@@ -1,32 +1,23 @@
-/// Whether a tunnel takes connections, and whether it is still there (PROTOCOL.md section 5.7).
+/// Which ends take no new connections any more (GOAWAY, PROTOCOL.md section 5.7). Once either does,
+/// nothing is opened here, and a CONNECT of the peer is refused with reason gone. Open streams go on.
 #[derive(Debug, Default)]
-pub(super) struct Phase {
-    draining: bool,
-    peer_draining: bool,
-    closed: bool,
+pub(super) struct Draining {
+    here: bool,
+    peer: bool,
 }
 
-impl Phase {
+impl Draining {
     /// This end takes no new connections any more. Says whether that is news.
-    pub(super) fn drain(&mut self) -> bool {
-        !core::mem::replace(&mut self.draining, true)
+    pub(super) fn begin(&mut self) -> bool {
+        !core::mem::replace(&mut self.here, true)
     }
 
     /// The peer takes no new connections any more. Says whether that is news.
-    pub(super) fn drain_peer(&mut self) -> bool {
-        !core::mem::replace(&mut self.peer_draining, true)
+    pub(super) fn begin_at_peer(&mut self) -> bool {
+        !core::mem::replace(&mut self.peer, true)
     }
 
-    /// The transport has ended.
-    pub(super) fn close(&mut self) {
-        self.closed = true;
-    }
-
-    pub(super) const fn is_draining(&self) -> bool {
-        self.draining || self.peer_draining
-    }
-
-    pub(super) const fn is_closed(&self) -> bool {
-        self.closed
+    pub(super) const fn has_begun(&self) -> bool {
+        self.here || self.peer
     }
 }

@@ -80,7 +80,7 @@ impl Session {
 
     /// The transport has ended: every stream is reset, nothing more is transmitted.
     pub fn handle_closed(&mut self, now: Instant, reason: Reason, text: &str) {
-        self.phase.close();
+        self.closed = true;
         if let Some((stream, pause)) = self.receiving.blame(now) {
             let reader = match self.dialect.role() {
                 Role::Opener => "the application",

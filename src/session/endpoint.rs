@@ -3,11 +3,11 @@ use core::time::Duration;
 use super::control::Control;
 use super::counters::Counters;
 use super::dialect::Dialect;
+use super::draining::Draining;
 use super::ending::Ending;
 use super::events::Events;
 use super::keepalive::Keepalive;
 use super::linger::Linger;
-use super::phase::Phase;
 use super::receiving::Receiving;
 use super::sending::Sending;
 use super::stream::Stream;
@@ -46,7 +46,8 @@ pub struct Session {
     pub(super) events: Events,
     pub(super) control: Control,
     pub(super) counters: Counters,
-    pub(super) phase: Phase,
+    pub(super) draining: Draining,
+    pub(super) closed: bool,
     pub(super) pressed: bool,
 }
 
@@ -87,7 +88,8 @@ impl Session {
             events: Events::default(),
             control: Control::new(role, config.max_replies),
             counters: Counters::default(),
-            phase: Phase::default(),
+            draining: Draining::default(),
+            closed: false,
             pressed: false,
             config,
         }
@@ -110,13 +112,13 @@ impl Session {
     }
 
     fn open(&mut self, proto: Proto, port: u16, now: Instant) -> Result<StreamId, OpenError> {
-        if self.phase.is_closed() {
+        if self.closed {
             return Err(OpenError::Closed);
         }
         if self.dialect.role() != Role::Opener {
             return Err(OpenError::NotOpener);
         }
-        if self.phase.is_draining() {
+        if self.draining.has_begun() {
             return Err(OpenError::Draining);
         }
         if self.streams.len() >= self.config.max_streams {
@@ -233,7 +235,7 @@ impl Session {
     /// Takes no new connections any more, here and at the peer; open streams go on. In v2 the peer is
     /// told (GOAWAY, PROTOCOL.md section 5.7).
     pub fn drain(&mut self) {
-        if self.phase.drain() && self.dialect.has_goaway() {
+        if self.draining.begin() && self.dialect.has_goaway() {
             self.control.push(Frame::GoAway);
         }
     }
@@ -315,7 +317,7 @@ impl Session {
     /// Whether this end or the peer takes no new connections.
     #[must_use]
     pub const fn is_draining(&self) -> bool {
-        self.phase.is_draining()
+        self.draining.has_begun()
     }
 
     /// Whether there are no streams.
@@ -327,7 +329,7 @@ impl Session {
     /// Whether the transport has ended.
     #[must_use]
     pub const fn is_closed(&self) -> bool {
-        self.phase.is_closed()
+        self.closed
     }
 
     /// Whether what the parts have counted is what their streams hold: for tests.

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::dialect::Dialect;
 use super::{Config, Instant};
+use crate::wire::{ClientId, Frame};
 
 /// Whether the peer lives, and the round trip to it (PROTOCOL.md section 5.8).
 #[derive(Debug)]
@@ -76,6 +77,17 @@ impl Keepalive {
     /// Whether the transport's own ping is to be sent now.
     pub(super) fn take_probe(&mut self) -> bool {
         core::mem::take(&mut self.probe_wanted)
+    }
+
+    /// The answer to a PING of the peer.
+    pub(super) fn answer(&self, id: ClientId, payload: &[u8]) -> Frame {
+        // More is not worth sending back.
+        const MAX: usize = 125;
+        let payload = match self.has_echo {
+            true => Bytes::copy_from_slice(payload.get(..MAX).unwrap_or(payload)),
+            false => Bytes::new(),
+        };
+        Frame::Pong { id, payload }
     }
 
     pub(super) fn handle_pong(&mut self, now: Instant, payload: &[u8]) {

@@ -52,7 +52,7 @@ impl Session {
                 Ok(())
             }
             Frame::GoAway => {
-                if self.phase.drain_peer() {
+                if self.draining.begin_at_peer() {
                     self.events.go_away();
                 }
                 Ok(())
@@ -75,7 +75,7 @@ impl Session {
             let state = s.life.state();
             return Err(Violation::Unexpected { kind, id, state });
         }
-        let refusal = if self.phase.is_draining() {
+        let refusal = if self.draining.has_begun() {
             Some((Reason::Gone, "no new connections here"))
         } else if self.streams.len() >= self.config.max_streams
             || self.streams.pending() >= self.config.accept_backlog
@@ -240,8 +240,7 @@ impl Session {
         if self.control.is_congested() {
             return Err(Violation::TooManyRequests(self.config.max_replies));
         }
-        let payload = self.dialect.echo(payload);
-        self.control.reply(Frame::Pong { id, payload });
+        self.control.reply(self.keepalive.answer(id, payload));
         Ok(())
     }
 

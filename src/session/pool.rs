@@ -1,7 +1,9 @@
-/// What the queues of many streams hold together. Each method of a queue that changes what it holds
-/// takes the pool, so the two cannot come apart.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+/// What the queues of many streams hold together, and the budget for it. Each method of a queue that
+/// changes what it holds takes the pool, so the two cannot come apart.
+#[derive(Debug)]
 pub(super) struct Pool {
+    /// Bytes.
+    budget: usize,
     bytes: usize,
     /// Entries of the queues: for flows, datagrams.
     pieces: usize,
@@ -10,6 +12,14 @@ pub(super) struct Pool {
 impl Pool {
     /// Bytes that a piece costs besides its own: an empty datagram takes memory too.
     const OVERHEAD: usize = 64;
+
+    pub(super) const fn new(budget: usize) -> Self {
+        Self {
+            budget,
+            bytes: 0,
+            pieces: 0,
+        }
+    }
 
     pub(super) fn add(&mut self, pieces: usize, bytes: usize) {
         self.pieces += pieces;
@@ -25,8 +35,29 @@ impl Pool {
         self.bytes
     }
 
-    /// What all pieces would cost with one more of `len` bytes.
-    pub(super) const fn cost_with(&self, len: usize) -> usize {
-        self.bytes + len + (self.pieces + 1) * Self::OVERHEAD
+    /// Whether the budget is used up.
+    pub(super) const fn is_full(&self) -> bool {
+        self.bytes >= self.budget
+    }
+
+    /// Whether the budget is exceeded.
+    pub(super) const fn is_over(&self) -> bool {
+        self.bytes > self.budget
+    }
+
+    /// Whether at least half of the budget is free.
+    pub(super) const fn is_half_free(&self) -> bool {
+        self.bytes <= self.budget / 2
+    }
+
+    /// Whether there is room for one more piece of `len` bytes, where pieces count with their overhead.
+    pub(super) const fn has_room(&self, len: usize) -> bool {
+        self.bytes + len + (self.pieces + 1) * Self::OVERHEAD <= self.budget
+    }
+
+    /// Whether these queues, by pieces and bytes, are what the pool holds.
+    pub(super) fn audit(&self, queues: impl Iterator<Item = (usize, usize)>) -> bool {
+        let sum = queues.fold((0, 0), |sum, queue| (sum.0 + queue.0, sum.1 + queue.1));
+        sum == (self.pieces, self.bytes)
     }
 }

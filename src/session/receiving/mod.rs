@@ -81,8 +81,8 @@ impl Receiving {
         Self {
             config: config.clone(),
             dialect,
-            bytes: Pool::default(),
-            datagrams: Pool::default(),
+            bytes: Pool::new(config.receive_budget),
+            datagrams: Pool::new(config.datagram_budget),
             lent: 0,
             grants: List::default(),
             interactive: None,
@@ -165,10 +165,10 @@ impl Receiving {
             }
             self.dropped += 1;
         }
-        if self.datagrams.cost_with(len) > config.datagram_budget {
-            self.dropped += 1;
-        } else {
+        if self.datagrams.has_room(len) {
             buffer.push_datagram(payload, &mut self.datagrams);
+        } else {
+            self.dropped += 1;
         }
         Taken::Kept { give_up: None }
     }
@@ -353,7 +353,7 @@ impl Receiving {
 
     /// Whether byte streams hold more than the budget.
     pub(super) const fn is_over_budget(&self) -> bool {
-        self.bytes.bytes() > self.config.receive_budget
+        self.bytes.is_over()
     }
 
     /// The byte stream that holds most.
@@ -375,17 +375,14 @@ impl Receiving {
 
     /// Whether the pools and totals are those of the streams.
     pub(super) fn audit(&self, streams: &Streams) -> bool {
-        let (mut bytes, mut datagrams) = (Pool::default(), Pool::default());
-        for s in streams.iter() {
-            let pool = match s.proto() {
-                Proto::Tcp => &mut bytes,
-                Proto::Udp => &mut datagrams,
-            };
-            pool.add(s.recv.buffer.pieces(), s.recv.buffer.len());
-        }
+        let buffers = |proto| {
+            let of_proto = streams.iter().filter(move |s| s.proto() == proto);
+            of_proto.map(|s| (s.recv.buffer.pieces(), s.recv.buffer.len()))
+        };
         let live = streams.iter().filter(|s| !s.life.is_closed());
         let lent = live.map(|s| s.recv.window.grown()).sum::<usize>();
-        (bytes, datagrams) == (self.bytes, self.datagrams)
+        self.bytes.audit(buffers(Proto::Tcp))
+            && self.datagrams.audit(buffers(Proto::Udp))
             && lent == self.lent
             && self.early.audit(streams.iter().map(|s| &s.recv.early))
     }

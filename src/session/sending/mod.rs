@@ -69,8 +69,8 @@ impl Sending {
     pub(super) fn new(config: &Config) -> Self {
         Self {
             config: config.clone(),
-            bytes: Pool::default(),
-            datagrams: Pool::default(),
+            bytes: Pool::new(config.send_budget),
+            datagrams: Pool::new(config.datagram_budget),
             schedule: Schedule::default(),
             flows: List::default(),
             flow_run: 0,
@@ -128,10 +128,10 @@ impl Sending {
             }
             self.dropped += 1;
         }
-        if self.datagrams.cost_with(len) > config.datagram_budget {
-            self.dropped += 1;
-        } else {
+        if self.datagrams.has_room(len) {
             queue.push(datagram, &mut self.datagrams);
+        } else {
+            self.dropped += 1;
         }
         self.activate(s);
     }
@@ -254,7 +254,7 @@ impl Sending {
 
     /// Wakes the streams that wait for the send budget, once half of it is free.
     pub(super) fn wake(&mut self, streams: &mut Streams, events: &mut Events) {
-        if self.bytes.bytes() > self.config.send_budget / 2 {
+        if !self.bytes.is_half_free() {
             return;
         }
         while let Some(id) = self.waiting.pop() {
@@ -287,7 +287,7 @@ impl Sending {
     }
 
     fn is_budget_full(&self) -> bool {
-        self.pressed || self.bytes.bytes() >= self.config.send_budget
+        self.pressed || self.bytes.is_full()
     }
 
     pub(super) fn has_output(&self) -> bool {
@@ -307,15 +307,11 @@ impl Sending {
 
     /// Whether the pools hold what the streams' queues do.
     pub(super) fn audit(&self, streams: &Streams) -> bool {
-        let (mut bytes, mut datagrams) = (Pool::default(), Pool::default());
-        for s in streams.iter() {
-            let pool = match s.proto() {
-                Proto::Tcp => &mut bytes,
-                Proto::Udp => &mut datagrams,
-            };
-            pool.add(s.send.queue.pieces(), s.send.queue.len());
-        }
-        (bytes, datagrams) == (self.bytes, self.datagrams)
+        let queues = |proto| {
+            let of_proto = streams.iter().filter(move |s| s.proto() == proto);
+            of_proto.map(|s| (s.send.queue.pieces(), s.send.queue.len()))
+        };
+        self.bytes.audit(queues(Proto::Tcp)) && self.datagrams.audit(queues(Proto::Udp))
     }
 }
 
