@@ -8,16 +8,24 @@
 
 #[path = "mux/cancel.rs"]
 mod cancel;
+#[path = "mux/clock.rs"]
+mod clock;
 #[path = "mux/datagrams.rs"]
 mod datagrams;
+#[path = "mux/ending.rs"]
+mod ending;
 #[path = "mux/executor.rs"]
 mod executor;
 #[path = "mux/flow.rs"]
 mod flow;
+#[path = "mux/handshake.rs"]
+mod handshake;
 #[path = "mux/lifecycle.rs"]
 mod lifecycle;
 #[path = "mux/pipe.rs"]
 mod pipe;
+#[path = "mux/prefixed.rs"]
+mod prefixed;
 #[path = "mux/relay.rs"]
 mod relay;
 #[path = "mux/streams.rs"]

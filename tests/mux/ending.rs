@@ -1,0 +1,61 @@
+//! A tunnel that is closed as a whole, by either end.
+
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use kohakuriver_tunnel::mux::TunnelError;
+use kohakuriver_tunnel::session::OpenError;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::tunnel::{Link, within};
+
+#[tokio::test]
+async fn closing_waits_for_what_is_open_and_lets_nothing_new_begin() {
+    for link in Link::BOTH {
+        for by_opener in [true, false] {
+            let mut tunnel = link.v2().await;
+            let (mut near, mut far) = tunnel.stream().await;
+            let (closer, other) = match by_opener {
+                true => (tunnel.near.tunnel().clone(), tunnel.far.clone()),
+                false => (tunnel.far.clone(), tunnel.near.tunnel().clone()),
+            };
+            let closing = tokio::spawn(async move { closer.close().await });
+            within(tunnel.near.tunnel().draining()).await;
+            assert_eq!(tunnel.near.open_tcp(1).unwrap_err(), OpenError::Draining);
+            near.write_all(b"still here").await.unwrap();
+            let mut got = [0; 10];
+            within(far.read_exact(&mut got)).await.unwrap();
+            assert!(!closing.is_finished());
+            drop((near, far));
+            // The handles that are left hold up nothing.
+            assert_eq!(within(closing).await.unwrap(), Ok(()));
+            let ended = within(other.closed()).await;
+            assert!(matches!(ended, Err(TunnelError::Ended(_))), "{ended:?}");
+            drop(tunnel);
+        }
+    }
+}
+
+#[tokio::test]
+async fn closing_an_idle_tunnel_is_over_at_once() {
+    for link in Link::BOTH {
+        let tunnel = link.v2().await;
+        assert_eq!(within(tunnel.near.tunnel().close()).await, Ok(()));
+        assert_eq!(within(tunnel.near_driver).await.unwrap(), Ok(()));
+        assert!(within(tunnel.far_driver).await.unwrap().is_err());
+        // Again, of what has ended.
+        assert_eq!(tunnel.near.tunnel().close().now_or_never(), Some(Ok(())));
+    }
+}
+
+#[tokio::test]
+async fn a_close_that_is_given_up_goes_on_and_a_shutdown_hurries_it() {
+    let mut tunnel = Link::Pipe.v2().await;
+    let (_near, _far) = tunnel.stream().await;
+    let closing = timeout(Duration::from_millis(20), tunnel.near.tunnel().close());
+    closing.await.unwrap_err();
+    assert_eq!(tunnel.near.open_tcp(1).unwrap_err(), OpenError::Draining);
+    tunnel.near.tunnel().shutdown();
+    assert_eq!(within(tunnel.near.tunnel().closed()).await, Ok(()));
+}

@@ -1,0 +1,233 @@
+//! A tunnel over a byte stream: messages behind their length.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, SinkExt, StreamExt};
+use kohakuriver_tunnel::codec::CodecError;
+use kohakuriver_tunnel::mux::{self, LengthPrefixed, TunnelError, length_prefixed};
+use kohakuriver_tunnel::transport::Plain;
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
+};
+
+use super::tunnel::{noise, sockets, tunnel, within};
+
+const MESSAGE_MAX: usize = 1 << 20;
+
+/// A byte stream that passes few bytes at a time, and takes several slices or not.
+#[derive(Debug)]
+struct Narrow {
+    inner: DuplexStream,
+    most: usize,
+    vectored: bool,
+}
+
+impl AsyncRead for Narrow {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut part = vec![0; self.most.min(buf.remaining())];
+        let mut part = ReadBuf::new(&mut part);
+        ready!(Pin::new(&mut self.inner).poll_read(cx, &mut part))?;
+        buf.put_slice(part.filled());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Narrow {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let part = &bytes[..self.most.min(bytes.len())];
+        Pin::new(&mut self.inner).poll_write(cx, part)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        assert!(self.vectored, "it takes one at a time");
+        let joined: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+        self.poll_write(cx, &joined)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.vectored
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+fn narrow(most: usize, vectored: bool) -> (LengthPrefixed<Narrow>, LengthPrefixed<Narrow>) {
+    let (near, far) = duplex(100_000);
+    let end = |inner| {
+        length_prefixed(Narrow {
+            inner,
+            most,
+            vectored,
+        })
+    };
+    (end(near), end(far))
+}
+
+#[tokio::test]
+async fn messages_arrive_whole_however_they_are_cut() {
+    for vectored in [true, false] {
+        for (most, largest) in [
+            (1, 3000),
+            (3, 3000),
+            (4097, 100_000),
+            (100_000, MESSAGE_MAX),
+        ] {
+            let sizes = [
+                0,
+                1,
+                3,
+                4,
+                5,
+                8,
+                2999,
+                4103,
+                4104,
+                4105,
+                65_544,
+                MESSAGE_MAX,
+            ];
+            let sizes = sizes.into_iter().filter(|size| *size <= largest);
+            let messages: Vec<_> = sizes
+                .cycle()
+                .take(40)
+                .enumerate()
+                .map(|(seed, size)| Bytes::from(noise(seed as u64, size)))
+                .collect();
+            let (mut near, mut far) = narrow(most, vectored);
+            let send = async {
+                for message in &messages {
+                    near.feed(message.clone()).await.unwrap();
+                }
+                near.close().await.unwrap();
+            };
+            let receive = async {
+                let mut got = Vec::new();
+                while let Some(message) = far.next().await {
+                    got.push(message.unwrap());
+                }
+                got
+            };
+            let (_, got) = within(async { tokio::join!(send, receive) }).await;
+            assert!(got == messages, "{most} at a time, vectored {vectored}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_message_too_long_to_send_is_refused_and_the_next_one_passes() {
+    let (mut near, mut far) = narrow(1000, true);
+    let long = Bytes::from(vec![0; MESSAGE_MAX + 1]);
+    let error = near.send(long).await.unwrap_err();
+    assert!(matches!(error, CodecError::TooLong { len, .. } if len == MESSAGE_MAX + 1));
+    near.send(Bytes::from_static(b"short")).await.unwrap();
+    assert_eq!(within(far.next()).await.unwrap().unwrap(), "short");
+}
+
+/// What a stream of these bytes ends with, behind one message.
+async fn end_of(rest: &[u8]) -> Option<CodecError> {
+    let (near, mut far) = duplex(1000);
+    let mut near = length_prefixed(near);
+    far.write_all(b"\0\0\0\x02hi").await.unwrap();
+    far.write_all(rest).await.unwrap();
+    drop(far);
+    assert_eq!(within(near.next()).await.unwrap().unwrap(), "hi");
+    let end = within(near.next()).await.map(|end| end.unwrap_err());
+    assert!(within(near.next()).await.is_none(), "ended for good");
+    end
+}
+
+#[tokio::test]
+async fn the_end_of_the_bytes_is_the_end_only_between_messages() {
+    assert!(end_of(b"").await.is_none());
+    for (rest, short) in [(&b"\0"[..], 3), (b"\0\0\0\x05", 5), (b"\0\0\0\x05abc", 2)] {
+        let end = end_of(rest).await;
+        assert!(matches!(end, Some(CodecError::Truncated { missing }) if missing == short));
+    }
+    for len in [MESSAGE_MAX as u32 + 1, u32::MAX] {
+        let end = end_of(&len.to_be_bytes()).await;
+        assert!(matches!(end, Some(CodecError::TooLong { .. })));
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_pauses_holds_back_the_writer() {
+    for vectored in [true, false] {
+        let (mut near, mut far) = narrow(100_000, vectored);
+        let message = Bytes::from(noise(1, 10_000));
+        let mut sent = 0;
+        while near.feed(message.clone()).now_or_never().is_some() {
+            sent += message.len();
+            assert!(sent < 1 << 20, "without end");
+        }
+        assert!(sent > 200_000, "{sent}");
+        let receive = async {
+            for _ in 0..sent / message.len() {
+                assert_eq!(far.next().await.unwrap().unwrap(), message);
+            }
+        };
+        within(async { tokio::join!(near.flush(), receive) })
+            .await
+            .0
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_runs_over_tcp() {
+    let (near, far) = sockets().await;
+    let (near, far) = (length_prefixed(near), length_prefixed(far));
+    let (mux, driver) = tunnel(near, far, Plain, mux::builder(), mux::builder()).echo();
+    let mut tasks = tokio::task::JoinSet::new();
+    for seed in 0..10 {
+        let (mut read, mut write) = mux.open_tcp(7).unwrap().into_split();
+        let data = noise(seed, 2 << 20);
+        let sent = data.clone();
+        tasks.spawn(async move {
+            let writer = tokio::spawn(async move {
+                write.write_all(&sent).await.unwrap();
+                write.shutdown().await.unwrap();
+            });
+            let mut got = Vec::new();
+            read.read_to_end(&mut got).await.unwrap();
+            writer.await.unwrap();
+            assert!(got == data);
+        });
+    }
+    while let Some(task) = within(tasks.join_next()).await {
+        task.unwrap();
+    }
+    drop(mux);
+    assert_eq!(within(driver).await.unwrap(), Ok(()));
+}
+
+#[tokio::test]
+async fn a_peer_that_speaks_something_else_ends_the_tunnel() {
+    let (near, mut far) = duplex(1000);
+    let (mux, driver) = mux::builder().opener(length_prefixed(near), Plain);
+    tokio::spawn(driver);
+    far.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let too_long = "message of 1195725856 bytes is longer than the 1048576 bytes allowed";
+    let ended = TunnelError::Transport(too_long.into());
+    assert_eq!(within(mux.tunnel().closed()).await, Err(ended));
+}
