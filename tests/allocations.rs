@@ -6,62 +6,24 @@
     missing_docs
 )]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod counting;
+
 use std::hint::black_box;
 
 use bytes::{BufMut, Bytes};
+use counting::{Counts, counts};
 use kohakuriver_tunnel::wire::{
     Chunk, ClientId, Frame, HEADER_LEN, HeadroomBuf, Kind, Proto, RawFrame,
 };
 
 const SIZES: [usize; 6] = [0, 1, 64, 1024, 64 * 1024, 1024 * 1024];
 
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// Counts the calls of each thread, so that tests do not affect each other.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-    static LARGEST: Cell<usize> = const { Cell::new(0) };
-}
-
-fn count(size: usize) {
-    // A thread that is ending has no counter left.
-    let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-    let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(size)));
-}
-
-// SAFETY: every call is forwarded unchanged to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size);
-        unsafe { System.realloc(at, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
 /// The allocations of `work`, and the size of the largest.
 fn allocations<T>(work: impl FnOnce() -> T) -> (T, usize, usize) {
-    let before = ALLOCATIONS.get();
-    LARGEST.set(0);
+    let before = counts();
     let result = black_box(work());
-    (result, ALLOCATIONS.get() - before, LARGEST.get())
+    let Counts { calls, largest, .. } = counts() - before;
+    (result, calls, largest)
 }
 
 fn none<T>(work: impl FnOnce() -> T) -> T {

@@ -1,11 +1,7 @@
 //! What a message costs the allocator once a tunnel runs.
-//!
-//! A binary of its own: it counts what the whole process allocates.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
-
+mod counting;
 #[path = "mux/pipe.rs"]
 #[allow(dead_code)]
 mod pipe;
@@ -13,42 +9,10 @@ mod pipe;
 #[allow(dead_code)]
 mod tunnel;
 
+use counting::counts;
 use kohakuriver_tunnel::session::{Config, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tunnel::{Link, Tunnel, within};
-
-struct Counting;
-
-static COUNT: AtomicUsize = AtomicUsize::new(0);
-static BYTES: AtomicUsize = AtomicUsize::new(0);
-
-fn count(bytes: usize) {
-    COUNT.fetch_add(1, Ordering::Relaxed);
-    BYTES.fetch_add(bytes, Ordering::Relaxed);
-}
-
-// SAFETY: as `System`, which it calls with what it was given.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: the caller's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
-        // SAFETY: the caller's.
-        unsafe { System.dealloc(place, layout) }
-    }
-
-    unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size.saturating_sub(layout.size()));
-        // SAFETY: the caller's.
-        unsafe { System.realloc(place, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 const MESSAGE: usize = 64 << 10;
 
@@ -63,7 +27,6 @@ async fn bulk(name: &str, mut tunnel: Tunnel) -> Cost {
     let (mut near, mut far) = tunnel.stream().await;
     let message = vec![7; MESSAGE];
     let mut got = vec![0; MESSAGE];
-    let mut start = (0, 0);
     let mut turn = async |from: usize, to: usize| {
         for _ in from..to {
             let write = near.write_all(&message);
@@ -73,14 +36,12 @@ async fn bulk(name: &str, mut tunnel: Tunnel) -> Cost {
         }
     };
     within(turn(0, 100)).await;
-    start.0 += COUNT.load(Ordering::Relaxed);
-    start.1 += BYTES.load(Ordering::Relaxed);
+    let before = counts();
     within(turn(0, MESSAGES)).await;
-    let count = (COUNT.load(Ordering::Relaxed) - start.0) as f64;
-    let bytes = (BYTES.load(Ordering::Relaxed) - start.1) as f64;
+    let used = counts() - before;
     let cost = Cost {
-        allocations: count / MESSAGES as f64,
-        bytes: bytes / MESSAGES as f64,
+        allocations: used.calls as f64 / MESSAGES as f64,
+        bytes: used.bytes as f64 / MESSAGES as f64,
     };
     println!(
         "{name}: {:.2} allocations and {:.0} bytes per message of {MESSAGE} bytes",
@@ -102,17 +63,15 @@ async fn round_trips(name: &str, mut tunnel: Tunnel) -> f64 {
     for _ in 0..100 {
         within(trip()).await;
     }
-    let start = COUNT.load(Ordering::Relaxed);
+    let before = counts();
     for _ in 0..TRIPS {
         within(trip()).await;
     }
-    let count = COUNT.load(Ordering::Relaxed) - start;
-    let each = count as f64 / TRIPS as f64;
+    let each = (counts() - before).calls as f64 / TRIPS as f64;
     println!("{name}: {each:.2} allocations per round trip of 64 bytes");
     each
 }
 
-/// One test, so that nothing else allocates meanwhile.
 #[tokio::test]
 async fn a_message_costs_few_allocations() {
     let config = Config::default;

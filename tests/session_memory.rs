@@ -7,41 +7,15 @@
     missing_docs
 )]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
+mod counting;
 
+use counting::counts;
 use kohakuriver_tunnel::session::{
     Config, Event, Instant, Recv, Role, Session, StreamId, Transmit, Version,
 };
 
-struct Counting;
-
-static LIVE: AtomicIsize = AtomicIsize::new(0);
-
-// SAFETY: all is passed on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size() as isize, Relaxed);
-        // SAFETY: as required of the caller.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size() as isize, Relaxed);
-        // SAFETY: as required of the caller.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
 const STREAMS: usize = 10_000;
 const NOW: Instant = Instant::from_micros(0);
-
-fn live() -> isize {
-    LIVE.load(Relaxed)
-}
 
 fn config() -> Config {
     let mut config = Config::default();
@@ -80,7 +54,7 @@ fn idle_streams(version: Version) {
     let mut acceptor = Session::new(Role::Acceptor, version, config(), NOW);
     let mut opened = Vec::with_capacity(STREAMS);
     let mut accepted: Vec<StreamId> = Vec::with_capacity(STREAMS);
-    let empty = live();
+    let empty = counts();
     for _ in 0..STREAMS {
         let stream = opener.open_tcp(80, NOW).unwrap();
         opener.send_slice(stream, &[1; 1000]).unwrap();
@@ -103,7 +77,7 @@ fn idle_streams(version: Version) {
         assert!(matches!(opener.recv(*stream, NOW), Ok(Recv::Data(_))));
     }
     while opener.poll_event().is_some() || acceptor.poll_event().is_some() {}
-    let both = live() - empty;
+    let both = (counts() - empty).live;
     let each = both / (2 * STREAMS as isize);
     println!("{version:?}: {each} bytes for each idle stream at each end");
     assert!(each < 4096, "{each}");
@@ -127,14 +101,14 @@ fn small_writes_on_a_stuck_link() {
     let streams: Vec<_> = (0..STREAMS)
         .map(|_| opener.open_tcp(80, NOW).unwrap())
         .collect();
-    let empty = live();
+    let empty = counts();
     for _ in 0..20 {
         for stream in &streams {
             opener.send_slice(*stream, b"keystrokes").unwrap();
         }
     }
     let unsent = opener.stats().unsent;
-    let each = (live() - empty) / STREAMS as isize;
+    let each = (counts() - empty).live / STREAMS as isize;
     println!("{each} bytes allocated for {} waiting", unsent / STREAMS);
     assert_eq!(unsent, 200 * STREAMS);
     assert!(each < 1500, "{each}");
