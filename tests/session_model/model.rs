@@ -1,0 +1,368 @@
+//! What a pair of sessions must have done, told from the calls alone.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use kohakuriver_tunnel::session::{
+    Config, Event, Instant, OpenError, Reason, Recv, SendError, Session, StreamError, StreamId,
+    Version,
+};
+use kohakuriver_tunnel::wire::{Chunk, ClientId, Proto};
+
+use super::network::{App, Network, Side};
+use super::op::Op;
+
+/// What the model knows of a stream; pairs are by side.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub(super) id: ClientId,
+    pub(super) proto: Proto,
+    pub(super) handles: [Option<StreamId>; 2],
+    pub(super) answered: bool,
+    /// Bytes, or datagrams.
+    pub(super) sent: [u64; 2],
+    /// Bytes; of datagrams the number of the last and one.
+    pub(super) read: [u64; 2],
+    pub(super) finished: [bool; 2],
+    /// What this end read last: nothing comes after it.
+    pub(super) ended: [Option<End>; 2],
+    /// Sending was refused and no event has come since.
+    pub(super) blocked: [bool; 2],
+    /// Somebody ended it before its time, so that bytes may be missing.
+    pub(super) disturbed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Finished,
+    Reset,
+}
+
+pub(super) struct Model {
+    pub(super) version: Version,
+    pub(super) config: Config,
+    pub(super) streams: Vec<Stream>,
+    pub(super) told: u64,
+}
+
+impl App for Model {
+    fn on_event(&mut self, side: Side, session: &mut Session, event: Event, _: Instant) {
+        self.told += 1;
+        match event {
+            Event::Incoming {
+                stream,
+                proto,
+                port,
+            } => {
+                let id = session.client_id(stream).unwrap();
+                let known = self.streams.iter_mut().find(|s| s.id == id).unwrap();
+                assert_eq!((side, known.proto, port), (Side::Acceptor, proto, 80));
+                assert_eq!(known.handles[1].replace(stream), None, "{id} came in twice");
+            }
+            Event::Established(stream) | Event::Readable(stream) | Event::Writable(stream) => {
+                let held = |s: &&mut Stream| s.handles[side as usize] == Some(stream);
+                let Some(s) = self.streams.iter_mut().find(held) else {
+                    panic!("{event:?} of a released stream");
+                };
+                s.blocked[side as usize] &= event != Event::Writable(stream);
+            }
+            Event::PeerDead | Event::GoAway => panic!("{event:?}"),
+            _ => {}
+        }
+    }
+}
+
+/// Bytes that look the same nowhere: what a stream sends starts at a place that its id and direction choose.
+fn pattern(id: ClientId, side: Side, offset: u64, len: usize) -> &'static [u8] {
+    static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
+    const PERIOD: u64 = 1 << 19;
+    let bytes = BYTES.get_or_init(|| {
+        let mut x = 0x9e37_79b9_7f4a_7c15_u64;
+        let words = std::iter::repeat_with(|| {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            x.to_le_bytes()
+        });
+        let period: Vec<u8> = words.take((1 << 19) / 8).flatten().collect();
+        period.repeat(2)
+    });
+    let start = u64::from(id.0) * 0x1_0001 + side as u64 * 0x7_0003;
+    let start = usize::try_from((start + offset) % PERIOD).unwrap();
+    &bytes[start..start + len]
+}
+
+impl Model {
+    /// A stream for which `fits` holds, chosen by `which`.
+    fn choose(&self, which: usize, fits: impl Fn(&Stream) -> bool) -> Option<usize> {
+        let fit: Vec<_> = (0..self.streams.len())
+            .filter(|i| fits(&self.streams[*i]))
+            .collect();
+        (!fit.is_empty()).then(|| fit[which % fit.len()])
+    }
+
+    fn held(&self, which: usize, side: Side) -> Option<(usize, StreamId)> {
+        let i = self.choose(which, |s| s.handles[side as usize].is_some())?;
+        Some((i, self.streams[i].handles[side as usize]?))
+    }
+
+    pub(super) fn apply(&mut self, network: &mut Network, op: &Op) {
+        let now = network.now();
+        match *op {
+            Op::Open { udp } => {
+                let session = &mut network.opener.session;
+                let opened = match udp {
+                    true => session.open_udp(80, now),
+                    false => session.open_tcp(80, now),
+                };
+                let stream = match opened {
+                    Ok(stream) => stream,
+                    Err(OpenError::Limit(limit)) => {
+                        return assert_eq!(session.stats().streams, limit);
+                    }
+                    Err(OpenError::Congested) => return,
+                    Err(error) => panic!("{error}"),
+                };
+                let id = session.client_id(stream).unwrap();
+                assert!(self.streams.iter().all(|s| s.id != id), "{id} again");
+                self.streams.push(Stream {
+                    id,
+                    proto: if udp { Proto::Udp } else { Proto::Tcp },
+                    handles: [Some(stream), None],
+                    answered: false,
+                    sent: [0; 2],
+                    read: [0; 2],
+                    finished: [false; 2],
+                    ended: [None; 2],
+                    blocked: [false; 2],
+                    disturbed: false,
+                });
+            }
+            Op::Accept { which } => {
+                if let Some(i) = self.choose(which, |s| s.handles[1].is_some() && !s.answered) {
+                    self.accept(network, i);
+                }
+            }
+            Op::Reject { which } => {
+                let Some(i) = self.choose(which, |s| s.handles[1].is_some() && !s.answered) else {
+                    return;
+                };
+                let s = &mut self.streams[i];
+                (s.answered, s.disturbed) = (true, true);
+                let handle = s.handles[1].take().unwrap();
+                network
+                    .acceptor
+                    .session
+                    .reject(handle, Reason::Refused, "no");
+            }
+            Op::Send {
+                side,
+                which,
+                len,
+                copy,
+            } => {
+                if let Some((i, handle)) = self.held(which, side) {
+                    self.send(network.session(side), side, i, handle, len, copy);
+                }
+            }
+            Op::Recv { side, which, times } => {
+                if let Some((i, handle)) = self.held(which, side) {
+                    self.recv(network, side, i, handle, times);
+                }
+            }
+            Op::Flood { side, which } => {
+                if let Some((i, handle)) = self.held(which, side) {
+                    self.flood(network, side, i, handle);
+                }
+            }
+            Op::Finish { side, which } => {
+                if let Some((i, handle)) = self.held(which, side) {
+                    self.streams[i].finished[side as usize] = true;
+                    network.session(side).finish(handle);
+                }
+            }
+            Op::Reset { side, which } => {
+                if let Some((i, handle)) = self.held(which, side) {
+                    self.streams[i].disturbed = true;
+                    network.session(side).reset(handle, Reason::Reset, "reset");
+                }
+            }
+            Op::Release { side, which } => {
+                if let Some((i, handle)) = self.held(which, side) {
+                    let s = &mut self.streams[i];
+                    s.handles[side as usize] = None;
+                    s.answered |= side == Side::Acceptor;
+                    // What it sent arrives, but what the other side sends may not.
+                    s.disturbed = true;
+                    network.session(side).release(handle, now);
+                }
+            }
+            Op::Wait { micros } => network.run_for(Duration::from_micros(micros), self),
+            Op::Rate { side, kilobytes } => {
+                network.end_mut(side).link.config.bytes_per_second = kilobytes << 10;
+            }
+            Op::Ping { side } => network.session(side).ping(),
+        }
+    }
+
+    pub(super) fn accept(&mut self, network: &mut Network, i: usize) {
+        let small = self.is_small();
+        let s = &mut self.streams[i];
+        s.answered = true;
+        let handle = s.handles[1].unwrap();
+        let now = network.now();
+        match network.acceptor.session.accept(handle, now) {
+            Ok(()) => {}
+            Err(StreamError::Reset(_)) => {
+                let over_udp = s.proto == Proto::Udp && s.finished[0];
+                assert!(s.disturbed || over_udp || small, "{s:?}");
+                s.disturbed = true;
+            }
+            Err(error) => panic!("{error}: {s:?}"),
+        }
+    }
+
+    fn send(
+        &mut self,
+        session: &mut Session,
+        side: Side,
+        i: usize,
+        handle: StreamId,
+        len: usize,
+        copy: bool,
+    ) {
+        let small = self.is_small();
+        let s = &mut self.streams[i];
+        let sent = &mut s.sent[side as usize];
+        let outcome = if s.proto == Proto::Udp {
+            let mut datagram = sent.to_be_bytes().to_vec();
+            datagram.extend_from_slice(pattern(s.id, side, *sent, len.min(2000)));
+            session
+                .send_datagram(handle, Chunk::copied(&datagram))
+                .map(|()| *sent += 1)
+        } else if copy {
+            let bytes = pattern(s.id, side, *sent, len);
+            session.send_slice(handle, bytes).map(|taken| {
+                *sent += taken as u64;
+                s.blocked[side as usize] = taken == 0 && len > 0;
+            })
+        } else {
+            session.send_capacity(handle).and_then(|capacity| {
+                let len = len.min(capacity).max(1);
+                s.blocked[side as usize] = capacity == 0;
+                let chunk = Chunk::copied(pattern(s.id, side, *sent, len));
+                match session.send(handle, chunk) {
+                    Err(SendError::Blocked(chunk)) => {
+                        assert_eq!(capacity, 0);
+                        assert_eq!(chunk.payload(), pattern(s.id, side, *sent, len));
+                        Ok(())
+                    }
+                    outcome => outcome.map(|()| *sent += len as u64),
+                }
+            })
+        };
+        match outcome {
+            Ok(()) => assert!(!s.finished[side as usize] || len == 0, "{s:?}"),
+            Err(SendError::Finished) => {
+                let over_udp = s.proto == Proto::Udp && s.finished.contains(&true);
+                let early = side == Side::Acceptor && !s.answered;
+                let fits = s.finished[side as usize] || over_udp || early || s.disturbed;
+                assert!(fits, "{s:?}");
+            }
+            Err(SendError::Reset(reset)) => {
+                assert!(s.disturbed || small, "{reset}: {s:?}");
+                s.disturbed = true;
+            }
+            Err(error) => panic!("{error}: {s:?}"),
+        }
+    }
+
+    /// Sends until that is refused for a while, or for a megabyte.
+    fn flood(&mut self, network: &mut Network, side: Side, i: usize, handle: StreamId) {
+        let until = self.streams[i].sent[side as usize] + (1 << 20);
+        for _ in 0..200 {
+            let before = self.streams[i].sent[side as usize];
+            self.send(network.session(side), side, i, handle, 64 << 10, false);
+            let s = &self.streams[i];
+            let sent = s.sent[side as usize];
+            if s.proto == Proto::Udp || sent > until {
+                return;
+            }
+            if sent == before {
+                network.run_for(Duration::from_millis(50), self);
+                if self.streams[i].blocked[side as usize] {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Reads, and holds what comes against what was sent. Says whether anything came.
+    pub(super) fn recv(
+        &mut self,
+        network: &mut Network,
+        side: Side,
+        i: usize,
+        handle: StreamId,
+        times: usize,
+    ) -> bool {
+        let small = self.is_small();
+        let s = &mut self.streams[i];
+        let peer = side.other();
+        let now = network.now();
+        let session = network.session(side);
+        for time in 0..times {
+            let end = match session.recv(handle, now) {
+                Ok(Recv::Blocked) => {
+                    assert_eq!(s.ended[side as usize], None, "blocked after the end: {s:?}");
+                    return time > 0;
+                }
+                Ok(Recv::Data(data)) => {
+                    assert_eq!(s.ended[side as usize], None, "data after the end: {s:?}");
+                    let read = &mut s.read[side as usize];
+                    if s.proto == Proto::Udp {
+                        let (number, filler) = data.split_first_chunk().unwrap();
+                        let number = u64::from_be_bytes(*number);
+                        assert!(number >= *read && number < s.sent[peer as usize]);
+                        assert_eq!(filler, pattern(s.id, peer, number, filler.len()));
+                        *read = number + 1;
+                    } else {
+                        let expected = pattern(s.id, peer, *read, data.len());
+                        assert!(data[..] == *expected, "other bytes than were sent: {s:?}");
+                        let read = &mut s.read[side as usize];
+                        *read += data.len() as u64;
+                        assert!(*read <= s.sent[peer as usize], "more than was sent: {s:?}");
+                    }
+                    continue;
+                }
+                Ok(Recv::Finished) => {
+                    if s.proto == Proto::Tcp && !s.disturbed {
+                        assert!(s.finished[peer as usize], "an end nobody said: {s:?}");
+                        assert_eq!(s.read[side as usize], s.sent[peer as usize], "cut short");
+                    }
+                    End::Finished
+                }
+                Err(StreamError::Reset(reset)) => {
+                    assert!(s.disturbed || small, "{reset}: {s:?}");
+                    s.disturbed = true;
+                    End::Reset
+                }
+                Err(error) => panic!("{error}: {s:?}"),
+            };
+            let before = s.ended[side as usize].replace(end);
+            // A direction that ended in order may still see the stream reset, but never the reverse.
+            let fits = before.is_none_or(|before| before == end || before == End::Finished);
+            assert!(
+                fits && (before.is_none_or(|before| before == end) || s.disturbed),
+                "{s:?}"
+            );
+            return time > 0;
+        }
+        true
+    }
+
+    /// Whether bounds are so small that honest streams run into them.
+    pub(super) fn is_small(&self) -> bool {
+        self.config.max_streams < 10
+    }
+}
