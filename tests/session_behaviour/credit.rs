@@ -205,3 +205,36 @@ fn a_stream_in_the_slot_of_an_interactive_one_leaves_it_room_as_any_other() {
     }
     assert_eq!(granted, INITIAL_WINDOW);
 }
+
+#[test]
+fn asking_what_can_be_sent_changes_nothing_and_asking_to_be_told_does() {
+    let mut pair = Pair::new(Version::V2);
+    let (opened, accepted) = pair.stream();
+    while let Ok(room @ 1..) = pair.opener.send_capacity(opened) {
+        let chunk = Chunk::copied(&vec![7; room]);
+        pair.opener.send(opened, chunk).unwrap();
+        pair.run();
+    }
+    for wanted in [false, true] {
+        assert_eq!(pair.opener.send_capacity(opened).unwrap(), 0);
+        if wanted {
+            pair.opener.request_writable(opened);
+        }
+        events(&mut pair.opener);
+        drain(&mut pair.acceptor, accepted, pair.now).1.unwrap();
+        pair.run();
+        let told = events(&mut pair.opener).contains(&Event::Writable(opened));
+        assert_eq!(told, wanted);
+        if !wanted {
+            while let Ok(room @ 1..) = pair.opener.send_capacity(opened) {
+                let chunk = Chunk::copied(&vec![7; room]);
+                pair.opener.send(opened, chunk).unwrap();
+                pair.run();
+            }
+        }
+    }
+    // There is room: told at once, and once.
+    pair.opener.request_writable(opened);
+    pair.opener.request_writable(opened);
+    assert_eq!(events(&mut pair.opener), [Event::Writable(opened)]);
+}

@@ -194,3 +194,19 @@ fn an_id_that_ended_may_be_opened_again_by_the_peer() {
         assert_eq!(acceptor.stats().violations, 0);
     }
 }
+
+/// A peer must not be able to make the queue of events grow.
+#[test]
+fn however_often_a_peer_breaks_the_protocol_one_event_waits() {
+    let mut opener = Session::new(Role::Opener, Version::V2, Config::default(), at(0));
+    assert_eq!(opener.last_violation(), None);
+    for round in 1..=3 {
+        for id in 1..=100 {
+            say(&mut opener, at(0), connect(id)).unwrap_err();
+        }
+        let garbage = opener.handle_message(at(0), Bytes::from_static(b"\xff"));
+        assert_eq!(opener.last_violation(), garbage.err());
+        assert_eq!(events(&mut opener), [Event::Violation]);
+        assert_eq!(opener.stats().violations, round * 101);
+    }
+}

@@ -222,3 +222,37 @@ fn what_was_received_can_be_read_after_the_end() {
     pair.acceptor.release(accepted, pair.now);
     assert!(pair.acceptor.is_idle());
 }
+
+#[test]
+fn a_stream_and_a_flow_are_counted_each_for_itself() {
+    for version in BOTH {
+        let mut pair = Pair::new(version);
+        let (opened, accepted) = pair.stream();
+        let (flow, their_flow) = pair.flow();
+        pair.opener.send_slice(opened, b"12345").unwrap();
+        let datagram = Chunk::copied(b"123");
+        pair.opener.send_datagram(flow, datagram).unwrap();
+        let counts = |session: &Session, stream| {
+            let stats = session.stream_stats(stream).unwrap();
+            let sums = [stats.bytes_sent, stats.bytes_received];
+            (sums, [stats.unsent, stats.unread])
+        };
+        assert_eq!(counts(&pair.opener, opened), ([0, 0], [5, 0]));
+        assert_eq!(counts(&pair.opener, flow), ([0, 0], [3, 0]));
+        pair.run();
+        assert_eq!(counts(&pair.opener, opened), ([5, 0], [0, 0]));
+        assert_eq!(counts(&pair.opener, flow), ([3, 0], [0, 0]));
+        assert_eq!(counts(&pair.acceptor, accepted), ([0, 5], [0, 5]));
+        assert_eq!(counts(&pair.acceptor, their_flow), ([0, 3], [0, 3]));
+        drain(&mut pair.acceptor, accepted, pair.now).1.unwrap();
+        pair.acceptor.discard(accepted);
+        pair.opener.send_slice(opened, b"thrown away").unwrap();
+        pair.run();
+        assert_eq!(counts(&pair.acceptor, accepted), ([0, 16], [0, 0]));
+        let state = pair.acceptor.stream_stats(accepted).unwrap().state;
+        assert_eq!(state, State::Open);
+        pair.acceptor.reset(accepted, Reason::Reset, "");
+        pair.acceptor.release(accepted, pair.now);
+        assert_eq!(pair.acceptor.stream_stats(accepted), None);
+    }
+}
