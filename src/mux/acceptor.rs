@@ -2,7 +2,7 @@ use core::future::poll_fn;
 use core::task::{Context, Poll};
 
 use super::shared::{Handle, register};
-use super::{Incoming, Tunnel};
+use super::{Incoming, IncomingTcp, Tunnel};
 use crate::session::Reason;
 
 /// Takes the connections that the other side opens. Dropping it refuses them.
@@ -46,6 +46,19 @@ impl Acceptor {
     /// The next connection; `None` after the tunnel has ended. Cancel safe.
     pub async fn accept(&mut self) -> Option<Incoming> {
         poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    /// The next byte stream, for those who serve no datagrams: flows asked for before it are refused. `None` after
+    /// the tunnel has ended. Cancel safe.
+    pub async fn accept_tcp(&mut self) -> Option<IncomingTcp> {
+        loop {
+            match self.accept().await? {
+                Incoming::Tcp(incoming) => return Some(incoming),
+                flow @ Incoming::Udp(_) => {
+                    flow.reject(Reason::Denied, "only byte streams are served here");
+                }
+            }
+        }
     }
 
     /// As [`accept`](Self::accept).
