@@ -1,0 +1,87 @@
+//! HTTP through a tunnel: its streams are `AsyncRead` and `AsyncWrite`, which is all that hyper and
+//! tonic need of a connection.
+//!
+//! Asks a web service for a page, and a gRPC service whether it is healthy.
+//!
+//! ```text
+//! cargo run --example runner -- --target vm-7=127.0.0.1
+//! cargo run --example embed_http -- ws://127.0.0.1:8001/api/tunnel/vm-7 8080 50051
+//! ```
+
+use std::error::Error;
+
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use kohakuriver_tunnel::carrier;
+use kohakuriver_tunnel::mux::{self, Mux};
+use kohakuriver_tunnel::session::Version;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::{connect_async_with_config, tungstenite};
+use tonic::transport::{Endpoint, Uri};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+carrier!(Ws: tungstenite::Message, close: tungstenite::protocol::CloseFrame);
+
+const USAGE: &str = "usage: embed_http URL HTTP_PORT GRPC_PORT";
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let mut next = || arguments.next().ok_or(USAGE);
+    let (url, web, grpc) = (next()?, next()?.parse()?, next()?.parse()?);
+
+    let mux = connect(&url).await?;
+    // Both at once, each on a stream of its own.
+    let (page, health) = tokio::try_join!(page(&mux, web), health(&mux, grpc))?;
+    println!("{page}");
+    println!("{health}");
+    Ok(())
+}
+
+/// HTTP/1.1 by hyper: one stream is one connection.
+async fn page(mux: &Mux, port: u16) -> Result<String, Box<dyn Error>> {
+    let stream = TokioIo::new(mux.open_tcp(port)?);
+    let (mut requests, connection) = hyper::client::conn::http1::handshake(stream).await?;
+    tokio::spawn(connection);
+    let request = hyper::Request::get("/").header("host", "vm-7");
+    let answer = requests
+        .send_request(request.body(Empty::<Bytes>::new())?)
+        .await?;
+    let body = answer.into_body().collect().await?.to_bytes();
+    Ok(String::from_utf8(body.into())?)
+}
+
+/// HTTP/2 by tonic: it asks for a connection whenever it needs one.
+async fn health(mux: &Mux, port: u16) -> Result<String, Box<dyn Error>> {
+    let mux = mux.clone();
+    let connector = tower::service_fn(move |_: Uri| {
+        let stream = mux.open_tcp(port).map(TokioIo::new);
+        std::future::ready(stream)
+    });
+    // The name is for the service's logs. Where to connect says the port.
+    let channel = Endpoint::from_static("http://vm-7")
+        .connect_with_connector(connector)
+        .await?;
+    let request = HealthCheckRequest {
+        service: String::new(),
+    };
+    let answer = HealthClient::new(channel).check(request).await?;
+    Ok(format!("{:?}", answer.into_inner().status()))
+}
+
+/// As in `embed_client`.
+async fn connect(url: &str) -> Result<Mux, Box<dyn Error>> {
+    let protocol = "sec-websocket-protocol";
+    let mut request = url.into_client_request()?;
+    let offer = HeaderValue::from_static(Version::OFFER);
+    request.headers_mut().insert(protocol, offer);
+    let (socket, answer) = connect_async_with_config(request, None, true).await?;
+    let chosen = answer.headers().get(protocol);
+    let version = Version::answered(chosen.and_then(|name| name.to_str().ok()))?;
+    let (mux, driver) = mux::builder().version(version).connect(socket, Ws).await?;
+    tokio::spawn(driver);
+    Ok(mux)
+}
