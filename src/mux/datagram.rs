@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use super::shared::{Handle, State, register};
 use super::stream::send_reset;
-use crate::session::{Reason, Recv, Reset, SendError, StreamError};
+use crate::session::{Reason, Recv, Reset, SendError, StreamError, StreamStats};
 use crate::wire::Chunk;
 
 /// A datagram flow through the tunnel. Dropping it ends it.
@@ -59,6 +59,12 @@ impl TunnelDatagram {
                     Poll::Ready(Err(Reset::new(Reason::Gone, &alloc::format!("{error}"))))
                 }
             })
+    }
+
+    /// Counters of the flow.
+    #[must_use]
+    pub fn stats(&self) -> Option<StreamStats> {
+        self.handle.stats()
     }
 
     /// Ends the flow with a reason.

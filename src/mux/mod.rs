@@ -53,6 +53,7 @@ mod driver;
 mod error;
 mod handshake;
 mod incoming;
+mod join;
 mod length_prefixed;
 mod opener;
 mod patience;

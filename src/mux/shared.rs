@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::budget::Account;
 use super::{Budget, Clock, TunnelError};
-use crate::session::{Event, Instant, Reason, Session, StreamId};
+use crate::session::{Event, Instant, Reason, Session, StreamId, StreamStats};
 use crate::wire::Proto;
 
 /// What the driver and all handles share. The lock is never held while the transport or a socket is polled.
@@ -26,6 +26,8 @@ pub(super) struct State {
     pub(super) pressed: bool,
     /// By [`StreamId::slot`].
     wakers: Vec<StreamWakers>,
+    /// Those who wait until what a stream was given to send is transmitted.
+    transmitted: Vec<(StreamId, Waker)>,
     pub(super) incoming: VecDeque<(StreamId, Proto, u16)>,
     pub(super) acceptor: Option<Waker>,
     pub(super) accepting: bool,
@@ -60,6 +62,7 @@ impl Shared {
             account: budget.map(Account::open),
             pressed: false,
             wakers: Vec::new(),
+            transmitted: Vec::new(),
             incoming: VecDeque::new(),
             acceptor: None,
             accepting: false,
@@ -180,11 +183,40 @@ impl State {
                     self.session.reject(stream, Reason::Denied, text);
                 }
                 Event::GoAway => self.wake_watchers(wake),
-                // Counted in the session's `Stats`.
+                // Who wants to know asks: `Tunnel::last_violation` and `stats`.
                 Event::Violation => {}
                 Event::PeerDead => self.close(Err(TunnelError::PeerDead), now, wake),
             }
         }
+        if !self.transmitted.is_empty() {
+            self.wake_transmitted(wake);
+        }
+    }
+
+    /// Bytes that wait to be transmitted on a stream.
+    pub(super) fn unsent(&self, stream: StreamId) -> usize {
+        let stats = self.session.stream_stats(stream);
+        stats.map_or(0, |stats| stats.unsent)
+    }
+
+    pub(super) fn register_transmitted(&mut self, stream: StreamId, cx: &Context<'_>) {
+        let entry = self.transmitted.iter_mut().find(|(id, _)| *id == stream);
+        match entry {
+            Some((_, waker)) => waker.clone_from(cx.waker()),
+            None => self.transmitted.push((stream, cx.waker().clone())),
+        }
+    }
+
+    fn wake_transmitted(&mut self, wake: &mut Vec<Waker>) {
+        let mut waiting = core::mem::take(&mut self.transmitted);
+        waiting.retain(|(stream, waker)| {
+            let waits = self.unsent(*stream) > 0;
+            if !waits {
+                wake.push(waker.clone());
+            }
+            waits
+        });
+        self.transmitted = waiting;
     }
 
     /// The tunnel has ended: everybody is told.
@@ -235,6 +267,10 @@ impl Handle {
         state.handles += 1;
         let shared = Arc::clone(shared);
         Self { shared, id }
+    }
+
+    pub(super) fn stats(&self) -> Option<StreamStats> {
+        self.shared.lock().session.stream_stats(self.id)
     }
 
     /// Does something to the stream.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::shared::{Handle, register};
-use crate::session::{Reason, Recv, Reset, SendError, StreamError};
+use crate::session::{Reason, Recv, Reset, SendError, StreamError, StreamStats};
 use crate::wire::Chunk;
 
 /// A byte stream through the tunnel.
@@ -72,6 +72,12 @@ impl TunnelStream {
     pub fn reset(&self, reason: Reason, text: &str) {
         let reset = |state: &mut super::shared::State, id| state.session.reset(id, reason, text);
         self.write.handle.with(reset);
+    }
+
+    /// Counters of the stream.
+    #[must_use]
+    pub fn stats(&self) -> Option<StreamStats> {
+        self.write.handle.stats()
     }
 
     /// Splits it into its directions; the stream is released when both are dropped.
@@ -160,6 +166,23 @@ impl WriteHalf {
     /// Ends this direction after what was sent.
     pub fn finish(&mut self) {
         self.handle.with(|state, id| state.session.finish(id));
+    }
+
+    /// Waits until nothing of what was sent is left to be transmitted. What a reset threw away is not.
+    pub(super) fn poll_transmitted(&mut self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.handle.shared.lock();
+        match state.unsent(self.handle.id) {
+            0 => Poll::Ready(()),
+            _ => {
+                state.register_transmitted(self.handle.id, cx);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Bytes that were sent and not transmitted.
+    pub(super) fn unsent(&self) -> u64 {
+        self.handle.shared.lock().unsent(self.handle.id) as u64
     }
 
     fn unless_reset(&self) -> io::Result<()> {

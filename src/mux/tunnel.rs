@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use super::TunnelError;
 use super::shared::{Shared, State};
-use crate::session::Stats;
+use crate::session::{Stats, Violation};
 
 /// A tunnel as a whole: to watch it and to end it.
 ///
@@ -103,6 +103,13 @@ impl Tunnel {
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.shared.lock().session.stats()
+    }
+
+    /// How the peer last broke the protocol, if it did: at most one stream was reset for it.
+    /// [`Stats::violations`] counts.
+    #[must_use]
+    pub fn last_violation(&self) -> Option<Violation> {
+        self.shared.lock().session.last_violation()
     }
 
     /// The round trip to the other side, once measured. v2 only.

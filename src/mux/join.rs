@@ -1,0 +1,234 @@
+use alloc::boxed::Box;
+use core::future::{Future, poll_fn};
+use core::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+
+use super::relay::Relayed;
+use super::stream::{ReadHalf, TunnelStream, WriteHalf};
+use crate::session::{Reset, SendError};
+use crate::wire::Chunk;
+
+impl TunnelStream {
+    /// Joins the stream with one of another tunnel until both directions have ended, each for itself.
+    ///
+    /// Payloads pass from one to the other without a copy of their own: as in every message that was not read behind
+    /// headroom, the header is put in front of them when they are transmitted. Each stream keeps its credit: what
+    /// one does not take is not read from the other. When one is reset, what came before still reaches the other, and
+    /// then the reset does, with its reason and text. If the future is dropped, both streams end in good order.
+    ///
+    /// [`Relayed::received`] counts what this stream gave, [`Relayed::sent`] what `other` gave.
+    ///
+    /// ```
+    /// use kohakuriver_tunnel::mux::{Incoming, Mux};
+    ///
+    /// /// Passes what one tunnel asks for on to another.
+    /// async fn pass_on(incoming: Incoming, to: Mux) {
+    ///     let Incoming::Tcp(incoming) = incoming else { return };
+    ///     let Ok(stream) = to.open_tcp(incoming.port()) else { return };
+    ///     match stream.established().await {
+    ///         Ok(()) => _ = incoming.accept().join(stream).await,
+    ///         Err(reset) => incoming.reject(reset.reason, &reset.text),
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// The [`Reset`] of either stream. The other one has been reset with it.
+    pub async fn join(self, other: Self) -> Result<Relayed, Reset> {
+        self.join_with_grace(other, core::future::pending).await
+    }
+
+    /// As [`join`](Self::join), with a bound on how long a stream that takes nothing may keep what came before a
+    /// reset of the other one.
+    ///
+    /// `grace` makes the time for that, and is called again after each progress, so that a slow stream gets
+    /// everything. Without it, a service that has stopped reading would keep the streams of all clients that gave up
+    /// on it.
+    ///
+    /// # Errors
+    /// As [`join`](Self::join).
+    pub async fn join_with_grace<F>(
+        self,
+        other: Self,
+        mut grace: impl FnMut() -> F,
+    ) -> Result<Relayed, Reset>
+    where
+        F: Future<Output = ()>,
+    {
+        let mut join = Join {
+            one: self,
+            other,
+            there: Lane::default(),
+            back: Lane::default(),
+        };
+        let mut waiting = None;
+        poll_fn(|cx| {
+            if let Poll::Ready(outcome) = join.poll(cx) {
+                return Poll::Ready(outcome);
+            }
+            let (reset, progress) = ready!(join.poll_undelivered(cx));
+            if waiting
+                .as_ref()
+                .is_none_or(|(before, _)| *before != progress)
+            {
+                waiting = Some((progress, Box::pin(grace())));
+            }
+            match &mut waiting {
+                Some((_, grace)) => {
+                    ready!(grace.as_mut().poll(cx));
+                    Poll::Ready(Err(join.pass_on(reset)))
+                }
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+struct Join {
+    one: TunnelStream,
+    other: TunnelStream,
+    /// From `one` to `other`.
+    there: Lane,
+    back: Lane,
+}
+
+/// One direction.
+#[derive(Debug, Default)]
+struct Lane {
+    /// Read, and not yet taken by the other stream.
+    rest: Bytes,
+    carried: u64,
+    state: State,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Open,
+    /// The other stream has no room.
+    Blocked,
+    /// All was carried, and the end with it.
+    Finished,
+    /// The stream that gives was reset; what came before is on its way.
+    Failing(Reset),
+    /// The stream that takes was reset: the other lane passes that on, behind what it carries.
+    Cut,
+}
+
+impl Join {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Relayed, Reset>> {
+        let (one_read, one_write) = self.one.split_mut();
+        let (other_read, other_write) = self.other.split_mut();
+        let reset = self.there.poll(cx, one_read, other_write);
+        let reset = match reset {
+            Poll::Pending => self.back.poll(cx, other_read, one_write),
+            reset => reset,
+        };
+        if let Poll::Ready(reset) = reset {
+            return Poll::Ready(Err(self.pass_on(reset)));
+        }
+        match (&self.there.state, &self.back.state) {
+            (State::Finished, State::Finished) => Poll::Ready(Ok(Relayed {
+                sent: self.back.carried,
+                received: self.there.carried,
+            })),
+            _ => Poll::Pending,
+        }
+    }
+
+    /// Ready with a reset, and how far it has come, when what came before it is not taken.
+    fn poll_undelivered(&mut self, cx: &mut Context<'_>) -> Poll<(Reset, u64)> {
+        let (one_read, one_write) = self.one.split_mut();
+        let (other_read, other_write) = self.other.split_mut();
+        match self.there.poll_undelivered(cx, one_read, other_write) {
+            Poll::Pending => self.back.poll_undelivered(cx, other_read, one_write),
+            undelivered => undelivered,
+        }
+    }
+
+    /// Resets the stream that was not; the one that was stays as it is.
+    fn pass_on(&self, reset: Reset) -> Reset {
+        self.one.reset(reset.reason, &reset.text);
+        self.other.reset(reset.reason, &reset.text);
+        reset
+    }
+}
+
+impl Lane {
+    /// Carries what there is. Ready when the stream that gives was reset, after all that came before.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut ReadHalf,
+        to: &mut WriteHalf,
+    ) -> Poll<Reset> {
+        if matches!(self.state, State::Open | State::Blocked) {
+            self.state = State::Open;
+            if let Poll::Ready(state) = self.poll_carry(cx, from, to) {
+                self.state = state;
+            }
+        }
+        if matches!(self.state, State::Finished | State::Cut) {
+            // Nothing else would tell.
+            if let Poll::Ready(reset) = from.poll_reset(cx) {
+                self.state = State::Failing(reset);
+            }
+        }
+        match &self.state {
+            State::Failing(reset) => to.poll_transmitted(cx).map(|()| reset.clone()),
+            State::Open | State::Blocked | State::Finished | State::Cut => Poll::Pending,
+        }
+    }
+
+    /// Ready when there is nothing to wait for from the stream that gives.
+    fn poll_carry(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut ReadHalf,
+        to: &mut WriteHalf,
+    ) -> Poll<State> {
+        loop {
+            let capacity = match to.poll_capacity(cx) {
+                Poll::Ready(Ok(capacity)) => capacity,
+                Poll::Ready(Err(_)) => return Poll::Ready(State::Cut),
+                Poll::Pending => return Poll::Ready(State::Blocked),
+            };
+            if self.rest.is_empty() {
+                match ready!(from.poll_chunk(cx)) {
+                    Ok(Some(chunk)) => self.rest = chunk,
+                    Ok(None) => {
+                        to.finish();
+                        return Poll::Ready(State::Finished);
+                    }
+                    Err(reset) => return Poll::Ready(State::Failing(reset)),
+                }
+            }
+            let len = capacity.min(self.rest.len());
+            match to.send(Chunk::from(self.rest.slice(..len))) {
+                Ok(()) => {
+                    self.rest.advance(len);
+                    self.carried += len as u64;
+                }
+                // Other streams took the room meanwhile.
+                Err(SendError::Blocked(_)) => {}
+                Err(_) => return Poll::Ready(State::Cut),
+            }
+        }
+    }
+
+    fn poll_undelivered(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut ReadHalf,
+        to: &mut WriteHalf,
+    ) -> Poll<(Reset, u64)> {
+        let reset = match &self.state {
+            State::Blocked => ready!(from.poll_reset(cx)),
+            State::Failing(reset) => reset.clone(),
+            State::Open | State::Finished | State::Cut => return Poll::Pending,
+        };
+        Poll::Ready((reset, self.carried - to.unsent()))
+    }
+}
