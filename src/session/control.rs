@@ -34,11 +34,13 @@ impl Control {
 
     /// Queues a message about a connection or the tunnel. An acceptor's count as replies: only the
     /// peer's messages cause them.
+    #[inline]
     pub(super) fn push(&mut self, frame: Frame) {
-        match self.role {
-            Role::Opener => self.queue(frame, Cause::Own),
-            Role::Acceptor => self.reply(frame),
-        }
+        let cause = match self.role {
+            Role::Opener => Cause::Own,
+            Role::Acceptor => Cause::Reply,
+        };
+        self.queue(frame, cause);
     }
 
     /// Queues an answer to a message of the peer.
@@ -73,6 +75,7 @@ impl Control {
         self.replies >= self.max_replies
     }
 
+    #[inline]
     fn queue(&mut self, frame: Frame, cause: Cause) {
         self.replies += usize::from(cause == Cause::Reply);
         self.frames.push_back((frame, cause));

@@ -28,6 +28,7 @@ pub(super) struct Name {
 }
 
 impl Stream {
+    #[inline]
     pub(super) fn new(
         id: StreamId,
         wire_id: ClientId,

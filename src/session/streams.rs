@@ -234,9 +234,9 @@ impl Streams {
         });
         self.wire.insert(wire_id, slot);
         let id = StreamId { slot, generation };
-        let stream = Stream::new(id, wire_id, proto, state, dialect, now);
         // A slot that is free was there before, or was just made.
         #[allow(clippy::indexing_slicing)]
-        self.slots[slot as usize].insert(stream)
+        let place = &mut self.slots[slot as usize];
+        place.insert(Stream::new(id, wire_id, proto, state, dialect, now))
     }
 }
