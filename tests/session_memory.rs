@@ -94,8 +94,8 @@ fn idle_streams(version: Version) {
     assert!(opener.is_idle() && acceptor.is_idle());
 }
 
-/// What is allocated is in proportion to what waits: `send_budget` and 4 KiB a stream bound bytes, and there is
-/// no more than as much again behind them.
+/// What is allocated is in proportion to what waits: `send_budget` and 4 KiB a stream bound bytes,
+/// and there is no more than as much again behind them.
 fn small_writes_on_a_stuck_link() {
     let mut opener = Session::new(Role::Opener, Version::V2, config(), NOW);
     let streams: Vec<_> = (0..STREAMS)

@@ -1,4 +1,5 @@
-//! What the session makes of a link, on a virtual clock: the figures are exact and the same in every run.
+//! What the session makes of a link, on a virtual clock: the figures are exact and the same in
+//! every run.
 
 #![allow(
     clippy::unwrap_used,
@@ -199,8 +200,8 @@ impl network::App for Echo {
     }
 }
 
-/// Round trips of 64 bytes beside `uploads` streams of bulk, as bytes of the link that went by meanwhile,
-/// beyond its delay and what the socket holds.
+/// Round trips of 64 bytes beside `uploads` streams of bulk, as bytes of the link that went by
+/// meanwhile, beyond its delay and what the socket holds.
 fn queueing_beside(uploads: u16, stalled: u16) -> u64 {
     const RATE: u64 = GIGABIT / 10;
     let link = LinkConfig::new(RATE, millis(10));

@@ -1,7 +1,8 @@
 //! Two sessions under operations of every kind, with messages of a hostile peer mixed in.
 //!
-//! Input: one byte that chooses version and bounds, then operations of one byte and their arguments. Messages
-//! between the two pass in order, but either end may also get a forged one at any time, well formed or not.
+//! Input: one byte that chooses version and bounds, then operations of one byte and their
+//! arguments. Messages between the two pass in order, but either end may also get a forged one at
+//! any time, well formed or not.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,8 +14,8 @@ use kohakuriver_tunnel::session::{
 };
 use kohakuriver_tunnel::wire::{Chunk, Frame};
 
-/// Whatever happens: no panic, every bound holds, every `poll_*` comes to an end, what ended stays so, and after
-/// everything is released nothing is left.
+/// Whatever happens: no panic, every bound holds, every `poll_*` comes to an end, what ended stays
+/// so, and after everything is released nothing is left.
 pub fn session(data: &[u8]) {
     let Some((&first, rest)) = data.split_first() else {
         return;

@@ -3,13 +3,25 @@ use core::time::Duration;
 /// Bounds and times of a [`Session`](super::Session). Every queue has its bound here.
 ///
 /// The two ends need not agree on any of it.
+///
+/// ```
+/// use kohakuriver_tunnel::session::{Config, Instant, OpenError, Role, Session, Version};
+///
+/// let mut config = Config::default();
+/// config.max_streams = 1;
+/// let now = Instant::default();
+/// let mut session = Session::new(Role::Opener, Version::V2, config, now);
+/// session.open_tcp(80, now)?;
+/// assert_eq!(session.open_tcp(80, now), Err(OpenError::Limit(1)));
+/// # Ok::<(), OpenError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
     /// Streams and flows at once, those not yet accepted included. Default 16,384.
     ///
-    /// Without it a peer could open connections until memory ends, at a few hundred bytes each. One more is
-    /// answered with ERROR (limit). The ids of as many ended streams are remembered.
+    /// Without it a peer could open connections until memory ends, at a few hundred bytes each. One
+    /// more is answered with ERROR (limit). As many ids of ended streams are remembered.
     pub max_streams: usize,
     /// Connections that wait to be accepted. Default 1,024.
     ///
@@ -17,33 +29,34 @@ pub struct Config {
     pub accept_backlog: usize,
     /// Bytes received and not yet read, over all streams. Default 64 MiB.
     ///
-    /// The one bound on what a peer can make this end hold. When it is reached, the stream that holds most is
-    /// reset with reason overflow. Half of it may be lent to windows that grow.
+    /// Bounds what a peer can make this end hold. When it is exceeded, the stream that holds most
+    /// is reset with reason overflow. Half of it may be lent to windows that grow.
     pub receive_budget: usize,
     /// Largest window of one stream in bytes, at most 2^31 - 1. Default 32 MiB.
     ///
-    /// A stream reaches 1 Gbit/s over a round trip of about 200 ms with the default. Bounds what one
-    /// stalled reader can hold.
+    /// With the default a stream reaches 1 Gbit/s over a round trip of about 200 ms. Bounds what
+    /// one stalled reader can hold.
     pub max_window: u32,
-    /// v1: bytes received and not yet read on one stream before receiving stalls. Default 4 MiB.
+    /// v1: bytes received and not yet read on one stream before the tunnel stalls. Default 4 MiB.
     ///
     /// v1 has no credit, so this is what one paused reader can make this end hold.
     pub v1_stream_buffer: usize,
-    /// v1: how long a full stream may stall the tunnel without reading 64 KiB while other streams wait, before it
-    /// is reset with reason overflow. Default 2 s.
+    /// v1: how long a full stream may stall the tunnel without 64 KiB being read while other
+    /// streams wait, before it is reset with reason overflow. Default 2 s.
     ///
-    /// Bounds how long one paused reader stops all others where the peer knows no credit. While nobody else waits
-    /// the stall lasts until the reader reads or the peer ends the transport.
+    /// Bounds how long one paused reader stops all others where the peer knows no credit. While no
+    /// other stream waits, the stall lasts until the reader reads or the peer ends the transport.
     pub v1_stall: Duration,
-    /// v1: bytes received beyond `v1_stream_buffer` while a stream stalls the tunnel and nobody else waits, 1 MiB each
-    /// `v1_stall`. Default 32 MiB.
+    /// v1: bytes received beyond `v1_stream_buffer` while a stream stalls the tunnel and no other
+    /// stream waits, 1 MiB each `v1_stall`. Default 32 MiB.
     ///
-    /// Behind them stand the transport's pings of the peer, which ends the transport when they are not
-    /// answered. No more than half of `receive_budget` is used for it.
+    /// The transport's pings stand behind these bytes, and the peer ends the transport when they
+    /// are not answered. No more than half of `receive_budget` is used for it.
     pub v1_reach: usize,
     /// Bytes accepted for sending and not yet transmitted, over all streams. Default 4 MiB.
     ///
-    /// A peer that does not read its transport makes this end hold no more than this and one piece, plus 4 KiB a stream.
+    /// A peer that does not read its transport makes this end hold no more than this and one piece,
+    /// plus 4 KiB a stream.
     pub send_budget: usize,
     /// Bytes accepted for sending and not yet transmitted on one stream. Default 256 KiB.
     pub stream_send_buffer: usize,
@@ -55,30 +68,31 @@ pub struct Config {
     pub contended_piece: usize,
     /// Datagrams queued on one flow in each direction; one more drops the oldest. Default 256.
     pub datagram_queue: usize,
-    /// Bytes of datagrams queued on one flow in each direction; more drop the oldest. Default 1 MiB.
+    /// Bytes of datagrams queued on one flow in each direction; more drop the oldest. Default 1
+    /// MiB.
     pub datagram_buffer: usize,
-    /// Bytes of datagrams queued over all flows, in each direction, where each counts 64 more than its own; one
-    /// more is dropped. Default 16 MiB.
+    /// Bytes of datagrams queued over all flows, in each direction, where each counts 64 more than
+    /// its own; one more is dropped. Default 16 MiB.
     pub datagram_budget: usize,
-    /// Silence after which the peer is probed; after twice this it counts as dead. `None`: never. Default
-    /// 15 s.
+    /// Silence after which the peer is probed. After twice this it counts as dead. `None`: never.
+    /// Default 15 s.
     pub keepalive: Option<Duration>,
-    /// How long one direction may outlive the other where the peer may never end it: in v1 after the first
-    /// CLOSE, in v2 after the handle is gone. Default 10 s.
+    /// How long one direction may outlive the other where the peer may never end it: in v1 after
+    /// the first CLOSE, in v2 after the handle is gone. Default 10 s.
     ///
-    /// Bounds what a peer that closes and forgets, as deployed ones do, leaves behind.
+    /// Bounds what a peer leaves behind that closes and forgets, as deployed ones do.
     pub linger: Duration,
-    /// Client id of the first connection opened here; later ones count up from it. Default `None`: 1, or
-    /// drawn at random by `mux`.
+    /// Client id of the first connection opened here; later ones count up from it. Default `None`:
+    /// 1, or drawn at random by `mux`.
     ///
     /// Deployed runners pass ids through, so the ids of two clients of one container must not meet
-    /// (PROTOCOL.md section 2.3). Whoever opens connections with a source of randomness sets it; 0 counts as 1.
+    /// (PROTOCOL.md section 2.3). A caller that has a source of randomness sets it. 0 counts as 1.
     pub first_id: Option<u32>,
     /// Answers to a peer's PING, CONNECT or stray DATA that wait to be transmitted before receiving
-    /// stalls. Default 4,096.
+    /// stops. Default 4,096.
     ///
-    /// Stops a peer that asks without reading the answers. At least 16, so that two ends that only measure
-    /// the round trip never wait for each other.
+    /// Bounds what a peer can make this end queue that asks without reading the answers. At least
+    /// 16, so two ends that only measure the round trip never wait for each other.
     pub max_replies: usize,
 }
 

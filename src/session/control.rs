@@ -70,7 +70,8 @@ impl Control {
         self.frames.len()
     }
 
-    /// Whether so many answers wait for the transport that no message may be received that needs one.
+    /// Whether so many answers wait for the transport that no message may be received that needs
+    /// one.
     pub(super) const fn is_congested(&self) -> bool {
         self.replies >= self.max_replies
     }

@@ -110,7 +110,7 @@ impl Dialect {
     }
 
     /// The answer to DATA for an id that is not live.
-    pub(super) const fn nobody(self, proto: Proto, id: ClientId) -> Frame {
+    pub(super) const fn stray_answer(self, proto: Proto, id: ClientId) -> Frame {
         match self.version {
             Version::V1 => Frame::Close { proto, id },
             Version::V2 => Frame::Error {

@@ -1,5 +1,6 @@
 /// Which ends take no new connections any more (GOAWAY, PROTOCOL.md section 5.7). Once either does,
-/// nothing is opened here, and a CONNECT of the peer is refused with reason gone. Open streams go on.
+/// nothing is opened here, and a CONNECT of the peer is refused with reason gone. Open streams go
+/// on.
 #[derive(Debug, Default)]
 pub(super) struct Draining {
     here: bool,

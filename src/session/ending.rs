@@ -137,7 +137,8 @@ impl Session {
         }
     }
 
-    /// The transport showed that the peer lives without a message, for instance by a pong of its own.
+    /// The transport showed that the peer lives without a message, for instance by a pong of its
+    /// own.
     pub fn handle_activity(&mut self, now: Instant) {
         self.keepalive.heard(now);
     }

@@ -139,8 +139,8 @@ impl Session {
     /// Accepts a connection of [`Event::Incoming`].
     ///
     /// # Errors
-    /// [`StreamError::Reset`] when the peer gave up meanwhile, [`StreamError::WrongState`] when it was
-    /// answered before.
+    /// [`StreamError::Reset`] when the peer gave up meanwhile, [`StreamError::WrongState`] when it
+    /// was answered before.
     pub fn accept(&mut self, stream: StreamId, now: Instant) -> Result<(), StreamError> {
         let s = self.streams.accept(stream)?;
         let (proto, id) = (s.proto(), s.wire_id());
@@ -164,8 +164,8 @@ impl Session {
 
     /// Takes what was received on a stream or flow.
     ///
-    /// Reading grants the peer new credit, so [`poll_transmit`](Self::poll_transmit) may have something
-    /// to send. Data that came before a reset is still read first.
+    /// Reading grants the peer new credit, so [`poll_transmit`](Self::poll_transmit) may have
+    /// something to send. Data that came before a reset is still read first.
     ///
     /// # Errors
     /// [`StreamError::Reset`] once, and after, all data was read.
@@ -217,8 +217,8 @@ impl Session {
             return self.reject(stream, Reason::Gone, "not accepted");
         }
         s.life.release();
-        // With the credit for what is thrown away, a peer that waits for some goes on and learns that
-        // nobody reads.
+        // With the credit for what is thrown away, a peer that waits for some goes on and learns
+        // that nobody reads.
         self.receiving.deafen(s);
         self.sending.finish(s);
         if s.life.waits_for_peer() {
@@ -232,8 +232,8 @@ impl Session {
         self.keepalive.want_ping();
     }
 
-    /// Takes no new connections any more, here and at the peer; open streams go on. In v2 the peer is
-    /// told (GOAWAY, PROTOCOL.md section 5.7).
+    /// Takes no new connections any more, here and at the peer; open streams go on. In v2 the peer
+    /// is told (GOAWAY, PROTOCOL.md section 5.7).
     pub fn drain(&mut self) {
         if self.draining.begin() && self.dialect.has_goaway() {
             self.control.push(Frame::GoAway);

@@ -6,7 +6,14 @@ use thiserror::Error;
 use super::State;
 use crate::wire::{Chunk, ClientId, DecodeError, Kind};
 
-/// Why a stream ended before its time: the code of a v2 ERROR (PROTOCOL.md section 5.4).
+/// Why a stream was reset: the code of a v2 ERROR (PROTOCOL.md section 5.4).
+///
+/// ```
+/// use kohakuriver_tunnel::session::Reason;
+///
+/// assert_eq!((Reason::Refused.code(), Reason::from_code(1)), (1, Reason::Refused));
+/// assert_eq!(Reason::from_code(1000), Reason::Unspecified);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[repr(u16)]
@@ -75,13 +82,20 @@ impl fmt::Display for Reason {
     }
 }
 
-/// How a stream ended before its time, by either side.
+/// How a stream was reset, by either side.
+///
+/// ```
+/// use kohakuriver_tunnel::session::{Reason, Reset};
+///
+/// let reset = Reset::new(Reason::Refused, "port 8080");
+/// assert_eq!(reset.to_string(), "connection refused: port 8080");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{reason}{}{text}", if .text.is_empty() { "" } else { ": " })]
 pub struct Reset {
     /// The class of the failure.
     pub reason: Reason,
-    /// The other side's words, at most 1 KiB, control characters removed; or ours.
+    /// The words of the end that reset it. Those of the peer went through [`clean_text`].
     pub text: String,
 }
 
@@ -89,7 +103,7 @@ impl Reset {
     /// Longest text kept of what a peer sends, in bytes.
     pub const MAX_TEXT: usize = 1024;
 
-    /// A reset of this end's making.
+    /// A reset by this end.
     #[must_use]
     pub fn new(reason: Reason, text: &str) -> Self {
         Self {
@@ -98,22 +112,30 @@ impl Reset {
         }
     }
 
-    /// Takes a peer's words so that they can be shown in one line of a log.
+    /// A reset by the peer, with its words in a form that can be shown.
     pub(super) fn from_peer(reason: Reason, text: &[u8]) -> Self {
         let text = clean_text(text);
         Self { reason, text }
     }
 }
 
-/// A peer's words, fit for one line of a log or a terminal (PROTOCOL.md section 7).
+/// A peer's words in a form that fits one line of a log or a terminal (PROTOCOL.md section 7).
 ///
-/// Control characters, line breaks and changes of the writing direction become blanks, what is not UTF-8 becomes
-/// U+FFFD, and no more than [`Reset::MAX_TEXT`] bytes are kept. A [`Reset`] that a peer has sent went through
-/// this; what else a program shows of a peer (an answer's body, a reason for closing) should.
+/// Control characters, line breaks and changes of the writing direction become blanks, and what is
+/// not UTF-8 becomes U+FFFD. At most [`Reset::MAX_TEXT`] bytes are kept. The text of a [`Reset`]
+/// that a peer has sent went through this. What else a program shows of a peer should too: an
+/// answer's body, the reason of a close.
+///
+/// ```
+/// use kohakuriver_tunnel::session::clean_text;
+///
+/// assert_eq!(clean_text(b"not\nfound \x1b[31m"), "not found  [31m");
+/// ```
 #[must_use]
 pub fn clean_text(text: &[u8]) -> String {
     let harmful = |c: char| {
-        let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{206f}');
+        let marks = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}');
+        let turns = marks || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{206f}');
         let breaks = matches!(c, '\u{2028}' | '\u{2029}');
         c.is_control() || turns || breaks
     };
@@ -128,8 +150,18 @@ pub fn clean_text(text: &[u8]) -> String {
     clean
 }
 
-/// What a peer did that the protocol forbids. The session counted it, ended at most one stream for it, and
+/// How the peer broke the protocol. The session counted it, reset at most one stream for it, and
 /// goes on.
+///
+/// ```
+/// use kohakuriver_tunnel::session::{Config, Instant, Role, Session, Version, Violation};
+/// use kohakuriver_tunnel::wire::{Frame, Kind};
+///
+/// let now = Instant::default();
+/// let mut session = Session::new(Role::Opener, Version::V1, Config::default(), now);
+/// let outcome = session.handle_message(now, Frame::<&[u8]>::GoAway.to_bytes());
+/// assert_eq!(outcome, Err(Violation::NotInVersion(Kind::GoAway)));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Violation {
@@ -160,7 +192,7 @@ pub enum Violation {
         /// The stream's id.
         id: ClientId,
     },
-    /// Bytes of a stream that is not, or no longer, known.
+    /// A message about a stream that is not, or no longer, known.
     #[error("{kind} for unknown client id {id}")]
     UnknownStream {
         /// Type of the message.
@@ -182,12 +214,20 @@ pub enum Violation {
         /// The stream's id.
         id: ClientId,
     },
-    /// More requests than answers were read.
+    /// The peer asks and does not read the answers.
     #[error("more than {0} answers wait to be read")]
     TooManyRequests(usize),
 }
 
-/// Why no stream could be opened.
+/// Why no stream was opened.
+///
+/// ```
+/// use kohakuriver_tunnel::session::{Config, Instant, OpenError, Role, Session, Version};
+///
+/// let now = Instant::default();
+/// let mut session = Session::new(Role::Acceptor, Version::V2, Config::default(), now);
+/// assert_eq!(session.open_tcp(80, now), Err(OpenError::NotOpener));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum OpenError {
@@ -197,7 +237,7 @@ pub enum OpenError {
     /// [`Config::max_streams`](super::Config::max_streams) is reached.
     #[error("{0} connections are open already")]
     Limit(usize),
-    /// The transport does not take what was said before: opening and resetting does not help.
+    /// The transport does not take the messages that wait: opening and resetting does not help.
     #[error("the tunnel is congested")]
     Congested,
     /// This end drains, or the peer sent GOAWAY.
@@ -209,10 +249,26 @@ pub enum OpenError {
 }
 
 /// Why nothing was sent.
+///
+/// ```
+/// use kohakuriver_tunnel::session::{
+///     Config, EARLY_DATA, Instant, Role, SendError, Session, Version,
+/// };
+/// use kohakuriver_tunnel::wire::Chunk;
+///
+/// let now = Instant::default();
+/// let mut session = Session::new(Role::Opener, Version::V2, Config::default(), now);
+/// let stream = session.open_tcp(80, now)?;
+/// let chunk = Chunk::copied(&vec![0; EARLY_DATA as usize + 1]);
+/// let Err(SendError::Blocked(chunk)) = session.send(stream, chunk) else { panic!() };
+/// assert_eq!(chunk.len(), EARLY_DATA as usize + 1);
+/// # Ok::<(), kohakuriver_tunnel::session::OpenError>(())
+/// ```
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SendError {
-    /// No credit or no room now; [`Event::Writable`](super::Event::Writable) follows. The chunk comes back.
+    /// No credit or no room now; [`Event::Writable`](super::Event::Writable) follows. Holds the
+    /// chunk.
     #[error("no credit or no room now")]
     Blocked(Chunk),
     /// A datagram beyond [`MAX_DATAGRAM`](super::MAX_DATAGRAM). Counted as dropped.
@@ -230,6 +286,21 @@ pub enum SendError {
 }
 
 /// Why a call on a stream failed.
+///
+/// ```
+/// use kohakuriver_tunnel::session::{
+///     Config, Instant, Reason, Role, Session, StreamError, Version,
+/// };
+///
+/// let now = Instant::default();
+/// let mut session = Session::new(Role::Opener, Version::V2, Config::default(), now);
+/// let stream = session.open_tcp(80, now)?;
+/// session.reset(stream, Reason::Reset, "");
+/// assert!(matches!(session.recv(stream, now), Err(StreamError::Reset(_))));
+/// session.release(stream, now);
+/// assert_eq!(session.recv(stream, now), Err(StreamError::Unknown));
+/// # Ok::<(), kohakuriver_tunnel::session::OpenError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum StreamError {

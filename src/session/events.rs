@@ -47,8 +47,8 @@ pub enum Event {
     PeerDead,
     /// The peer broke the protocol, once or more since the last event of this kind.
     /// [`last_violation`](super::Session::last_violation) says how,
-    /// [`Stats::violations`](super::Stats::violations) how often. However often it does, at most one
-    /// such event waits.
+    /// [`Stats::violations`](super::Stats::violations) how often. However often it does, at most
+    /// one such event waits.
     Violation,
 }
 
@@ -95,7 +95,7 @@ impl Events {
         }
     }
 
-    /// The stream has ended: whoever reads or waits to write is told.
+    /// The stream has ended: its reader is told, and its writer if that waits.
     pub(super) fn ended(&mut self, s: &mut Stream) {
         self.readable(s);
         self.writable(s);
@@ -109,8 +109,8 @@ impl Events {
         self.queue.push_back(Event::PeerDead);
     }
 
-    /// Keeps the last violation and queues one event for all that wait, so a peer cannot make the queue
-    /// grow.
+    /// Keeps the last violation and queues one event for all that wait, so a peer cannot make the
+    /// queue grow.
     pub(super) fn violation(&mut self, violation: Violation) {
         self.last_violation = Some(violation);
         if self.violation.take() {

@@ -2,7 +2,8 @@ use alloc::collections::BTreeMap;
 
 use crate::wire::ClientId;
 
-/// Hands out client ids: counts up from the first, wraps, never gives 0 or one in use.
+/// Allocates client ids: counts up from the first and wraps. Never returns 0 or an id in use
+/// (PROTOCOL.md section 2.3).
 #[derive(Debug)]
 pub(super) struct IdAllocator {
     last: u32,
@@ -14,7 +15,7 @@ impl IdAllocator {
         Self { last }
     }
 
-    /// The next id for which `in_use` is false. Terminates because fewer than 2^32 - 1 ids are in use.
+    /// The next id for which `in_use` is false. Ends because fewer than 2^32 - 1 ids are in use.
     pub(super) fn allocate(&mut self, in_use: impl Fn(ClientId) -> bool) -> ClientId {
         loop {
             self.last = self.last.wrapping_add(1).max(1);
@@ -26,9 +27,9 @@ impl IdAllocator {
     }
 }
 
-/// The ids that ended last: late frames for them are normal traffic.
+/// The ids that ended last: late messages for them are normal traffic, and they are not free yet.
 ///
-/// Bounded by count; the oldest are forgotten first.
+/// Bounded by number. The oldest is forgotten first, and is free again then.
 #[derive(Debug)]
 pub(super) struct Tombstones {
     max: usize,

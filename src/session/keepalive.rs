@@ -100,8 +100,8 @@ impl Keepalive {
         self.ping = None;
         self.last_sample = Some(now);
         let sample = now - sent;
-        // Minimum filter: lower samples count at once, higher ones by 1/64. Samples include queueing
-        // delay, also that of this end.
+        // Minimum filter: lower samples count at once, higher ones by 1/64. Samples include
+        // queueing delay, also that of this end.
         self.rtt = Some(match self.rtt {
             Some(rtt) if sample > rtt => rtt + (sample - rtt) / 64,
             _ => sample,

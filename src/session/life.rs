@@ -6,25 +6,32 @@ use crate::wire::{Kind, Proto};
 /// Where a stream is between CONNECT and its end (PROTOCOL.md sections 4.2 and 5.3).
 ///
 /// ```text
-///          opener                                        acceptor
-///      CONNECT sent                                  CONNECT received
-///           |                                               |
-///      Connecting ---CLOSE sent--> ConnectingFinished    Pending --CLOSE received--> PendingFinished
-///           |                             |                 |                              |
-///       CONNECTED received            CONNECTED         accepted                       accepted
-///           |                             |                 |                              |
-///           '--------> Open <-------------+-----------------'                              |
-///                     |    |              |                                                |
-///             CLOSE sent  CLOSE received  |                                                |
-///                     |    |              |                                                |
-///         LocalFinished    RemoteFinished-+------------------------------------------------'
-///           ^         |    |              |
-///           '---------+----+--------------'   (ConnectingFinished leads to LocalFinished)
-///            CLOSE received / CLOSE sent
-///                     |    |
-///                     Closed  <--- ERROR either way, from every state; any CLOSE of a datagram flow
+///     opener                                        acceptor
+/// CONNECT sent                                  CONNECT received
+///      |                                               |
+/// Connecting ---CLOSE sent--> ConnectingFinished    Pending --CLOSE received--> PendingFinished
+///      |                             |                 |                              |
+///  CONNECTED received            CONNECTED         accepted                       accepted
+///      |                             |                 |                              |
+///      '--------> Open <-------------+-----------------'                              |
+///                |    |              |                                                |
+///        CLOSE sent  CLOSE received  |                                                |
+///                |    |              |                                                |
+///    LocalFinished    RemoteFinished-+------------------------------------------------'
+///      ^         |    |              |
+///      '---------+----+--------------'   (ConnectingFinished leads to LocalFinished)
+///       CLOSE received / CLOSE sent
+///                |    |
+///                Closed  <--- ERROR either way, from every state; any CLOSE of a datagram flow
+/// ```
+///
+/// ```
+/// use kohakuriver_tunnel::session::State;
+///
+/// assert!(State::LocalFinished.can_receive() && !State::LocalFinished.can_send());
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum State {
     /// Opener: CONNECT sent, no answer yet. This end may send.
     Connecting,
@@ -47,7 +54,8 @@ pub enum State {
 /// What a message does to a stream: the words of the tables in PROTOCOL.md.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// The stream goes to this state. To [`Closed`](State::Closed), the table's "over", in good order.
+    /// The stream goes to this state. To [`Closed`](State::Closed), the table's "over", in good
+    /// order.
     Become(State),
     /// "taken": the state stays.
     Take,
@@ -327,7 +335,8 @@ mod tests {
         .collect()
     }
 
-    /// Every message type in every state of a byte stream is what PROTOCOL.md says, in both versions.
+    /// Every message type in every state of a byte stream is what PROTOCOL.md says, in both
+    /// versions.
     #[test]
     fn the_tables_of_the_protocol_hold() {
         for (section, version) in [

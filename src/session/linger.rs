@@ -4,8 +4,8 @@ use core::time::Duration;
 use super::stream::Stream;
 use super::{Instant, State, StreamId};
 
-/// Streams of which one direction has ended and whose peer may never end the other: each is given up
-/// after a while (PROTOCOL.md section 4.2, "Linger").
+/// Streams of which one direction has ended and whose peer may never end the other: each is given
+/// up after a while (PROTOCOL.md section 4.2, "Linger").
 #[derive(Debug)]
 pub(super) struct Linger {
     span: Duration,
@@ -52,8 +52,8 @@ impl Linger {
         }
     }
 
-    /// Puts off what is due until the span after a stall: the peer's end of the stream may wait behind
-    /// what is not received.
+    /// Puts off what is due until the span after a stall: the peer's end of the stream may wait
+    /// behind what is not received.
     pub(super) fn outlast(&mut self, s: &mut Stream, stalled_until: Instant, now: Instant) -> bool {
         let later = stalled_until + self.span;
         if later > now {

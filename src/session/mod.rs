@@ -1,16 +1,22 @@
-//! The whole protocol as one state machine without I/O, clock or randomness (PROTOCOL.md sections 4 to 6).
+//! The protocol as one state machine without I/O, clock or randomness (PROTOCOL.md sections 4 to
+//! 6).
 //!
-//! A [`Session`] is one end of one tunnel. Whoever drives it
-//! - hands received messages to [`handle_message`](Session::handle_message),
-//! - hands the outcome of [`poll_transmit`](Session::poll_transmit) to the transport until it is `None`,
-//! - takes [`poll_event`](Session::poll_event) until it is `None`,
+//! A [`Session`] is one end of one tunnel. The code that drives it
+//! - passes received messages to [`handle_message`](Session::handle_message),
+//! - passes what [`poll_transmit`](Session::poll_transmit) returns to the transport, until `None`,
+//! - takes [`poll_event`](Session::poll_event) until `None`,
 //! - calls [`handle_timeout`](Session::handle_timeout) at [`poll_timeout`](Session::poll_timeout),
 //!
-//! and asks for all of these again after any call that takes `&mut self`. While
-//! [`can_receive`](Session::can_receive) is false it leaves the transport's messages where they are.
+//! and polls all of these again after any call that takes `&mut self`. While
+//! [`can_receive`](Session::can_receive) is false, it does not read the transport. When the
+//! transport ends, it calls [`handle_closed`](Session::handle_closed).
+//!
+//! Every call in which time matters takes the current [`Instant`].
 //!
 //! ```
-//! use kohakuriver_tunnel::session::{Config, Event, Instant, Recv, Role, Session, Transmit, Version};
+//! use kohakuriver_tunnel::session::{
+//!     Config, Event, Instant, Recv, Role, Session, Transmit, Version,
+//! };
 //!
 //! let now = Instant::default();
 //! let mut opener = Session::new(Role::Opener, Version::V2, Config::default(), now);
@@ -76,16 +82,34 @@ pub const EARLY_DATA: u32 = 64 << 10;
 /// The largest datagram, in bytes (PROTOCOL.md section 4.3).
 pub const MAX_DATAGRAM: usize = 65_507;
 
-/// The protocol spoken on a tunnel, agreed on before its first message.
+/// The protocol spoken on a tunnel, agreed on before its first message (PROTOCOL.md section 5.1).
+///
+/// ```
+/// use kohakuriver_tunnel::session::Version;
+///
+/// let (version, answer) = Version::choose(Version::OFFER);
+/// assert_eq!((version, answer), (Version::V2, Some("kohakuriver-tunnel.v2")));
+/// assert_eq!(Version::answered(answer)?, Version::V2);
+/// # Ok::<(), kohakuriver_tunnel::session::NotOffered>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Version {
-    /// As deployed: no credit, no half-close that can be relied on.
+    /// The deployed one: no credit, and no half-close that can be relied on.
     V1,
     /// With credit, half-close, resets and keepalive.
     V2,
 }
 
 /// Which end of the tunnel this is. Only the opener sends CONNECT.
+///
+/// ```
+/// use kohakuriver_tunnel::session::{Config, Instant, Role, Session, Version};
+///
+/// let now = Instant::default();
+/// let end = |role| Session::new(role, Version::V2, Config::default(), now);
+/// assert!(end(Role::Opener).open_tcp(80, now).is_ok());
+/// assert!(end(Role::Acceptor).open_tcp(80, now).is_err());
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Opens connections.

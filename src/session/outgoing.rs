@@ -31,9 +31,9 @@ pub enum Transmit {
 impl Session {
     /// Bytes of a stream that [`send`](Self::send) takes now: right for one message.
     ///
-    /// At most [`Config::max_piece`](super::Config::max_piece), less while many streams wait to send.
-    /// Zero when there is no credit or no room; [`request_writable`](Self::request_writable) asks to be
-    /// told when there is.
+    /// At most [`Config::max_piece`](super::Config::max_piece), less while many streams wait to
+    /// send. Zero when there is no credit or no room; [`request_writable`](Self::request_writable)
+    /// asks to be told when there is.
     ///
     /// # Errors
     /// [`SendError`], never `Blocked`.
@@ -60,12 +60,12 @@ impl Session {
 
     /// Queues bytes of a stream without copying them.
     ///
-    /// A chunk of at most [`send_capacity`](Self::send_capacity) bytes that was read behind headroom
-    /// becomes one message as it is, except that small ones that wait are joined.
+    /// A chunk of at most [`send_capacity`](Self::send_capacity) bytes that was read behind
+    /// headroom becomes one message as it is, except that small ones that wait are joined.
     ///
     /// # Errors
-    /// [`SendError::Blocked`] gives the chunk back when it exceeds the credit or there is no room at
-    /// all.
+    /// [`SendError::Blocked`] gives the chunk back when it exceeds the credit or there is no room
+    /// at all.
     pub fn send(&mut self, stream: StreamId, chunk: Chunk) -> Result<(), SendError> {
         let s = self.streams.get_mut(stream).ok_or(SendError::Unknown)?;
         if chunk.is_empty() {
@@ -77,8 +77,8 @@ impl Session {
 
     /// Queues a copy of as many of the bytes as there is room for. Returns how many.
     ///
-    /// Small writes that wait are joined into one message. `Ok(0)` means that there is no credit or no
-    /// room; then [`Event::Writable`](super::Event::Writable) follows.
+    /// Small writes that wait are joined into one message. `Ok(0)` means that there is no credit or
+    /// no room; then [`Event::Writable`](super::Event::Writable) follows.
     ///
     /// # Errors
     /// [`SendError`], never `Blocked`.
@@ -105,8 +105,8 @@ impl Session {
         Ok(())
     }
 
-    /// The next message for the transport: control, then datagrams, then streams in turn (PROTOCOL.md
-    /// section 5.6).
+    /// The next message for the transport: control, then datagrams, then streams in turn
+    /// (PROTOCOL.md section 5.6).
     ///
     /// To be called while the transport has room, until `None`. What it returns counts as sent.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {

@@ -16,8 +16,8 @@ impl Session {
     /// true.
     ///
     /// # Errors
-    /// [`Violation`] when the peer breaks the protocol. It was counted, [reported](super::Event) and
-    /// dealt with; the session goes on, and the caller needs to do nothing about it.
+    /// [`Violation`] when the peer breaks the protocol. It was counted, [reported](super::Event)
+    /// and dealt with; the session goes on, and the caller needs to do nothing about it.
     pub fn handle_message(&mut self, now: Instant, message: Bytes) -> Result<(), Violation> {
         if self.is_closed() {
             return Ok(());
@@ -248,7 +248,7 @@ impl Session {
     fn answer_late_data(&mut self, proto: Proto, id: ClientId) {
         self.counters.stray_data();
         if self.streams.answer_late(id) && !self.control.is_congested() {
-            self.control.reply(self.dialect.nobody(proto, id));
+            self.control.reply(self.dialect.stray_answer(proto, id));
         }
     }
 }

@@ -1,5 +1,5 @@
-/// What the queues of many streams hold together, and the budget for it. Each method of a queue that
-/// changes what it holds takes the pool, so the two cannot come apart.
+/// What the queues of many streams hold together, and the budget for it. Each method of a queue
+/// that changes what it holds takes the pool, so the two cannot come apart.
 #[derive(Debug)]
 pub(super) struct Pool {
     /// Bytes.
@@ -50,7 +50,8 @@ impl Pool {
         self.bytes <= self.budget / 2
     }
 
-    /// Whether there is room for one more piece of `len` bytes, where pieces count with their overhead.
+    /// Whether there is room for one more piece of `len` bytes, where pieces count with their
+    /// overhead.
     pub(super) const fn has_room(&self, len: usize) -> bool {
         self.bytes + len + (self.pieces + 1) * Self::OVERHEAD <= self.budget
     }

@@ -1,4 +1,5 @@
-//! What a session holds, and what it does when whoever runs many of them is short of memory.
+//! What a session holds, and what it does when the process that runs many of them is short of
+//! memory.
 
 use alloc::vec::Vec;
 
@@ -8,7 +9,7 @@ use super::endpoint::Session;
 impl Session {
     /// Bytes that a stream costs besides its queues, with its handle and the task that serves it.
     const STREAM_COST: usize = 2048;
-    /// Bytes that a stream costs besides that until it is accepted: somebody makes its connection meanwhile.
+    /// Bytes that a stream costs in addition until it is accepted, while its connection is made.
     const PENDING_COST: usize = 16 << 10;
     /// Bytes that a queued control message costs.
     const CONTROL_COST: usize = 256;
@@ -18,8 +19,8 @@ impl Session {
     /// Bytes that the peer makes this tunnel hold: those queued either way, and an estimate of what
     /// streams, answers and remembered ids cost besides.
     ///
-    /// An opener's streams and ids are not counted: its own side opened them, and whoever asked it to
-    /// do so pays for them elsewhere.
+    /// An opener's streams and ids are not counted: this side opened them, and the client that asked
+    /// for it is charged elsewhere.
     #[must_use]
     pub fn memory(&self) -> usize {
         let streams = match self.dialect.role() {
@@ -34,7 +35,8 @@ impl Session {
         streams + queued + self.control.len() * Self::CONTROL_COST
     }
 
-    /// Parties that this tunnel carries something for: an opener's streams may each be somebody else's.
+    /// The number of parties that this tunnel carries data for: each stream of an opener may be that
+    /// of another.
     #[must_use]
     pub fn parties(&self) -> usize {
         match self.dialect.role() {
@@ -43,8 +45,8 @@ impl Session {
         }
     }
 
-    /// While pressed, the session takes no new connections (ERROR, limit) and nothing makes it hold much
-    /// more: windows do not grow, and streams queue little. For whoever bounds many sessions together.
+    /// While pressed, the session refuses new connections (ERROR, limit) and holds little more than
+    /// it does: windows do not grow, and streams queue little. For a bound on many sessions together.
     pub fn set_pressed(&mut self, pressed: bool) {
         let relieved = self.pressed && !pressed;
         self.pressed = pressed;
@@ -55,14 +57,15 @@ impl Session {
         }
     }
 
-    /// While thrifty, the session copies the bytes of streams that it keeps. A payload as it came may be a small part of a buffer
-    /// of the transport, which it keeps whole. For whoever bounds many sessions together.
+    /// While thrifty, the session copies the payloads of streams. Without a copy, a small payload can
+    /// keep a large buffer of the transport allocated. For a bound on many sessions together.
     pub fn set_thrifty(&mut self, thrifty: bool) {
         self.receiving.set_thrifty(thrifty);
     }
 
-    /// Resets streams with reason overflow, those that hold most first, until [`memory`](Self::memory) is at most
-    /// `target` or none holds anything. What they held is dropped.
+    /// Resets streams with reason overflow, those that hold most first, until
+    /// [`memory`](Self::memory) is at most `target` or none holds anything. What they held is
+    /// dropped.
     pub fn shed(&mut self, target: usize) {
         let streams = self.streams.iter();
         let mut holders: Vec<_> = streams

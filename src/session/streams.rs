@@ -36,7 +36,8 @@ impl StreamId {
         Self { slot, generation }
     }
 
-    /// A small number, unique among the streams that live now: an index for the caller's own tables.
+    /// A small number, unique among the streams that live now: an index for the caller's own
+    /// tables.
     #[must_use]
     pub const fn slot(self) -> usize {
         self.slot as usize
@@ -140,14 +141,14 @@ impl Streams {
         }
     }
 
-    /// Whether late DATA for an id that is not live is to be answered now. True once for an id, known
-    /// or not.
+    /// Whether late DATA for an id that is not live is to be answered now. True once for an id,
+    /// known or not.
     pub(super) fn answer_late(&mut self, id: ClientId) -> bool {
         self.graves.answer(id)
     }
 
-    /// Takes late bytes for an id off the credit that it had left. An error is by how much they exceed
-    /// it.
+    /// Takes late bytes for an id off the credit that it had left. An error is by how much they
+    /// exceed it.
     pub(super) fn receive_late(&mut self, id: ClientId, len: usize) -> Result<(), u64> {
         self.graves.receive(id, len)
     }

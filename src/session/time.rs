@@ -1,9 +1,19 @@
 use core::ops::{Add, Sub};
 use core::time::Duration;
 
-/// A moment on the caller's monotonic clock, in microseconds since an origin of the caller's choice.
+/// A moment on the caller's monotonic clock, in microseconds since an origin of the caller's
+/// choice.
 ///
-/// The session owns no clock: every call in which time matters takes the current one.
+/// The session owns no clock: every call in which time matters takes the current time.
+///
+/// ```
+/// use core::time::Duration;
+/// use kohakuriver_tunnel::session::Instant;
+///
+/// let later = Instant::from_micros(5) + Duration::from_micros(2);
+/// assert_eq!(later.as_micros(), 7);
+/// assert_eq!(Instant::default() - later, Duration::ZERO);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Instant(u64);
 

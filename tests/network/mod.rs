@@ -284,8 +284,8 @@ impl Network {
         }
     }
 
-    /// Does what is due now, then moves to the next moment at which something is. False at `until`, or
-    /// when nothing is due any more.
+    /// Does what is due now, then moves to the next moment at which something is. False at `until`,
+    /// or when nothing is due any more.
     fn step(&mut self, until: u64, app: &mut impl App) -> bool {
         self.settle(app);
         match self.next_moment() {

@@ -209,8 +209,8 @@ fn a_session_with_the_smallest_bounds_still_works() {
     }
 }
 
-/// What comes before the connection is made is bounded: a client may ask for many connections that nobody
-/// makes.
+/// What comes before the connection is made is bounded: a client may ask for many connections that
+/// nobody makes.
 #[test]
 fn early_data_is_bounded_for_each_stream_that_is_not_accepted() {
     const EARLY: usize = EARLY_DATA as usize;

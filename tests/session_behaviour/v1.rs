@@ -136,7 +136,8 @@ fn receiver_of(pair: &mut Pair, role: Role) -> &mut Session {
     }
 }
 
-/// A ping of the peer's transport stands behind the data, so the session takes a stated amount more.
+/// A ping of the peer's transport stands behind the data, so the session takes a stated amount
+/// more.
 #[test]
 fn a_lone_stall_reaches_for_what_stands_behind_it() {
     let config = config(|config| {

@@ -53,7 +53,8 @@ impl Model {
                 "overrun: {s:?}"
             );
             assert!(ours.data_received <= ours.data_sent);
-            // The receiver has granted no more than was read, or thrown away by its release, and the largest window.
+            // The receiver has granted no more than was read, or thrown away by its release, and
+            // the largest window.
             let taken = match s.handles[side.other() as usize] {
                 Some(_) => s.read[side.other() as usize],
                 None => ours.data_received,

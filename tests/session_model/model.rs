@@ -72,7 +72,8 @@ impl App for Model {
     }
 }
 
-/// Bytes that look the same nowhere: what a stream sends starts at a place that its id and direction choose.
+/// Bytes that look the same nowhere: what a stream sends starts at a place that its id and
+/// direction choose.
 fn pattern(id: ClientId, side: Side, offset: u64, len: usize) -> &'static [u8] {
     static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
     const PERIOD: u64 = 1 << 19;
@@ -350,7 +351,8 @@ impl Model {
                 Err(error) => panic!("{error}: {s:?}"),
             };
             let before = s.ended[side as usize].replace(end);
-            // A direction that ended in order may still see the stream reset, but never the reverse.
+            // A direction that ended in order may still see the stream reset, but never the
+            // reverse.
             let fits = before.is_none_or(|before| before == end || before == End::Finished);
             assert!(
                 fits && (before.is_none_or(|before| before == end) || s.disturbed),

@@ -6,8 +6,8 @@ use super::super::pool::Pool;
 
 /// What a stream has received and the application has not read.
 ///
-/// Small payloads are copied together, so they neither pin the transport's buffer nor cost more memory
-/// than the bytes they carry.
+/// Small payloads are copied together, so they neither pin the transport's buffer nor cost more
+/// memory than the bytes they carry.
 #[derive(Debug, Default)]
 pub(super) struct ReceiveBuffer {
     chunks: VecDeque<Bytes>,

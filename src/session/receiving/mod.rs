@@ -295,8 +295,8 @@ impl Receiving {
     }
 
     /// Whether a stream besides the stalled one has something to receive, as far as can be told
-    /// without reading: it was in the middle of a conversation when the stall began, or something has
-    /// come for it since, or it was not answered yet.
+    /// without reading: it was in the middle of a conversation when the stall began, or something
+    /// has come for it since, or it was not answered yet.
     fn others_wait(&self, streams: &Streams, stalled: StreamId, since: Instant) -> bool {
         // At an acceptor it is the peer that asks, and the answers go out all the same.
         let asks = self.dialect.role() == Role::Opener;
@@ -313,8 +313,8 @@ impl Receiving {
         s.recv.unread() >= self.config.v1_stream_buffer || self.early.is_too_much(&s.recv.early)
     }
 
-    /// Whether a stall of the stream is over. With less room the next message would begin a new stall,
-    /// and a new time to wait for progress.
+    /// Whether a stall of the stream is over. With less room the next message would begin a new
+    /// stall, and a new time to wait for progress.
     fn has_room(&self, s: &Stream) -> bool {
         let limit = self.config.v1_stream_buffer;
         let limit = limit.saturating_sub(Stalls::PROGRESS);

@@ -51,12 +51,12 @@ pub(super) struct Conversation {
 impl Stalls {
     /// Bytes that must be read within [`Config::v1_stall`] to count as progress.
     pub(super) const PROGRESS: usize = 64 << 10;
-    /// Bytes of the reach used up in one [`Config::v1_stall`]. The reach has to last for several pings
-    /// of the peer, each of which stands behind all that its kernel and this end's hold.
+    /// Bytes of the reach used up in one [`Config::v1_stall`]. The reach has to last for several
+    /// pings of the peer, each of which stands behind all that its kernel and this end's hold.
     const STEP: usize = 1 << 20;
 
-    /// A stream has taken `len` bytes, and is `full` now or not. Returns a stream that the others have
-    /// waited for long enough.
+    /// A stream has taken `len` bytes, and is `full` now or not. Returns a stream that the others
+    /// have waited for long enough.
     pub(super) fn taken(
         &mut self,
         now: Instant,
@@ -122,8 +122,8 @@ impl Stalls {
         None
     }
 
-    /// The transport has ended. If a reader had paused until now, the peer may have given up over it:
-    /// that stream, and for how long it paused.
+    /// The transport has ended. If a reader had paused until now, the peer may have given up over
+    /// it: that stream, and for how long it paused.
     pub(super) fn blame(&mut self, now: Instant, config: &Config) -> Option<(StreamId, Duration)> {
         let pause = self.pause(now).or(self.last_pause.take());
         self.stall = None;
@@ -133,7 +133,8 @@ impl Stalls {
         Some((pause.stream, pause.lasted))
     }
 
-    /// Whether the transport may be read: there is no stall, or it may be read a little all the same.
+    /// Whether the transport may be read: there is no stall, or it may be read a little all the
+    /// same.
     pub(super) fn may_receive(&self) -> bool {
         self.stall.as_ref().is_none_or(|stall| stall.allowance > 0)
     }

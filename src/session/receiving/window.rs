@@ -4,8 +4,8 @@ use super::super::{INITIAL_WINDOW, Instant};
 
 /// The credit this end has granted on a stream, and how it grows (PROTOCOL.md section 5.5).
 ///
-/// The window aims at twice what arrives in one round trip. A stream held back by its window doubles it
-/// each round trip; one held back by its sender, its reader or the link does not.
+/// The window aims at twice what arrives in one round trip. A stream held back by its window
+/// doubles it each round trip; one held back by its sender, its reader or the link does not.
 #[derive(Debug)]
 pub(super) struct ReceiveWindow {
     /// Bytes that the peer may have under way beyond what was read.
@@ -21,10 +21,10 @@ pub(super) struct ReceiveWindow {
 impl ReceiveWindow {
     /// Arrivals are measured over at least this: messages come in bursts.
     const SHORTEST_EPOCH: Duration = Duration::from_millis(2);
-    /// The size for a stream that fills the initial window within the shortest epoch, however short the
-    /// round trip: it reads one half while the other is under way. With less, two ends on one machine
-    /// wait for each other in turn. With more, round trips beside it take longer and nothing gets
-    /// faster.
+    /// The size for a stream that fills the initial window within the shortest epoch, however short
+    /// the round trip: it reads one half while the other is under way. With less, two ends on one
+    /// machine wait for each other in turn. With more, round trips beside it take longer and
+    /// nothing gets faster.
     const FAST_WINDOW: u32 = 2 * INITIAL_WINDOW;
 
     pub(super) fn new(now: Instant) -> Self {
@@ -66,8 +66,8 @@ impl ReceiveWindow {
 
     /// The size that the window should have from now on, given the round trip.
     ///
-    /// It grows if the reader keeps up. The extra of [`FAST_WINDOW`](Self::FAST_WINDOW) is withdrawn
-    /// while another stream is `interactive`, whose data would queue behind it.
+    /// It grows if the reader keeps up. The extra of [`FAST_WINDOW`](Self::FAST_WINDOW) is
+    /// withdrawn while another stream is `interactive`, whose data would queue behind it.
     pub(super) fn wanted_size(
         &mut self,
         now: Instant,

@@ -81,8 +81,8 @@ impl Sending {
         }
     }
 
-    /// Queues bytes of a stream without a copy, unless they are few. Gives them back when they exceed
-    /// the credit or there is no room at all.
+    /// Queues bytes of a stream without a copy, unless they are few. Gives them back when they
+    /// exceed the credit or there is no room at all.
     pub(super) fn push(&mut self, s: &mut Stream, chunk: Chunk) -> Result<(), Chunk> {
         let half = &mut s.send;
         if chunk.len() > half.credit() || self.capacity(half) == 0 {
@@ -141,8 +141,8 @@ impl Sending {
         self.dropped += 1;
     }
 
-    /// The stream waits for credit, for room of its own, or for the send budget, and wants to hear of
-    /// it.
+    /// The stream waits for credit, for room of its own, or for the send budget, and wants to hear
+    /// of it.
     pub(super) fn block(&mut self, s: &mut Stream) {
         s.notice.want_writable(true);
         if self.is_budget_full() {

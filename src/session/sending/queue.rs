@@ -32,7 +32,8 @@ impl SendQueue {
             let (front, rest) = bytes
                 .split_at_checked(piece.min(bytes.len()))
                 .unwrap_or((bytes, &[]));
-            // No more room than there is data, so a stream that waits holds at most twice its bytes.
+            // No more room than there is data, so a stream that waits holds at most twice its
+            // bytes.
             let room = match before {
                 0 => 0,
                 _ => (piece - front.len()).min(self.len),

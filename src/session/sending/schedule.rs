@@ -5,9 +5,9 @@ use super::super::StreamId;
 /// Which stream sends next: deficit round robin by bytes, with a head start for streams that were
 /// idle.
 ///
-/// A stream that becomes active gets one quantum ahead of those that send in bulk, so a keystroke does
-/// not wait behind a download. It then takes its turn with the others, also when its queue ran empty,
-/// so a stream cannot stay ahead by sending little and often.
+/// A stream that becomes active gets one quantum ahead of those that send in bulk, so a keystroke
+/// does not wait behind a download. It then takes its turn with the others, also when its queue ran
+/// empty, so a stream cannot stay ahead by sending little and often.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
     fresh: VecDeque<StreamId>,
@@ -20,8 +20,8 @@ pub(super) struct Schedule {
 #[derive(Debug, Default)]
 pub(super) struct Turn {
     round: Round,
-    /// Bytes that the stream may still send in this turn. Below zero it has sent more, and pays in the
-    /// next.
+    /// Bytes that the stream may still send in this turn. Below zero it has sent more, and pays in
+    /// the next.
     deficit: i32,
 }
 
@@ -78,7 +78,8 @@ impl Schedule {
             };
             list.push_front(id);
         } else if more || fresh {
-            // What was overdrawn is less than one message, so this is above zero within a few rounds.
+            // What was overdrawn is less than one message, so this is above zero within a few
+            // rounds.
             let quantum = bytes(quantum);
             turn.deficit = (turn.deficit + quantum).min(quantum);
             turn.round = Round::Bulk;
