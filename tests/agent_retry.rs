@@ -1,14 +1,14 @@
-//! The waits of the agent between two tries, for many agents at once.
+//! The waits of the agent between two attempts, for many agents at once.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::time::Duration;
 
 use tunnel_programs::retry::Retry;
 
-/// What the waits grow to by the agent's default.
+/// The longest wait with the agent's default.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// The moments of the first tries of an agent whose runner says it has so many.
+/// The times of the first attempts of an agent whose runner reports that many agents.
 fn tries<const N: usize>(agents: Option<u32>) -> [f64; N] {
     let mut retry = Retry::of_agent();
     retry.connected(agents);
@@ -22,7 +22,7 @@ fn tries<const N: usize>(agents: Option<u32>) -> [f64; N] {
 
 #[test]
 fn the_first_try_comes_within_half_a_second_where_the_agents_are_few() {
-    // A runner that says nothing is a deployed one.
+    // A runner that reports nothing is a deployed one.
     for agents in [None, Some(0), Some(1), Some(40), Some(250)] {
         for _ in 0..1000 {
             let [first, second] = tries(agents);
@@ -37,7 +37,7 @@ fn no_second_sees_more_than_its_share_of_many_agents_whenever_the_runner_is_back
     for agents in [2000_u32, 5000, 16_384] {
         let all: Vec<[f64; 6]> = (0..agents).map(|_| tries(Some(agents))).collect();
         let last = all.iter().flatten().fold(0.0, |last, at| at.max(last));
-        // The runner is back at some moment: each agent registers with its next try.
+        // The runner returns at some time, and each agent registers with its next attempt.
         let mut back = 0.0;
         while back < last / 2.0 {
             let mut seconds = vec![0; 400];
@@ -48,7 +48,7 @@ fn no_second_sees_more_than_its_share_of_many_agents_whenever_the_runner_is_back
             }
             let most = seconds.iter().max().unwrap();
             assert!(
-                // 500, half of that again who tried in vain before, and chance.
+                // 500, half of that again for agents that tried in vain before, and chance.
                 *most <= 870,
                 "{most} of {agents} in one second, back at {back}"
             );

@@ -1,4 +1,4 @@
-//! A token for each container: whoever is root in one registers as no other.
+//! A token for each container: root in one container cannot register as another.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use tunnel_test_support::LIMIT;

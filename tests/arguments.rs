@@ -1,4 +1,4 @@
-//! Arguments that make no sense are refused: one line that names them and says what to do.
+//! Arguments that make no sense are refused with one line that names them and says what to do.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tunnel_test_support::program::{self, Program};
 const PLACE: &str = "42=box@http://127.0.0.1:1";
 const ANY: [&str; 2] = ["--listen", "127.0.0.1:0"];
 
-/// The one line with which a program of exit code 2 ends.
+/// The one line that a program with exit code 2 prints.
 fn refusal(name: &str, args: &[&str], environment: &[(&str, &str)]) -> String {
     let mut program = Program::start_with(name, args, environment);
     assert_eq!(program.exit(LIMIT), 2, "{name} {args:?}");
@@ -162,7 +162,7 @@ fn a_token_that_everybody_can_read_or_that_is_none_is_refused() {
     ];
     let open = folder.write("open", "s3cret\n", 0o644);
     let large = folder.write("large", "", 0o600);
-    // As large as it says without taking the room.
+    // A sparse file of this size.
     std::fs::File::options()
         .write(true)
         .open(&large)
@@ -188,7 +188,7 @@ fn a_token_that_everybody_can_read_or_that_is_none_is_refused() {
         let line = refusal(name, args, &[(variable, "")]);
         assert!(line.contains(variable) && line.contains("empty"), "{line}");
     }
-    // Mounted for a group.
+    // As a file mounted for a group.
     let group = folder.write("group", "s3cret\n", 0o440);
     let args = [&ANY[..], &["--token-file", &group]].concat();
     Program::start("runner", &args).address();

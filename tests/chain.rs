@@ -1,4 +1,4 @@
-//! Connections through forward, host and runner, all of them real processes.
+//! Connections through forward, host and runner, each a real process.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::io::ErrorKind;
@@ -24,7 +24,7 @@ use tunnel_test_support::{free_port, soon};
 
 const MIB: usize = 1 << 20;
 
-/// Downloads of so many MiB that differ by their seed, and a WebSocket that echoes.
+/// Downloads of that many MiB that depend on their seed, and a WebSocket that echoes.
 async fn web_service() -> u16 {
     let download = |Path((seed, mib)): Path<(u64, usize)>| async move {
         let blocks = (0..mib).map(move |index| pattern(seed * 1000 + index as u64, MIB));
@@ -114,7 +114,7 @@ async fn a_websocket_of_the_service_works_through_the_tunnel() {
 
 #[tokio::test]
 async fn half_close_keeps_the_reply() {
-    // Reads to the end, then answers with as much: nothing is sent before the end was seen.
+    // Reads to the end, then answers with as many bytes. Sends nothing before the end.
     let service = service(|mut stream| async move {
         let mut request = Vec::new();
         stream.read_to_end(&mut request).await.unwrap();
@@ -160,7 +160,7 @@ async fn a_refused_port_is_a_reset_and_one_line() {
     let line = forward.complaint(&format!("port {dead}: connection refused"));
     assert_eq!(forward.stderr(), [line]);
 
-    // And the forward lives on, for when the service is there.
+    // The forward continues to run, for when the service is there.
     service_at(&format!("127.0.0.1:{dead}"), echo).await;
     expect_echo(&mut connect(&forward).await, b"there now").await;
     assert!(forward.is_running());

@@ -1,4 +1,4 @@
-//! Containers that are reached through their agents, and parts of the chain that die and come back.
+//! Containers reached through their agents, and parts of the chain that die and come back.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::io::ErrorKind;
@@ -21,7 +21,7 @@ use tunnel_test_support::{free_port, soon};
 
 const BACK: Duration = Duration::from_secs(20);
 
-/// A connection that works, as an application sees it that tries once.
+/// A connection that works for an application that tries once.
 async fn works(forward: &Program) {
     expect_echo(&mut connect(forward).await, &pattern(3, 1000)).await;
 }
@@ -62,7 +62,7 @@ async fn half_close_keeps_the_reply_through_the_agent() {
 async fn a_service_on_the_ipv6_loopback_alone_is_reached() {
     let chain = Chain::for_agents();
     let _agent = chain.agent();
-    // Bound and not listening: the other loopback refuses.
+    // Bound but not listening: the other loopback address refuses.
     let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = other.local_addr().unwrap().port();
     drop(other);
@@ -122,7 +122,7 @@ async fn an_agent_killed_and_back_costs_only_its_live_connections() {
     assert_eq!(ending(&mut open).await, Some(ErrorKind::ConnectionReset));
     assert!(killed.elapsed() < Duration::from_secs(2));
 
-    // An application that comes too early waits for the agent instead of failing.
+    // An application that connects too early waits for the agent instead of failing.
     let mut early = connect(&forward).await;
     early.write_all(b"early").await.unwrap();
     let _agent = chain.agent();
@@ -140,7 +140,7 @@ async fn a_newer_agent_replaces_the_older_and_outlives_its_end() {
     let chain = Chain::for_agents();
     let port = service(echo).await.port();
     let mut old = chain.agent();
-    // SIGSTOP: the runner cannot know that it is dead.
+    // SIGSTOP: the runner cannot detect that it is dead.
     old.signal("STOP");
     let _new = chain.agent();
     let forward = chain.forward(port, &[]);
@@ -222,7 +222,7 @@ async fn a_task_that_does_not_run_for_a_moment_is_waited_for_once_it_was_there()
     forward.complaint("reconnected to");
     assert_eq!(asked.load(Ordering::Relaxed), 3);
     assert!(forward.is_running());
-    // Whoever starts one is told at once.
+    // A second agent is told at once.
     let mut late = Program::start("forward", &args);
     assert_eq!(late.exit(BACK), 3);
     late.complaint("not running");

@@ -16,7 +16,7 @@ use tunnel_test_support::client::{Client, upgrade};
 use tunnel_test_support::program::Program;
 use tunnel_test_support::soon;
 
-/// An agent of another make registers; `more` is a header.
+/// An agent of another implementation registers; `more` is a further header.
 async fn register(chain: &Chain, more: Option<&'static str>) -> Result<(Client, Response), u16> {
     let url = format!("ws://{}/ws/tunnel/{CONTAINER}", chain.runner.address());
     let header = more.map(|name| (name, "1"));
@@ -107,7 +107,7 @@ async fn an_agent_is_told_how_many_there_are() {
     assert_eq!(told(response), "4");
 }
 
-/// A runner that takes an agent once, for longer than its delay, and refuses it then.
+/// A runner that accepts an agent once, for longer than its delay, and then refuses it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_agent_that_lost_its_runner_tries_again_soon_and_then_more_slowly() {
     let tries = Arc::new(AtomicUsize::new(0));
@@ -115,7 +115,7 @@ async fn an_agent_that_lost_its_runner_tries_again_soon_and_then_more_slowly() {
     let runner = service(move |mut stream| {
         let counter = Arc::clone(&counter);
         async move {
-            // Others may still look for whoever had this port before.
+            // Other programs may still look for the previous owner of this port.
             let mut start = [0; 22];
             let peeked = stream.peek(&mut start).await;
             if peeked.is_err() || start != *b"GET /ws/tunnel/lonely " {
@@ -136,7 +136,8 @@ async fn an_agent_that_lost_its_runner_tries_again_soon_and_then_more_slowly() {
     let agent = start_agent(&runner.await.to_string(), "lonely");
     agent.complaint("lost the runner");
     tokio::time::sleep(Duration::from_secs(4)).await;
-    // The first, at most half a second later the second, and then after 1.5 and 4.5 s, give or take half.
+    // The first attempt, the second at most half a second later, and then after 1.5 and 4.5 s, plus
+    // or minus half.
     let tries = tries.load(Ordering::Relaxed);
     assert!((3..=4).contains(&tries), "{tries} tries");
 }

@@ -1,4 +1,4 @@
-//! What `forward` does at its start and while the other side is gone: waiting, trying again, telling.
+//! `forward` at its start and while the other side is gone: waiting, retrying, reporting.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::io::ErrorKind;
@@ -21,10 +21,10 @@ use tunnel_test_support::{free_port, soon};
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// Refusals slow the tries down.
+/// Refusals slow down the attempts.
 const BACK: Duration = Duration::from_secs(40);
 
-/// A host at an address, with one task that leads to a runner.
+/// A host at an address, with one task and its runner.
 fn host_at(address: &str, task: &str, runner: &str, environment: &[(&str, &str)]) -> Program {
     let task = format!("{task}={CONTAINER}@http://{runner}");
     let args = ["--listen", address, "--task", &task];
@@ -44,7 +44,7 @@ async fn metric(address: &str, name: &str) -> u64 {
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
-/// Until an application's connection works; each try hurries the forward.
+/// Waits until an application's connection works. Each attempt makes the forward retry sooner.
 async fn works_again(forward: &Program) {
     eventually("an echo", BACK, || async {
         let mut stream = TcpStream::connect(forward.address()).await.ok()?;
@@ -68,7 +68,7 @@ async fn a_task_that_is_unknown_for_a_while_is_told_once_and_outlasted() {
     chain.host.kill();
     chain.host = host_at(&address, "43", &runner, &[]);
     forward.complaint("task 42 is unknown");
-    // Each hurries another try, waits its time and is reset with a line of its own.
+    // Each connection makes the forward retry, waits its time, and is reset with a line of its own.
     for _ in 0..3 {
         let ended = ending(&mut connect(&forward).await).await;
         assert_eq!(ended, Some(ErrorKind::ConnectionReset));
@@ -152,13 +152,13 @@ async fn a_task_is_waited_for_at_the_start_where_that_is_asked_for() {
     let url = format!("ws://{address}");
     let words = ["--host", &url, "42", &port.to_string(), "--local-port", "0"];
     let forward = Program::start("forward", &[&words[..], &["--wait-for-task"]].concat());
-    // The host is not there yet, then it does not know the task, and then it does.
+    // First the host is not there, then it does not know the task, and then it does.
     forward.complaint("connection refused; waiting for task 42");
     let mut host = host_at(&address, "43", &runner.address(), &[]);
     forward.complaint("task 42 is unknown; waiting for task 42");
     host.kill();
     let _host = host_at(&address, "42", &runner.address(), &[]);
-    // An answer within one of the waits between two tries.
+    // An answer within one of the waits between two attempts.
     forward.line("Listening on ");
     expect_echo(&mut connect(&forward).await, b"worth the wait").await;
     assert_eq!(forward.lines_with("waiting for"), 2);
@@ -188,7 +188,7 @@ fn a_wrong_token_is_not_waited_out() {
     assert_eq!(forward.stderr().len(), 1);
 }
 
-/// The arguments of a forward of these ports, each to any free local one.
+/// The arguments of a forward of these ports, each to any free local port.
 fn several(url: &str, ports: &[u16], more: &[&str]) -> Vec<String> {
     let words = ["--host", url, "42"].into_iter().map(str::to_owned);
     let ports = ports.iter().map(|port| format!("{port}:0"));
@@ -201,7 +201,7 @@ fn start(args: &[String]) -> Program {
     Program::start("forward", &args)
 }
 
-/// The local address that leads to a port of the task.
+/// The local address for a port of the task.
 fn address_of(forward: &Program, port: u16) -> String {
     let line = forward.line_with(&format!("task 42 port {port}"));
     let rest = line.strip_prefix("Listening on ").unwrap();

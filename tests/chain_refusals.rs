@@ -1,4 +1,4 @@
-//! What a person sees who asks for what cannot be had, and what a stranger does no harm with.
+//! What a user sees for impossible requests, and that hostile clients do no harm.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use tunnel_test_support::{free_port, soon};
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// The next message that is no measurement of the round trip.
+/// The next message, skipping measurements of the round trip.
 async fn not_a_ping(client: &mut Client) -> Message {
     loop {
         let message = soon("message", client.next()).await.unwrap().unwrap();
@@ -350,7 +350,7 @@ async fn a_client_that_knows_only_version_1_is_served() {
     let chain = Chain::direct();
     let url = format!("{}/ws/forward/42/{port}", chain.host_url());
     let mut client = session(&url, false).await;
-    // As the deployed client does: data at once, port 0 in it.
+    // As the deployed client does: data at once, with port 0.
     client.send(frame(Kind::Connect, port, b"")).await.unwrap();
     client
         .send(frame(Kind::Data, 0, b"optimistic"))
@@ -392,12 +392,12 @@ async fn a_hostile_session_harms_only_itself() {
     ] {
         let mut client = session(&url, true).await;
         let _ = client.send(message).await;
-        // Whatever it did to its own session, the next one works.
+        // Whatever a client did to its own session, the next session works.
         let mut next = connect(&forward).await;
         expect_echo(&mut next, b"and after").await;
         expect_echo(&mut bystander, b"still here").await;
     }
-    // Bytes that are no WebSocket frame, and a frame cut short.
+    // Bytes that are not a WebSocket frame, and a truncated frame.
     for bytes in [
         &b"\xff\xff\xff\xff\xff\xff\xff\xff"[..],
         &b"\x82\xfe\x10\x00\x01"[..],
@@ -428,7 +428,7 @@ async fn connection_attempts_are_bounded_and_end_with_their_session() {
     client.flush().await.unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
     let attempts = chain.runner.descriptors() - idle;
-    // Half of all that may be in the making: the rest is for other sessions.
+    // Half of all connection attempts; the rest is for other sessions.
     assert!((500..=512).contains(&attempts), "{attempts} attempts");
 
     drop(client);

@@ -19,7 +19,7 @@ async fn peer_of(forward: &Program) -> UdpSocket {
     socket
 }
 
-/// Sends until it comes back: a datagram may get lost, but not for ever.
+/// Sends until an answer comes: a datagram may get lost, but not always.
 async fn echoed(socket: &UdpSocket, datagram: &[u8]) {
     eventually("an echo", Duration::from_secs(20), || async {
         socket.send(datagram).await.unwrap();
@@ -141,14 +141,14 @@ async fn silent_peers_are_forgotten() {
         (descriptors(&chain.runner) <= before).then_some(())
     })
     .await;
-    // Forgotten is not refused: the next datagram opens a flow again.
+    // A forgotten flow is not refused: the next datagram opens a flow again.
     echoed(&peers[0], b"back again").await;
 }
 
 #[tokio::test]
 async fn a_peer_that_stays_in_use_is_not_forgotten() {
     let chain = Chain::direct();
-    // Answers with the address it was asked from, which is that of the flow.
+    // Answers with the address of the sender, which is that of the flow.
     let service = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let port = service.local_addr().unwrap().port();
     tokio::spawn(async move {

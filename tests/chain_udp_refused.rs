@@ -1,4 +1,4 @@
-//! Datagrams to a port where nobody listens, or does not yet.
+//! Datagrams to a port without a service, or without one yet.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::net::SocketAddr;
@@ -13,10 +13,10 @@ use tunnel_test_support::client::{self, Client};
 use tunnel_test_support::free_udp_port;
 use tunnel_test_support::program::Program;
 
-/// After a refusal the next datagram must not need a second try.
+/// After a refusal the next datagram must not need a second attempt.
 const ONE_TRY: Duration = Duration::from_secs(5);
 
-/// More than a flow is refused before its opener is told.
+/// Longer than the time after which the opener of a refused flow is told.
 const TOLD: Duration = Duration::from_millis(1500);
 
 /// A forward of a UDP port.
@@ -31,7 +31,8 @@ async fn peer_of(forward: &Program) -> UdpSocket {
     socket
 }
 
-/// Sent once, and it comes back; behind an earlier one, perhaps, that was sent again meanwhile.
+/// Sent once, and the answer comes, perhaps after that to an earlier datagram which was sent again
+/// meanwhile.
 async fn echoed_at_once(socket: &UdpSocket, datagram: &[u8]) {
     socket.send(datagram).await.unwrap();
     let mut reply = [0; 100];
@@ -105,7 +106,7 @@ async fn a_refused_udp_port_is_one_line_until_it_answers() {
     let port = free_udp_port();
     let forward = forward(&chain, port);
     let line = format!("port {port}/udp: connection refused");
-    // One datagram is enough, and more of them, from other peers too, are no more lines.
+    // One datagram is enough. Further ones, also from other peers, cause no further lines.
     peer_of(&forward).await.send(b"anybody?").await.unwrap();
     forward.complaint(&line);
     for _ in 0..3 {
@@ -125,7 +126,7 @@ async fn a_refused_udp_port_is_one_line_until_it_answers() {
     eventually("a second line", ONE_TRY, again).await;
 }
 
-/// A session for one UDP port whose text CONNECTED has come.
+/// A session for one UDP port, after its `CONNECTED`.
 async fn session(chain: &Chain, port: u16, v2: bool) -> Client {
     let url = format!("{}/ws/forward/42/{port}?proto=udp", chain.host_url());
     client::session(&url, v2).await
@@ -135,7 +136,7 @@ fn frame(kind: Kind, port: u16, payload: &[u8]) -> Message {
     client::frame(kind, Proto::Udp, 1, port, payload)
 }
 
-/// What comes within a while, measurements of the round trip aside.
+/// Messages received within a while, without measurements of the round trip.
 async fn heard(client: &mut Client) -> Vec<Frame> {
     let mut heard = Vec::new();
     let listening = async {

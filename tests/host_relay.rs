@@ -20,7 +20,8 @@ type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 const V2: &str = "kohakuriver-tunnel.v2";
 
-/// A runner that greets with the path and the headers it saw and then echoes every message.
+/// A runner that sends the path and headers it received as its first text, and then echoes every
+/// message.
 async fn echo_runner() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -82,7 +83,7 @@ async fn next(client: &mut Client) -> Message {
     soon("message", client.next()).await.unwrap().unwrap()
 }
 
-/// The text and the close code with which a session is refused.
+/// The text and close code of a refused session.
 async fn refusal(host: &Program, path: &str) -> (String, CloseCode) {
     let mut client = connect(host, path).await;
     let text = next(&mut client).await.into_text().unwrap().to_string();
@@ -147,7 +148,8 @@ async fn a_web_page_from_elsewhere_opens_nothing_where_no_token_is_demanded() {
     ] {
         let address = server.address();
         let upgrade = format!(
-            "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n\
+             Upgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
         );
         for (origin, status) in [
@@ -232,7 +234,7 @@ async fn bad_requests_get_one_line_and_harm_nobody() {
         let shown: String = request.chars().take(60).collect();
         assert!(status.starts_with(expected), "{shown:?}: {status}");
     }
-    // Connections that say nothing, or half a word, and go.
+    // Connections that send nothing or part of a request, and then close.
     for half in ["", "GET /ws/forw"] {
         let mut stream = TcpStream::connect(host.address()).await.unwrap();
         stream.write_all(half.as_bytes()).await.unwrap();
@@ -304,7 +306,7 @@ async fn a_host_with_a_token_demands_it_and_shows_it_to_the_runner() {
     assert!(seen.contains("authorization=Bearer secret"), "{seen}");
 }
 
-/// A cluster that knows task 42 (running on the node `n1`), 43 (stopped) and 44 (someone else's).
+/// A cluster that knows task 42 (running on node `n1`), 43 (stopped) and 44 (of another user).
 async fn cluster(runner: SocketAddr) -> SocketAddr {
     use axum::extract::Path;
     use axum::http::{HeaderMap, StatusCode};
@@ -319,7 +321,8 @@ async fn cluster(runner: SocketAddr) -> SocketAddr {
         }
         let task = |status: &str| {
             format!(
-                r#"{{"task_id":"{id}","task_type":"vps","status":"{status}","assigned_node":"n1","vps_backend":"docker","vm_ip":null}}"#
+                r#"{{"task_id":"{id}","task_type":"vps","status":"{status}","assigned_node":"n1",
+                   "vps_backend":"docker","vm_ip":null}}"#
             )
         };
         match id.as_str() {

@@ -1,4 +1,4 @@
-//! A host that asks a cluster who may forward, under strangers who may not.
+//! A host that queries a cluster, under load by callers without permission.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ use tunnel_test_support::client::{Client, greeted};
 use tunnel_test_support::flood::{Attack, Flood};
 use tunnel_test_support::program::Program;
 
-/// As long as a refused stranger may stay.
+/// Longest time that a refused caller may stay.
 const BEFORE_A_TIMEOUT: Duration = Duration::from_secs(5);
 
 const STRANGER: &[u8] = b"GET /ws/forward/42/80 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n\
@@ -33,12 +33,12 @@ const IMPOSTOR: &[u8] = b"GET /ws/forward/42/80 HTTP/1.1\r\nHost: x\r\nConnectio
 struct Cluster {
     address: SocketAddr,
     asked: Arc<AtomicUsize>,
-    /// Most questions at once so far.
+    /// Most queries at a time so far.
     at_once: Arc<AtomicUsize>,
 }
 
 impl Cluster {
-    /// One that takes its time for each answer about a task.
+    /// A cluster that answers slowly.
     async fn start(runner: &Program, time: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let cluster = Self {
@@ -81,7 +81,7 @@ impl Cluster {
     }
 }
 
-/// A runner of task 42, a cluster that knows it, and a host that asks the cluster.
+/// A runner of task 42, a cluster that knows the task, and a host that queries the cluster.
 async fn chain(answer: Duration, args: &[&str]) -> (Program, Cluster, Program) {
     let runner = start_runner(
         "127.0.0.1:0",
@@ -95,7 +95,7 @@ async fn chain(answer: Duration, args: &[&str]) -> (Program, Cluster, Program) {
     (runner, cluster, host)
 }
 
-/// A session whose first text has come, or the status with which it was refused.
+/// A session after its first text, or the status of its refusal.
 async fn session(host: &Program, task: &str, token: Option<&str>) -> Result<(Client, String), u16> {
     let url = format!("ws://{}/ws/forward/{task}/80", host.address());
     let value = token.map(|token| format!("Bearer {token}"));
@@ -114,7 +114,7 @@ async fn who_shows_no_token_is_refused_and_not_asked_about() {
         assert_eq!(session(&host, "42", None).await.err(), Some(401));
         assert_eq!(session(&host, "8", None).await.err(), Some(401));
         assert_eq!(cluster.asked(), 0);
-        // What is known without the cluster is served without a token.
+        // Tasks known without the cluster are served without a token.
         let expected = if args.is_empty() { Some(401) } else { None };
         assert_eq!(session(&host, "7", None).await.err(), expected, "{args:?}");
         assert_eq!(
@@ -127,7 +127,7 @@ async fn who_shows_no_token_is_refused_and_not_asked_about() {
     }
 }
 
-/// Strangers at a host with few places, beside somebody whom the cluster knows.
+/// Unknown callers at a host with few places, beside a caller known to the cluster.
 async fn strangers(attack: Attack, answer: Duration) -> Cluster {
     let (_runner, cluster, host) = chain(answer, &["--max-sessions", "64"]).await;
     session(&host, "42", Some("mine")).await.unwrap();

@@ -1,4 +1,4 @@
-//! The front door of host and runner under connections that want to keep others out.
+//! The listeners of host and runner under connections that try to keep others out.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::time::Duration;
@@ -13,7 +13,8 @@ use tunnel_test_support::flood::{Attack, Flood};
 use tunnel_test_support::program::Program;
 use tunnel_test_support::{LIMIT, soon};
 
-/// Half of what a silent connection is endured: who gets in by then did not wait for that to end.
+/// Half of the time limit of a silent connection: a client that gets in by then did not wait for
+/// the limit.
 const BEFORE_A_TIMEOUT: Duration = Duration::from_secs(5);
 
 const FLOOD: usize = 1200;
@@ -23,12 +24,12 @@ const HALF_A_HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
 
 const HALF_A_HEAD: &[u8] = b"GET /healthz HTTP/1.1\r\nX: ";
 
-/// A session from 127.0.0.`last` whose first text has come, or the status of its refusal.
+/// A session from 127.0.0.`last` after its first text, or the status of its refusal.
 async fn session(program: &Program, path: &str, last: u8) -> Result<(Client, String), u16> {
     greeted(&format!("ws://{}{path}", program.address()), &[], last).await
 }
 
-/// Gets in five times in a row, each time before the flood's connections time out.
+/// Connects five times in a row, each time before the flood's connections time out.
 async fn gets_in(program: &Program, path: &str, last: u8) {
     for attempt in 0..5 {
         let session = timeout(BEFORE_A_TIMEOUT, session(program, path, last));
@@ -37,7 +38,7 @@ async fn gets_in(program: &Program, path: &str, last: u8) {
     }
 }
 
-/// The whole answer to a request; the connection has ended after it.
+/// The whole answer to a request. The connection ends after it.
 async fn answer(program: &Program, request: &str) -> String {
     let mut stream = TcpStream::connect(program.address()).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -47,7 +48,7 @@ async fn answer(program: &Program, request: &str) -> String {
     answer
 }
 
-/// How many were turned away for this cause.
+/// The number of refusals for this cause.
 async fn turned_away(program: &Program, cause: &str) -> u64 {
     let page = answer(program, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
     let label = format!("turned_away_total{{cause=\"{cause}\"}} ");
@@ -65,7 +66,8 @@ async fn descriptors_return(program: &Program, idle: usize) {
     .await;
 }
 
-/// A flood against host and runner, while somebody comes from the flood's address and from another.
+/// A flood against host and runner, while clients connect from the flood's address and from
+/// another.
 async fn flood(attack: Attack, sources: u8) {
     let port = service(echo).await.port();
     let chain = Chain::direct();
@@ -115,7 +117,7 @@ async fn tls_handshakes_that_stall_keep_no_agent_out() {
         let idle = runner.descriptors();
         let flood = Flood::start(&runner.address(), FLOOD, sources, attack).await;
         let args = ["--runner-url", &url, "--container-id", "box", "--ca", cert];
-        // It has one try, and that must do.
+        // It tries once, and that must succeed.
         let args = [&args[..], &["--max-reconnect", "1"]].concat();
         for _ in 0..3 {
             let agent = Program::start("agent", &args);

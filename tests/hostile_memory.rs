@@ -1,4 +1,4 @@
-//! What strangers make a program hold stays within its budget, and goes when they do.
+//! Memory that peers make a program hold stays within its budget, and is freed when they leave.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::time::Duration;
@@ -12,13 +12,14 @@ use tunnel_test_support::client::{Client, frame, session};
 
 const MIB: usize = 1 << 20;
 
-/// What the programs are told to keep to, in MiB.
+/// The programs' `--memory` in MiB.
 const BUDGET: usize = 48;
 
-/// What a program needs besides: its own code and tables, buffers under way, what the allocator keeps.
+/// Memory that a program needs in addition: code and tables, buffers in use, memory kept by the
+/// allocator.
 const BESIDES: usize = 32 * MIB;
 
-/// Asks for connections that nobody makes and sends as much on each as the protocol lets it.
+/// Requests connections that cannot be made, and sends as much on each as the protocol allows.
 async fn flood(mut client: Client, port: u16) -> Client {
     let data = vec![7; 64 << 10];
     let sending = async {
@@ -38,7 +39,7 @@ async fn flood(mut client: Client, port: u16) -> Client {
             }
         }
     };
-    // Over v1 it has to stop somewhere.
+    // In v1 it has to stop at some point.
     let _ = tokio::time::timeout(Duration::from_secs(3), sending).await;
     client
 }
@@ -72,7 +73,7 @@ async fn data_for_connections_that_nobody_makes_stays_within_the_budget() {
         "{} MiB",
         most / MIB
     );
-    // A new connection of somebody who holds nothing is served too.
+    // A new connection of a client that holds nothing is served too.
     expect_echo(&mut connect(&forward).await, b"new").await;
 
     for flood in floods {

@@ -1,4 +1,4 @@
-//! One session that wants everything, beside another one that wants little.
+//! One greedy session beside a modest one.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::time::Duration;
@@ -16,10 +16,10 @@ use tunnel_test_support::client::{Client, V2, frame, greeted, upgrade};
 use tunnel_test_support::flood::{Attack, Flood, connect_from};
 use tunnel_test_support::program::Program;
 
-/// Half of a connection attempt's time: who is served by then did not wait for one to end.
+/// Half of a connection attempt's time: a client served by then did not wait for an attempt to end.
 const BEFORE_A_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A v2 session for any port of the container, or the status with which it was refused.
+/// A v2 session for any port of the container, or the status of its refusal.
 async fn session(runner: &Program) -> Result<Client, u16> {
     let url = format!("ws://{}/api/tunnel/{CONTAINER}", runner.address());
     let (client, text) = greeted(&url, &[V2], 1).await?;
@@ -31,7 +31,7 @@ fn connect(id: u32, proto: Proto, port: u16) -> Message {
     frame(Kind::Connect, proto, id, port, b"")
 }
 
-/// Asks for `count` connections and goes on reading; the task ends with the session.
+/// Requests `count` connections and continues to read. The task ends with the session.
 async fn greedy(mut client: Client, count: u32, proto: Proto, port: u16) -> Greedy {
     for id in 1..=count {
         client.feed(connect(id, proto, port)).await.unwrap();
@@ -54,7 +54,7 @@ impl Drop for Greedy {
     }
 }
 
-/// Asks for one connection: whether it came about before others timed out.
+/// Requests one connection; returns whether it was made before others timed out.
 async fn is_served(client: &mut Client, id: u32, port: u16) -> bool {
     client.send(connect(id, Proto::Tcp, port)).await.unwrap();
     let answer = async {
@@ -83,7 +83,7 @@ async fn descriptors_return(program: &Program, idle: usize) {
     .await;
 }
 
-/// Greedy sessions towards a silent port beside one that connects to a service.
+/// Greedy sessions to a silent port beside one that connects to a service.
 async fn dials(chain: &Chain, dialler: &Program, greedy_sessions: usize, each: u32) {
     let port = service(echo).await.port();
     let silent = SilentPort::open();
@@ -103,7 +103,7 @@ async fn dials(chain: &Chain, dialler: &Program, greedy_sessions: usize, each: u
         assert!(is_served(&mut modest, id, port).await, "connection {id}");
     }
     drop(all);
-    // The modest one's connections are still there.
+    // The modest session's connections still exist.
     descriptors_return(&chain.runner, idle.0 + 12).await;
     descriptors_return(dialler, idle.1 + 12).await;
 }
@@ -120,7 +120,7 @@ async fn a_session_towards_a_silent_service_makes_no_other_of_the_container_wait
     let chain = Chain::for_agents();
     let agent = start_agent(&chain.runner.address());
     dials(&chain, &agent, 1, 1200).await;
-    // As many as a tunnel has streams.
+    // As many streams as a tunnel allows.
     dials(&chain, &agent, 1, 16_384).await;
 }
 
@@ -226,7 +226,7 @@ async fn one_address_cannot_have_all_the_places_of_agents() {
     }
     assert_eq!(fakes.len(), 8);
     let agent = start_agent(&address);
-    // Who comes again has its place still, more than once.
+    // A client that reconnects still has its place, more than once.
     for _ in 0..3 {
         let again = register(0).await.unwrap();
         fakes.push(again);

@@ -1,5 +1,5 @@
-//! Peers that abuse the WebSocket itself, against the real programs: memory stays within a stated bound, and
-//! a well-behaved session beside them goes on.
+//! Peers that abuse the WebSocket against the real programs: memory stays within a stated bound,
+//! and a well-behaved session continues.
 #![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,
@@ -20,13 +20,13 @@ use tunnel_test_support::chain::{CONTAINER, Chain, connect, echo, expect_echo, s
 use tunnel_test_support::program::Program;
 use tunnel_test_support::soon;
 
-/// What a program may grow by, whatever one peer does to it.
+/// Most growth of a program, whatever one peer does.
 const GROWTH_MAX: usize = 16 << 20;
 
-/// Each flood sends that much, several times what a program may grow by.
+/// Bytes that each flood sends, several times the allowed growth.
 const FLOOD: usize = 64 << 20;
 
-/// Largest ping, and its like from a server.
+/// The largest ping, and the same from a server.
 const CLIENT_PING: [u8; 131] = ping::<131>(0xfd, 6);
 const SERVER_PING: [u8; 127] = ping::<127>(0x7d, 2);
 
@@ -68,7 +68,7 @@ async fn head(socket: &mut TcpStream) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&read).into_owned())
 }
 
-/// Serves one WebSocket handshake and hands out what is connected.
+/// Serves one WebSocket handshake and returns the connection.
 async fn hostile_server() -> (String, JoinHandle<TcpStream>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}", listener.local_addr().unwrap());
@@ -88,8 +88,8 @@ async fn hostile_server() -> (String, JoinHandle<TcpStream>) {
     (url, accepted)
 }
 
-/// Writes a frame again and again, reads nothing, and is done when [`FLOOD`] bytes are out, the other side
-/// ends it, or takes no more.
+/// Writes a frame again and again and reads nothing, until [`FLOOD`] bytes are written or the peer
+/// ends or blocks the connection.
 async fn flood(socket: &mut TcpStream, frame: &[u8]) {
     let batch = frame.repeat(500);
     for _ in 0..FLOOD / batch.len() {
@@ -100,7 +100,7 @@ async fn flood(socket: &mut TcpStream, frame: &[u8]) {
     }
 }
 
-/// Floods, while the well-behaved client goes on; nothing may grow.
+/// Floods while the well-behaved client continues. Nothing may grow.
 async fn flood_beside(client: &mut TcpStream, socket: &mut TcpStream, programs: &[&Program]) {
     for i in 0..20_u8 {
         expect_echo(client, &[i; 500]).await;
@@ -116,7 +116,7 @@ async fn flood_beside(client: &mut TcpStream, socket: &mut TcpStream, programs: 
             () = &mut attack => break,
         }
     }
-    // One that was cut off above leaves its echo behind, so the count is over.
+    // A connection cut off above leaves its echo behind, so the count exceeds.
     assert!(round_trips > 0, "the session beside it stood still");
     for (program, before) in programs.iter().zip(before) {
         let growth = program.resident().saturating_sub(before);
@@ -185,7 +185,7 @@ async fn pings_of_a_hostile_runner_cost_the_agent_nothing() {
     assert!(agent.is_running());
 }
 
-/// Thirty connections that come again as often as they are ended.
+/// Thirty connections that reconnect whenever they are ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn empty_fragments_keep_nobody_waiting() {
     let chain = Chain::direct();
@@ -227,7 +227,7 @@ async fn empty_fragments_keep_nobody_waiting() {
     }
 }
 
-/// Two hundred messages of which the end never comes, nine times what the runner may spend on all.
+/// Two hundred messages that never end, nine times what the runner may hold for all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_messages_are_paid_from_one_budget() {
     const BUDGET: usize = 20 << 20;
@@ -246,7 +246,7 @@ async fn half_messages_are_paid_from_one_budget() {
     let mut let_go = 0;
     for _ in 0..200 {
         let mut socket = upgrade(&chain.runner.address(), &path).await;
-        // Fails where the runner has let go before it all is written.
+        // Fails if the runner closed before everything was written.
         let _ = timeout(Duration::from_secs(5), socket.write_all(&begun)).await;
         held.push(socket);
     }

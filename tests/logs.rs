@@ -1,4 +1,4 @@
-//! Logs that nobody reads, and those who make a program log.
+//! Logs without a reader, and peers that make a program log.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::incompatible_msrv)] // of the library: tests need pipes
@@ -24,11 +24,11 @@ impl Drop for Running {
     }
 }
 
-/// A pipe that takes nothing more.
+/// A full pipe.
 fn full_pipe() -> (PipeReader, PipeWriter) {
     let (reader, writer) = std::io::pipe().unwrap();
     let mut filling = writer.try_clone().unwrap();
-    // It waits for room until the reader is dropped.
+    // Blocks until the reader is dropped.
     thread::spawn(move || while filling.write(&[b'.'; 4096]).is_ok() {});
     thread::sleep(Duration::from_millis(300));
     (reader, writer)
@@ -51,7 +51,7 @@ fn is_alive(host: SocketAddr) {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
-/// Waits until somebody listens there.
+/// Waits until a program listens there.
 fn reached(host: SocketAddr) {
     let end = Instant::now() + LIMIT;
     while TcpStream::connect(host).is_err() {
@@ -82,7 +82,7 @@ fn a_host_whose_log_nobody_reads_goes_on_and_says_later_what_was_lost() {
     let _host = Running(command.spawn().unwrap());
     drop(command);
     reached(address);
-    // Each is a line at debug, which has no limit: more than fits into the pipe and the queue.
+    // Each is a line at debug, which has no limit: more than fits the pipe and the queue.
     for _ in 0..3000 {
         ask(address, "NONSENSE\r\n\r\n");
     }

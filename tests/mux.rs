@@ -1,4 +1,4 @@
-//! The mux as a program meets it: over a strict pipe in memory and over real WebSockets.
+//! The mux as a program uses it: over a strict pipe in memory and over real WebSockets.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,

@@ -1,4 +1,4 @@
-//! What a message costs the allocator once a tunnel runs.
+//! Allocations per message on a running tunnel.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
 mod counting;

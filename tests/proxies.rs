@@ -1,4 +1,4 @@
-//! Behind a proxy that has the only way out.
+//! Behind a proxy that is the only way out.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
@@ -14,7 +14,7 @@ const NAME: &str = "cluster.invalid";
 /// `me:s3cret` in base64.
 const CREDENTIALS: &str = "Proxy-Authorization: Basic bWU6czNjcmV0";
 
-/// An HTTP proxy that connects everybody with the credentials to port `to` of this machine.
+/// An HTTP proxy that connects every authenticated client to port `to` of this machine.
 async fn proxy(to: u16) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

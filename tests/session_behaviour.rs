@@ -1,4 +1,4 @@
-//! What a session does, one situation at a time.
+//! The behaviour of a session, one situation at a time.
 
 #![allow(
     clippy::unwrap_used,
@@ -44,7 +44,7 @@ fn config(change: impl FnOnce(&mut Config)) -> Config {
     config
 }
 
-/// Two sessions side by side. Nothing passes between them until [`Pair::run`].
+/// Two sessions. Messages pass between them only in [`Pair::run`].
 struct Pair {
     opener: Session,
     acceptor: Session,
@@ -65,7 +65,7 @@ impl Pair {
         }
     }
 
-    /// Passes messages both ways until there are none. Two honest ends never break the protocol.
+    /// Passes messages both ways until there are none. Two honest ends never violate the protocol.
     fn run(&mut self) {
         let mut moved = true;
         while moved {
@@ -74,7 +74,7 @@ impl Pair {
         }
     }
 
-    /// Moves the clock, with the timeouts on the way.
+    /// Advances the clock and handles the timeouts on the way.
     fn wait(&mut self, span: Duration) {
         let until = self.now + span;
         loop {
@@ -127,7 +127,7 @@ fn pass(from: &mut Session, to: &mut Session, now: Instant) -> bool {
     moved
 }
 
-/// The next stream the peer wants; other events are skipped.
+/// The next stream that the peer requests. Skips other events.
 fn incoming(session: &mut Session) -> StreamId {
     loop {
         let event = session.poll_event().expect("an incoming stream");
@@ -141,7 +141,7 @@ fn events(session: &mut Session) -> Vec<Event> {
     std::iter::from_fn(|| session.poll_event()).collect()
 }
 
-/// All that can be read now, and what came after it.
+/// Everything that can be read now, and the final result.
 fn drain(
     session: &mut Session,
     stream: StreamId,
@@ -173,7 +173,7 @@ fn messages(session: &mut Session, now: Instant) -> Vec<Frame> {
             all.push(Frame::decode(message).unwrap());
         }
     }
-    // A v2 end measures the round trip when it likes.
+    // A v2 end may measure the round trip at any time.
     all.retain(|frame| frame.kind() != Kind::Ping);
     all
 }

@@ -1,5 +1,4 @@
-//! The body of the fuzz target of the same name on random input, so that it runs on every
-//! toolchain.
+//! The body of the fuzz target of the same name on random input, which runs on every toolchain.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! What an idle stream costs in memory, counted at the allocator.
+//! The memory of an idle stream, counted at the allocator.
 
 #![allow(
     clippy::unwrap_used,
@@ -40,7 +40,7 @@ fn settle(opener: &mut Session, acceptor: &mut Session) {
     }
 }
 
-/// All in one test: the count is of the whole process.
+/// All in one test, because it counts for the whole process.
 #[test]
 fn ten_thousand_idle_streams_and_what_waits_for_a_stuck_link() {
     for version in [Version::V1, Version::V2] {
@@ -67,7 +67,7 @@ fn idle_streams(version: Version) {
             }
         }
     }
-    // Everybody has said something and read it: a used stream, idle again.
+    // Every stream has sent and read something: used streams, idle again.
     for stream in &accepted {
         assert!(matches!(acceptor.recv(*stream, NOW), Ok(Recv::Data(_))));
         acceptor.send_slice(*stream, &[2; 1000]).unwrap();
@@ -81,7 +81,7 @@ fn idle_streams(version: Version) {
     let each = both / (2 * STREAMS as isize);
     println!("{version:?}: {each} bytes for each idle stream at each end");
     assert!(each < 4096, "{each}");
-    // Half of the bar: there is a mux to come on top.
+    // Half of the limit, because the mux comes on top.
     assert!(each < 2048, "{each}");
 
     for (session, streams) in [(&mut opener, opened), (&mut acceptor, accepted)] {
@@ -94,8 +94,8 @@ fn idle_streams(version: Version) {
     assert!(opener.is_idle() && acceptor.is_idle());
 }
 
-/// What is allocated is in proportion to what waits: `send_budget` and 4 KiB a stream bound bytes,
-/// and there is no more than as much again behind them.
+/// Allocated memory is proportional to queued data: `send_budget` and 4 KiB a stream bound the
+/// bytes, and at most as much again is allocated behind them.
 fn small_writes_on_a_stuck_link() {
     let mut opener = Session::new(Role::Opener, Version::V2, config(), NOW);
     let streams: Vec<_> = (0..STREAMS)

@@ -1,7 +1,7 @@
-//! Random operations on both ends of a tunnel, against a model
-//! that knows only what was sent and what was done.
+//! Random operations on both ends of a tunnel, checked against a model that knows only what was
+//! sent and done.
 //!
-//! `PROPTEST_CASES` sets how many runs there are.
+//! `PROPTEST_CASES` sets the number of runs.
 
 #![allow(
     clippy::unwrap_used,
@@ -29,12 +29,12 @@ use self::op::{Op, ops};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Large bounds, small ones that cost only speed, and ones that honest streams run into.
+/// Large bounds, small ones that only cost speed, and ones that honest streams reach.
 fn configs() -> impl Strategy<Value = Config> {
     (0..3).prop_map(|size| {
         let mut config = Config::default();
         config.keepalive = None;
-        // Whatever the random phase does, a v1 stream is not given up for it.
+        // The random phase must not reset a v1 stream by its timing.
         config.linger = HOUR;
         config.v1_stall = HOUR;
         if size > 0 {

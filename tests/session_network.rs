@@ -1,5 +1,4 @@
-//! What the session makes of a link, on a virtual clock: the figures are exact and the same in
-//! every run.
+//! The session's use of a link, on a virtual clock: the figures are exact and equal in every run.
 
 #![allow(
     clippy::unwrap_used,
@@ -27,14 +26,14 @@ fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// Sends without end on some streams and reads what arrives, on some streams never.
+/// Sends endlessly on some streams and reads what arrives, except on some streams.
 struct Bulk {
     source: Bytes,
-    /// Acceptor's streams by their port: those of `stalled` ports are not read.
+    /// Streams of the acceptor by port: those of `stalled` ports are not read.
     ports: HashMap<StreamId, u16>,
     stalled: u16,
     received: HashMap<u16, u64>,
-    /// Streams of the opener that send without end.
+    /// Streams of the opener that send endlessly.
     senders: Vec<StreamId>,
 }
 
@@ -94,7 +93,7 @@ impl network::App for Bulk {
     }
 }
 
-/// Sum squared over the sum of squares: 1 when all are equal, 1/n when one has all.
+/// The squared sum over the sum of squares: 1 if all are equal, 1/n if one has everything.
 fn jain(shares: &[u64]) -> f64 {
     let sum: f64 = shares.iter().map(|share| *share as f64).sum();
     let squares: f64 = shares.iter().map(|share| (*share as f64).powi(2)).sum();
@@ -122,7 +121,7 @@ fn one_stream_fills_a_long_fat_link_within_three_seconds_and_keeps_it() {
     assert!(unread <= Config::default().receive_budget);
 }
 
-/// What one stream was lent is there for the next when it has ended.
+/// The window lent to one stream is available for the next after it has ended.
 #[test]
 fn one_stream_after_the_other_fills_the_link() {
     let link = LinkConfig::new(GIGABIT, millis(50));
@@ -169,7 +168,7 @@ fn stalled_streams_leave_a_fair_share_to_all_others() {
     assert_eq!(network.acceptor.session.stats().resets, 0);
 }
 
-/// Echoes on one port, takes bulk on the others, and counts round trips.
+/// Echoes on one port, receives bulk on the others, and counts round trips.
 struct Echo {
     bulk: Bulk,
     stream: StreamId,
@@ -200,8 +199,8 @@ impl network::App for Echo {
     }
 }
 
-/// Round trips of 64 bytes beside `uploads` streams of bulk, as bytes of the link that went by
-/// meanwhile, beyond its delay and what the socket holds.
+/// Round trips of 64 bytes beside `uploads` bulk streams, in bytes that the link carried meanwhile,
+/// beyond its delay and the socket's buffer.
 fn queueing_beside(uploads: u16, stalled: u16) -> u64 {
     const RATE: u64 = GIGABIT / 10;
     let link = LinkConfig::new(RATE, millis(10));
@@ -227,7 +226,7 @@ fn queueing_beside(uploads: u16, stalled: u16) -> u64 {
     (beyond.as_micros() as u64 * (RATE / 8) / 1_000_000).saturating_sub(socket)
 }
 
-/// In the session a keystroke waits for at most one piece of each stream that sends in bulk.
+/// In the session a keystroke waits for at most one piece of each bulk stream.
 #[test]
 fn a_keystroke_waits_for_at_most_one_piece_of_each_bulk_stream() {
     for (uploads, stalled) in [(1, 0), (4, 0), (4, 3), (16, 0)] {
@@ -237,7 +236,7 @@ fn a_keystroke_waits_for_at_most_one_piece_of_each_bulk_stream() {
     }
 }
 
-/// The same without a link: what `poll_transmit` gives out before the keystroke.
+/// The same without a link: the output of `poll_transmit` before the keystroke.
 #[test]
 fn a_fresh_stream_goes_ahead_of_queued_bulk() {
     let mut network = Network::symmetric(
@@ -314,7 +313,7 @@ fn an_idle_pair_falls_silent_but_for_its_keepalive() {
         assert_eq!(silent, keepalive.is_none());
         match keepalive {
             None => assert_eq!(said, 0),
-            // A PING and a PONG every interval, of whichever end is first; both may be in step.
+            // A PING and a PONG per interval, by whichever end is first; both ends may be in step.
             Some(_) => assert!((240..=960).contains(&said), "{said}"),
         }
         assert!(!network.opener.session.is_closed());
@@ -416,7 +415,7 @@ fn v1_and_v2_datagrams_cross_a_link_beside_bulk() {
         }
         network.run_for(millis(50), &mut app);
         assert_eq!(count, 100, "{version:?}");
-        // The delay and a full socket; in the session a datagram waits for nothing.
+        // The delay and a full socket; in the session a datagram does not wait.
         assert!(latest <= millis(5 + 16), "{version:?} {latest:?}");
     }
 }

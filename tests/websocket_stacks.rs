@@ -17,7 +17,7 @@ use kohakuriver_tunnel::transport::{Carrier, CloseReason, FrameTransport, Receiv
 use kohakuriver_tunnel::wire::{ClientId, DecodeError, Frame, HeadroomBuf, Proto};
 use tokio::net::{TcpListener, TcpStream};
 
-/// A carrier that `carrier!` wrote.
+/// A carrier written by `carrier!`.
 trait Stack: Carrier<Message: Debug> + Default {}
 
 impl<C: Carrier<Message: Debug> + Default> Stack for C {}
@@ -124,7 +124,8 @@ fn data(payload: impl Into<Bytes>) -> Frame {
     }
 }
 
-/// Payloads around the sizes at which a WebSocket's length field changes, as payload and as message.
+/// Payloads around the sizes at which the length field of a WebSocket frame changes, as payload and
+/// as message.
 fn frames() -> impl Iterator<Item = Frame> {
     let sizes = [
         0, 1, 117, 118, 125, 126, 65_527, 65_528, 65_535, 65_536, 1_048_576,
@@ -134,7 +135,7 @@ fn frames() -> impl Iterator<Item = Frame> {
         .map(|size| data((0..size).map(|i| (i % 251) as u8).collect::<Vec<_>>()))
 }
 
-/// The frame as a message that was read behind headroom.
+/// The frame as a message read behind headroom.
 fn ready_made(frame: &Frame) -> Bytes {
     let mut buffer = HeadroomBuf::with_capacity(frame.payload().len());
     buffer
@@ -143,7 +144,7 @@ fn ready_made(frame: &Frame) -> Bytes {
     buffer.split().seal(frame.header())
 }
 
-/// What each pairing must do, from `near` to `far`; called again with the ends changed over.
+/// Requirements on each pairing, from `near` to `far`. Called again with the ends exchanged.
 mod must {
     use super::*;
 
@@ -213,7 +214,7 @@ mod must {
                 near.transport_mut().feed(ping()).await.unwrap();
             }
             near.send(data("after")).await.unwrap();
-            // The pongs are passed over here too.
+            // Pongs are skipped here too.
             assert_eq!(near.next().await.unwrap().unwrap(), data("reply"));
         };
         let receive = async {
@@ -223,7 +224,7 @@ mod must {
         soon(async { tokio::join!(flood, receive) }).await;
     }
 
-    /// Longer than a close frame has room for, in characters of two bytes.
+    /// Longer than a close frame allows, in characters of two bytes.
     pub(super) async fn carry_the_reason_of_a_close<A: Stack, B: Stack>(
         near: &mut FrameTransport<impl Socket<A::Message>, A>,
         far: &mut FrameTransport<impl Socket<B::Message>, B>,
@@ -244,7 +245,7 @@ mod must {
         soon(async { tokio::join!(close, receive) }).await;
     }
 
-    /// Neither end is dropped before both have seen the end: the handshake itself must do it.
+    /// Neither end is dropped before both have seen the end: the handshake itself must complete.
     pub(super) async fn end_at_close<A: Stack, B: Stack>(
         near: &mut FrameTransport<impl Socket<A::Message>, A>,
         far: &mut FrameTransport<impl Socket<B::Message>, B>,
@@ -363,7 +364,7 @@ pairings! {
     tokio_websockets_to_axum: tokio_ws::client => axum_ws::server;
 }
 
-/// The least that a carrier can be: no pings, no texts, no reasons.
+/// A minimal carrier: no pings, no texts, no reasons.
 #[tokio::test]
 async fn two_methods_are_a_carrier_too() {
     use tokio_tungstenite::tungstenite::Message;

@@ -1,4 +1,4 @@
-//! What people are told when TLS or HTTP goes wrong: one line, with what to do.
+//! Messages to users about failures of TLS or HTTP: one line that says what to do.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::io::{Read, Write};
@@ -10,7 +10,7 @@ use tunnel_test_support::certificates::Certificates;
 use tunnel_test_support::certificates::rcgen::{self, CertificateParams};
 use tunnel_test_support::program::Program;
 
-/// Words that no person should have to read.
+/// Words that must not appear.
 const JARGON: [&str; 9] = [
     "InvalidContentType",
     "CaUsedAsEndEntity",
@@ -39,7 +39,7 @@ fn self_signed(change: impl Fn(&mut CertificateParams)) -> Certificates {
     Certificates::self_signed(&["localhost"], change)
 }
 
-/// The one line with which `forward` ends, which is fit for people.
+/// The one line that `forward` prints at its end, without such words.
 fn ending(url: &str, more: &[&str]) -> String {
     let args = ["42", "80", "--local-port", "0", "--host", url];
     let mut forward = Program::start("forward", &[&args[..], more].concat());
@@ -61,7 +61,7 @@ fn expect(line: &str, said: &str) {
     assert!(line.contains(said), "{said:?} is not in {line:?}");
 }
 
-/// Answers each connection, after it has said something, with `answer`, and closes.
+/// Answers each connection with `answer` after the client has sent something, and closes.
 fn answering(answer: &'static [u8]) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -99,10 +99,10 @@ fn a_self_signed_certificate_is_believed_when_it_is_given() {
     let host = host_with(&files);
     let url = format!("wss://localhost:{}", host.port());
     expect(&ending(&url, &[]), "self-signed: give it with --ca FILE");
-    // The host is spoken to: what fails is behind it.
+    // The host is reached: the failure is behind it.
     let ca = &files.ca;
     expect(&ending(&url, &["--ca", ca]), "the runner 127.0.0.1:1");
-    // Its name is checked all the same.
+    // Its name is still checked.
     let other = format!("wss://127.0.0.1:{}", host.port());
     expect(
         &ending(&other, &["--ca", ca]),
@@ -193,7 +193,7 @@ fn the_agent_says_it_too() {
     fit_for_people(&agent(&secure, &[]).complaint("give --ca FILE"));
     let registered = agent(&secure, &["--ca", cert]);
     registered.complaint("registered at");
-    // Gone without a word of TLS.
+    // Closed without any TLS.
     drop(runner);
     fit_for_people(&registered.complaint("lost the runner"));
 }

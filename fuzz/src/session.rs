@@ -1,8 +1,8 @@
-//! Two sessions under operations of every kind, with messages of a hostile peer mixed in.
+//! Two sessions under operations of every kind, mixed with messages of a hostile peer.
 //!
-//! Input: one byte that chooses version and bounds, then operations of one byte and their
-//! arguments. Messages between the two pass in order, but either end may also get a forged one at
-//! any time, well formed or not.
+//! Input: one byte that chooses version and bounds, then operations of one byte with their
+//! arguments. Messages between the sessions pass in order, but either end may also get a forged one
+//! at any time, well formed or not.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use kohakuriver_tunnel::session::{
 };
 use kohakuriver_tunnel::wire::{Chunk, Frame};
 
-/// Whatever happens: no panic, every bound holds, every `poll_*` comes to an end, what ended stays
-/// so, and after everything is released nothing is left.
+/// For any input: no panic, every bound holds, every `poll_*` terminates, ended streams stay ended,
+/// and after every handle is released nothing is left.
 pub fn session(data: &[u8]) {
     let Some((&first, rest)) = data.split_first() else {
         return;
@@ -77,7 +77,7 @@ pub fn session(data: &[u8]) {
     wind_up(&mut ends, now);
 }
 
-/// Every bound is so small that a few operations reach it.
+/// Bounds so small that a few operations reach them.
 fn config(smallest: bool) -> Config {
     let mut config = Config::default();
     config.linger = Duration::from_secs(1);
@@ -102,7 +102,7 @@ fn config(smallest: bool) -> Config {
     config
 }
 
-/// Everything is let go of, and time passes: nothing may stay.
+/// Releases everything and lets time pass. Nothing may remain.
 fn wind_up(ends: &mut [End; 2], mut now: Instant) {
     for _ in 0..20 {
         for end in &mut *ends {
@@ -158,7 +158,7 @@ impl End {
 
     fn accept(&mut self, now: Instant, which: u8) {
         if let Some(stream) = self.pick(which) {
-            // An error only when it was answered before or is gone.
+            // Fails only if the stream was already answered or is gone.
             let _ = self.session.accept(stream, now);
         }
     }
@@ -193,7 +193,7 @@ impl End {
         }
     }
 
-    /// A message that cannot be received now is not handed in.
+    /// A message that cannot be received now is not passed in.
     fn take(&mut self, now: Instant, message: Bytes) {
         if self.session.can_receive() {
             let outcome = self.session.handle_message(now, message);
@@ -223,7 +223,7 @@ impl End {
         assert_eq!(more, sent.unwrap_or(0));
     }
 
-    /// Sends as much as is taken at once.
+    /// Sends as much as is accepted at once.
     fn send_chunk(&mut self, stream: StreamId, mut bytes: Bytes) -> Result<usize, SendError> {
         let room = self.session.send_capacity(stream)?;
         if room == 0 {
@@ -238,7 +238,7 @@ impl End {
         let (which, len) = (input.byte().unwrap_or(0), input.len());
         if let Some(flow) = self.pick(which) {
             let datagram = Chunk::copied(&vec![which; len]);
-            // An error only when it is no flow, or over.
+            // Fails only if it is not a flow, or has ended.
             let _ = self.session.send_datagram(flow, datagram);
         }
     }
@@ -354,7 +354,7 @@ impl Input<'_> {
         Some(byte)
     }
 
-    /// Mostly small, sometimes more than a window.
+    /// Mostly small, sometimes longer than a window.
     fn len(&mut self) -> usize {
         match self.byte().unwrap_or(0) {
             len @ 0..200 => usize::from(len),
@@ -362,7 +362,7 @@ impl Input<'_> {
         }
     }
 
-    /// A message with a valid type, about an id that likely lives.
+    /// A message with a valid type, about an id that is probably live.
     fn message(&mut self) -> Bytes {
         let [kind, id, port] = [(); 3].map(|()| self.byte().unwrap_or(0));
         let mut message = vec![kind % 9 + 1, kind >> 7, 0, 0, 0, id % 16, 0, port];

@@ -10,7 +10,7 @@ static ALLOCATOR: Counting = Counting;
 struct Counting;
 
 thread_local! {
-    static COUNTS: Cell<Counts> = const { Cell::new(Counts { calls: 0, bytes: 0, largest: 0, live: 0 }) };
+    static COUNTS: Cell<Counts> = const { Cell::new(Counts::NONE) };
 }
 
 /// What a thread has allocated so far.
@@ -24,6 +24,15 @@ pub(crate) struct Counts {
     pub(crate) largest: usize,
     /// Bytes not given back. Another thread may give back what this one allocated.
     pub(crate) live: isize,
+}
+
+impl Counts {
+    const NONE: Self = Self {
+        calls: 0,
+        bytes: 0,
+        largest: 0,
+        live: 0,
+    };
 }
 
 impl Sub for Counts {
@@ -72,25 +81,25 @@ fn count(size: usize, instead_of: usize) {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size(), 0);
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count(layout.size(), 0);
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count(size, layout.size());
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.realloc(at, layout, size) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         count(0, layout.size());
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.dealloc(at, layout) }
     }
 }

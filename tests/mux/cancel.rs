@@ -1,4 +1,5 @@
-//! Every future is dropped at every poll that finds it pending, and made anew: nothing is lost or doubled.
+//! Every future is dropped at every poll in which it is pending, and made again: nothing is lost or
+//! duplicated.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -14,14 +15,14 @@ use tokio::task::JoinHandle;
 use super::pipe::{Packets, pipe};
 use super::tunnel::{Ended, noise, within};
 
-/// Waits for what the expression's future comes to, though each one is dropped after one poll.
+/// Waits for the result of the expression's future, although each one is dropped after one poll.
 macro_rules! fickle {
     ($future:expr) => {
         within(poll_fn(|cx| pin!($future).poll(cx))).await
     };
 }
 
-/// As [`fickle`], for futures that take their waker with them when they are dropped.
+/// As [`fickle`], for futures that remove their waker when dropped.
 macro_rules! restless {
     ($future:expr) => {
         within(poll_fn(|cx| {
@@ -32,7 +33,7 @@ macro_rules! restless {
     };
 }
 
-/// A tunnel through the smallest pipe, whose drivers are dropped and made anew as far as that is possible:
+/// A tunnel through the smallest pipe. Its drivers are dropped and made again as far as possible:
 /// each poll is of a new borrow.
 fn tunnel() -> (Mux, Acceptor, [JoinHandle<Ended>; 2]) {
     let (near, far, _) = pipe(1);
@@ -111,7 +112,7 @@ async fn chunks_and_capacity() {
     let mut got = Vec::new();
     while let Some(chunk) = fickle!(read.chunk()).unwrap() {
         got.extend_from_slice(&chunk);
-        // Some of it byte by byte: what is left of a chunk stays with the half.
+        // Some of it byte by byte: the rest of a chunk stays with the half.
         if let Ok(byte) = fickle!(read.read_u8()) {
             got.push(byte);
         }
@@ -160,7 +161,7 @@ async fn datagrams() {
         }
     });
     for number in 0..500_u64 {
-        // Two under way, so that one may be lost beside the other.
+        // Two in flight, so that one may be lost beside the other.
         for half in [number * 2, number * 2 + 1] {
             near.send(Bytes::copy_from_slice(&half.to_be_bytes()))
                 .unwrap();
@@ -194,7 +195,7 @@ async fn the_end() {
     assert_eq!(within(far_driver).await.unwrap(), ended);
 }
 
-/// A reader that waits in one task hands its stream to another: the second is woken.
+/// A reader that waits in one task passes its stream to another, which is woken.
 #[tokio::test]
 async fn a_future_dropped_in_one_task_is_made_in_another() {
     let (near, mut acceptor, _drivers) = tunnel();

@@ -1,4 +1,4 @@
-//! A clock of the caller's own: the mux knows no other, neither in its driver nor in its handles.
+//! A user-defined clock: neither the driver nor the handles of the mux use another.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::pipe::{Packets, pipe};
 
-/// Stands still until it is moved.
+/// A clock that only moves when told.
 #[derive(Debug, Clone, Default)]
 struct Manual(Arc<AtomicU64>);
 
@@ -56,7 +56,7 @@ fn now<T>(future: impl Future<Output = T>) -> T {
 #[test]
 fn keepalive_goes_by_the_clock_it_was_given() {
     let clock = Manual::default();
-    // Not at zero, as a browser's is not.
+    // Not at zero, like a browser's clock.
     clock.pass(Duration::from_secs(1_000_000));
     let (near, _silent, _wires) = pipe(8);
     let builder = mux::builder().timer(clock.clone());
@@ -75,7 +75,7 @@ fn keepalive_goes_by_the_clock_it_was_given() {
     assert_eq!(ended, Poll::Ready(Err(TunnelError::PeerDead)));
 }
 
-/// The time of a handle's own calls counts: a stream let go lingers from then on.
+/// The handle's calls use the clock too: a released stream lingers from then on.
 #[test]
 fn handles_go_by_the_clock_too() {
     let clock = Manual::default();

@@ -45,7 +45,7 @@ async fn the_oldest_are_dropped_and_counted() {
     config.datagram_queue = 10;
     let (mut tunnel, [there, _]) = piped(Version::V2, config);
     let (near, far) = tunnel.flow().await;
-    // Nothing gets a turn between these, so all wait in the sender's queue.
+    // No other task runs between these, so all datagrams wait in the sender's queue.
     for number in 0..100_u8 {
         near.send(Bytes::from(vec![number])).unwrap();
     }
@@ -54,7 +54,7 @@ async fn the_oldest_are_dropped_and_counted() {
     }
     assert_eq!(tunnel.near.tunnel().stats().datagrams_dropped_sending, 90);
 
-    // Now at the receiver: it reads only after all have come.
+    // Now the receiver's queue: it reads only after all have arrived.
     for number in 0..100_u8 {
         let before = there.passed();
         near.send(Bytes::from(vec![number])).unwrap();

@@ -28,7 +28,7 @@ async fn closing_waits_for_what_is_open_and_lets_nothing_new_begin() {
             within(far.read_exact(&mut got)).await.unwrap();
             assert!(!closing.is_finished());
             drop((near, far));
-            // The handles that are left hold up nothing.
+            // The remaining handles do not keep it up.
             assert_eq!(within(closing).await.unwrap(), Ok(()));
             let ended = within(other.closed()).await;
             assert!(matches!(ended, Err(TunnelError::Ended(_))), "{ended:?}");
@@ -44,7 +44,7 @@ async fn closing_an_idle_tunnel_is_over_at_once() {
         assert_eq!(within(tunnel.near.tunnel().close()).await, Ok(()));
         assert_eq!(within(tunnel.near_driver).await.unwrap(), Ok(()));
         assert!(within(tunnel.far_driver).await.unwrap().is_err());
-        // Again, of what has ended.
+        // Again, after the end.
         assert_eq!(tunnel.near.tunnel().close().now_or_never(), Some(Ok(())));
     }
 }

@@ -1,4 +1,4 @@
-//! The mux on an executor of thirty lines, with a timer of its own and no runtime anywhere.
+//! The mux on an executor of thirty lines, with its own timer and without a runtime.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -46,7 +46,7 @@ impl Alarms {
         }
     }
 
-    /// Wakes who is due; says how long to sleep at most.
+    /// Wakes tasks that are due; returns how long to sleep at most.
     fn ring(&self) -> Duration {
         let now = self.clock.now();
         let mut next = Duration::from_secs(1);
@@ -94,7 +94,7 @@ impl Wake for Flag {
 
 type Task<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
-/// Runs all tasks to their end, each polled only when it was woken.
+/// Runs all tasks to their end. Polls each only when it was woken.
 fn run(alarms: &Alarms, tasks: Vec<Task<'_>>) {
     let began = std::time::Instant::now();
     let flag = || {
@@ -158,7 +158,7 @@ fn streams_flow_on_any_executor() {
             stream.write_all(&got).await.unwrap();
         }
     };
-    // Whichever is done first ends the other.
+    // The first to finish ends the other.
     let over = |ended| assert!(matches!(ended, Ok(()) | Err(TunnelError::Ended(_))));
     let near_driver = async move { over(near_driver.await) };
     let far_driver = async move { over(far_driver.await) };

@@ -1,4 +1,4 @@
-//! A stream that nobody reads, beside others.
+//! A stream without a reader, beside others.
 
 use std::io;
 use std::time::Duration;
@@ -42,7 +42,7 @@ async fn a_stalled_reader_stalls_only_itself() {
             within(near.read_exact(&mut back)).await.unwrap();
             assert_eq!(back, [turn; 64]);
         }
-        // Bulk as well, beyond any window.
+        // Bulk too, beyond any window.
         let data = noise(2, 4 << 20);
         let sent = data.clone();
         let writer = tokio::spawn(async move {
@@ -54,7 +54,7 @@ async fn a_stalled_reader_stalls_only_itself() {
         assert!(got == data);
         writer.await.unwrap();
 
-        // And the stalled one is whole when somebody reads it at last.
+        // The stalled stream is complete when it is read at last.
         let reader = tokio::spawn(async move {
             let mut stalled_far = stalled_far;
             let mut all = Vec::new();
@@ -76,7 +76,7 @@ async fn v1_resets_only_the_slow_stream() {
         let mut tunnel = link.tunnel(Version::V1, config).await;
         let (mut slow_near, mut slow_far) = tunnel.stream().await;
         let (mut near, mut far) = tunnel.stream().await;
-        // The acceptor sends, as a service does: in v1 only it can say why it ends.
+        // The acceptor sends, as a service does: in v1 only the acceptor can give a reason.
         let flood = tokio::spawn(async move { while far_write(&mut slow_far).await.is_ok() {} });
         for turn in 0..50_u8 {
             let mut back = [0; 64];
@@ -122,7 +122,7 @@ async fn a_v1_reader_that_is_only_slow_is_kept() {
     drop(within(writer).await.unwrap());
 }
 
-/// Thousands of streams that each wait for the one budget all get through.
+/// Thousands of streams that all wait for one budget complete.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_shared_budget_strands_nobody() {
     for link in Link::BOTH {
@@ -152,7 +152,7 @@ async fn a_shared_budget_strands_nobody() {
     }
 }
 
-/// One budget for many tunnels: those who flood pay, the others notice nothing.
+/// One budget for many tunnels: floods are reset, and the others are not affected.
 #[tokio::test]
 async fn tunnels_that_share_a_budget_stay_within_it() {
     const LIMIT: usize = 3 << 20;
@@ -169,7 +169,7 @@ async fn tunnels_that_share_a_budget_stay_within_it() {
     for tunnel in &mut tunnels {
         for _ in 0..8 {
             let (mut flooding, unread) = tunnel.stream().await;
-            // Within its window, so nothing waits.
+            // Within its window, so it does not wait.
             let _ = flooding.write_all(&noise(1, 200 << 10)).await;
             held.push((flooding, unread));
             assert!(budget.held() <= LIMIT, "{}", budget.held());
@@ -192,7 +192,8 @@ async fn tunnels_that_share_a_budget_stay_within_it() {
     .await;
 }
 
-/// Streams that this side opened for many do not make the tunnel shed what one of them holds.
+/// Streams that this end opened for many parties do not make the tunnel reset a stream of one of
+/// them.
 #[tokio::test]
 async fn a_tunnel_that_carries_streams_of_many_is_no_flood() {
     let budget = Budget::new(3 << 20);
@@ -200,7 +201,7 @@ async fn a_tunnel_that_carries_streams_of_many_is_no_flood() {
     let mut tunnel = Link::Pipe.built(member(), mux::builder()).await;
     let (mut near, mut far) = tunnel.stream().await;
     assert!(budget.take(2 << 20));
-    // Somebody else's part, so that more than two thirds are held with what comes here.
+    // Held elsewhere, so that more than two thirds are held together with the data received here.
     let greedy = Link::Pipe.built(mux::builder(), member()).await;
     let waiting = greedy.near.open_tcp(7).unwrap();
     let many: Vec<_> = (0..1000)
@@ -216,7 +217,7 @@ async fn a_tunnel_that_carries_streams_of_many_is_no_flood() {
     drop((many, waiting));
 }
 
-/// What is held is no more than what is counted, whatever buffers it came in.
+/// No more memory is held than counted, whatever buffers the data came in.
 #[tokio::test]
 async fn scarce_memory_is_not_pinned_by_small_payloads() {
     let budget = Budget::new(1 << 20);
@@ -234,7 +235,7 @@ async fn scarce_memory_is_not_pinned_by_small_payloads() {
         };
         [&header.to_bytes()[..], &payload].concat()
     };
-    // Half of the budget is taken by something else.
+    // Half of the budget is held elsewhere.
     assert!(budget.take(512 << 10));
     let connect = message(Kind::Connect, 1, Bytes::new());
     near.send(Packet::Binary(connect.into())).await.unwrap();
@@ -247,7 +248,7 @@ async fn scarce_memory_is_not_pinned_by_small_payloads() {
     assert_ne!(chunk.as_ptr(), whole[8..].as_ptr(), "it pins the buffer");
 }
 
-/// A flood without content is read more and more slowly; what stands behind it arrives all the same.
+/// A flood without content is read more and more slowly; the data behind it still arrives.
 #[tokio::test(start_paused = true)]
 async fn a_flood_of_pings_is_slowed_down() {
     let (mut near, far, _) = pipe(100);

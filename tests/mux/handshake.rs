@@ -1,4 +1,4 @@
-//! How a tunnel begins: the greeting, a refusal, and peers that do neither.
+//! The start of a tunnel: the greeting, a refusal, and peers that send neither.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::pipe::{Packet, Packets, Pipe, Wire, pipe};
 use super::tunnel::{Tungstenite, websockets, within};
 
-/// A pipe whose far end is written by hand.
+/// A pipe with a scripted far end.
 fn scripted(packets: impl IntoIterator<Item = Packet>) -> (Pipe, Pipe, Wire) {
     let (near, far, [_, back]) = pipe(100);
     for packet in packets {
@@ -63,7 +63,7 @@ async fn a_greeted_tunnel_carries_streams() {
     drop(within(serving).await.unwrap());
 }
 
-/// A server need not wait for the client before it speaks.
+/// A server need not wait for the client before it sends.
 #[tokio::test]
 async fn what_comes_right_behind_the_greeting_is_not_lost() {
     let goaway = Packet::Binary(Bytes::from_static(&[9, 0, 0, 0, 0, 0, 0, 0]));
@@ -137,7 +137,7 @@ async fn silence_and_pings_are_waited_for_no_longer_than_was_said() {
         assert_eq!(began.elapsed().as_secs(), limit);
         pings.abort();
     }
-    // Nor for the close after a refusal, whatever comes instead of it.
+    // Nor does the wait for the close after a refusal, whatever comes instead.
     let began = Instant::now();
     let (near, _far, _) = scripted([text("Error: no"), text("never"), text("ending")]);
     let error = mux::builder().connect(near, Packets::default()).await;
@@ -163,7 +163,7 @@ async fn a_peer_that_reads_nothing_holds_up_neither_a_welcome_nor_a_refusal() {
     let refusing = mux::builder().refuse(near, Packets::default(), 1008, "no");
     refusing.await;
     assert_eq!(began.elapsed().as_secs(), 5);
-    // One that reads, and then neither closes nor goes.
+    // A peer that reads, and then neither closes nor drops the connection.
     let (near, _far, _) = scripted([]);
     let began = Instant::now();
     let refusing = mux::builder().refuse(near, Packets::default(), 1008, "no");
@@ -171,7 +171,7 @@ async fn a_peer_that_reads_nothing_holds_up_neither_a_welcome_nor_a_refusal() {
     assert_eq!(began.elapsed().as_secs(), 5);
 }
 
-/// A peer that floods meanwhile is read, and the refusal ends in time all the same.
+/// A peer that floods meanwhile is read, and the refusal still ends in time.
 #[tokio::test]
 async fn a_flood_does_not_keep_a_refusal_from_ending() {
     let (near, mut far, [there, back]) = pipe(4);

@@ -1,4 +1,4 @@
-//! How a tunnel begins to end, and ends.
+//! How a tunnel drains and ends.
 
 use std::io;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::tunnel::{
     Ended, Link, Tungstenite, Tunnel, accept_tcp, builder, noise, piped, websockets, within,
 };
 
-/// As the other side's end looks without a word of it.
+/// The peer's end, as it looks without a reason.
 const ENDED: Ended = Err(TunnelError::Ended(None));
 
 #[tokio::test]
@@ -38,13 +38,13 @@ async fn the_last_handle_ends_the_tunnel() {
         assert_eq!(got, "the end");
         drop(far);
         assert_eq!(within(near_driver).await.unwrap(), Ok(()));
-        // It may have been done by itself.
+        // The driver may have done it already.
         let other = within(far_driver).await.unwrap();
         assert!(matches!(other, Ok(()) | Err(TunnelError::Ended(_))));
     }
 }
 
-/// Who only watches a tunnel, from any of its ends, keeps nothing up.
+/// A `Tunnel` handle of any end keeps nothing up.
 #[tokio::test]
 async fn the_tunnels_handle_does_not_hold_it() {
     let (near, far, _) = pipe(1000);
@@ -78,7 +78,7 @@ async fn shutdown_and_flush_of_a_reset_stream_fail() {
     }
 }
 
-/// Who serves streams alone lets go of everything else, and the other side is told.
+/// A program that only serves streams drops all other handles, and the peer is informed.
 #[tokio::test]
 async fn what_is_not_served_is_refused() {
     let mut tunnel = Link::Pipe.v2().await;
@@ -121,7 +121,7 @@ async fn what_is_asked_for_can_be_refused_as_either_kind() {
     assert_eq!(reset, Reset::new(Reason::Denied, "no flow here"));
 }
 
-/// Deployed runners pass ids through, so those of two clients must not meet.
+/// Deployed runners pass ids through, so the ids of two clients must differ.
 #[tokio::test]
 async fn the_ids_of_two_openers_do_not_meet() {
     let mut seen = std::collections::BTreeSet::new();
@@ -155,8 +155,7 @@ async fn the_other_side_sees_the_end() {
     }
 }
 
-/// The first to go closes its side at once. What it said last must not be destroyed by what it no longer
-/// reads.
+/// The first end to finish closes its side at once. Unread input must not destroy its last data.
 #[tokio::test]
 async fn what_was_said_last_arrives_though_its_sender_is_gone() {
     let (near, far, [_, back]) = pipe(1000);
@@ -248,7 +247,7 @@ async fn shutdown_does_not_wait_for_a_peer_that_does_not_read() {
     assert_eq!(within(driver).await.unwrap(), Ok(()));
 }
 
-/// Tasks that wait for everything there is to wait for.
+/// Tasks that wait for every kind of event.
 struct Waiting {
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -387,7 +386,7 @@ async fn an_idle_tunnel_lives() {
     }
 }
 
-/// The deadline of a stream that nobody holds any more counts from when it was let go.
+/// The deadline of a released stream counts from its release.
 #[tokio::test(start_paused = true)]
 async fn a_stream_let_go_after_a_silence_has_its_full_linger() {
     let mut config = Config::default();
@@ -441,7 +440,7 @@ async fn garbage_is_counted_and_kills_nothing() {
     let (mut near, mut far) = tunnel.stream().await;
     for turn in 0..10_000_u64 {
         let garbage = noise(turn, turn as usize % 40);
-        // Nothing that by chance speaks of the stream.
+        // Avoids events that would touch the stream.
         let names_it = garbage.get(2..6) == Some(&[0, 0, 0, 1]);
         if !names_it && garbage.first() != Some(&9) {
             there.inject(Packet::Binary(garbage.clone().into()));

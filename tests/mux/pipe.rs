@@ -1,5 +1,5 @@
-//! A message transport in memory that belongs to no runtime: bounded, with back-pressure, and strict about
-//! how it is used.
+//! A message transport in memory without a runtime: bounded, with back-pressure, and strict about
+//! its use.
 
 use std::collections::VecDeque;
 use std::fmt::{self, Display};
@@ -34,7 +34,7 @@ struct Lane {
     packets: VecDeque<Packet>,
     reader: Option<Waker>,
     writer: Option<Waker>,
-    /// Nobody takes anything any more.
+    /// The receiver is gone.
     held: bool,
     closed: bool,
     broken: bool,
@@ -61,22 +61,22 @@ impl Wire {
         outcome
     }
 
-    /// Puts a packet in, whatever the bound.
+    /// Adds a packet, regardless of the bound.
     pub(crate) fn inject(&self, packet: Packet) {
         self.change(|lane| lane.packets.push_back(packet));
     }
 
-    /// Breaks it: both ends see an error.
+    /// Breaks the lane: both ends see an error.
     pub(crate) fn cut(&self) {
         self.change(|lane| lane.broken = true);
     }
 
-    /// While held, what is in it does not arrive.
+    /// While it is held, its packets do not arrive.
     pub(crate) fn hold(&self, held: bool) {
         self.change(|lane| lane.held = held);
     }
 
-    /// Packets that went in.
+    /// Packets sent so far.
     pub(crate) fn passed(&self) -> usize {
         self.lane().passed
     }
@@ -91,7 +91,7 @@ pub(crate) struct Pipe {
     ready: bool,
 }
 
-/// Two ends joined by lanes of `capacity` packets each; the wires are near to far, and back.
+/// Two ends joined by lanes of `capacity` packets. The wires are near to far, and back.
 pub(crate) fn pipe(capacity: usize) -> (Pipe, Pipe, [Wire; 2]) {
     let (there, back) = (Wire::default(), Wire::default());
     let near = Pipe::new(back.clone(), there.clone(), capacity);
@@ -113,7 +113,7 @@ impl Pipe {
 impl Drop for Pipe {
     fn drop(&mut self) {
         self.output.change(|lane| lane.closed = true);
-        // As a socket: who writes to it from now on gets an error.
+        // Like a socket: later writes to it fail.
         self.input.change(|lane| lane.broken = true);
     }
 }
@@ -191,7 +191,7 @@ impl Sink<Packet> for Pipe {
     }
 }
 
-/// The tunnel in packets.
+/// Tunnel messages as packets.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Packets {
     pub(crate) probes: bool,

@@ -1,4 +1,4 @@
-//! A tunnel over a byte stream: messages behind their length.
+//! A tunnel over a byte stream: messages after their length.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -17,7 +17,7 @@ use super::tunnel::{noise, sockets, tunnel, within};
 
 const MESSAGE_MAX: usize = 1 << 20;
 
-/// A byte stream that passes few bytes at a time, and takes several slices or not.
+/// A byte stream that passes few bytes at a time, with or without vectored writes.
 #[derive(Debug)]
 struct Narrow {
     inner: DuplexStream,
@@ -144,7 +144,7 @@ async fn a_message_too_long_to_send_is_refused_and_the_next_one_passes() {
     assert_eq!(within(far.next()).await.unwrap().unwrap(), "short");
 }
 
-/// What a stream of these bytes ends with, behind one message.
+/// How a stream of these bytes ends, after one message.
 async fn end_of(rest: &[u8]) -> Option<CodecError> {
     let (near, mut far) = duplex(1000);
     let mut near = length_prefixed(near);

@@ -47,7 +47,7 @@ impl Local {
     }
 }
 
-/// A tunnel with relays at both ends, and what is behind them.
+/// A tunnel with relays at both ends, and the connections behind them.
 async fn joined(
     tunnel: &mut Tunnel,
     local: Local,
@@ -83,7 +83,7 @@ async fn listen(mut read: impl AsyncRead + Unpin, seed: u64, len: usize) {
     assert_eq!(within(read.read(&mut got)).await.unwrap(), 0);
 }
 
-/// Both ways at once, each ended by itself.
+/// Both ways at once; each direction ends separately.
 async fn exchange(len: usize, link: Link, local: Local) {
     let mut tunnel = link.v2().await;
     let (client, service, relays) = joined(&mut tunnel, local).await;
@@ -134,7 +134,7 @@ async fn a_relay_keeps_the_reply_after_a_half_close() {
     }
 }
 
-/// A local connection that says how often it is written to and fails when told.
+/// A local connection that counts writes and fails on request.
 struct Faulty {
     inner: tokio::io::DuplexStream,
     fail_read: bool,
@@ -238,7 +238,7 @@ async fn what_came_before_a_reset_is_still_written() {
                 }
             })
             .await;
-            // The client has read nothing yet, so most of it is still under way.
+            // The client has read nothing yet, so most of it is still in flight.
             let stream = tokio::spawn(async move {
                 let _ = read.chunk().await;
             });
@@ -253,7 +253,7 @@ async fn what_came_before_a_reset_is_still_written() {
     }
 }
 
-/// The local side has nothing to say and the tunnel's direction is over: only the reset is left to notice.
+/// The local side is silent and the tunnel's direction has ended: only the reset can be noticed.
 #[tokio::test]
 async fn a_reset_after_the_end_of_its_direction_is_noticed() {
     for link in Link::BOTH {
@@ -274,8 +274,8 @@ async fn a_reset_after_the_end_of_its_direction_is_noticed() {
     }
 }
 
-/// Many relays on many threads fight for one small budget: what one has read must not be lost when another
-/// takes the room meanwhile.
+/// Many relays on many threads compete for one small budget: data read by one must not be lost when
+/// another takes the room meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn relays_that_share_a_budget_lose_nothing() {
     let mut config = Config::default();
@@ -345,7 +345,7 @@ async fn a_dropped_relay_ends_the_stream_gracefully() {
     .await;
 }
 
-/// A local side at whose every second read another stream takes all the room there is.
+/// A local side; at every second read of it another stream takes all the room.
 struct Contender {
     rival: kohakuriver_tunnel::mux::WriteHalf,
     reads: usize,
@@ -361,7 +361,7 @@ impl AsyncRead for Contender {
         if self.reads <= 20 {
             buf.put_slice(&[self.reads as u8; 1000]);
         }
-        // Not at the first: a stream that has nothing queued always has some room.
+        // Not at the first read: a stream with an empty queue always has some room.
         let full = self.reads % 2 == 0;
         while full
             && Pin::new(&mut self.rival)

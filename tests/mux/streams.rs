@@ -1,4 +1,4 @@
-//! What one stream does.
+//! One stream.
 
 use std::error::Error;
 use std::io;
@@ -23,7 +23,7 @@ async fn what_is_written_comes_back() {
                 for piece in sent.chunks(10_007) {
                     write.write_all(piece).await.unwrap();
                 }
-                // Kept: in v1 an opener that closes is taken to be gone.
+                // Kept, because in v1 an opener that closes is taken to be gone.
                 write
             });
             let mut back = vec![0; data.len()];
@@ -152,7 +152,7 @@ async fn a_reset_tells_its_reason_after_what_came_before() {
             );
             let error = near.write_all(b"too late").await.unwrap_err();
             assert_eq!(error.kind(), kind);
-            // The end that did it is told too.
+            // The end that reset it sees the reset too.
             assert!(within(far.read(&mut first)).await.is_err());
         }
     }

@@ -1,4 +1,4 @@
-//! Two muxes joined by a transport, and what the tests have in common.
+//! Two muxes joined by a transport, and helpers of the tests.
 
 use std::future::Future;
 use std::time::Duration;
@@ -18,10 +18,10 @@ use tokio_tungstenite::tungstenite::protocol::Role as Side;
 
 use super::pipe::{Packets, Wire, pipe};
 
-/// Long enough for a machine that does ten other things.
+/// Long enough for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// What `future` comes to; a test that waits for ever fails here instead.
+/// The result of `future`. Fails after a time limit instead of hanging.
 pub(crate) async fn within<F: Future>(future: F) -> F::Output {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(output) => output,
@@ -31,10 +31,10 @@ pub(crate) async fn within<F: Future>(future: F) -> F::Output {
 
 carrier!(pub(crate) Tungstenite: tungstenite::Message, close: tungstenite::protocol::CloseFrame);
 
-/// How a driver ends.
+/// The result of a driver.
 pub(crate) type Ended = Result<(), TunnelError>;
 
-/// A tunnel both ends of which live in this process.
+/// A tunnel with both ends in this process.
 pub(crate) struct Tunnel {
     /// Opens.
     pub(crate) near: Mux,
@@ -164,13 +164,13 @@ impl Tunnel {
         (near, accept_udp(&mut self.acceptor).await)
     }
 
-    /// Answers every stream with what it says, until the tunnel ends.
+    /// Echoes every stream until the tunnel ends.
     pub(crate) fn echo(mut self) -> (Mux, JoinHandle<Ended>) {
         tokio::spawn(async move {
             while let Some(Incoming::Tcp(incoming)) = self.acceptor.accept().await {
                 tokio::spawn(async move {
                     let (mut read, mut write) = tokio::io::split(incoming.accept());
-                    // How it ended is the other side's to judge.
+                    // The other side checks how it ended.
                     let _ = tokio::io::copy(&mut read, &mut write).await;
                     let _ = tokio::io::AsyncWriteExt::shutdown(&mut write).await;
                 });
@@ -180,7 +180,7 @@ impl Tunnel {
     }
 }
 
-/// Bytes that differ from place to place and from seed to seed.
+/// Bytes that depend on position and seed.
 pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);

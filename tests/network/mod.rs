@@ -1,6 +1,6 @@
 //! Two sessions joined by two links with a rate, a delay and bounded buffers, on a virtual clock.
 //!
-//! Nothing here reads a clock or a random source: the same seed and calls give the same run.
+//! Uses no clock and no random source: the same seed and calls give the same run.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
@@ -35,16 +35,17 @@ impl Side {
 pub struct LinkConfig {
     pub bytes_per_second: u64,
     pub delay: Duration,
-    /// Up to this much is added to the delay of a message; the order stays.
+    /// Maximum extra delay of a message; the order is kept.
     pub jitter: Duration,
-    /// Bytes the sender's socket takes before they are on the wire; overrun by at most one message.
+    /// Bytes that the sender's socket accepts before they are on the wire; exceeded by at most one
+    /// message.
     pub send_buffer: usize,
-    /// Bytes that may be on the wire or wait to be received; overrun by at most `send_buffer`.
+    /// Bytes that may be on the wire or wait to be received; exceeded by at most `send_buffer`.
     pub pipe: usize,
 }
 
 impl LinkConfig {
-    /// Room for a bandwidth-delay product and a small socket buffer.
+    /// Room for the bandwidth-delay product and a small socket buffer.
     pub fn new(bits_per_second: u64, delay: Duration) -> Self {
         let bytes_per_second = bits_per_second / 8;
         let product = u128::from(bytes_per_second) * delay.as_nanos() / 1_000_000_000;
@@ -72,10 +73,10 @@ pub struct Link {
     unsent: VecDeque<(u64, usize)>,
     unsent_bytes: usize,
     flight: VecDeque<(u64, Packet)>,
-    /// Bytes of messages not yet received, those in the socket included.
+    /// Bytes of messages not yet received, including those in the socket.
     held_bytes: usize,
     free_at: u64,
-    /// Takes everything and delivers nothing.
+    /// Accepts everything and delivers nothing.
     pub silent: bool,
 }
 
@@ -130,7 +131,7 @@ impl Link {
         Some(packet)
     }
 
-    /// Messages that were transmitted and not received.
+    /// Messages transmitted and not received.
     pub fn in_flight(&self) -> usize {
         self.flight.len()
     }
@@ -142,7 +143,7 @@ impl Link {
 }
 
 impl Packet {
-    /// With what a WebSocket and TCP/IP put around it, roughly.
+    /// Including the approximate overhead of WebSocket and TCP/IP.
     fn len(&self) -> usize {
         match self {
             Self::Message(message) => message.len() + 14,
@@ -151,7 +152,7 @@ impl Packet {
     }
 }
 
-/// What passed in one direction for one client id.
+/// Data passed in one direction for one client id.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Flow {
     pub data_sent: u64,
@@ -162,13 +163,13 @@ pub struct Flow {
     pub errors: u32,
 }
 
-/// One end and the link that leads away from it.
+/// One end and the link from it.
 #[derive(Debug)]
 pub struct End {
     pub session: Session,
     pub link: Link,
     pub violations: Vec<Violation>,
-    /// Per client id, what this end sent.
+    /// Data sent by this end, by client id.
     pub sent: HashMap<ClientId, Flow>,
     pub messages: u64,
     pub probes: u64,
@@ -181,9 +182,9 @@ pub struct Network {
     /// Nanoseconds.
     now: u64,
     random: u64,
-    /// Counts what passes per client id.
+    /// Counts data by client id.
     pub tapped: bool,
-    /// Messages a receiver takes before the other end gets its turn.
+    /// Messages that a receiver handles before the other end runs.
     pub batch: usize,
 }
 
@@ -198,7 +199,7 @@ impl<F: FnMut(Side, &mut Session, Event, Instant)> App for F {
     }
 }
 
-/// Looks at no event.
+/// Ignores every event.
 pub fn ignore(_: Side, _: &mut Session, _: Event, _: Instant) {}
 
 impl Network {
@@ -250,7 +251,7 @@ impl Network {
         &mut self.end_mut(side).session
     }
 
-    /// Lets `span` pass.
+    /// Advances the clock by `span`.
     pub fn run_for(&mut self, span: Duration, app: &mut impl App) {
         let until = self.now + u64::try_from(span.as_nanos()).unwrap();
         while self.step(until, app) {}
@@ -260,14 +261,15 @@ impl Network {
         }
     }
 
-    /// Runs until nothing more happens by itself, at most for `span`; says whether that came about.
+    /// Runs until nothing more happens by itself, for at most `span`. Returns whether that was
+    /// reached.
     pub fn run_until_silent(&mut self, span: Duration, app: &mut impl App) -> bool {
         let until = self.now + u64::try_from(span.as_nanos()).unwrap();
         while self.step(until, app) {}
         self.now < until
     }
 
-    /// The transport ends: what is on it is lost and both ends are told.
+    /// Ends the transport: messages on it are lost, and both ends are informed.
     pub fn cut(&mut self) {
         let now = self.now();
         for side in Side::BOTH {
@@ -277,15 +279,15 @@ impl Network {
         }
     }
 
-    /// The transport carries nothing any more and tells nobody.
+    /// The transport carries nothing any more and informs nobody.
     pub fn go_silent(&mut self) {
         for side in Side::BOTH {
             self.end_mut(side).link.clear();
         }
     }
 
-    /// Does what is due now, then moves to the next moment at which something is. False at `until`,
-    /// or when nothing is due any more.
+    /// Handles everything due now, then advances to the next event. False at `until`, or when
+    /// nothing is due.
     fn step(&mut self, until: u64, app: &mut impl App) -> bool {
         self.settle(app);
         match self.next_moment() {
@@ -302,7 +304,7 @@ impl Network {
         }
     }
 
-    /// Lets both ends do all they can at this moment.
+    /// Runs both ends as far as possible at this time.
     pub fn settle(&mut self, app: &mut impl App) {
         loop {
             let first = match self.next_random() & 1 {
@@ -353,7 +355,7 @@ impl Network {
         moved
     }
 
-    /// Takes what has arrived, while the session can.
+    /// Handles arrived messages, while the session can receive.
     fn receive(&mut self, side: Side) -> bool {
         let (now, at, tapped) = (self.now, self.now(), self.tapped);
         let mut taken = 0;
@@ -416,7 +418,7 @@ impl Network {
                 let full = end.session.has_transmit() && !end.link.has_room();
                 let room = full.then(|| end.link.unsent.front().map(|(at, _)| *at));
                 let timeout = end.session.poll_timeout();
-                // Not before the microsecond has come.
+                // Not before the microsecond has passed.
                 let timeout = timeout.map(|at| at.as_micros().saturating_mul(1000));
                 [arrival, room.flatten(), timeout]
             })

@@ -1,4 +1,4 @@
-//! Credit, windows and room to send.
+//! Credit, windows and send capacity.
 
 use super::*;
 
@@ -70,12 +70,12 @@ fn an_overrun_resets_only_its_stream() {
         acceptor.recv(streams[1], at(0)),
         Ok(Recv::Data("fine".into()))
     );
-    // What was within the window is still there.
+    // Data within the window is still there.
     assert_eq!(drain(&mut acceptor, streams[0], at(0)).0.len(), WINDOW);
     assert_eq!(acceptor.stats().violations, 1);
 }
 
-/// The chunk is larger than what is left, so it comes back; a part of it goes.
+/// The chunk exceeds the credit, so it is returned; a part of it is sent.
 #[test]
 fn a_chunk_beyond_the_credit_comes_back_whole() {
     let mut pair = Pair::new(Version::V2);
@@ -117,7 +117,8 @@ fn every_stream_that_waits_for_the_send_budget_is_woken() {
         assert!(unsent <= (64 << 10) + 50 * 4096 + (64 << 10), "{unsent}");
         let mut waiting: std::collections::HashSet<_> =
             streams.iter().map(|(opened, _)| *opened).collect();
-        // Each is told as it can go on; those who do not care take nothing from the others.
+        // Each stream is notified when it can continue. Streams that do not wait take nothing from
+        // the others.
         messages(&mut pair.opener, pair.now);
         for event in events(&mut pair.opener) {
             if let Event::Writable(stream) = event {
@@ -144,7 +145,7 @@ fn a_writer_is_woken_by_the_end_of_its_stream() {
     assert!(told.contains(&Event::Readable(opened)), "{told:?}");
 }
 
-/// Small writes are joined, and what is allocated for them stays in proportion.
+/// Small writes are joined, and the memory for them stays proportional.
 #[test]
 fn small_writes_that_wait_are_joined() {
     let mut pair = Pair::new(Version::V2);
@@ -164,7 +165,7 @@ fn small_writes_that_wait_are_joined() {
     assert_eq!(drain(&mut pair.acceptor, accepted, pair.now).0, sent);
 }
 
-/// Which stream was interactive is known by its handle, which nobody inherits.
+/// The interactive stream is identified by its handle, which is never reused.
 #[test]
 fn a_stream_in_the_slot_of_an_interactive_one_leaves_it_room_as_any_other() {
     let now = at(1_000);
@@ -192,7 +193,7 @@ fn a_stream_in_the_slot_of_an_interactive_one_leaves_it_room_as_any_other() {
     let bulk = incoming(&mut acceptor);
     assert_eq!(bulk.slot(), keys.slot());
     acceptor.accept(bulk, now).unwrap();
-    // Fast enough for a second window, if it were alone.
+    // Fast enough for a second window if it were the only stream.
     let mut granted = 0;
     for millis in [1_000, 1_002] {
         say(&mut acceptor, at(millis), data(3, vec![0; WINDOW / 2])).unwrap();

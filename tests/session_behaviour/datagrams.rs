@@ -50,7 +50,7 @@ fn bytes_are_bounded_for_a_flow_and_for_all() {
         pair.run();
         assert!(pair.acceptor.stats().unread <= 4_000);
     }
-    // One larger than the flow's bound goes alone, if the budget has room.
+    // A datagram larger than the flow's bound is sent alone, if the budget has room.
     pair.opener
         .send_datagram(flows[0].0, datagram(9, 3_000))
         .unwrap();
@@ -74,7 +74,7 @@ fn empty_ones_are_not_free() {
     }
     pair.run();
     assert_eq!(pair.acceptor.stats().datagrams_dropped_receiving, 3);
-    // What is read makes room.
+    // Reading makes room.
     for (_, accepted) in flows {
         while let Ok(Recv::Data(_)) = pair.acceptor.recv(accepted, pair.now) {}
     }
@@ -184,7 +184,7 @@ fn flows_take_turns() {
     assert_eq!(order[..4], [1, 2, 1, 2]);
 }
 
-/// A flow that sends what is dropped takes no more turns than one that behaves.
+/// A flow whose datagrams are dropped gets no more turns than another.
 #[test]
 fn a_flow_over_the_budget_gains_no_turns() {
     let small = config(|config| config.datagram_budget = 2_000);

@@ -108,7 +108,8 @@ fn in_v1_only_the_acceptor_can_say_why() {
     pair.opener.reset(opened, Reason::Reset, "");
     pair.run();
     assert_eq!(pair.acceptor.recv(accepted, pair.now), Ok(Recv::Finished));
-    // What the service still sends is answered once with CLOSE, the second, which ends all.
+    // Further data of the service is answered once with CLOSE, the second one, which ends both
+    // directions.
     pair.acceptor.send_slice(accepted, b"late").unwrap();
     pair.run();
     assert_eq!(pair.acceptor.state(accepted), Some(State::Closed));
@@ -154,7 +155,7 @@ fn data_may_follow_connect_at_once() {
             pair.acceptor.send_slice(accepted, b"x"),
             Err(SendError::Finished)
         ));
-        // Even before it is accepted.
+        // Also before it is accepted.
         let read = drain(&mut pair.acceptor, accepted, pair.now);
         assert_eq!(read, (b"early".to_vec(), Ok(Recv::Finished)));
         pair.acceptor.accept(accepted, pair.now).unwrap();
@@ -276,7 +277,7 @@ fn a_released_stream_whose_peer_never_ends_is_given_up() {
     );
 }
 
-/// The linger counts from the release, however long nothing has happened before.
+/// The linger time counts from the release, however long the stream was idle before.
 #[test]
 fn a_release_after_a_long_silence_lingers_in_full() {
     let quiet = config(|config| config.keepalive = None);
@@ -292,7 +293,7 @@ fn a_release_after_a_long_silence_lingers_in_full() {
     assert!(pair.opener.is_idle());
 }
 
-/// An event about a stream that is gone would reach whoever has its slot now.
+/// An event about a removed stream would reach the next stream in its slot.
 #[test]
 fn no_event_comes_after_release() {
     let mut pair = Pair::new(Version::V2);

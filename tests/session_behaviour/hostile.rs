@@ -48,7 +48,7 @@ fn late_frames_after_the_end_change_nothing() {
     }
 }
 
-/// A peer may not have heard of the end, but it knows its credit.
+/// A peer may not know of the end yet, but it knows its credit.
 #[test]
 fn data_after_the_end_is_late_only_within_the_credit() {
     let mut pair = Pair::new(Version::V2);
@@ -186,7 +186,7 @@ fn an_id_that_ended_may_be_opened_again_by_the_peer() {
                 acceptor.recv(stream, at(0)),
                 Ok(Recv::Data(vec![round].into()))
             );
-            // The handle of the old one is kept for a while.
+            // The handle of the old stream is kept for a while.
             acceptor.reset(stream, Reason::Reset, "");
             messages(&mut acceptor, at(0));
         }

@@ -104,7 +104,7 @@ fn the_receive_budget_resets_the_stream_that_holds_most() {
     }
 }
 
-/// Its bytes go, so its reader must not take what is left for the whole.
+/// Its bytes are dropped, so its reader must not take the rest for everything.
 #[test]
 fn the_receive_budget_never_truncates_in_silence() {
     let small = config(|config| config.receive_budget = 300 << 10);
@@ -139,7 +139,7 @@ fn a_ping_flood_stops_receiving_until_the_answers_are_read() {
             say(&mut session, at(0), ping.clone()).unwrap();
         }
         assert!(!session.can_receive());
-        // Whoever does not care is held to the bound.
+        // A caller that ignores the capacity is held to the bound.
         let more = say(&mut session, at(0), ping);
         assert_eq!(more, Err(Violation::TooManyRequests(100)));
         session.poll_transmit(at(0)).unwrap();
@@ -184,7 +184,7 @@ fn a_flood_of_stray_data_stops_receiving_until_the_answers_are_read() {
     assert!(opener.can_receive());
 }
 
-/// Zero is a bound too: it must not mean that nothing is ever received.
+/// Zero is a valid bound: it must not mean that nothing is ever received.
 #[test]
 fn a_session_with_the_smallest_bounds_still_works() {
     let least = config(|config| {
@@ -209,8 +209,7 @@ fn a_session_with_the_smallest_bounds_still_works() {
     }
 }
 
-/// What comes before the connection is made is bounded: a client may ask for many connections that
-/// nobody makes.
+/// Early data is bounded: a client may request many connections that are never made.
 #[test]
 fn early_data_is_bounded_for_each_stream_that_is_not_accepted() {
     const EARLY: usize = EARLY_DATA as usize;
@@ -220,7 +219,7 @@ fn early_data_is_bounded_for_each_stream_that_is_not_accepted() {
         say(&mut acceptor, at(0), connect(id)).unwrap();
         streams.push(incoming(&mut acceptor));
         for _ in 0..4 {
-            // A reset makes what follows late, and that is no violation.
+            // After a reset, further messages are late and no violation.
             say(&mut acceptor, at(0), data(id, vec![0; EARLY])).unwrap();
         }
     }
@@ -229,7 +228,7 @@ fn early_data_is_bounded_for_each_stream_that_is_not_accepted() {
     let reset = |stream: &&StreamId| acceptor.reset_of(**stream).is_some();
     let reset: Vec<_> = streams.iter().filter(reset).collect();
     assert!(reset.len() >= 90, "{}", reset.len());
-    // An opener of the first release, with few connections, is served.
+    // An opener of the first release with few connections is served.
     assert_eq!(acceptor.reset_of(streams[0]), None);
     for stream in streams {
         acceptor.release(stream, at(0));
@@ -253,7 +252,7 @@ fn an_opener_keeps_to_the_early_data_until_the_connection_is_made() {
     assert_eq!(fill(&mut pair.opener, opened), WINDOW - EARLY_DATA as usize);
 }
 
-/// v1 has no credit, so too much early data stalls the tunnel, until the connection is made.
+/// v1 has no credit, so too much early data stalls the tunnel until the connection is made.
 #[test]
 fn early_data_of_v1_waits_in_the_transport() {
     let mut pair = Pair::new(Version::V1);
@@ -301,7 +300,7 @@ fn a_session_sheds_the_streams_that_hold_most() {
     assert_eq!(ends, [None, Some(Reason::Overflow), Some(Reason::Overflow)]);
     let told = messages(&mut acceptor, at(0));
     assert!(told.iter().all(|frame| frame.kind() == Kind::Error) && told.len() == 2);
-    // What it cannot give away it keeps.
+    // Capacity that a stream cannot use is kept.
     acceptor.shed(0);
     assert_eq!(acceptor.stats().unread, 0);
     assert_eq!(acceptor.stats().streams, 3);

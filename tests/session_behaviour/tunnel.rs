@@ -1,4 +1,4 @@
-//! What concerns the whole tunnel.
+//! The whole tunnel.
 
 use super::*;
 
@@ -69,7 +69,7 @@ fn shutdown_resets_every_stream_with_gone() {
     }
 }
 
-/// More streams at once than ids are remembered for: still nobody breaks the protocol.
+/// More streams at a time than ids are remembered: still neither end violates the protocol.
 #[test]
 fn thousands_of_resets_at_once_are_no_violation() {
     for version in BOTH {
@@ -97,7 +97,7 @@ fn thousands_of_resets_at_once_are_no_violation() {
     }
 }
 
-/// As above, with what the acceptor sent still under way when the opener forgets.
+/// As above, with data of the acceptor still in flight when the opener forgets the stream.
 #[test]
 fn data_under_way_when_thousands_are_reset_is_late_not_stray() {
     let mut pair = Pair::with(Version::V2, config(|config| config.accept_backlog = 5_000));
@@ -134,7 +134,7 @@ fn ping_measures_the_round_trip() {
         let back = at(start + trip);
         pair.opener.handle_message(back, pong.clone()).unwrap();
         assert_eq!(pair.opener.rtt(), Some(Duration::from_millis(trip)));
-        // A second answer to the same PING says nothing.
+        // A second answer to the same PING is ignored.
         pair.opener.handle_message(at(start + 1), pong).unwrap();
         assert_eq!(pair.opener.rtt(), Some(Duration::from_millis(trip)));
         pair.opener.ping();

@@ -1,4 +1,4 @@
-//! Tunnels to peers without credit.
+//! Tunnels with v1 peers, which have no credit.
 
 use super::*;
 
@@ -38,7 +38,7 @@ fn a_stall_resets_only_the_slow_stream_and_the_others_go_on() {
     let reset = pair.acceptor.reset_of(their_slow).unwrap();
     assert_eq!(reset.reason, Reason::Overflow);
     assert_eq!(pair.opener.state(slow), Some(State::Closed));
-    // What it had is still there for its reader, before the reset.
+    // Its data can still be read before the reset.
     let (read, end) = drain(&mut pair.acceptor, their_slow, pair.now);
     assert!(read.len() >= 256 << 10);
     assert_eq!(reason(end), Reason::Overflow);
@@ -63,7 +63,7 @@ fn a_reader_that_makes_progress_is_not_reset() {
     assert_eq!(pair.acceptor.reset_of(accepted), None);
 }
 
-/// A reader that takes a little now and then stops all others as well as one that takes nothing.
+/// A reader that reads a little now and then stops all others as much as one that reads nothing.
 #[test]
 fn a_trickle_is_not_progress() {
     let mut pair = Pair::with(Version::V1, small());
@@ -94,7 +94,7 @@ fn a_trickle_is_not_progress() {
     assert_eq!(reset.reason, Reason::Overflow);
 }
 
-/// Nobody else waits, so a pause costs nobody anything.
+/// No other stream waits, so the pause harms nobody.
 #[test]
 fn a_lone_reader_may_pause_as_long_as_it_likes() {
     for role in [Role::Acceptor, Role::Opener] {
@@ -136,8 +136,8 @@ fn receiver_of(pair: &mut Pair, role: Role) -> &mut Session {
     }
 }
 
-/// A ping of the peer's transport stands behind the data, so the session takes a stated amount
-/// more.
+/// A ping of the peer's transport is queued behind the data, so the session receives a stated
+/// amount more.
 #[test]
 fn a_lone_stall_reaches_for_what_stands_behind_it() {
     let config = config(|config| {
@@ -169,14 +169,14 @@ fn a_lone_stall_reaches_for_what_stands_behind_it() {
         assert_eq!(take(&mut opener, now), taken, "look {look}");
     }
     assert_eq!(opener.reset_of(stream), None);
-    // With progress the reach is whole again.
+    // Progress restores the full reach.
     drain(&mut opener, stream, at(60_000)).1.unwrap();
     assert_eq!(take(&mut opener, at(60_000)), 256 << 10);
     opener.handle_timeout(at(62_000));
     assert_eq!(take(&mut opener, at(62_000)), 1 << 20);
 }
 
-/// An opener knows of a stream that it has not been answered.
+/// An opener knows which of its streams are unanswered.
 #[test]
 fn a_stall_ends_for_a_stream_that_waits_for_an_answer() {
     let answered_before = |pair: &mut Pair| {
@@ -215,7 +215,7 @@ fn a_stall_ends_for_a_stream_that_waits_for_an_answer() {
     }
 }
 
-/// Whose pause it was, when the peer gives the tunnel up over it.
+/// The reset names the paused reader when the peer ends the tunnel because of the pause.
 #[test]
 fn the_end_of_the_tunnel_over_a_pause_names_the_reader() {
     for resumes in [false, true] {
@@ -238,7 +238,7 @@ fn the_end_of_the_tunnel_over_a_pause_names_the_reader() {
         let words = "the tunnel ended, after the application had not read for ";
         let seconds = reset.text.strip_prefix(words).expect(&reset.text);
         assert!(["40 s", "41 s"].contains(&seconds), "{seconds}");
-        // What was received is still read, and then comes a reset: never an end of data.
+        // Received data can still be read, followed by a reset: never by an end of data.
         assert_eq!(
             reason(drain(&mut pair.opener, slow, pair.now).1),
             Reason::Gone
@@ -305,7 +305,7 @@ fn the_opener_waits_as_long_as_the_reply_comes() {
     assert_eq!((read.len(), reason(end)), (36, Reason::Gone));
 }
 
-/// While the tunnel stalls nothing is received, so nothing can be said about who is silent.
+/// While the tunnel stalls nothing is received, so silence does not mean that the peer is dead.
 #[test]
 fn a_stall_does_not_use_up_the_linger_of_others() {
     let mut pair = Pair::with(Version::V1, small());
@@ -315,7 +315,7 @@ fn a_stall_does_not_use_up_the_linger_of_others() {
     let (replying, asked) = pair.stream();
     pair.opener.finish(replying);
     pair.run();
-    // The replies come to the opener, which stalls on another stream that is read, but slowly.
+    // The replies go to the opener, which stalls on another stream that is read slowly.
     let fill_back = |pair: &mut Pair| {
         while pair.opener.can_receive() {
             fill(&mut pair.acceptor, their_slow);
@@ -327,7 +327,7 @@ fn a_stall_does_not_use_up_the_linger_of_others() {
     pair.acceptor.finish(asked);
     let mut held = pair.opener.stats().unread;
     for _ in 0..12 {
-        // Enough to count as progress, never enough to end the stall.
+        // Enough to count as progress, but never enough to end the stall.
         pair.wait(Duration::from_secs(1));
         let message = data(1, vec![0; 64 << 10]);
         if let Ok(Recv::Data(data)) = pair.opener.recv(slow, pair.now) {
@@ -366,14 +366,14 @@ fn the_deployed_agents_quirks_are_no_violations() {
     opener
         .handle_message(at(0), Bytes::copy_from_slice(&connected))
         .unwrap();
-    // The service ends, and still reads.
+    // The service ends its direction, and still reads.
     say(&mut opener, at(0), data(1, "bye")).unwrap();
     say(&mut opener, at(0), close(1)).unwrap();
     opener.send_slice(stream, b"thanks").unwrap();
     opener.finish(stream);
     let said = messages(&mut opener, at(0));
     assert_eq!(said.last(), Some(&close(1)));
-    // Late frames of a closed id.
+    // Late frames for a closed id.
     say(&mut opener, at(0), data(1, "late")).unwrap();
     say(&mut opener, at(0), close(1)).unwrap();
     say(&mut opener, at(0), error(1, 8080, b"mid-stream")).unwrap();

@@ -10,7 +10,7 @@ use super::model::{End, Model, Stream};
 use super::network::{Flow, Network, Side};
 
 impl Model {
-    /// What holds at every moment.
+    /// Invariants at every point in time.
     pub(super) fn check(&self, network: &mut Network) {
         let config = &self.config;
         for side in Side::BOTH {
@@ -53,15 +53,14 @@ impl Model {
                 "overrun: {s:?}"
             );
             assert!(ours.data_received <= ours.data_sent);
-            // The receiver has granted no more than was read, or thrown away by its release, and
-            // the largest window.
+            // The receiver has granted at most the bytes read or discarded plus the largest window.
             let taken = match s.handles[side.other() as usize] {
                 Some(_) => s.read[side.other() as usize],
                 None => ours.data_received,
             };
             let most = taken + u64::from(self.config.max_window) - initial;
             assert!(theirs.credit_sent <= most, "{theirs:?} {s:?}");
-            // Credit held and on its way, bytes on their way and unread are the window.
+            // Held and granted credit, bytes in flight, and unread bytes add up to the window.
             let held = initial + theirs.credit_received - ours.data_sent;
             let credit_under_way = theirs.credit_sent - theirs.credit_received;
             let data_under_way = ours.data_sent - ours.data_received;
@@ -77,7 +76,7 @@ impl Model {
         }
     }
 
-    /// Whoever waits is accepted, and both ends read all there is, until nothing more comes.
+    /// Accepts waiting streams, and reads everything on both ends until nothing more comes.
     fn read_all(&mut self, network: &mut Network) {
         loop {
             let mut moved = false;
@@ -105,7 +104,7 @@ impl Model {
         }
     }
 
-    /// Lets everything come to its end and looks at what is left.
+    /// Lets everything end and checks what is left.
     pub(super) fn wind_up(&mut self, network: &mut Network) {
         for side in Side::BOTH {
             network.end_mut(side).link.config.bytes_per_second = 100 << 20;
@@ -122,7 +121,7 @@ impl Model {
             }
         }
         self.read_all(network);
-        // Streams that were released on one side only are given up after a while.
+        // Streams released on one side only are given up after a while.
         let silent = network.run_until_silent(10 * HOUR, self);
         assert!(silent, "an idle pair does not fall silent");
         self.read_all(network);
@@ -158,10 +157,11 @@ impl Model {
         self.check(network);
     }
 
-    /// All was read: whoever may send can.
+    /// Everything was read, so every open stream can send.
     fn no_window_is_closed(&mut self, network: &mut Network) {
         for side in Side::BOTH {
-            // Where the other side has let go, the sender learns when that gives up.
+            // If the other end has released the stream, the sender learns that when the other end
+            // gives up.
             let undisturbed = self.streams.iter().filter(|s| !s.disturbed);
             for s in undisturbed {
                 if let (Some(handle), Proto::Tcp) = (s.handles[side as usize], s.proto) {

@@ -12,7 +12,7 @@ use kohakuriver_tunnel::wire::{Chunk, ClientId, Proto};
 use super::network::{App, Network, Side};
 use super::op::Op;
 
-/// What the model knows of a stream; pairs are by side.
+/// The model's knowledge of a stream. Pairs are indexed by side.
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) id: ClientId,
@@ -21,14 +21,14 @@ pub(super) struct Stream {
     pub(super) answered: bool,
     /// Bytes, or datagrams.
     pub(super) sent: [u64; 2],
-    /// Bytes; of datagrams the number of the last and one.
+    /// Bytes; for datagrams the number of the last one plus one.
     pub(super) read: [u64; 2],
     pub(super) finished: [bool; 2],
-    /// What this end read last: nothing comes after it.
+    /// The last result of reading at this end: nothing comes after it.
     pub(super) ended: [Option<End>; 2],
-    /// Sending was refused and no event has come since.
+    /// Sending was refused, and no event has come since.
     pub(super) blocked: [bool; 2],
-    /// Somebody ended it before its time, so that bytes may be missing.
+    /// One end reset it, so bytes may be missing.
     pub(super) disturbed: bool,
 }
 
@@ -72,8 +72,8 @@ impl App for Model {
     }
 }
 
-/// Bytes that look the same nowhere: what a stream sends starts at a place that its id and
-/// direction choose.
+/// Bytes without repetition. What a stream sends starts at a position derived from its id and
+/// direction.
 fn pattern(id: ClientId, side: Side, offset: u64, len: usize) -> &'static [u8] {
     static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
     const PERIOD: u64 = 1 << 19;
@@ -193,7 +193,7 @@ impl Model {
                     let s = &mut self.streams[i];
                     s.handles[side as usize] = None;
                     s.answered |= side == Side::Acceptor;
-                    // What it sent arrives, but what the other side sends may not.
+                    // Data it sent arrives, but data from the other end may not.
                     s.disturbed = true;
                     network.session(side).release(handle, now);
                 }
@@ -278,7 +278,7 @@ impl Model {
         }
     }
 
-    /// Sends until that is refused for a while, or for a megabyte.
+    /// Sends until refused for a while, or for a megabyte.
     fn flood(&mut self, network: &mut Network, side: Side, i: usize, handle: StreamId) {
         let until = self.streams[i].sent[side as usize] + (1 << 20);
         for _ in 0..200 {
@@ -298,7 +298,7 @@ impl Model {
         }
     }
 
-    /// Reads, and holds what comes against what was sent. Says whether anything came.
+    /// Reads and compares with what was sent. Returns whether anything was read.
     pub(super) fn recv(
         &mut self,
         network: &mut Network,
@@ -351,8 +351,7 @@ impl Model {
                 Err(error) => panic!("{error}: {s:?}"),
             };
             let before = s.ended[side as usize].replace(end);
-            // A direction that ended in order may still see the stream reset, but never the
-            // reverse.
+            // A direction that ended in order may still see a reset later, but never the reverse.
             let fits = before.is_none_or(|before| before == end || before == End::Finished);
             assert!(
                 fits && (before.is_none_or(|before| before == end) || s.disturbed),
@@ -363,7 +362,7 @@ impl Model {
         true
     }
 
-    /// Whether bounds are so small that honest streams run into them.
+    /// Whether the bounds are so small that honest streams reach them.
     pub(super) fn is_small(&self) -> bool {
         self.config.max_streams < 10
     }

@@ -1,4 +1,4 @@
-//! Frames over a stack that the tunnel has never heard of.
+//! Frames over a stack that this crate does not know.
 #![allow(missing_docs)]
 
 use std::convert::Infallible;
@@ -100,7 +100,7 @@ async fn a_failure_of_the_stack_is_the_transports_and_closing_ends_the_stream() 
     assert!(soon(far.next()).await.is_none());
 }
 
-/// A foreign message type, and ends that only send or only receive.
+/// Another crate's message type, and ends that only send or only receive.
 #[tokio::test]
 async fn frames_pass_over_a_channel_of_vectors() {
     struct Vectors;

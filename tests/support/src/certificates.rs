@@ -14,7 +14,7 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// A certificate of an authority for these names, changed by `change`.
+    /// An authority's certificate for these names, changed by `change`.
     pub fn issued(names: &[&str], change: impl Fn(&mut CertificateParams)) -> Self {
         let ca_key = KeyPair::generate().unwrap();
         let mut ca = CertificateParams::default();
@@ -28,7 +28,7 @@ impl Certificates {
         Self::written(&certificate, &key, &ca_pem)
     }
 
-    /// As `openssl req -x509` makes it: self-signed, and it says that it is an authority.
+    /// As `openssl req -x509` makes it: self-signed, and marked as an authority.
     pub fn self_signed(names: &[&str], change: impl Fn(&mut CertificateParams)) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut certificate = params(names);

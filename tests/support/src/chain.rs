@@ -1,4 +1,4 @@
-//! The whole chain as processes on loopback, and services at its end.
+//! The whole chain as processes on loopback, with services at its end.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use crate::soon;
 /// The container of task 42.
 pub const CONTAINER: &str = "kohakuriver-vps-42";
 
-/// Host and runner; forwards and agents are started on top.
+/// Host and runner; forwards and agents are started later.
 pub struct Chain {
     pub host: Program,
     pub runner: Program,
@@ -42,14 +42,14 @@ impl Chain {
         format!("ws://{}", self.host.address())
     }
 
-    /// A forward that is up, of task 42 and any free local port unless `args` say otherwise.
+    /// A running forward of task 42 and any free local port, unless `args` say otherwise.
     pub fn forward(&self, remote: u16, args: &[&str]) -> Program {
         let forward = self.start_forward(remote, args);
         forward.address();
         forward
     }
 
-    /// As [`forward`](Self::forward), not waited for.
+    /// As [`forward`](Self::forward), without waiting.
     pub fn start_forward(&self, remote: u16, args: &[&str]) -> Program {
         let (url, remote) = (self.host_url(), remote.to_string());
         let mut words = vec!["--host", &url, "42", &remote, "--local-port", "0"];
@@ -57,7 +57,7 @@ impl Chain {
         Program::start("forward", &words)
     }
 
-    /// An agent of the container that is registered.
+    /// A registered agent of the container.
     pub fn agent(&self) -> Program {
         start_agent(&self.runner.address())
     }
@@ -88,7 +88,7 @@ pub async fn connect(forward: &Program) -> TcpStream {
     soon("connect", TcpStream::connect(address)).await.unwrap()
 }
 
-/// Accepts connections and gives each to `serve`, until the test ends.
+/// Accepts connections and passes each to `serve`, until the test ends.
 pub async fn service<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> SocketAddr
 where
     F: Future<Output = ()> + Send + 'static,
@@ -150,7 +150,7 @@ impl SilentPort {
     }
 }
 
-/// Sends back what comes, until that ends.
+/// Echoes until the connection ends.
 pub async fn echo(mut stream: TcpStream) {
     let (mut read, mut write) = stream.split();
     let _ = tokio::io::copy(&mut read, &mut write).await;
@@ -179,14 +179,14 @@ pub async fn expect_echo(stream: &mut TcpStream, message: &[u8]) {
     assert!(reply == message, "the echo differs");
 }
 
-/// Reads until the connection ends, and says how: `None` for an orderly end.
+/// Reads until the connection ends; returns how: `None` for an orderly end.
 pub async fn ending(stream: &mut TcpStream) -> Option<ErrorKind> {
     let mut rest = Vec::new();
     let ended = soon("the connection's end", stream.read_to_end(&mut rest)).await;
     ended.err().map(|error| error.kind())
 }
 
-/// Bytes that differ from place to place and from seed to seed.
+/// Bytes that depend on position and seed.
 pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);
@@ -200,7 +200,7 @@ pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Tries again until it works: for what comes back by itself.
+/// Retries until it works, for things that recover by themselves.
 pub async fn eventually<T, F>(what: &str, limit: Duration, mut attempt: impl FnMut() -> F) -> T
 where
     F: Future<Output = Option<T>>,

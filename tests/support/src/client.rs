@@ -1,4 +1,4 @@
-//! A client that is not ours: a WebSocket, and tunnel messages made by hand.
+//! A scripted client: a WebSocket, and tunnel messages written by hand.
 
 use futures_util::StreamExt;
 use kohakuriver_tunnel::wire::{ClientId, Header, Kind, Proto};
@@ -13,10 +13,10 @@ use crate::soon;
 
 pub type Client = WebSocketStream<TcpStream>;
 
-/// The header that offers version 2.
+/// The header that offers v2.
 pub const V2: (&str, &str) = ("sec-websocket-protocol", "kohakuriver-tunnel.v2");
 
-/// A WebSocket from 127.0.0.`last`, or the status with which it was refused.
+/// A WebSocket from 127.0.0.`last`, or the status of its refusal.
 pub async fn upgrade(
     url: &str,
     headers: &[(&'static str, &str)],
@@ -36,7 +36,7 @@ pub async fn upgrade(
     }
 }
 
-/// A session whose first text has come, with it, or the status with which it was refused.
+/// A session after its first text, with that text, or the status of its refusal.
 pub async fn greeted(
     url: &str,
     headers: &[(&'static str, &str)],
@@ -49,7 +49,7 @@ pub async fn greeted(
     }
 }
 
-/// A session whose text CONNECTED has come.
+/// A session after its `CONNECTED`.
 pub async fn session(url: &str, v2: bool) -> Client {
     let headers: &[_] = if v2 { &[V2] } else { &[] };
     let (client, text) = greeted(url, headers, 1).await.unwrap();

@@ -1,9 +1,9 @@
-//! Files that go with the test.
+//! Files of a test.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A folder of a test; removed when dropped.
+/// A folder of a test. Removed when dropped.
 pub struct Folder(PathBuf);
 
 impl Folder {
@@ -16,7 +16,7 @@ impl Folder {
         Self(path)
     }
 
-    /// Writes a file with this mode and gives its path.
+    /// Writes a file with this mode and returns its path.
     pub fn write(&self, name: &str, contents: impl AsRef<[u8]>, mode: u32) -> String {
         let path = self.0.join(name);
         std::fs::write(&path, contents).unwrap();

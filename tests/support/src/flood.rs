@@ -1,4 +1,4 @@
-//! Connections that mean no good, from as many loopback addresses as wanted.
+//! Hostile connections, from as many loopback addresses as needed.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -10,12 +10,12 @@ use tokio::time::sleep;
 
 use crate::soon;
 
-/// What every connection of a flood does until the other side drops it; then there is a new one.
+/// Behaviour of every connection of a flood until the peer drops it. Then a new one is made.
 #[derive(Debug, Clone, Copy)]
 pub enum Attack {
-    /// Says nothing.
+    /// Sends nothing.
     Silent,
-    /// Sends these bytes and nothing more.
+    /// Sends these bytes and nothing else.
     Says(&'static [u8]),
     /// Sends these bytes, one a second.
     Drips(&'static [u8]),

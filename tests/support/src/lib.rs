@@ -1,4 +1,4 @@
-//! What tests of whole programs share.
+//! Helpers for tests of whole programs.
 
 pub mod certificates;
 pub mod chain;
@@ -10,10 +10,10 @@ pub mod program;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::time::Duration;
 
-/// Nothing on loopback takes this long unless it hangs.
+/// Longer than anything on loopback takes unless it hangs.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
-/// Fails the test instead of hanging it.
+/// Fails the test after a time limit instead of hanging.
 pub async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     match tokio::time::timeout(LIMIT, work).await {
         Ok(done) => done,
@@ -21,13 +21,13 @@ pub async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     }
 }
 
-/// A TCP port where nothing listens now.
+/// A TCP port without a listener.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     listener.local_addr().unwrap().port()
 }
 
-/// A UDP port where nothing listens now.
+/// A UDP port without a listener.
 pub fn free_udp_port() -> u16 {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     socket.local_addr().unwrap().port()

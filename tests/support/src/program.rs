@@ -1,4 +1,4 @@
-//! The examples as real processes.
+//! The programs as real processes.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -23,14 +23,14 @@ impl Program {
         Self::start_with(name, args, &[])
     }
 
-    /// Starts it with more in its environment.
+    /// Starts it with further environment variables.
     pub fn start_with(name: &str, args: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = command(name);
         command.args(args).envs(environment.iter().copied());
         Self::spawn(name, command)
     }
 
-    /// Starts it with so many open files and no more.
+    /// Starts it with a limit of open files.
     pub fn start_limited(name: &str, args: &[&str], files: u32) -> Self {
         let usual = command(name);
         let mut limited = Command::new("sh");
@@ -63,7 +63,7 @@ impl Program {
         }
     }
 
-    /// Waits for a line on stdout that begins so and gives the rest of it.
+    /// Waits for a line on stdout with this prefix and returns the rest.
     pub fn line(&self, start: &str) -> String {
         let found = self.stdout.wait(LIMIT, |lines| {
             let line = lines.iter().find_map(|line| line.strip_prefix(start));
@@ -78,7 +78,7 @@ impl Program {
         })
     }
 
-    /// Waits for a line on stdout that holds this text.
+    /// Waits for a line on stdout that contains this text.
     pub fn line_with(&self, part: &str) -> String {
         let found = self.stdout.wait(LIMIT, |lines| {
             lines.iter().find(|line| line.contains(part)).cloned()
@@ -92,7 +92,7 @@ impl Program {
         })
     }
 
-    /// Waits for a line on stderr that holds this text.
+    /// Waits for a line on stderr that contains this text.
     pub fn complaint(&self, part: &str) -> String {
         let found = self.stderr.wait(LIMIT, |lines| {
             lines.iter().find(|line| line.contains(part)).cloned()
@@ -147,7 +147,7 @@ impl Program {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// SIGKILL: no goodbye.
+    /// Sends SIGKILL.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -162,13 +162,13 @@ impl Program {
         assert!(sent.unwrap().success());
     }
 
-    /// How many lines on stderr hold this text.
+    /// The number of lines on stderr that contain this text.
     pub fn lines_with(&self, part: &str) -> usize {
         let lines = self.stderr.all();
         lines.iter().filter(|line| line.contains(part)).count()
     }
 
-    /// Bytes of memory that it has now.
+    /// Current resident memory in bytes.
     pub fn resident(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -196,7 +196,7 @@ impl Drop for Program {
     }
 }
 
-/// An example that `cargo test` has built, with nothing in its environment that it would heed.
+/// An example that `cargo test` has built, without environment variables that it reads.
 pub fn command(name: &str) -> Command {
     let mut command = Command::new(path(name));
     for variable in HEEDED {
@@ -235,7 +235,7 @@ fn path(name: &str) -> PathBuf {
     profile.join("examples").join(file)
 }
 
-/// `cargo test` has built the examples, but `cargo test --test one` has not.
+/// `cargo test` builds the examples, but `cargo test --test one` does not.
 fn build(profile: &Path) {
     let mut cargo = Command::new(env!("CARGO"));
     cargo
@@ -245,7 +245,8 @@ fn build(profile: &Path) {
     if profile.ends_with("release") {
         cargo.arg("--release");
     }
-    // What cargo tells this test of its package would make build scripts run again: a minute of compiling.
+    // Variables that cargo sets for this test would make build scripts run again, which costs a
+    // minute.
     for (name, _) in std::env::vars_os() {
         let about_package =
             |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
@@ -263,7 +264,7 @@ fn code(status: ExitStatus) -> i32 {
     status.code().unwrap_or(-1)
 }
 
-/// The lines of a pipe, as they come.
+/// The lines of a pipe as they arrive.
 #[derive(Clone, Default)]
 struct Lines(Arc<(Mutex<Vec<String>>, Condvar)>);
 
