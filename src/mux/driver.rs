@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::fmt::Display;
 use core::future::Future;
 use core::pin::Pin;
-use core::task::{Context, Poll, Waker};
+use core::task::{Context, Poll, Waker, ready};
 use core::time::Duration;
 
 use bytes::Bytes;
@@ -316,11 +316,26 @@ where
         done && self.outbox.is_empty() && !state.session.has_transmit()
     }
 
+    /// Hands the reason for the end to the transport, if there is one.
+    fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some((code, why)) = self.tunnel.shared.lock().goodbye.clone() else {
+            return Poll::Ready(());
+        };
+        let ready = ready!(Pin::new(&mut self.transport).poll_ready(cx));
+        self.tunnel.shared.lock().goodbye = None;
+        if let (Ok(()), Some(close)) = (ready, self.carrier.close(code, &why)) {
+            // A transport that fails here is about to be closed anyway.
+            let _ = Pin::new(&mut self.transport).start_send(close);
+        }
+        Poll::Ready(())
+    }
+
     /// Closes the transport, then lets the other side read to the end: to drop a socket that still receives
     /// may destroy what was sent before.
     fn poll_close(&mut self, cx: &mut Context<'_>, mut closing: Closing) -> Poll<()> {
         if !closing.sent {
-            closing.sent = Pin::new(&mut self.transport).poll_close(cx).is_ready();
+            closing.sent = self.poll_goodbye(cx).is_ready()
+                && Pin::new(&mut self.transport).poll_close(cx).is_ready();
         }
         if closing.sent && closing.ended {
             return Poll::Ready(());

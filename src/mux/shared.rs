@@ -1,6 +1,6 @@
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
-use alloc::string::ToString;
+use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::task::{Context, Waker};
@@ -44,6 +44,8 @@ pub(super) struct State {
     /// Ends as soon as no stream is left.
     pub(super) closing: bool,
     pub(super) shutdown: bool,
+    /// Code and reason with which the transport is to be closed.
+    pub(super) goodbye: Option<(u16, String)>,
     pub(super) closed: Option<Result<(), TunnelError>>,
 }
 
@@ -74,6 +76,7 @@ impl Shared {
             handles: 0,
             closing: false,
             shutdown: false,
+            goodbye: None,
             closed: None,
         };
         let state = Mutex::new(state);

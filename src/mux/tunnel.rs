@@ -72,6 +72,13 @@ impl Tunnel {
         });
     }
 
+    /// As [`shutdown`](Self::shutdown), and closes the transport with a code and a reason where it has
+    /// such messages ([`Carrier::close`](crate::transport::Carrier::close), PROTOCOL.md section 4.1).
+    pub fn shutdown_with(&self, code: u16, why: &str) {
+        self.shared.lock().goodbye = Some((code, why.into()));
+        self.shutdown();
+    }
+
     /// Measures the round trip; see [`rtt`](Self::rtt). v2 only.
     pub fn ping(&self) {
         self.shared.with(|state| state.session.ping());

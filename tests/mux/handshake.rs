@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::pipe::{Packet, Packets, Pipe, Wire, pipe};
-use super::tunnel::{Tungstenite, websockets, within};
+use super::tunnel::{Link, Tungstenite, websockets, within};
 
 /// A pipe with a scripted far end.
 fn scripted(packets: impl IntoIterator<Item = Packet>) -> (Pipe, Pipe, Wire) {
@@ -234,6 +234,24 @@ async fn the_reason_of_a_close_reaches_the_driver() {
     assert_eq!(within(mux.tunnel().closed()).await, ended);
     while let Some(Ok(_)) = within(server.next()).await {}
     assert_eq!(within(driver).await.unwrap(), ended);
+}
+
+#[tokio::test]
+async fn a_tunnel_that_is_shut_down_with_a_reason_says_it() {
+    for link in Link::BOTH {
+        let mut tunnel = link.v2().await;
+        let _open = tunnel.stream().await;
+        tunnel.far.shutdown_with(4001, "replaced");
+        let ended = Err(TunnelError::Ended(Some(close(4001, "replaced"))));
+        assert_eq!(within(tunnel.near.tunnel().closed()).await, ended);
+        assert_eq!(within(tunnel.far_driver).await.unwrap(), Ok(()));
+    }
+    // A WebSocket has room for 123 bytes.
+    let tunnel = Link::WebSocket.v2().await;
+    let why = "é".repeat(100);
+    tunnel.far.shutdown_with(4001, &why);
+    let ended = Err(TunnelError::Ended(Some(close(4001, &why[..122]))));
+    assert_eq!(within(tunnel.near.tunnel().closed()).await, ended);
 }
 
 #[tokio::test]
