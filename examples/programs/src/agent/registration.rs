@@ -4,17 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::header::{HeaderMap, HeaderValue};
+use kohakuriver_tunnel::mux::TunnelError;
 use tokio::time::Instant;
 
 use crate::common::ceilings::ServingCeilings;
 use crate::common::connection::Connection;
-use crate::common::farewell::Farewell;
 use crate::common::program::Failure;
 use crate::common::retry::Retry;
 use crate::common::serve::{self, Served};
-use crate::common::tunnel;
+use crate::common::tunnel::{self, Upgraded};
 use crate::common::url::Url;
-use crate::common::ws::{self, ConnectError, Socket};
+use crate::common::ws::{self, ConnectError};
 
 /// What the registration needs to know.
 pub struct Settings {
@@ -45,7 +45,11 @@ pub async fn keep(settings: Settings) -> Failure {
             Ok(registration) => {
                 let since = Instant::now();
                 retry.connected(registration.agents);
-                tracing::info!(v2 = registration.v2, "registered at {}", settings.url);
+                tracing::info!(
+                    v2 = registration.upgraded.is_v2(),
+                    "registered at {}",
+                    settings.url
+                );
                 let ended = serve(registration, &settings.connection.tunnels, &served).await;
                 replaced = matches!(ended, Ended::Replaced);
                 // A runner that takes the agent and drops it at once has not served it.
@@ -102,8 +106,7 @@ fn told(error: &ConnectError) -> String {
 
 /// An agent's WebSocket and what the runner said with it.
 struct Registration {
-    socket: Socket,
-    v2: bool,
+    upgraded: Upgraded,
     /// How many agents the runner has.
     agents: Option<u32>,
 }
@@ -117,13 +120,12 @@ async fn register(settings: &Settings, yields: bool) -> Result<Registration, Con
     let Settings {
         url, connection, ..
     } = settings;
-    let (socket, v2, headers) = ws::connect_with(connection, url, &more).await?;
+    let (upgraded, headers) = ws::connect(connection, url, more).await?;
     let agents = headers
         .get(ws::AGENTS)
         .and_then(|value| value.to_str().ok());
     Ok(Registration {
-        socket,
-        v2,
+        upgraded,
         agents: agents.and_then(|number| number.parse().ok()),
     })
 }
@@ -134,9 +136,8 @@ async fn serve(
     tunnels: &tunnel::Settings,
     served: &Arc<Served>,
 ) -> Ended {
-    let Registration { socket, v2, .. } = registration;
-    let farewell = Farewell::default();
-    let (mut acceptor, driver) = tunnel::acceptor(socket, v2, tunnels, farewell.clone());
+    let v2 = registration.upgraded.is_v2();
+    let (mut acceptor, driver) = registration.upgraded.acceptor(tunnels);
     let driver = tokio::spawn(driver);
     while let Some(incoming) = acceptor.accept().await {
         let served = Arc::clone(served);
@@ -146,12 +147,9 @@ async fn serve(
             async move { serve::incoming(incoming, "localhost", v2, &served, party).await },
         );
     }
-    let ended = driver.await;
-    if farewell.heard() == Some(ws::REPLACED) {
-        return Ended::Replaced;
+    match driver.await {
+        Ok(Err(TunnelError::Ended(Some(close)))) if close.code == ws::REPLACED => Ended::Replaced,
+        Ok(ended) => Ended::Lost(tunnel::told(&ended)),
+        Err(error) => Ended::Lost(error.to_string()),
     }
-    Ended::Lost(match ended {
-        Ok(ended) => tunnel::told(&ended),
-        Err(error) => error.to_string(),
-    })
 }

@@ -1,13 +1,12 @@
 //! Where a command's sessions are to be had.
 
 use futures_util::SinkExt;
+use hyper::header::HeaderMap;
 use kohakuriver_tunnel::mux::Mux;
 use kohakuriver_tunnel::wire::Proto;
 
 use crate::common::connection::Connection;
-use crate::common::farewell::Farewell;
 use crate::common::route::Session;
-use crate::common::tunnel;
 use crate::common::url::Url;
 use crate::common::ws::{self, ConnectError, HANDSHAKE_TIMEOUT};
 
@@ -54,16 +53,16 @@ impl Destination {
             true => Refusal::EachItsOwn("no session for any port is served"),
             false => Refusal::Failed(error),
         };
-        let connecting = ws::connect(&self.connection, url);
-        let (mut socket, v2) = connecting.await.map_err(failed)?;
-        ws::expect_connected(&mut socket).await.map_err(failed)?;
+        let connecting = ws::connect(&self.connection, url, HeaderMap::new());
+        let (mut upgraded, _) = connecting.await.map_err(failed)?;
+        let v2 = upgraded.is_v2();
         if shared && !v2 {
-            let _ = tokio::time::timeout(HANDSHAKE_TIMEOUT, socket.close()).await;
+            let _ = tokio::time::timeout(HANDSHAKE_TIMEOUT, upgraded.socket.close()).await;
             return Err(Refusal::EachItsOwn("the other side speaks version 1"));
         }
+        let session = upgraded.connect(&self.connection.tunnels).await;
+        let (mux, driver) = session.map_err(|error| failed(error.into()))?;
         tracing::debug!(v2, "session begins at {url}");
-        let tunnels = &self.connection.tunnels;
-        let (mux, driver) = tunnel::opener(socket, v2, tunnels, Farewell::default());
         tokio::spawn(driver);
         Ok(mux)
     }

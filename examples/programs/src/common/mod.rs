@@ -8,7 +8,6 @@ pub mod args;
 pub mod ceilings;
 pub mod connection;
 pub mod dials;
-pub mod farewell;
 pub mod flow;
 pub mod front;
 pub mod handshakes;

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use kohakuriver_tunnel::mux::{self, Acceptor, Budget, Builder, Driver, Mux, TunnelError};
+use kohakuriver_tunnel::mux::{
+    self, Acceptor, Budget, Builder, ConnectError, Driver, Mux, TunnelError,
+};
 use kohakuriver_tunnel::session::{Config, Version};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::farewell::{Farewell, Parting};
 use super::memory::{Charged, MemoryArgs};
-use super::ws::{Socket, Tungstenite};
+use super::ws::{Socket, WebSocketCarrier};
 
 /// How long the connections of a program that is to stop may go on.
 const GRACE: Duration = Duration::from_secs(1);
@@ -104,36 +105,65 @@ impl Settings {
     }
 }
 
-/// The opening end of a tunnel on a WebSocket whose handshake is over. The caller runs the driver, the future.
-pub fn opener(
-    socket: Socket,
-    v2: bool,
-    settings: &Settings,
-    farewell: Farewell,
-) -> (Mux, impl Future<Output = Ended> + Send + 'static) {
-    let (builder, socket) = on(socket, v2, settings, farewell);
-    let (mux, driver) = builder.opener(socket, Tungstenite);
-    (mux, settings.tunnels.drive(driver))
+/// A WebSocket whose handshake is over, and the version that was agreed on in it.
+pub struct Upgraded {
+    pub socket: Socket,
+    pub version: Version,
 }
 
-/// As [`opener`], the accepting end.
-pub fn acceptor(
-    socket: Socket,
-    v2: bool,
-    settings: &Settings,
-    farewell: Farewell,
-) -> (Acceptor, impl Future<Output = Ended> + Send + 'static) {
-    let (builder, socket) = on(socket, v2, settings, farewell);
-    let (acceptor, driver) = builder.acceptor(socket, Tungstenite);
-    (acceptor, settings.tunnels.drive(driver))
-}
+impl Upgraded {
+    pub fn is_v2(&self) -> bool {
+        self.version == Version::V2
+    }
 
-fn on(mut socket: Socket, v2: bool, settings: &Settings, farewell: Farewell) -> (Builder, Parting) {
-    let version = if v2 { Version::V2 } else { Version::V1 };
-    let Settings { config, budget, .. } = settings;
-    socket.charge_to(Arc::new(Charged(budget.clone())));
-    let builder = mux::builder().version(version).config(config.clone());
-    (builder.budget(budget), Parting { socket, farewell })
+    /// A client's end of a session. Whoever has it runs the driver, the future.
+    ///
+    /// # Errors
+    /// The other side refuses, or does not say that the session begins.
+    pub async fn connect(
+        self,
+        tunnels: &Settings,
+    ) -> Result<(Mux, impl Future<Output = Ended> + Send + use<>), ConnectError> {
+        let (builder, socket) = self.on(tunnels);
+        let (mux, driver) = builder.connect(socket, WebSocketCarrier).await?;
+        Ok((mux, tunnels.tunnels.drive(driver)))
+    }
+
+    /// The server's end of a session, which says that it begins.
+    ///
+    /// # Errors
+    /// The other side is gone.
+    pub async fn welcome(
+        self,
+        tunnels: &Settings,
+    ) -> Result<(Acceptor, impl Future<Output = Ended> + Send + use<>), ConnectError> {
+        let (builder, socket) = self.on(tunnels);
+        let (acceptor, driver) = builder.welcome(socket, WebSocketCarrier).await?;
+        Ok((acceptor, tunnels.tunnels.drive(driver)))
+    }
+
+    /// A runner's end of the tunnel to an agent.
+    pub fn opener(self, tunnels: &Settings) -> (Mux, impl Future<Output = Ended> + Send + use<>) {
+        let (builder, socket) = self.on(tunnels);
+        let (mux, driver) = builder.opener(socket, WebSocketCarrier);
+        (mux, tunnels.tunnels.drive(driver))
+    }
+
+    /// An agent's end.
+    pub fn acceptor(
+        self,
+        tunnels: &Settings,
+    ) -> (Acceptor, impl Future<Output = Ended> + Send + use<>) {
+        let (builder, socket) = self.on(tunnels);
+        let (acceptor, driver) = builder.acceptor(socket, WebSocketCarrier);
+        (acceptor, tunnels.tunnels.drive(driver))
+    }
+
+    fn on(mut self, Settings { config, budget, .. }: &Settings) -> (Builder, Socket) {
+        self.socket.charge_to(Arc::new(Charged(budget.clone())));
+        let builder = mux::builder().version(self.version).config(config.clone());
+        (builder.budget(budget), self.socket)
+    }
 }
 
 /// How a tunnel ended, in words.
@@ -150,7 +180,10 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 }
 
 impl Tunnels {
-    fn drive(&self, driver: Driver<Parting, Tungstenite>) -> impl Future<Output = Ended> + use<> {
+    fn drive(
+        &self,
+        driver: Driver<Socket, WebSocketCarrier>,
+    ) -> impl Future<Output = Ended> + use<> {
         self.open.track_future(drive(driver, self.stopping.clone()))
     }
 
@@ -167,7 +200,7 @@ impl Tunnels {
     }
 }
 
-async fn drive(driver: Driver<Parting, Tungstenite>, stopping: CancellationToken) -> Ended {
+async fn drive(driver: Driver<Socket, WebSocketCarrier>, stopping: CancellationToken) -> Ended {
     let mut driver = pin!(driver);
     tokio::select! {
         ended = &mut driver => return ended,

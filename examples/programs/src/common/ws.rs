@@ -4,27 +4,27 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
 use http_body_util::Empty;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, StatusCode};
 use kohakuriver_tunnel::carrier;
-use kohakuriver_tunnel::session::{Version, clean_text};
+use kohakuriver_tunnel::mux;
+use kohakuriver_tunnel::session::Version;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
-use tunnel_websocket::{Error, Message, WebSocket};
+use tunnel_websocket::{Message, WebSocket};
 
 use super::connection::Connection;
 use super::http;
 use super::net::{self, Link};
+use super::tunnel::Upgraded;
 use super::url::Url;
 
 pub type Socket = WebSocket<Link>;
 
 /// The WebSocket subprotocol that means version 2; not chosen means version 1.
-pub const V2: HeaderValue = HeaderValue::from_static(Version::OFFER);
+const V2: HeaderValue = HeaderValue::from_static(Version::OFFER);
 
 /// Closes an agent's WebSocket when a newer one of its name has registered (PROTOCOL.md section 4.1).
 pub const REPLACED: u16 = 4001;
@@ -44,7 +44,7 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most of an error answer's body that is shown.
 const REFUSAL_TEXT_MAX: usize = 4096;
 
-carrier!(pub Tungstenite: Message, close: CloseFrame);
+carrier!(pub WebSocketCarrier: Message, close: CloseFrame);
 
 /// Why no WebSocket, or no tunnel on it, came about.
 #[derive(Debug)]
@@ -110,21 +110,16 @@ impl fmt::Display for ConnectError {
     }
 }
 
-/// Connects as a client and offers version 2; says whether it was chosen.
+/// Connects as a client and offers version 2, with `more` headers in the request. The headers of the
+/// answer come with the WebSocket.
 ///
-/// Done on hyper and not by tungstenite, which takes a server that chooses no subprotocol for a faulty one.
-pub async fn connect(connection: &Connection, url: &Url) -> Result<(Socket, bool), ConnectError> {
-    let nothing_more = HeaderMap::new();
-    let (socket, v2, _) = connect_with(connection, url, &nothing_more).await?;
-    Ok((socket, v2))
-}
-
-/// As [`connect`], with more headers in the request; gives those of the answer too.
-pub async fn connect_with(
+/// This is done on hyper and not by tungstenite, which takes a server that chooses no subprotocol
+/// for a faulty one.
+pub async fn connect(
     connection: &Connection,
     url: &Url,
-    more: &HeaderMap,
-) -> Result<(Socket, bool, HeaderMap), ConnectError> {
+    more: HeaderMap,
+) -> Result<(Upgraded, HeaderMap), ConnectError> {
     let unreachable = |what: &dyn fmt::Display| {
         ConnectError::Unreachable(format!("cannot reach {}: {what}", url.authority()))
     };
@@ -142,9 +137,9 @@ pub async fn connect_with(
 async fn handshake(
     connection: &Connection,
     url: &Url,
-    more: &HeaderMap,
+    more: HeaderMap,
     link: Link,
-) -> Result<(Socket, bool, HeaderMap), ConnectError> {
+) -> Result<(Upgraded, HeaderMap), ConnectError> {
     let broken = |what: &dyn fmt::Display| {
         ConnectError::Unreachable(format!(
             "{} does not answer as a WebSocket: {what}",
@@ -162,8 +157,8 @@ async fn handshake(
     if let Some(token) = &connection.token {
         request = request.header(header::AUTHORIZATION, token);
     }
-    for (name, value) in more {
-        request = request.header(name, value);
+    if let Some(headers) = request.headers_mut() {
+        headers.extend(more);
     }
     let request = request.body(Empty::new()).map_err(|error| broken(&error))?;
     let response = connection.dialer.ask(url, link, request).await;
@@ -186,16 +181,14 @@ async fn handshake(
     if headers.contains_key(header::SEC_WEBSOCKET_EXTENSIONS) {
         return Err(broken(&"it chose an extension that was not offered"));
     }
-    let v2 = match headers.get(header::SEC_WEBSOCKET_PROTOCOL) {
-        None => false,
-        Some(chosen) if chosen == V2 => true,
-        Some(_) => return Err(broken(&"it chose a subprotocol that was not offered")),
-    };
+    let chosen = headers.get(header::SEC_WEBSOCKET_PROTOCOL);
+    let chosen = chosen.map(|value| value.to_str().unwrap_or("?"));
+    let version = Version::answered(chosen).map_err(|error| broken(&error))?;
     let headers = headers.clone();
-    let (link, read) = http::upgraded(response)
-        .await
-        .map_err(|error| broken(&error))?;
-    Ok((over(link, read, Role::Client), v2, headers))
+    let link = http::upgraded(response).await;
+    let (link, read) = link.map_err(|error| broken(&error))?;
+    let socket = over(link, read, Role::Client);
+    Ok((Upgraded { socket, version }, headers))
 }
 
 /// An HTTP answer where a WebSocket was asked for.
@@ -215,88 +208,50 @@ fn refused(status: StatusCode, body: &str) -> ConnectError {
     }
 }
 
-/// Waits for the text that starts a forwarding session.
-///
-/// # Errors
-/// The server's `Error: …`, or what came instead of a text.
-pub async fn expect_connected(socket: &mut Socket) -> Result<(), ConnectError> {
-    let unreachable = |what: String| Err(ConnectError::Unreachable(what));
-    let first = async {
-        loop {
-            match socket.next().await {
-                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                other => return other,
+/// Why a host began no session.
+impl From<mux::ConnectError> for ConnectError {
+    fn from(error: mux::ConnectError) -> Self {
+        match error {
+            mux::ConnectError::Refused { reason, code } => {
+                // 1008 is the refusal by rule, such as an unknown task. A deployed host also uses it
+                // for a runner that is offline and a task that is not running, which come back.
+                let passing = ["offline", "not running"];
+                let passing = passing.iter().any(|words| reason.contains(words));
+                Self::Refused {
+                    reason,
+                    lasting: code == Some(1008) && !passing,
+                    status: None,
+                }
             }
+            closed @ mux::ConnectError::Closed(_) => Self::Closed(format!("the host {closed}")),
+            mux::ConnectError::TimedOut => {
+                Self::Unreachable("the host accepted but said nothing within 10 s".to_owned())
+            }
+            other => Self::Unreachable(format!("the host did not begin the session: {other}")),
         }
-    };
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, first).await {
-        Err(_) => unreachable("the host accepted but said nothing within 10 s".to_owned()),
-        Ok(Some(Ok(Message::Text(text)))) if text.as_str() == "CONNECTED" => Ok(()),
-        Ok(Some(Ok(Message::Text(text)))) => {
-            let code = close_code(socket).await;
-            let text = clean_text(text.as_bytes());
-            let reason = text.strip_prefix("Error: ").unwrap_or(&text).to_owned();
-            // 1008 is the refusal by rule, such as an unknown task. A runner that is merely offline and a task
-            // that is not running at the moment have the same code in the deployed host and come back.
-            let passing = ["offline", "not running"];
-            let passing = passing.iter().any(|words| reason.contains(words));
-            let lasting = code == Some(CloseCode::Policy) && !passing;
-            Err(ConnectError::Refused {
-                reason,
-                lasting,
-                status: None,
-            })
-        }
-        Ok(Some(Ok(Message::Close(frame)))) => {
-            let said = frame.filter(|frame| !frame.reason.is_empty());
-            let said = said.map_or_else(
-                || "no reason".to_owned(),
-                |frame| clean_text(frame.reason.as_bytes()),
-            );
-            Err(ConnectError::Closed(format!(
-                "the host closed before the session began: {said}"
-            )))
-        }
-        Ok(Some(Ok(_))) => unreachable("the host sent data before CONNECTED".to_owned()),
-        Ok(Some(Err(error))) => unreachable(format!(
-            "the connection broke before the session began: {error}"
-        )),
-        Ok(None) => unreachable("the host closed before the session began".to_owned()),
     }
 }
 
-/// The code of the close that follows an error text.
-async fn close_code(socket: &mut Socket) -> Option<CloseCode> {
-    let close = async {
-        while let Some(Ok(message)) = socket.next().await {
-            if let Message::Close(frame) = message {
-                return frame.map(|frame| frame.code);
-            }
-        }
-        None
-    };
-    let limit = Duration::from_secs(2);
-    tokio::time::timeout(limit, close).await.ok().flatten()
+/// The version that a client is answered with.
+pub fn choose(headers: &HeaderMap) -> Version {
+    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+    let mut offered = offered.filter_map(|value| value.to_str().ok());
+    let v2 = offered.any(|names| Version::choose(names).0 == Version::V2);
+    if v2 { Version::V2 } else { Version::V1 }
 }
 
 /// The server's answer to an upgrade request.
-pub fn accept_answer(key: &HeaderValue, protocol: Option<HeaderValue>) -> http::Answer {
+pub fn accept_answer(key: &HeaderValue, version: Version) -> http::Answer {
     let mut answer = http::Answer::default();
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let accept = HeaderValue::try_from(derive_accept_key(key.as_bytes()));
-    let headers: [(HeaderName, Option<HeaderValue>); 4] = [
-        (
-            header::CONNECTION,
-            Some(HeaderValue::from_static("Upgrade")),
-        ),
-        (header::UPGRADE, Some(HeaderValue::from_static("websocket"))),
-        (header::SEC_WEBSOCKET_ACCEPT, accept.ok()),
-        (header::SEC_WEBSOCKET_PROTOCOL, protocol),
-    ];
-    for (name, value) in headers {
-        if let Some(value) = value {
-            answer.headers_mut().insert(name, value);
-        }
+    let headers = answer.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    if let Ok(accept) = HeaderValue::try_from(derive_accept_key(key.as_bytes())) {
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    if version == Version::V2 {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, V2);
     }
     answer
 }
@@ -304,33 +259,4 @@ pub fn accept_answer(key: &HeaderValue, protocol: Option<HeaderValue>) -> http::
 /// A WebSocket on an upgraded connection.
 pub fn over(link: Link, read: Bytes, role: Role) -> Socket {
     WebSocket::new(link, read, role, MESSAGE_MAX)
-}
-
-/// Ends a fresh server socket the way the deployed parts do: a text, a close code, a short wait for the
-/// other side's close.
-pub async fn refuse(mut socket: Socket, reason: &str, code: u16) {
-    let goodbye = async {
-        let text = Message::text(format!("Error: {reason}"));
-        let frame = CloseFrame {
-            code: CloseCode::from(code),
-            reason: shorten(reason).into(),
-        };
-        socket.send(text).await?;
-        socket.send(Message::Close(Some(frame))).await?;
-        while let Some(message) = socket.next().await {
-            message?;
-        }
-        Ok::<_, Error>(())
-    };
-    let limit = Duration::from_secs(5);
-    let _ = tokio::time::timeout(limit, goodbye).await;
-}
-
-/// A close reason has room for 123 bytes.
-fn shorten(reason: &str) -> String {
-    reason
-        .char_indices()
-        .take_while(|(at, letter)| at + letter.len_utf8() <= 123)
-        .map(|(_, letter)| letter)
-        .collect()
 }

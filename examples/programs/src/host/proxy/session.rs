@@ -7,6 +7,8 @@ use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
+use kohakuriver_tunnel::mux;
+use kohakuriver_tunnel::session::Version;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::registry::{Refusal, TaskPlace};
@@ -14,7 +16,8 @@ use super::{Host, relay};
 use crate::common::front::Caller;
 use crate::common::http::{self, Answer, BadRequest};
 use crate::common::route::Session;
-use crate::common::{net, token, ws};
+use crate::common::ws::{self, WebSocketCarrier};
+use crate::common::{net, token};
 
 /// Time to reach the runner and to get its answer: the client waits 10 s for everything.
 const RUNNER_WITHIN: Duration = Duration::from_secs(5);
@@ -92,12 +95,15 @@ pub async fn join(
                 let told = async {
                     if let Ok((link, read)) = http::upgraded(client).await {
                         let socket = ws::over(link, read, Role::Server);
-                        ws::refuse(socket, &refusal.reason, refusal.code).await;
+                        let Refusal { reason, code } = &refusal;
+                        mux::builder()
+                            .refuse(socket, WebSocketCarrier, *code, reason)
+                            .await;
                     }
                 };
                 farewell.unless_displaced(told).await;
             });
-            ws::accept_answer(&key, None)
+            ws::accept_answer(&key, Version::V1)
         }
     }
 }

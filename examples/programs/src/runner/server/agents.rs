@@ -13,10 +13,9 @@ use tokio::time::Instant;
 use crate::common::addresses::Source;
 use crate::common::ceilings::{DIALS, ServingCeilings};
 use crate::common::dials::{Dials, LASTING, Refused};
-use crate::common::farewell::Farewell;
 use crate::common::places::{Full, Place, Places, Sizes};
-use crate::common::tunnel;
-use crate::common::ws::{REPLACED, Socket};
+use crate::common::tunnel::{self, Upgraded};
+use crate::common::ws::REPLACED;
 
 /// How long after its loss, or after this server's start, an agent counts as reconnecting.
 const COMES_BACK_WITHIN: Duration = Duration::from_secs(30);
@@ -57,7 +56,6 @@ struct Agent {
     /// Which connection this is: an old one that ends late must not take a newer one along.
     connection: u64,
     tunnel: Tunnel,
-    farewell: Farewell,
     peer: SocketAddr,
     /// Handed on to whoever replaces it.
     place: Option<Place<Source>>,
@@ -103,15 +101,14 @@ impl Agents {
     /// Keeps an agent registered for as long as its WebSocket lives.
     pub async fn serve(
         &self,
-        socket: Socket,
-        v2: bool,
+        upgraded: Upgraded,
         name: String,
         (peer, place): (SocketAddr, Option<Place<Source>>),
         tunnels: &tunnel::Settings,
     ) {
-        let farewell = Farewell::default();
-        let (mux, driver) = tunnel::opener(socket, v2, tunnels, farewell.clone());
-        let connection = self.register(&name, mux, farewell, (peer, place));
+        let v2 = upgraded.is_v2();
+        let (mux, driver) = upgraded.opener(tunnels);
+        let connection = self.register(&name, mux, (peer, place));
         tracing::info!(container = name, %peer, v2, "agent registered");
         let ended = driver.await;
         if self.remove(&name, connection) {
@@ -162,7 +159,6 @@ impl Agents {
         &self,
         name: &str,
         mux: Mux,
-        farewell: Farewell,
         (peer, place): (SocketAddr, Option<Place<Source>>),
     ) -> u64 {
         let ceilings = ServingCeilings {
@@ -177,7 +173,6 @@ impl Agents {
         let agent = Agent {
             connection,
             tunnel: Tunnel { mux, dials },
-            farewell,
             peer,
             place,
             warned: None,
@@ -202,9 +197,8 @@ impl Agents {
         });
         drop(state);
         if let Some(old) = replaced {
-            old.farewell
-                .say(REPLACED, "replaced by a newer registration");
-            old.tunnel.mux.tunnel().shutdown();
+            let why = "replaced by a newer registration";
+            old.tunnel.mux.tunnel().shutdown_with(REPLACED, why);
         }
         self.registered.send_replace(());
         connection

@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::header::{self, HeaderValue};
+use hyper::header::HeaderValue;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, StatusCode};
+use kohakuriver_tunnel::session::Version;
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
@@ -27,8 +28,8 @@ use crate::common::metrics::{Counter, Gauge, Page};
 use crate::common::route::Route;
 use crate::common::serve::Served;
 use crate::common::sessions::Sessions;
-use crate::common::ws::{self, Socket};
-use crate::common::{net, tunnel};
+use crate::common::tunnel::{self, Upgraded};
+use crate::common::{net, ws};
 
 /// What the server needs to know.
 pub struct Settings {
@@ -113,18 +114,14 @@ impl Runner {
         }
         let key = http::upgrade_key(&request)?;
         access::check(&self.settings, &route, request.headers(), peer)?;
-        let v2 = http::has_token(
-            request.headers(),
-            &header::SEC_WEBSOCKET_PROTOCOL,
-            kohakuriver_tunnel::session::Version::OFFER,
-        );
+        let version = ws::choose(request.headers());
         let upgrade = hyper::upgrade::on(&mut request);
         match route {
             Route::Forward(session) => {
                 let place = self.sessions.take(&caller)?;
                 tokio::spawn(async move {
-                    if let Some(socket) = upgraded(upgrade, peer).await {
-                        session::serve(&self, socket, v2, session, caller, place).await;
+                    if let Some(upgraded) = upgraded(upgrade, version, peer).await {
+                        session::serve(&self, upgraded, session, caller, place).await;
                     }
                 });
             }
@@ -144,23 +141,23 @@ impl Runner {
                     return Err(BadRequest::new(StatusCode::CONFLICT, taken));
                 }
                 self.counters.agents.add(1);
-                let mut answer = ws::accept_answer(&key, v2.then_some(ws::V2));
+                let mut answer = ws::accept_answer(&key, version);
                 let agents = HeaderValue::from(self.agents.count() + 1);
                 answer.headers_mut().insert(ws::AGENTS, agents);
                 tokio::spawn(async move {
-                    let upgraded = upgraded(upgrade, peer).await;
+                    let upgraded = upgraded(upgrade, version, peer).await;
                     caller.handshake.settle();
-                    if let Some(socket) = upgraded {
+                    if let Some(upgraded) = upgraded {
                         let tunnels = &self.settings.tunnels;
                         let agent = (peer, place);
-                        self.agents.serve(socket, v2, name, agent, tunnels).await;
+                        self.agents.serve(upgraded, name, agent, tunnels).await;
                     }
                 });
                 return Ok(answer);
             }
             Route::Health | Route::Metrics => {}
         }
-        Ok(ws::accept_answer(&key, v2.then_some(ws::V2)))
+        Ok(ws::accept_answer(&key, version))
     }
 
     fn page(&self) -> Answer {
@@ -242,9 +239,12 @@ impl Runner {
 }
 
 /// The WebSocket on a connection that was promised one.
-async fn upgraded(upgrade: OnUpgrade, peer: SocketAddr) -> Option<Socket> {
+async fn upgraded(upgrade: OnUpgrade, version: Version, peer: SocketAddr) -> Option<Upgraded> {
     match net::within(ws::HANDSHAKE_TIMEOUT, http::upgraded(upgrade)).await {
-        Ok((link, read)) => Some(ws::over(link, read, Role::Server)),
+        Ok((link, read)) => {
+            let socket = ws::over(link, read, Role::Server);
+            Some(Upgraded { socket, version })
+        }
         Err(error) => {
             tracing::debug!(%peer, "gone before its session began: {error}");
             None

@@ -4,26 +4,23 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::SinkExt;
 use kohakuriver_tunnel::mux::{
-    Incoming, IncomingTcp, IncomingUdp, Mux, TunnelDatagram, TunnelStream,
+    self, Incoming, IncomingTcp, IncomingUdp, Mux, TunnelDatagram, TunnelStream,
 };
 use kohakuriver_tunnel::session::{OpenError, Reason, Reset};
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite::Message;
 
 use super::agents::Tunnel;
 use super::{Runner, join};
 use crate::common::addresses::Source;
 use crate::common::dials::Party;
-use crate::common::farewell::Farewell;
 use crate::common::front::Caller;
 use crate::common::places::Place;
 use crate::common::retry;
 use crate::common::route::Session;
 use crate::common::serve::{self, FLOW_IDLE, unless_abandoned};
-use crate::common::tunnel;
-use crate::common::ws::{self, Socket};
+use crate::common::tunnel::{self, Upgraded};
+use crate::common::ws::WebSocketCarrier;
 
 /// How long an agent that is reconnecting is waited for: well inside the client's own 10 s.
 const AGENT_WITHIN: Duration = Duration::from_secs(6);
@@ -34,8 +31,7 @@ const AGENT_ANSWER: Duration = Duration::from_secs(12);
 /// Serves a client until its WebSocket ends.
 pub async fn serve(
     runner: &Arc<Runner>,
-    mut socket: Socket,
-    v2: bool,
+    upgraded: Upgraded,
     session: Session,
     caller: Caller,
     place: Place<Source>,
@@ -47,18 +43,19 @@ pub async fn serve(
         // Whoever is refused needs no place among the sessions to hear it.
         let farewell = runner.front.farewell(caller.source);
         drop(place);
-        let told = ws::refuse(socket, &reason, code);
+        let told = mux::builder().refuse(upgraded.socket, WebSocketCarrier, code, &reason);
         return farewell.unless_displaced(told).await;
     }
-    if let Err(error) = socket.send(Message::text("CONNECTED")).await {
-        return tracing::debug!(%peer, container = %session, "gone before its session began: {error}");
-    }
+    let v2 = upgraded.is_v2();
+    let (mut acceptor, driver) = match upgraded.welcome(&runner.settings.tunnels).await {
+        Ok(welcomed) => welcomed,
+        Err(error) => {
+            return tracing::debug!(%peer, container = %session, "no session began: {error}");
+        }
+    };
     let _open = runner.counters.sessions_open.enter();
     runner.counters.sessions.add(1);
     tracing::debug!(%peer, container = %session, v2, "session begins");
-
-    let tunnels = &runner.settings.tunnels;
-    let (mut acceptor, driver) = tunnel::acceptor(socket, v2, tunnels, Farewell::default());
     let driver = tokio::spawn(driver);
     let party = runner.served.parties.party();
     while let Some(incoming) = acceptor.accept().await {
