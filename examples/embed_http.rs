@@ -1,7 +1,9 @@
 //! HTTP through a tunnel: its streams are `AsyncRead` and `AsyncWrite`, which is all that hyper and
 //! tonic need of a connection.
 //!
-//! Asks a web service for a page, and a gRPC service whether it is healthy.
+//! Asks a web service for a page, and a gRPC service whether it is healthy. A server at the other end
+//! would hand the streams that it accepts to hyper as well:
+//! `hyper_util::server::conn::auto::Builder::serve_connection(TokioIo::new(incoming.accept()), …)`.
 //!
 //! ```text
 //! cargo run --example runner -- --target vm-7=127.0.0.1

@@ -204,7 +204,7 @@ proptest! {
         prop_assert!(!buf.has_remaining());
 
         if !matches!(frame, Frame::Window { .. }) {
-            let sealed = Chunk::copied(frame.payload()).seal(frame.header());
+            let sealed = Chunk::from(frame.payload()).seal(frame.header());
             prop_assert_eq!(&sealed, &message);
             let shared = Bytes::copy_from_slice(frame.payload());
             prop_assert_eq!(Chunk::from(shared).seal(frame.header()), message);

@@ -218,6 +218,20 @@ fn copy_behind(header: Header, payload: &[u8]) -> Bytes {
     message.freeze()
 }
 
+impl From<&[u8]> for Chunk {
+    /// As [`copied`](Self::copied).
+    fn from(payload: &[u8]) -> Self {
+        Self::copied(payload)
+    }
+}
+
+impl<const N: usize> From<&[u8; N]> for Chunk {
+    /// As [`copied`](Self::copied).
+    fn from(payload: &[u8; N]) -> Self {
+        Self::copied(payload)
+    }
+}
+
 impl From<Bytes> for Chunk {
     /// Shares the bytes. Sealing them costs a copy, because they have no headroom.
     fn from(payload: Bytes) -> Self {
