@@ -23,6 +23,8 @@ struct Inner {
     shares: AtomicUsize,
     /// Tunnels whose peer floods.
     floods: AtomicUsize,
+    /// Tunnels that had more to read than their turn allowed.
+    busy: AtomicUsize,
 }
 
 impl Budget {
@@ -34,6 +36,7 @@ impl Budget {
             held: AtomicUsize::new(0),
             shares: AtomicUsize::new(0),
             floods: AtomicUsize::new(0),
+            busy: AtomicUsize::new(0),
         };
         Self {
             inner: Arc::new(inner),
@@ -83,6 +86,7 @@ pub(super) struct Account {
     charged: usize,
     shares: usize,
     flooded: bool,
+    busy: bool,
 }
 
 impl Account {
@@ -101,6 +105,7 @@ impl Account {
             charged: 0,
             shares: 1,
             flooded: false,
+            busy: false,
         }
     }
 
@@ -128,14 +133,17 @@ impl Account {
 
     /// Notes whether the peer floods; says how many do.
     pub(super) fn note_flood(&mut self, flooded: bool) -> usize {
-        let floods = &self.budget.inner.floods;
-        match (self.flooded, flooded) {
-            (false, true) => _ = floods.fetch_add(1, Ordering::Relaxed),
-            (true, false) => _ = floods.fetch_sub(1, Ordering::Relaxed),
-            _ => {}
-        }
-        self.flooded = flooded;
-        floods.load(Ordering::Relaxed)
+        count(&self.budget.inner.floods, &mut self.flooded, flooded)
+    }
+
+    /// Notes whether there is more to read than a turn allows.
+    pub(super) fn note_busy(&mut self, busy: bool) {
+        count(&self.budget.inner.busy, &mut self.busy, busy);
+    }
+
+    /// Tunnels that have more to read than a turn allows.
+    pub(super) fn busy(&self) -> usize {
+        self.budget.inner.busy.load(Ordering::Relaxed)
     }
 
     pub(super) fn charge(&mut self, held: usize) {
@@ -156,11 +164,21 @@ impl Account {
     }
 }
 
+/// Counts a tunnel among `all` if `now`, and no longer if not; says how many are counted.
+fn count(all: &AtomicUsize, counted: &mut bool, now: bool) -> usize {
+    match (core::mem::replace(counted, now), now) {
+        (false, true) => all.fetch_add(1, Ordering::Relaxed) + 1,
+        (true, false) => all.fetch_sub(1, Ordering::Relaxed) - 1,
+        _ => all.load(Ordering::Relaxed),
+    }
+}
+
 impl Drop for Account {
     fn drop(&mut self) {
         self.charge(0);
         self.share(0);
         self.note_flood(false);
+        self.note_busy(false);
     }
 }
 

@@ -12,7 +12,9 @@ use bytes::Bytes;
 use futures_core::Stream;
 use futures_sink::Sink;
 
+use super::budget::Account;
 use super::patience::Patience;
+use super::turn::Turn;
 use super::{Timer, TokioTimer, Tunnel, TunnelError};
 use crate::session::{Instant, Transmit, clean_text};
 use crate::transport::{Carrier, Received};
@@ -33,7 +35,9 @@ pub struct Driver<T, C: Carrier, R = TokioTimer> {
     /// Messages to be written next.
     outbox: VecDeque<Transmit>,
     /// Messages without content in the last look at the transport.
-    skipped: u64,
+    skipped: usize,
+    /// What the last look could take.
+    turn: Turn,
     /// Tasks to wake once the lock is gone, reused.
     wake: Vec<Waker>,
     patience: Patience,
@@ -80,9 +84,6 @@ where
     R: Timer,
     E: Display,
 {
-    /// Bytes and messages read before they are handled, and handled before others get their turn.
-    const INBOX_BYTES: usize = 128 << 10;
-    const INBOX_MESSAGES: usize = 64;
     /// Bytes taken from the session at once: enough to fill a write, not so many that a keystroke waits.
     const OUTBOX_BYTES: usize = 64 << 10;
     const OUTBOX_MESSAGES: usize = 64;
@@ -98,7 +99,8 @@ where
         for _ in 0..Self::ROUNDS {
             let inflow = self.read(cx);
             let now = self.tunnel.shared.now();
-            let finished = self.handle_inbox(cx, now);
+            let more = matches!(inflow, Inflow::More);
+            let finished = self.handle_inbox(cx, now, more);
             if let Inflow::Over(error) = inflow {
                 return Poll::Ready(Err(error));
             }
@@ -115,7 +117,6 @@ where
             if self.is_finished() && !self.dirty {
                 return Poll::Ready(Ok(()));
             }
-            let more = matches!(inflow, Inflow::More);
             if more {
                 // Let the readers of what came run first.
                 break;
@@ -133,18 +134,20 @@ where
         if self.patience.pause(|| self.tunnel.shared.now()).is_some() {
             return Inflow::Pending;
         }
-        {
+        let turn = {
             let mut state = self.tunnel.shared.lock();
             state.driver_stalled = !state.session.can_receive();
             if state.driver_stalled {
                 return Inflow::Pending;
             }
-        }
+            Turn::among(state.account.as_ref().map_or(0, Account::busy))
+        };
+        self.turn = turn;
         let mut bytes = 0;
         let mut skipped = 0;
         let mut alive = false;
         let inflow = loop {
-            if bytes >= Self::INBOX_BYTES || self.inbox.len() + skipped >= Self::INBOX_MESSAGES {
+            if bytes >= turn.bytes || self.inbox.len() + skipped >= turn.messages {
                 break Inflow::More;
             }
             match Pin::new(&mut self.transport).poll_next(cx) {
@@ -177,12 +180,17 @@ where
             let now = self.tunnel.shared.now();
             self.tunnel.shared.lock().session.handle_activity(now);
         }
-        self.skipped = skipped as u64;
+        self.skipped = skipped;
         inflow
     }
 
     /// Gives the session what was read and what time it is, and wakes whom that concerns.
-    fn handle_inbox(&mut self, cx: &Context<'_>, now: Instant) -> Option<Result<(), TunnelError>> {
+    fn handle_inbox(
+        &mut self,
+        cx: &Context<'_>,
+        now: Instant,
+        more: bool,
+    ) -> Option<Result<(), TunnelError>> {
         let shared = Arc::clone(&self.tunnel.shared);
         let mut state = shared.lock();
         let heard = self.skipped > 0 || !self.inbox.is_empty();
@@ -192,10 +200,12 @@ where
             let _ = state.session.handle_message(now, message);
         }
         if heard {
-            let useless = state.useless() - useless + core::mem::take(&mut self.skipped);
-            let pressed = state.pressed;
-            let account = state.account.as_mut();
-            self.patience.note(now, useless, account, pressed);
+            let useless = (state.useless() - useless) as usize + core::mem::take(&mut self.skipped);
+            let flood = self.turn.is_flood(useless) || state.pressed;
+            self.patience.note(now, flood, state.account.as_mut());
+            if let Some(account) = &mut state.account {
+                account.note_busy(more && !flood);
+            }
         }
         let due = state.session.poll_timeout().is_some_and(|at| at <= now);
         if due {
@@ -290,7 +300,7 @@ where
             }
             self.tunnel.shared.lock().armed = None;
             let now = self.tunnel.shared.now();
-            if let Some(closed) = self.handle_inbox(cx, now) {
+            if let Some(closed) = self.handle_inbox(cx, now, false) {
                 return Some(closed);
             }
             // What that gave to send, a ping for instance, is written in the next round. It also keeps a timer
@@ -350,7 +360,7 @@ where
                     skipped += 1;
                 }
             }
-            if skipped == Self::INBOX_MESSAGES {
+            if skipped == Turn::LONGEST.messages {
                 cx.waker().wake_by_ref();
                 break;
             }
@@ -378,6 +388,7 @@ impl<T, C: Carrier, R> Driver<T, C, R> {
             inbox: Vec::new(),
             outbox: VecDeque::new(),
             skipped: 0,
+            turn: Turn::LONGEST,
             wake: Vec::new(),
             patience: Patience::default(),
             dirty: false,

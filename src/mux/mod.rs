@@ -62,6 +62,7 @@ mod shared;
 mod stream;
 mod timer;
 mod tunnel;
+mod turn;
 
 pub use self::acceptor::Acceptor;
 pub use self::budget::Budget;

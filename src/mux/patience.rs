@@ -15,9 +15,6 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    /// Useless messages in one look at the transport that make it a flood: pings and pongs, breaches
-    /// of the protocol, connections beyond a bound. Honest peers ping every few seconds.
-    const FLOOD: u64 = 32;
     /// The pause after the first flood. It doubles with each that follows.
     const FIRST: Duration = Duration::from_millis(2);
     /// The longest pause of one that floods alone.
@@ -26,16 +23,9 @@ impl Patience {
     /// thousand times a second, however many there are.
     const EACH: Duration = Duration::from_millis(1);
 
-    /// Notes what one look at the transport found: so many useless messages, or anything at all while
-    /// the tunnel holds more than its share of a budget that is used up.
-    pub(super) fn note(
-        &mut self,
-        now: Instant,
-        useless: u64,
-        account: Option<&mut Account>,
-        pressed: bool,
-    ) {
-        let flood = useless >= Self::FLOOD || pressed;
+    /// Notes whether what one look at the transport found is a flood: mostly useless messages, or
+    /// anything while the tunnel holds more than its share of a budget that is used up.
+    pub(super) fn note(&mut self, now: Instant, flood: bool, account: Option<&mut Account>) {
         let all = account.map_or(1, |account| account.note_flood(flood));
         self.until = None;
         if flood {
@@ -66,17 +56,15 @@ mod tests {
     fn pauses_grow_with_a_flood_and_end_with_it() {
         let now = Instant::from_micros(7_000_000);
         let mut patience = Patience::default();
-        patience.note(now, 3, None, false);
+        patience.note(now, false, None);
         assert_eq!(patience.pause(|| now), None);
         for millis in [2, 4, 8, 16, 32, 64, 64] {
-            patience.note(now, 64, None, false);
+            patience.note(now, true, None);
             let until = now + Duration::from_millis(millis);
             assert_eq!(patience.pause(|| now), Some(until));
             assert_eq!(patience.pause(|| until), None);
         }
-        patience.note(now, 0, None, true);
-        assert!(patience.pause(|| now).is_some());
-        patience.note(now, 31, None, false);
+        patience.note(now, false, None);
         assert_eq!(patience.pause(|| now), None);
     }
 
@@ -91,13 +79,13 @@ mod tests {
         let mut account = Account::open(&budget);
         let mut patience = Patience::default();
         for millis in [2, 4, 8, 16, 32, 64, 128, 256, 500, 500] {
-            patience.note(now, 64, Some(&mut account), false);
+            patience.note(now, true, Some(&mut account));
             let until = now + Duration::from_millis(millis);
             assert_eq!(patience.pause(|| now), Some(until));
         }
         others[0].note_flood(false);
         others.truncate(100);
-        patience.note(now, 64, Some(&mut account), false);
+        patience.note(now, true, Some(&mut account));
         let until = now + Duration::from_millis(100);
         assert_eq!(patience.pause(|| now), Some(until));
     }
