@@ -5,8 +5,11 @@ use std::io::Write;
 use std::process::Stdio;
 use std::time::Duration;
 
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tunnel_test_support::chain::{
     CONTAINER, connect, echo, eventually, expect_echo, pattern, service, start_runner,
 };
@@ -130,11 +133,14 @@ async fn hyper_and_tonic_reach_their_services_through_the_runner() {
     let (_runner, url) = start_direct_runner();
     let web = page("hello over hyper\n").await;
     let (reporter, health) = tonic_health::server::health_reporter();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let grpc = listener.local_addr().unwrap().port().to_string();
-    let incoming = tonic::transport::server::TcpIncoming::from(listener);
-    let server = tonic::transport::Server::builder().add_service(health);
-    tokio::spawn(server.serve_with_incoming(incoming));
+    // Not `tonic::transport::Server`: its features would make the static agent larger.
+    let routes = TowerToHyperService::new(tonic::service::Routes::new(health));
+    let serve = move |stream| {
+        let server = http2::Builder::new(TokioExecutor::new());
+        let connection = server.serve_connection(TokioIo::new(stream), routes.clone());
+        async { connection.await.unwrap() }
+    };
+    let grpc = service(serve).await.port().to_string();
 
     for (status, word) in [
         (tonic_health::ServingStatus::Serving, "Serving"),
