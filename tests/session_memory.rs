@@ -9,10 +9,12 @@
 
 mod counting;
 
+use bytes::Bytes;
 use counting::counts;
 use kohakuriver_tunnel::session::{
     Config, Event, Instant, Recv, Role, Session, StreamId, Transmit, Version,
 };
+use kohakuriver_tunnel::wire::{Chunk, ClientId, Frame, Proto};
 
 const STREAMS: usize = 10_000;
 const NOW: Instant = Instant::from_micros(0);
@@ -112,4 +114,64 @@ fn small_writes_on_a_stuck_link() {
     println!("{each} bytes allocated for {} waiting", unsent / STREAMS);
     assert_eq!(unsent, 200 * STREAMS);
     assert!(each < 1500, "{each}");
+}
+
+/// `Config::small` holds what it says against a peer that sends whatever it may and reads nothing, with an
+/// application that writes whatever it can and reads nothing.
+#[test]
+fn a_small_session_stays_small() {
+    const LIMIT: isize = 512 << 10;
+    let mut most = 0;
+    for version in [Version::V1, Version::V2] {
+        for size in [0, 1, 255, 256, 1000, 4096, 65_000] {
+            let empty = counts();
+            let mut session = Session::new(Role::Acceptor, version, Config::small(), NOW);
+            let mut held = Vec::with_capacity(200);
+            let mut say = |session: &mut Session, frame: Frame<Bytes>| {
+                if session.can_receive() {
+                    // What it does not take is counted, and is the peer's fault.
+                    let _ = session.handle_message(NOW, frame.to_bytes());
+                }
+                while let Some(event) = session.poll_event() {
+                    if let Event::Incoming { stream, .. } = event {
+                        session.accept(stream, NOW).unwrap();
+                        held.push(stream);
+                    }
+                }
+                for stream in &held {
+                    let _ = session.send_slice(*stream, &[7; 10_000]);
+                    let _ = session.send_datagram(*stream, Chunk::copied(&[7; 1000]));
+                }
+                let live = (counts() - empty).live;
+                assert!(live < LIMIT, "{version:?}, pieces of {size}: {live} bytes");
+                most = most.max(live);
+            };
+            let id = |id: u32| {
+                (
+                    ClientId(id),
+                    if id % 2 == 0 { Proto::Udp } else { Proto::Tcp },
+                )
+            };
+            for (id, proto) in (1..100).map(id) {
+                let port = 80;
+                say(&mut session, Frame::Connect { proto, id, port });
+                // It reads the answers, or no more would be taken.
+                while session.poll_transmit(NOW).is_some() {}
+            }
+            // Of each a whole window, and more datagrams than there is room for.
+            for _ in 0..(256 << 10) / size.max(256) {
+                for (id, proto) in (1..17).map(id) {
+                    let payload = Bytes::from(vec![1; size]);
+                    say(&mut session, Frame::Data { proto, id, payload });
+                }
+            }
+            for _ in 0..1000 {
+                let (id, payload) = (ClientId::KEEPALIVE, Bytes::from_static(&[3; 100]));
+                say(&mut session, Frame::Ping { id, payload });
+            }
+            assert!(session.stats().refused > 0);
+        }
+    }
+    println!("{most} bytes at most");
+    assert!(most > LIMIT / 4, "{most}: it was not put to the test");
 }

@@ -45,8 +45,7 @@ pub fn builder() -> Builder {
 /// # async fn main() {
 /// # let (socket, _far) = tokio::io::duplex(1 << 16);
 /// let all_tunnels = Budget::new(256 << 20);
-/// let mut config = Config::default();
-/// config.keepalive = Some(Duration::from_secs(5));
+/// let config = Config::default().with_keepalive(Some(Duration::from_secs(5)));
 /// let builder = mux::builder().version(Version::V2).config(config).budget(&all_tunnels);
 ///
 /// let (mux, driver) = builder.opener(mux::length_prefixed(socket), Plain);

@@ -2,19 +2,24 @@ use core::time::Duration;
 
 /// Bounds and times of a [`Session`](super::Session). Every queue has its bound here.
 ///
-/// The two ends need not agree on any of it.
+/// The two ends need not agree on any of it. Each field has a setter of its name behind `with_`:
 ///
 /// ```
+/// use std::time::Duration;
+///
 /// use kohakuriver_tunnel::session::{Config, Instant, OpenError, Role, Session, Version};
 ///
-/// let mut config = Config::default();
-/// config.max_streams = 1;
+/// let config = Config::default()
+///     .with_max_streams(1)
+///     .with_keepalive(Some(Duration::from_secs(5)));
 /// let now = Instant::default();
 /// let mut session = Session::new(Role::Opener, Version::V2, config, now);
 /// session.open_tcp(80, now)?;
 /// assert_eq!(session.open_tcp(80, now), Err(OpenError::Limit(1)));
 /// # Ok::<(), OpenError>(())
 /// ```
+///
+/// A session brings values that are out of the range of their field into it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
@@ -122,6 +127,172 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Bounds for a device: a session with it holds less than 512 KiB, whatever the peer sends and does not read.
+    ///
+    /// At most 16 streams, 256 KiB received and not read over all of them, 32 KiB to be sent and 4 KiB more a stream,
+    /// 32 KiB of datagrams in each direction, and pieces of 4 KiB. In v2 a stream may send 256 KiB before the first
+    /// WINDOW (PROTOCOL.md section 5.5): one reader may pause and keep its stream, of two the one that holds most is
+    /// reset with reason overflow. Windows do not grow, so a stream carries at most 256 KiB in a round trip.
+    ///
+    /// What the transport holds comes on top: bound its messages, and its buffers, too.
+    ///
+    /// ```
+    /// use kohakuriver_tunnel::session::{Config, Instant, Role, Session, Version};
+    ///
+    /// let config = Config::small().with_max_streams(4);
+    /// let session = Session::new(Role::Acceptor, Version::V2, config, Instant::default());
+    /// # assert!(session.is_idle());
+    /// ```
+    #[must_use]
+    pub const fn small() -> Self {
+        Self {
+            max_streams: 16,
+            accept_backlog: 4,
+            receive_budget: 256 << 10,
+            max_window: super::INITIAL_WINDOW,
+            v1_stream_buffer: 32 << 10,
+            v1_stall: Duration::from_secs(2),
+            v1_reach: 0,
+            send_budget: 32 << 10,
+            stream_send_buffer: 8 << 10,
+            max_piece: 4 << 10,
+            contended_piece: 4 << 10,
+            datagram_queue: 8,
+            datagram_buffer: 16 << 10,
+            datagram_budget: 32 << 10,
+            keepalive: Some(Duration::from_secs(15)),
+            linger: Duration::from_secs(10),
+            first_id: None,
+            max_replies: 64,
+        }
+    }
+
+    /// Sets [`max_streams`](Self::max_streams).
+    #[must_use]
+    pub const fn with_max_streams(mut self, streams: usize) -> Self {
+        self.max_streams = streams;
+        self
+    }
+
+    /// Sets [`accept_backlog`](Self::accept_backlog).
+    #[must_use]
+    pub const fn with_accept_backlog(mut self, connections: usize) -> Self {
+        self.accept_backlog = connections;
+        self
+    }
+
+    /// Sets [`receive_budget`](Self::receive_budget).
+    #[must_use]
+    pub const fn with_receive_budget(mut self, bytes: usize) -> Self {
+        self.receive_budget = bytes;
+        self
+    }
+
+    /// Sets [`max_window`](Self::max_window).
+    #[must_use]
+    pub const fn with_max_window(mut self, bytes: u32) -> Self {
+        self.max_window = bytes;
+        self
+    }
+
+    /// Sets [`v1_stream_buffer`](Self::v1_stream_buffer).
+    #[must_use]
+    pub const fn with_v1_stream_buffer(mut self, bytes: usize) -> Self {
+        self.v1_stream_buffer = bytes;
+        self
+    }
+
+    /// Sets [`v1_stall`](Self::v1_stall).
+    #[must_use]
+    pub const fn with_v1_stall(mut self, time: Duration) -> Self {
+        self.v1_stall = time;
+        self
+    }
+
+    /// Sets [`v1_reach`](Self::v1_reach).
+    #[must_use]
+    pub const fn with_v1_reach(mut self, bytes: usize) -> Self {
+        self.v1_reach = bytes;
+        self
+    }
+
+    /// Sets [`send_budget`](Self::send_budget).
+    #[must_use]
+    pub const fn with_send_budget(mut self, bytes: usize) -> Self {
+        self.send_budget = bytes;
+        self
+    }
+
+    /// Sets [`stream_send_buffer`](Self::stream_send_buffer).
+    #[must_use]
+    pub const fn with_stream_send_buffer(mut self, bytes: usize) -> Self {
+        self.stream_send_buffer = bytes;
+        self
+    }
+
+    /// Sets [`max_piece`](Self::max_piece).
+    #[must_use]
+    pub const fn with_max_piece(mut self, bytes: usize) -> Self {
+        self.max_piece = bytes;
+        self
+    }
+
+    /// Sets [`contended_piece`](Self::contended_piece).
+    #[must_use]
+    pub const fn with_contended_piece(mut self, bytes: usize) -> Self {
+        self.contended_piece = bytes;
+        self
+    }
+
+    /// Sets [`datagram_queue`](Self::datagram_queue).
+    #[must_use]
+    pub const fn with_datagram_queue(mut self, datagrams: usize) -> Self {
+        self.datagram_queue = datagrams;
+        self
+    }
+
+    /// Sets [`datagram_buffer`](Self::datagram_buffer).
+    #[must_use]
+    pub const fn with_datagram_buffer(mut self, bytes: usize) -> Self {
+        self.datagram_buffer = bytes;
+        self
+    }
+
+    /// Sets [`datagram_budget`](Self::datagram_budget).
+    #[must_use]
+    pub const fn with_datagram_budget(mut self, bytes: usize) -> Self {
+        self.datagram_budget = bytes;
+        self
+    }
+
+    /// Sets [`keepalive`](Self::keepalive).
+    #[must_use]
+    pub const fn with_keepalive(mut self, silence: Option<Duration>) -> Self {
+        self.keepalive = silence;
+        self
+    }
+
+    /// Sets [`linger`](Self::linger).
+    #[must_use]
+    pub const fn with_linger(mut self, time: Duration) -> Self {
+        self.linger = time;
+        self
+    }
+
+    /// Sets [`first_id`](Self::first_id).
+    #[must_use]
+    pub const fn with_first_id(mut self, id: Option<u32>) -> Self {
+        self.first_id = id;
+        self
+    }
+
+    /// Sets [`max_replies`](Self::max_replies).
+    #[must_use]
+    pub const fn with_max_replies(mut self, answers: usize) -> Self {
+        self.max_replies = answers;
+        self
+    }
+
     /// The same bounds with values brought into the range the protocol allows.
     pub(super) fn clamped(mut self) -> Self {
         const MAX_MESSAGE_PAYLOAD: usize = (1 << 20) - crate::wire::HEADER_LEN;
