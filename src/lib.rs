@@ -17,7 +17,7 @@
 )]
 #![cfg_attr(
     feature = "transport",
-    doc = "| [`transport`] | `transport` | frames over any WebSocket stack |"
+    doc = "| [`transport`] | `transport` | frames over any WebSocket stack; [`carrier!`] |"
 )]
 #![cfg_attr(
     feature = "mux",

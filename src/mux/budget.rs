@@ -4,12 +4,28 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 /// Bytes that many tunnels, and whatever else of a program a peer can make grow, may hold together.
 ///
 /// [`Config`](crate::session::Config) bounds each tunnel by itself; a server of many tunnels needs a bound on
-/// their sum. A tunnel joins by [`Mux::join_budget`](super::Mux::join_budget). While more than two
+/// their sum. A tunnel joins by [`Builder::budget`](super::Builder::budget). While more than two
 /// thirds are held, a tunnel that holds more than its share of the last third takes no new connections, and
 /// those of its streams that hold most are reset with reason overflow. So a tunnel that holds little is
 /// never the one that pays, and the sum stays within the limit (PROTOCOL.md section 7). An opener's
 /// tunnel, such as the one to a container's agent, may carry streams of many users: it has as many
 /// shares as it has streams, up to 64.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::{self, Budget};
+/// use kohakuriver_tunnel::transport::Plain;
+///
+/// let budget = Budget::new(256 << 20);
+/// # let (first, second) = tokio::io::duplex(64);
+/// for socket in [first, second] {
+///     let builder = mux::builder().budget(&budget);
+///     let (acceptor, driver) = builder.acceptor(mux::length_prefixed(socket), Plain);
+///     # drop((acceptor, driver));
+/// }
+/// // Something else of the program's that a peer can make grow.
+/// assert!(budget.take(4096));
+/// budget.give_back(4096);
+/// ```
 #[derive(Debug, Clone)]
 pub struct Budget {
     inner: Arc<Inner>,

@@ -9,6 +9,17 @@ use crate::session::{Reason, Recv, Reset, SendError, StreamError, StreamStats};
 use crate::wire::Chunk;
 
 /// A datagram flow through the tunnel. Dropping it ends it.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::Mux;
+///
+/// /// Asks a name server at the other side.
+/// async fn ask(mux: &Mux, query: Vec<u8>) -> std::io::Result<Vec<u8>> {
+///     let flow = mux.open_udp(53)?;
+///     flow.send(bytes::Bytes::from(query))?;
+///     Ok(flow.recv().await?.into())
+/// }
+/// ```
 #[derive(Debug)]
 pub struct TunnelDatagram {
     handle: Handle,

@@ -22,6 +22,21 @@ use crate::transport::{Carrier, Received};
 /// Moves a tunnel: owns the transport, to be spawned on any executor. Ends when the tunnel does.
 ///
 /// Dropping it ends the tunnel at once.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::{self, TunnelError};
+/// use kohakuriver_tunnel::transport::Plain;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let (socket, far) = tokio::io::duplex(1 << 16);
+/// let (mux, driver) = mux::builder().opener(mux::length_prefixed(socket), Plain);
+/// let driver = tokio::spawn(driver);
+/// drop(far); // the other side goes away
+/// assert_eq!(driver.await.unwrap(), Err(TunnelError::Ended(None)));
+/// # drop(mux);
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "nothing moves unless the driver is polled"]
 pub struct Driver<T, C: Carrier, R = TokioTimer> {

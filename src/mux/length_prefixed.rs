@@ -81,6 +81,20 @@ const BATCH: usize = 16;
 /// # Errors
 /// [`CodecError::TooLong`] and [`CodecError::Truncated`] are the peer's fault, [`CodecError::Io`] is the byte
 /// stream's. The stream ends after any of them.
+///
+/// ```
+/// use futures_util::{SinkExt, StreamExt};
+/// use kohakuriver_tunnel::mux::length_prefixed;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (near, far) = tokio::io::duplex(64);
+/// let (mut near, mut far) = (length_prefixed(near), length_prefixed(far));
+/// near.send("message".into()).await?;
+/// assert_eq!(far.next().await.ok_or("end")??, "message");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct LengthPrefixed<S> {
     io: S,

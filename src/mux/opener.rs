@@ -6,6 +6,20 @@ use crate::session::{Instant, OpenError, Session, StreamId};
 ///
 /// The opening end of a tunnel stays up while there is a clone of this or a stream or flow, and ends in good
 /// order when the last of them is dropped.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::Mux;
+/// use tokio::net::TcpListener;
+///
+/// /// Forwards a local port to port 80 at the other side.
+/// async fn forward(mux: Mux, listener: TcpListener) -> std::io::Result<()> {
+///     loop {
+///         let (mut socket, _) = listener.accept().await?;
+///         let stream = mux.open_tcp(80)?;
+///         tokio::spawn(async move { stream.relay(&mut socket).await });
+///     }
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Mux {
     tunnel: Tunnel,

@@ -29,7 +29,19 @@ std::thread_local! {
     static BUFFER: Cell<Option<HeadroomBuf>> = const { Cell::new(None) };
 }
 
-/// What a relay has carried.
+/// What a relay, or a join, has carried.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::{Relayed, TunnelStream};
+/// use tokio::net::TcpStream;
+///
+/// async fn serve(stream: TunnelStream, mut service: TcpStream) {
+///     match stream.relay(&mut service).await {
+///         Ok(Relayed { sent, received }) => println!("{received} in, {sent} out"),
+///         Err(error) => println!("{error}"),
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Relayed {
     /// Bytes from the local side into the tunnel.
@@ -39,6 +51,17 @@ pub struct Relayed {
 }
 
 /// Which side a relay failed at.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::{RelayError, TunnelStream};
+/// use tokio::net::TcpStream;
+///
+/// async fn serve(stream: TunnelStream, mut service: TcpStream) {
+///     if let Err(RelayError::Tunnel(reset)) = stream.relay(&mut service).await {
+///         println!("the other side: {reset}");
+///     }
+/// }
+/// ```
 #[derive(Debug, Error)]
 pub enum RelayError {
     /// The tunnel's, or what is behind it.

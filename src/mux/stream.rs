@@ -16,6 +16,25 @@ use crate::wire::Chunk;
 ///
 /// `shutdown` ends this direction only. Dropping it ends it gracefully: what was written still arrives, and
 /// the other side is told to stop if it goes on sending.
+///
+/// It is tokio's `AsyncRead` and `AsyncWrite`, so it goes wherever a socket does. Errors are [`io::Error`]s whose kind
+/// fits and whose source is the [`Reset`].
+///
+/// ```
+/// use std::io;
+///
+/// use kohakuriver_tunnel::mux::Mux;
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+///
+/// async fn sorted(mux: &Mux, lines: &str) -> io::Result<String> {
+///     let mut stream = mux.open_tcp(7)?;
+///     stream.write_all(lines.as_bytes()).await?; // no need to wait for the answer
+///     stream.shutdown().await?; // the reply can still come
+///     let mut reply = String::new();
+///     stream.read_to_string(&mut reply).await?;
+///     Ok(reply)
+/// }
+/// ```
 #[derive(Debug)]
 pub struct TunnelStream {
     read: ReadHalf,
@@ -25,6 +44,21 @@ pub struct TunnelStream {
 /// The receiving direction of a [`TunnelStream`].
 ///
 /// Dropping it alone throws away what still arrives.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::TunnelStream;
+/// use kohakuriver_tunnel::session::Reset;
+///
+/// /// Counts what comes, without a copy.
+/// async fn count(stream: TunnelStream) -> Result<usize, Reset> {
+///     let (mut read, _write) = stream.into_split();
+///     let mut bytes = 0;
+///     while let Some(chunk) = read.chunk().await? {
+///         bytes += chunk.len();
+///     }
+///     Ok(bytes)
+/// }
+/// ```
 #[derive(Debug)]
 pub struct ReadHalf {
     handle: Arc<Handle>,
@@ -32,6 +66,32 @@ pub struct ReadHalf {
 }
 
 /// The sending direction of a [`TunnelStream`]. Dropping it ends this direction.
+///
+/// Besides `AsyncWrite`, which copies, it takes chunks that were read behind headroom:
+///
+/// ```
+/// use kohakuriver_tunnel::mux::WriteHalf;
+/// use kohakuriver_tunnel::session::SendError;
+/// use kohakuriver_tunnel::wire::HeadroomBuf;
+/// use tokio::io::{AsyncRead, AsyncReadExt};
+///
+/// /// Sends a file; no byte of it is moved.
+/// async fn send(mut file: impl AsyncRead + Unpin, mut write: WriteHalf) -> std::io::Result<()> {
+///     let mut buffer = HeadroomBuf::with_capacity(64 << 10);
+///     loop {
+///         let capacity = write.capacity().await?;
+///         if file.read_buf(&mut buffer.spare(capacity)).await? == 0 {
+///             return Ok(write.finish());
+///         }
+///         let mut chunk = buffer.split();
+///         // Another stream may take the room meanwhile.
+///         while let Err(SendError::Blocked(back)) = write.send(chunk) {
+///             chunk = back;
+///             write.capacity().await?;
+///         }
+///     }
+/// }
+/// ```
 #[derive(Debug)]
 pub struct WriteHalf {
     handle: Arc<Handle>,

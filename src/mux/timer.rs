@@ -14,6 +14,23 @@ const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 /// What time it is, for the driver of a tunnel and for all of its handles.
 ///
 /// Must not go backwards. It starts where it likes: only differences matter.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::Clock;
+/// use kohakuriver_tunnel::session::Instant;
+///
+/// # fn performance_now() -> f64 { 12.5 }
+/// /// Milliseconds since the page was loaded, as a browser's `performance.now()` counts.
+/// #[derive(Debug)]
+/// struct PageClock;
+///
+/// impl Clock for PageClock {
+///     fn now(&self) -> Instant {
+///         Instant::from_micros((performance_now() * 1000.0) as u64)
+///     }
+/// }
+/// assert_eq!(PageClock.now().as_micros(), 12_500);
+/// ```
 pub trait Clock: fmt::Debug + Send + Sync {
     /// The time now.
     fn now(&self) -> Instant;
@@ -109,6 +126,21 @@ impl Clock for SystemClock {
 ///
 /// Needs a runtime with the time driver (`enable_time`) where the driver is polled. A paused clock
 /// (`tokio::time::pause`) is the tunnel's too.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use kohakuriver_tunnel::mux::{self, TunnelError};
+/// use kohakuriver_tunnel::transport::Plain;
+///
+/// #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// async fn main() {
+///     let (socket, _silent) = tokio::io::duplex(64);
+///     let (_mux, driver) = mux::builder().opener(mux::length_prefixed(socket), Plain);
+///     // Half a minute, which takes no time.
+///     assert_eq!(driver.await, Err(TunnelError::PeerDead));
+/// }
+/// ```
 #[derive(Debug, Default)]
 pub struct TokioTimer {
     clock: Option<TokioClock>,

@@ -33,7 +33,23 @@ const SKIP_MAX: usize = 32;
 /// sends has to receive too: in one task, or in two with `StreamExt::split`, at the price of a lock.
 ///
 /// The transport has to be [`Unpin`], as WebSockets are; one that is not goes in as `Box::pin(transport)`.
-/// See the [module](super) for an example.
+/// The [module](super) has an example over WebSockets. Any messages will do:
+///
+/// ```
+/// use bytes::Bytes;
+/// use futures_util::{StreamExt, stream};
+/// use kohakuriver_tunnel::transport::{FrameTransport, Plain};
+/// use kohakuriver_tunnel::wire::{ClientId, Frame, Proto};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let close: Frame = Frame::Close { proto: Proto::Tcp, id: ClientId(1) };
+/// let messages = stream::iter([Ok::<_, std::io::Error>(close.to_bytes())]);
+/// let mut frames = FrameTransport::new(messages, Plain);
+/// assert_eq!(frames.next().await.ok_or("end")??, close);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct FrameTransport<T, C> {
     transport: T,
