@@ -1,4 +1,5 @@
-//! Port forwarding over any message transport: one protocol, from an eight-byte header to async streams.
+//! Port forwarding over any message transport: one protocol, from an eight-byte header to async
+//! streams.
 //!
 //! ```text
 //!  0      1       2               6        8
@@ -24,11 +25,12 @@
     doc = "| [`mux`] | `mux` | async streams and datagram flows |"
 )]
 //!
-//! `wire`, `session` and `transport` are `no_std` with `alloc`. Each module begins with an example; the README has
-//! one for each layer side by side. PROTOCOL.md in the repository is what the code implements.
+//! `wire`, `session` and `transport` are `no_std` with `alloc`. Each module begins with an example;
+//! the README has one for each layer side by side. PROTOCOL.md in the repository is what the code
+//! implements.
 //!
-//! What the protocol does not give: confidentiality, authentication, resumption after the transport is lost,
-//! connections opened by the accepting side, and, with v1 peers, flow control.
+//! What the protocol does not give: confidentiality, authentication, resumption after the transport
+//! is lost, connections opened by the accepting side, and, with v1 peers, flow control.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -116,8 +116,8 @@ fn small_writes_on_a_stuck_link() {
     assert!(each < 1500, "{each}");
 }
 
-/// `Config::small` holds what it says against a peer that sends whatever it may and reads nothing, with an
-/// application that writes whatever it can and reads nothing.
+/// `Config::small` holds what it says against a peer that sends whatever it may and reads nothing,
+/// with an application that writes whatever it can and reads nothing.
 #[test]
 fn a_small_session_stays_small() {
     const LIMIT: isize = 512 << 10;

@@ -7,8 +7,8 @@ use crate::session::Reason;
 
 /// Takes the connections that the other side opens. Dropping it refuses them.
 ///
-/// The accepting end of a tunnel stays up while there is this or a stream or flow, and ends in good order when the
-/// last of them is dropped.
+/// The accepting end of a tunnel stays up while there is this or a stream or flow, and ends in good
+/// order when the last of them is dropped.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::{Acceptor, Incoming};
@@ -48,8 +48,8 @@ impl Acceptor {
         poll_fn(|cx| self.poll_accept(cx)).await
     }
 
-    /// The next byte stream, for those who serve no datagrams: flows asked for before it are refused. `None` after
-    /// the tunnel has ended. Cancel safe.
+    /// The next byte stream, for those who serve no datagrams: flows asked for before it are
+    /// refused. `None` after the tunnel has ended. Cancel safe.
     pub async fn accept_tcp(&mut self) -> Option<IncomingTcp> {
         loop {
             match self.accept().await? {

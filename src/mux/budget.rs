@@ -3,13 +3,13 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes that many tunnels, and whatever else of a program a peer can make grow, may hold together.
 ///
-/// [`Config`](crate::session::Config) bounds each tunnel by itself; a server of many tunnels needs a bound on
-/// their sum. A tunnel joins by [`Builder::budget`](super::Builder::budget). While more than two
-/// thirds are held, a tunnel that holds more than its share of the last third takes no new connections, and
-/// those of its streams that hold most are reset with reason overflow. So a tunnel that holds little is
-/// never the one that pays, and the sum stays within the limit (PROTOCOL.md section 7). An opener's
-/// tunnel, such as the one to a container's agent, may carry streams of many users: it has as many
-/// shares as it has streams, up to 64.
+/// [`Config`](crate::session::Config) bounds each tunnel by itself; a server of many tunnels needs
+/// a bound on their sum. A tunnel joins by [`Builder::budget`](super::Builder::budget). While more
+/// than two thirds are held, a tunnel that holds more than its share of the last third takes no new
+/// connections, and those of its streams that hold most are reset with reason overflow. So a tunnel
+/// that holds little is never the one that pays, and the sum stays within the limit (PROTOCOL.md
+/// section 7). An opener's tunnel, such as the one to a container's agent, may carry streams of
+/// many users: it has as many shares as it has streams, up to 64.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::{self, Budget};
@@ -59,8 +59,8 @@ impl Budget {
         }
     }
 
-    /// Takes `bytes` for something that is no tunnel, such as a message that has come in part. False, and
-    /// nothing taken, when two thirds of the budget are held.
+    /// Takes `bytes` for something that is no tunnel, such as a message that has come in part.
+    /// False, and nothing taken, when two thirds of the budget are held.
     #[must_use = "what was not taken must not be held"]
     pub fn take(&self, bytes: usize) -> bool {
         let fits = |held: usize| {
@@ -108,8 +108,8 @@ pub(super) struct Account {
 impl Account {
     /// Changes below this are not worth an atomic operation each.
     const GRAIN: usize = 16 << 10;
-    /// A payload may pin a transport's buffer of eight times its size or more. What comes before memory counts
-    /// as scarce can so cost half of the limit.
+    /// A payload may pin a transport's buffer of eight times its size or more. What comes before
+    /// memory counts as scarce can so cost half of the limit.
     const PINNED_SHARE: usize = 16;
     /// Enough for the users of a container; more would leave little for everybody else.
     const MOST_SHARES: usize = 64;
@@ -125,7 +125,8 @@ impl Account {
         }
     }
 
-    /// Notes what the tunnel holds now, and for how many. When that is too much: how much it may hold.
+    /// Notes what the tunnel holds now, and for how many. When that is too much: how much it may
+    /// hold.
     pub(super) fn settle(&mut self, held: usize, parties: usize) -> Option<usize> {
         let shares = parties.min(Self::MOST_SHARES);
         if shares != self.shares {

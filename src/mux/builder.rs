@@ -24,15 +24,20 @@ pub fn builder() -> Builder {
     }
 }
 
-/// What a tunnel is to be like, until a transport is there: [`builder`] makes one, clones serve many tunnels.
+/// What a tunnel is to be like, until a transport is there: [`builder`] makes one, clones serve
+/// many tunnels.
 ///
-/// A transport is a `Stream` and `Sink` of messages which a [`Carrier`] understands. Its own handshake (the HTTP
-/// upgrade of a WebSocket) is over; what comes next depends on the route:
+/// A transport is a `Stream` and `Sink` of messages which a [`Carrier`] understands. Its own
+/// handshake (the HTTP upgrade of a WebSocket) is over; what comes next depends on the route:
 ///
-/// | the tunnel | opening end | accepting end |
+/// | the tunnel begins | opening end | accepting end |
 /// |---|---|---|
-/// | begins with a greeting (PROTOCOL.md section 4.1) | [`connect`](Self::connect) | [`welcome`](Self::welcome), or [`refuse`](Self::refuse) |
-/// | begins at once | [`opener`](Self::opener) | [`acceptor`](Self::acceptor) |
+/// | with a greeting | [`connect`](Self::connect) | [`welcome`](Self::welcome), [`refuse`] |
+/// | at once | [`opener`](Self::opener) | [`acceptor`](Self::acceptor) |
+///
+/// A forwarding session has a greeting, an agent's tunnel has none (PROTOCOL.md section 4.1).
+///
+/// [`refuse`]: Self::refuse
 ///
 /// ```
 /// use std::time::Duration;
@@ -64,7 +69,8 @@ pub struct Builder<R = TokioTimer> {
 }
 
 impl<R> Builder<R> {
-    /// The version that the handshake agreed on: [`Version::answered`] and [`Version::choose`] say which.
+    /// The version that the handshake agreed on: [`Version::answered`] and [`Version::choose`] say
+    /// which.
     pub fn version(mut self, version: Version) -> Self {
         self.version = version;
         self
@@ -72,9 +78,10 @@ impl<R> Builder<R> {
 
     /// The tunnel's bounds and times.
     ///
-    /// Unless it says otherwise, the first client id is drawn at random from what the standard library has, which is
-    /// the operating system. `wasm32-unknown-unknown` has none: there set [`Config::first_id`] from a source of the
-    /// platform's, lest the ids of two clients meet (PROTOCOL.md section 2.3).
+    /// Unless it says otherwise, the first client id is drawn at random from what the standard
+    /// library has, which is the operating system. `wasm32-unknown-unknown` has none: there set
+    /// [`Config::first_id`] from a source of the platform's, lest the ids of two clients meet
+    /// (PROTOCOL.md section 2.3).
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
         self
@@ -97,8 +104,8 @@ impl<R> Builder<R> {
         self
     }
 
-    /// How long [`connect`](Self::connect) waits for the greeting, and [`welcome`](Self::welcome) for its own to be
-    /// taken. 10 s if it is not set, which is what deployed parts wait.
+    /// How long [`connect`](Self::connect) waits for the greeting, and [`welcome`](Self::welcome)
+    /// for its own to be taken. 10 s if it is not set, which is what deployed parts wait.
     pub fn greeting_timeout(mut self, timeout: Duration) -> Self {
         self.greeting_timeout = timeout;
         self
@@ -106,13 +113,15 @@ impl<R> Builder<R> {
 }
 
 impl<R: Timer> Builder<R> {
-    /// The opening end of a tunnel without a greeting: what opens connections, and the driver to be spawned.
+    /// The opening end of a tunnel without a greeting: what opens connections, and the driver to be
+    /// spawned.
     pub fn opener<T, C: Carrier>(self, transport: T, carrier: C) -> (Mux, Driver<T, C, R>) {
         let driver = self.start(Role::Opener, transport, carrier);
         (Mux::new(driver.tunnel()), driver)
     }
 
-    /// The accepting end of a tunnel without a greeting: what takes connections, and the driver to be spawned.
+    /// The accepting end of a tunnel without a greeting: what takes connections, and the driver to
+    /// be spawned.
     pub fn acceptor<T, C: Carrier>(self, transport: T, carrier: C) -> (Acceptor, Driver<T, C, R>) {
         let driver = self.start(Role::Acceptor, transport, carrier);
         (Acceptor::new(driver.tunnel()), driver)
@@ -120,8 +129,8 @@ impl<R: Timer> Builder<R> {
 
     /// Waits for the greeting of the accepting end, and gives the opening end of the tunnel.
     ///
-    /// What comes right behind the greeting stays in the transport for the tunnel. If the future is dropped, so is
-    /// the transport.
+    /// What comes right behind the greeting stays in the transport for the tunnel. If the future is
+    /// dropped, so is the transport.
     ///
     /// # Errors
     /// [`ConnectError`]: the other side refuses, with its words, or says nothing in
@@ -163,7 +172,8 @@ impl<R: Timer> Builder<R> {
     /// Greets the opening end, and gives the accepting end of the tunnel.
     ///
     /// # Errors
-    /// [`ConnectError`] when the greeting is not taken in [time](Self::greeting_timeout), or the transport fails.
+    /// [`ConnectError`] when the greeting is not taken in [time](Self::greeting_timeout), or the
+    /// transport fails.
     pub async fn welcome<T, C, E>(
         mut self,
         mut transport: T,
@@ -179,8 +189,8 @@ impl<R: Timer> Builder<R> {
         Ok(self.acceptor(transport, carrier))
     }
 
-    /// Refuses the opening end: says `why`, closes the transport with `code` (1008 for a refusal by rule, 1011 for a
-    /// failure; PROTOCOL.md section 4.1), and waits for the other side's close.
+    /// Refuses the opening end: says `why`, closes the transport with `code` (1008 for a refusal by
+    /// rule, 1011 for a failure; PROTOCOL.md section 4.1), and waits for the other side's close.
     ///
     /// Over after 5 s, whatever the other side reads or sends.
     pub async fn refuse<T, C, E>(mut self, transport: T, carrier: C, code: u16, why: &str)

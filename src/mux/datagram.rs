@@ -30,8 +30,9 @@ impl TunnelDatagram {
         Self { handle }
     }
 
-    /// Sends one datagram, empty ones too. Never waits: under pressure the oldest are dropped and counted in
-    /// [`Stats`](crate::session::Stats). So is one that is longer than [`MAX_DATAGRAM`](crate::session::MAX_DATAGRAM).
+    /// Sends one datagram, empty ones too. Never waits: under pressure the oldest are dropped and
+    /// counted in [`Stats`](crate::session::Stats). So is one that is longer than
+    /// [`MAX_DATAGRAM`](crate::session::MAX_DATAGRAM).
     ///
     /// # Errors
     /// [`Reset`] when the flow is over.
@@ -44,7 +45,8 @@ impl TunnelDatagram {
         }
     }
 
-    /// The next datagram. Cancel safe. One task at a time: a second one that waits replaces the first.
+    /// The next datagram. Cancel safe. One task at a time: a second one that waits replaces the
+    /// first.
     ///
     /// # Errors
     /// [`Reset`] when the flow is over, also when the other side has closed it ([`Reason::Gone`]).

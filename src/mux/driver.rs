@@ -99,14 +99,16 @@ where
     R: Timer,
     E: Display,
 {
-    /// Bytes taken from the session at once: enough to fill a write, not so many that a keystroke waits.
+    /// Bytes taken from the session at once: enough to fill a write, not so many that a keystroke
+    /// waits.
     const OUTBOX_BYTES: usize = 64 << 10;
     const OUTBOX_MESSAGES: usize = 64;
     /// Rounds before other tasks get their turn.
     const ROUNDS: usize = 16;
     /// Batches written before what has arrived gets its turn.
     const BATCHES: usize = 16;
-    /// How long the other side may be silent while the transport ends, and how long that may take in all.
+    /// How long the other side may be silent while the transport ends, and how long that may take
+    /// in all.
     const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
     const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -240,7 +242,8 @@ where
         closed
     }
 
-    /// Writes what the session has to say while the transport takes it; says whether that was anything.
+    /// Writes what the session has to say while the transport takes it; says whether that was
+    /// anything.
     fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, E> {
         let mut written = false;
         let mut batches = 0;
@@ -318,8 +321,8 @@ where
             if let Some(closed) = self.handle_inbox(cx, now, false) {
                 return Some(closed);
             }
-            // What that gave to send, a ping for instance, is written in the next round. It also keeps a timer
-            // ahead of its clock from holding up everything else.
+            // What that gave to send, a ping for instance, is written in the next round. It also
+            // keeps a timer ahead of its clock from holding up everything else.
             cx.waker().wake_by_ref();
             if now < deadline {
                 return None;
@@ -355,8 +358,8 @@ where
         Poll::Ready(())
     }
 
-    /// Closes the transport, then lets the other side read to the end: to drop a socket that still receives
-    /// may destroy what was sent before.
+    /// Closes the transport, then lets the other side read to the end: to drop a socket that still
+    /// receives may destroy what was sent before.
     fn poll_close(&mut self, cx: &mut Context<'_>, mut closing: Closing) -> Poll<()> {
         if !closing.sent {
             closing.sent = self.poll_goodbye(cx).is_ready()

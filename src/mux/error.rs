@@ -24,15 +24,15 @@ use crate::transport::CloseReason;
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum TunnelError {
-    /// The other side ended the transport, in good order or by a decision of its own: the code and the reason
-    /// it gave, if it gave any. The reason is cleaned ([`clean_text`]).
+    /// The other side ended the transport, in good order or by a decision of its own: the code and
+    /// the reason it gave, if it gave any. The reason is cleaned ([`clean_text`]).
     #[error("ended by the other side{}", said(.0))]
     Ended(Option<CloseReason>),
     /// The transport failed, of itself or on the way. Says how.
     #[error("{0}")]
     Transport(String),
-    /// The other side sent what is no tunnel message, a text for instance, so it does not speak this protocol.
-    /// Its words, cleaned, or nothing if there are none.
+    /// The other side sent what is no tunnel message, a text for instance, so it does not speak
+    /// this protocol. Its words, cleaned, or nothing if there are none.
     #[error("the other side sent what is no tunnel message{colon}{0}", colon = colon(.0))]
     Unexpected(String),
     /// The other side, or the way to it, has been silent for two keepalive intervals.
@@ -73,14 +73,16 @@ pub enum ConnectError {
     Refused {
         /// Its words, for a person to read: cleaned, at most 1 KiB.
         reason: String,
-        /// The code with which it closed the transport: 1008 for a refusal by rule, 1011 for a failure, `None`
-        /// if it did not close within 2 s or gave none.
+        /// The code with which it closed the transport: 1008 for a refusal by rule, 1011 for a
+        /// failure, `None` if it did not close within 2 s or gave none.
         code: Option<u16>,
     },
-    /// The other side closed the transport without a greeting: the code and the reason it gave, if any.
+    /// The other side closed the transport without a greeting: the code and the reason it gave, if
+    /// any.
     #[error("closed before the session began{}", said(.0))]
     Closed(Option<CloseReason>),
-    /// The other side said nothing, or took nothing, within [`Builder::patience`](super::Builder::patience).
+    /// The other side said nothing, or took nothing, within
+    /// [`greeting_timeout`](super::Builder::greeting_timeout).
     #[error("no greeting in time")]
     TimedOut,
     /// The other side sent something else before the greeting.

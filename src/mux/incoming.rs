@@ -109,7 +109,8 @@ impl Incoming {
 }
 
 impl IncomingTcp {
-    /// Accepts the byte stream. If the other side gave up meanwhile, the stream says so when it is read.
+    /// Accepts the byte stream. If the other side gave up meanwhile, the stream says so when it is
+    /// read.
     #[must_use]
     pub fn accept(self) -> TunnelStream {
         TunnelStream::new(self.0.accept())
@@ -127,8 +128,8 @@ impl IncomingTcp {
         self.0.id()
     }
 
-    /// Waits until nobody wants it any more: the other side gave it up, or the tunnel has ended. For whoever
-    /// has something long to do before accepting. Cancel safe.
+    /// Waits until nobody wants it any more: the other side gave it up, or the tunnel has ended.
+    /// For whoever has something long to do before accepting. Cancel safe.
     pub async fn abandoned(&self) {
         self.0.abandoned().await;
     }

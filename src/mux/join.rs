@@ -10,12 +10,14 @@ use crate::session::{Reset, SendError};
 use crate::wire::Chunk;
 
 impl TunnelStream {
-    /// Joins the stream with one of another tunnel until both directions have ended, each for itself.
+    /// Joins the stream with one of another tunnel until both directions have ended, each for
+    /// itself.
     ///
-    /// Payloads pass from one to the other without a copy of their own: as in every message that was not read behind
-    /// headroom, the header is put in front of them when they are transmitted. Each stream keeps its credit: what
-    /// one does not take is not read from the other. When one is reset, what came before still reaches the other, and
-    /// then the reset does, with its reason and text. If the future is dropped, both streams end in good order.
+    /// Payloads pass from one to the other without a copy of their own: as in every message that
+    /// was not read behind headroom, the header is put in front of them when they are transmitted.
+    /// Each stream keeps its credit: what one does not take is not read from the other. When one is
+    /// reset, what came before still reaches the other, and then the reset does, with its reason
+    /// and text. If the future is dropped, both streams end in good order.
     ///
     /// [`Relayed::received`] counts what this stream gave, [`Relayed::sent`] what `other` gave.
     ///
@@ -39,12 +41,12 @@ impl TunnelStream {
         self.join_with_grace(other, core::future::pending).await
     }
 
-    /// As [`join`](Self::join), with a bound on how long a stream that takes nothing may keep what came before a
-    /// reset of the other one.
+    /// As [`join`](Self::join), with a bound on how long a stream that takes nothing may keep what
+    /// came before a reset of the other one.
     ///
-    /// `grace` makes the time for that, and is called again after each progress, so that a slow stream gets
-    /// everything. Without it, a service that has stopped reading would keep the streams of all clients that gave up
-    /// on it.
+    /// `grace` makes the time for that, and is called again after each progress, so that a slow
+    /// stream gets everything. Without it, a service that has stopped reading would keep the
+    /// streams of all clients that gave up on it.
     ///
     /// # Errors
     /// As [`join`](Self::join).
@@ -157,7 +159,8 @@ impl Join {
 }
 
 impl Lane {
-    /// Carries what there is. Ready when the stream that gives was reset, after all that came before.
+    /// Carries what there is. Ready when the stream that gives was reset, after all that came
+    /// before.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,

@@ -16,7 +16,8 @@ use crate::wire::HEADER_LEN;
 /// (PROTOCOL.md section 3.2).
 ///
 /// A big-endian `u32` before each message says how long it is, at most 1 MiB. The carrier is
-/// [`Plain`](crate::transport::Plain). There are no texts, so such a tunnel begins without a greeting.
+/// [`Plain`](crate::transport::Plain). There are no texts, so such a tunnel begins without a
+/// greeting.
 ///
 /// ```
 /// # #[cfg(unix)] {
@@ -74,13 +75,14 @@ const BATCH: usize = 16;
 
 /// A `Stream` and `Sink` of messages over a byte stream: see [`length_prefixed`].
 ///
-/// Messages up to 4 KiB are copied out of the read buffer, so that a small one in a queue does not keep a large
-/// buffer alive; larger ones share it. Room is made for what has arrived, not for what was announced. Messages to be
-/// written are not copied where the byte stream takes several slices at once (`is_write_vectored`).
+/// Messages up to 4 KiB are copied out of the read buffer, so that a small one in a queue does not
+/// keep a large buffer alive; larger ones share it. Room is made for what has arrived, not for what
+/// was announced. Messages to be written are not copied where the byte stream takes several slices
+/// at once (`is_write_vectored`).
 ///
 /// # Errors
-/// [`CodecError::TooLong`] and [`CodecError::Truncated`] are the peer's fault, [`CodecError::Io`] is the byte
-/// stream's. The stream ends after any of them.
+/// [`CodecError::TooLong`] and [`CodecError::Truncated`] are the peer's fault, [`CodecError::Io`]
+/// is the byte stream's. The stream ends after any of them.
 ///
 /// ```
 /// use futures_util::{SinkExt, StreamExt};

@@ -4,8 +4,8 @@ use crate::session::{Instant, OpenError, Session, StreamId};
 
 /// Opens connections through a tunnel. Cheap to clone.
 ///
-/// The opening end of a tunnel stays up while there is a clone of this or a stream or flow, and ends in good
-/// order when the last of them is dropped.
+/// The opening end of a tunnel stays up while there is a clone of this or a stream or flow, and
+/// ends in good order when the last of them is dropped.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::Mux;

@@ -5,8 +5,8 @@ use crate::session::Instant;
 
 /// How long a peer that floods is not read, so that others get the processor.
 ///
-/// TCP makes the peer wait meanwhile, and nothing is lost. A peer that sends data for its streams is
-/// never slowed down by this while memory lasts.
+/// TCP makes the peer wait meanwhile, and nothing is lost. A peer that sends data for its streams
+/// is never slowed down by this while memory lasts.
 #[derive(Debug, Default)]
 pub(super) struct Patience {
     /// Floods in a row.
@@ -19,8 +19,8 @@ impl Patience {
     const FIRST: Duration = Duration::from_millis(2);
     /// The longest pause of one that floods alone.
     const LONGEST: Duration = Duration::from_millis(64);
-    /// The longest pause for each tunnel of the budget that floods: all together are then looked at a
-    /// thousand times a second, however many there are.
+    /// The longest pause for each tunnel of the budget that floods: all together are then looked at
+    /// a thousand times a second, however many there are.
     const EACH: Duration = Duration::from_millis(1);
 
     /// Notes whether what one look at the transport found is a flood: mostly useless messages, or

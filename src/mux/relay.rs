@@ -19,8 +19,8 @@ use crate::wire::{Chunk, HeadroomBuf};
 const COPY_MAX: usize = 4096;
 /// Most that one read asks for.
 const READ_BUFFER: usize = 256 << 10;
-/// Bytes and chunks taken from the tunnel to be written to the local side at once. What a stalled local side
-/// holds beyond the session's bounds.
+/// Bytes and chunks taken from the tunnel to be written to the local side at once. What a stalled
+/// local side holds beyond the session's bounds.
 const WRITE_BATCH: usize = 128 << 10;
 const WRITE_SLICES: usize = 16;
 
@@ -75,10 +75,10 @@ pub enum RelayError {
 impl TunnelStream {
     /// Joins the stream with a local connection until both directions have ended, each for itself.
     ///
-    /// Bytes read from the local side go into the transport's message without a copy, bytes from the tunnel
-    /// into the local write likewise. An idle relay holds no buffer. When the local side fails, the stream is
-    /// reset; when the tunnel does, what came before is still written, and the caller should reset the local
-    /// side.
+    /// Bytes read from the local side go into the transport's message without a copy, bytes from
+    /// the tunnel into the local write likewise. An idle relay holds no buffer. When the local side
+    /// fails, the stream is reset; when the tunnel does, what came before is still written, and the
+    /// caller should reset the local side.
     ///
     /// # Errors
     /// [`RelayError`].
@@ -89,12 +89,12 @@ impl TunnelStream {
         self.relay_with_grace(local, core::future::pending).await
     }
 
-    /// As [`relay`](Self::relay), with a bound on how long a local side that takes nothing may keep what came
-    /// before a reset of the tunnel.
+    /// As [`relay`](Self::relay), with a bound on how long a local side that takes nothing may keep
+    /// what came before a reset of the tunnel.
     ///
-    /// `grace` makes the time for that, and is called again after each write, so that a slow local side gets
-    /// everything. Without it, a service that has stopped reading would keep the connections of all clients
-    /// that gave up on it.
+    /// `grace` makes the time for that, and is called again after each write, so that a slow local
+    /// side gets everything. Without it, a service that has stopped reading would keep the
+    /// connections of all clients that gave up on it.
     ///
     /// # Errors
     /// [`RelayError`].

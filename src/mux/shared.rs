@@ -11,7 +11,8 @@ use super::{Budget, Clock, TunnelError};
 use crate::session::{Event, Instant, Reason, Session, StreamId, StreamStats};
 use crate::wire::Proto;
 
-/// What the driver and all handles share. The lock is never held while the transport or a socket is polled.
+/// What the driver and all handles share. The lock is never held while the transport or a socket is
+/// polled.
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,

@@ -14,11 +14,11 @@ use crate::wire::Chunk;
 
 /// A byte stream through the tunnel.
 ///
-/// `shutdown` ends this direction only. Dropping it ends it gracefully: what was written still arrives, and
-/// the other side is told to stop if it goes on sending.
+/// `shutdown` ends this direction only. Dropping it ends it gracefully: what was written still
+/// arrives, and the other side is told to stop if it goes on sending.
 ///
-/// It is tokio's `AsyncRead` and `AsyncWrite`, so it goes wherever a socket does. Errors are [`io::Error`]s whose kind
-/// fits and whose source is the [`Reset`].
+/// It is tokio's `AsyncRead` and `AsyncWrite`, so it goes wherever a socket does. Errors are
+/// [`io::Error`]s whose kind fits and whose source is the [`Reset`].
 ///
 /// ```
 /// use std::io;
@@ -109,7 +109,8 @@ impl TunnelStream {
         }
     }
 
-    /// Waits until the other side has accepted the connection. Not needed before writing. Cancel safe.
+    /// Waits until the other side has accepted the connection. Not needed before writing. Cancel
+    /// safe.
     ///
     /// # Errors
     /// [`Reset`] if it was refused.
@@ -180,7 +181,8 @@ impl ReadHalf {
             })
     }
 
-    /// Waits for a reset without reading: for whoever cannot take what comes now, or has read to the end.
+    /// Waits for a reset without reading: for whoever cannot take what comes now, or has read to
+    /// the end.
     ///
     /// Ready as soon as the reset is known, even if there is data from before it.
     pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Reset> {
@@ -194,7 +196,8 @@ impl ReadHalf {
 }
 
 impl WriteHalf {
-    /// Waits until at least one byte can be sent; says how many are right for one message. Cancel safe.
+    /// Waits until at least one byte can be sent; says how many are right for one message. Cancel
+    /// safe.
     ///
     /// # Errors
     /// [`Reset`], also of a direction that was shut down.
@@ -229,7 +232,8 @@ impl WriteHalf {
         self.handle.with(|state, id| state.session.finish(id));
     }
 
-    /// Waits until nothing of what was sent is left to be transmitted. What a reset threw away is not.
+    /// Waits until nothing of what was sent is left to be transmitted. What a reset threw away is
+    /// not.
     pub(super) fn poll_transmitted(&mut self, cx: &Context<'_>) -> Poll<()> {
         let mut state = self.handle.shared.lock();
         match state.unsent(self.handle.id) {
@@ -307,7 +311,8 @@ impl AsyncWrite for WriteHalf {
         })
     }
 
-    /// The driver flushes by itself. An error if the stream was reset: what was written may be lost.
+    /// The driver flushes by itself. An error if the stream was reset: what was written may be
+    /// lost.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(self.unless_reset())
     }
@@ -384,7 +389,8 @@ pub(super) fn send_reset(error: SendError) -> Reset {
 }
 
 impl From<OpenError> for io::Error {
-    /// Connection aborted where there is no tunnel any more, resource busy where there may be room later.
+    /// Connection aborted where there is no tunnel any more, resource busy where there may be room
+    /// later.
     fn from(error: OpenError) -> Self {
         let kind = match error {
             OpenError::NotOpener => io::ErrorKind::Unsupported,

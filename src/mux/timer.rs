@@ -79,13 +79,15 @@ pub trait Timer: Unpin {
     /// The clock whose times the deadlines are. Whenever it is asked for, it shows the same time.
     fn clock(&mut self) -> Arc<dyn Clock>;
 
-    /// Ready when `deadline` has passed; wakes the task then, if it has not. Replaces what was asked before.
+    /// Ready when `deadline` has passed; wakes the task then, if it has not. Replaces what was
+    /// asked before.
     fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()>;
 }
 
 /// The operating system's clock, for a [`Timer`] of a runtime that has none of its own.
 ///
-/// Not for `wasm32-unknown-unknown`, where the standard library has no clock and [`start`](Self::start) panics.
+/// Not for `wasm32-unknown-unknown`, where the standard library has no clock and
+/// [`start`](Self::start) panics.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::{Clock, SystemClock};

@@ -10,8 +10,9 @@ use crate::session::{Stats, Violation};
 
 /// A tunnel as a whole: to watch it and to end it.
 ///
-/// It does not keep the tunnel up. [`Mux::tunnel`](super::Mux::tunnel), [`Acceptor::tunnel`](super::Acceptor::tunnel)
-/// and [`Driver::tunnel`](super::Driver::tunnel) lend it, and it is cheap to clone.
+/// It does not keep the tunnel up. [`Mux::tunnel`](super::Mux::tunnel),
+/// [`Acceptor::tunnel`](super::Acceptor::tunnel) and [`Driver::tunnel`](super::Driver::tunnel) lend
+/// it, and it is cheap to clone.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::{self, TunnelError};
@@ -38,8 +39,8 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Takes no new connections any more; open streams go on. The other side is told (v2, PROTOCOL.md
-    /// section 5.7).
+    /// Takes no new connections any more; open streams go on. The other side is told (v2,
+    /// PROTOCOL.md section 5.7).
     pub fn drain(&self) {
         let mut wake = Vec::new();
         self.shared.with(|state| {
@@ -51,10 +52,11 @@ impl Tunnel {
         }
     }
 
-    /// Ends the tunnel in good order: as [`drain`](Self::drain), then waits for the open streams to end, and
-    /// closes the transport. What was begun goes on when the future is dropped.
+    /// Ends the tunnel in good order: as [`drain`](Self::drain), then waits for the open streams to
+    /// end, and closes the transport. What was begun goes on when the future is dropped.
     ///
-    /// It waits for as long as a stream lasts. Put a bound on it, and end the rest by [`shutdown`](Self::shutdown).
+    /// It waits for as long as a stream lasts. Put a bound on it, and end the rest by
+    /// [`shutdown`](Self::shutdown).
     ///
     /// # Errors
     /// [`TunnelError`] if the tunnel ended before that.
@@ -72,8 +74,9 @@ impl Tunnel {
         });
     }
 
-    /// As [`shutdown`](Self::shutdown), and closes the transport with a code and a reason where it has
-    /// such messages ([`Carrier::close`](crate::transport::Carrier::close), PROTOCOL.md section 4.1).
+    /// As [`shutdown`](Self::shutdown), and closes the transport with a code and a reason where it
+    /// has such messages ([`Carrier::close`](crate::transport::Carrier::close), PROTOCOL.md section
+    /// 4.1).
     pub fn shutdown_with(&self, code: u16, why: &str) {
         self.shared.lock().goodbye = Some((code, why.into()));
         self.shutdown();
@@ -84,16 +87,19 @@ impl Tunnel {
         self.shared.with(|state| state.session.ping());
     }
 
-    /// Waits for the end of the tunnel and says how it came, as the [`Driver`](super::Driver) does. Cancel safe.
+    /// Waits for the end of the tunnel and says how it came, as the [`Driver`](super::Driver) does.
+    /// Cancel safe.
     ///
     /// # Errors
-    /// [`TunnelError`] unless this end was done: all handles were dropped, or it was closed or shut down.
+    /// [`TunnelError`] unless this end was done: all handles were dropped, or it was closed or shut
+    /// down.
     pub async fn closed(&self) -> Result<(), TunnelError> {
         let mut watch = self.watch();
         poll_fn(|cx| watch.poll(cx, |state| state.closed.clone())).await
     }
 
-    /// Waits until this end or the other takes no new connections, or the tunnel has ended. Cancel safe.
+    /// Waits until this end or the other takes no new connections, or the tunnel has ended. Cancel
+    /// safe.
     pub async fn draining(&self) {
         let mut watch = self.watch();
         let over = |state: &State| state.session.is_draining() || state.closed.is_some();

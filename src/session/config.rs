@@ -127,12 +127,14 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Bounds for a device: a session with it holds less than 512 KiB, whatever the peer sends and does not read.
+    /// Bounds for a device: a session with it holds less than 512 KiB, whatever the peer sends and
+    /// does not read.
     ///
-    /// At most 16 streams, 256 KiB received and not read over all of them, 32 KiB to be sent and 4 KiB more a stream,
-    /// 32 KiB of datagrams in each direction, and pieces of 4 KiB. In v2 a stream may send 256 KiB before the first
-    /// WINDOW (PROTOCOL.md section 5.5): one reader may pause and keep its stream, of two the one that holds most is
-    /// reset with reason overflow. Windows do not grow, so a stream carries at most 256 KiB in a round trip.
+    /// At most 16 streams, 256 KiB received and not read over all of them, 32 KiB to be sent and 4
+    /// KiB more a stream, 32 KiB of datagrams in each direction, and pieces of 4 KiB. In v2 a
+    /// stream may send 256 KiB before the first WINDOW (PROTOCOL.md section 5.5): one reader may
+    /// pause and keep its stream, of two the one that holds most is reset with reason overflow.
+    /// Windows do not grow, so a stream carries at most 256 KiB in a round trip.
     ///
     /// What the transport holds comes on top: bound its messages, and its buffers, too.
     ///

@@ -1,4 +1,5 @@
-//! What is said before the first message of a tunnel: which version, and whether there is a session at all.
+//! What is said before the first message of a tunnel: which version, and whether there is a session
+//! at all.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -10,11 +11,12 @@ use super::{Version, clean_text};
 impl Version {
     /// What a client that speaks v2 offers in `Sec-WebSocket-Protocol` (PROTOCOL.md section 5.1).
     ///
-    /// A server that does not know it chooses nothing, and the tunnel is v1. **tungstenite and browsers refuse such
-    /// an answer:** they take a server that chooses nothing, though something was offered, for a faulty one
-    /// (`SecWebSocketSubProtocolError(NoSubProtocol)`). So with them a client that offers cannot reach a deployed v1
-    /// host. Such a client tries again without the header, and passes `None` to [`answered`](Self::answered); or it
-    /// uses another stack, as tokio-websockets, which leaves the judgement to its caller.
+    /// A server that does not know it chooses nothing, and the tunnel is v1. **tungstenite and
+    /// browsers refuse such an answer:** they take a server that chooses nothing, though something
+    /// was offered, for a faulty one (`SecWebSocketSubProtocolError(NoSubProtocol)`). So with them
+    /// a client that offers cannot reach a deployed v1 host. Such a client tries again without the
+    /// header, and passes `None` to [`answered`](Self::answered); or it uses another stack, as
+    /// tokio-websockets, which leaves the judgement to its caller.
     ///
     /// ```
     /// use kohakuriver_tunnel::session::Version;
@@ -24,12 +26,12 @@ impl Version {
     /// ```
     pub const OFFER: &'static str = "kohakuriver-tunnel.v2";
 
-    /// The version that the server chose, for a client that offered [`OFFER`](Self::OFFER): `chosen` is the value of
-    /// `Sec-WebSocket-Protocol` in the answer, `None` if there is none.
+    /// The version that the server chose, for a client that offered [`OFFER`](Self::OFFER):
+    /// `chosen` is the value of `Sec-WebSocket-Protocol` in the answer, `None` if there is none.
     ///
     /// # Errors
-    /// [`NotOffered`] when the server chose something else: then it speaks another protocol, and the WebSocket is
-    /// to be dropped.
+    /// [`NotOffered`] when the server chose something else: then it speaks another protocol, and
+    /// the WebSocket is to be dropped.
     ///
     /// ```
     /// use kohakuriver_tunnel::session::Version;
@@ -46,11 +48,11 @@ impl Version {
         }
     }
 
-    /// What a server chooses among what a client offers: the version, and the value of `Sec-WebSocket-Protocol`
-    /// for the answer, `None` to leave the header out.
+    /// What a server chooses among what a client offers: the version, and the value of
+    /// `Sec-WebSocket-Protocol` for the answer, `None` to leave the header out.
     ///
-    /// `offered` is the value of the client's header, names separated by commas, empty if there is none. A client may
-    /// send the header several times: then it is all values, joined by commas.
+    /// `offered` is the value of the client's header, names separated by commas, empty if there is
+    /// none. A client may send the header several times: then it is all values, joined by commas.
     ///
     /// ```
     /// use kohakuriver_tunnel::session::Version;
@@ -70,22 +72,25 @@ impl Version {
     }
 }
 
-/// The server chose a subprotocol that was not offered. Holds its name, cleaned and at most 1 KiB of it.
+/// The server chose a subprotocol that was not offered. Holds its name, cleaned and at most 1 KiB
+/// of it.
 ///
 /// ```
 /// use kohakuriver_tunnel::session::Version;
 ///
 /// let error = Version::answered(Some("chat")).unwrap_err();
-/// assert_eq!(error.to_string(), "the server chose the subprotocol \"chat\", which was not offered");
+/// let told = error.to_string();
+/// assert_eq!(told, r#"the server chose the subprotocol "chat", which was not offered"#);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("the server chose the subprotocol {0:?}, which was not offered")]
 pub struct NotOffered(pub String);
 
-/// The text with which a server begins a forwarding session, or says why there is none (PROTOCOL.md section 4.1).
+/// The text with which a server begins a forwarding session, or says why there is none (PROTOCOL.md
+/// section 4.1).
 ///
-/// It is the only text of a session. `mux::Builder` says it and waits for it; whoever drives a session by hand does so
-/// with this type.
+/// It is the only text of a session. `mux::Builder` says it and waits for it; whoever drives a
+/// session by hand does so with this type.
 ///
 /// ```
 /// use kohakuriver_tunnel::session::Greeting;
@@ -99,8 +104,8 @@ pub struct NotOffered(pub String);
 pub enum Greeting {
     /// Both sides may send messages from now on.
     Connected,
-    /// There is no session, and the server closes the WebSocket. Says why, for a person to read. Of a
-    /// peer's words at most 1 KiB, cleaned by [`clean_text`].
+    /// There is no session, and the server closes the WebSocket. Says why, for a person to read. Of
+    /// a peer's words at most 1 KiB, cleaned by [`clean_text`].
     Refused(String),
 }
 

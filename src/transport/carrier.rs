@@ -4,10 +4,11 @@ use bytes::Bytes;
 
 /// How tunnel messages travel in the messages of one WebSocket stack.
 ///
-/// A user's crate cannot implement a trait of this crate for a foreign message type, so the carrier is a
-/// type of its own, usually a zero-sized one. The macro [`carrier!`](crate::carrier!) writes it for tungstenite, axum and
-/// tokio-websockets. For another stack implement the trait: [`binary`](Self::binary) and
-/// [`classify`](Self::classify) carry the tunnel, and each of the other methods adds what its text says.
+/// A user's crate cannot implement a trait of this crate for a foreign message type, so the carrier
+/// is a type of its own, usually a zero-sized one. The macro [`carrier!`](crate::carrier!) writes
+/// it for tungstenite, axum and tokio-websockets. For another stack implement the trait:
+/// [`binary`](Self::binary) and [`classify`](Self::classify) carry the tunnel, and each of the
+/// other methods adds what its text says.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -60,8 +61,8 @@ pub trait Carrier {
 
     /// The stack's own keepalive (a WebSocket ping), sent where the tunnel protocol has none (v1).
     ///
-    /// `None`, as by default, when there is no such thing: then a silent v1 peer cannot be told from a dead
-    /// one, and is kept.
+    /// `None`, as by default, when there is no such thing: then a silent v1 peer cannot be told
+    /// from a dead one, and is kept.
     fn ping(&mut self) -> Option<Self::Message> {
         None
     }
@@ -74,10 +75,11 @@ pub trait Carrier {
         None
     }
 
-    /// A message that closes the transport with a code and a reason for a person to read, of which a WebSocket
-    /// keeps at most 123 bytes ([`CloseReason::cut`]).
+    /// A message that closes the transport with a code and a reason for a person to read, of which
+    /// a WebSocket keeps at most 123 bytes ([`CloseReason::cut`]).
     ///
-    /// `None`, as by default, when the stack has no such message: then the transport is closed without a word.
+    /// `None`, as by default, when the stack has no such message: then the transport is closed
+    /// without a word.
     fn close(&mut self, code: u16, why: &str) -> Option<Self::Message> {
         let _ = (code, why);
         None
@@ -103,8 +105,8 @@ pub trait Carrier {
 pub enum Received<M> {
     /// One tunnel message.
     Message(Bytes),
-    /// A text, as the peer sent it: the greeting of a session, or a violation after it. Whoever shows it passes it
-    /// through [`clean_text`](crate::session::clean_text) first.
+    /// A text, as the peer sent it: the greeting of a session, or a violation after it. Whoever
+    /// shows it passes it through [`clean_text`](crate::session::clean_text) first.
     Text(String),
     /// Nothing to the tunnel, but a sign of life: a WebSocket ping or pong.
     Skip,
@@ -114,7 +116,8 @@ pub enum Received<M> {
     Other(M),
 }
 
-/// Code and reason with which a WebSocket was closed (RFC 6455 section 7.4, PROTOCOL.md section 4.1).
+/// Code and reason with which a WebSocket was closed (RFC 6455 section 7.4, PROTOCOL.md section
+/// 4.1).
 ///
 /// ```
 /// use kohakuriver_tunnel::transport::CloseReason;
@@ -153,8 +156,8 @@ impl core::fmt::Display for CloseReason {
     }
 }
 
-/// The carrier of a transport whose messages are [`Bytes`] and nothing else: a channel, a data channel of
-/// a browser, or a byte stream with a length before each message.
+/// The carrier of a transport whose messages are [`Bytes`] and nothing else: a channel, a data
+/// channel of a browser, or a byte stream with a length before each message.
 ///
 /// It has neither pings nor texts nor close codes.
 ///

@@ -11,29 +11,31 @@ use thiserror::Error;
 use super::{Carrier, CloseReason, Received};
 use crate::wire::{DecodeError, Frame};
 
-/// Messages that mean nothing to the tunnel, passed over in one poll. Then other tasks have their turn.
+/// Messages that mean nothing to the tunnel, passed over in one poll. Then other tasks have their
+/// turn.
 const SKIP_MAX: usize = 32;
 
 /// A `Stream` and `Sink` of frames over a transport's `Stream` and `Sink` of messages.
 ///
-/// **Receiving.** A malformed message is an item and not the end: see [`ReceiveError`]. Messages the
-/// carrier skips are passed over, 32 at most before the task yields, so a flood of pings stalls
-/// nobody else. The stream ends where the transport ends, or at [`Received::End`], and stays ended. At
-/// `End` the transport is polled once more, so that the stack can answer a closing handshake;
+/// **Receiving.** A malformed message is an item and not the end: see [`ReceiveError`]. Messages
+/// the carrier skips are passed over, 32 at most before the task yields, so a flood of pings stalls
+/// nobody else. The stream ends where the transport ends, or at [`Received::End`], and stays ended.
+/// At `End` the transport is polled once more, so that the stack can answer a closing handshake;
 /// [`close`](Self::close) makes sure that the answer is out.
 ///
-/// **Sending.** A [`Frame`] costs a copy of its payload, to put the header in front of it. A ready-made
-/// message as [`Bytes`] costs none: see [`HeadroomBuf`](crate::wire::HeadroomBuf). It is sent as it is and
-/// not checked.
+/// **Sending.** A [`Frame`] costs a copy of its payload, to put the header in front of it. A
+/// ready-made message as [`Bytes`] costs none: see [`HeadroomBuf`](crate::wire::HeadroomBuf). It is
+/// sent as it is and not checked.
 ///
-/// Since it is a sink of both, `SinkExt::close` and `SinkExt::flush` could not tell which was meant. The
-/// methods [`close`](Self::close) and [`flush`](Self::flush) here take their place.
+/// Since it is a sink of both, `SinkExt::close` and `SinkExt::flush` could not tell which was
+/// meant. The methods [`close`](Self::close) and [`flush`](Self::flush) here take their place.
 ///
-/// Most stacks answer pings and the closing handshake only while they are being received from, so whoever
-/// sends has to receive too: in one task, or in two with `StreamExt::split`, at the price of a lock.
+/// Most stacks answer pings and the closing handshake only while they are being received from, so
+/// whoever sends has to receive too: in one task, or in two with `StreamExt::split`, at the price
+/// of a lock.
 ///
-/// The transport has to be [`Unpin`], as WebSockets are; one that is not goes in as `Box::pin(transport)`.
-/// The [module](super) has an example over WebSockets. Any messages will do:
+/// The transport has to be [`Unpin`], as WebSockets are; one that is not goes in as
+/// `Box::pin(transport)`. The [module](super) has an example over WebSockets. Any messages will do:
 ///
 /// ```
 /// use bytes::Bytes;
@@ -83,9 +85,11 @@ impl<T, C: Carrier> FrameTransport<T, C> {
         poll_fn(|cx| Pin::new(&mut self.transport).poll_flush(cx)).await
     }
 
-    /// Sends what is buffered and says that nothing follows: over a WebSocket, the closing handshake.
+    /// Sends what is buffered and says that nothing follows: over a WebSocket, the closing
+    /// handshake.
     ///
-    /// Receiving goes on: what the other side had sent before it heard of it still arrives, and then the end.
+    /// Receiving goes on: what the other side had sent before it heard of it still arrives, and
+    /// then the end.
     ///
     /// # Errors
     /// Those of the transport.
@@ -106,8 +110,9 @@ impl<T, C: Carrier> FrameTransport<T, C> {
         &self.transport
     }
 
-    /// The code and the reason with which the other side closed the transport, once the stream has ended, if it
-    /// gave any. As the peer sent them: [`clean_text`](crate::session::clean_text) makes a reason fit to be shown.
+    /// The code and the reason with which the other side closed the transport, once the stream has
+    /// ended, if it gave any. As the peer sent them: [`clean_text`](crate::session::clean_text)
+    /// makes a reason fit to be shown.
     pub const fn close_reason(&self) -> Option<&CloseReason> {
         self.close_reason.as_ref()
     }
@@ -242,15 +247,16 @@ pub enum ReceiveError<E, M> {
     /// The peer sent a tunnel message that is malformed. The next one may not be.
     #[error(transparent)]
     Decode(DecodeError),
-    /// The transport failed. Whether anything follows is up to it; after the error of a WebSocket, nothing
-    /// does.
+    /// The transport failed. Whether anything follows is up to it; after the error of a WebSocket,
+    /// nothing does.
     #[error(transparent)]
     Transport(E),
     /// The peer sent a text, such as the greeting of a session (PROTOCOL.md section 4.1), which
     /// [`Greeting::parse`](crate::session::Greeting::parse) understands. Frames may follow.
     #[error("a text that carries no tunnel message")]
     Text(String),
-    /// The peer sent a message that carries no tunnel message: [`Received::Other`]. Frames may follow.
+    /// The peer sent a message that carries no tunnel message: [`Received::Other`]. Frames may
+    /// follow.
     #[error("message of the transport that carries no tunnel message")]
     Unexpected(M),
 }

@@ -1,15 +1,16 @@
-//! The carriers of known WebSocket stacks. A macro and not a feature: it is expanded in the user's crate, so no
-//! stack, and no version of one, is a dependency of this crate.
+//! The carriers of known WebSocket stacks. A macro and not a feature: it is expanded in the user's
+//! crate, so no stack, and no version of one, is a dependency of this crate.
 
 /// Defines a [`Carrier`](crate::transport::Carrier) for the message type of a WebSocket stack.
 ///
-/// The type it defines is zero-sized, private unless a visibility is given, and named as the caller likes. The
-/// macro names variants and methods, and converts payloads with `into`, so that it fits several versions of a
-/// stack.
+/// The type it defines is zero-sized, private unless a visibility is given, and named as the caller
+/// likes. The macro names variants and methods, and converts payloads with `into`, so that it fits
+/// several versions of a stack.
 ///
 /// # Message types with tungstenite's variants
 ///
-/// tungstenite, tokio-tungstenite and axum: `Text`, `Binary`, `Ping`, `Pong` and `Close`. After `close:` stands the stack's close frame, a struct of `code` and `reason`.
+/// tungstenite, tokio-tungstenite and axum: `Text`, `Binary`, `Ping`, `Pong` and `Close`. After
+/// `close:` stands the stack's close frame, a struct of `code` and `reason`.
 ///
 /// ```
 /// use kohakuriver_tunnel::carrier;
