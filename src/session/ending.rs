@@ -2,7 +2,7 @@
 
 use super::dialect::Dialect;
 use super::endpoint::Session;
-use super::{Instant, Reason, Reset, Role, StreamId};
+use super::{Event, Instant, Reason, Reset, Role, StreamId};
 
 /// How a stream ends on the wire.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ impl Session {
         self.receiving.retire(s);
         self.events.ended(s);
         if let Some(reset) = s.life.reset() {
-            self.counters.reset();
+            self.counters.resets += 1;
             if tell {
                 let (proto, id) = (s.proto(), s.wire_id());
                 let frame = self.dialect.reset(proto, id, reset.reason, &reset.text);
@@ -133,7 +133,7 @@ impl Session {
             self.keepalive.heard(now);
         } else if self.keepalive.handle_timeout(now) {
             self.handle_closed(now, Reason::TimedOut, "the tunnel went silent");
-            self.events.peer_dead();
+            self.events.push(Event::PeerDead);
         }
     }
 

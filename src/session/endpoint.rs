@@ -1,7 +1,6 @@
 use core::time::Duration;
 
 use super::control::Control;
-use super::counters::Counters;
 use super::dialect::Dialect;
 use super::draining::Draining;
 use super::ending::Ending;
@@ -45,7 +44,8 @@ pub struct Session {
     pub(super) keepalive: Keepalive,
     pub(super) events: Events,
     pub(super) control: Control,
-    pub(super) counters: Counters,
+    /// Of the tunnel as a whole. The parts count the rest.
+    pub(super) counters: Stats,
     pub(super) draining: Draining,
     pub(super) closed: bool,
     pub(super) pressed: bool,
@@ -87,7 +87,7 @@ impl Session {
             keepalive: Keepalive::new(dialect, &config, now),
             events: Events::default(),
             control: Control::new(role, config.max_replies),
-            counters: Counters::default(),
+            counters: Stats::default(),
             draining: Draining::default(),
             closed: false,
             pressed: false,
@@ -130,7 +130,7 @@ impl Session {
         let s = self.streams.open(proto, self.dialect, now);
         let (stream, id) = (s.id(), s.wire_id());
         self.control.push(Frame::Connect { proto, id, port });
-        self.counters.opened();
+        self.counters.opened += 1;
         // Now, while nothing queues yet.
         self.keepalive.want_sample(now);
         Ok(stream)
@@ -295,7 +295,7 @@ impl Session {
     /// Counters of the tunnel.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let mut stats = self.counters.stats();
+        let mut stats = self.counters;
         self.sending.count(&mut stats);
         self.receiving.count(&mut stats);
         stats.streams = self.streams.len();

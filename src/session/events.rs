@@ -69,16 +69,10 @@ pub(super) struct Notice {
 }
 
 impl Events {
-    pub(super) fn incoming(&mut self, s: &Stream, port: u16) {
-        self.queue.push_back(Event::Incoming {
-            stream: s.id(),
-            proto: s.proto(),
-            port,
-        });
-    }
-
-    pub(super) fn established(&mut self, s: &Stream) {
-        self.queue.push_back(Event::Established(s.id()));
+    /// Adds an event that cannot wait twice.
+    #[inline]
+    pub(super) fn push(&mut self, event: Event) {
+        self.queue.push_back(event);
     }
 
     pub(super) fn readable(&mut self, s: &mut Stream) {
@@ -99,14 +93,6 @@ impl Events {
     pub(super) fn ended(&mut self, s: &mut Stream) {
         self.readable(s);
         self.writable(s);
-    }
-
-    pub(super) fn go_away(&mut self) {
-        self.queue.push_back(Event::GoAway);
-    }
-
-    pub(super) fn peer_dead(&mut self) {
-        self.queue.push_back(Event::PeerDead);
     }
 
     /// Keeps the last violation and queues one event for all that wait, so a peer cannot make the

@@ -7,7 +7,7 @@ use super::{Config, Instant};
 use crate::wire::{ClientId, Frame};
 
 /// Whether the peer lives, and the round trip to it (PROTOCOL.md section 5.8).
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Keepalive {
     /// Whether the peer answers a PING so that it can be told from others.
     has_echo: bool,
@@ -32,13 +32,7 @@ impl Keepalive {
             has_echo: dialect.has_echo(),
             interval: config.keepalive,
             last_heard: now,
-            probed: None,
-            probe_wanted: false,
-            ping: None,
-            sequence: 0,
-            ping_wanted: false,
-            last_sample: None,
-            rtt: None,
+            ..Self::default()
         }
     }
 

@@ -5,10 +5,10 @@ use bytes::Bytes;
 use super::ending::Ending;
 use super::endpoint::Session;
 use super::life::Verdict;
-use super::receiving::{Receiving, Taken};
+use super::receiving::Taken;
 use super::stream::Stream;
 use super::streams::OnWire;
-use super::{Instant, Reason, Reset, Role, State, Violation};
+use super::{Event, Instant, Reason, Reset, Role, State, Violation};
 use crate::wire::{ClientId, Frame, Kind, Proto};
 
 impl Session {
@@ -28,7 +28,7 @@ impl Session {
             Err(error) => Err(error.into()),
         };
         if let Err(violation) = outcome {
-            self.counters.violation();
+            self.counters.violations += 1;
             self.events.violation(violation);
         }
         outcome
@@ -53,7 +53,7 @@ impl Session {
             }
             Frame::GoAway => {
                 if self.draining.begin_at_peer() {
-                    self.events.go_away();
+                    self.events.push(Event::GoAway);
                 }
                 Ok(())
             }
@@ -86,14 +86,17 @@ impl Session {
         } else {
             None
         };
-        self.counters.opened();
-        let s = self.streams.admit(id, proto, self.dialect, now);
+        self.counters.opened += 1;
+        let stream = self.streams.admit(id, proto, self.dialect, now).id();
         if let Some((reason, text)) = refusal {
-            self.counters.refused();
-            let stream = s.id();
+            self.counters.refused += 1;
             self.reject(stream, reason, text);
         } else {
-            self.events.incoming(s, port);
+            self.events.push(Event::Incoming {
+                stream,
+                proto,
+                port,
+            });
         }
         Ok(())
     }
@@ -105,7 +108,7 @@ impl Session {
         if let Verdict::Become(next) = self.dialect.verdict(s, Kind::Connected)? {
             s.life.advance(next);
             s.send.establish();
-            self.events.established(s);
+            self.events.push(Event::Established(s.id()));
             self.events.writable(s);
         }
         Ok(())
@@ -174,10 +177,8 @@ impl Session {
                 }
             }
         }
-        if self.receiving.is_over_budget() {
-            if let Some(greediest) = Receiving::greediest(&self.streams) {
-                self.overflow(greediest, "too many bytes were not read");
-            }
+        if let Some(greediest) = self.receiving.greediest(&self.streams) {
+            self.overflow(greediest, "too many bytes were not read");
         }
         Ok(())
     }
@@ -246,7 +247,7 @@ impl Session {
 
     /// Bytes for no live stream: answered once, so a peer that can stop does.
     fn answer_late_data(&mut self, proto: Proto, id: ClientId) {
-        self.counters.stray_data();
+        self.counters.stray_data += 1;
         if self.streams.answer_late(id) && !self.control.is_congested() {
             self.control.reply(self.dialect.stray_answer(proto, id));
         }

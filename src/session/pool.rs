@@ -1,6 +1,6 @@
 /// What the queues of many streams hold together, and the budget for it. Each method of a queue
 /// that changes what it holds takes the pool, so the two cannot come apart.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Pool {
     /// Bytes.
     budget: usize,

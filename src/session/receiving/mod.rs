@@ -22,10 +22,12 @@ use super::{Config, Instant, MAX_DATAGRAM, Role, Stats, StreamId};
 use crate::wire::{Frame, Proto};
 
 /// The receiving half of a session: buffers, the budgets on them, credit, and the stall of v1.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Receiving {
     config: Config,
-    dialect: Dialect,
+    has_credit: bool,
+    /// At an acceptor it is the peer that asks, and the answers go out all the same.
+    asks: bool,
     /// What byte streams hold.
     bytes: Pool,
     /// What flows hold.
@@ -80,18 +82,11 @@ impl Receiving {
     pub(super) fn new(config: &Config, dialect: Dialect) -> Self {
         Self {
             config: config.clone(),
-            dialect,
+            has_credit: dialect.has_credit(),
+            asks: dialect.role() == Role::Opener,
             bytes: Pool::new(config.receive_budget),
             datagrams: Pool::new(config.datagram_budget),
-            lent: 0,
-            grants: List::default(),
-            interactive: None,
-            early: Early::default(),
-            stalls: Stalls::default(),
-            pressed: false,
-            thrifty: false,
-            received: 0,
-            dropped: 0,
+            ..Self::default()
         }
     }
 
@@ -108,7 +103,7 @@ impl Receiving {
         if len == 0 {
             return Taken::Nothing;
         }
-        if self.dialect.has_credit() {
+        if self.has_credit {
             if let Err(excess) = s.recv.window.receive(len) {
                 return Taken::Overrun(excess);
             }
@@ -133,7 +128,7 @@ impl Receiving {
             self.interactive = Some((s.id(), now));
         }
         let mut give_up = None;
-        if !self.dialect.has_credit() {
+        if !self.has_credit {
             let full = self.is_full(s);
             give_up = self.stalls.taken(now, s.id(), full, len, &self.config);
         } else if self.early.is_too_much(&s.recv.early) {
@@ -249,7 +244,7 @@ impl Receiving {
     /// Lets the stream announce credit if that is worth a WINDOW.
     fn queue_grant(&mut self, s: &mut Stream) {
         let open = s.life.state().can_receive() && s.proto() == Proto::Tcp;
-        if open && self.dialect.has_credit() && s.recv.window.grant_is_due() {
+        if open && self.has_credit && s.recv.window.grant_is_due() {
             self.grants.push(s.id(), &mut s.recv.grant);
         }
     }
@@ -298,13 +293,11 @@ impl Receiving {
     /// without reading: it was in the middle of a conversation when the stall began, or something
     /// has come for it since, or it was not answered yet.
     fn others_wait(&self, streams: &Streams, stalled: StreamId, since: Instant) -> bool {
-        // At an acceptor it is the peer that asks, and the answers go out all the same.
-        let asks = self.dialect.role() == Role::Opener;
         streams.iter().any(|s| {
             let talk = s.recv.talk;
             let open = s.id() != stalled && s.life.state().can_receive() && !self.is_full(s);
             let waits = talk.heard_since(since, self.config.v1_stall);
-            open && (waits || (asks && talk.is_unanswered()))
+            open && (waits || (self.asks && talk.is_unanswered()))
         })
     }
 
@@ -351,13 +344,11 @@ impl Receiving {
         self.stalls.until()
     }
 
-    /// Whether byte streams hold more than the budget.
-    pub(super) const fn is_over_budget(&self) -> bool {
-        self.bytes.is_over()
-    }
-
-    /// The byte stream that holds most.
-    pub(super) fn greediest(streams: &Streams) -> Option<StreamId> {
+    /// When byte streams hold more than the budget: the one that holds most.
+    pub(super) fn greediest(&self, streams: &Streams) -> Option<StreamId> {
+        if !self.bytes.is_over() {
+            return None;
+        }
         let bytes = streams.iter().filter(|s| s.proto() == Proto::Tcp);
         bytes.max_by_key(|s| s.recv.unread()).map(Stream::id)
     }

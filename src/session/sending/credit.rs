@@ -1,7 +1,7 @@
 use super::super::{EARLY_DATA, INITIAL_WINDOW};
 
 /// How much the peer takes on one stream (PROTOCOL.md section 5.5).
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Credit {
     sent: u64,
     /// All bytes that the peer will ever take, as granted so far.

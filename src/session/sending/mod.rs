@@ -18,7 +18,7 @@ use super::{Config, Stats, StreamId};
 use crate::wire::{Chunk, Header, Kind, Proto};
 
 /// The sending half of a session: queues, the budgets on them, and the order.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Sending {
     config: Config,
     /// What is queued on byte streams.
@@ -38,7 +38,7 @@ pub(super) struct Sending {
 }
 
 /// The sending direction of one stream or flow.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct SendHalf {
     queue: SendQueue,
     credit: Credit,
@@ -71,13 +71,7 @@ impl Sending {
             config: config.clone(),
             bytes: Pool::new(config.send_budget),
             datagrams: Pool::new(config.datagram_budget),
-            schedule: Schedule::default(),
-            flows: List::default(),
-            flow_run: 0,
-            waiting: List::default(),
-            pressed: false,
-            sent: 0,
-            dropped: 0,
+            ..Self::default()
         }
     }
 
@@ -317,13 +311,10 @@ impl Sending {
 
 impl SendHalf {
     pub(super) fn new(credit: u64) -> Self {
+        let credit = Credit::new(credit);
         Self {
-            queue: SendQueue::default(),
-            credit: Credit::new(credit),
-            turn: Turn::default(),
-            flow: Place::default(),
-            waiting: Place::default(),
-            finishing: false,
+            credit,
+            ..Self::default()
         }
     }
 
