@@ -308,31 +308,31 @@ mod tests {
             .collect()
     }
 
-    /// The table of PROTOCOL.md in `section` that has a column for each state: its rows.
-    fn table(section: &str) -> Vec<(Kind, Vec<(State, Verdict)>)> {
+    /// The table of PROTOCOL.md in `section` that has a column for each message type and a row for
+    /// each state.
+    fn table(section: &str) -> (Vec<Kind>, Vec<(State, Vec<Verdict>)>) {
         let (_, text) = PROTOCOL.split_once(section).unwrap();
         let mut lines = text
             .lines()
-            .skip_while(|line| !line.starts_with("| | Connecting |"));
-        let columns: Vec<State> = cells(lines.next().unwrap())[1..]
-            .iter()
-            .map(|name| match *name {
+            .skip_while(|line| !line.starts_with("| state | CONNECT |"));
+        let kind = |name: &&str| {
+            let named = KINDS.iter().find(|kind| alloc::format!("{kind}") == *name);
+            *named.unwrap_or_else(|| panic!("no type: {name}"))
+        };
+        let columns: Vec<Kind> = cells(lines.next().unwrap())[1..].iter().map(kind).collect();
+        let rows = lines.skip(1).take_while(|line| line.starts_with('|'));
+        let rows = rows.map(|line| {
+            let cells = cells(line);
+            assert_eq!(cells.len() - 1, columns.len(), "{line}");
+            let state = match cells[0] {
                 "not live" => State::Closed,
                 name => state(name).unwrap_or_else(|| panic!("no state: {name}")),
-            })
-            .collect();
-        let rows = lines.skip(1).take_while(|line| line.starts_with('|'));
-        rows.map(|line| {
-            let cells = cells(line);
-            let named = KINDS
-                .iter()
-                .find(|kind| alloc::format!("{kind}") == cells[0]);
-            assert_eq!(cells.len() - 1, columns.len(), "{line}");
+            };
             let verdicts = cells[1..].iter().map(|cell| verdict(cell));
-            let row = columns.iter().copied().zip(verdicts).collect();
-            (*named.unwrap_or_else(|| panic!("no type: {line}")), row)
-        })
-        .collect()
+            (state, verdicts.collect())
+        });
+        let rows = rows.collect();
+        (columns, rows)
     }
 
     /// Every message type in every state of a byte stream is what PROTOCOL.md says, in both
@@ -343,20 +343,20 @@ mod tests {
             ("### 4.2 Stream states and rules", Version::V1),
             ("### 5.3 Stream states", Version::V2),
         ] {
-            let table = table(section);
+            let (columns, rows) = table(section);
+            let states: Vec<State> = rows.iter().map(|(state, _)| *state).collect();
+            assert_eq!(states, STATES.map(|(_, state)| state));
             for kind in KINDS {
-                let row = table.iter().find(|(named, _)| *named == kind);
-                // Types without a row are about the tunnel, and taken in every state.
-                let tunnel = || STATES.map(|(_, state)| (state, Verdict::Take)).to_vec();
+                let column = columns.iter().position(|named| *named == kind);
+                // Types without a column are about the tunnel, and taken in every state.
                 assert_eq!(
-                    row.is_none(),
+                    column.is_none(),
                     matches!(kind, Kind::Ping | Kind::Pong)
                         || (kind, version) == (Kind::GoAway, Version::V2),
                     "{version:?} {kind}"
                 );
-                let row = row.map_or_else(tunnel, |(_, row)| row.clone());
-                assert_eq!(row.len(), STATES.len());
-                for (state, expected) in row {
+                for (state, row) in &rows {
+                    let expected = column.map_or(Verdict::Take, |column| row[column]);
                     let verdict = state.on_message(kind, Proto::Tcp, version);
                     assert_eq!(verdict, expected, "{version:?} {kind} in {state:?}");
                 }
