@@ -78,3 +78,14 @@ fn what_is_no_key_or_no_name_is_said() {
         );
     }
 }
+
+#[test]
+fn a_key_that_is_a_token_too_is_refused() {
+    for variable in [TOKEN, SHARED] {
+        let secrets = [(AGENT_KEY, KEY), (variable, KEY)];
+        let mut runner = Program::start_with("runner", &["--listen", "127.0.0.1:0"], &secrets);
+        assert_eq!(runner.exit(LIMIT), 2, "{variable}");
+        let line = runner.complaint("is also a token");
+        assert!(line.contains(AGENT_KEY) && !line.contains(KEY), "{line}");
+    }
+}

@@ -1,6 +1,5 @@
 //! A UDP port: each local peer has a flow of the tunnel, given up when it falls silent.
 
-use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::io;
@@ -19,18 +18,11 @@ use tokio::time::Instant;
 use crate::client::args::Forward;
 use crate::client::link::Link;
 use crate::client::streams;
+use crate::common::flow::DATAGRAM_MAX;
 use crate::common::program::Failure;
 
 /// Datagrams taken from the socket before others get their turn.
 const BURST: usize = 64;
-
-/// The largest UDP payload, and one byte to notice more.
-const DATAGRAM_MAX: usize = 65_536;
-
-thread_local! {
-    /// One for all UDP ports of the process.
-    static DATAGRAM: RefCell<Box<[u8]>> = RefCell::new(vec![0; DATAGRAM_MAX].into_boxed_slice());
-}
 
 /// Serves the port until dropped.
 pub async fn serve(socket: UdpSocket, forward: Forward, link: Link) -> Failure {
@@ -45,6 +37,7 @@ pub async fn serve(socket: UdpSocket, forward: Forward, link: Link) -> Failure {
         opened: 0,
         dropped: 0,
         told: Arc::default(),
+        buffer: vec![0; DATAGRAM_MAX].into_boxed_slice(),
     };
     loop {
         flows.turn().await;
@@ -67,6 +60,8 @@ struct Flows {
     dropped: u64,
     /// The other side's refusal was told, and nothing has come back since. Cleared by the readers.
     told: Arc<AtomicBool>,
+    /// For one datagram.
+    buffer: Box<[u8]>,
 }
 
 struct Flow {
@@ -100,11 +95,13 @@ impl Flows {
 
     fn receive_burst(&mut self) {
         for _ in 0..BURST {
-            let received = DATAGRAM.with_borrow_mut(|buffer| {
-                let (len, peer) = self.socket.try_recv_from(buffer)?;
-                let payload = buffer.get(..len).unwrap_or_default();
-                Ok::<_, io::Error>((Chunk::copied(payload), peer))
-            });
+            let received = self
+                .socket
+                .try_recv_from(&mut self.buffer)
+                .map(|(len, peer)| {
+                    let payload = self.buffer.get(..len).unwrap_or_default();
+                    (Chunk::copied(payload), peer)
+                });
             match received {
                 Ok((datagram, peer)) => self.send(peer, datagram),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,

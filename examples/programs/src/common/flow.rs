@@ -4,9 +4,9 @@
 //! it as an error of the socket: it makes the next call fail, and it does not make the socket
 //! readable.
 
-use std::cell::RefCell;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,12 +25,7 @@ use super::serve::{FLOW_IDLE, Served, reason};
 const REFUSED_FOR: Duration = Duration::from_millis(750);
 
 /// The largest UDP payload, and one byte to notice more.
-const DATAGRAM_MAX: usize = 65_536;
-
-thread_local! {
-    /// One for all flows of the thread: a buffer each would cost 64 KiB a flow.
-    static DATAGRAM: RefCell<Box<[u8]>> = RefCell::new(vec![0; DATAGRAM_MAX].into_boxed_slice());
-}
+pub const DATAGRAM_MAX: usize = 65_536;
 
 pub struct ServiceFlow<'a> {
     flow: TunnelDatagram,
@@ -177,11 +172,16 @@ impl<'a> ServiceFlow<'a> {
         if let Ok(error) = pending {
             return Err(error);
         }
-        DATAGRAM.with_borrow_mut(|buffer| match self.socket.try_recv(buffer) {
+        let mut buffer = self
+            .served
+            .datagram
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match self.socket.try_recv(&mut buffer) {
             Ok(len) => Ok(Some(Chunk::copied(buffer.get(..len).unwrap_or_default()))),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
-        })
+        }
     }
 
     /// Nothing that befalls one datagram ends the flow.

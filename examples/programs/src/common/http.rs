@@ -1,13 +1,12 @@
 //! The HTTP side of a part: plain-text answers, and the WebSocket upgrade as server and as client.
 
-use std::future::Future;
 use std::io;
 
 use bytes::Bytes;
 use http_body_util::{Empty, Full};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderValue};
-use hyper::upgrade::Upgraded;
+use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use kohakuriver_tunnel::session::clean_text;
@@ -137,31 +136,11 @@ pub fn has_token(headers: &HeaderMap, name: &header::HeaderName, wanted: &str) -
 }
 
 /// The connection below an upgrade, and what was read beyond the head.
-pub async fn upgraded<T>(message: T) -> io::Result<(Link, Bytes)>
-where
-    T: Upgradable,
-{
-    let upgraded = message.upgrade().await.map_err(io::Error::other)?;
+pub async fn upgraded(upgrade: OnUpgrade) -> io::Result<(Link, Bytes)> {
+    let upgraded = upgrade.await.map_err(io::Error::other)?;
     match upgraded.downcast::<TokioIo<Link>>() {
         Ok(parts) => Ok((parts.io.into_inner(), parts.read_buf)),
         Err(_) => Err(io::Error::other("the connection is of another kind")),
-    }
-}
-
-/// What hyper can upgrade.
-pub trait Upgradable {
-    fn upgrade(self) -> impl Future<Output = hyper::Result<Upgraded>> + Send;
-}
-
-impl Upgradable for hyper::upgrade::OnUpgrade {
-    fn upgrade(self) -> impl Future<Output = hyper::Result<Upgraded>> + Send {
-        self
-    }
-}
-
-impl Upgradable for Response<Incoming> {
-    fn upgrade(self) -> impl Future<Output = hyper::Result<Upgraded>> + Send {
-        hyper::upgrade::on(self)
     }
 }
 

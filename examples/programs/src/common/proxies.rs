@@ -170,7 +170,7 @@ impl Proxy {
             let line = http::first_line(&page.unwrap_or_default());
             return Err(io::Error::other(self.refusal(status, &target, &line)));
         }
-        match http::upgraded(response).await? {
+        match http::upgraded(hyper::upgrade::on(response)).await? {
             (Link::Plain(stream), early) if early.is_empty() => Ok(stream),
             _ => Err(io::Error::other(format!(
                 "{self} sent data that nobody asked for"

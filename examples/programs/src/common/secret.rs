@@ -22,7 +22,7 @@ impl Secret {
     /// It cannot be read, is empty, or others can read the file.
     pub fn find(what: &str, file: Option<&Path>, variable: &str) -> Result<Option<Self>, Failure> {
         let (text, origin) = match (file, std::env::var_os(variable)) {
-            (Some(path), _) => (read(what, path, variable)?, path.display().to_string()),
+            (Some(path), _) => (read(what, path)?, path.display().to_string()),
             (None, None) => return Ok(None),
             (None, Some(value)) => (value.into_encoded_bytes(), variable.to_owned()),
         };
@@ -45,19 +45,13 @@ impl Secret {
     }
 }
 
-fn read(what: &str, path: &Path, variable: &str) -> Result<Vec<u8>, Failure> {
+fn read(what: &str, path: &Path) -> Result<Vec<u8>, Failure> {
     let unreadable = |error: io::Error| {
         let path = path.display();
         Failure::usage(format!("cannot read the {what} file {path}: {error}"))
     };
     let file = File::open(path).map_err(unreadable)?;
-    if let Some(mode) = open_to_all(&file) {
-        let path = path.display();
-        return Err(Failure::usage(format!(
-            "every user of this machine has access to the {what} file {path} (mode {mode:o}): \
-             chmod 600 {path}, or give the {what} in {variable}"
-        )));
-    }
+    check_mode(&file, &format!("{what} file"), path)?;
     let mut bytes = Vec::new();
     let read = file.take(SECRET_MAX + 1).read_to_end(&mut bytes);
     read.map_err(unreadable)?;
@@ -70,19 +64,27 @@ fn read(what: &str, path: &Path, variable: &str) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-/// The mode of a file to which everybody has access. A group may have it: that is how secrets are mounted
-/// for a program that is not root.
-#[cfg(unix)]
-pub fn open_to_all(file: &File) -> Option<u32> {
-    use std::os::unix::fs::PermissionsExt;
-    const OTHERS: u32 = 0o007;
-    let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
-    let mode = metadata.permissions().mode() & 0o777;
-    (mode & OTHERS != 0).then_some(mode)
-}
-
-/// Elsewhere modes say nothing.
-#[cfg(not(unix))]
-pub fn open_to_all(_file: &File) -> Option<u32> {
-    None
+/// Refuses a file that everybody can read, write or execute. A group may: secrets are mounted so for
+/// programs that are not root.
+///
+/// # Errors
+/// What is wrong with the file, and how to mend it where a container mounts it too.
+pub fn check_mode(file: &File, what: &str, path: &Path) -> Result<(), Failure> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        const OTHERS: u32 = 0o007;
+        let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file);
+        let mode = metadata.map_or(0, |metadata| metadata.permissions().mode() & 0o777);
+        if mode & OTHERS != 0 {
+            let path = path.display();
+            return Err(Failure::usage(format!(
+                "every user has access to the {what} {path} (mode {mode:o}): chmod 600 {path}, or \
+                 mount it with defaultMode: 0400 (Kubernetes) or mode: 0400 (Compose)"
+            )));
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = (file, what, path);
+    Ok(())
 }

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kohakuriver_tunnel::mux::{Incoming, IncomingTcp, IncomingUdp, RelayError};
@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::ceilings::ServingCeilings;
 use super::dials::{Dials, Parties, Party, Refused};
-use super::flow::ServiceFlow;
+use super::flow::{DATAGRAM_MAX, ServiceFlow};
 use super::metrics::Counter;
 use super::net;
 use super::places::Place;
@@ -39,6 +39,8 @@ pub struct Served {
     pub flow_refusals: Counter,
     /// Datagrams that could not be sent: too large for the way there.
     pub flow_failures: Counter,
+    /// For one datagram of any flow: a buffer for each would cost 64 KiB a flow.
+    pub datagram: Mutex<Box<[u8]>>,
 }
 
 impl Served {
@@ -53,6 +55,7 @@ impl Served {
             refused: Counter::default(),
             flow_refusals: Counter::default(),
             flow_failures: Counter::default(),
+            datagram: Mutex::new(vec![0; DATAGRAM_MAX].into_boxed_slice()),
         }
     }
 }

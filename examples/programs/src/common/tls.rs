@@ -212,12 +212,8 @@ impl IdentityArgs {
             return Ok(None);
         };
         let chain = read_certificates(cert)?;
-        let open = File::open(key).ok();
-        if let Some(mode) = open.as_ref().and_then(secret::open_to_all) {
-            let key = key.display();
-            return Err(Failure::usage(format!(
-                "every user of this machine has access to the key {key} (mode {mode:o}): chmod 600 {key}"
-            )));
+        if let Ok(file) = File::open(key) {
+            secret::check_mode(&file, "key", key)?;
         }
         let key = PrivateKeyDer::from_pem_file(key)
             .map_err(|error| unusable(&format!("key {}", key.display()), &words::pem(&error)))?;

@@ -14,6 +14,9 @@ use super::secret::Secret;
 /// The variable that holds the token when no file is named.
 const VARIABLE: &str = "KOHAKURIVER_TUNNEL_TOKEN";
 
+/// What stands before a token in its header.
+const PREFIX: &str = "Bearer ";
+
 #[derive(Args, Debug, Clone)]
 pub struct TokenArgs {
     /// File that holds the token (one line), readable by its owner alone; else the variable
@@ -44,10 +47,15 @@ pub fn header_from(file: Option<&Path>, variable: &str) -> Result<Option<HeaderV
     let Some(Secret { text, origin }) = Secret::find("token", file, variable)? else {
         return Ok(None);
     };
-    let mut value = HeaderValue::try_from(format!("Bearer {text}"))
+    let mut value = HeaderValue::try_from(format!("{PREFIX}{text}"))
         .map_err(|_| Failure::usage(format!("the token in {origin} cannot be sent")))?;
     value.set_sensitive(true);
     Ok(Some(value))
+}
+
+/// Whether this is the header for a token.
+pub fn holds(header: &HeaderValue, token: &str) -> bool {
+    header.as_bytes().strip_prefix(PREFIX.as_bytes()) == Some(token.as_bytes())
 }
 
 /// Compares without telling by its time how much was right.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use hyper::Uri;
+
 /// `scheme://host:port/path` of one of the parts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Url {
@@ -31,27 +33,27 @@ impl Url {
             "wss" | "https" => true,
             _ => return Err(wrong("unknown scheme")),
         };
-        let (rest, query) = match rest.find('?') {
-            Some(at) => rest.split_at(at),
-            None => (rest, ""),
-        };
-        let (authority, path) = match rest.find('/') {
-            Some(at) => rest.split_at(at),
-            None => (rest, ""),
-        };
-        if authority.contains('@') {
-            return Err(wrong("a user name or password"));
-        }
-        let default_port = if tls { 443 } else { 80 };
-        let (host, port) =
-            split_authority(authority, default_port).ok_or_else(|| wrong("no host or port"))?;
-        let visible = |text: &str| {
-            text.bytes()
-                .all(|byte| byte.is_ascii_graphic() && byte != b'#')
-        };
-        if !visible(authority) || !visible(path) || !visible(query) {
+        let no_host = || wrong("no host, port or path that can be used");
+        if !rest
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && byte != b'#')
+        {
             return Err(wrong("a blank, a fragment or a letter beyond ASCII"));
         }
+        let uri: Uri = format!("http://{rest}").parse().map_err(|_| no_host())?;
+        let authority = uri.authority().ok_or_else(no_host)?;
+        if authority.as_str().contains('@') {
+            return Err(wrong("a user name or password"));
+        }
+        let host = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']');
+        let port = match authority.as_str().ends_with(authority.host()) {
+            true => Some(if tls { 443 } else { 80 }),
+            false => authority.port_u16().filter(|port| *port != 0),
+        };
+        let port = port.ok_or_else(no_host)?;
         if !is_host(host) {
             return Err(wrong("a host that is neither a name nor an address"));
         }
@@ -59,8 +61,10 @@ impl Url {
             tls,
             host: host.to_owned(),
             port,
-            path: path.trim_end_matches('/').to_owned(),
-            query: query.to_owned(),
+            path: uri.path().trim_end_matches('/').to_owned(),
+            query: uri
+                .query()
+                .map_or(String::new(), |query| format!("?{query}")),
         })
     }
 
@@ -143,21 +147,4 @@ fn is_host(host: &str) -> bool {
     let in_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     let is_name = host.bytes().all(in_name) && !host.starts_with('.') && !host.contains("..");
     is_name || host.parse::<std::net::Ipv6Addr>().is_ok()
-}
-
-fn split_authority(authority: &str, default_port: u16) -> Option<(&str, u16)> {
-    let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
-        let (host, port) = rest.split_once(']')?;
-        (host, port.strip_prefix(':'))
-    } else {
-        match authority.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (authority, None),
-        }
-    };
-    let port = match port {
-        Some(port) => port.parse().ok().filter(|port| *port != 0)?,
-        None => default_port,
-    };
-    (!host.is_empty()).then_some((host, port))
 }

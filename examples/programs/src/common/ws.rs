@@ -185,7 +185,7 @@ async fn handshake(
     let chosen = chosen.map(|value| value.to_str().unwrap_or("?"));
     let version = Version::answered(chosen).map_err(|error| broken(&error))?;
     let headers = headers.clone();
-    let link = http::upgraded(response).await;
+    let link = http::upgraded(hyper::upgrade::on(response)).await;
     let (link, read) = link.map_err(|error| broken(&error))?;
     let socket = over(link, read, Role::Client);
     Ok((Upgraded { socket, version }, headers))

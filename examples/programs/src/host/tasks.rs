@@ -1,10 +1,9 @@
 //! Tasks in a TOML file that is read again whenever it changes.
 
 use std::collections::HashMap;
-use std::fs::{self, Metadata};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::time::SystemTime;
+use std::sync::{Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
 use hyper::header::HeaderValue;
@@ -20,15 +19,8 @@ pub struct TaskFile {
 
 struct Loaded {
     tasks: HashMap<String, TaskPlace>,
-    stamp: Option<Stamp>,
-}
-
-/// What changes when a file does: an editor replaces it, a script appends to it.
-#[derive(PartialEq, Eq, Clone, Copy)]
-struct Stamp {
-    modified: SystemTime,
-    len: u64,
-    file: u64,
+    /// What they were read from, or what was no use.
+    text: String,
 }
 
 #[derive(Deserialize)]
@@ -44,28 +36,28 @@ impl TaskFile {
     /// # Errors
     /// A sentence that names the file and what is wrong with it.
     pub fn open(path: PathBuf) -> Result<Self, String> {
-        let stamp = stamp(&path);
-        let tasks = read(&path)?;
-        let loaded = Mutex::new(Loaded { tasks, stamp });
+        let text = read(&path)?;
+        let tasks = parse(&path, &text)?;
+        let loaded = Mutex::new(Loaded { tasks, text });
         Ok(Self { path, loaded })
     }
 
     fn current(&self, task: &str) -> Option<TaskPlace> {
-        let mut loaded = match self.loaded.lock() {
-            Ok(loaded) => loaded,
-            Err(broken) => broken.into_inner(),
-        };
-        let stamp = stamp(&self.path);
-        if stamp != loaded.stamp {
-            loaded.stamp = stamp;
-            match read(&self.path) {
-                Ok(tasks) => {
-                    tracing::info!(tasks = tasks.len(), "read {}", self.path.display());
-                    loaded.tasks = tasks;
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        match read(&self.path) {
+            Ok(text) if text == loaded.text => {}
+            Ok(text) => {
+                match parse(&self.path, &text) {
+                    Ok(tasks) => {
+                        tracing::info!(tasks = tasks.len(), "read {}", self.path.display());
+                        loaded.tasks = tasks;
+                    }
+                    // Half an edit must not take away every task.
+                    Err(reason) => tracing::warn!("keeping the tasks as they were: {reason}"),
                 }
-                // Half an edit must not take away every task.
-                Err(reason) => tracing::warn!("keeping the tasks as they were: {reason}"),
+                loaded.text = text;
             }
+            Err(reason) => tracing::warn!("keeping the tasks as they were: {reason}"),
         }
         loaded.tasks.get(task).cloned()
     }
@@ -82,48 +74,26 @@ impl Registry for TaskFile {
     }
 }
 
-fn read(path: &Path) -> Result<HashMap<String, TaskPlace>, String> {
-    let wrong = |what: String| format!("cannot use the task file {}: {what}", path.display());
-    let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-    let contents: Contents = toml::from_str(&text).map_err(|error| {
-        let line = error.span().map_or(1, |span| {
-            1 + text
-                .bytes()
-                .take(span.start)
-                .filter(|b| *b == b'\n')
-                .count()
-        });
-        wrong(format!("line {line}: {}", error.message()))
+fn read(path: &Path) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|error| unusable(path, &error.to_string()))
+}
+
+fn parse(path: &Path, text: &str) -> Result<HashMap<String, TaskPlace>, String> {
+    let contents: Contents = toml::from_str(text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start));
+        let line = 1 + before.unwrap_or_default().matches('\n').count();
+        unusable(path, &format!("line {line}: {}", error.message()))
     })?;
-    contents
-        .tasks
-        .into_iter()
-        .map(|(task, place)| {
-            check_task(&task)?;
-            let place =
-                TaskPlace::parse(&place).map_err(|wrong| format!("task {task}: {wrong}"))?;
-            Ok((task, place))
-        })
-        .collect::<Result<_, String>>()
-        .map_err(wrong)
+    let place = |(task, place): (String, String)| {
+        check_task(&task)?;
+        let place = TaskPlace::parse(&place).map_err(|wrong| format!("task {task}: {wrong}"))?;
+        Ok((task, place))
+    };
+    let places = contents.tasks.into_iter().map(place);
+    let places = places.collect::<Result<_, String>>();
+    places.map_err(|wrong| unusable(path, &wrong))
 }
 
-fn stamp(path: &Path) -> Option<Stamp> {
-    let metadata = fs::metadata(path).ok()?;
-    Some(Stamp {
-        modified: metadata.modified().ok()?,
-        len: metadata.len(),
-        file: file_number(&metadata),
-    })
-}
-
-#[cfg(unix)]
-fn file_number(metadata: &Metadata) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    metadata.ino()
-}
-
-#[cfg(not(unix))]
-fn file_number(_metadata: &Metadata) -> u64 {
-    0
+fn unusable(path: &Path, what: &str) -> String {
+    format!("cannot use the task file {}: {what}", path.display())
 }

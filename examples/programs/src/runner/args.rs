@@ -116,16 +116,11 @@ impl Args {
                 "no key is given to derive the token from: set --agent-key-file FILE or {AGENT_KEY}"
             ))
         })?;
-        Ok(key.token(name))
+        Ok(key_from(&key)?.token(name))
     }
 
-    fn agent_key(&self) -> Result<Option<AgentKey>, Failure> {
-        let found = Secret::find("agent key", self.agent_key_file.as_deref(), AGENT_KEY)?;
-        let Some(Secret { text, origin }) = found else {
-            return Ok(None);
-        };
-        let weak = |what| Failure::usage(format!("the agent key in {origin} {what}"));
-        AgentKey::new(&text).map(Some).map_err(weak)
+    fn agent_key(&self) -> Result<Option<Secret>, Failure> {
+        Secret::find("agent key", self.agent_key_file.as_deref(), AGENT_KEY)
     }
 
     /// What the server needs to know.
@@ -145,12 +140,22 @@ impl Args {
                 "the token of the agents is that of the clients: give two different ones",
             ));
         }
+        let agent_key = self.agent_key()?;
+        if let Some(Secret { text, origin }) = &agent_key {
+            // Whoever has a token could make those of all containers.
+            let tokens = [&front.token, &agent_token].into_iter().flatten();
+            if tokens.into_iter().any(|token| token::holds(token, text)) {
+                return Err(Failure::usage(format!(
+                    "the agent key in {origin} is also a token: make another by openssl rand -hex 32"
+                )));
+            }
+        }
         Ok(Settings {
             targets: self.targets.iter().cloned().collect(),
             enabled: self.tunnel_enabled,
             front,
             agent_token,
-            agent_key: self.agent_key()?,
+            agent_key: agent_key.as_ref().map(key_from).transpose()?,
             tunnels: self.tunnels.settings(process.tunnels.clone()),
             ceilings: RunnerCeilings::new(
                 self.front.max_sessions.map(NonZeroUsize::get),
@@ -165,6 +170,11 @@ impl Logging for Args {
     fn log_format(&self) -> LogFormat {
         self.log.log_format
     }
+}
+
+fn key_from(Secret { text, origin }: &Secret) -> Result<AgentKey, Failure> {
+    let weak = |what| Failure::usage(format!("the agent key in {origin} {what}"));
+    AgentKey::new(text).map_err(weak)
 }
 
 fn parse_target(text: &str) -> Result<(String, String), String> {

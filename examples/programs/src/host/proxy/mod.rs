@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 
 use self::questions::Questions;
 pub use self::registry::{FixedTasks, Registry, TaskPlace};
+use self::relay::Relays;
 
 use crate::common::ceilings::HostCeilings;
 use crate::common::front::{Caller, Front, FrontSettings};
@@ -45,6 +46,7 @@ pub struct Host {
     sessions: Sessions,
     questions: Questions,
     counters: Counters,
+    relays: Relays,
 }
 
 #[derive(Default)]
@@ -55,8 +57,6 @@ struct Counters {
     unreachable: Counter,
     /// Without a header for a registry that wants one.
     nameless: Counter,
-    to_runner: Counter,
-    to_client: Counter,
 }
 
 impl Host {
@@ -71,6 +71,7 @@ impl Host {
             front: Arc::new(Front::new(handshakes, &settings.front, session::ANSWERING)),
             questions: Questions::new(questions, waiting),
             sessions: Sessions::by_address(sessions, &settings.front),
+            relays: Relays::new(settings.memory.clone()),
             settings,
             counters: Counters::default(),
         }
@@ -121,8 +122,8 @@ impl Host {
                 "Bytes relayed, WebSocket framing included.",
                 "to",
                 &[
-                    ("runner", counters.to_runner.value()),
-                    ("client", counters.to_client.value()),
+                    ("runner", self.relays.to_runner.value()),
+                    ("client", self.relays.to_client.value()),
                 ],
             )
             .counters(

@@ -3,17 +3,18 @@
 //! A direction reads into a buffer borrowed from a pool and writes at once. Only what the other socket
 //! does not take keeps the buffer, so an idle session holds none and a blocked direction holds one.
 
-use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
 use kohakuriver_tunnel::mux::Budget;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::timeout;
 
 use crate::common::metrics::Counter;
 use crate::common::net::Link;
@@ -42,75 +43,90 @@ const POOLED: usize = 8;
 /// last words to say.
 const LAST_WORDS: Duration = Duration::from_secs(30);
 
-thread_local! {
-    static POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+/// What the sessions of a host share while they copy.
+pub struct Relays {
+    /// For what is read and waits to be written.
+    memory: Budget,
+    pool: Mutex<Vec<Box<[u8]>>>,
     /// Directions that have used up a turn and wait for the next.
-    static WAITING: Cell<usize> = const { Cell::new(0) };
+    waiting: AtomicUsize,
+    pub to_runner: Counter,
+    pub to_client: Counter,
 }
 
-/// Copies until both directions have ended. Each side comes with what was already read from it.
-///
-/// # Errors
-/// One socket failed: both are reset, so that neither peer takes a cut stream for a whole one.
-pub async fn join(
-    (mut client, from_client): (Link, Bytes),
-    (mut runner, from_runner): (Link, Bytes),
-    (to_runner, to_client): (&Counter, &Counter),
-    memory: &Budget,
-) -> io::Result<()> {
-    let mut up = Direction::new(from_client, to_runner, memory);
-    let mut down = Direction::new(from_runner, to_client, memory);
-    let first = poll_fn(|cx| {
-        let up = up.poll(cx, &mut client, &mut runner)?;
-        let down = down.poll(cx, &mut runner, &mut client)?;
-        if up.is_ready() || down.is_ready() {
-            Poll::Ready(Ok(()))
-        } else {
-            Poll::Pending
+impl Relays {
+    pub fn new(memory: Budget) -> Self {
+        Self {
+            memory,
+            pool: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            to_runner: Counter::default(),
+            to_client: Counter::default(),
         }
-    });
-    let mut ended = first.await;
-    if ended.is_ok() {
-        let rest = poll_fn(|cx| {
+    }
+
+    /// Copies until both directions have ended. Each side comes with what was already read from it.
+    ///
+    /// # Errors
+    /// One socket failed. Both are reset, so that neither peer takes a cut stream for a whole one.
+    pub async fn join(
+        &self,
+        (mut client, from_client): (Link, Bytes),
+        (mut runner, from_runner): (Link, Bytes),
+    ) -> io::Result<()> {
+        let mut up = Direction::new(from_client, &self.to_runner, self);
+        let mut down = Direction::new(from_runner, &self.to_client, self);
+        let mut poll_both = |cx: &mut Context<'_>| {
             let up = up.poll(cx, &mut client, &mut runner)?;
             let down = down.poll(cx, &mut runner, &mut client)?;
-            if up.is_ready() && down.is_ready() {
-                Poll::Ready(Ok(()))
-            } else {
-                Poll::Pending
-            }
-        });
-        ended = match tokio::time::timeout(LAST_WORDS, rest).await {
-            Ok(ended) => ended,
-            Err(_) => Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "one side closed and the other went on",
-            )),
+            Ok((up.is_ready(), down.is_ready()))
         };
+        let mut ended = poll_fn(|cx| match poll_both(cx) {
+            Ok((false, false)) => Poll::Pending,
+            ended => Poll::Ready(ended.map(drop)),
+        })
+        .await;
+        if ended.is_ok() {
+            let rest = poll_fn(|cx| match poll_both(cx) {
+                Ok((true, true)) => Poll::Ready(Ok(())),
+                Ok(_) => Poll::Pending,
+                Err(error) => Poll::Ready(Err(error)),
+            });
+            let late = |_| {
+                let text = "one side closed and the other went on";
+                Err(io::Error::new(io::ErrorKind::TimedOut, text))
+            };
+            ended = timeout(LAST_WORDS, rest).await.unwrap_or_else(late);
+        }
+        drop((up, down));
+        if ended.is_err() {
+            client.reset_on_drop();
+            runner.reset_on_drop();
+        }
+        ended
     }
-    if ended.is_err() {
-        client.reset_on_drop();
-        runner.reset_on_drop();
+
+    fn lock_pool(&self) -> MutexGuard<'_, Vec<Box<[u8]>>> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    ended
 }
 
 struct Direction<'a> {
-    state: State,
+    state: State<'a>,
     counter: &'a Counter,
-    memory: &'a Budget,
-    /// Counted in [`WAITING`].
+    relays: &'a Relays,
+    /// Counted among those that wait for their next turn.
     waits: bool,
 }
 
 /// `Early -> Reading <-> Holding`, at the end of the input `-> Closing -> Closed`.
-enum State {
+enum State<'a> {
     /// What was read before the relay began has to be written first.
     Early(Bytes),
     Reading,
     /// Read but not yet taken by the other socket: `buffer[start..end]`.
     Holding {
-        buffer: Buffer,
+        buffer: Buffer<'a>,
         start: usize,
         end: usize,
     },
@@ -119,12 +135,12 @@ enum State {
 }
 
 impl<'a> Direction<'a> {
-    fn new(early: Bytes, counter: &'a Counter, memory: &'a Budget) -> Self {
+    fn new(early: Bytes, counter: &'a Counter, relays: &'a Relays) -> Self {
         let state = State::Early(early);
         Self {
             state,
             counter,
-            memory,
+            relays,
             waits: false,
         }
     }
@@ -132,8 +148,10 @@ impl<'a> Direction<'a> {
     fn set_waits(&mut self, waits: bool) {
         if self.waits != waits {
             self.waits = waits;
-            let change = |all: usize| if waits { all + 1 } else { all - 1 };
-            WAITING.set(change(WAITING.get()));
+            match waits {
+                true => self.relays.waiting.fetch_add(1, Ordering::Relaxed),
+                false => self.relays.waiting.fetch_sub(1, Ordering::Relaxed),
+            };
         }
     }
 
@@ -147,7 +165,8 @@ impl<'a> Direction<'a> {
         to: &mut Link,
     ) -> Poll<io::Result<()>> {
         self.set_waits(false);
-        let turn = (ROUND / (WAITING.get() + 1)).clamp(SHORTEST_TURN, LONGEST_TURN);
+        let waiting = self.relays.waiting.load(Ordering::Relaxed);
+        let turn = (ROUND / (waiting + 1)).clamp(SHORTEST_TURN, LONGEST_TURN);
         let mut moved = 0;
         loop {
             if moved >= turn {
@@ -165,7 +184,7 @@ impl<'a> Direction<'a> {
                     self.state = State::Reading;
                 }
                 State::Reading => {
-                    let mut buffer = Buffer::take(self.memory);
+                    let mut buffer = Buffer::take(self.relays);
                     let most = buffer.bytes.len().min(turn);
                     let mut filled = ReadBuf::new(buffer.bytes.get_mut(..most).unwrap_or_default());
                     let read = Pin::new(&mut *from).poll_read(cx, &mut filled);
@@ -227,35 +246,34 @@ fn write(cx: &mut Context<'_>, to: &mut Link, bytes: &[u8]) -> Poll<io::Result<u
 }
 
 /// What one read goes into. Back in the pool, and off the budget, when dropped.
-struct Buffer {
+struct Buffer<'a> {
     bytes: Box<[u8]>,
     /// What it is charged to, unless it is small.
-    charged: Option<Budget>,
+    charged: Option<&'a Relays>,
 }
 
-impl Buffer {
-    fn take(memory: &Budget) -> Self {
-        if !memory.take(BUFFER) {
+impl<'a> Buffer<'a> {
+    fn take(relays: &'a Relays) -> Self {
+        if !relays.memory.take(BUFFER) {
             let bytes = vec![0; SMALL_BUFFER].into_boxed_slice();
             let charged = None;
             return Self { bytes, charged };
         }
-        let pooled = POOL.with_borrow_mut(Vec::pop);
+        let pooled = relays.lock_pool().pop();
         let bytes = pooled.unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice());
-        let charged = Some(memory.clone());
+        let charged = Some(relays);
         Self { bytes, charged }
     }
 }
 
-impl Drop for Buffer {
+impl Drop for Buffer<'_> {
     fn drop(&mut self) {
-        if let Some(memory) = &self.charged {
-            memory.give_back(BUFFER);
-            POOL.with_borrow_mut(|pool| {
-                if pool.len() < POOLED {
-                    pool.push(std::mem::take(&mut self.bytes));
-                }
-            });
+        if let Some(relays) = self.charged {
+            relays.memory.give_back(BUFFER);
+            let mut pool = relays.lock_pool();
+            if pool.len() < POOLED {
+                pool.push(std::mem::take(&mut self.bytes));
+            }
         }
     }
 }

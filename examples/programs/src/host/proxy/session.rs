@@ -11,8 +11,8 @@ use kohakuriver_tunnel::mux;
 use kohakuriver_tunnel::session::Version;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
+use super::Host;
 use super::registry::{Refusal, TaskPlace};
-use super::{Host, relay};
 use crate::common::front::Caller;
 use crate::common::http::{self, Answer, BadRequest};
 use crate::common::route::Session;
@@ -266,16 +266,9 @@ async fn run(host: &Host, client: OnUpgrade, response: Response<Incoming>) -> st
     let _open = host.counters.open.enter();
     let both = async {
         let client = http::upgraded(client).await?;
-        let runner = http::upgraded(response).await?;
+        let runner = http::upgraded(hyper::upgrade::on(response)).await?;
         Ok((client, runner))
     };
     let (client, runner) = net::within(ws::HANDSHAKE_TIMEOUT, both).await?;
-    let (counters, memory) = (&host.counters, &host.settings.memory);
-    relay::join(
-        client,
-        runner,
-        (&counters.to_runner, &counters.to_client),
-        memory,
-    )
-    .await
+    host.relays.join(client, runner).await
 }
