@@ -2,7 +2,7 @@
 
 mod access;
 mod agents;
-mod join;
+mod flows;
 mod session;
 
 use std::collections::HashMap;

@@ -11,14 +11,14 @@ use kohakuriver_tunnel::session::{OpenError, Reason, Reset};
 use tokio::time::Instant;
 
 use super::agents::Tunnel;
-use super::{Runner, join};
+use super::{Runner, flows};
 use crate::common::addresses::Source;
 use crate::common::dials::Party;
 use crate::common::front::Caller;
 use crate::common::places::Place;
 use crate::common::retry;
 use crate::common::route::Session;
-use crate::common::serve::{self, FLOW_IDLE, unless_abandoned};
+use crate::common::serve::{self, FLOW_IDLE, LAST_WORDS, unless_abandoned};
 use crate::common::tunnel::{self, Upgraded};
 use crate::common::ws::WebSocketCarrier;
 
@@ -141,7 +141,9 @@ impl At<'_> {
         match self.open_stream(incoming.abandoned()).await {
             Ok((agent, _place)) => {
                 self.runner.counters.joined.add(1);
-                join::streams(incoming.accept(), agent).await;
+                let grace = || tokio::time::sleep(LAST_WORDS);
+                let ended = incoming.accept().join_with_grace(agent, grace).await;
+                tracing::debug!(port = self.port, ?ended, "stream ended");
                 Ok(())
             }
             Err(reset) => Err((incoming.into(), reset)),
@@ -194,7 +196,7 @@ impl At<'_> {
         };
         self.runner.counters.joined.add(1);
         let client = incoming.accept();
-        while let Some(reset) = join::flows(&client, &agent).await {
+        while let Some(reset) = flows::join(&client, &agent).await {
             if v2 || !matches!(reset.reason, Reason::Refused | Reason::Unreachable) {
                 client.reset(reset.reason, &reset.text);
                 break;
