@@ -26,8 +26,9 @@
 )]
 //!
 //! `wire`, `session` and `transport` are `no_std` with `alloc`. Each module begins with an example;
-//! the README has one for each layer side by side. PROTOCOL.md in the repository is what the code
-//! implements.
+//! the README has one for each layer side by side, and `examples/embed_*.rs` are complete programs:
+//! client, server, HTTP and gRPC through a tunnel, a Unix socket, a session without a runtime.
+//! PROTOCOL.md in the repository is what the code implements.
 //!
 //! What the protocol does not give: confidentiality, authentication, resumption after the transport
 //! is lost, connections opened by the accepting side, and, with v1 peers, flow control.

@@ -91,9 +91,10 @@ pub enum ConnectError {
     /// The transport failed. Says how.
     #[error("{0}")]
     Transport(String),
-    /// The carrier has no texts, so there is no greeting: such a tunnel begins with
+    /// The carrier has no texts, so there is no greeting. Implement
+    /// [`Carrier::text`](crate::transport::Carrier::text), or begin such a tunnel with
     /// [`opener`](super::Builder::opener) and [`acceptor`](super::Builder::acceptor).
-    #[error("the transport has no texts, and so no greeting")]
+    #[error("the carrier has no texts (Carrier::text), and so no greeting")]
     NoTexts,
 }
 
