@@ -14,11 +14,12 @@ mod services;
 mod swarm;
 mod wire;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use tunnel_bench_support::build_programs;
 
 use attacks::{ATTACKS, Attack};
 use measure::{Plan, measure};
@@ -133,7 +134,7 @@ fn run(args: &Args) -> Result<(), String> {
     };
     let programs = match &args.programs {
         Some(folder) => folder.clone(),
-        None => build()?,
+        None => build_programs()?,
     };
     let commit = args.commit.clone().unwrap_or_else(git_commit);
 
@@ -164,22 +165,6 @@ fn run(args: &Args) -> Result<(), String> {
     } else {
         Err(format!("did not withstand: {}", failed.join(", ")))
     }
-}
-
-/// The programs, built in their current state.
-fn build() -> Result<PathBuf, String> {
-    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let built = Command::new(cargo)
-        .args(["build", "--release", "--quiet", "--examples"])
-        .current_dir(&project)
-        .status()
-        .map_err(|error| format!("cannot run cargo: {error}"))?;
-    if !built.success() {
-        return Err("the programs do not build".into());
-    }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or(project.join("target"), PathBuf::from);
-    Ok(target.join("release/examples"))
 }
 
 fn git_commit() -> String {

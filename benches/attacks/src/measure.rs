@@ -10,6 +10,7 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use tunnel_bench_support::resident;
 
 use crate::attacks::{Attack, Place};
 use crate::client::{AFTER, ATTACKED, Client, quantile, works_within};
@@ -305,7 +306,7 @@ impl Watch {
 
     /// Bytes of the role with most.
     fn most(&self) -> u64 {
-        let roles = self.ids.iter().map(|(_, id)| programs::resident(*id));
+        let roles = self.ids.iter().map(|(_, id)| resident(*id));
         roles.max().unwrap_or(0)
     }
 
@@ -331,7 +332,7 @@ impl Watch {
             return;
         };
         for ((_, id), role) in self.ids.iter().zip(roles.iter_mut()) {
-            note(&mut role.memory, programs::resident(*id));
+            note(&mut role.memory, resident(*id));
             note(&mut role.descriptors, programs::descriptors(*id));
         }
     }

@@ -246,17 +246,6 @@ impl Starter<'_> {
     }
 }
 
-/// Resident memory in bytes.
-pub fn resident(id: u32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let number = line.and_then(|line| line.split_whitespace().next());
-    number
-        .and_then(|text| text.parse::<u64>().ok())
-        .unwrap_or(0)
-        * 1024
-}
-
 /// Open descriptors. Since Linux 6.2 the size of the directory is their number, which is cheap to
 /// read.
 pub fn descriptors(id: u32) -> u64 {

@@ -19,10 +19,11 @@ mod report;
 mod service;
 
 use std::io;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tunnel_bench_support::{build_programs, resident};
 
 use chains::Chain;
 use report::{Row, Section, median};
@@ -138,7 +139,7 @@ fn run(args: &Args) -> Result<(), String> {
     raise_limit(()).map_err(told)?;
     let programs = match &args.programs {
         Some(folder) => folder.clone(),
-        None => build()?,
+        None => build_programs()?,
     };
     // After the build, which may need a network. The process continues in the namespace if it can
     // enter one.
@@ -183,22 +184,6 @@ fn run(args: &Args) -> Result<(), String> {
             std::fs::write(args.write.join("tunnel.svg"), chart)
         })
         .map_err(|error| format!("cannot write to {}: {error}", args.write.display()))
-}
-
-/// The programs, built in their current state.
-fn build() -> Result<PathBuf, String> {
-    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let built = Command::new(cargo)
-        .args(["build", "--release", "--quiet", "--examples"])
-        .current_dir(&project)
-        .status()
-        .map_err(|error| format!("cannot run cargo: {error}"))?;
-    if !built.success() {
-        return Err("the programs do not build".into());
-    }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or(project.join("target"), PathBuf::from);
-    Ok(target.join("release/examples"))
 }
 
 /// One measure: the load on a port and its result.
@@ -384,11 +369,7 @@ fn idle(ours: &Chain, sizes: &Sizes) -> io::Result<String> {
     // A connection takes two descriptors in the busiest process.
     let most = rlimit::getrlimit(rlimit::Resource::NOFILE)?.0 / 2 - 64;
     let count = sizes.idle.min(usize::try_from(most).unwrap_or(usize::MAX));
-    let memory = || {
-        ours.processes
-            .iter()
-            .map(|role| process::resident(role.id()))
-    };
+    let memory = || ours.processes.iter().map(|role| resident(role.id()));
     let before: Vec<u64> = memory().collect();
     let held = load::idle(ours.port, count)?;
     let roles = ours.processes.iter().zip(before).zip(memory());
