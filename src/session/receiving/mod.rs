@@ -2,6 +2,7 @@
 
 mod buffer;
 mod early;
+mod lending;
 mod stall;
 mod window;
 
@@ -11,6 +12,7 @@ use bytes::Bytes;
 
 use self::buffer::ReceiveBuffer;
 use self::early::{Early, Share};
+use self::lending::Lending;
 use self::stall::{Conversation, Stalls};
 use self::window::ReceiveWindow;
 use super::dialect::Dialect;
@@ -32,15 +34,11 @@ pub(super) struct Receiving {
     bytes: Pool,
     /// What flows hold.
     datagrams: Pool,
-    /// Bytes of windows lent beyond what every stream has.
-    lent: usize,
+    lending: Lending,
     /// Streams with credit to announce.
     grants: List,
-    /// The stream that last received a small piece, and when: somebody waits for an answer there.
-    interactive: Option<(StreamId, Instant)>,
     early: Early,
     stalls: Stalls,
-    pressed: bool,
     thrifty: bool,
     received: u64,
     dropped: u64,
@@ -74,11 +72,6 @@ pub(super) enum Taken {
 }
 
 impl Receiving {
-    /// Less than a TCP segment: what bulk leaves only at its end, and dialogue most of the time.
-    const SMALL_DATA: usize = 1024;
-    /// How long after such a piece the other streams leave room for the next.
-    const INTERACTIVE_FOR: Duration = Duration::from_millis(100);
-
     pub(super) fn new(config: &Config, dialect: Dialect) -> Self {
         Self {
             config: config.clone(),
@@ -124,9 +117,7 @@ impl Receiving {
             let unread = s.recv.unread();
             self.early.update(&mut s.recv.early, unread);
         }
-        if len < Self::SMALL_DATA {
-            self.interactive = Some((s.id(), now));
-        }
+        self.lending.note_piece(now, s.id(), len);
         let mut give_up = None;
         if !self.has_credit {
             let full = self.is_full(s);
@@ -134,7 +125,11 @@ impl Receiving {
         } else if self.early.is_too_much(&s.recv.early) {
             return Taken::TooEarly;
         } else if let Some(rtt) = rtt {
-            self.resize_window(now, s, rtt);
+            let id = s.id();
+            let window = &mut s.recv.window;
+            if self.lending.resize(now, id, window, rtt, &self.config) {
+                self.queue_grant(s);
+            }
         }
         Taken::Kept { give_up }
     }
@@ -171,30 +166,6 @@ impl Receiving {
     fn count_payload(&mut self, now: Instant, s: &mut Stream, len: usize) {
         self.received += len as u64;
         s.recv.talk.hear(now);
-    }
-
-    fn resize_window(&mut self, now: Instant, s: &mut Stream, rtt: Duration) {
-        let interactive = self
-            .interactive
-            .is_some_and(|(other, at)| other != s.id() && now - at < Self::INTERACTIVE_FOR);
-        let window = &mut s.recv.window;
-        let before = window.size();
-        let max = self.config.max_window;
-        let wanted = window.wanted_size(now, rtt, interactive, max);
-        if wanted <= before {
-            window.resize(wanted);
-            self.lent -= (before - wanted) as usize;
-            return;
-        }
-        let lendable = match self.pressed {
-            true => 0,
-            false => self.config.receive_budget / 2,
-        };
-        let spare = lendable.saturating_sub(self.lent);
-        let growth = (wanted - before).min(u32::try_from(spare).unwrap_or(u32::MAX));
-        window.resize(before + growth);
-        self.lent += growth as usize;
-        self.queue_grant(s);
     }
 
     /// The next bytes of a stream, or the next datagram of a flow, for the application.
@@ -237,7 +208,7 @@ impl Receiving {
     /// The stream has ended: nothing more comes. What has come can still be read.
     pub(super) fn retire(&mut self, s: &mut Stream) {
         self.settle(s);
-        self.lent -= s.recv.window.grown();
+        self.lending.give_back(&s.recv.window);
         self.stalls.forget(s.id());
     }
 
@@ -321,7 +292,7 @@ impl Receiving {
 
     /// While pressed, windows do not grow.
     pub(super) fn set_pressed(&mut self, pressed: bool) {
-        self.pressed = pressed;
+        self.lending.stop(pressed);
     }
 
     /// While thrifty, payloads of streams are copied.
@@ -371,10 +342,9 @@ impl Receiving {
             of_proto.map(|s| (s.recv.buffer.pieces(), s.recv.buffer.len()))
         };
         let live = streams.iter().filter(|s| !s.life.is_closed());
-        let lent = live.map(|s| s.recv.window.grown()).sum::<usize>();
         self.bytes.audit(buffers(Proto::Tcp))
             && self.datagrams.audit(buffers(Proto::Udp))
-            && lent == self.lent
+            && self.lending.audit(live.map(|s| &s.recv.window))
             && self.early.audit(streams.iter().map(|s| &s.recv.early))
     }
 }

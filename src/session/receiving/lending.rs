@@ -1,0 +1,76 @@
+use core::time::Duration;
+
+use super::super::{Config, Instant, StreamId};
+use super::window::ReceiveWindow;
+
+/// Credit lent to windows beyond what every stream has, and the stream that others leave room for.
+#[derive(Debug, Default)]
+pub(super) struct Lending {
+    /// Bytes.
+    lent: usize,
+    /// The stream that last received a small piece, and when: its peer waits for an answer.
+    interactive: Option<(StreamId, Instant)>,
+    /// Nothing more is lent.
+    stopped: bool,
+}
+
+impl Lending {
+    /// Less than a TCP segment: what bulk leaves only at its end, and dialogue most of the time.
+    const SMALL_DATA: usize = 1024;
+    /// How long after such a piece the other streams leave room for the next.
+    const INTERACTIVE_FOR: Duration = Duration::from_millis(100);
+
+    /// A piece of `len` bytes has come for a stream.
+    pub(super) fn note_piece(&mut self, now: Instant, stream: StreamId, len: usize) {
+        if len < Self::SMALL_DATA {
+            self.interactive = Some((stream, now));
+        }
+    }
+
+    /// Gives the window the size that it should have, as far as there is something to lend. Says
+    /// whether it may have grown.
+    #[inline]
+    pub(super) fn resize(
+        &mut self,
+        now: Instant,
+        stream: StreamId,
+        window: &mut ReceiveWindow,
+        rtt: Duration,
+        config: &Config,
+    ) -> bool {
+        let interactive = self
+            .interactive
+            .is_some_and(|(other, at)| other != stream && now - at < Self::INTERACTIVE_FOR);
+        let before = window.size();
+        let wanted = window.wanted_size(now, rtt, interactive, config.max_window);
+        if wanted <= before {
+            window.resize(wanted);
+            self.lent -= (before - wanted) as usize;
+            return false;
+        }
+        let lendable = match self.stopped {
+            true => 0,
+            false => config.receive_budget / 2,
+        };
+        let spare = lendable.saturating_sub(self.lent);
+        let growth = (wanted - before).min(u32::try_from(spare).unwrap_or(u32::MAX));
+        window.resize(before + growth);
+        self.lent += growth as usize;
+        true
+    }
+
+    /// The stream has ended.
+    pub(super) fn give_back(&mut self, window: &ReceiveWindow) {
+        self.lent -= window.grown();
+    }
+
+    /// Whether anything more is lent.
+    pub(super) fn stop(&mut self, stopped: bool) {
+        self.stopped = stopped;
+    }
+
+    /// Whether the total is that of the windows.
+    pub(super) fn audit<'a>(&self, windows: impl Iterator<Item = &'a ReceiveWindow>) -> bool {
+        windows.map(ReceiveWindow::grown).sum::<usize>() == self.lent
+    }
+}
