@@ -1,6 +1,5 @@
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::Display;
 use core::future::Future;
@@ -131,14 +130,15 @@ where
             if let Some(closed) = self.wait(cx, now) {
                 return Poll::Ready(closed);
             }
-            if self.is_finished() && !self.dirty {
+            let (finished, work) = self.survey();
+            if finished && !self.dirty {
                 return Poll::Ready(Ok(()));
             }
             if more {
                 // Let the readers of what came run first.
                 break;
             }
-            if !written && !self.has_work() {
+            if !written && !work {
                 return Poll::Pending;
             }
         }
@@ -162,7 +162,6 @@ where
         self.turn = turn;
         let mut bytes = 0;
         let mut skipped = 0;
-        let mut alive = false;
         let inflow = loop {
             if bytes >= turn.bytes || self.inbox.len() + skipped >= turn.messages {
                 break Inflow::More;
@@ -178,10 +177,7 @@ where
                         bytes += message.len();
                         self.inbox.push(message);
                     }
-                    Received::Skip => {
-                        skipped += 1;
-                        alive = true;
-                    }
+                    Received::Skip => skipped += 1,
                     Received::End(reason) => break Inflow::Over(TunnelError::ended(reason)),
                     Received::Text(text) => {
                         let text = clean_text(text.as_bytes());
@@ -193,10 +189,6 @@ where
                 },
             }
         };
-        if alive {
-            let now = self.tunnel.shared.now();
-            self.tunnel.shared.lock().session.handle_activity(now);
-        }
         self.skipped = skipped;
         inflow
     }
@@ -208,9 +200,11 @@ where
         now: Instant,
         more: bool,
     ) -> Option<Result<(), TunnelError>> {
-        let shared = Arc::clone(&self.tunnel.shared);
-        let mut state = shared.lock();
+        let mut state = self.tunnel.shared.lock();
         let heard = self.skipped > 0 || !self.inbox.is_empty();
+        if self.skipped > 0 {
+            state.session.handle_activity(now);
+        }
         let useless = state.useless();
         for message in self.inbox.drain(..) {
             // Counted by the session, which has dealt with it.
@@ -304,13 +298,16 @@ where
 
     /// Arms the timer for what the session waits for.
     fn wait(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Result<(), TunnelError>> {
-        if self.tunnel.shared.lock().shutdown {
+        let (shutdown, mut due) = {
+            let mut state = self.tunnel.shared.lock();
+            (state.shutdown, state.arm())
+        };
+        if shutdown {
             let until = *self.give_up.get_or_insert(now + Self::CLOSE_TIMEOUT);
             let late = self.timer.poll_deadline(cx, until).is_ready();
             return late.then_some(Ok(()));
         }
         loop {
-            let due = self.tunnel.shared.lock().arm();
             let resume = self.patience.pause(|| self.tunnel.shared.now());
             let deadline = due.into_iter().chain(resume).min()?;
             if self.timer.poll_deadline(cx, deadline).is_pending() {
@@ -321,6 +318,7 @@ where
             if let Some(closed) = self.handle_inbox(cx, now, false) {
                 return Some(closed);
             }
+            due = self.tunnel.shared.lock().arm();
             // What that gave to send, a ping for instance, is written in the next round. It also
             // keeps a timer ahead of its clock from holding up everything else.
             cx.waker().wake_by_ref();
@@ -330,18 +328,15 @@ where
         }
     }
 
-    fn has_work(&self) -> bool {
+    /// Whether nobody needs the tunnel any more and everything was said; and whether there is
+    /// something to do besides writing.
+    fn survey(&self) -> (bool, bool) {
         let state = self.tunnel.shared.lock();
         let session = &state.session;
+        let done = state.shutdown || (state.is_unwanted() && session.is_idle());
+        let finished = done && self.outbox.is_empty() && !session.has_transmit();
         let receive = state.driver_stalled && session.can_receive();
-        receive || session.has_event()
-    }
-
-    /// Nobody needs the tunnel any more and everything was said.
-    fn is_finished(&self) -> bool {
-        let state = self.tunnel.shared.lock();
-        let done = state.shutdown || (state.is_unwanted() && state.session.is_idle());
-        done && self.outbox.is_empty() && !state.session.has_transmit()
+        (finished, receive || session.has_event())
     }
 
     /// Hands the reason for the end to the transport, if there is one.
