@@ -52,9 +52,9 @@ async fn a_greeted_tunnel_carries_streams() {
         incoming.accept().write_all(b"hello").await.unwrap();
         acceptor
     });
-    let (mux, driver) = within(mux::builder().connect(client, Tungstenite))
-        .await
-        .unwrap();
+    // In a task of its own, as a program does.
+    let connecting = tokio::spawn(mux::builder().connect(client, Tungstenite));
+    let (mux, driver) = within(connecting).await.unwrap().unwrap();
     tokio::spawn(driver);
     let mut hello = String::new();
     let mut stream = mux.open_tcp(1).unwrap();

@@ -457,5 +457,6 @@ async fn garbage_is_counted_and_kills_nothing() {
     within(near.read_exact(&mut got)).await.unwrap();
     assert_eq!(&got, b"also");
     assert!(tunnel.near.tunnel().stats().violations > 1000);
+    assert!(tunnel.near.tunnel().last_violation().is_some());
     assert!(tunnel.far.stats().violations > 1000);
 }

@@ -9,6 +9,8 @@ use futures_util::{FutureExt, SinkExt, StreamExt};
 use kohakuriver_tunnel::codec::CodecError;
 use kohakuriver_tunnel::mux::{self, LengthPrefixed, TunnelError, length_prefixed};
 use kohakuriver_tunnel::transport::Plain;
+use proptest::collection::vec;
+use proptest::prelude::*;
 use tokio::io::{
     AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
 };
@@ -167,6 +169,53 @@ async fn the_end_of_the_bytes_is_the_end_only_between_messages() {
     for len in [MESSAGE_MAX as u32 + 1, u32::MAX] {
         let end = end_of(&len.to_be_bytes()).await;
         assert!(matches!(end, Some(CodecError::TooLong { .. })));
+    }
+}
+
+/// What a byte stream is to be taken for, and whether it ends well.
+fn parse(mut bytes: &[u8]) -> (Vec<&[u8]>, bool) {
+    let mut messages = Vec::new();
+    while let Some((prefix, rest)) = bytes.split_first_chunk() {
+        let len = u32::from_be_bytes(*prefix) as usize;
+        let Some((message, rest)) = rest.split_at_checked(len).filter(|_| len <= MESSAGE_MAX)
+        else {
+            break;
+        };
+        messages.push(message);
+        bytes = rest;
+    }
+    (messages, bytes.is_empty())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn any_bytes_are_taken_for_the_same_messages_however_they_are_cut(
+        parts in vec((vec(any::<u8>(), 0..5000), any::<bool>()), 0..8),
+        cut in 1_usize..6000,
+    ) {
+        let mut bytes = Vec::new();
+        for (part, whole) in parts {
+            // Most of them as messages, the others as they are: mostly no length that makes sense.
+            if whole {
+                bytes.extend_from_slice(&(part.len() as u32).to_be_bytes());
+            }
+            bytes.extend_from_slice(&part);
+        }
+        let (expected, ends_well) = parse(&bytes);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let items: Vec<_> = runtime.block_on(async {
+            let (near, mut far) = duplex(1 << 20);
+            let narrow = Narrow { inner: near, most: cut, vectored: false };
+            far.write_all(&bytes).await.unwrap();
+            drop(far);
+            length_prefixed(narrow).collect().await
+        });
+        let messages: Vec<_> = items.iter().filter_map(|item| item.as_deref().ok()).collect();
+        prop_assert!(messages == expected);
+        prop_assert_eq!(items.len(), expected.len() + usize::from(!ends_well));
+        prop_assert_eq!(items.last().is_some_and(|item| item.is_err()), !ends_well);
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 
 use bytes::Bytes;
 use kohakuriver_tunnel::mux::Incoming;
-use kohakuriver_tunnel::session::{Reason, Reset, Version};
+use kohakuriver_tunnel::session::{Reason, Reset, State, Version};
 use kohakuriver_tunnel::wire::{Chunk, Proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -32,6 +32,28 @@ async fn what_is_written_comes_back() {
             drop(writer.await.unwrap());
         }
     }
+}
+
+#[tokio::test]
+async fn a_stream_and_a_flow_count_what_they_carry() {
+    let mut tunnel = Link::Pipe.v2().await;
+    let (mut near, mut far) = tunnel.stream().await;
+    let (flow, far_flow) = tunnel.flow().await;
+    near.write_all(&[7; 1000]).await.unwrap();
+    flow.send(Bytes::from_static(b"datagram")).unwrap();
+    within(far.read_exact(&mut [0; 400])).await.unwrap();
+    within(far_flow.recv()).await.unwrap();
+    let (sent, received) = (near.stats().unwrap(), far.stats().unwrap());
+    assert_eq!(
+        (sent.bytes_sent, sent.unsent, sent.state),
+        (1000, 0, State::Open)
+    );
+    // What is left of a chunk is with its half, and counts as read.
+    assert_eq!((received.bytes_received, received.unread), (1000, 0));
+    assert_eq!(flow.stats().unwrap().bytes_sent, 8);
+    assert_eq!(far_flow.stats().unwrap().bytes_received, 8);
+    assert_eq!(tunnel.far.stats().bytes_received, 1008);
+    assert_eq!(tunnel.far.last_violation(), None);
 }
 
 #[tokio::test]
