@@ -55,7 +55,7 @@ impl Session {
     pub(super) fn overflow(&mut self, stream: StreamId, text: &str) {
         self.reset(stream, Reason::Overflow, text);
         if let Some(s) = self.streams.get_mut(stream) {
-            self.receiving.discard(s);
+            self.receiving.drop_unread(s);
             // It may have ended in order before: what is lost now must not look like its end.
             s.life.lose(Reset::new(Reason::Overflow, text));
         }
@@ -64,7 +64,7 @@ impl Session {
     /// Removes the stream if nobody needs it any more.
     pub(super) fn reap(&mut self, stream: StreamId) {
         if let Some(s) = self.streams.get_mut(stream).filter(|s| s.life.is_over()) {
-            self.receiving.discard(s);
+            self.receiving.drop_unread(s);
             self.streams.reap(stream);
         }
     }

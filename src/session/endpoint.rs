@@ -201,7 +201,7 @@ impl Session {
     /// Throws away what has come and will come on a stream, and lets the peer go on sending it.
     pub fn discard(&mut self, stream: StreamId) {
         if let Some(s) = self.streams.get_mut(stream) {
-            self.receiving.deafen(s);
+            self.receiving.discard(s);
         }
     }
 
@@ -219,7 +219,7 @@ impl Session {
         s.life.release();
         // With the credit for what is thrown away, a peer that waits for some goes on and learns
         // that nobody reads.
-        self.receiving.deafen(s);
+        self.receiving.discard(s);
         self.sending.finish(s);
         if s.life.waits_for_peer() {
             self.linger.start_once(s, now);

@@ -31,16 +31,16 @@ impl IdAllocator {
 ///
 /// Bounded by number. The oldest is forgotten first, and is free again then.
 #[derive(Debug)]
-pub(super) struct Tombstones {
+pub(super) struct EndedIds {
     max: usize,
-    graves: BTreeMap<ClientId, Grave>,
+    ids: BTreeMap<ClientId, Ended>,
     /// Oldest first.
     order: BTreeMap<u64, ClientId>,
-    buried: u64,
+    last_number: u64,
 }
 
 #[derive(Debug)]
-struct Grave {
+struct Ended {
     number: u64,
     /// Whether a late DATA was, or need not be, answered.
     answered: bool,
@@ -48,70 +48,72 @@ struct Grave {
     credit: u64,
 }
 
-impl Tombstones {
+impl EndedIds {
+    /// How many are remembered at least.
     const LEAST: usize = 1024;
 
     /// Remembers as many ids as may end at once, or somewhat more.
     pub(super) fn new(max_streams: usize) -> Self {
         Self {
             max: max_streams.max(Self::LEAST),
-            graves: BTreeMap::new(),
+            ids: BTreeMap::new(),
             order: BTreeMap::new(),
-            buried: 0,
+            last_number: 0,
         }
     }
 
-    pub(super) fn bury(&mut self, id: ClientId, answered: bool, credit: u64) {
-        if let Some(grave) = self.graves.get_mut(&id) {
-            grave.answered = answered;
+    pub(super) fn remember(&mut self, id: ClientId, answered: bool, credit: u64) {
+        if let Some(ended) = self.ids.get_mut(&id) {
+            ended.answered = answered;
             return;
         }
-        self.buried += 1;
-        let number = self.buried;
-        let grave = Grave {
+        self.last_number += 1;
+        let number = self.last_number;
+        let ended = Ended {
             number,
             answered,
             credit,
         };
-        self.graves.insert(id, grave);
+        self.ids.insert(id, ended);
         self.order.insert(number, id);
         if self.order.len() > self.max {
             if let Some((_, oldest)) = self.order.pop_first() {
-                self.graves.remove(&oldest);
+                self.ids.remove(&oldest);
             }
         }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.graves.len()
+        self.ids.len()
     }
 
     pub(super) fn contains(&self, id: ClientId) -> bool {
-        self.graves.contains_key(&id)
+        self.ids.contains_key(&id)
     }
 
     /// Whether a late DATA for `id` is to be answered now. True once for an id, known or not.
     pub(super) fn answer(&mut self, id: ClientId) -> bool {
-        let answered = self.graves.get(&id).is_some_and(|grave| grave.answered);
-        self.bury(id, true, u64::MAX);
+        let answered = self.ids.get(&id).is_some_and(|ended| ended.answered);
+        self.remember(id, true, u64::MAX);
         !answered
     }
 
-    /// Takes late bytes for `id` off the credit it had left; says by how much they exceed it.
+    /// Takes late bytes for `id` off the credit that it had left. An error is by how much they exceed
+    /// it.
     pub(super) fn receive(&mut self, id: ClientId, len: usize) -> Result<(), u64> {
-        let Some(grave) = self.graves.get_mut(&id) else {
+        let Some(ended) = self.ids.get_mut(&id) else {
             return Ok(());
         };
         let len = len as u64;
-        let excess = len.saturating_sub(grave.credit);
-        grave.credit = grave.credit.saturating_sub(len);
+        let excess = len.saturating_sub(ended.credit);
+        ended.credit = ended.credit.saturating_sub(len);
         if excess > 0 { Err(excess) } else { Ok(()) }
     }
 
     /// The id lives again.
-    pub(super) fn revive(&mut self, id: ClientId) {
-        if let Some(grave) = self.graves.remove(&id) {
-            self.order.remove(&grave.number);
+    pub(super) fn forget(&mut self, id: ClientId) {
+        if let Some(ended) = self.ids.remove(&id) {
+            self.order.remove(&ended.number);
         }
     }
 }
@@ -132,25 +134,25 @@ mod tests {
 
     #[test]
     fn a_late_frame_is_answered_once_and_memory_is_bounded() {
-        let mut graves = Tombstones::new(2_000);
-        graves.bury(ClientId(1), false, 0);
-        graves.bury(ClientId(2), true, 0);
-        assert!(graves.answer(ClientId(1)) && !graves.answer(ClientId(1)));
-        assert!(!graves.answer(ClientId(2)));
+        let mut ended = EndedIds::new(2_000);
+        ended.remember(ClientId(1), false, 0);
+        ended.remember(ClientId(2), true, 0);
+        assert!(ended.answer(ClientId(1)) && !ended.answer(ClientId(1)));
+        assert!(!ended.answer(ClientId(2)));
         for id in 3..5_000 {
-            assert!(graves.answer(ClientId(id)));
+            assert!(ended.answer(ClientId(id)));
         }
-        assert_eq!(graves.graves.len(), 2_000);
-        assert_eq!(graves.order.len(), 2_000);
-        graves.revive(ClientId(4_999));
-        assert!(!graves.contains(ClientId(4_999)));
-        // Buried anew, it is the youngest again.
-        graves.revive(ClientId(3_000));
-        graves.bury(ClientId(3_000), true, 0);
+        assert_eq!(ended.ids.len(), 2_000);
+        assert_eq!(ended.order.len(), 2_000);
+        ended.forget(ClientId(4_999));
+        assert!(!ended.contains(ClientId(4_999)));
+        // Remembered anew, it is the youngest again.
+        ended.forget(ClientId(3_000));
+        ended.remember(ClientId(3_000), true, 0);
         for id in 5_000..6_999 {
-            graves.bury(ClientId(id), true, 0);
+            ended.remember(ClientId(id), true, 0);
         }
-        assert!(graves.contains(ClientId(3_000)) && !graves.contains(ClientId(4_998)));
-        assert_eq!((graves.graves.len(), graves.order.len()), (2_000, 2_000));
+        assert!(ended.contains(ClientId(3_000)) && !ended.contains(ClientId(4_998)));
+        assert_eq!((ended.ids.len(), ended.order.len()), (2_000, 2_000));
     }
 }

@@ -177,8 +177,8 @@ impl Session {
                 }
             }
         }
-        if let Some(greediest) = self.receiving.greediest(&self.streams) {
-            self.overflow(greediest, "too many bytes were not read");
+        if let Some(largest_holder) = self.receiving.largest_holder(&self.streams) {
+            self.overflow(largest_holder, "too many bytes were not read");
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ impl Session {
     /// Bytes that a queued control message costs.
     const CONTROL_COST: usize = 256;
     /// Bytes that a remembered id costs.
-    const GRAVE_COST: usize = 128;
+    const ENDED_COST: usize = 128;
 
     /// Bytes that the peer makes this tunnel hold: those queued either way, and an estimate of what
     /// streams, answers and remembered ids cost besides.
@@ -28,7 +28,7 @@ impl Session {
             Role::Acceptor => {
                 self.streams.len() * Self::STREAM_COST
                     + self.streams.pending() * Self::PENDING_COST
-                    + self.streams.remembered() * Self::GRAVE_COST
+                    + self.streams.remembered() * Self::ENDED_COST
             }
         };
         let queued = self.receiving.unread() + self.sending.unsent();

@@ -2,7 +2,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use super::dialect::Dialect;
-use super::ids::{IdAllocator, Tombstones};
+use super::ids::{EndedIds, IdAllocator};
 use super::stream::Stream;
 use super::{Config, Instant, Reset, State, StreamError};
 use crate::wire::{ClientId, Proto};
@@ -54,7 +54,7 @@ pub(super) struct Streams {
     /// Ids in use on the wire. A stream that is over on the wire but not released has none.
     wire: BTreeMap<ClientId, u32>,
     ids: IdAllocator,
-    graves: Tombstones,
+    ended: EndedIds,
     /// Streams that are not accepted yet.
     pending: usize,
 }
@@ -76,15 +76,15 @@ impl Streams {
             generation: 0,
             wire: BTreeMap::new(),
             ids: IdAllocator::starting_at(config.first_id.unwrap_or(1)),
-            graves: Tombstones::new(config.max_streams),
+            ended: EndedIds::new(config.max_streams),
             pending: 0,
         }
     }
 
     /// A stream that this end opens, with an id that no other has.
     pub(super) fn open(&mut self, proto: Proto, dialect: Dialect, now: Instant) -> &mut Stream {
-        let (wire, graves) = (&self.wire, &self.graves);
-        let in_use = |id| wire.contains_key(&id) || graves.contains(id);
+        let (wire, ended) = (&self.wire, &self.ended);
+        let in_use = |id| wire.contains_key(&id) || ended.contains(id);
         let id = self.ids.allocate(in_use);
         self.insert(id, proto, State::Connecting, dialect, now)
     }
@@ -97,7 +97,7 @@ impl Streams {
         dialect: Dialect,
         now: Instant,
     ) -> &mut Stream {
-        self.graves.revive(id);
+        self.ended.forget(id);
         self.pending += 1;
         self.insert(id, proto, State::Pending, dialect, now)
     }
@@ -126,7 +126,7 @@ impl Streams {
         self.pending -= usize::from(s.life.state().is_pending());
         self.wire.remove(&s.wire_id());
         let credit = s.late_credit(dialect);
-        self.graves.bury(s.wire_id(), answered, credit);
+        self.ended.remember(s.wire_id(), answered, credit);
         s.life.end(reset);
         Some(s)
     }
@@ -144,13 +144,13 @@ impl Streams {
     /// Whether late DATA for an id that is not live is to be answered now. True once for an id,
     /// known or not.
     pub(super) fn answer_late(&mut self, id: ClientId) -> bool {
-        self.graves.answer(id)
+        self.ended.answer(id)
     }
 
     /// Takes late bytes for an id off the credit that it had left. An error is by how much they
     /// exceed it.
     pub(super) fn receive_late(&mut self, id: ClientId, len: usize) -> Result<(), u64> {
-        self.graves.receive(id, len)
+        self.ended.receive(id, len)
     }
 
     /// The stream that an id on the wire names. One look-up for one message.
@@ -160,7 +160,7 @@ impl Streams {
                 return OnWire::Live(s);
             }
         }
-        match self.graves.contains(id) {
+        match self.ended.contains(id) {
             true => OnWire::Ended,
             false => OnWire::Unknown,
         }
@@ -196,7 +196,7 @@ impl Streams {
 
     /// Ids that are remembered.
     pub(super) fn remembered(&self) -> usize {
-        self.graves.len()
+        self.ended.len()
     }
 
     /// Whether the counts and ids are those of the streams.

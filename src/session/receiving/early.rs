@@ -11,8 +11,8 @@ pub(super) struct Early {
 
 /// A stream's part of [`Early`].
 #[derive(Debug, Default)]
-pub(super) struct Share {
-    excess: u32,
+pub(super) struct Excess {
+    bytes: u32,
 }
 
 impl Early {
@@ -20,25 +20,25 @@ impl Early {
     const SLACK: usize = 1 << 20;
 
     /// A stream that is not accepted yet holds `unread` bytes now.
-    pub(super) fn update(&mut self, share: &mut Share, unread: usize) {
+    pub(super) fn update(&mut self, stream: &mut Excess, unread: usize) {
         let unread = u32::try_from(unread).unwrap_or(u32::MAX);
-        self.settle(share);
-        share.excess = unread.saturating_sub(EARLY_DATA);
-        self.excess += share.excess as usize;
+        self.settle(stream);
+        stream.bytes = unread.saturating_sub(EARLY_DATA);
+        self.excess += stream.bytes as usize;
     }
 
     /// The stream is accepted or ends.
-    pub(super) fn settle(&mut self, share: &mut Share) {
-        self.excess -= core::mem::take(&mut share.excess) as usize;
+    pub(super) fn settle(&mut self, stream: &mut Excess) {
+        self.excess -= core::mem::take(&mut stream.bytes) as usize;
     }
 
     /// Whether the stream holds more than it may.
-    pub(super) const fn is_too_much(&self, share: &Share) -> bool {
-        share.excess > 0 && self.excess > Self::SLACK
+    pub(super) const fn is_too_much(&self, stream: &Excess) -> bool {
+        stream.bytes > 0 && self.excess > Self::SLACK
     }
 
     /// Whether the total is that of the streams.
-    pub(super) fn audit<'a>(&self, shares: impl Iterator<Item = &'a Share>) -> bool {
-        shares.map(|share| share.excess as usize).sum::<usize>() == self.excess
+    pub(super) fn audit<'a>(&self, all: impl Iterator<Item = &'a Excess>) -> bool {
+        all.map(|stream| stream.bytes as usize).sum::<usize>() == self.excess
     }
 }

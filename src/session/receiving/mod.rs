@@ -11,7 +11,7 @@ use core::time::Duration;
 use bytes::Bytes;
 
 use self::buffer::ReceiveBuffer;
-use self::early::{Early, Share};
+use self::early::{Early, Excess};
 use self::lending::Lending;
 use self::stall::{Conversation, Stalls};
 use self::window::ReceiveWindow;
@@ -50,10 +50,10 @@ pub(super) struct RecvHalf {
     buffer: ReceiveBuffer,
     window: ReceiveWindow,
     grant: Place,
-    early: Share,
+    early: Excess,
     talk: Conversation,
     /// What arrives is thrown away.
-    deaf: bool,
+    discards: bool,
 }
 
 /// What became of the payload of a DATA.
@@ -103,7 +103,7 @@ impl Receiving {
         } else {
             s.recv.window.count(len);
         }
-        if s.recv.deaf {
+        if s.recv.discards {
             s.recv.window.consume(len);
             self.queue_grant(s);
             return Taken::Nothing;
@@ -139,7 +139,7 @@ impl Receiving {
         let len = payload.len();
         self.count_payload(now, s, len);
         s.recv.window.count(len);
-        if s.recv.deaf {
+        if s.recv.discards {
             return Taken::Nothing;
         }
         if len > MAX_DATAGRAM {
@@ -188,15 +188,15 @@ impl Receiving {
     }
 
     /// Throws away what has come and will come on the stream, and grants the credit for it.
-    pub(super) fn deafen(&mut self, s: &mut Stream) {
-        s.recv.deaf = true;
+    pub(super) fn discard(&mut self, s: &mut Stream) {
+        s.recv.discards = true;
         s.recv.window.consume(s.recv.unread());
-        self.discard(s);
+        self.drop_unread(s);
         self.queue_grant(s);
     }
 
     /// Throws away what has come on the stream.
-    pub(super) fn discard(&mut self, s: &mut Stream) {
+    pub(super) fn drop_unread(&mut self, s: &mut Stream) {
         let pool = match s.proto() {
             Proto::Tcp => &mut self.bytes,
             Proto::Udp => &mut self.datagrams,
@@ -316,7 +316,7 @@ impl Receiving {
     }
 
     /// When byte streams hold more than the budget: the one that holds most.
-    pub(super) fn greediest(&self, streams: &Streams) -> Option<StreamId> {
+    pub(super) fn largest_holder(&self, streams: &Streams) -> Option<StreamId> {
         if !self.bytes.is_over() {
             return None;
         }
@@ -355,9 +355,9 @@ impl RecvHalf {
             buffer: ReceiveBuffer::default(),
             window: ReceiveWindow::new(now),
             grant: Place::default(),
-            early: Share::default(),
+            early: Excess::default(),
             talk: Conversation::default(),
-            deaf: false,
+            discards: false,
         }
     }
 
