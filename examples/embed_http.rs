@@ -1,8 +1,8 @@
-//! HTTP through a tunnel: its streams are `AsyncRead` and `AsyncWrite`, which is all that hyper and
+//! HTTP through a tunnel. Its streams are `AsyncRead` and `AsyncWrite`, which is all that hyper and
 //! tonic need of a connection.
 //!
-//! Asks a web service for a page, and a gRPC service whether it is healthy. A server at the other end
-//! would hand the streams that it accepts to hyper as well:
+//! Requests a page of a web service, and the health of a gRPC service. A server at the other end
+//! would pass the streams that it accepts to hyper as well:
 //! `hyper_util::server::conn::auto::Builder::serve_connection(TokioIo::new(incoming.accept()), …)`.
 //!
 //! ```text
@@ -36,14 +36,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (url, web, grpc) = (next()?, next()?.parse()?, next()?.parse()?);
 
     let mux = connect(&url).await?;
-    // Both at once, each on a stream of its own.
+    // Both at the same time, each on a stream of its own.
     let (page, health) = tokio::try_join!(page(&mux, web), health(&mux, grpc))?;
     println!("{page}");
     println!("{health}");
     Ok(())
 }
 
-/// HTTP/1.1 by hyper: one stream is one connection.
+/// HTTP/1.1 with hyper: one stream is one connection.
 async fn page(mux: &Mux, port: u16) -> Result<String, Box<dyn Error>> {
     let stream = TokioIo::new(mux.open_tcp(port)?);
     let (mut requests, connection) = hyper::client::conn::http1::handshake(stream).await?;
@@ -56,14 +56,14 @@ async fn page(mux: &Mux, port: u16) -> Result<String, Box<dyn Error>> {
     Ok(String::from_utf8(body.into())?)
 }
 
-/// HTTP/2 by tonic: it asks for a connection whenever it needs one.
+/// HTTP/2 with tonic, which requests a connection whenever it needs one.
 async fn health(mux: &Mux, port: u16) -> Result<String, Box<dyn Error>> {
     let mux = mux.clone();
     let connector = tower::service_fn(move |_: Uri| {
         let stream = mux.open_tcp(port).map(TokioIo::new);
         std::future::ready(stream)
     });
-    // The name is for the service's logs. Where to connect says the port.
+    // The name is for the service's logs. The port decides where to connect.
     let channel = Endpoint::from_static("http://vm-7")
         .connect_with_connector(connector)
         .await?;

@@ -1,7 +1,7 @@
-//! The local client: makes ports of a container or VM local ports.
+//! The local client: makes ports of a container or VM available on this machine.
 //!
-//! `cargo run --release --example forward -- 42 8888`, or without arguments for the whole chain in one
-//! process.
+//! `cargo run --release --example forward -- 42 8888`. Without arguments it runs the whole chain in
+//! one process.
 
 use std::process::ExitCode;
 

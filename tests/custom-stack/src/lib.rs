@@ -1,9 +1,9 @@
-//! A message stack of one's own, and what it takes to run the tunnel over it.
+//! A user-defined message stack, and the code needed to run the tunnel over it.
 //!
-//! This crate stands for a user's: it sees only the public interface of `kohakuriver-tunnel`, and its stack is
-//! unknown there. The stack knows text, binary, ping, pong and close messages over any byte stream, each as a
-//! tag, a big-endian `u16` length and that many bytes. A message longer than that goes out in parts, of
-//! which all but the last carry the tag `+`.
+//! This crate represents a user's: it sees only the public interface of `kohakuriver-tunnel`, which
+//! does not know its stack. The stack has text, binary, ping, pong and close messages over any byte
+//! stream. Each is a tag, a big-endian `u16` length and that many bytes. A longer message is sent
+//! in parts, of which all but the last carry the tag `+`.
 
 use std::io;
 
@@ -28,7 +28,7 @@ pub struct PacketCodec {
     parts: Vec<u8>,
 }
 
-/// How tunnel messages travel in [`Packet`]s. This is all that the tunnel needs.
+/// How [`Packet`]s carry tunnel messages. The tunnel needs nothing else.
 #[derive(Debug, Clone, Copy)]
 pub struct InPackets;
 
