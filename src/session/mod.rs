@@ -93,6 +93,7 @@ pub const MAX_DATAGRAM: usize = 65_507;
 /// # Ok::<(), kohakuriver_tunnel::session::NotOffered>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Version {
     /// The deployed one: no credit, and no half-close that can be relied on.
     V1,

@@ -17,7 +17,7 @@ fn data_for_nobody_is_answered_once() {
             let said = messages(&mut session, at(0));
             let expected = match version {
                 Version::V1 => close(77),
-                Version::V2 => error(77, Reason::Gone.code(), b"no such connection"),
+                _ => error(77, Reason::Gone.code(), b"no such connection"),
             };
             assert_eq!(said, [expected]);
             assert_eq!(session.stats().stray_data, 101);
