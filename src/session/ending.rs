@@ -128,7 +128,7 @@ impl Session {
             let text = "the other side did not end the connection";
             self.reset(stream, Reason::Gone, text);
         }
-        if stalled_until.is_some() {
+        if self.receiving.stalled_until().is_some() {
             // Nothing is received, so silence proves nothing.
             self.keepalive.heard(now);
         } else if self.keepalive.handle_timeout(now) {

@@ -365,11 +365,17 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_ends_with_the_first_close() {
-        for state in [State::Pending, State::Open, State::Connecting] {
-            for version in [Version::V1, Version::V2] {
-                let verdict = state.on_message(Kind::Close, Proto::Udp, version);
-                assert_eq!(verdict, Verdict::End);
+    fn a_flow_ends_with_the_first_close_and_has_no_credit() {
+        for version in [Version::V1, Version::V2] {
+            for (kind, (_, state)) in KINDS.into_iter().flat_map(|k| STATES.map(|s| (k, s))) {
+                let [stream, flow] =
+                    [Proto::Tcp, Proto::Udp].map(|proto| state.on_message(kind, proto, version));
+                let expected = match kind {
+                    Kind::Close if state != State::Closed => Verdict::End,
+                    Kind::Window if state != State::Closed => Verdict::Violation,
+                    _ => stream,
+                };
+                assert_eq!(flow, expected, "{version:?} {kind} in {state:?}");
             }
         }
     }

@@ -220,6 +220,7 @@ fn asking_what_can_be_sent_changes_nothing_and_asking_to_be_told_does() {
         assert_eq!(pair.opener.send_capacity(opened).unwrap(), 0);
         if wanted {
             pair.opener.request_writable(opened);
+            assert_eq!(pair.opener.send_slice(opened, b"").unwrap(), 0);
         }
         events(&mut pair.opener);
         drain(&mut pair.acceptor, accepted, pair.now).1.unwrap();

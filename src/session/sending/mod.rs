@@ -98,11 +98,13 @@ impl Sending {
     /// Queues a copy of as many bytes as there is room for. Returns how many.
     pub(super) fn push_slice(&mut self, s: &mut Stream, bytes: &[u8]) -> usize {
         let capacity = self.capacity(&s.send);
-        if capacity == 0 && !bytes.is_empty() {
-            self.block(s);
+        let taken = bytes.get(..capacity).unwrap_or(bytes);
+        if taken.is_empty() {
+            if !bytes.is_empty() {
+                self.block(s);
+            }
             return 0;
         }
-        let taken = bytes.get(..capacity).unwrap_or(bytes);
         let piece = self.config.max_piece;
         s.send.queue.push_slice(taken, piece, &mut self.bytes);
         s.notice.want_writable(false);
