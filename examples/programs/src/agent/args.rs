@@ -12,10 +12,10 @@ use crate::common::program::{Failure, Logging, Process};
 use crate::common::tls::no_roots;
 use crate::common::url::{Url, is_name};
 
-/// What stands in the URL of a registration.
+/// The path of a registration, before the name.
 const REGISTRATION: &str = "/ws/tunnel/";
 
-/// Without a wait, an agent whose runner is away would do nothing but try.
+/// Without a wait, an agent whose runner is away would try in a busy loop.
 const DELAYS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
 
 #[derive(Parser, Debug)]
@@ -27,11 +27,11 @@ const DELAYS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::f
   agent --runner-url ws://127.0.0.1:8001 --container-id kohakuriver-vps-42
   RUNNER_URL=ws://10.0.0.7:8001 CONTAINER_ID=kohakuriver-vps-42 agent
 
-Services are looked for on 127.0.0.1 and ::1. KOHAKURIVER_TUNNEL_URL and KOHAKURIVER_CONTAINER_ID are
-read where RUNNER_URL and CONTAINER_ID are not set.
+The agent connects to services on 127.0.0.1 and ::1. KOHAKURIVER_TUNNEL_URL and
+KOHAKURIVER_CONTAINER_ID are read if RUNNER_URL and CONTAINER_ID are not set.
 
-One agent serves a container. A second one with the same --container-id takes its place; the first one says
-so, and waits until the place is free.
+One agent serves a container. A second agent with the same --container-id replaces the first, which
+logs this and waits until the place is free.
 
 Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage, 3 refused by the runner, or
 --max-reconnect attempts failed."
@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, env = "RUNNER_URL", hide_env_values = true, value_name = "URL")]
     runner_url: Option<String>,
 
-    /// Name under which this container is known.
+    /// Name of this container.
     #[arg(
         long,
         env = "CONTAINER_ID",
@@ -50,8 +50,8 @@ pub struct Args {
     )]
     container_id: Option<String>,
 
-    /// Half of the seconds that the waits between two tries to reconnect grow to. The first try comes
-    /// within half a second, or later where the runner has many agents.
+    /// Seconds; the waits between two attempts to reconnect grow to twice as many. The first
+    /// attempt comes within half a second, or later if the runner has many agents.
     #[arg(
         long,
         env = "RECONNECT_DELAY",
@@ -61,7 +61,7 @@ pub struct Args {
     )]
     reconnect_delay: f64,
 
-    /// Failed tries in a row after which it gives up; 0 never does.
+    /// Failed attempts in a row after which the agent gives up; 0 means never.
     #[arg(
         long,
         env = "MAX_RECONNECT",
@@ -115,7 +115,7 @@ impl Args {
                 "{name:?} is no container name: use letters, digits, dots, dashes and underscores"
             )));
         }
-        // A trailing slash is not in the path any more, and a name may be missing.
+        // The parser has removed a trailing slash, and the name may be missing.
         let path = format!("{}/", base.path);
         let own = path.split_once(REGISTRATION);
         let own = own.map(|(_, own)| own.trim_end_matches('/'));
@@ -150,7 +150,7 @@ impl Args {
             ))
         })?;
         Ok(Settings {
-            // A runner is no public server: only what --ca says is trusted.
+            // A runner is not a public server, so only --ca says whom to trust.
             connection: self.connection.connection(&url, no_roots, process)?,
             url,
             reconnect_delay,

@@ -1,7 +1,5 @@
-//! The end of the tunnel inside a container: registers at the runner and connects to services on both
-//! loopbacks.
-//!
-//! `cargo run --release --example agent -- --runner-url ws://127.0.0.1:8001 --container-id kohakuriver-vps-42`
+//! The agent: the end of the tunnel inside a container. It registers at the runner and connects to
+//! services on both loopback addresses.
 
 mod args;
 mod registration;
@@ -13,7 +11,8 @@ use args::Args;
 
 const ABOUT: About = About {
     name: "agent",
-    hint: "try: agent --runner-url ws://127.0.0.1:8001 --container-id kohakuriver-vps-42 (agent --help tells more)",
+    hint: "try: agent --runner-url ws://127.0.0.1:8001 --container-id kohakuriver-vps-42 \
+           (agent --help tells more)",
 };
 
 /// Runs the program.

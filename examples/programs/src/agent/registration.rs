@@ -21,20 +21,20 @@ pub struct Settings {
     /// The whole `/ws/tunnel/{container}` URL.
     pub url: Url,
     pub connection: Connection,
-    /// Half of what the waits between two tries grow to.
+    /// The waits between two attempts grow to twice this.
     pub reconnect_delay: Duration,
-    /// Failed tries in a row after which it gives up; 0 never does.
+    /// Failed attempts in a row after which the agent gives up; 0 means never.
     pub max_reconnect: u32,
 }
 
 /// How a registration ended.
 enum Ended {
-    /// A newer agent of the same name has taken the place.
+    /// A newer agent of the same name has replaced this one.
     Replaced,
     Lost(String),
 }
 
-/// Registers, again and again, until it is pointless.
+/// Registers again and again, until there is no point in trying.
 pub async fn keep(settings: Settings) -> Failure {
     let served = Arc::new(Served::new(ServingCeilings::new()));
     let mut retry = Retry::of_agent();
@@ -52,7 +52,7 @@ pub async fn keep(settings: Settings) -> Failure {
                 );
                 let ended = serve(registration, &settings.connection.tunnels, &served).await;
                 replaced = matches!(ended, Ended::Replaced);
-                // A runner that takes the agent and drops it at once has not served it.
+                // A runner that drops the agent at once has not served it.
                 if since.elapsed() > settings.reconnect_delay {
                     failures = 0;
                     retry.held();
@@ -104,14 +104,14 @@ fn told(error: &ConnectError) -> String {
     }
 }
 
-/// An agent's WebSocket and what the runner said with it.
+/// An agent's WebSocket and the runner's answer.
 struct Registration {
     upgraded: Upgraded,
     /// How many agents the runner has.
     agents: Option<u32>,
 }
 
-/// Registers once; `yields` where another agent of the name must not lose its place by it.
+/// Registers once. With `yields` the runner refuses if another agent of the name is registered.
 async fn register(settings: &Settings, yields: bool) -> Result<Registration, ConnectError> {
     let mut more = HeaderMap::new();
     if yields {
@@ -141,7 +141,7 @@ async fn serve(
     let driver = tokio::spawn(driver);
     while let Some(incoming) = acceptor.accept().await {
         let served = Arc::clone(served);
-        // Whose connection it is, the runner alone knows, and shares.
+        // Only the runner knows which session a connection belongs to, and it has shared them.
         let party = served.parties.party();
         tokio::spawn(
             async move { serve::incoming(incoming, "localhost", v2, &served, party).await },

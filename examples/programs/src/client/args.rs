@@ -16,7 +16,7 @@ use crate::common::route::{Route, Session};
 use crate::common::tls::public_roots;
 use crate::common::url::{Url, is_name};
 
-/// What stands in the URL of a session for one port.
+/// The path of a session for one port, before the task.
 const ONE_PORT: &str = "/ws/forward/";
 
 #[derive(Parser, Debug)]
@@ -37,24 +37,25 @@ const ONE_PORT: &str = "/ws/forward/";
   forward --host ws://cluster:8000/api/tunnel/42 --local-port 8080 --remote-port 8080
   forward                                    # everything in one process, to see it work
 
-At its start it ends with exit code 3 when it cannot connect or is refused; with --wait-for-task it
-waits instead. After that it stays up until you end it: when the host, the runner or the container
-restarts, or the task is gone for a while, it says so and reconnects by itself.
+If the first connection fails or is refused, forward ends with exit code 3; with --wait-for-task it
+waits instead. After that it runs until you end it. When the host, the runner or the container
+restarts, or the task is gone for a while, forward logs it and reconnects.
 
-Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage, 3 could not reach or was refused by
-the other side."
+Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage, 3 could not reach the other
+side or was refused by it."
 )]
 pub struct Args {
     /// Task of the VPS and the ports to forward: TASK_ID REMOTE_PORT[:LOCAL][/PROTO]...
     #[arg(value_name = "TASK_ID PORT")]
     words: Vec<String>,
 
-    /// Base URL of the host, or a whole ws://…/api/tunnel/TASK_ID or ws://…/ws/forward/TASK_ID/PORT [default:
-    /// ws://$KOHAKURIVER_HOST:$KOHAKURIVER_PORT, else ws://localhost:8000].
+    /// Base URL of the host, or a whole ws://…/api/tunnel/TASK_ID or
+    /// ws://…/ws/forward/TASK_ID/PORT [default: ws://$KOHAKURIVER_HOST:$KOHAKURIVER_PORT, else
+    /// ws://localhost:8000].
     #[arg(long, value_name = "URL")]
     host: Option<String>,
 
-    /// Port inside the container or VM, in place of a positional one.
+    /// Port inside the container or VM, instead of a positional one.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     remote_port: Option<u16>,
 
@@ -70,12 +71,17 @@ pub struct Args {
     #[arg(long, value_name = "tcp|udp")]
     proto: Option<Proto>,
 
-    /// Seconds a connection made while the tunnel is down waits for it to come back.
-    #[arg(long, default_value_t = 15, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
+    /// Seconds that a new connection waits for the tunnel while it is down.
+    #[arg(
+        long,
+        default_value_t = 15,
+        value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(0..=3600)
+    )]
     wait: u64,
 
-    /// At the start, wait until the task runs and can be reached, at most so many seconds if they are
-    /// given. What it waits for is said once. A 401 or 403 is not waited out.
+    /// At the start, wait until the task runs and can be reached, for at most this many seconds if
+    /// they are given. What forward waits for is logged once. A 401 or 403 ends the wait.
     #[arg(
         long,
         value_name = "SECONDS",
@@ -86,11 +92,21 @@ pub struct Args {
     wait_for_task: Option<Option<u64>>,
 
     /// Seconds of silence after which a UDP peer is forgotten.
-    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    #[arg(
+        long,
+        default_value_t = 60,
+        value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(1..=86_400)
+    )]
     udp_idle: u64,
 
-    /// Most UDP peers per port; one more takes the place of the one silent for longest.
-    #[arg(long, default_value_t = 16_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_000))]
+    /// Most UDP peers per port; a further one replaces the one that was silent for longest.
+    #[arg(
+        long,
+        default_value_t = 16_000,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=16_000)
+    )]
     udp_peers: u32,
 
     #[command(flatten)]
@@ -126,7 +142,7 @@ pub struct Forward {
 }
 
 impl Forward {
-    /// The port of the other side.
+    /// The remote port.
     pub fn only(&self) -> Only {
         Some((self.remote, self.proto))
     }
@@ -168,7 +184,8 @@ impl Args {
                 .any(|other| (other.local, other.proto) == (one.local, one.proto));
             if twice && one.local.port() != 0 {
                 return Err(wrong(format!(
-                    "local port {} ({}) is asked for twice: give one of them another, for example {}:0",
+                    "local port {} ({}) is asked for twice: give one of them another, \
+                     for example {}:0",
                     one.local.port(),
                     one.proto,
                     one.remote
@@ -193,7 +210,7 @@ impl Args {
             && self.local_port.is_none()
             && self.local_host.is_none()
             && self.proto.is_none()
-            // The demonstration has no use for them, so something was forgotten.
+            // The demonstration does not use these, so something was forgotten.
             && self.wait_for_task.is_none()
             && !self.connection.is_given()
     }
@@ -235,7 +252,8 @@ impl Args {
         })) = route
         else {
             return Err(wrong(
-                "--host is not a base URL, …/api/tunnel/TASK_ID or …/ws/forward/TASK_ID/PORT?proto=tcp",
+                "--host is not a base URL, …/api/tunnel/TASK_ID or \
+                 …/ws/forward/TASK_ID/PORT?proto=tcp",
             ));
         };
         if !self.words.is_empty() || self.remote_port.is_some() {

@@ -29,11 +29,11 @@ use crate::host::proxy::{FixedTasks, Host, TaskPlace};
 use crate::runner::server;
 use crate::runner::server::Runner;
 
-/// Where the sample appears, or on the next free port.
+/// The ports tried for the sample, in order.
 const FIRST_PORT: u16 = 8080;
 const LAST_PORT: u16 = 8180;
 
-/// More than one browser and its `forward` can have.
+/// More than one browser and its `forward` can use.
 const SESSIONS: usize = 64;
 
 const TASK: &str = "demo";
@@ -85,7 +85,8 @@ pub async fn run(process: &Process) -> Result<(), Failure> {
         "app -> forward {local} -> host {host_at} -> runner {runner_at} -> service {service_at}"
     ));
     process.announce(&format!(
-        "Open http://{local}/ in a browser, or try: curl http://{local}/download/256 -o /dev/null (MiB); Ctrl-C ends it"
+        "Open http://{local}/ in a browser, or try: \
+         curl http://{local}/download/256 -o /dev/null (MiB); Ctrl-C ends it"
     ));
     let command = Command {
         destination,
@@ -135,7 +136,7 @@ fn host_settings(
     })
 }
 
-/// Everything is on loopback: nothing has a certificate.
+/// Everything is on loopback, without TLS.
 fn dialer() -> Result<Dialer, Failure> {
     Dialer::new(&ClientTlsArgs::default(), None, no_roots, Proxies::none())
 }
@@ -146,7 +147,7 @@ fn loopback() -> io::Result<(TcpListener, SocketAddr)> {
     Ok((listener, address))
 }
 
-/// The first port that can be listened on; the listener proper follows at once.
+/// The first port that can be listened on. The real listener follows at once.
 fn free_port() -> io::Result<SocketAddr> {
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
     for port in FIRST_PORT..=LAST_PORT {

@@ -1,4 +1,4 @@
-//! Where a command's sessions are to be had.
+//! Where the sessions of a command are opened.
 
 use futures_util::SinkExt;
 use hyper::header::HeaderMap;
@@ -15,19 +15,19 @@ use crate::common::ws::{self, ConnectError, HANDSHAKE_TIMEOUT};
 pub struct Destination {
     /// The host's base URL.
     pub host: Url,
-    /// The URL of a session for any port, where the user wrote a whole one: it is used as it is.
+    /// The URL of a session for any port, if the user wrote a whole one. It is used unchanged.
     pub whole: Option<Url>,
     pub task: String,
     pub connection: Connection,
 }
 
-/// What a session is for: one port, or any where it is `None`.
+/// The one port and protocol of a session; `None` for any.
 pub type Only = Option<(u16, Proto)>;
 
 /// Why no session began.
 #[derive(Debug)]
 pub enum Refusal {
-    /// There is a session for any port, but each port is better off with one of its own.
+    /// The ports cannot share a session: each needs its own.
     EachItsOwn(&'static str),
     Failed(ConnectError),
 }
@@ -43,8 +43,8 @@ impl Destination {
         whole.unwrap_or_else(|| self.host.join(&session().path(&self.task)))
     }
 
-    /// Begins a session, which several ports are to share or not. A shared one has to be of version
-    /// 2: in version 1 a paused reader of one port would hold up the others.
+    /// Begins a session. One that several ports share must speak version 2: in version 1 a paused
+    /// reader of one port would hold up the others.
     ///
     /// # Errors
     /// The host cannot be reached or refuses.

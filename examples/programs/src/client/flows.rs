@@ -1,4 +1,4 @@
-//! A UDP port: each local peer has a flow of the tunnel, given up when it falls silent.
+//! A UDP port. Each local peer has a flow through the tunnel, which ends when the peer is idle.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -21,7 +21,7 @@ use crate::client::streams;
 use crate::common::flow::DATAGRAM_MAX;
 use crate::common::program::Failure;
 
-/// Datagrams taken from the socket before others get their turn.
+/// Datagrams read from the socket before other tasks get their turn.
 const BURST: usize = 64;
 
 /// Serves the port until dropped.
@@ -49,16 +49,16 @@ struct Flows {
     forward: Forward,
     link: Link,
     by_peer: HashMap<SocketAddr, Flow>,
-    /// When to look at a flow again: at the earliest moment it can be idle. One entry a flow, and those
-    /// of flows that are gone.
+    /// When to look at each flow again: the earliest moment at which it can be idle. Entries of
+    /// flows that have ended stay until they are due.
     due: BinaryHeap<Reverse<(Instant, u64, SocketAddr)>>,
-    /// One task a flow, for what comes back.
+    /// One task per flow, for the other direction.
     readers: JoinSet<(SocketAddr, u64, Reset)>,
     started: Instant,
     opened: u64,
-    /// Datagrams from local peers that found no tunnel.
+    /// Datagrams from local peers that were dropped because the tunnel was down.
     dropped: u64,
-    /// The other side's refusal was told, and nothing has come back since. Cleared by the readers.
+    /// A refusal was logged, and no datagram has come back since. The readers clear it.
     told: Arc<AtomicBool>,
     /// For one datagram.
     buffer: Box<[u8]>,
@@ -67,7 +67,7 @@ struct Flows {
 struct Flow {
     number: u64,
     tunnel: Arc<TunnelDatagram>,
-    /// Milliseconds after the start; written by both directions.
+    /// Milliseconds since the start. Both directions write it.
     last_used: Arc<AtomicU64>,
     reader: AbortHandle,
 }
@@ -78,7 +78,7 @@ impl Flows {
         let due = self.due.peek().map_or_else(far, |Reverse((at, ..))| *at);
         tokio::select! {
             ready = self.socket.readable() => {
-                // An error here is the socket's own, reported by the read.
+                // The read reports an error of the socket.
                 let _ = ready;
                 self.receive_burst();
             }
@@ -105,7 +105,7 @@ impl Flows {
             match received {
                 Ok((datagram, peer)) => self.send(peer, datagram),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // The kernel tells of a peer that is gone: nothing to do with the others.
+                // An ICMP error about one peer does not concern the others.
                 Err(error) => tracing::debug!("a datagram could not be received: {error}"),
             }
         }
@@ -115,7 +115,8 @@ impl Flows {
         let now = self.clock();
         if let Some(flow) = self.by_peer.get(&peer) {
             flow.last_used.store(now, Ordering::Relaxed);
-            // A flow that has just ended: its reader tells, and the next datagram opens another.
+            // If the flow has just ended, its reader reports it and the next datagram opens
+            // another.
             let _ = flow.tunnel.send(datagram);
             return;
         }
@@ -164,7 +165,7 @@ impl Flows {
         Some(tunnel)
     }
 
-    /// Ends the first flow in the queue if it is idle by now; says whether there may be more.
+    /// Ends the first flow in the queue if it is idle. Returns whether there may be more.
     fn forget_idle(&mut self) -> bool {
         let now = Instant::now();
         match self.due.peek() {
@@ -173,7 +174,7 @@ impl Flows {
         }
     }
 
-    /// Ends the flow that was silent for longest; says whether there was any.
+    /// Ends the flow that was silent for longest. Returns whether there was one.
     fn forget_oldest(&mut self) -> bool {
         let before = self.by_peer.len();
         while self.by_peer.len() == before {
@@ -186,8 +187,8 @@ impl Flows {
         true
     }
 
-    /// Takes the first entry of the queue: its flow is ended if it was not used after it was queued, and
-    /// is queued again otherwise.
+    /// Takes the first entry of the queue. Its flow ends if it was not used since it was queued,
+    /// and is queued again otherwise.
     fn look_at_first(&mut self, now: Instant) -> bool {
         let Some(Reverse((_, number, peer))) = self.due.pop() else {
             return false;
@@ -214,9 +215,9 @@ impl Flows {
         }
     }
 
-    /// One line for the port, and no other until something has come back: applications try again and again.
+    /// Logs one line for the port, and no other until a datagram comes back: applications retry.
     fn tell(&self, reset: &Reset) {
-        // Its end without blame, or that of the tunnel, which is told elsewhere.
+        // An ordinary end, or the end of the tunnel, which is logged elsewhere.
         if matches!(reset.reason, Reason::Gone | Reason::TimedOut) {
             return;
         }
@@ -229,7 +230,7 @@ impl Flows {
         }
     }
 
-    /// Peers that come and go fast must not make the queue grow without bound.
+    /// Bounds the queue when peers come and go fast.
     fn drop_stale_entries(&mut self) {
         if self.due.len() > 2 * self.by_peer.len() + 1024 {
             let by_peer = &self.by_peer;
@@ -244,14 +245,14 @@ impl Flows {
     }
 }
 
-/// What a reader notes of datagrams that come back.
+/// What a reader records about datagrams that come back.
 struct Used {
     at: Arc<AtomicU64>,
     started: Instant,
     told: Arc<AtomicBool>,
 }
 
-/// Carries back what comes for a peer until the flow ends.
+/// Carries datagrams back to a peer until the flow ends.
 async fn read(
     (peer, number): (SocketAddr, u64),
     socket: Arc<UdpSocket>,

@@ -1,5 +1,5 @@
-//! Keeps the tunnels of a command up: waits for the first one where it was asked to, and connects
-//! again when one is lost. After the first success only the user ends it.
+//! Keeps the tunnels of a command up: waits for the first one if asked to, and reconnects when one
+//! is lost. After the first success only the user ends it.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,19 +19,19 @@ use crate::common::tunnel::told;
 use crate::common::url::Url;
 use crate::common::ws::ConnectError;
 
-/// Longest wait between two tries to reach the host, on average.
+/// Longest mean wait between two attempts to reach the host.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// The longest after a refusal that asking again at once does not change, such as an unknown task.
+/// The same after a refusal that an immediate retry will not change, such as an unknown task.
 const LONGEST_REFUSED: Duration = Duration::from_secs(15);
 
-/// An application that wants the tunnel hurries a try, which then comes within this.
+/// When an application wants the tunnel, the next attempt comes within this.
 const HURRIED: Duration = Duration::from_secs(1);
 
-/// But it hurries a host that refuses no more often than this.
+/// But a host that refuses is asked no more often than this.
 const HURRIED_REFUSED: Duration = Duration::from_secs(5);
 
-/// A tunnel that held this long was a good one: the waits start over.
+/// After a tunnel that held this long the waits start over.
 const HELD: Duration = Duration::from_secs(10);
 
 /// How a command begins.
@@ -39,7 +39,7 @@ const HELD: Duration = Duration::from_secs(10);
 pub enum Begin {
     /// The first refusal ends it.
     AtOnce,
-    /// Waits until the session begins, for as long as is said.
+    /// Waits until the session begins, with or without a limit.
     Wait(Option<Duration>),
 }
 
@@ -48,8 +48,8 @@ pub struct Keeper {
     destination: Arc<Destination>,
     url: Url,
     ports: Vec<Port>,
-    /// The session is for any port because there are several, and each can have one of its own
-    /// instead.
+    /// The session is for any port because there are several ports, and each can have its own
+    /// session instead.
     splits: bool,
     retry: Retry,
     outage: Arc<Outage>,
@@ -62,7 +62,7 @@ struct Port {
 }
 
 impl Keeper {
-    /// What keeps the tunnel of these ports up, not connected yet, and a link for each of them.
+    /// A keeper for the tunnel of these ports, not connected yet, and a link for each port.
     pub fn new(destination: Destination, ports: impl Iterator<Item = Only>) -> (Self, Vec<Link>) {
         let host = destination.host.authority();
         let outage = Outage::new(format!("task {} at {host}", destination.task));
@@ -89,10 +89,10 @@ impl Keeper {
         (keeper, links)
     }
 
-    /// Connects for the first time; gives the keepers of the tunnels that it came to.
+    /// Connects for the first time. Returns the keepers: one, or one for each session.
     ///
     /// # Errors
-    /// The host cannot be reached or refuses, and that is not to be waited out.
+    /// The host cannot be reached or refuses, and waiting was not asked for or does not help.
     pub async fn begin(self, begin: Begin) -> Result<Vec<Self>, Failure> {
         let deadline = match begin {
             Begin::Wait(Some(limit)) => Some(Instant::now() + limit),
@@ -140,7 +140,7 @@ impl Keeper {
         std::future::pending().await
     }
 
-    /// Until each port needs a tunnel of its own.
+    /// Keeps one tunnel up until each port needs its own.
     async fn keep_in_one(&mut self) -> Vec<Self> {
         loop {
             if let Some(mux) = self.tunnel() {
@@ -184,7 +184,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Waits before the next try, but not long once an application wants the tunnel.
+    /// Waits before the next attempt; less if an application wants the tunnel.
     async fn pause(&mut self, failure: Option<&ConnectError>) {
         let refused = failure.is_some_and(ConnectError::is_lasting);
         let (longest, spacing) = match refused {
@@ -199,7 +199,7 @@ impl Keeper {
         }
     }
 
-    /// One keeper for each port of the other side, in place of this one.
+    /// One keeper for each remote port, instead of this one.
     fn split(&mut self) -> Vec<Self> {
         let mut split: Vec<Self> = Vec::new();
         for port in std::mem::take(&mut self.ports) {
@@ -247,7 +247,7 @@ impl Keeper {
     }
 }
 
-/// What comes of `work`, unless that takes too long.
+/// The result of `work`, or `None` at the deadline.
 async fn before<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
     match deadline {
         Some(deadline) => timeout_at(deadline, work).await.ok(),
@@ -255,7 +255,7 @@ async fn before<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> 
     }
 }
 
-/// Waits until the tunnel has ended, or takes no new connections any more.
+/// Waits until the tunnel has ended or takes no new connections, and says why.
 async fn lost(mux: &Mux) -> String {
     let tunnel = mux.tunnel();
     tunnel.draining().await;

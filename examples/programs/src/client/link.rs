@@ -1,4 +1,4 @@
-//! What a port uses the tunnel through.
+//! A port's access to the tunnel, across reconnects.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use kohakuriver_tunnel::mux::Mux;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// The tunnel of a port, whichever it is at the moment.
+/// The current tunnel of a port.
 #[derive(Clone)]
 pub struct Link {
     state: watch::Receiver<State>,
@@ -16,17 +16,17 @@ pub struct Link {
 #[derive(Clone)]
 pub enum State {
     Up(Mux),
-    /// The cause of the loss or of the last failed try.
+    /// Why it was lost, or why the last attempt failed.
     Down(String),
 }
 
 impl Link {
-    /// `wanted` is told when somebody waits for a tunnel that is down.
+    /// `wanted` is notified when somebody waits for a tunnel that is down.
     pub fn new(state: watch::Receiver<State>, wanted: Arc<watch::Sender<()>>) -> Self {
         Self { state, wanted }
     }
 
-    /// The tunnel, waited for until `deadline` when it is down.
+    /// The tunnel. Waits for it until `deadline` while it is down.
     ///
     /// # Errors
     /// Why it is down.
@@ -45,7 +45,7 @@ impl Link {
         }
     }
 
-    /// The tunnel if it is up now.
+    /// The tunnel, if it is up now.
     pub fn now(&self) -> Option<Mux> {
         match &*self.state.borrow() {
             State::Up(mux) => Some(mux.clone()),

@@ -1,4 +1,4 @@
-//! Local ports: bound first, announced when their tunnels are up.
+//! Local ports: bound first, announced once their tunnels are up.
 
 use kohakuriver_tunnel::wire::Proto;
 use socket2::SockRef;
@@ -11,7 +11,7 @@ use crate::client::{flows, streams};
 use crate::common::net;
 use crate::common::program::{Failure, Process};
 
-/// Bytes of datagrams the kernel may hold for a UDP port, if the system allows.
+/// Bytes of datagrams that the kernel may hold for a UDP port, if the system allows.
 const UDP_BUFFER: usize = 4 << 20;
 
 enum Bound {
@@ -29,7 +29,7 @@ pub async fn forward(command: Command, process: &Process) -> Result<(), Failure>
         ports,
         begin,
     } = command;
-    // Bound but not listening: until the tunnel is up an application is refused, not kept waiting.
+    // Bound but not listening: until the tunnel is up, applications are refused and do not hang.
     let bound = ports.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
     let (keeper, links) = Keeper::new(destination, ports.iter().map(Forward::only));
     let keepers = keeper.begin(begin).await?;
@@ -76,7 +76,8 @@ fn taken(forward: &Forward, error: &std::io::Error) -> Failure {
     let Forward { local, proto, .. } = forward;
     let reason = net::plain(error);
     Failure::failed(format!(
-        "cannot listen on {local} ({proto}): {reason}; choose another local port with --local-port N or {}:N, 0 takes a free one",
+        "cannot listen on {local} ({proto}): {reason}; choose another local port with \
+         --local-port N or {}:N, 0 takes a free one",
         forward.remote
     ))
 }

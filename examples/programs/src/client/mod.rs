@@ -1,7 +1,4 @@
-//! The local client: ports of a container or VM on this machine.
-//!
-//! `cargo run --release --example forward -- 42 8888`, or without arguments for the whole chain in one
-//! process.
+//! The local client `forward`: ports of a container or VM as ports of this machine.
 
 mod args;
 mod demo;

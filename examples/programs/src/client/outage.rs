@@ -1,17 +1,17 @@
-//! What the user is told while tunnels of a command are down: one line when the first is lost, one
-//! for each reason of a refusal, one when all are up again. However many ports there are.
+//! What is logged while tunnels of a command are down, however many ports there are: one line when
+//! the first is lost, one for each reason of a refusal, one when all are up again.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-/// Most reasons that are told in one outage: they are the other side's words.
+/// Most reasons logged in one outage. The other side chooses the words.
 const REASONS: usize = 16;
 
 /// Shared by all tunnels of a command.
 pub struct Outage {
-    /// What they lead to.
+    /// The task and the host.
     to: String,
     now: Mutex<Now>,
 }
@@ -20,7 +20,7 @@ struct Now {
     /// Tunnels that are down.
     down: usize,
     since: Instant,
-    /// Reasons told already.
+    /// Reasons that were logged.
     told: HashSet<String>,
 }
 
@@ -56,20 +56,20 @@ impl Outage {
         }
     }
 
-    /// Several tunnels are to take the place of one that is down.
+    /// Several tunnels replace one that is down.
     pub fn spreads(&self, tunnels: usize) {
         let mut now = self.lock();
         now.down = (now.down + tunnels).saturating_sub(1);
     }
 
-    /// What stands in the way of a first session that is waited for.
+    /// Why the first session, which is waited for, did not begin.
     pub fn waits(&self, reason: &str) {
         if self.is_news(reason) {
             tracing::warn!("{reason}; waiting for {}", self.to);
         }
     }
 
-    /// The other side is there and refuses.
+    /// The other side answered and refused.
     pub fn refused(&self, reason: &str) {
         if self.is_news(reason) {
             tracing::warn!("{reason}; still trying");

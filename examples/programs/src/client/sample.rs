@@ -1,4 +1,4 @@
-//! A small web service to see the tunnel work with: a page, a WebSocket echo, downloads and uploads.
+//! A small web service to try the tunnel with: a page, a WebSocket echo, downloads and uploads.
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 
 const MIB: usize = 1 << 20;
 
-/// Largest download that is made up, in MiB.
+/// Largest download, in MiB.
 const DOWNLOAD_MAX: usize = 16 << 10;
 
 /// Serves until dropped.
@@ -40,7 +40,7 @@ async fn echo(upgrade: WebSocketUpgrade) -> Response {
     })
 }
 
-/// So many MiB, the same bytes every time.
+/// This many MiB, the same bytes every time.
 async fn download(Path(mib): Path<usize>) -> Response {
     if mib > DOWNLOAD_MAX {
         let line = format!("at most {DOWNLOAD_MAX} MiB\n");
@@ -54,7 +54,7 @@ async fn download(Path(mib): Path<usize>) -> Response {
     (length, Body::from_stream(blocks)).into_response()
 }
 
-/// How many bytes came.
+/// Answers with the number of bytes.
 async fn upload(request: Request) -> Response {
     let mut body = request.into_body().into_data_stream();
     let mut count = 0;

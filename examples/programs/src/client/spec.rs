@@ -2,7 +2,7 @@
 
 use kohakuriver_tunnel::wire::Proto;
 
-/// One port of the other side and the local port that leads to it.
+/// A remote port and the local port that leads to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PortSpec {
     pub remote: u16,
@@ -20,7 +20,8 @@ impl PortSpec {
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = |what: &str| {
             format!(
-                "{what} in {text:?}: write REMOTE[:LOCAL][/PROTO], for example 8888, 6006:7006 or 5353/udp"
+                "{what} in {text:?}: write REMOTE[:LOCAL][/PROTO], \
+                 for example 8888, 6006:7006 or 5353/udp"
             )
         };
         let (ports, proto) = match text.split_once('/') {

@@ -17,11 +17,11 @@ use crate::common::net;
 use crate::common::program::Failure;
 use crate::common::retry;
 
-/// Connections at once on one port, those included that wait for the tunnel. Without it, an application in
-/// a loop could use up the descriptors of the process.
+/// Most connections of one port, including those that wait for the tunnel. Without the bound, an
+/// application in a loop could use up the file descriptors.
 const CONNECTIONS: usize = 16_000;
 
-/// How long an application that takes nothing keeps a connection whose other end is gone.
+/// How long an application that reads nothing keeps a connection whose other end is gone.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Serves the port until dropped.
@@ -60,7 +60,7 @@ async fn connection(mut socket: TcpStream, peer: SocketAddr, forward: &Forward, 
         Ok(relayed) => tracing::debug!(%peer, port, ?relayed, "ended"),
         Err(RelayError::Tunnel(reset)) => {
             let line = told(port, &reset);
-            // The loss of the tunnel is told once, and not for each connection.
+            // The loss of the tunnel is logged once, not for each connection.
             if mux.tunnel().close_reason().is_some() {
                 tracing::debug!("{line}");
             } else {
@@ -74,7 +74,7 @@ async fn connection(mut socket: TcpStream, peer: SocketAddr, forward: &Forward, 
     }
 }
 
-/// A stream of the tunnel that is up now, or is up again in time.
+/// Opens a stream on the tunnel, which may have to come up again first.
 async fn open(forward: &Forward, mut link: Link) -> Result<(Mux, TunnelStream), String> {
     let deadline = Instant::now() + forward.wait;
     loop {
@@ -88,7 +88,7 @@ async fn open(forward: &Forward, mut link: Link) -> Result<(Mux, TunnelStream), 
     }
 }
 
-/// One line on why a connection ended: the other side's words, which name the port, or the reason alone.
+/// One line on why a connection ended: the other side's words with the port, or the reason alone.
 pub fn told(port: u16, reset: &Reset) -> String {
     let text = reset.text.trim();
     if text.is_empty() {

@@ -1,4 +1,4 @@
-//! Accepting connections, also while there are no descriptors for them.
+//! Accepts connections, and keeps trying while there are no file descriptors for them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,10 +9,10 @@ use tokio::time::{Instant, sleep};
 
 use super::net;
 
-/// Pause after a failure such as "too many open files": it would come again at once.
+/// Pause after a failure such as "too many open files", which would otherwise repeat at once.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Between two complaints about it.
+/// Time between two warnings about it.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Accepting {
         }
     }
 
-    /// The next connection; a failure is waited out.
+    /// The next connection. After a failure it waits and tries again.
     pub async fn next(&mut self) -> (TcpStream, SocketAddr) {
         loop {
             match self.listener.accept().await {

@@ -1,31 +1,31 @@
-//! Who counts as one stranger: an IPv4 address, or an IPv6 network of 64 bits.
+//! Which connections count as one source: those of an IPv4 address or of an IPv6 /64.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ipnet::IpNet;
 
-/// Bits of an IPv6 address that name a network: one user has all the addresses in it.
+/// Bits of an IPv6 address that name a network. One user has all the addresses in it.
 const NETWORK: u32 = 64;
 
-/// One stranger, as places are shared.
+/// What places are shared between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
     Address(IpAddr),
-    /// One of the many behind a proxy.
+    /// One connection from a proxy, which many clients are behind.
     Proxied(u64),
 }
 
-/// Tells strangers apart.
+/// Says which source a connection has.
 #[derive(Debug, Default)]
 pub struct Sources {
-    /// `None` when every connection counts by itself.
+    /// `None` if every connection is a source of its own.
     proxies: Option<Vec<IpNet>>,
     proxied: AtomicU64,
 }
 
 impl Sources {
-    /// Connections from one address belong together, except those from proxies.
+    /// One source per address, except that each connection from a proxy is one.
     pub fn by_address(proxies: Vec<IpNet>) -> Self {
         Self {
             proxies: Some(proxies),
@@ -33,7 +33,7 @@ impl Sources {
         }
     }
 
-    /// Every connection counts by itself.
+    /// Every connection is a source of its own.
     pub fn apart() -> Self {
         Self::default()
     }

@@ -8,8 +8,8 @@ use clap::{Args, ValueEnum};
 /// Flags that every program has.
 #[derive(Args, Debug, Clone)]
 pub struct LogArgs {
-    /// How diagnostics are written to stderr; what is logged is chosen by RUST_LOG (for example `debug`).
-    /// Of one kind, 20 lines a second are shown and the rest is counted; debug and trace have no limit.
+    /// Format of the log on stderr. RUST_LOG chooses what is logged, for example `debug`. Of one
+    /// kind, 20 lines a second are shown and the rest is counted; debug and trace have no limit.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
     pub log_format: LogFormat,
 }
@@ -18,7 +18,7 @@ pub struct LogArgs {
 pub enum LogFormat {
     /// Lines for people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -30,7 +30,7 @@ pub fn one_line(error: &Error) -> String {
         if part.starts_with("Usage:") || part.starts_with("For more information") {
             break;
         }
-        // How to pass a flag as a value is never what was meant here.
+        // Nobody here means to pass a flag as a value.
         if part.is_empty() || part.starts_with("tip: to pass") {
             continue;
         }
@@ -43,7 +43,7 @@ pub fn one_line(error: &Error) -> String {
     line
 }
 
-/// The first name that is there twice.
+/// The first name that occurs twice.
 pub fn twice<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let mut seen = HashSet::new();
     names.find(|name| !seen.insert(*name))

@@ -1,9 +1,9 @@
-//! How much of everything there may be at once: what the file descriptors of this process allow.
+//! Most of everything at once, as far as the file descriptors of this process allow.
 
 use super::program::raise_file_limit;
 
-/// Kept back from everything that strangers can cause: for the listener, logs, files, look-ups of
-/// names, and connections that are on their way out.
+/// Descriptors kept back from everything that peers can cause: for the listener, logs, files, name
+/// look-ups, and connections that are being closed.
 const KEPT_BACK: usize = 192;
 
 /// Connections that may be in their HTTP phase at once.
@@ -15,28 +15,28 @@ const SESSIONS: usize = 4096;
 /// Agents, unless a flag says less.
 const AGENTS: usize = 16_384;
 
-/// Connections to services that may be in the making at once. Towards a target that says nothing
-/// each holds a socket until it times out.
+/// Connection attempts to services at once. One to a silent target holds a socket until it times
+/// out.
 pub const DIALS: usize = 1024;
 
-/// Questions to a cluster's API at once: enough for hundreds a second, and no load that hurts it.
+/// Queries to a cluster's API at once: enough for hundreds a second, without overloading it.
 const QUESTIONS: usize = 64;
 
-/// Callers that may wait for a question, for each that is being asked.
+/// Callers that may wait for each query in progress.
 const WAITING: usize = 8;
 
-/// What a host may have. A session takes two descriptors, to the client and to the runner.
+/// Most of a host. A session takes two descriptors, to the client and to the runner.
 #[derive(Debug, Clone, Copy)]
 pub struct HostCeilings {
     pub handshakes: usize,
     pub sessions: usize,
-    /// To a cluster's API.
+    /// Queries to a cluster's API.
     pub questions: usize,
-    /// Callers that wait for a question.
+    /// Callers that wait for a query.
     pub waiting: usize,
 }
 
-/// What a runner may have. Session, agent and connection take one descriptor each.
+/// Most of a runner. A session, an agent and a connection take one descriptor each.
 #[derive(Debug, Clone, Copy)]
 pub struct RunnerCeilings {
     pub handshakes: usize,
@@ -45,7 +45,7 @@ pub struct RunnerCeilings {
     pub serving: ServingCeilings,
 }
 
-/// What whoever connects to services may have.
+/// Most of a program that connects to services.
 #[derive(Debug, Clone, Copy)]
 pub struct ServingCeilings {
     pub dials: usize,
@@ -61,7 +61,7 @@ impl HostCeilings {
         let questions = QUESTIONS.min(left / 32).max(1);
         let waiting = questions * WAITING;
         let handshakes = HANDSHAKES.min(left / 8);
-        // A question has a caller and a connection to the API.
+        // A query has a caller and a connection to the API.
         let rest = left.saturating_sub(2 * questions + waiting + handshakes);
         Self {
             handshakes,
@@ -80,7 +80,7 @@ impl RunnerCeilings {
     fn within(left: usize, max_sessions: Option<usize>, max_agents: Option<usize>) -> Self {
         let handshakes = HANDSHAKES.min(left / 8);
         let left = left.saturating_sub(handshakes);
-        // By default most is for connections to targets.
+        // By default most descriptors are for connections to targets.
         let (agents, sessions) = (AGENTS.min(left / 8), SESSIONS.min(left / 4));
         let agents = ceiling("--max-agents", max_agents, agents, left / 2);
         let left = left.saturating_sub(agents);
@@ -101,13 +101,13 @@ impl ServingCeilings {
 
     fn within(left: usize) -> Self {
         let dials = DIALS.min(left / 4).max(1);
-        // A dial may try a second address beside the first.
+        // An attempt may try a second address beside the first.
         let connections = left.saturating_sub(dials).max(1);
         Self { dials, connections }
     }
 }
 
-/// What a flag wants, or the default, as far as the descriptors allow.
+/// The value of a flag, or the default, as far as the descriptors allow.
 fn ceiling(flag: &str, wanted: Option<usize>, default: usize, allowed: usize) -> usize {
     match wanted {
         Some(wanted) if wanted > allowed => {
@@ -122,7 +122,7 @@ fn ceiling(flag: &str, wanted: Option<usize>, default: usize, allowed: usize) ->
     }
 }
 
-/// Descriptors for what strangers cause.
+/// Descriptors for what peers cause.
 fn usable() -> usize {
     let limit = raise_file_limit();
     limit - KEPT_BACK.min(limit / 4)

@@ -1,4 +1,4 @@
-//! How many connections to services there may be, shared between the sessions that ask for them.
+//! Bounds the connections to services, and shares them between the sessions that ask for them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,11 +10,11 @@ use super::ceilings::ServingCeilings;
 use super::metrics::Counter;
 use super::places::{Place, Places, Sizes};
 
-/// How many times as many lasting connections as are left free a session may have: a user alone gets
-/// eight ninths. Dials come and go, so there half is enough for everybody.
+/// A session may have this many times as many lasting connections as are left free. A single user
+/// gets eight ninths of them. Of the attempts, which end soon, half is enough.
 pub const LASTING: usize = 8;
 
-/// A session, or whatever else has a share of its own.
+/// A session, or whatever else has a share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Party(u64);
 
@@ -23,23 +23,23 @@ pub struct Party(u64);
 pub struct Parties(AtomicU64);
 
 impl Parties {
-    /// Somebody new, with a share of its own.
+    /// A new party with its own share.
     pub fn party(&self) -> Party {
         Party(self.0.fetch_add(1, Ordering::Relaxed))
     }
 }
 
-/// The connections that one end makes: this process, or a container's agent.
+/// The connections that this process, or a container's agent, makes.
 #[derive(Debug, Clone)]
 pub struct Dials {
-    /// For connections in the making.
+    /// For connection attempts.
     turns: Places<Party>,
-    /// For connections, made or in the making.
+    /// For connections and attempts.
     sockets: Places<Party>,
     refused: Arc<Refused>,
 }
 
-/// Connections that were not made because others were.
+/// Connections that were refused because of others.
 #[derive(Debug, Default)]
 pub struct Refused {
     /// Their turn did not come in time.
@@ -49,7 +49,7 @@ pub struct Refused {
 }
 
 impl Dials {
-    /// What is refused is counted in `refused`.
+    /// Counts refusals in `refused`.
     pub fn new(ceilings: ServingCeilings, refused: Arc<Refused>) -> Self {
         // Who waits is bounded by the streams of its session.
         let sizes = |places, times_free| Sizes {

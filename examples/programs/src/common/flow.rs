@@ -1,8 +1,7 @@
-//! A flow at the service's end: a socket of its own, so that answers and refusals find back.
+//! A flow at the service's end. It has its own socket, so that answers and refusals find it.
 //!
-//! A refusal (ICMP "port unreachable") is about a datagram that was sent before. The kernel keeps
-//! it as an error of the socket: it makes the next call fail, and it does not make the socket
-//! readable.
+//! A refusal (ICMP "port unreachable") concerns a datagram that was sent before. The kernel keeps
+//! it as an error of the socket: the next call fails, but the socket does not become readable.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,11 +19,11 @@ use tokio::time::{Instant, sleep_until};
 use super::net;
 use super::serve::{FLOW_IDLE, Served, reason};
 
-/// How long a flow is refused, without an answer ever, before the opener is told: long enough for a
-/// service that is just restarting, soon enough for somebody who waits for an answer.
+/// How long a flow that never had an answer is refused before the opener is told: long enough for a
+/// service that restarts, short enough for somebody who waits for an answer.
 const REFUSED_FOR: Duration = Duration::from_millis(750);
 
-/// The largest UDP payload, and one byte to notice more.
+/// The largest UDP payload, and one byte more to notice a longer one.
 pub const DATAGRAM_MAX: usize = 65_536;
 
 pub struct ServiceFlow<'a> {
@@ -34,12 +33,12 @@ pub struct ServiceFlow<'a> {
     /// Tried in turn while they refuse.
     addresses: &'a [SocketAddr],
     current: usize,
-    /// The current one has answered, and has not refused since.
+    /// The current address has answered and not refused since.
     serves: bool,
-    /// The last datagram, while nothing has answered it, and to how many other addresses it may
-    /// still go.
+    /// The last datagram until it is answered, and the number of other addresses it may still go
+    /// to.
     unanswered: Option<(Bytes, usize)>,
-    /// Whether there was an answer ever.
+    /// Whether there ever was an answer.
     answered: bool,
     refused: Option<Refused>,
     served: &'a Served,
@@ -50,7 +49,7 @@ struct Refused {
     since: Instant,
     reason: Reason,
     text: String,
-    /// The one that was sent last was refused too.
+    /// The last one was refused too.
     still: bool,
 }
 
@@ -77,7 +76,7 @@ impl<'a> ServiceFlow<'a> {
         }
     }
 
-    /// A socket that sends to an address and hears of its refusals.
+    /// A socket that sends to an address and learns of its refusals.
     pub async fn open(address: SocketAddr) -> io::Result<UdpSocket> {
         let local: SocketAddr = match address {
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
@@ -88,11 +87,11 @@ impl<'a> ServiceFlow<'a> {
         Ok(socket)
     }
 
-    /// Carries datagrams until the flow ends; says how that came.
+    /// Carries datagrams until the flow ends, and returns why.
     ///
-    /// One refusal ends nothing: the service may just be restarting. A flow that never had an
-    /// answer and is refused for a while is ended where `tells`: its opener tells its user, and
-    /// opens another with the next datagram.
+    /// A single refusal ends nothing, since the service may be restarting. With `tells`, a flow
+    /// that never had an answer and is refused for a while ends. Its opener reports that, and opens
+    /// another flow with the next datagram.
     pub async fn run(mut self, tells: bool) -> Reset {
         let mut last_used = Instant::now();
         let idle = sleep_until(last_used + FLOW_IDLE);
@@ -110,7 +109,7 @@ impl<'a> ServiceFlow<'a> {
                     Err(reset) => return reset,
                 },
                 ready = self.socket.ready(Interest::READABLE | Interest::ERROR) => {
-                    // An error here is the socket's own, reported by the read.
+                    // The read reports an error of the socket.
                     let _ = ready;
                     match self.receive() {
                         Ok(Some(datagram)) => {
@@ -128,7 +127,7 @@ impl<'a> ServiceFlow<'a> {
                     }
                 }
                 () = sleep_until(telling_at.unwrap_or(last_used)), if telling_at.is_some() => {
-                    // If the last datagram was not refused, somebody has taken it.
+                    // If the last datagram was not refused, a service received it.
                     if let Some(refused) = self.refused.take().filter(|refused| refused.still) {
                         self.flow.reset(refused.reason, &refused.text);
                         return Reset::new(refused.reason, &refused.text);
@@ -146,8 +145,7 @@ impl<'a> ServiceFlow<'a> {
 
     async fn send(&mut self, datagram: Bytes) {
         let others = self.addresses.len().saturating_sub(1);
-        // Each refusal that comes up here is about an earlier datagram, and kept this one from
-        // being sent.
+        // A refusal here concerns an earlier datagram, and this one was not sent.
         for _ in 0..=self.addresses.len() {
             let Err(error) = self.socket.send(&datagram).await else {
                 if let Some(refused) = &mut self.refused {
@@ -163,7 +161,7 @@ impl<'a> ServiceFlow<'a> {
         }
     }
 
-    /// What has arrived, if anything has.
+    /// A datagram, if one has arrived.
     fn receive(&self) -> io::Result<Option<Chunk>> {
         let pending = self.socket.try_io(Interest::ERROR, || {
             let pending = self.socket.take_error()?;
@@ -184,7 +182,7 @@ impl<'a> ServiceFlow<'a> {
         }
     }
 
-    /// Nothing that befalls one datagram ends the flow.
+    /// The failure of one datagram does not end the flow.
     async fn failed(&mut self, error: &io::Error) {
         if !is_refusal(error) {
             tracing::debug!("a datagram failed: {error}");
@@ -194,7 +192,7 @@ impl<'a> ServiceFlow<'a> {
         self.served.flow_refusals.add(1);
         let last = self.unanswered.take();
         if std::mem::take(&mut self.serves) {
-            // Most likely it is back soon, and what it has answered before may still be unread.
+            // It is probably back soon, and its earlier answers may still be unread.
             return;
         }
         self.turn_to_other().await;

@@ -1,7 +1,7 @@
-//! The front door of host and runner: what a stranger can take before any session exists.
+//! Accepts connections for host and runner, and bounds what they can use before a session exists.
 //!
-//! A connection serves one request. Until that is answered or has become a WebSocket, its time is
-//! limited, and it holds one of the handshake places.
+//! A connection serves one request. Until that is answered or upgraded to a WebSocket, its time is
+//! limited and it holds one of the handshake places.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -34,15 +34,15 @@ use super::tls::IdentityArgs;
 use super::token::TokenArgs;
 use super::words;
 
-/// Time for all that is the client's to do on a connection: the TLS handshake, the request, taking
-/// the answer. Nothing restarts it, so one byte a second gains nothing.
+/// Time for everything the client does on a connection: the TLS handshake, the request, reading the
+/// answer. Nothing restarts it, so a byte per second gains nothing.
 const HTTP_PHASE: Duration = Duration::from_secs(10);
 
-/// Connections accepted in one go. More would make sessions wait behind a flood; fewer would make
-/// newcomers wait for every busy session before each of them.
+/// Connections accepted before other tasks run. With more, sessions would wait behind a flood. With
+/// fewer, new connections would wait for every busy session.
 const AT_ONCE: u64 = 8;
 
-/// Flags of a program that strangers connect to.
+/// Flags of a program that clients connect to.
 #[derive(Args, Debug, Clone)]
 pub struct FrontArgs {
     /// Most client sessions at once; more are answered with 503. Without it 4096, or as many as the
@@ -69,7 +69,7 @@ pub struct FrontArgs {
     identity: IdentityArgs,
 }
 
-/// Who may come in, and how.
+/// Who may connect, and how.
 #[derive(Clone, Default)]
 pub struct FrontSettings {
     /// Demanded from clients.
@@ -95,12 +95,12 @@ impl FrontArgs {
     }
 }
 
-/// Who asks.
+/// The peer of a request.
 #[derive(Debug, Clone)]
 pub struct Caller {
     pub address: SocketAddr,
     pub source: Source,
-    /// The connection's place for as long as it is no session.
+    /// The connection's place until it has a session.
     pub handshake: Arc<Handshake>,
 }
 
@@ -108,23 +108,23 @@ pub struct Front {
     tls: Option<TlsAcceptor>,
     handshakes: Arc<Handshakes>,
     sources: Sources,
-    /// How much longer than [`HTTP_PHASE`] it may take if the request came: the server's own time.
+    /// The server's own time to answer a request, in addition to [`HTTP_PHASE`].
     answering: Duration,
     pub turned_away: TurnedAway,
 }
 
-/// Connections that came to nothing here.
+/// Connections that were dropped before they had an answer.
 #[derive(Debug, Default)]
 pub struct TurnedAway {
-    /// A newer one needed the place.
+    /// A newer connection needed the place.
     pub displaced: Counter,
     /// Not through in time.
     pub late: Counter,
 }
 
 impl Front {
-    /// With so many connections in their HTTP phase at once. Without the bound, connections that say
-    /// nothing use up the file descriptors.
+    /// Allows this many connections in their HTTP phase at once. Without the bound, silent
+    /// connections would use up the file descriptors.
     pub fn new(handshakes: usize, settings: &FrontSettings, answering: Duration) -> Self {
         let each = settings.max_per_address.unwrap_or(usize::MAX);
         Self {
@@ -152,13 +152,13 @@ impl Front {
             tokio::spawn(async move { front.connection(stream, caller, handler).await });
             accepted += 1;
             if accepted % AT_ONCE == 0 {
-                // Sessions have their turn, and what was displaced closes its descriptors.
+                // Sessions have their turn, and displaced connections close their descriptors.
                 tokio::task::yield_now().await;
             }
         }
     }
 
-    /// A place for a connection that was to become a session and only has to be told why not.
+    /// A place for a connection that gets no session and is only told why.
     pub fn farewell(&self, source: Source) -> Handshake {
         self.handshakes.begin(source)
     }
@@ -211,7 +211,7 @@ impl Front {
     }
 }
 
-/// One request and its answer; returns when the connection is closed or upgraded.
+/// Serves one request. Returns when the connection is closed or upgraded.
 async fn speak_http<F>(
     stream: TcpStream,
     tls: Option<&TlsAcceptor>,
@@ -241,7 +241,7 @@ where
         .map_err(io::Error::other)
 }
 
-/// An answer after which the connection ends, unless it becomes a WebSocket.
+/// Makes an answer the last one of the connection, unless it is an upgrade.
 fn one_answer(mut answer: Answer) -> Answer {
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         let close = HeaderValue::from_static("close");

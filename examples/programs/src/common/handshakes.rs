@@ -1,8 +1,8 @@
-//! Connections that are no session yet, in a number that has a bound.
+//! Bounds the connections that have no session yet.
 //!
-//! A newcomer always gets in. When all places are taken, the source that has most of them loses its
-//! oldest connection; among equals that is the oldest of all. So a flood displaces itself, and who
-//! says what he wants at once is gone from here before it is his turn.
+//! A new connection always gets a place. When all are taken, the source with most of them loses its
+//! oldest connection; among equals the oldest of all goes. A flood therefore displaces itself, and
+//! a client that sends its request at once is done before its turn comes.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -24,11 +24,11 @@ pub struct Handshakes {
 struct State {
     begun: u64,
     count: usize,
-    /// By source, and in the order in which they began.
+    /// By source, in the order in which they began.
     unfinished: HashMap<Source, BTreeMap<u64, CancellationToken>>,
 }
 
-/// A connection's place until it is dropped, or displaced by a newer one.
+/// A connection's place, until it is dropped or a newer connection displaces it.
 #[derive(Debug)]
 pub struct Handshake {
     number: u64,
@@ -40,14 +40,14 @@ pub struct Handshake {
 impl Handshakes {
     pub fn new(most: usize, each: usize) -> Self {
         Self {
-            // With none at all nobody could ever get in.
+            // With no place at all nobody could connect.
             most: most.max(1),
             each: each.max(1),
             state: Mutex::default(),
         }
     }
 
-    /// A place for a newcomer.
+    /// A place for a new connection.
     pub fn begin(self: &Arc<Self>, source: Source) -> Handshake {
         let mut state = self.lock();
         let own = state.unfinished.get(&source).map_or(0, BTreeMap::len);
@@ -111,7 +111,7 @@ impl State {
 }
 
 impl Handshake {
-    /// Gives the place back before the connection is through: it has one of another kind now.
+    /// Gives the place back: the connection has a place of another kind now.
     pub fn settle(&self) {
         self.of.lock().remove(self.source, self.number);
     }

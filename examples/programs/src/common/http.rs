@@ -1,4 +1,4 @@
-//! The HTTP side of a part: plain-text answers, and the WebSocket upgrade as server and as client.
+//! Plain-text HTTP answers, and the WebSocket upgrade on both sides.
 
 use std::io;
 
@@ -13,7 +13,7 @@ use kohakuriver_tunnel::session::clean_text;
 
 use super::net::Link;
 
-/// Request head: more is refused (431), so a handshake holds at most this in memory.
+/// Longest head of a request, in bytes; a longer one is refused (431).
 pub const HEAD_MAX: usize = 16 * 1024;
 
 pub type Answer = Response<Full<Bytes>>;
@@ -31,7 +31,7 @@ pub fn text(status: StatusCode, line: impl Into<String>) -> Answer {
     answer
 }
 
-/// A request that cannot be served as it is.
+/// An answer to a request that cannot be served.
 #[derive(Debug, Clone)]
 pub struct BadRequest {
     status: StatusCode,
@@ -49,7 +49,7 @@ impl BadRequest {
         }
     }
 
-    /// With a header that says what would be right.
+    /// Adds a header that says what would be right.
     #[must_use]
     pub fn with(mut self, name: header::HeaderName, value: &'static str) -> Self {
         self.header = Some((name, value));
@@ -68,7 +68,7 @@ impl From<BadRequest> for Answer {
     }
 }
 
-/// The key of a proper WebSocket upgrade request.
+/// The key of a WebSocket upgrade request.
 ///
 /// # Errors
 /// What is wrong with the request.
@@ -103,11 +103,11 @@ pub fn upgrade_key<B>(request: &Request<B>) -> Result<HeaderValue, BadRequest> {
     }
 }
 
-/// Keeps out the web pages that the user of this machine visits: their browser tells where they are from. To be
-/// asked where no token is demanded.
+/// Refuses the requests of web pages from other origins, which the browser names. Without it, and
+/// without a token, any page that the user of this machine visits could connect.
 ///
 /// # Errors
-/// The request is that of a page from elsewhere.
+/// The request comes from a page of another origin.
 pub fn same_origin(headers: &HeaderMap) -> Result<(), BadRequest> {
     let Some(origin) = headers.get(header::ORIGIN) else {
         return Ok(());
@@ -120,7 +120,8 @@ pub fn same_origin(headers: &HeaderMap) -> Result<(), BadRequest> {
         (Some((_, from)), Some(host)) if from.eq_ignore_ascii_case(host) => Ok(()),
         _ => Err(BadRequest::new(
             StatusCode::FORBIDDEN,
-            "web pages from elsewhere are refused here: start this server with a token to serve them",
+            "web pages of other origins are refused here: start this server with a token to serve \
+             them",
         )),
     }
 }
@@ -144,7 +145,7 @@ pub async fn upgraded(upgrade: OnUpgrade) -> io::Result<(Link, Bytes)> {
     }
 }
 
-/// Sends one request over a fresh connection; the answer may be a 101.
+/// Sends one request over a new connection. The answer may be a 101.
 pub async fn ask(link: Link, request: Request<Empty<Bytes>>) -> hyper::Result<Response<Incoming>> {
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(HEAD_MAX)
@@ -169,8 +170,8 @@ pub async fn body_text(body: Incoming, limit: usize) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// What a person is shown of an answer's body: its first line that says something, cleaned. Of a web page
-/// its title.
+/// The part of an answer's body that is shown to a person: its first line with text, or the title
+/// of a web page, cleaned.
 pub fn first_line(body: &str) -> String {
     let title = |body: &str| {
         let body = body.get(body.to_ascii_lowercase().find("<title>")?..)?;

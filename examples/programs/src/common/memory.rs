@@ -1,4 +1,4 @@
-//! The memory that peers can make a program hold: one bound for the process, and given back when idle.
+//! Bounds the memory that peers can make the process hold, and returns it to the system when free.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,31 +9,31 @@ use tokio::runtime::Handle;
 use tokio::time::sleep;
 use tunnel_websocket::Account;
 
-/// The part of the machine's memory that is the default: others live there too.
+/// The default is this fraction of the machine's memory, which other programs use too.
 const SHARE: u64 = 8;
 
-/// The default where the machine does not say how much memory it has.
+/// The machine's memory where it is unknown.
 const UNKNOWN: u64 = 1 << 30;
 
-/// How often memory that is free in the process is looked for.
+/// How often the use of memory is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// What must have come free before it is worth giving back.
+/// Bytes that must have become free before they are returned.
 const WORTH_GIVING_BACK: usize = 8 << 20;
 
-/// About what a connection in its HTTP phase costs: a task and a buffer of its own.
+/// Approximate cost of a connection in its HTTP phase: a task and a buffer.
 const TASK_COST: usize = 16 << 10;
 
 #[derive(Args, Debug, Clone, Default)]
 pub struct MemoryArgs {
-    /// Most memory in MiB that the other sides can make this process hold [default: an eighth of what the
-    /// machine, or the control group, has].
+    /// Most memory in MiB that peers can make this process hold [default: an eighth of the memory
+    /// of the machine or the control group].
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     memory: Option<u64>,
 }
 
 impl MemoryArgs {
-    /// The budget of the process. Memory beyond it is given back to the system when it is free again.
+    /// The budget of the process. Memory that becomes free is returned to the system.
     pub fn budget(&self) -> Budget {
         let bytes = self.memory.map_or_else(default_bytes, |mib| mib << 20);
         let budget = Budget::new(usize::try_from(bytes).unwrap_or(usize::MAX));
@@ -61,7 +61,7 @@ fn default_bytes() -> u64 {
     known.min().unwrap_or(UNKNOWN) / SHARE
 }
 
-// By hand: the `sysinfo` crate panics where there is no /proc, as in an empty container.
+// The `sysinfo` crate is not used: it panics where there is no /proc, as in an empty container.
 
 /// Memory of the machine in bytes, as Linux tells it.
 fn machine() -> Option<u64> {
@@ -85,7 +85,7 @@ fn control_group(limit: &str) -> Option<u64> {
         let (_, rest) = line.split_once(':')?;
         let (controller, path) = rest.split_once(':')?;
         let root = Path::new("/sys/fs/cgroup").join(controller);
-        // Also those above it: seen from within a container, the path may be that outside of it.
+        // Its ancestors too: inside a container the path may be the one outside of it.
         let path = Path::new(path.trim_start_matches('/'));
         let folders = path.ancestors().map(|ancestor| root.join(ancestor));
         folders.filter_map(read).min()
@@ -93,9 +93,8 @@ fn control_group(limit: &str) -> Option<u64> {
     limits.min()
 }
 
-/// Gives free memory back to the system after a burst.
-///
-/// glibc keeps what is freed between blocks that are in use, which then is nearly all of it.
+/// Returns free memory to the system after a burst. By itself glibc keeps what lies between blocks
+/// in use, which is nearly all of it.
 async fn give_back(budget: Budget) {
     let tasks = Handle::current().metrics();
     let in_use = || budget.held() + tasks.num_alive_tasks() * TASK_COST;
@@ -106,7 +105,7 @@ async fn give_back(budget: Budget) {
         let now = in_use();
         if most.saturating_sub(now) > WORTH_GIVING_BACK {
             most = now;
-            // And once more, for what comes free meanwhile.
+            // Once more, for what becomes free meanwhile.
             trims = 2;
         }
         most = most.max(now);

@@ -1,4 +1,6 @@
-//! Prometheus' text format, for a few plain counters.
+//! Counters, and a page of them in the text format of Prometheus.
+//!
+//! The crate `prometheus-client` writes OpenMetrics, which names counters in another way.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +11,7 @@ use hyper::header::{self, HeaderValue};
 use super::http::{self, Answer};
 use super::log::Log;
 
-/// A number that only grows, or with [`Gauge`] one that also falls.
+/// A number that only grows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
@@ -39,7 +41,7 @@ impl Gauge {
     }
 }
 
-/// One that is counted by a [`Gauge`].
+/// Counted by a [`Gauge`] until dropped.
 #[derive(Debug)]
 pub struct Inside<'a>(&'a Gauge);
 
@@ -81,7 +83,7 @@ impl Page {
         self
     }
 
-    /// Adds the lines that the log lacks.
+    /// Adds the number of lines that are missing in the log.
     #[must_use]
     pub fn log(self, log: &Log) -> Self {
         let (unread, limit) = log.missing();

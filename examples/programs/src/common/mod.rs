@@ -1,6 +1,6 @@
-//! What the four programs share: command line, logging, signals, sockets, the WebSocket stack.
+//! What the four programs share: command line, logging, signals, sockets, the WebSocket handshake.
 //!
-//! Policy only: nothing here knows a rule of the tunnel protocol, that is the library's part.
+//! This is policy. The rules of the tunnel protocol are in the library.
 
 pub mod accept;
 pub mod addresses;

@@ -1,4 +1,4 @@
-//! Sockets: options, connecting to the first address that answers, ending with a reset.
+//! Sockets: their options, connecting to the first address that answers, ending with a reset.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,14 +15,14 @@ use tokio_rustls::TlsStream;
 
 use super::words;
 
-/// How long an address may stay silent before the next one is tried beside it.
+/// How long an address may be silent before the next one is tried beside it.
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 
-/// Unsent bytes the kernel may hold for a tunnel's socket. What waits there can no longer be overtaken
-/// by a keystroke, so it is kept small.
+/// Unsent bytes that the kernel may hold for a tunnel's socket. A keystroke cannot overtake them,
+/// so they are few.
 const NOT_SENT_MAX: u32 = 128 * 1024;
 
-/// A connection between two parts of the chain.
+/// A connection between two programs.
 #[derive(Debug)]
 pub enum Link {
     Plain(TcpStream),
@@ -30,7 +30,7 @@ pub enum Link {
 }
 
 impl Link {
-    /// The TCP socket below.
+    /// The TCP socket.
     pub fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream,
@@ -38,7 +38,7 @@ impl Link {
         }
     }
 
-    /// Makes the socket's end a reset instead of an orderly close.
+    /// Ends the socket by a reset, not an orderly close, when it is dropped.
     pub fn reset_on_drop(&self) {
         reset_on_drop(self.tcp());
     }
@@ -105,14 +105,14 @@ impl AsyncWrite for Link {
     }
 }
 
-/// Options of a socket between two parts of the chain: no Nagle, TCP keepalive for when nothing else
-/// would notice a dead peer, little unsent data in the kernel.
+/// Sets the options of a socket between two programs: no Nagle, TCP keepalive for when nothing else
+/// would notice a dead peer, and little unsent data in the kernel.
 pub fn tune_link(stream: &TcpStream) {
     let socket = SockRef::from(stream);
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(30))
         .with_interval(Duration::from_secs(10));
-    // An option that this system lacks costs comfort, not correctness.
+    // An option that this system lacks is not needed for correctness.
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(&keepalive);
     #[cfg(target_os = "linux")]
@@ -120,16 +120,16 @@ pub fn tune_link(stream: &TcpStream) {
     unpace(stream, &socket);
 }
 
-/// Bytes the kernel may hold for an application or a service, each way. They are near, so more would not
-/// make them faster; it would only let one side run far ahead and wash the others' data out of the caches.
+/// Bytes that the kernel may hold for an application or a service, each way. The path is short, so
+/// more would not be faster, and would let one side run ahead and evict other data from the caches.
 /// Measured: a sixth less CPU time per byte than with the kernel's own choice of megabytes.
 const APP_BUFFER: usize = 256 * 1024;
 
-/// How the kernel's algorithms that pace are called: `bbr`, and its later versions.
+/// How the names of the kernel's pacing algorithms begin: `bbr`, and its later versions.
 #[cfg(target_os = "linux")]
 const PACING: &[u8] = b"bbr";
 
-/// Options of an application's or a service's socket.
+/// Sets the options of an application's or a service's socket.
 pub fn tune_app(stream: &TcpStream) {
     let socket = SockRef::from(stream);
     let _ = socket.set_tcp_nodelay(true);
@@ -138,9 +138,9 @@ pub fn tune_app(stream: &TcpStream) {
     unpace(stream, &socket);
 }
 
-/// Between two programs of one machine there is nothing to congest, but BBR paces what it sends there too
-/// and arms a timer for every few segments: a sixth of a role's CPU time. Every Linux has `reno` and lets
-/// everybody choose it. A socket with any other algorithm keeps it.
+/// Turns pacing off between two programs of one machine. There is nothing to congest, but BBR arms
+/// a timer for every few segments, which takes a sixth of a program's CPU time. Every Linux has
+/// `reno` and lets everybody choose it. A socket with another algorithm keeps it.
 fn unpace(stream: &TcpStream, socket: &SockRef<'_>) {
     let addresses = (stream.local_addr(), stream.peer_addr());
     let same_machine = matches!(addresses, (Ok(local), Ok(peer)) if local.ip() == peer.ip());
@@ -156,12 +156,13 @@ fn unpace(stream: &TcpStream, socket: &SockRef<'_>) {
     let _ = (same_machine, socket);
 }
 
-/// Makes the socket's end a reset: the other side sees a failure, not an empty reply.
+/// Ends the socket by a reset when it is dropped: the other side sees a failure, not an empty
+/// reply.
 pub fn reset_on_drop(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-/// Binds without listening: until [`TcpSocket::listen`] a connection is refused, not kept waiting.
+/// Binds without listening: until [`TcpSocket::listen`], connections are refused and do not hang.
 pub fn bind_tcp(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -173,7 +174,7 @@ pub fn bind_tcp(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// Listens with a backlog that outlasts a burst of browsers or of clients that reconnect.
+/// Listens with a backlog for a burst of browsers or of clients that reconnect.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     bind_tcp(address)?.listen(4096)
 }
@@ -187,7 +188,7 @@ pub async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<TcpSt
     .await
 }
 
-/// Connects to whichever address answers first, earlier ones preferred.
+/// Connects to the address that answers first. Earlier ones have a head start.
 pub async fn connect_any(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     let mut waiting = addresses.iter().copied();
     let mut attempts = FuturesUnordered::new();
@@ -217,7 +218,7 @@ pub fn no_address() -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, "the name has no address")
 }
 
-/// The addresses of a name. Literals and `localhost` need no resolver, so they work in an empty root.
+/// The addresses of a name. Literals and `localhost` need no resolver and work in an empty root.
 pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
@@ -228,7 +229,7 @@ pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     Ok(tokio::net::lookup_host((host, port)).await?.collect())
 }
 
-/// Both loopbacks: a service may listen on either alone.
+/// Both loopback addresses: a service may listen on only one of them.
 pub fn loopbacks(port: u16) -> [SocketAddr; 2] {
     [
         SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
@@ -236,7 +237,7 @@ pub fn loopbacks(port: u16) -> [SocketAddr; 2] {
     ]
 }
 
-/// A time limit that ends in an `io::Error` like every other failure.
+/// Limits the time of `work`. A timeout is an `io::Error` like every other failure.
 pub async fn within<T>(
     limit: Duration,
     work: impl Future<Output = io::Result<T>>,
@@ -250,7 +251,7 @@ pub async fn within<T>(
     }
 }
 
-/// An I/O failure without Rust's `(os error 111)` tail, in lower case.
+/// The text of an I/O error in lower case, without Rust's suffix `(os error 111)`.
 pub fn plain(error: &io::Error) -> String {
     let mut text = error.to_string();
     if let Some(at) = text.find(" (os error ") {

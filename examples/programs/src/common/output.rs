@@ -1,4 +1,4 @@
-//! Lines on stdout and stderr, written by a thread for each, so that no reader can stop the program.
+//! Lines on stdout and stderr. A thread for each writes them, so that no reader stops the program.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder};
 
-/// Lines that wait for a slow reader; more are dropped and counted. A few hundred kilobytes at most.
+/// Lines that wait for a slow reader; more are dropped and counted. At most a few hundred KB.
 const LINES_WAITING: usize = 1024;
 
 /// How long a flush waits for the reader.
@@ -44,7 +44,7 @@ impl Output {
             .buffered_lines_limit(LINES_WAITING)
             .thread_name(name)
             .finish(writer);
-        // Dropping the guard complains on stderr, without a limit, when nobody reads.
+        // Dropping the guard would write to stderr, and wait for ever if nobody reads.
         std::mem::forget(guard);
         Self {
             queue,
@@ -92,7 +92,7 @@ impl Write for &Output {
 
 impl<W: Write> Write for Writer<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        // A reader that has gone is no reason to end.
+        // A reader that is gone is no reason to end.
         let _ = self.to.write_all(line).and_then(|()| self.to.flush());
         self.written.fetch_add(1, Ordering::Release);
         Ok(line.len())

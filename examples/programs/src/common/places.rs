@@ -1,8 +1,8 @@
-//! Places that strangers share: nobody has more than some multiple of what is left for the others.
+//! Places shared between holders: each may have a multiple of the number that is left free.
 //!
-//! With a multiple of 1, one alone gets at most half, two a third each; with 8, eight ninths and
-//! eight seventeenths. Somebody new always finds a place while any is free. A fixed share would be
-//! too small for one on an idle program or too large for a hundred.
+//! With a multiple of 1, a single holder gets at most half, and two a third each; with 8 they get
+//! eight ninths and eight seventeenths. A new holder always finds a place while any is free. A
+//! fixed share would be too small for one holder of an idle program, or too large for a hundred.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
@@ -14,20 +14,20 @@ use tokio::sync::oneshot;
 /// The places, for holders that are told apart by `K`.
 pub struct Places<K: Key>(Arc<Mutex<State<K>>>);
 
-/// What tells the holders apart: a session's number, an address.
+/// Identifies a holder: a session's number, an address.
 pub trait Key: Copy + Ord + Hash + Debug {}
 
 impl<K: Copy + Ord + Hash + Debug> Key for K {}
 
-/// How many places there are, and for whom.
+/// How many places there are, and how they are shared.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
     pub places: usize,
-    /// Most that one holder has, beside the rule.
+    /// Most places of one holder, in addition to the rule.
     pub each: usize,
-    /// How many times as many as are left free a holder may have.
+    /// The multiple of the free places that a holder may have.
     pub times_free: usize,
-    /// Most that may wait for a place at once, shared by the same rule.
+    /// Most waiters, shared by the same rule.
     pub queue: usize,
 }
 
@@ -49,7 +49,7 @@ pub struct Place<K: Key> {
 }
 
 impl Sizes {
-    /// So many places, of which a holder may have as many as it leaves free. Nobody waits for one.
+    /// This many places, with a multiple of 1. Nobody waits for one.
     pub fn of(places: usize) -> Self {
         Self {
             places,
@@ -90,10 +90,10 @@ impl<K: Key> Places<K> {
         Ok(self.place(key))
     }
 
-    /// A place as soon as it is this holder's turn: those who have least come first.
+    /// A place as soon as it is this holder's turn. Holders with fewer places come first.
     ///
     /// # Errors
-    /// Too many wait already, or too many of this holder's.
+    /// Too many wait already, or too many of this holder.
     pub async fn take(&self, key: K) -> Result<Place<K>, Full> {
         match self.try_take(key) {
             Ok(place) => Ok(place),
@@ -124,7 +124,7 @@ impl<K: Key> Places<K> {
         })
     }
 
-    /// Takes back a place and grants what is free now.
+    /// Takes a place back and grants those that are free now.
     fn give_back(&self, key: K) {
         let mut state = self.lock();
         state.returned(key);
@@ -133,7 +133,7 @@ impl<K: Key> Places<K> {
             let unwanted = granting.send(self.place(key)).err();
             state = self.lock();
             if let Some(mut unwanted) = unwanted {
-                // Dropped as it is, it would come here again: once deeper for each who has gone.
+                // If it were dropped, it would recurse here, once for each waiter that is gone.
                 unwanted.of = None;
                 state.returned(key);
             }
@@ -170,7 +170,7 @@ impl<K: Key> Drop for Place<K> {
     }
 }
 
-/// Somebody who waits; no longer when dropped.
+/// A waiter. Dropping it ends the wait.
 struct Waiting<'a, K: Key> {
     key: K,
     turn: u64,
@@ -227,7 +227,7 @@ impl<K: Key> State<K> {
         self.change(key, |holder| holder.taken -= 1);
     }
 
-    /// Whose turn it is, with the place already counted as taken.
+    /// The waiter whose turn it is. Its place already counts as taken.
     fn grant(&mut self) -> Option<(K, oneshot::Sender<Place<K>>)> {
         let (taken, _, key) = *self.next.first()?;
         if !self.may_take(taken) {
@@ -242,7 +242,7 @@ impl<K: Key> State<K> {
         Some((key, granting))
     }
 
-    /// Changes a holder and keeps its place in the queue right.
+    /// Changes a holder and updates its place in the queue.
     fn change<T>(&mut self, key: K, change: impl FnOnce(&mut Holder<K>) -> T) -> T {
         let holder = self.holders.entry(key).or_default();
         if let Some((turn, _)) = holder.waiting.first_key_value() {

@@ -1,4 +1,4 @@
-//! The frame of a program: arguments in, logging on, one thread, exit code out.
+//! Runs a program: parses its arguments, starts the log, and turns its end into an exit code.
 
 use std::error::Error;
 use std::fmt::Display;
@@ -44,7 +44,7 @@ impl Failure {
     }
 
     fn new(code: u8, message: impl Into<String>) -> Self {
-        // It may quote the other side, or what somebody pasted into a command line.
+        // It may quote the peer, or what somebody pasted into a command line.
         let message = clean_text(message.into().as_bytes());
         Self { code, message }
     }
@@ -58,10 +58,10 @@ impl Display for Failure {
 
 impl Error for Failure {}
 
-/// What a program says of itself before it runs.
+/// The words of a program for usage errors.
 pub struct About {
     pub name: &'static str,
-    /// A call that is right, at the end of a usage error.
+    /// A call that is right, for the end of a usage error.
     pub hint: &'static str,
 }
 
@@ -125,15 +125,15 @@ where
             tokio::spawn(log.clone().report_missing());
             until_signal(process.tunnels.clone(), main(args, process)).await
         });
-        // A name look-up may still hold a helper thread: nothing waits for it.
+        // A name look-up may still use a helper thread. Nothing waits for it.
         runtime.shutdown_background();
         ended
     });
     log.end(about.name, ended)
 }
 
-/// Does `work` until it ends or a signal comes. Then tunnels end in good order, or at once at a
-/// second signal.
+/// Does `work` until it ends or a signal comes. After a signal, tunnels end in good order; after a
+/// second one, at once.
 async fn until_signal(
     tunnels: Tunnels,
     work: impl Future<Output = Result<(), Failure>>,
@@ -158,7 +158,7 @@ fn keep_memory() {
     drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGEST)));
 }
 
-/// Prints what was asked for, and waits for whoever reads it.
+/// Prints what was asked for, and waits for the reader.
 ///
 /// # Errors
 /// It cannot be written.
@@ -168,7 +168,7 @@ pub fn print(line: &str) -> Result<(), Failure> {
     written.map_err(|error| Failure::failed(format!("cannot write to stdout: {error}")))
 }
 
-/// Open files this process may have, after asking for as many as the system allows: each connection
+/// Raises the limit of open files as far as the system allows, and returns it. Each connection
 /// takes one.
 pub fn raise_file_limit() -> usize {
     /// Where nothing limits them.
@@ -185,13 +185,13 @@ pub fn raise_file_limit() -> usize {
 }
 
 impl Process {
-    /// Prints a line that scripts wait for, and flushes it. Nobody has to read it.
+    /// Prints a line that scripts wait for, and flushes it. A reader is not required.
     pub fn announce(&self, line: &str) {
         self.stdout.line(line);
         self.stdout.flush();
     }
 
-    /// Listens, says where, and serves.
+    /// Listens, announces the address, and serves.
     ///
     /// # Errors
     /// The address cannot be listened on.

@@ -1,4 +1,4 @@
-//! Ways out of a network in which only a proxy has one: HTTP CONNECT and SOCKS5.
+//! Connects through a proxy, by HTTP CONNECT or SOCKS5.
 
 use std::fmt;
 use std::future::{Ready, ready};
@@ -34,7 +34,7 @@ const VARIABLES: [&str; 6] = [
     "all_proxy",
 ];
 
-/// What is right.
+/// How to write a proxy.
 const FORM: &str = "write http://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT";
 
 /// Most of a proxy's error page that is read.
@@ -42,16 +42,17 @@ const PAGE_MAX: usize = 4096;
 
 #[derive(Args, Debug, Clone)]
 pub struct ProxyArgs {
-    /// Proxy to connect through: http://[NAME:PASSWORD@]HOST:PORT, or socks5:// or socks5h:// (which looks
-    /// names up itself); none for no proxy [default: HTTPS_PROXY for wss://, HTTP_PROXY for ws://, else
-    /// ALL_PROXY; hosts in NO_PROXY and this machine are reached directly].
+    /// Proxy to connect through: http://[NAME:PASSWORD@]HOST:PORT, or socks5:// or socks5h://
+    /// (which looks names up itself); none for no proxy [default: HTTPS_PROXY for wss://,
+    /// HTTP_PROXY for ws://, else ALL_PROXY; hosts in NO_PROXY and this machine are reached
+    /// directly].
     #[arg(long, value_name = "URL", hide_env_values = true)]
     proxy: Option<String>,
 }
 
 impl ProxyArgs {
     /// # Errors
-    /// A URL of a proxy is none.
+    /// The URL of a proxy is not usable.
     pub fn proxies(&self) -> Result<Proxies, Failure> {
         match self.proxy.as_deref() {
             None => Proxies::from_environment(),
@@ -64,15 +65,15 @@ impl ProxyArgs {
     }
 }
 
-/// Which proxy is before which server.
+/// Chooses the proxy for a server.
 #[derive(Debug, Clone)]
 pub struct Proxies(Arc<Matcher>);
 
 impl Proxies {
-    /// What the usual variables say.
+    /// The proxies that the usual variables name.
     ///
     /// # Errors
-    /// A URL of a proxy is none.
+    /// The URL of a proxy is not usable.
     pub fn from_environment() -> Result<Self, Failure> {
         for name in VARIABLES {
             match std::env::var(name) {
@@ -87,7 +88,7 @@ impl Proxies {
         Self(Arc::new(Matcher::builder().build()))
     }
 
-    /// The proxy to take to a server. This machine itself is behind none.
+    /// The proxy for a server. This machine itself is reached without one.
     pub fn before(&self, url: &Url) -> Option<Proxy> {
         let address = url.host.parse::<IpAddr>();
         let is_here = url.host.eq_ignore_ascii_case("localhost")
@@ -101,7 +102,7 @@ impl Proxies {
     }
 }
 
-/// A value that is none is an error, and may hold a password.
+/// Checks the URL of a proxy. The error does not repeat it, because it may hold a password.
 fn check(origin: &str, url: &str) -> Result<(), Failure> {
     let known = Uri::from_static("http://host.invalid/");
     let proxy = Matcher::builder()
@@ -133,7 +134,7 @@ impl Proxy {
     /// A connection to the server of a URL.
     ///
     /// # Errors
-    /// What went wrong at which proxy.
+    /// Names the proxy and what went wrong.
     pub async fn connect(&self, url: &Url, limit: Duration) -> io::Result<TcpStream> {
         let host = self.host().trim_start_matches('[').trim_end_matches(']');
         let stream = net::connect(host, self.port(), limit).await;
@@ -200,7 +201,7 @@ impl Proxy {
         }
     }
 
-    /// By SOCKS5; `resolves` when names are looked up here.
+    /// With `resolves`, names are looked up here and not by the proxy.
     async fn by_socks(
         &self,
         stream: TcpStream,
@@ -240,7 +241,7 @@ impl Proxy {
     }
 }
 
-/// Gives out the one connection that there is, to a proxy.
+/// A connector that returns the existing connection to the proxy.
 struct Connected(Option<TcpStream>);
 
 impl Service<Uri> for Connected {

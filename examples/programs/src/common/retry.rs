@@ -1,28 +1,28 @@
 //! When to try again: to connect, and to open something while a tunnel is being replaced.
 //!
-//! All clients of a server lose it in the same instant. The first wait is drawn evenly over a window
-//! that is as long as their number demands, and short where they are few. Each later wait is a
-//! multiple of the one before on average, up to a longest one, give or take half of it. So a server
-//! that just restarts has its clients back at once. One that was away for longer has them spread,
-//! whenever it comes back.
+//! All clients lose a server at the same moment. The first wait is drawn uniformly from a window
+//! whose length depends on their number. The mean of each later wait is a multiple of the one
+//! before, up to a maximum, and a wait differs from its mean by at most half. A server that only
+//! restarts therefore has its clients back at once. After a longer outage they come back spread
+//! over time, whenever the server returns.
 
 use std::time::Duration;
 
 use kohakuriver_tunnel::session::OpenError;
 use tokio::time::{Instant, sleep};
 
-/// The first try comes within this where the clients are few.
+/// The first attempt comes within this if the clients are few.
 const FIRST_WITHIN: Duration = Duration::from_millis(500);
 
-/// About as many connections as a server sees in one second: a few times this is what one thread
-/// does with TLS.
+/// About as many connections as a server gets in a second. One thread handles a few times as many
+/// with TLS.
 const CONNECTIONS_PER_SECOND: u32 = 500;
 
-/// More clients than any server has. What a server says beyond that is not believed.
+/// More clients than any server has. A larger number from a server is not believed.
 const CLIENTS_MAX: u32 = 100_000;
 
-/// How long a client whose place was taken by another waits on average, the first time and at most.
-/// It only asks whether the place is free by then, but each time somebody should look at the log.
+/// Mean wait of a client that another one has replaced, the first time and at most. It only asks
+/// whether the place is free, but each time somebody should look at the log.
 const REPLACED_WAIT: Duration = Duration::from_secs(60);
 const REPLACED_LONGEST: Duration = Duration::from_secs(300);
 
@@ -32,23 +32,23 @@ const SUCCESSOR_AFTER: Duration = Duration::from_millis(20);
 /// The waits of one client.
 #[derive(Debug, Clone)]
 pub struct Retry {
-    /// How many times as long as the one before each wait is.
+    /// The ratio of one mean wait to the one before.
     growth: u32,
-    /// The last wait on average, since the server was there for a while.
+    /// The last mean wait, unless the waits start over.
     last: Option<Duration>,
-    /// How many clients the server has.
+    /// Number of clients of the server.
     clients: u32,
     replaced: Duration,
 }
 
 impl Retry {
-    /// Of an agent: fast enough to spread few agents over seconds once the runner has been away for
-    /// seconds.
+    /// For an agent. The growth spreads even few agents over seconds once the runner has been away
+    /// for seconds.
     pub fn of_agent() -> Self {
         Self::growing_by(3)
     }
 
-    /// Of a local client, for which somebody waits.
+    /// For a local client, which somebody waits for.
     pub fn of_client() -> Self {
         Self::growing_by(2)
     }
@@ -62,10 +62,10 @@ impl Retry {
         }
     }
 
-    /// The server took the client; `clients` is how many it says it has.
+    /// The server accepted the client, and may have said how many it has.
     ///
-    /// The first to come back to a restarted server are told of few. They remember half of what
-    /// they were told before.
+    /// The first clients of a restarted server are told a small number, so they keep half of the
+    /// number before.
     pub fn connected(&mut self, clients: Option<u32>) {
         let told = clients.unwrap_or(1).clamp(1, CLIENTS_MAX);
         self.clients = told.max(self.clients / 2);
@@ -77,7 +77,7 @@ impl Retry {
         self.replaced = REPLACED_WAIT;
     }
 
-    /// How long to wait for a server that is away: on average `longest` at most.
+    /// The wait before the next attempt. Its mean is at most `longest`.
     pub fn wait(&mut self, longest: Duration) -> Duration {
         let share = fastrand::f64();
         let window = Duration::from_secs(1) * self.clients / CONNECTIONS_PER_SECOND;
@@ -91,7 +91,7 @@ impl Retry {
         next.mul_f64(0.5 + share)
     }
 
-    /// How long to wait for the place that another client has taken.
+    /// The wait for a place that another client has taken.
     pub fn wait_for_place(&mut self) -> Duration {
         let wait = self.replaced;
         self.replaced = wait.saturating_mul(2).min(REPLACED_LONGEST);
@@ -99,10 +99,11 @@ impl Retry {
     }
 }
 
-/// Waits a moment where a tunnel has just ended and its successor may be on its way.
+/// Waits a moment after nothing could be opened because the tunnel has just ended: its successor
+/// may be connecting.
 ///
 /// # Errors
-/// Nothing could be opened for another reason, or it is too late.
+/// The error, if it has another reason or the deadline has passed.
 pub async fn await_successor(error: OpenError, deadline: Instant) -> Result<(), OpenError> {
     match error {
         OpenError::Closed | OpenError::Draining if Instant::now() < deadline => {

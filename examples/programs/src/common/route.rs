@@ -1,4 +1,4 @@
-//! The paths of the tunnel, the same on host and runner.
+//! The paths that host and runner serve.
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ pub enum Route {
     Metrics,
 }
 
-/// A client's session: with a task or a container, and what it may open there.
+/// A client's session with a task or a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
     pub name: String,
@@ -28,7 +28,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// The path that asks for such a session with `name`.
+    /// The path of such a session with `name`.
     #[must_use]
     pub fn path(&self, name: &str) -> String {
         match self.only {
@@ -107,6 +107,7 @@ fn bad(line: &'static str) -> BadRequest {
 fn not_found() -> BadRequest {
     BadRequest::new(
         StatusCode::NOT_FOUND,
-        "no such path: /ws/forward/{name}/{port}?proto=tcp, /api/tunnel/{name}, /healthz and /metrics are served",
+        "no such path: /ws/forward/{name}/{port}?proto=tcp, /api/tunnel/{name}, /healthz and \
+         /metrics are served",
     )
 }

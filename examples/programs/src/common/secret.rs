@@ -1,4 +1,4 @@
-//! Secrets from files and variables: read once, whole or not at all, and never shown.
+//! Secrets from files and variables. They are read once and never shown.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -6,17 +6,17 @@ use std::path::Path;
 
 use super::program::Failure;
 
-/// Most bytes of a file with a secret. Whatever is longer was named by mistake.
+/// Longest file with a secret, in bytes. A longer one was named by mistake.
 const SECRET_MAX: u64 = 4096;
 
-/// One line of printable ASCII, and where it is from.
+/// One line of printable ASCII, and where it comes from.
 pub struct Secret {
     pub text: String,
     pub origin: String,
 }
 
 impl Secret {
-    /// The secret in a file, else in a variable; `None` without either.
+    /// The secret in a file, or else in a variable; `None` without both.
     ///
     /// # Errors
     /// It cannot be read, is empty, or others can read the file.
@@ -27,7 +27,7 @@ impl Secret {
             (None, Some(value)) => (value.into_encoded_bytes(), variable.to_owned()),
         };
         let text = text.trim_ascii();
-        // What somebody sets and leaves empty must not mean that nobody is checked.
+        // An empty secret must not mean that nobody is checked.
         if text.is_empty() {
             return Err(Failure::usage(format!(
                 "the {what} in {origin} is empty: write one into it, or do not give it at all"
@@ -58,17 +58,18 @@ fn read(what: &str, path: &Path) -> Result<Vec<u8>, Failure> {
     if bytes.len() as u64 > SECRET_MAX {
         let path = path.display();
         return Err(Failure::usage(format!(
-            "the {what} file {path} has more than {SECRET_MAX} bytes: name one that holds a {what} alone"
+            "the {what} file {path} has more than {SECRET_MAX} bytes: \
+             name one that holds only a {what}"
         )));
     }
     Ok(bytes)
 }
 
-/// Refuses a file that everybody can read, write or execute. A group may: secrets are mounted so for
-/// programs that are not root.
+/// Refuses a file that everybody can read, write or execute. A group may have access: secrets are
+/// mounted that way for programs that do not run as root.
 ///
 /// # Errors
-/// What is wrong with the file, and how to mend it where a container mounts it too.
+/// Says how to mend it, in a container too.
 pub fn check_mode(file: &File, what: &str, path: &Path) -> Result<(), Failure> {
     #[cfg(unix)]
     {

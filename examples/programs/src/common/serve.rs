@@ -1,5 +1,5 @@
-//! The last step of the chain: from an accepted stream or flow to the service's socket. The agent does
-//! it inside the container, the runner for targets it reaches itself.
+//! The last step of the chain, from a requested stream or flow to the socket of the service. The
+//! agent does it inside the container, and the runner for targets that it reaches directly.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,16 +17,16 @@ use super::metrics::Counter;
 use super::net;
 use super::places::Place;
 
-/// How long a connection attempt may take, from its turn and the look-up of the name to the answer.
+/// Time for a connection attempt: waiting for its turn, looking up the name, and the answer.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a service that takes nothing keeps the connection of a client that is gone.
+/// How long a service that reads nothing keeps the connection of a client that is gone.
 pub const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// Silence in both directions after which a datagram flow and its socket are given up.
+/// Silence in both directions after which a flow and its socket are closed.
 pub const FLOW_IDLE: Duration = Duration::from_secs(60);
 
-/// What happened to the connections to services.
+/// Connections to services, and what became of them.
 #[derive(Debug)]
 pub struct Served {
     pub parties: Parties,
@@ -35,11 +35,11 @@ pub struct Served {
     pub streams: Counter,
     pub flows: Counter,
     pub refused: Counter,
-    /// Datagrams that the service's host answered with "port unreachable".
+    /// Datagrams that the service's machine answered with "port unreachable".
     pub flow_refusals: Counter,
-    /// Datagrams that could not be sent: too large for the way there.
+    /// Datagrams that could not be sent, for example because they are too large for the path.
     pub flow_failures: Counter,
-    /// For one datagram of any flow: a buffer for each would cost 64 KiB a flow.
+    /// Buffer for one datagram of any flow. One for each would cost 64 KiB per flow.
     pub datagram: Mutex<Box<[u8]>>,
 }
 
@@ -60,7 +60,7 @@ impl Served {
     }
 }
 
-/// Connects what is asked for to `host`, until it has ended.
+/// Connects a requested stream or flow to `host`, and returns when it has ended.
 pub async fn incoming(incoming: Incoming, host: &str, v2: bool, served: &Served, party: Party) {
     match incoming {
         Incoming::Tcp(incoming) => stream(incoming, host, served, party).await,
@@ -69,16 +69,16 @@ pub async fn incoming(incoming: Incoming, host: &str, v2: bool, served: &Served,
     }
 }
 
-/// What is neither a stream nor a flow.
+/// Why something that is neither a stream nor a flow is refused.
 pub fn unknown_kind() -> Reset {
     Reset::new(Reason::Denied, "only TCP and UDP are served here")
 }
 
-/// Connects an asked-for stream to the first address of `host` that answers, until both have ended.
+/// Connects a stream to the first address of `host` that answers.
 async fn stream(incoming: IncomingTcp, host: &str, served: &Served, party: Party) {
     let port = incoming.port();
     let connect = async |addresses: Vec<_>| net::connect_any(&addresses).await;
-    // Boxed: what connecting needs is gone while the stream lives.
+    // Boxed, so that a connected stream does not keep what connecting needed.
     let dials = (&served.dials, party);
     let (mut socket, _place) =
         match Box::pin(dial(port, incoming.abandoned(), host, dials, connect)).await {
@@ -100,8 +100,8 @@ async fn stream(incoming: IncomingTcp, host: &str, served: &Served, party: Party
     }
 }
 
-/// Connects an asked-for flow to the first address of `host` that takes datagrams, until it falls
-/// silent. In version 2 the other side opens another where this end says that the port is refused.
+/// Connects a flow to the first address of `host` that takes datagrams. In version 2 the other side
+/// opens another flow if this end says that the port is refused.
 async fn flow(incoming: IncomingUdp, host: &str, v2: bool, served: &Served, party: Party) {
     let port = incoming.port();
     let connect = async |addresses: Vec<SocketAddr>| {
@@ -121,8 +121,8 @@ async fn flow(incoming: IncomingUdp, host: &str, v2: bool, served: &Served, part
     tracing::debug!(port, "flow ended: {ended}");
 }
 
-/// What comes of `connect` to the addresses of `host`, and its place among the connections; unless
-/// that takes too long or nobody wants it any more.
+/// Calls `connect` with the addresses of `host`. Returns its result and a place among the
+/// connections, unless that takes too long or the client gives up.
 async fn dial<T>(
     port: u16,
     abandoned: impl Future<Output = ()>,
@@ -152,7 +152,7 @@ async fn dial<T>(
     unless_abandoned(abandoned, connecting).await?
 }
 
-/// Does `work` for as long as somebody wants the connection it is for.
+/// Does `work` unless the client gives up its request before.
 pub async fn unless_abandoned<T>(
     abandoned: impl Future<Output = ()>,
     work: impl Future<Output = T>,
@@ -169,7 +169,7 @@ fn reject(incoming: Incoming, reset: &Reset, served: &Served) {
     incoming.reject(reset.reason, &reset.text);
 }
 
-/// Why a connection failed, as the protocol says it.
+/// The protocol's reason for a failed connection.
 pub fn reason(error: &io::Error) -> Reason {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => Reason::Refused,

@@ -22,12 +22,12 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// All come from few known addresses, as those of a runner do from its host: each is apart.
+    /// Does not limit addresses, as all sessions of a runner come from its host.
     pub fn freely(places: usize) -> Self {
         Self::new(places, places, Sources::apart())
     }
 
-    /// An address has no more than it leaves to others, nor more than the front lets it have.
+    /// An address may have as many as it leaves free, and no more than its flag allows.
     pub fn by_address(places: usize, front: &FrontSettings) -> Self {
         let each = front.max_per_address.unwrap_or(usize::MAX);
         Self::new(places, each, Sources::by_address(front.proxies.clone()))
@@ -46,10 +46,10 @@ impl Sessions {
         }
     }
 
-    /// A place for a caller's session; its connection is no handshake any more.
+    /// A place for a caller's session. Its connection gives back its handshake place.
     ///
     /// # Errors
-    /// There is none, for anybody or for this address.
+    /// All places are taken, or this address has its share.
     pub fn take(&self, caller: &Caller) -> Result<Place<Source>, BadRequest> {
         let address = caller.address.ip();
         match self.places.try_take(self.sources.of(address)) {

@@ -1,4 +1,4 @@
-//! The wish to end: SIGINT, SIGTERM and SIGHUP, or Ctrl-C.
+//! The signals that end a program: SIGINT, SIGTERM and SIGHUP, or Ctrl-C.
 
 use std::io;
 
@@ -11,7 +11,7 @@ pub struct Signals {
     interrupt: Signal,
     #[cfg(unix)]
     terminate: Signal,
-    /// `None` where it is to be ignored.
+    /// `None` if it is ignored.
     #[cfg(unix)]
     hang_up: Option<Signal>,
 }
@@ -60,8 +60,8 @@ async fn hung_up(hang_up: Option<&mut Signal>) {
     }
 }
 
-/// Whether SIGHUP was ignored when this program began, as under `nohup`: then it stays so. Only Linux says
-/// it in a file; elsewhere the signal is left to the system.
+/// Whether SIGHUP was ignored when the program began, as under `nohup`. It then stays ignored. Only
+/// Linux says so in a file; elsewhere the program leaves the signal alone.
 #[cfg(unix)]
 fn ignores_hang_up() -> bool {
     /// The lowest bit of the mask is signal 1.

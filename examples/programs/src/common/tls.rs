@@ -1,4 +1,4 @@
-//! TLS on any hop: `wss://` as a client, a certificate as a server.
+//! TLS: `wss://` for a client, a certificate for a server.
 
 use std::fs::File;
 use std::io;
@@ -30,13 +30,13 @@ use super::words::{self, Trust};
 
 #[derive(Args, Debug, Clone, Default)]
 pub struct ClientTlsArgs {
-    /// Certificates (PEM) that wss:// servers are checked against, in place of those that are known
-    /// here: of their issuers, or self-signed ones themselves.
+    /// Certificates (PEM) to check wss:// servers against, instead of the usual ones: those of
+    /// their issuers, or self-signed ones themselves.
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
 }
 
-/// A certificate to show: a server's own, or a client's where a server asks for one.
+/// The certificate of a server, or of a client if the server asks for one.
 #[derive(Args, Debug, Clone)]
 pub struct IdentityArgs {
     /// Certificate chain (PEM) to show on TLS connections.
@@ -48,15 +48,15 @@ pub struct IdentityArgs {
     key: Option<PathBuf>,
 }
 
-/// How long somebody may take to show whether it speaks TLS.
+/// Time for a server to show whether it speaks TLS.
 const TLS_ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// Types of TLS records.
 const ALERT: u8 = 0x15;
 const HANDSHAKE: u8 = 0x16;
 
-/// A ClientHello that offers next to nothing: whoever speaks TLS answers it with an alert. One cipher suite,
-/// no compression and no extension stand after the random bytes and the empty session.
+/// A minimal ClientHello, which a TLS server answers with an alert. After the random bytes and the
+/// empty session come one cipher suite, no compression, and no extension.
 fn client_hello() -> Vec<u8> {
     let mut hello = vec![HANDSHAKE, 3, 1, 0, 45, 1, 0, 0, 41, 3, 3];
     hello.extend([0; 32]);
@@ -66,10 +66,10 @@ fn client_hello() -> Vec<u8> {
 
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-/// Connects to servers, with TLS where the URL says so.
+/// Connects to servers, with TLS if the URL says so.
 #[derive(Clone)]
 pub struct Dialer {
-    /// `None` when no server's certificate can be checked.
+    /// `None` if no certificate is trusted.
     tls: Option<TlsConnector>,
     trust: Trust,
     proxies: Proxies,
@@ -126,7 +126,7 @@ impl Dialer {
     /// Connects to the server of a URL.
     ///
     /// # Errors
-    /// Why not, in words that say what to do.
+    /// Says what to do.
     pub async fn connect(&self, url: &Url, limit: Duration) -> io::Result<Link> {
         net::within(limit, async {
             let stream = self.reach(url, limit).await?;
@@ -147,10 +147,10 @@ impl Dialer {
         .await
     }
 
-    /// Sends one request over a fresh connection to the server of a URL; the answer may be a 101.
+    /// Sends one request over a new connection to the server of a URL. The answer may be a 101.
     ///
     /// # Errors
-    /// Why no answer came, in words that say what to do.
+    /// Says why there is no answer, and what to do.
     pub async fn ask(
         &self,
         url: &Url,
@@ -176,7 +176,7 @@ impl Dialer {
         Ok(stream)
     }
 
-    /// Whether somebody who does not answer HTTP answers TLS. Asked only to say what is wrong.
+    /// Whether a server that does not answer HTTP speaks TLS. Used only to say what is wrong.
     async fn meets_tls(&self, url: &Url) -> bool {
         let asked = async {
             let mut stream = self.reach(url, TLS_ANSWER_WITHIN).await?;
@@ -189,7 +189,7 @@ impl Dialer {
 }
 
 impl IdentityArgs {
-    /// What a server needs to accept TLS; `None` without a certificate.
+    /// The TLS side of a server; `None` without a certificate.
     ///
     /// # Errors
     /// A file cannot be used.
@@ -221,7 +221,7 @@ impl IdentityArgs {
     }
 }
 
-/// The roots that browsers trust, and those of this system.
+/// The roots that browsers trust, and those of the system.
 pub fn public_roots() -> RootCertStore {
     let mut roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     let system = rustls_native_certs::load_native_certs();
@@ -232,7 +232,7 @@ pub fn public_roots() -> RootCertStore {
     roots
 }
 
-/// None: where only `--ca` makes sense.
+/// No roots, for programs that only trust `--ca`.
 pub fn no_roots() -> RootCertStore {
     RootCertStore::empty()
 }

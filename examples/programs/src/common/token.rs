@@ -1,4 +1,4 @@
-//! The bearer token: read once, sent as a header, never logged.
+//! The bearer token, as a header. It is never logged.
 
 use std::path::{Path, PathBuf};
 
@@ -11,16 +11,16 @@ use super::http::BadRequest;
 use super::program::Failure;
 use super::secret::Secret;
 
-/// The variable that holds the token when no file is named.
+/// The variable with the token, if no file is named.
 const VARIABLE: &str = "KOHAKURIVER_TUNNEL_TOKEN";
 
-/// What stands before a token in its header.
+/// The header's value before the token.
 const PREFIX: &str = "Bearer ";
 
 #[derive(Args, Debug, Clone)]
 pub struct TokenArgs {
-    /// File that holds the token (one line), readable by its owner alone; else the variable
-    /// KOHAKURIVER_TUNNEL_TOKEN.
+    /// File with the token (one line), readable only by its owner [default: the variable
+    /// KOHAKURIVER_TUNNEL_TOKEN].
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
@@ -39,7 +39,7 @@ impl TokenArgs {
     }
 }
 
-/// The `Authorization` header for the token in a file, else in a variable.
+/// The `Authorization` header for the token in a file, or else in a variable.
 ///
 /// # Errors
 /// The token cannot be read, is empty or not printable ASCII, or everybody can read the file.
@@ -53,17 +53,17 @@ pub fn header_from(file: Option<&Path>, variable: &str) -> Result<Option<HeaderV
     Ok(Some(value))
 }
 
-/// Whether this is the header for a token.
+/// Whether `header` is the header for `token`.
 pub fn holds(header: &HeaderValue, token: &str) -> bool {
     header.as_bytes().strip_prefix(PREFIX.as_bytes()) == Some(token.as_bytes())
 }
 
-/// Compares without telling by its time how much was right.
+/// Compares in constant time.
 pub fn same(expected: &HeaderValue, given: Option<&HeaderValue>) -> bool {
     given.is_some_and(|given| expected.as_bytes().ct_eq(given.as_bytes()).into())
 }
 
-/// What a caller without the right token is told.
+/// The answer to a caller without the right token.
 pub fn demanded() -> BadRequest {
     let line = "a valid token is needed: give --token-file or KOHAKURIVER_TUNNEL_TOKEN";
     BadRequest::new(StatusCode::UNAUTHORIZED, line).with(header::WWW_AUTHENTICATE, "Bearer")

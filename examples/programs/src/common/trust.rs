@@ -1,4 +1,4 @@
-//! Which servers are believed to be who they say they are.
+//! Checks the certificates of servers.
 
 use std::sync::Arc;
 
@@ -16,10 +16,11 @@ use tokio_rustls::rustls::{
 use super::program::Failure;
 use super::words;
 
-/// Believes certificates that a root has issued, and those that were given themselves.
+/// Trusts certificates that a root has issued, and the given ones themselves.
 ///
-/// `openssl req -x509` makes a self-signed certificate that says it is an authority. WebPKI refuses that as
-/// the certificate of a server, after it has checked its validity and before anything else.
+/// `openssl req -x509` makes a self-signed certificate that claims to be an authority. WebPKI
+/// refuses it as the certificate of a server, after it has checked the validity and before anything
+/// else.
 #[derive(Debug)]
 pub struct Verifier {
     webpki: Arc<WebPkiServerVerifier>,

@@ -1,4 +1,4 @@
-//! From a WebSocket to a tunnel, and to its end in good order when the program is told to stop.
+//! Puts tunnels on WebSockets, and ends them in good order when the program is told to end.
 
 use std::future::Future;
 use std::pin::pin;
@@ -17,10 +17,10 @@ use tokio_util::task::TaskTracker;
 use super::memory::{Charged, MemoryArgs};
 use super::ws::{Socket, WebSocketCarrier};
 
-/// How long the connections of a program that is to stop may go on.
+/// How long open connections may go on when the program is told to end.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// After this the program ends, whatever the other sides do.
+/// The program ends after this, whatever the peers do.
 const STOP_WITHIN: Duration = Duration::from_millis(2500);
 
 /// How a tunnel ends.
@@ -33,11 +33,11 @@ pub struct Tunnels {
     open: TaskTracker,
 }
 
-/// Flags of every program that ends tunnels.
+/// Flags of every program with tunnels.
 #[derive(Args, Debug, Clone)]
 pub struct TunnelArgs {
-    /// With a version 1 peer: seconds that a reader which pauses may hold up the others of its tunnel; then it is
-    /// reset. One that holds up nobody is not.
+    /// With a version 1 peer: seconds that a paused reader may hold up the others of its tunnel
+    /// before it is reset. One that holds up nobody is not reset.
     #[arg(
         long,
         value_name = "SECONDS",
@@ -46,7 +46,7 @@ pub struct TunnelArgs {
     )]
     v1_stall: f64,
 
-    /// With a version 1 peer: MiB kept for a reader that pauses before the tunnel is no longer read.
+    /// With a version 1 peer: MiB kept for a paused reader before the tunnel is no longer read.
     #[arg(
         long,
         value_name = "MIB",
@@ -55,8 +55,8 @@ pub struct TunnelArgs {
     )]
     v1_buffer: u64,
 
-    /// With a version 1 peer: MiB more that are kept for a reader that pauses and holds up nobody, to reach and
-    /// answer the peer's pings behind them; 0 to keep none.
+    /// With a version 1 peer: MiB kept in addition for a paused reader that holds up nobody, to
+    /// reach the peer's pings behind its data and answer them; 0 keeps none.
     #[arg(
         long,
         value_name = "MIB",
@@ -69,7 +69,7 @@ pub struct TunnelArgs {
     memory: MemoryArgs,
 }
 
-/// What tunnels of a program have in common.
+/// What the tunnels of a program have in common.
 #[derive(Debug, Clone)]
 pub struct Settings {
     config: Config,
@@ -84,7 +84,7 @@ impl TunnelArgs {
         settings.config.v1_stall = Duration::from_secs_f64(self.v1_stall);
         settings.config.v1_stream_buffer = bytes(self.v1_buffer);
         settings.config.v1_reach = bytes(self.v1_reach);
-        // A paused reader must not be the victim of the bound on all streams.
+        // The bound on all streams must not reset a paused reader.
         let paused = settings.config.v1_stream_buffer.saturating_mul(2);
         settings.config.receive_budget = settings.config.receive_budget.max(paused);
         settings
@@ -94,8 +94,8 @@ impl TunnelArgs {
 impl Settings {
     pub fn new(budget: Budget, tunnels: Tunnels) -> Self {
         let mut config = Config::default();
-        // Each is looked at as soon as it comes, and accepted when the service has answered: a burst of slow
-        // ones is no reason to refuse any.
+        // The program takes each request at once and accepts it when the service has answered, so a
+        // burst of slow ones is no reason to refuse any.
         config.accept_backlog = config.max_streams;
         Self {
             config,
@@ -116,7 +116,7 @@ impl Upgraded {
         self.version == Version::V2
     }
 
-    /// A client's end of a session. Whoever has it runs the driver, the future.
+    /// A client's end of a session, and its driver, which the caller runs.
     ///
     /// # Errors
     /// The other side refuses, or does not say that the session begins.
@@ -129,7 +129,7 @@ impl Upgraded {
         Ok((mux, tunnels.tunnels.drive(driver)))
     }
 
-    /// The server's end of a session, which says that it begins.
+    /// A server's end of a session. Tells the client that it begins.
     ///
     /// # Errors
     /// The other side is gone.
@@ -187,8 +187,8 @@ impl Tunnels {
         self.open.track_future(drive(driver, self.stopping.clone()))
     }
 
-    /// Ends all: the other sides are told, connections get a moment to end by themselves, and the
-    /// WebSockets are closed. At once when `again` is ready.
+    /// Ends all tunnels. The peers are told, open connections get a moment to end, then the
+    /// WebSockets are closed. Returns at once when `again` is ready.
     pub async fn end(&self, again: impl Future) {
         self.stopping.cancel();
         self.open.close();

@@ -1,10 +1,10 @@
-//! The few URL forms that users of the tunnel write.
+//! The URLs that users write.
 
 use std::fmt;
 
 use hyper::Uri;
 
-/// `scheme://host:port/path` of one of the parts.
+/// The URL of a host, a runner or a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Url {
     pub tls: bool,
@@ -18,10 +18,10 @@ pub struct Url {
 }
 
 impl Url {
-    /// Reads a URL; `ws://` and `http://` mean the same here, a missing scheme is `ws://`.
+    /// Reads a URL. `ws://` and `http://` mean the same here, and the default is `ws://`.
     ///
     /// # Errors
-    /// A sentence that names what is wrong and a URL that is right.
+    /// Says what is wrong, and gives a URL that is right.
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = |what: &str| {
             let shown = without_secrets(text);
@@ -68,10 +68,10 @@ impl Url {
         })
     }
 
-    /// As [`parse`](Self::parse), for one to which paths are added.
+    /// As [`parse`](Self::parse), for a URL to which paths are added.
     ///
     /// # Errors
-    /// As there, or it has a query, which would be lost.
+    /// As there; also if it has a query, which would be lost.
     pub fn parse_base(text: &str) -> Result<Self, String> {
         let url = Self::parse(text)?;
         if url.query.is_empty() {
@@ -107,7 +107,7 @@ impl Url {
         }
     }
 
-    /// What stands in the request line.
+    /// The target of a request line.
     #[must_use]
     pub fn target(&self) -> String {
         if self.path.is_empty() {
@@ -118,7 +118,7 @@ impl Url {
     }
 }
 
-/// For people and logs: without the query, in which a secret may stand.
+/// For people and logs: without the query, which may hold a secret.
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls { "wss" } else { "ws" };
@@ -126,7 +126,7 @@ impl fmt::Display for Url {
     }
 }
 
-/// What was meant as a URL, as far as it can be shown: passwords and queries cannot.
+/// The part of a wrong URL that may be shown: no passwords and no queries.
 fn without_secrets(text: &str) -> String {
     if text.contains('@') {
         return "…".to_owned();
@@ -137,7 +137,8 @@ fn without_secrets(text: &str) -> String {
     }
 }
 
-/// The one name rule for tasks and containers: it goes into paths, headers and logs as it is.
+/// Whether this is a name for a task or a container. Names go unchanged into paths, headers and
+/// logs.
 pub fn is_name(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     (1..=128).contains(&text.len()) && text.bytes().all(plain) && !text.starts_with('.')

@@ -1,4 +1,4 @@
-//! What libraries say of TLS, HTTP and files, in words that say what to do.
+//! Translates the errors of TLS, HTTP and PEM into sentences that say what to do.
 
 use std::error::Error;
 use std::io;
@@ -11,7 +11,7 @@ use tokio_rustls::rustls::{AlertDescription, CertificateError};
 
 use super::net;
 
-/// Names of a certificate that are shown.
+/// Most names of a certificate that are shown.
 const NAMES_SHOWN: usize = 3;
 
 /// How a server's certificate is checked.
@@ -19,7 +19,7 @@ const NAMES_SHOWN: usize = 3;
 pub enum Trust {
     /// Against the file of `--ca`.
     File,
-    /// Against the certificates that are known without it.
+    /// Against the usual certificates.
     Known,
 }
 
@@ -58,7 +58,7 @@ pub fn server_tls(error: &io::Error) -> String {
     }
 }
 
-/// What befell an established TLS connection.
+/// An error of an established TLS connection.
 pub fn connection(error: io::Error) -> io::Error {
     let kind = error.kind();
     if kind == io::ErrorKind::UnexpectedEof {
@@ -92,7 +92,7 @@ pub fn http(error: &hyper::Error) -> String {
     clean_text(error.to_string().as_bytes())
 }
 
-/// Whether somebody who speaks HTTP may have met somebody who speaks TLS.
+/// Whether HTTP may have been sent to a TLS server.
 pub fn may_be_tls(error: &hyper::Error) -> bool {
     let broken = error.is_parse() || error.is_incomplete_message() || error.is_canceled();
     let reset = error
@@ -101,7 +101,7 @@ pub fn may_be_tls(error: &hyper::Error) -> bool {
     broken || reset.is_some()
 }
 
-/// Why a PEM file is of no use.
+/// Why a PEM file cannot be used.
 pub fn pem(error: &pem::Error) -> String {
     match error {
         pem::Error::NoItemsFound => {
@@ -140,7 +140,8 @@ fn certificate(wrong: &CertificateError, trust: Trust) -> String {
             presented,
         } => {
             let expected = expected.to_str();
-            let names: Vec<String> = presented.iter().take(NAMES_SHOWN).map(|presented| name(presented)).collect();
+            let presented = presented.iter().take(NAMES_SHOWN);
+            let names: Vec<String> = presented.map(|presented| name(presented)).collect();
             if names.is_empty() {
                 format!(
                     "its certificate is for no name at all: it has to have {expected} \
@@ -156,8 +157,8 @@ fn certificate(wrong: &CertificateError, trust: Trust) -> String {
         }
         CertificateError::UnknownIssuer | CertificateError::BadSignature => match trust {
             Trust::File => "its certificate is not from an issuer in the file of --ca".to_owned(),
-            Trust::Known => "nobody known here issued its certificate: \
-                             give that of its issuer, or itself if it is self-signed, with --ca FILE"
+            Trust::Known => "nobody known here issued its certificate: give that of its issuer, \
+                             or itself if it is self-signed, with --ca FILE"
                 .to_owned(),
         },
         other if is_authority(other) => match trust {
@@ -169,7 +170,7 @@ fn certificate(wrong: &CertificateError, trust: Trust) -> String {
     }
 }
 
-/// Whether the certificate of an authority was shown as that of a server: what `openssl req -x509` makes.
+/// Whether a server presented the certificate of an authority, as `openssl req -x509` makes it.
 pub fn is_authority(wrong: &CertificateError) -> bool {
     matches!(wrong, CertificateError::Other(other) if other.0.to_string() == "CaUsedAsEndEntity")
 }
@@ -201,7 +202,7 @@ fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
-/// `DnsName("a.example")` without what is around the name.
+/// The name in a text such as `DnsName("a.example")`.
 fn name(presented: &str) -> String {
     let inner = presented
         .split_once('"')

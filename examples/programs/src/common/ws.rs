@@ -1,4 +1,4 @@
-//! The WebSockets of the programs: handshakes, the first text, refusals, and the library's carrier.
+//! The WebSocket handshake of the programs, on both sides.
 
 use std::fmt;
 use std::time::Duration;
@@ -23,52 +23,53 @@ use super::url::Url;
 
 pub type Socket = WebSocket<Link>;
 
-/// The WebSocket subprotocol that means version 2; not chosen means version 1.
+/// The WebSocket subprotocol of version 2. If it is not chosen, the tunnel speaks version 1.
 const V2: HeaderValue = HeaderValue::from_static(Version::OFFER);
 
-/// Closes an agent's WebSocket when a newer one of its name has registered (PROTOCOL.md section 4.1).
+/// Closes an agent's WebSocket when a newer agent has replaced it (PROTOCOL.md section 4.1).
 pub const REPLACED: u16 = 4001;
 
-/// In an agent's request: register only if no other agent of the name is registered.
+/// In an agent's request: refuse it if another agent of the name is registered.
 pub const IF_FREE: HeaderName = HeaderName::from_static("kohakuriver-tunnel-if-free");
 
-/// In the answer to an agent: how many agents the runner has.
+/// In the answer to an agent: the number of the runner's agents.
 pub const AGENTS: HeaderName = HeaderName::from_static("kohakuriver-tunnel-agents");
 
-/// Largest message taken from a peer: as much as all deployed parts take, and more than any sends.
+/// Longest message accepted from a peer: as long as all deployed peers accept, and longer than any
+/// sends.
 const MESSAGE_MAX: usize = 1 << 20;
 
 /// Time for the WebSocket handshake, and for the first text after it.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Most of an error answer's body that is shown.
+/// Most bytes read of the body of an error answer.
 const REFUSAL_TEXT_MAX: usize = 4096;
 
 carrier!(pub WebSocketCarrier: Message, close: CloseFrame);
 
-/// Why no WebSocket, or no tunnel on it, came about.
+/// Why there is no WebSocket, or no tunnel on it.
 #[derive(Debug)]
 pub enum ConnectError {
-    /// Nothing answered as a WebSocket server: worth another try.
+    /// Nothing answered as a WebSocket server. Another attempt may succeed.
     Unreachable(String),
     /// It answered as one, and closed before a session began.
     Closed(String),
-    /// The other side said no. `lasting` when asking again at once will not change it.
+    /// The other side refused. `lasting` if an immediate retry will not change that.
     Refused {
         reason: String,
         lasting: bool,
-        /// Of the HTTP answer, where there was no WebSocket yet.
+        /// Of the HTTP answer, if there was no WebSocket yet.
         status: Option<StatusCode>,
     },
 }
 
 impl ConnectError {
-    /// Whether another try is pointless, or may be for long.
+    /// Whether an immediate retry will not succeed.
     pub fn is_lasting(&self) -> bool {
         matches!(self, Self::Refused { lasting: true, .. })
     }
 
-    /// Whether it is about who asks: no wait changes that.
+    /// Whether the caller is not allowed in. Waiting does not change that.
     pub fn is_forbidden(&self) -> bool {
         matches!(
             self.status(),
@@ -76,12 +77,12 @@ impl ConnectError {
         )
     }
 
-    /// Whether an agent that would not take another's place found it taken.
+    /// Whether the place of an agent is taken by another one.
     pub fn is_taken(&self) -> bool {
         self.status() == Some(StatusCode::CONFLICT)
     }
 
-    /// Whether the server may just not know the path: deployed hosts answer 403 then.
+    /// Whether the server may not know the path. Deployed hosts answer 403 then.
     pub fn may_lack_path(&self) -> bool {
         let unknown = [
             StatusCode::FORBIDDEN,
@@ -110,11 +111,10 @@ impl fmt::Display for ConnectError {
     }
 }
 
-/// Connects as a client and offers version 2, with `more` headers in the request. The headers of the
-/// answer come with the WebSocket.
+/// Connects as a client that offers version 2, with `more` headers in the request. Returns the
+/// headers of the answer too.
 ///
-/// This is done on hyper and not by tungstenite, which takes a server that chooses no subprotocol
-/// for a faulty one.
+/// This uses hyper because tungstenite refuses a server that chooses no subprotocol.
 pub async fn connect(
     connection: &Connection,
     url: &Url,
@@ -191,7 +191,7 @@ async fn handshake(
     Ok((Upgraded { socket, version }, headers))
 }
 
-/// An HTTP answer where a WebSocket was asked for.
+/// The error for an HTTP answer that is not a WebSocket.
 fn refused(status: StatusCode, body: &str) -> ConnectError {
     let reason = match http::first_line(body) {
         line if line.is_empty() => format!("refused with HTTP {status}"),
@@ -213,8 +213,9 @@ impl From<mux::ConnectError> for ConnectError {
     fn from(error: mux::ConnectError) -> Self {
         match error {
             mux::ConnectError::Refused { reason, code } => {
-                // 1008 is the refusal by rule, such as an unknown task. A deployed host also uses it
-                // for a runner that is offline and a task that is not running, which come back.
+                // 1008 is a refusal by rule, for example of an unknown task. A deployed host also
+                // uses it for a runner that is offline and a task that is not running, which may
+                // come back.
                 let passing = ["offline", "not running"];
                 let passing = passing.iter().any(|words| reason.contains(words));
                 Self::Refused {
@@ -232,7 +233,7 @@ impl From<mux::ConnectError> for ConnectError {
     }
 }
 
-/// The version that a client is answered with.
+/// The version for a client, by what it offers.
 pub fn choose(headers: &HeaderMap) -> Version {
     let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
     let mut offered = offered.filter_map(|value| value.to_str().ok());

@@ -1,5 +1,5 @@
-//! Tasks as the REST API of a deployed host knows them, asked with the caller's own token: who may
-//! forward is decided there.
+//! Finds tasks through the REST API of a deployed host. It is queried with the caller's own token
+//! and decides who may forward.
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use crate::common::url::Url;
 use crate::common::{http, net};
 use crate::host::proxy::registry::{Refusal, Registry, TaskPlace};
 
-/// Time for both questions together, well inside the 10 s a client waits.
+/// Time for both queries together, well within the 10 s that a client waits.
 const ANSWER_WITHIN: Duration = Duration::from_secs(4);
 
-/// Largest answer read: a cluster of some thousand nodes.
+/// Longest answer in bytes, enough for a cluster of some thousand nodes.
 const ANSWER_MAX: usize = 4 << 20;
 
 pub struct ClusterApi {
@@ -45,7 +45,7 @@ struct Node {
     status: String,
 }
 
-/// Why a question got no usable answer.
+/// Why a query had no usable answer.
 enum Unanswered {
     Status(StatusCode),
     Failed(String),
@@ -175,7 +175,7 @@ impl Registry for ClusterApi {
     }
 }
 
-/// The names under which agents register and runners know their VMs.
+/// The name under which the agent registers or the runner knows the VM.
 fn container_name(id: &str, task: &Task) -> String {
     match (task.task_type.as_str(), task.vps_backend.as_deref()) {
         (_, Some("qemu")) => format!("vm-{id}"),

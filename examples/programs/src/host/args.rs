@@ -49,8 +49,9 @@ pub struct Args {
     #[arg(long = "tasks", value_name = "FILE")]
     task_file: Option<PathBuf>,
 
-    /// Base URL of a deployed KohakuRiver host, asked about each task with the token of the caller; who
-    /// has none gets 401. Runners never see that token: they get the host's own, if it has one.
+    /// Base URL of a deployed KohakuRiver host, which is queried about each task with the token of
+    /// the caller. A caller without a token gets 401. Runners do not get that token, but the host's
+    /// own if it has one.
     #[arg(long, value_name = "URL")]
     api: Option<String>,
 
@@ -75,7 +76,7 @@ impl Args {
     pub fn settings(&self, process: &Process) -> Result<Settings, Failure> {
         let dialer = Dialer::new(&self.tls, None, public_roots, Proxies::from_environment()?)?;
         let mut registries: Vec<Box<dyn Registry>> = Vec::new();
-        // Not by clap, which would repeat a password in a wrong URL.
+        // Not parsed by clap, which would repeat a password in a wrong URL.
         let tasks: Result<Vec<_>, _> = self.tasks.iter().map(|task| parse_task(task)).collect();
         let tasks = tasks.map_err(Failure::usage)?;
         if let Some(task) = twice(tasks.iter().map(|(task, _)| task.as_str())) {
@@ -97,7 +98,8 @@ impl Args {
         }
         if registries.is_empty() {
             return Err(Failure::usage(
-                "no tasks are known: give --task 42=kohakuriver-vps-42@http://127.0.0.1:8001, --tasks FILE or --api URL",
+                "no tasks are known: give --task 42=kohakuriver-vps-42@http://127.0.0.1:8001, \
+                 --tasks FILE or --api URL",
             ));
         }
         Ok(Settings {
@@ -119,7 +121,7 @@ impl Logging for Args {
 
 fn parse_api(text: &str) -> Result<Url, String> {
     let url = Url::parse_base(text)?;
-    // Without it, any word would be the name of a machine.
+    // Without a scheme, any word would be the name of a machine.
     let has_scheme = text.contains("://");
     has_scheme.then_some(url).ok_or_else(|| {
         format!("{text:?} is no URL: write http:// or https:// in front, as in http://cluster:8000")
@@ -127,7 +129,8 @@ fn parse_api(text: &str) -> Result<Url, String> {
 }
 
 fn parse_task(text: &str) -> Result<(String, TaskPlace), String> {
-    let form = "--task: write TASK=CONTAINER@RUNNER-URL, for example 42=kohakuriver-vps-42@http://127.0.0.1:8001";
+    let form = "--task: write TASK=CONTAINER@RUNNER-URL, \
+                for example 42=kohakuriver-vps-42@http://127.0.0.1:8001";
     let (task, place) = text.split_once('=').ok_or(form)?;
     check_task(task)?;
     let place = TaskPlace::parse(place).map_err(|wrong| format!("--task {task}: {wrong}"))?;
@@ -137,7 +140,7 @@ fn parse_task(text: &str) -> Result<(String, TaskPlace), String> {
 /// Checks the name of a task.
 ///
 /// # Errors
-/// A sentence that names what is wrong.
+/// Says what is wrong.
 pub fn check_task(task: &str) -> Result<(), String> {
     if is_name(task) {
         Ok(())

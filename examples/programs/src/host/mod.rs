@@ -1,6 +1,5 @@
-//! The proxy in front of the runners: finds out where a task runs and joins the client to that runner.
-//!
-//! `cargo run --release --example host -- --task 42=kohakuriver-vps-42@http://127.0.0.1:8001`
+//! The host: the proxy in front of the runners. It finds the runner of a task and joins the client
+//! to it.
 
 mod api;
 mod args;

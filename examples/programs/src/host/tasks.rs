@@ -19,7 +19,7 @@ pub struct TaskFile {
 
 struct Loaded {
     tasks: HashMap<String, TaskPlace>,
-    /// What they were read from, or what was no use.
+    /// The last text of the file, usable or not.
     text: String,
 }
 
@@ -34,7 +34,7 @@ impl TaskFile {
     /// Reads the file for the first time.
     ///
     /// # Errors
-    /// A sentence that names the file and what is wrong with it.
+    /// Names the file and says what is wrong with it.
     pub fn open(path: PathBuf) -> Result<Self, String> {
         let text = read(&path)?;
         let tasks = parse(&path, &text)?;
@@ -52,7 +52,7 @@ impl TaskFile {
                         tracing::info!(tasks = tasks.len(), "read {}", self.path.display());
                         loaded.tasks = tasks;
                     }
-                    // Half an edit must not take away every task.
+                    // A half-finished edit must not remove every task.
                     Err(reason) => tracing::warn!("keeping the tasks as they were: {reason}"),
                 }
                 loaded.text = text;

@@ -16,10 +16,10 @@ use crate::common::tunnel::TunnelArgs;
 use crate::common::url::is_name;
 use crate::runner::server::{AgentKey, Settings};
 
-/// The variable that holds the token of the agents when no file is named.
+/// The variable with the token of the agents, if no file is named.
 const AGENT_TOKEN: &str = "KOHAKURIVER_TUNNEL_AGENT_TOKEN";
 
-/// The variable that holds the key of the agents' tokens when no file is named.
+/// The variable with the key of the agents' tokens, if no file is named.
 const AGENT_KEY: &str = "KOHAKURIVER_TUNNEL_AGENT_KEY";
 
 #[derive(Parser, Debug)]
@@ -30,16 +30,19 @@ const AGENT_KEY: &str = "KOHAKURIVER_TUNNEL_AGENT_KEY";
     subcommand_negates_reqs = true,
     about = "Joins port-forwarding sessions to the containers and VMs of this machine.",
     after_help = "Examples:
-  runner                                             # containers come with their agents
-  runner --target vm-42=192.168.122.42               # a VM or container dialled directly, TCP and UDP
+  runner                                    # containers are reached through their agents
+  runner --target vm-42=192.168.122.42      # a VM or container dialled directly, TCP and UDP
   runner --listen 0.0.0.0:8001 --target box=localhost
-  openssl rand -hex 32 > key; chmod 600 key                    # a token for each container:
+
+A token for each container:
+  openssl rand -hex 32 > key; chmod 600 key
   runner --token-file clients --agent-key-file key
-  runner agent-token kohakuriver-vps-42 --agent-key-file key   # prints that container's, for its agent
+  runner agent-token kohakuriver-vps-42 --agent-key-file key      # prints one for that agent
 
 Environment: TUNNEL_ENABLED=False turns the tunnel routes off (default True).
 
-Beside it, inside a container: agent --runner-url ws://this-machine:8001 --container-id kohakuriver-vps-42
+Then, inside a container:
+  agent --runner-url ws://this-machine:8001 --container-id kohakuriver-vps-42
 
 Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage."
 )]
@@ -56,11 +59,11 @@ pub struct Args {
     front: FrontArgs,
 
     /// Most agents at once; more are answered with 503. Without it 16384, or an eighth of the open
-    /// files. No client can take their places.
+    /// files. Clients cannot take their places.
     #[arg(long, value_name = "N")]
     max_agents: Option<NonZeroUsize>,
 
-    /// Whether the tunnel routes are served; False or 0 turns them off and clients are told so.
+    /// Whether tunnels are served; False or 0 turns them off, and clients are told so.
     #[arg(
         long,
         env = "TUNNEL_ENABLED",
@@ -75,14 +78,16 @@ pub struct Args {
     #[command(flatten)]
     tunnels: TunnelArgs,
 
-    /// File that holds a token that all agents share; else the variable KOHAKURIVER_TUNNEL_AGENT_TOKEN.
-    /// Whoever has it, such as root in any container, can register as any container and gets the
-    /// connections of its users. Without it and without a key, agents show the token of the clients.
+    /// File with a token that all agents share [default: the variable
+    /// KOHAKURIVER_TUNNEL_AGENT_TOKEN]. Whoever has it, such as root in any container, can register
+    /// as any container and get the connections of its users. Without it and without a key, agents
+    /// use the token of the clients.
     #[arg(long, value_name = "FILE")]
     agent_token_file: Option<PathBuf>,
 
-    /// File that holds the key that each container's token is derived from, 32 random letters or more;
-    /// else the variable KOHAKURIVER_TUNNEL_AGENT_KEY. Such a token registers that one container.
+    /// File with the key that the token of each container is derived from, 32 or more random
+    /// characters [default: the variable KOHAKURIVER_TUNNEL_AGENT_KEY]. Such a token registers only
+    /// that container.
     #[arg(long, value_name = "FILE", global = true)]
     agent_key_file: Option<PathBuf>,
 
@@ -106,7 +111,7 @@ impl Args {
     /// The token of a container.
     ///
     /// # Errors
-    /// There is no key, or the name is none.
+    /// There is no key, or the name is not valid.
     pub fn token_of(&self, name: &str) -> Result<String, Failure> {
         if !is_name(name) {
             return Err(Failure::usage(not_a_name(name)));
@@ -142,11 +147,12 @@ impl Args {
         }
         let agent_key = self.agent_key()?;
         if let Some(Secret { text, origin }) = &agent_key {
-            // Whoever has a token could make those of all containers.
+            // Whoever has that token could derive those of all containers.
             let tokens = [&front.token, &agent_token].into_iter().flatten();
             if tokens.into_iter().any(|token| token::holds(token, text)) {
                 return Err(Failure::usage(format!(
-                    "the agent key in {origin} is also a token: make another by openssl rand -hex 32"
+                    "the agent key in {origin} is also a token: \
+                     make another by openssl rand -hex 32"
                 )));
             }
         }
@@ -189,7 +195,8 @@ fn parse_target(text: &str) -> Result<(String, String), String> {
     let is_address = address.parse::<std::net::IpAddr>().is_ok() || !address.contains(':');
     if address.is_empty() || !is_address || !address.bytes().all(is_host) {
         return Err(format!(
-            "{address:?} is no address: write an IP or a host name without a port, the port comes from the client"
+            "{address:?} is no address: write an IP or a host name without a port, \
+             the port comes from the client"
         ));
     }
     Ok((name.to_owned(), address.to_owned()))

@@ -1,6 +1,5 @@
-//! The tunnel server beside the containers: joins a client's session to agents, or dials targets itself.
-//!
-//! `cargo run --release --example runner -- --target kohakuriver-vps-42=127.0.0.1`
+//! The runner: the tunnel server beside the containers. It joins a client's session to agents, or
+//! dials targets itself.
 
 mod args;
 pub(crate) mod server;

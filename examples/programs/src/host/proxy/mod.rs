@@ -27,14 +27,14 @@ use crate::common::tls::Dialer;
 
 /// What the proxy needs to know.
 pub struct Settings {
-    /// Asked in this order; the first that knows the task decides.
+    /// Queried in this order. The first that knows the task decides.
     pub registries: Vec<Box<dyn Registry>>,
-    /// Its token is also sent to the runner; without one the caller's own is, unless that is for a
-    /// registry. It is not demanded from callers whom a registry checks.
+    /// Its token is also sent to the runner. Without one, the caller's own token is sent, unless it
+    /// is for a registry. Callers that a registry checks do not need the host's token.
     pub front: FrontSettings,
     /// Connects to runners.
     pub dialer: Dialer,
-    /// For what is read and waits to be written.
+    /// For data that was read and waits to be written.
     pub memory: Budget,
     pub ceilings: HostCeilings,
     pub log: Log,
@@ -55,7 +55,7 @@ struct Counters {
     joined: Counter,
     refused: Counter,
     unreachable: Counter,
-    /// Without a header for a registry that wants one.
+    /// Callers without the header that a registry needs.
     nameless: Counter,
 }
 
@@ -84,7 +84,7 @@ impl Host {
         front.serve(listener, answer).await;
     }
 
-    /// Whether tokens of callers are for a registry.
+    /// Whether the tokens of callers are for a registry.
     fn checks_callers(&self) -> bool {
         let mut registries = self.settings.registries.iter();
         registries.any(|registry| registry.checks_callers())

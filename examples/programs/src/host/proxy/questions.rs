@@ -1,6 +1,6 @@
-//! The turns of callers about whom a registry has to ask elsewhere.
+//! Bounds the queries that a registry makes about callers.
 //!
-//! Nobody knows yet who they are, so they have a small pool of their own and no session's place.
+//! Nobody knows yet who these callers are, so they share a small pool and have no session's place.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::common::http::BadRequest;
 use crate::common::metrics::Counter;
 use crate::common::places::{Place, Places, Sizes};
 
-/// How long one waits for its turn: the client itself waits 10 s for everything.
+/// How long a caller waits for its turn. The client waits 10 s in all.
 const TURN_WITHIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
@@ -34,10 +34,10 @@ impl Questions {
         }
     }
 
-    /// A turn to ask about this caller; its connection is no handshake any more.
+    /// A turn to query about this caller. Its connection gives back its handshake place.
     ///
     /// # Errors
-    /// Too many others are asked about.
+    /// There are too many other callers.
     pub async fn turn(&self, caller: &Caller) -> Result<Place<Source>, BadRequest> {
         caller.handshake.settle();
         match timeout(TURN_WITHIN, self.places.take(caller.source)).await {

@@ -1,4 +1,4 @@
-//! Where tasks are known.
+//! Sources that know the tasks.
 
 use std::collections::HashMap;
 
@@ -9,19 +9,19 @@ use crate::common::url::{Url, is_name};
 
 /// A source of tasks: flags, a file, a cluster's API.
 pub trait Registry: Send + Sync {
-    /// Where the task runs; `None` when this source does not know it.
+    /// Where the task runs; `None` if this source does not know it.
     ///
-    /// `caller` is the `Authorization` header of the person who forwards.
+    /// `caller` is the `Authorization` header of the client.
     ///
     /// # Errors
-    /// The task is known but cannot be forwarded to by this caller now.
+    /// The task is known, but this caller cannot reach it now.
     fn find<'a>(
         &'a self,
         task: &'a str,
         caller: Option<&'a HeaderValue>,
     ) -> BoxFuture<'a, Result<Option<TaskPlace>, Refusal>>;
 
-    /// Whether `find` lets only those callers through whom it knows. If not, the host's own token is demanded.
+    /// Whether `find` checks the caller. If not, the host demands its own token.
     fn checks_callers(&self) -> bool {
         false
     }
@@ -38,7 +38,7 @@ impl TaskPlace {
     /// Reads `CONTAINER@RUNNER-URL`.
     ///
     /// # Errors
-    /// A sentence that names what is wrong, and does not repeat it: a password may stand in a URL.
+    /// Says what is wrong without repeating it: a URL may hold a password.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (container, runner) = text
             .split_once('@')
@@ -55,7 +55,7 @@ impl TaskPlace {
     }
 }
 
-/// Why a session does not come about, as the deployed host tells it.
+/// Why there is no session, in the words of a deployed host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     pub reason: String,
@@ -64,13 +64,13 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// By rule: unknown, not running, not allowed, runner offline (close code 1008).
+    /// A refusal by rule: unknown, not running, not allowed, runner offline (close code 1008).
     pub fn policy(reason: impl Into<String>) -> Self {
         let reason = reason.into();
         Self { reason, code: 1008 }
     }
 
-    /// By failure: something that should answer does not (close code 1011).
+    /// A failure: something that should answer does not (close code 1011).
     pub fn failure(reason: impl Into<String>) -> Self {
         let reason = reason.into();
         Self { reason, code: 1011 }

@@ -1,7 +1,8 @@
-//! Raw bytes between two sockets, both ways.
+//! Copies raw bytes between two sockets, both ways.
 //!
-//! A direction reads into a buffer borrowed from a pool and writes at once. Only what the other socket
-//! does not take keeps the buffer, so an idle session holds none and a blocked direction holds one.
+//! A direction reads into a buffer from a pool and writes at once. It keeps the buffer only while
+//! the other socket does not take all. An idle session therefore holds no buffer, and a blocked
+//! direction holds one.
 
 use std::future::poll_fn;
 use std::io;
@@ -32,20 +33,20 @@ const LONGEST_TURN: usize = 512 * 1024;
 /// Fewest bytes of a turn.
 const SHORTEST_TURN: usize = 16 * 1024;
 
-/// Bytes that all directions with something to move share, a turn each: some milliseconds of copying.
-/// Hundreds of sessions that flood would otherwise make everybody wait for seconds.
+/// Bytes that all directions with data share in one round of turns, which takes some milliseconds.
+/// Otherwise hundreds of flooding sessions would make the others wait for seconds.
 const ROUND: usize = 4 * 1024 * 1024;
 
 /// Buffers kept for the next read when nobody needs them.
 const POOLED: usize = 8;
 
-/// How long one direction may outlive the other: a WebSocket whose one side is closed has only its
-/// last words to say.
+/// How long one direction may outlive the other. After one side has closed, a WebSocket has little
+/// left to send.
 const LAST_WORDS: Duration = Duration::from_secs(30);
 
-/// What the sessions of a host share while they copy.
+/// Shared by all sessions of a host.
 pub struct Relays {
-    /// For what is read and waits to be written.
+    /// For data that was read and waits to be written.
     memory: Budget,
     pool: Mutex<Vec<Box<[u8]>>>,
     /// Directions that have used up a turn and wait for the next.
@@ -115,13 +116,13 @@ struct Direction<'a> {
     state: State<'a>,
     counter: &'a Counter,
     relays: &'a Relays,
-    /// Counted among those that wait for their next turn.
+    /// Counted in [`Relays::waiting`].
     waits: bool,
 }
 
 /// `Early -> Reading <-> Holding`, at the end of the input `-> Closing -> Closed`.
 enum State<'a> {
-    /// What was read before the relay began has to be written first.
+    /// Bytes that were read before the relay began are written first.
     Early(Bytes),
     Reading,
     /// Read but not yet taken by the other socket: `buffer[start..end]`.
@@ -155,9 +156,9 @@ impl<'a> Direction<'a> {
         }
     }
 
-    /// Moves what can be moved now; ready when the input has ended and the other side was told.
+    /// Moves what can be moved now. Ready when the input has ended and the other side was told.
     ///
-    /// Bounded work: after its turn other sessions have theirs.
+    /// The work is bounded: other sessions have their turn after this one.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -203,7 +204,7 @@ impl<'a> Direction<'a> {
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                         Poll::Pending => {
                             drop(buffer);
-                            // Nothing more to write for now: a TLS socket must not sit on records.
+                            // A TLS socket may hold records back until it is flushed.
                             return match Pin::new(to).poll_flush(cx) {
                                 Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
                                 _ => Poll::Pending,
@@ -245,10 +246,10 @@ fn write(cx: &mut Context<'_>, to: &mut Link, bytes: &[u8]) -> Poll<io::Result<u
     }
 }
 
-/// What one read goes into. Back in the pool, and off the budget, when dropped.
+/// The buffer of one read. Dropping it returns it to the pool and the budget.
 struct Buffer<'a> {
     bytes: Box<[u8]>,
-    /// What it is charged to, unless it is small.
+    /// `None` for a small buffer, which is not charged.
     charged: Option<&'a Relays>,
 }
 

@@ -1,4 +1,4 @@
-//! One session: from the client's upgrade request to two joined sockets.
+//! One session, from the client's upgrade request to two joined sockets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,14 +19,14 @@ use crate::common::route::Session;
 use crate::common::ws::{self, WebSocketCarrier};
 use crate::common::{net, token};
 
-/// Time to reach the runner and to get its answer: the client waits 10 s for everything.
+/// Time to reach the runner and get its answer. The client waits 10 s in all.
 const RUNNER_WITHIN: Duration = Duration::from_secs(5);
 
-/// Time that a host may need for its answer: for a turn to ask a registry, for the registry's answer,
-/// and for two questions to the runner.
+/// Time that a host may need to answer: a turn to query a registry, the registry's answer, and two
+/// requests to the runner.
 pub const ANSWERING: Duration = Duration::from_secs(16);
 
-/// Headers of the client that the runner needs to complete its handshake.
+/// Headers of the client that the runner needs for the handshake.
 const PASSED_ON: [header::HeaderName; 3] = [
     header::SEC_WEBSOCKET_KEY,
     header::SEC_WEBSOCKET_VERSION,
@@ -89,7 +89,7 @@ pub async fn join(
             };
             counter.add(1);
             let client = hyper::upgrade::on(&mut request);
-            // Whoever is refused gets no place among the sessions to hear it.
+            // A refused client gets no session's place.
             let farewell = host.front.farewell(asker.source);
             tokio::spawn(async move {
                 let told = async {
@@ -108,11 +108,11 @@ pub async fn join(
     }
 }
 
-/// Why an upgrade request leads to no session.
+/// Why an upgrade request does not lead to a session.
 enum NoSession {
-    /// Told in HTTP.
+    /// Answered in HTTP.
     Answer(BadRequest),
-    /// Told on the WebSocket, as the deployed host does it.
+    /// Answered on the WebSocket, as a deployed host does.
     Refusal(Refusal),
 }
 
@@ -128,7 +128,7 @@ impl From<Refusal> for NoSession {
     }
 }
 
-/// Asks those registries that check the caller themselves, and the others if the caller has the
+/// Queries the registries that check the caller themselves, and the others if the caller has the
 /// host's token.
 async fn find(
     host: &Host,
@@ -140,7 +140,7 @@ async fn find(
     let mut not_asked = false;
     for registry in &host.settings.registries {
         let found = match (registry.checks_callers(), caller) {
-            // Of a caller without a header it knows the answer: no.
+            // It would refuse a caller without a header.
             (true, None) => {
                 not_asked = true;
                 None
@@ -177,8 +177,8 @@ async fn ask_runner(
         StatusCode::NOT_FOUND | StatusCode::FORBIDDEN
     );
     if session.only.is_none() && unknown_path {
-        // A deployed runner has no such path. It asks for a port in the path, and takes the one of each
-        // CONNECT.
+        // A deployed runner does not serve that path. It wants a port in the path, but uses the
+        // port of each CONNECT.
         path = format!("/ws/forward/{}/1?proto=tcp", place.container);
         response = ask_path(host, request, &path, place).await?;
     }
@@ -230,7 +230,7 @@ async fn ask_path(
         }
     }
     let caller = request.headers().get(header::AUTHORIZATION);
-    // A token that a registry checks is the caller's secret with the cluster, and none of the runner's business.
+    // A token that a registry checks is a secret between the caller and the cluster.
     let caller = caller.filter(|_| !host.checks_callers());
     if let Some(token) = host.settings.front.token.as_ref().or(caller) {
         forwarded = forwarded.header(header::AUTHORIZATION, token);
@@ -245,7 +245,7 @@ async fn ask_path(
     net::within(RUNNER_WITHIN, asked).await.map_err(unreachable)
 }
 
-/// The runner's 101 with what the client's handshake needs, and nothing else.
+/// The runner's 101, with only the headers that the client needs.
 fn pass_answer(response: &Response<Incoming>) -> Answer {
     let mut answer = Answer::default();
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

@@ -13,13 +13,13 @@ use crate::common::http::{self, BadRequest};
 use crate::common::route::Route;
 use crate::common::token;
 
-/// What the tokens of this program are derived for, and nothing else is.
+/// Separates these tokens from anything else derived from the key.
 const PURPOSE: &[u8] = b"kohakuriver-tunnel agent token v1\0";
 
-/// Letters of a key: 128 bits even when they are hexadecimal.
+/// Shortest key in characters: 128 bits if they are hexadecimal.
 const KEY_MIN: usize = 32;
 
-/// Different letters of a key: fewer are no work of chance.
+/// Fewest different characters of a key. A random key has more.
 const KEY_LETTERS_MIN: usize = 8;
 
 /// The secret from which each container's token is derived.
@@ -27,7 +27,7 @@ pub struct AgentKey(Hmac<Sha256>);
 
 impl AgentKey {
     /// # Errors
-    /// The key is too weak: a sentence that says how to make one, and does not repeat it.
+    /// The key is too weak. Says how to make one, and does not repeat it.
     pub fn new(text: &str) -> Result<Self, &'static str> {
         let mut letters: Vec<u8> = text.bytes().collect();
         letters.sort_unstable();
@@ -100,8 +100,8 @@ pub fn check(
 }
 
 fn not_of_this_container() -> BadRequest {
-    let line = "a token of this very container is needed: give the agent what \"runner agent-token NAME\" prints, \
-                by --token-file or KOHAKURIVER_TUNNEL_TOKEN";
+    let line = "the token of this container is needed: give the agent what \
+                \"runner agent-token NAME\" prints, by --token-file or KOHAKURIVER_TUNNEL_TOKEN";
     BadRequest::new(StatusCode::UNAUTHORIZED, line).with(header::WWW_AUTHENTICATE, "Bearer")
 }
 

@@ -1,4 +1,4 @@
-//! Which containers have an agent now.
+//! The agents that are registered.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -17,23 +17,23 @@ use crate::common::places::{Full, Place, Places, Sizes};
 use crate::common::tunnel::{self, Upgraded};
 use crate::common::ws::REPLACED;
 
-/// How long after its loss, or after this server's start, an agent counts as reconnecting.
+/// How long an agent counts as reconnecting after its loss, or after the start of this server.
 const COMES_BACK_WITHIN: Duration = Duration::from_secs(30);
 
-/// Containers remembered after the loss of their agents. More are forgotten, which costs only the waiting.
+/// Most containers remembered after the loss of their agents. For the others nobody waits.
 const REMEMBERED: usize = 16_384;
 
-/// How long after one warning of agents that replace each other the next one comes: two of one name may do so
-/// for ever, every few seconds if they are deployed ones.
+/// Time between two warnings of agents that replace each other. Two agents of one name may do that
+/// for ever; deployed ones do it every few seconds.
 const WARN_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
 pub struct Agents {
     state: Mutex<State>,
-    /// Told of every registration.
+    /// Notified of every registration.
     registered: watch::Sender<()>,
     started: Instant,
     places: Places<Source>,
-    /// Connections that were not asked for at any agent because others were.
+    /// Connections that no agent was asked for because of others.
     pub refused: Arc<Refused>,
 }
 
@@ -48,18 +48,19 @@ struct State {
 #[derive(Clone)]
 pub struct Tunnel {
     pub mux: Mux,
-    /// What the agent makes: as many at once as it can, and as many as the tunnel has streams.
+    /// As many attempts as an agent makes at once, and as many connections as the tunnel has
+    /// streams.
     pub dials: Dials,
 }
 
 struct Agent {
-    /// Which connection this is: an old one that ends late must not take a newer one along.
+    /// Number of the connection: the late end of an old one must not remove a newer one.
     connection: u64,
     tunnel: Tunnel,
     peer: SocketAddr,
-    /// Handed on to whoever replaces it.
+    /// Passed on to its replacement.
     place: Option<Place<Source>>,
-    /// When a replacement under this name was last warned of.
+    /// When a replacement of this name was last warned about.
     warned: Option<Instant>,
 }
 
@@ -77,7 +78,7 @@ impl Agents {
         }
     }
 
-    /// A place for an agent of this name, none if it will replace an older one and take over its place.
+    /// A place for an agent of this name; `None` if it will take over that of an older one.
     ///
     /// # Errors
     /// All are taken, or this source has its share.
@@ -89,7 +90,7 @@ impl Agents {
         }
     }
 
-    /// Whether an agent of this name is registered and there.
+    /// Whether an agent of this name is registered and connected.
     pub fn is_taken(&self, name: &str) -> bool {
         self.live(name).is_some()
     }
@@ -119,8 +120,7 @@ impl Agents {
         }
     }
 
-    /// The tunnel to a container's agent, for which an agent that was here lately is waited until
-    /// `deadline`.
+    /// The tunnel to a container's agent. Waits until `deadline` for one that was here lately.
     pub async fn find(&self, name: &str, deadline: Instant) -> Option<Tunnel> {
         let mut registered = self.registered.subscribe();
         loop {
@@ -147,7 +147,7 @@ impl Agents {
     fn may_come_back(&self, name: &str) -> bool {
         let state = self.lock();
         let since = match (state.live.get(name), state.lost.get(name)) {
-            // Its tunnel has just ended and is about to be removed.
+            // Its tunnel has just ended and will be removed.
             (Some(_), _) => return true,
             (None, Some(lost)) => *lost,
             (None, None) => self.started,
@@ -204,7 +204,7 @@ impl Agents {
         connection
     }
 
-    /// Removes exactly this connection; says whether it was still the one registered.
+    /// Removes this connection. Returns whether it was still the registered one.
     fn remove(&self, name: &str, connection: u64) -> bool {
         let mut state = self.lock();
         let current = state.live.get(name).map(|agent| agent.connection);

@@ -1,4 +1,4 @@
-//! Two flows of one connection, each in a tunnel of its own.
+//! Joins the two flows of one connection, each in its own tunnel.
 
 use std::pin::pin;
 
@@ -8,8 +8,8 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::common::serve::FLOW_IDLE;
 
-/// Joins two flows until either ends, or both fall silent; gives the reason with which the agent
-/// ended its own.
+/// Joins two flows until either ends or both are idle. Returns the reason if the agent ended its
+/// flow.
 pub async fn join(client: &TunnelDatagram, agent: &TunnelDatagram) -> Option<Reset> {
     let mut last_used = Instant::now();
     let mut idle = pin!(sleep_until(last_used + FLOW_IDLE));

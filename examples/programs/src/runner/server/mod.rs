@@ -37,11 +37,12 @@ pub struct Settings {
     pub targets: HashMap<String, String>,
     /// Whether tunnels are served at all.
     pub enabled: bool,
-    /// Its token is also demanded from agents that have none of their own.
+    /// Its token is also demanded from agents if there is no other for them.
     pub front: FrontSettings,
-    /// Accepted from agents of every container instead. They run where strangers are root: what they know opens no session.
+    /// Accepted from the agent of any container instead. Agents run where strangers are root, so
+    /// their tokens do not open sessions.
     pub agent_token: Option<HeaderValue>,
-    /// What the tokens of single containers are derived from: accepted from that container's agent.
+    /// The tokens of single containers are derived from it.
     pub agent_key: Option<AgentKey>,
     pub tunnels: tunnel::Settings,
     pub ceilings: RunnerCeilings,
@@ -63,11 +64,11 @@ struct Counters {
     sessions: Counter,
     refused: Counter,
     agents: Counter,
-    /// Agents for which there was no place.
+    /// Agents without a place.
     agents_full: Counter,
     /// Connections joined to an agent.
     joined: Counter,
-    /// Connections that a session asked for and is not for.
+    /// Connections that are not allowed in their session.
     denied: Counter,
     no_agent: Counter,
 }
@@ -238,7 +239,7 @@ impl Runner {
     }
 }
 
-/// The WebSocket on a connection that was promised one.
+/// The WebSocket after a 101.
 async fn upgraded(upgrade: OnUpgrade, version: Version, peer: SocketAddr) -> Option<Upgraded> {
     match net::within(ws::HANDSHAKE_TIMEOUT, http::upgraded(upgrade)).await {
         Ok((link, read)) => {

@@ -1,4 +1,4 @@
-//! One client's session: greeted, then each connection it asks for is dialled or joined to the agent.
+//! One client's session. Each connection that it requests is dialled or joined to the agent.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -22,10 +22,10 @@ use crate::common::serve::{self, FLOW_IDLE, LAST_WORDS, unless_abandoned};
 use crate::common::tunnel::{self, Upgraded};
 use crate::common::ws::WebSocketCarrier;
 
-/// How long an agent that is reconnecting is waited for: well inside the client's own 10 s.
+/// How long to wait for an agent that is reconnecting, well within the client's 10 s.
 const AGENT_WITHIN: Duration = Duration::from_secs(6);
 
-/// How long an agent may take to say whether it could connect: its own limit and a little more.
+/// Time for an agent to say whether it could connect: its own limit and a little more.
 const AGENT_ANSWER: Duration = Duration::from_secs(12);
 
 /// Serves a client until its WebSocket ends.
@@ -40,7 +40,7 @@ pub async fn serve(
     if let Err((reason, code)) = ready(runner, &session).await {
         runner.counters.refused.add(1);
         tracing::info!(%peer, container = %session, "refused: {reason}");
-        // Whoever is refused needs no place among the sessions to hear it.
+        // A refused client needs no session's place.
         let farewell = runner.front.farewell(caller.source);
         drop(place);
         let told = mux::builder().refuse(upgraded.socket, WebSocketCarrier, code, &reason);
@@ -75,7 +75,7 @@ pub async fn serve(
     }
 }
 
-/// Whether the session can be of any use; the reason and the close code if not.
+/// Whether the session can be served; the reason and the close code if not.
 async fn ready(runner: &Runner, session: &Session) -> Result<(), (String, u16)> {
     if !runner.settings.enabled {
         return Err(("tunnels are turned off on this runner".to_owned(), 1008));
@@ -127,7 +127,7 @@ async fn connection(runner: &Runner, container: &str, party: Party, incoming: In
     }
 }
 
-/// What a session wants to open at a container's agent.
+/// A connection that a session opens at a container's agent.
 struct At<'a> {
     runner: &'a Runner,
     container: &'a str,
@@ -172,7 +172,7 @@ impl At<'_> {
                 .inspect_err(|given_up| stream.reset(given_up.reason, &given_up.text))?;
             match answer {
                 Ok(Ok(())) => return Ok((stream, place)),
-                // The agent went away over it: nothing was lost yet, so its successor is asked.
+                // The agent has gone. No data is lost yet, so its successor is asked.
                 Ok(Err(_)) if mux.tunnel().close_reason().is_some() => {}
                 Ok(Err(reset)) => return Err(reset),
                 Err(_) => {
@@ -186,8 +186,8 @@ impl At<'_> {
 
     /// Joins a client's flow to the agent's until it ends.
     ///
-    /// The agent may end its flow where the port is refused. Clients of version 2 know that and open
-    /// another; for those of version 1 that is done here, with their next datagram.
+    /// The agent may end its flow if the port is refused. Clients of version 2 then open another
+    /// flow. For those of version 1 this function does, with their next datagram.
     async fn join_flow(&self, incoming: IncomingUdp, v2: bool) -> Result<(), (Incoming, Reset)> {
         let opened = unless_abandoned(incoming.abandoned(), self.open_flow()).await;
         let (mut agent, mut place) = match opened.and_then(|opened| opened) {
@@ -212,7 +212,7 @@ impl At<'_> {
                     break;
                 }
             };
-            // A failure shows when they are joined.
+            // A failure shows once they are joined.
             let _ = agent.send(datagram);
         }
         Ok(())
@@ -243,7 +243,7 @@ impl At<'_> {
         }
     }
 
-    /// The agent that is there now, or comes back in time.
+    /// The agent, which may have to come back first.
     async fn agent(&self, deadline: Instant) -> Result<Tunnel, Reset> {
         let found = self.runner.agents.find(self.container, deadline).await;
         found.ok_or_else(|| {
