@@ -4,14 +4,14 @@ use alloc::vec::Vec;
 use core::fmt::Display;
 use core::future::Future;
 use core::pin::Pin;
-use core::task::{Context, Poll, Waker, ready};
-use core::time::Duration;
+use core::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use futures_core::Stream;
 use futures_sink::Sink;
 
 use super::budget::Account;
+use super::closing::{CLOSE_TIMEOUT, Closing};
 use super::patience::Patience;
 use super::turn::Turn;
 use super::{Timer, TokioTimer, Tunnel, TunnelError};
@@ -39,11 +39,11 @@ use crate::transport::{Carrier, Received};
 #[derive(Debug)]
 #[must_use = "nothing moves unless the driver is polled"]
 pub struct Driver<T, C: Carrier, R = TokioTimer> {
-    transport: T,
-    carrier: C,
-    timer: R,
-    tunnel: Tunnel,
-    phase: Phase,
+    pub(super) transport: T,
+    pub(super) carrier: C,
+    pub(super) timer: R,
+    pub(super) tunnel: Tunnel,
+    pub(super) phase: Phase,
     /// Messages read and not yet handled, reused.
     inbox: Vec<Bytes>,
     /// Messages to be written next.
@@ -62,24 +62,11 @@ pub struct Driver<T, C: Carrier, R = TokioTimer> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     Running,
     /// The transport is being closed.
     Closing(Closing),
     Done,
-}
-
-/// How far the end of the transport has come, and how long it may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Closing {
-    /// Closed here; the other side may still be reading.
-    sent: bool,
-    /// The other side's end is not waited for.
-    ended: bool,
-    /// Given up when nothing happens until then.
-    until: Instant,
-    /// Given up then in any case.
-    deadline: Instant,
 }
 
 /// What one look at the transport found.
@@ -106,10 +93,6 @@ where
     const ROUNDS: usize = 16;
     /// Batches written before what has arrived gets its turn.
     const BATCHES: usize = 16;
-    /// How long the other side may be silent while the transport ends, and how long that may take
-    /// in all.
-    const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-    const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
     fn run(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
         for _ in 0..Self::ROUNDS {
@@ -303,7 +286,7 @@ where
             (state.shutdown, state.arm())
         };
         if shutdown {
-            let until = *self.give_up.get_or_insert(now + Self::CLOSE_TIMEOUT);
+            let until = *self.give_up.get_or_insert(now + CLOSE_TIMEOUT);
             let late = self.timer.poll_deadline(cx, until).is_ready();
             return late.then_some(Ok(()));
         }
@@ -337,56 +320,6 @@ where
         let finished = done && self.outbox.is_empty() && !session.has_transmit();
         let receive = state.driver_stalled && session.can_receive();
         (finished, receive || session.has_event())
-    }
-
-    /// Hands the reason for the end to the transport, if there is one.
-    fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some((code, why)) = self.tunnel.shared.lock().goodbye.clone() else {
-            return Poll::Ready(());
-        };
-        let ready = ready!(Pin::new(&mut self.transport).poll_ready(cx));
-        self.tunnel.shared.lock().goodbye = None;
-        if let (Ok(()), Some(close)) = (ready, self.carrier.close(code, &why)) {
-            // A transport that fails here is about to be closed anyway.
-            let _ = Pin::new(&mut self.transport).start_send(close);
-        }
-        Poll::Ready(())
-    }
-
-    /// Closes the transport, then lets the other side read to the end: to drop a socket that still
-    /// receives may destroy what was sent before.
-    fn poll_close(&mut self, cx: &mut Context<'_>, mut closing: Closing) -> Poll<()> {
-        if !closing.sent {
-            closing.sent = self.poll_goodbye(cx).is_ready()
-                && Pin::new(&mut self.transport).poll_close(cx).is_ready();
-        }
-        if closing.sent && closing.ended {
-            return Poll::Ready(());
-        }
-        let mut skipped = 0;
-        while !closing.ended {
-            match Pin::new(&mut self.transport).poll_next(cx) {
-                Poll::Pending => break,
-                Poll::Ready(None | Some(Err(_))) => closing.ended = true,
-                Poll::Ready(Some(Ok(message))) => {
-                    closing.ended = matches!(self.carrier.classify(message), Received::End(_));
-                    skipped += 1;
-                }
-            }
-            if skipped == Turn::LONGEST.messages {
-                cx.waker().wake_by_ref();
-                break;
-            }
-        }
-        if closing.sent && closing.ended {
-            return Poll::Ready(());
-        }
-        if skipped > 0 {
-            closing.until = self.tunnel.shared.now() + Self::CLOSE_TIMEOUT;
-        }
-        self.phase = Phase::Closing(closing);
-        let until = closing.until.min(closing.deadline);
-        self.timer.poll_deadline(cx, until)
     }
 }
 
@@ -441,12 +374,7 @@ where
                 return Poll::Pending;
             };
             let now = this.tunnel.shared.now();
-            this.phase = Phase::Closing(Closing {
-                sent: false,
-                ended: closed.is_err(),
-                until: now + Self::CLOSE_TIMEOUT,
-                deadline: now + Self::CLOSE_DEADLINE,
-            });
+            this.phase = Phase::Closing(Closing::begin(now, closed.is_err()));
             this.end(closed);
         }
         if let Phase::Closing(closing) = this.phase {

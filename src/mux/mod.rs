@@ -51,6 +51,7 @@
 mod acceptor;
 mod budget;
 mod builder;
+mod closing;
 mod datagram;
 mod driver;
 mod error;

@@ -1,0 +1,103 @@
+//! How the driver ends its transport.
+
+use core::fmt::Display;
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
+use core::time::Duration;
+
+use futures_core::Stream;
+use futures_sink::Sink;
+
+use super::Timer;
+use super::driver::{Driver, Phase};
+use super::turn::Turn;
+use crate::session::Instant;
+use crate::transport::{Carrier, Received};
+
+/// How long the other side may be silent while the transport ends, and how long that may take in
+/// all.
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How far the end of the transport has come, and how long it may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Closing {
+    /// Closed here; the other side may still be reading.
+    pub(super) sent: bool,
+    /// The other side's end is not waited for.
+    pub(super) ended: bool,
+    /// Given up when nothing happens until then.
+    pub(super) until: Instant,
+    /// Given up then in any case.
+    pub(super) deadline: Instant,
+}
+
+impl Closing {
+    /// Begins now. `ended`: the other side has ended it, or cannot.
+    pub(super) fn begin(now: Instant, ended: bool) -> Self {
+        Self {
+            sent: false,
+            ended,
+            until: now + CLOSE_TIMEOUT,
+            deadline: now + CLOSE_DEADLINE,
+        }
+    }
+}
+
+impl<T, C, R, E> Driver<T, C, R>
+where
+    T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
+    C: Carrier,
+    R: Timer,
+    E: Display,
+{
+    /// Hands the reason for the end to the transport, if there is one.
+    fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some((code, why)) = self.tunnel.shared.lock().goodbye.clone() else {
+            return Poll::Ready(());
+        };
+        let ready = ready!(Pin::new(&mut self.transport).poll_ready(cx));
+        self.tunnel.shared.lock().goodbye = None;
+        if let (Ok(()), Some(close)) = (ready, self.carrier.close(code, &why)) {
+            // A transport that fails here is about to be closed anyway.
+            let _ = Pin::new(&mut self.transport).start_send(close);
+        }
+        Poll::Ready(())
+    }
+
+    /// Closes the transport, then lets the other side read to the end: to drop a socket that still
+    /// receives may destroy what was sent before.
+    pub(super) fn poll_close(&mut self, cx: &mut Context<'_>, mut closing: Closing) -> Poll<()> {
+        if !closing.sent {
+            closing.sent = self.poll_goodbye(cx).is_ready()
+                && Pin::new(&mut self.transport).poll_close(cx).is_ready();
+        }
+        if closing.sent && closing.ended {
+            return Poll::Ready(());
+        }
+        let mut skipped = 0;
+        while !closing.ended {
+            match Pin::new(&mut self.transport).poll_next(cx) {
+                Poll::Pending => break,
+                Poll::Ready(None | Some(Err(_))) => closing.ended = true,
+                Poll::Ready(Some(Ok(message))) => {
+                    closing.ended = matches!(self.carrier.classify(message), Received::End(_));
+                    skipped += 1;
+                }
+            }
+            if skipped == Turn::LONGEST.messages {
+                cx.waker().wake_by_ref();
+                break;
+            }
+        }
+        if closing.sent && closing.ended {
+            return Poll::Ready(());
+        }
+        if skipped > 0 {
+            closing.until = self.tunnel.shared.now() + CLOSE_TIMEOUT;
+        }
+        self.phase = Phase::Closing(closing);
+        let until = closing.until.min(closing.deadline);
+        self.timer.poll_deadline(cx, until)
+    }
+}
