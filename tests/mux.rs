@@ -20,6 +20,8 @@ mod executor;
 mod flow;
 #[path = "mux/handshake.rs"]
 mod handshake;
+#[path = "mux/hostile.rs"]
+mod hostile;
 #[path = "mux/join.rs"]
 mod join;
 #[path = "mux/lifecycle.rs"]

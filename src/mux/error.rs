@@ -1,9 +1,10 @@
 use alloc::format;
 use alloc::string::String;
+use std::io;
 
 use thiserror::Error;
 
-use crate::session::clean_text;
+use crate::session::{OpenError, clean_text};
 use crate::transport::CloseReason;
 
 /// Why a tunnel ended before this end was done with it. The variant says who is at fault.
@@ -98,6 +99,48 @@ pub enum ConnectError {
     NoTexts,
 }
 
+impl From<OpenError> for io::Error {
+    /// Connection aborted where there is no tunnel any more, resource busy where there may be room
+    /// later.
+    fn from(error: OpenError) -> Self {
+        let kind = match error {
+            OpenError::NotOpener => io::ErrorKind::Unsupported,
+            OpenError::Limit(_) | OpenError::Congested => io::ErrorKind::ResourceBusy,
+            OpenError::Draining | OpenError::Closed => io::ErrorKind::ConnectionAborted,
+        };
+        Self::new(kind, error)
+    }
+}
+
+impl From<TunnelError> for io::Error {
+    /// Of the kind that fits, with the [`TunnelError`] as its source.
+    fn from(error: TunnelError) -> Self {
+        let kind = match error {
+            TunnelError::Ended(_) => io::ErrorKind::ConnectionAborted,
+            TunnelError::Transport(_) => io::ErrorKind::ConnectionReset,
+            TunnelError::Unexpected(_) => io::ErrorKind::InvalidData,
+            TunnelError::PeerDead => io::ErrorKind::TimedOut,
+            TunnelError::Dropped => io::ErrorKind::NotConnected,
+        };
+        Self::new(kind, error)
+    }
+}
+
+impl From<ConnectError> for io::Error {
+    /// Of the kind that fits, with the [`ConnectError`] as its source.
+    fn from(error: ConnectError) -> Self {
+        let kind = match error {
+            ConnectError::Refused { .. } => io::ErrorKind::ConnectionRefused,
+            ConnectError::Closed(_) => io::ErrorKind::ConnectionAborted,
+            ConnectError::TimedOut => io::ErrorKind::TimedOut,
+            ConnectError::Unexpected => io::ErrorKind::InvalidData,
+            ConnectError::Transport(_) => io::ErrorKind::ConnectionReset,
+            ConnectError::NoTexts => io::ErrorKind::Unsupported,
+        };
+        Self::new(kind, error)
+    }
+}
+
 /// A peer's reason to close, fit to be shown.
 pub(super) fn clean(reason: CloseReason) -> CloseReason {
     CloseReason {
@@ -114,4 +157,55 @@ fn said(reason: &Option<CloseReason>) -> String {
     reason
         .as_ref()
         .map_or_else(String::new, |reason| format!(": {reason}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::ToString;
+    use std::error::Error;
+
+    use super::*;
+
+    #[test]
+    fn as_an_io_error_each_has_a_kind_and_its_source() {
+        fn check(error: impl Into<io::Error> + Error + Clone + 'static, kind: io::ErrorKind) {
+            let text = error.clone().to_string();
+            let error: io::Error = error.into();
+            assert_eq!((error.kind(), error.to_string()), (kind, text));
+            assert!(error.get_ref().is_some());
+        }
+        check(OpenError::Limit(7), io::ErrorKind::ResourceBusy);
+        check(OpenError::Closed, io::ErrorKind::ConnectionAborted);
+        check(TunnelError::PeerDead, io::ErrorKind::TimedOut);
+        check(
+            TunnelError::Unexpected("hi".into()),
+            io::ErrorKind::InvalidData,
+        );
+        let refused = ConnectError::Refused {
+            reason: "full".into(),
+            code: Some(1013),
+        };
+        check(refused, io::ErrorKind::ConnectionRefused);
+        check(ConnectError::TimedOut, io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_reason_is_said_only_if_there_is_one() {
+        let ended = TunnelError::Ended(None);
+        assert_eq!(ended.to_string(), "ended by the other side");
+        let reason = CloseReason {
+            code: 4001,
+            text: "replaced\n".into(),
+        };
+        let ended = TunnelError::ended(Some(reason));
+        assert_eq!(
+            ended.to_string(),
+            "ended by the other side: replaced  (4001)"
+        );
+        let unexpected = TunnelError::Unexpected(String::new());
+        let text = "the other side sent what is no tunnel message";
+        assert_eq!(unexpected.to_string(), text);
+        let unexpected = TunnelError::Unexpected("hi".into());
+        assert_eq!(unexpected.to_string(), format!("{text}: hi"));
+    }
 }

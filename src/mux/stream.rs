@@ -7,9 +7,8 @@ use std::io;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::TunnelError;
 use super::shared::{Handle, register};
-use crate::session::{OpenError, Reason, Recv, Reset, SendError, StreamError, StreamStats};
+use crate::session::{Reason, Recv, Reset, SendError, StreamError, StreamStats};
 use crate::wire::Chunk;
 
 /// A byte stream through the tunnel.
@@ -385,33 +384,6 @@ pub(super) fn send_reset(error: SendError) -> Reset {
     match error {
         SendError::Reset(reset) => reset,
         other => Reset::new(Reason::Gone, &alloc::format!("{other}")),
-    }
-}
-
-impl From<OpenError> for io::Error {
-    /// Connection aborted where there is no tunnel any more, resource busy where there may be room
-    /// later.
-    fn from(error: OpenError) -> Self {
-        let kind = match error {
-            OpenError::NotOpener => io::ErrorKind::Unsupported,
-            OpenError::Limit(_) | OpenError::Congested => io::ErrorKind::ResourceBusy,
-            OpenError::Draining | OpenError::Closed => io::ErrorKind::ConnectionAborted,
-        };
-        Self::new(kind, error)
-    }
-}
-
-impl From<TunnelError> for io::Error {
-    /// Of the kind that fits, with the [`TunnelError`] as its source.
-    fn from(error: TunnelError) -> Self {
-        let kind = match error {
-            TunnelError::Ended(_) => io::ErrorKind::ConnectionAborted,
-            TunnelError::Transport(_) => io::ErrorKind::ConnectionReset,
-            TunnelError::Unexpected(_) => io::ErrorKind::InvalidData,
-            TunnelError::PeerDead => io::ErrorKind::TimedOut,
-            TunnelError::Dropped => io::ErrorKind::NotConnected,
-        };
-        Self::new(kind, error)
     }
 }
 
