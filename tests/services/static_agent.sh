@@ -11,8 +11,8 @@ programs=${1:-target/release/examples}
 [ "$(uname -sm)" = "Linux x86_64" ] || { echo "the build is for Linux on x86-64"; exit 77; }
 tests/services/install.sh
 
-env -u RUSTFLAGS cargo build --config examples/agent/static.toml --profile small --example agent \
-    --target $target
+env -u RUSTFLAGS cargo build --config examples/agent/static.toml --profile small \
+    -p tunnel-programs --example agent --target $target
 agent=${CARGO_TARGET_DIR:-target}/$target/small/examples/agent
 
 kind=$(file -b "$agent")
