@@ -49,6 +49,11 @@ impl BadRequest {
         }
     }
 
+    /// There is no place now (503).
+    pub fn busy(line: &'static str) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, line)
+    }
+
     /// Adds a header that says what would be right.
     #[must_use]
     pub fn with(mut self, name: header::HeaderName, value: &'static str) -> Self {

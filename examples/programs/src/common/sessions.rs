@@ -2,8 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hyper::StatusCode;
-
 use super::addresses::{Source, Sources};
 use super::front::{Caller, FrontSettings};
 use super::http::BadRequest;
@@ -60,7 +58,7 @@ impl Sessions {
             Err(Full::All) => {
                 self.full.add(1);
                 let line = "there are as many sessions here as there may be: try again later";
-                Err(BadRequest::new(StatusCode::SERVICE_UNAVAILABLE, line))
+                Err(BadRequest::busy(line))
             }
             Err(Full::Share) => {
                 self.share.add(1);
@@ -71,7 +69,7 @@ impl Sessions {
                     );
                 }
                 let line = "your address has as many sessions here as one may have";
-                Err(BadRequest::new(StatusCode::SERVICE_UNAVAILABLE, line))
+                Err(BadRequest::busy(line))
             }
         }
     }

@@ -1,62 +1,60 @@
 //! The signals that end a program: SIGINT, SIGTERM and SIGHUP, or Ctrl-C.
 
+#[cfg(unix)]
+use std::future::poll_fn;
 use std::io;
+#[cfg(unix)]
+use std::task::Poll;
 
 #[cfg(unix)]
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals from now on.
+/// The signals from now on, with their names.
 pub struct Signals {
     #[cfg(unix)]
-    interrupt: Signal,
-    #[cfg(unix)]
-    terminate: Signal,
-    /// `None` if it is ignored.
-    #[cfg(unix)]
-    hang_up: Option<Signal>,
+    heeded: Vec<(&'static str, Signal)>,
 }
 
 impl Signals {
     /// Registers for the signals.
     ///
     /// # Errors
-    /// The system does not let it.
+    /// The system does not allow it.
+    #[cfg(unix)]
     pub fn listen() -> io::Result<Self> {
-        Ok(Self {
-            #[cfg(unix)]
-            interrupt: signal(SignalKind::interrupt())?,
-            #[cfg(unix)]
-            terminate: signal(SignalKind::terminate())?,
-            #[cfg(unix)]
-            hang_up: match ignores_hang_up() {
-                true => None,
-                false => Some(signal(SignalKind::hangup())?),
-            },
-        })
+        let mut heeded = vec![
+            ("SIGINT", signal(SignalKind::interrupt())?),
+            ("SIGTERM", signal(SignalKind::terminate())?),
+        ];
+        if !ignores_hang_up() {
+            heeded.push(("SIGHUP", signal(SignalKind::hangup())?));
+        }
+        Ok(Self { heeded })
     }
 
     /// Waits for one and gives its name.
     #[cfg(unix)]
     pub async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
-            () = hung_up(self.hang_up.as_mut()) => "SIGHUP",
-        }
+        poll_fn(|cx| {
+            for (name, signal) in &mut self.heeded {
+                if signal.poll_recv(cx).is_ready() {
+                    return Poll::Ready(*name);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    #[cfg(not(unix))]
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self {})
     }
 
     #[cfg(not(unix))]
     pub async fn next(&mut self) -> &'static str {
         let _ = tokio::signal::ctrl_c().await;
         "Ctrl-C"
-    }
-}
-
-#[cfg(unix)]
-async fn hung_up(hang_up: Option<&mut Signal>) {
-    match hang_up {
-        Some(signal) => drop(signal.recv().await),
-        None => std::future::pending().await,
     }
 }
 

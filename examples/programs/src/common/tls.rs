@@ -147,6 +147,23 @@ impl Dialer {
         .await
     }
 
+    /// Connects to the server of a URL and sends one request, within `limit`. The answer may be a 101.
+    ///
+    /// # Errors
+    /// Says why there is no answer, and what to do.
+    pub async fn send(
+        &self,
+        url: &Url,
+        limit: Duration,
+        request: Request<Empty<Bytes>>,
+    ) -> io::Result<Response<Incoming>> {
+        net::within(limit, async {
+            let link = self.connect(url, limit).await?;
+            self.ask(url, link, request).await
+        })
+        .await
+    }
+
     /// Sends one request over a new connection to the server of a URL. The answer may be a 101.
     ///
     /// # Errors

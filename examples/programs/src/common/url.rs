@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use hyper::Uri;
+use hyper::http::request;
+use hyper::{Request, Uri, header};
 
 /// The URL of a host, a runner or a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,6 +106,11 @@ impl Url {
         } else {
             format!("{}:{}", self.host, self.port)
         }
+    }
+
+    /// A GET request for it.
+    pub fn get(&self) -> request::Builder {
+        Request::get(self.target()).header(header::HOST, self.authority())
     }
 
     /// The target of a request line.

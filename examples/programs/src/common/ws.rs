@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Empty;
+use hyper::StatusCode;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
-use hyper::{Request, StatusCode};
 use kohakuriver_tunnel::carrier;
 use kohakuriver_tunnel::mux;
 use kohakuriver_tunnel::session::Version;
@@ -147,8 +147,8 @@ async fn handshake(
         ))
     };
     let key = generate_key();
-    let mut request = Request::get(url.target())
-        .header(header::HOST, url.authority())
+    let mut request = url
+        .get()
         .header(header::CONNECTION, "Upgrade")
         .header(header::UPGRADE, "websocket")
         .header(header::SEC_WEBSOCKET_VERSION, "13")
@@ -243,17 +243,19 @@ pub fn choose(headers: &HeaderMap) -> Version {
 
 /// The server's answer to an upgrade request.
 pub fn accept_answer(key: &HeaderValue, version: Version) -> http::Answer {
+    let accept = HeaderValue::try_from(derive_accept_key(key.as_bytes()));
+    switching(accept.ok(), (version == Version::V2).then_some(V2))
+}
+
+/// A 101 with these values of `Sec-WebSocket-Accept` and `Sec-WebSocket-Protocol`.
+pub fn switching(accept: Option<HeaderValue>, protocol: Option<HeaderValue>) -> http::Answer {
     let mut answer = http::Answer::default();
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = answer.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    if let Ok(accept) = HeaderValue::try_from(derive_accept_key(key.as_bytes())) {
-        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
-    }
-    if version == Version::V2 {
-        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, V2);
-    }
+    headers.extend(accept.map(|value| (header::SEC_WEBSOCKET_ACCEPT, value)));
+    headers.extend(protocol.map(|value| (header::SEC_WEBSOCKET_PROTOCOL, value)));
     answer
 }
 

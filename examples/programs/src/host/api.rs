@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use http_body_util::Empty;
+use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
-use hyper::{Request, StatusCode};
 use kohakuriver_tunnel::session::clean_text;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -61,11 +61,9 @@ impl ClusterApi {
         id: &str,
         caller: Option<&HeaderValue>,
     ) -> Result<Option<TaskPlace>, Refusal> {
-        let asked: Result<Task, _> = self.get(&format!("/api/status/{id}"), caller).await;
-        let task = match asked {
-            Ok(task) => task,
+        let task: Task = match self.get(&format!("/api/status/{id}"), caller).await {
             Err(Unanswered::Status(StatusCode::NOT_FOUND)) => return Ok(None),
-            Err(other) => return Err(self.refusal(id, other)),
+            answered => answered.map_err(|other| self.refusal(id, other))?,
         };
         if task.status != "running" {
             let status = clean_text(task.status.as_bytes());
@@ -76,10 +74,8 @@ impl ClusterApi {
         let Some(hostname) = &task.assigned_node else {
             return Err(Refusal::policy(format!("task {id} runs on no node")));
         };
-        let nodes: Vec<Node> = match self.get("/api/nodes", caller).await {
-            Ok(nodes) => nodes,
-            Err(other) => return Err(self.refusal(id, other)),
-        };
+        let nodes = self.get("/api/nodes", caller).await;
+        let nodes: Vec<Node> = nodes.map_err(|other| self.refusal(id, other))?;
         let shown_name = clean_text(hostname.as_bytes());
         let Some(node) = nodes.into_iter().find(|node| node.hostname == *hostname) else {
             return Err(Refusal::policy(format!(
@@ -105,28 +101,20 @@ impl ClusterApi {
     ) -> Result<T, Unanswered> {
         let failed = |error: std::io::Error| Unanswered::Failed(net::plain(&error));
         let url = self.base.join(path);
-        let mut request = Request::get(url.target())
-            .header(header::HOST, url.authority())
-            .header(header::ACCEPT, "application/json");
+        let mut request = url.get().header(header::ACCEPT, "application/json");
         if let Some(caller) = caller {
             request = request.header(header::AUTHORIZATION, caller);
         }
-        let request = request
-            .body(Empty::new())
-            .map_err(|error| Unanswered::Failed(error.to_string()))?;
-        let link = self
-            .dialer
-            .connect(&url, ANSWER_WITHIN)
-            .await
-            .map_err(failed)?;
-        let response = self.dialer.ask(&url, link, request).await.map_err(failed)?;
+        let request = request.body(Empty::new());
+        let request = request.map_err(|error| Unanswered::Failed(error.to_string()))?;
+        let response = self.dialer.send(&url, ANSWER_WITHIN, request).await;
+        let response = response.map_err(failed)?;
         let status = response.status();
         if status != StatusCode::OK {
             return Err(Unanswered::Status(status));
         }
-        let body = http::body_text(response.into_body(), ANSWER_MAX)
-            .await
-            .map_err(failed)?;
+        let body = http::body_text(response.into_body(), ANSWER_MAX).await;
+        let body = body.map_err(failed)?;
         serde_json::from_str(&body).map_err(|error| {
             let error = clean_text(error.to_string().as_bytes());
             Unanswered::Failed(format!("{path} is not as expected: {error}"))

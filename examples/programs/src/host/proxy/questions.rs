@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use hyper::StatusCode;
 use tokio::time::timeout;
 
 use crate::common::addresses::Source;
@@ -45,7 +44,7 @@ impl Questions {
             Ok(Err(_)) | Err(_) => {
                 self.refused.add(1);
                 let line = "this host asks its cluster about many callers: try again later";
-                Err(BadRequest::new(StatusCode::SERVICE_UNAVAILABLE, line))
+                Err(BadRequest::busy(line))
             }
         }
     }

@@ -67,7 +67,12 @@ pub async fn join(
         Ok((place_of_task, place, response)) => {
             tracing::debug!(%peer, task = %session, container = place_of_task.container, "joined");
             host.counters.joined.add(1);
-            let answer = pass_answer(&response);
+            // With only those of the runner's headers that the client needs.
+            let header = |name| response.headers().get(name).cloned();
+            let answer = ws::switching(
+                header(header::SEC_WEBSOCKET_ACCEPT),
+                header(header::SEC_WEBSOCKET_PROTOCOL),
+            );
             let client = hyper::upgrade::on(&mut request);
             tokio::spawn(async move {
                 let ended = run(&host, client, response).await;
@@ -220,8 +225,8 @@ async fn ask_path(
             url.authority()
         ))
     };
-    let mut forwarded = Request::get(url.target())
-        .header(header::HOST, url.authority())
+    let mut forwarded = url
+        .get()
         .header(header::CONNECTION, "Upgrade")
         .header(header::UPGRADE, "websocket");
     for name in &PASSED_ON {
@@ -238,27 +243,9 @@ async fn ask_path(
     let forwarded = forwarded
         .body(http_body_util::Empty::new())
         .map_err(|error| Refusal::failure(error.to_string()))?;
-    let asked = async {
-        let link = host.settings.dialer.connect(&url, RUNNER_WITHIN).await?;
-        host.settings.dialer.ask(&url, link, forwarded).await
-    };
-    net::within(RUNNER_WITHIN, asked).await.map_err(unreachable)
-}
-
-/// The runner's 101, with only the headers that the client needs.
-fn pass_answer(response: &Response<Incoming>) -> Answer {
-    let mut answer = Answer::default();
-    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let passed = [header::SEC_WEBSOCKET_ACCEPT, header::SEC_WEBSOCKET_PROTOCOL];
-    for name in passed {
-        if let Some(value) = response.headers().get(&name) {
-            answer.headers_mut().insert(name, value.clone());
-        }
-    }
-    let headers = answer.headers_mut();
-    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    answer
+    let dialer = &host.settings.dialer;
+    let asked = dialer.send(&url, RUNNER_WITHIN, forwarded).await;
+    asked.map_err(unreachable)
 }
 
 /// Joins the two sockets until both directions have ended.

@@ -129,12 +129,12 @@ impl Runner {
             Route::Agent(name) => {
                 if !self.settings.enabled {
                     let off = "tunnels are turned off on this runner";
-                    return Err(BadRequest::new(StatusCode::SERVICE_UNAVAILABLE, off));
+                    return Err(BadRequest::busy(off));
                 }
                 let place = self.agents.place(&name, caller.source).map_err(|_| {
                     self.counters.agents_full.add(1);
                     let full = "this runner has as many agents as it may: try again later";
-                    BadRequest::new(StatusCode::SERVICE_UNAVAILABLE, full)
+                    BadRequest::busy(full)
                 })?;
                 let yields = request.headers().contains_key(ws::IF_FREE);
                 if yields && self.agents.is_taken(&name) {
