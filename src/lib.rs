@@ -1,4 +1,4 @@
-//! Port forwarding over any message transport: one protocol, from an eight-byte header to async
+//! Port forwarding over any message transport, in layers from an eight-byte header to async
 //! streams.
 //!
 //! ```text
@@ -26,12 +26,13 @@
 )]
 //!
 //! `wire`, `session` and `transport` are `no_std` with `alloc`. Each module begins with an example;
-//! the README has one for each layer side by side, and `examples/embed_*.rs` are complete programs:
-//! client, server, HTTP and gRPC through a tunnel, a Unix socket, a session without a runtime.
-//! PROTOCOL.md in the repository is what the code implements.
+//! the README has one for each layer, and `examples/embed_*.rs` are complete programs: client,
+//! server, HTTP and gRPC through a tunnel, a Unix socket, a session without a runtime. The code
+//! implements PROTOCOL.md.
 //!
-//! What the protocol does not give: confidentiality, authentication, resumption after the transport
-//! is lost, connections opened by the accepting side, and, with v1 peers, flow control.
+//! The protocol does not provide confidentiality, authentication, resumption after the transport is
+//! lost, or connections opened by the acceptor. With v1 peers it does not provide flow control
+//! either.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

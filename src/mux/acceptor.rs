@@ -5,9 +5,9 @@ use super::shared::{Handle, register};
 use super::{Incoming, IncomingTcp, Tunnel};
 use crate::session::Reason;
 
-/// Takes the connections that the other side opens. Dropping it refuses them.
+/// Accepts the connections that the peer opens. Dropping it refuses further ones.
 ///
-/// The accepting end of a tunnel stays up while there is this or a stream or flow, and ends in good
+/// The acceptor's end of a tunnel stays up while this, a stream or a flow exists. It ends in good
 /// order when the last of them is dropped.
 ///
 /// ```
@@ -48,7 +48,7 @@ impl Acceptor {
         poll_fn(|cx| self.poll_accept(cx)).await
     }
 
-    /// The next byte stream, for those who serve no datagrams: flows asked for before it are
+    /// The next byte stream, for programs that serve no datagrams: earlier requests for flows are
     /// refused. `None` after the tunnel has ended. Cancel safe.
     pub async fn accept_tcp(&mut self) -> Option<IncomingTcp> {
         loop {
@@ -76,7 +76,7 @@ impl Acceptor {
         Poll::Pending
     }
 
-    /// The tunnel, to watch it and to end it.
+    /// The tunnel, for code that watches or ends it.
     #[must_use]
     pub const fn tunnel(&self) -> &Tunnel {
         &self.tunnel

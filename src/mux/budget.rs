@@ -1,15 +1,16 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes that many tunnels, and whatever else of a program a peer can make grow, may hold together.
+/// A bound in bytes on what many tunnels, and other parts of a program that a peer can make grow,
+/// hold together.
 ///
-/// [`Config`](crate::session::Config) bounds each tunnel by itself; a server of many tunnels needs
-/// a bound on their sum. A tunnel joins by [`Builder::budget`](super::Builder::budget). While more
-/// than two thirds are held, a tunnel that holds more than its share of the last third takes no new
-/// connections, and those of its streams that hold most are reset with reason overflow. So a tunnel
-/// that holds little is never the one that pays, and the sum stays within the limit (PROTOCOL.md
-/// section 7). An opener's tunnel, such as the one to a container's agent, may carry streams of
-/// many users: it has as many shares as it has streams, up to 64.
+/// [`Config`](crate::session::Config) bounds each tunnel; a server of many tunnels needs a bound on
+/// their sum. A tunnel joins by [`Builder::budget`](super::Builder::budget). While more than two
+/// thirds are held, a tunnel that holds more than its share of the last third takes no new
+/// connections, and its streams that hold most are reset with reason overflow. A tunnel that holds
+/// little is therefore never affected, and the sum stays within the limit (PROTOCOL.md section 7).
+/// An opener's tunnel, such as the one to a container's agent, may carry streams of many users. It
+/// has as many shares as streams, up to 64.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::{self, Budget};
@@ -39,7 +40,7 @@ struct Inner {
     shares: AtomicUsize,
     /// Tunnels whose peer floods.
     floods: AtomicUsize,
-    /// Tunnels that had more to read than their turn allowed.
+    /// Tunnels that had more to read than one turn allowed.
     busy: AtomicUsize,
 }
 
@@ -59,8 +60,8 @@ impl Budget {
         }
     }
 
-    /// Takes `bytes` for something that is no tunnel, such as a message that has come in part.
-    /// False, and nothing taken, when two thirds of the budget are held.
+    /// Takes `bytes` for something other than a tunnel, such as a partial message. Returns false,
+    /// and takes nothing, if more than two thirds of the budget would be held.
     #[must_use = "what was not taken must not be held"]
     pub fn take(&self, bytes: usize) -> bool {
         let fits = |held: usize| {
@@ -72,7 +73,7 @@ impl Budget {
             .is_ok()
     }
 
-    /// Gives back what was taken before.
+    /// Returns bytes that were taken before.
     pub fn give_back(&self, bytes: usize) {
         self.inner.held.fetch_sub(bytes, Ordering::Relaxed);
     }
@@ -89,7 +90,7 @@ impl Budget {
         self.inner.held.load(Ordering::Relaxed)
     }
 
-    /// What may be held before tunnels have to keep to their shares.
+    /// Bytes that may be held before tunnels have to keep to their shares.
     fn soft_limit(&self) -> usize {
         self.inner.limit / 3 * 2
     }
@@ -106,12 +107,12 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// Changes below this are not worth an atomic operation each.
+    /// Smaller changes are not worth an atomic operation each.
     const GRAIN: usize = 16 << 10;
-    /// A payload may pin a transport's buffer of eight times its size or more. What comes before
-    /// memory counts as scarce can so cost half of the limit.
+    /// A payload may pin a transport buffer of eight times its size or more. Payloads kept before
+    /// memory counts as scarce can thus cost half of the limit.
     const PINNED_SHARE: usize = 16;
-    /// Enough for the users of a container; more would leave little for everybody else.
+    /// Enough for the users of one container. More would leave little for other tunnels.
     const MOST_SHARES: usize = 64;
 
     pub(super) fn open(budget: &Budget) -> Self {
@@ -125,8 +126,8 @@ impl Account {
         }
     }
 
-    /// Notes what the tunnel holds now, and for how many. When that is too much: how much it may
-    /// hold.
+    /// Updates what the tunnel holds, and for how many parties. If that is too much, returns how
+    /// much the tunnel may hold.
     pub(super) fn settle(&mut self, held: usize, parties: usize) -> Option<usize> {
         let shares = parties.min(Self::MOST_SHARES);
         if shares != self.shares {
@@ -143,22 +144,22 @@ impl Account {
         (held > share).then_some(share)
     }
 
-    /// Whether enough is held in all that payloads must not pin buffers larger than they are.
+    /// Whether so much is held in total that payloads must not pin buffers larger than themselves.
     pub(super) fn is_scarce(&self) -> bool {
         self.budget.held() > self.budget.inner.limit / Self::PINNED_SHARE
     }
 
-    /// Notes whether the peer floods; says how many do.
+    /// Updates whether the peer floods; returns how many peers do.
     pub(super) fn note_flood(&mut self, flooded: bool) -> usize {
         count(&self.budget.inner.floods, &mut self.flooded, flooded)
     }
 
-    /// Notes whether there is more to read than a turn allows.
+    /// Updates whether there is more to read than one turn allows.
     pub(super) fn note_busy(&mut self, busy: bool) {
         count(&self.budget.inner.busy, &mut self.busy, busy);
     }
 
-    /// Tunnels that have more to read than a turn allows.
+    /// Number of tunnels with more to read than one turn allows.
     pub(super) fn busy(&self) -> usize {
         self.budget.inner.busy.load(Ordering::Relaxed)
     }
@@ -181,7 +182,7 @@ impl Account {
     }
 }
 
-/// Counts a tunnel among `all` if `now`, and no longer if not; says how many are counted.
+/// Adds a tunnel to `all` or removes it, by `now`; returns the count.
 fn count(all: &AtomicUsize, counted: &mut bool, now: bool) -> usize {
     match (core::mem::replace(counted, now), now) {
         (false, true) => all.fetch_add(1, Ordering::Relaxed) + 1,
@@ -210,7 +211,7 @@ mod tests {
         let mut modest = Account::open(&budget);
         assert_eq!(greedy.settle(2 << 20, 1), None);
         assert_eq!(modest.settle(512 << 10, 1), None);
-        // The last third is for both of them.
+        // Both tunnels share the last third.
         assert_eq!(modest.settle((512 << 10) + 1, 1), Some(512 << 10));
         assert_eq!(greedy.settle(2 << 20, 1), Some(512 << 10));
         greedy.charge(512 << 10);

@@ -13,7 +13,7 @@ use super::{Acceptor, Budget, ConnectError, Driver, Mux, Timer, TokioTimer, Tunn
 use crate::session::{Config, Role, Session, Version};
 use crate::transport::Carrier;
 
-/// A tunnel to be: version 2, the default [`Config`], timed by tokio, with no budget but its own.
+/// Settings of a tunnel: v2, the default [`Config`], tokio's timer, and no shared budget.
 pub fn builder() -> Builder {
     Builder {
         version: Version::V2,
@@ -24,11 +24,11 @@ pub fn builder() -> Builder {
     }
 }
 
-/// What a tunnel is to be like, until a transport is there: [`builder`] makes one, clones serve
-/// many tunnels.
+/// Settings of a tunnel that has no transport yet. [`builder`] makes one; clones serve many
+/// tunnels.
 ///
-/// A transport is a `Stream` and `Sink` of messages which a [`Carrier`] understands. Its own
-/// handshake (the HTTP upgrade of a WebSocket) is over; what comes next depends on the route:
+/// A transport is a `Stream` and `Sink` of messages that a [`Carrier`] classifies. Its own
+/// handshake (the HTTP upgrade of a WebSocket) is complete. The route decides what comes next:
 ///
 /// | the tunnel begins | opening end | accepting end |
 /// |---|---|---|
@@ -69,8 +69,7 @@ pub struct Builder<R = TokioTimer> {
 }
 
 impl<R> Builder<R> {
-    /// The version that the handshake agreed on: [`Version::answered`] and [`Version::choose`] say
-    /// which.
+    /// The version that the handshake selected, from [`Version::answered`] or [`Version::choose`].
     pub fn version(mut self, version: Version) -> Self {
         self.version = version;
         self
@@ -78,16 +77,16 @@ impl<R> Builder<R> {
 
     /// The tunnel's bounds and times.
     ///
-    /// Unless it says otherwise, the first client id is drawn at random from what the standard
-    /// library has, which is the operating system. `wasm32-unknown-unknown` has none: there set
-    /// [`Config::first_id`] from a source of the platform's, lest the ids of two clients meet
-    /// (PROTOCOL.md section 2.3).
+    /// Unless [`Config::first_id`] is set, the first client id is random, from the operating system
+    /// through the standard library. `wasm32-unknown-unknown` has no such source: set
+    /// [`Config::first_id`] there from a source of the platform, so that the ids of two clients
+    /// differ (PROTOCOL.md section 2.3).
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
         self
     }
 
-    /// Another timer than tokio's.
+    /// A timer other than tokio's.
     pub fn timer<Q: Timer>(self, timer: Q) -> Builder<Q> {
         Builder {
             version: self.version,
@@ -98,14 +97,14 @@ impl<R> Builder<R> {
         }
     }
 
-    /// Charges what the tunnel holds to a budget that it shares with others.
+    /// Charges what the tunnel holds to a budget shared with other tunnels.
     pub fn budget(mut self, budget: &Budget) -> Self {
         self.budget = Some(budget.clone());
         self
     }
 
     /// How long [`connect`](Self::connect) waits for the greeting, and [`welcome`](Self::welcome)
-    /// for its own to be taken. 10 s if it is not set, which is what deployed parts wait.
+    /// for the transport to accept its own. Default 10 s, as deployed parts wait.
     pub fn greeting_timeout(mut self, timeout: Duration) -> Self {
         self.greeting_timeout = timeout;
         self
@@ -113,24 +112,24 @@ impl<R> Builder<R> {
 }
 
 impl<R: Timer> Builder<R> {
-    /// The opening end of a tunnel without a greeting: what opens connections, and the driver to be
-    /// spawned.
+    /// An opener's tunnel without a greeting: the handle that opens connections, and the driver to
+    /// spawn.
     pub fn opener<T, C: Carrier>(self, transport: T, carrier: C) -> (Mux, Driver<T, C, R>) {
         let driver = self.start(Role::Opener, transport, carrier);
         (Mux::new(driver.tunnel()), driver)
     }
 
-    /// The accepting end of a tunnel without a greeting: what takes connections, and the driver to
-    /// be spawned.
+    /// An acceptor's tunnel without a greeting: the handle that accepts connections, and the driver
+    /// to spawn.
     pub fn acceptor<T, C: Carrier>(self, transport: T, carrier: C) -> (Acceptor, Driver<T, C, R>) {
         let driver = self.start(Role::Acceptor, transport, carrier);
         (Acceptor::new(driver.tunnel()), driver)
     }
 
-    /// Waits for the greeting of the accepting end, and gives the opening end of the tunnel.
+    /// Waits for the acceptor's greeting and returns the opener's end of the tunnel.
     ///
-    /// What comes right behind the greeting stays in the transport for the tunnel. If the future is
-    /// dropped, so is the transport.
+    /// Messages right after the greeting stay in the transport for the tunnel. Dropping the future
+    /// drops the transport.
     ///
     /// # Errors
     /// [`ConnectError`]: the other side refuses, with its words, or says nothing in
@@ -169,11 +168,11 @@ impl<R: Timer> Builder<R> {
         Ok(self.opener(transport, carrier))
     }
 
-    /// Greets the opening end, and gives the accepting end of the tunnel.
+    /// Sends the greeting to the opener and returns the acceptor's end of the tunnel.
     ///
     /// # Errors
-    /// [`ConnectError`] when the greeting is not taken in [time](Self::greeting_timeout), or the
-    /// transport fails.
+    /// [`ConnectError`] if the transport does not accept the greeting in
+    /// [time](Self::greeting_timeout), or fails.
     pub async fn welcome<T, C, E>(
         mut self,
         mut transport: T,
@@ -189,10 +188,10 @@ impl<R: Timer> Builder<R> {
         Ok(self.acceptor(transport, carrier))
     }
 
-    /// Refuses the opening end: says `why`, closes the transport with `code` (1008 for a refusal by
-    /// rule, 1011 for a failure; PROTOCOL.md section 4.1), and waits for the other side's close.
+    /// Refuses the opener: sends `why`, closes the transport with `code` (1008 for a refusal by
+    /// rule, 1011 for a failure; PROTOCOL.md section 4.1), and waits for the peer's close.
     ///
-    /// Over after 5 s, whatever the other side reads or sends.
+    /// Takes at most 5 s, whatever the peer reads or sends.
     pub async fn refuse<T, C, E>(mut self, transport: T, carrier: C, code: u16, why: &str)
     where
         T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
@@ -210,9 +209,10 @@ impl<R: Timer> Builder<R> {
     }
 }
 
-/// A first client id that other processes do not have (PROTOCOL.md section 2.3).
+/// A first client id that other processes are unlikely to use (PROTOCOL.md section 2.3).
 fn random_id() -> u32 {
-    // Keyed by the operating system, once a process; each state after it has a key of its own.
+    // The operating system supplies the key once per process. Each further hasher has a different
+    // key.
     let random = RandomState::new().hash_one(());
     (random >> 32) as u32
 }

@@ -14,21 +14,21 @@ use super::turn::Turn;
 use crate::session::Instant;
 use crate::transport::{Carrier, Received};
 
-/// How long the other side may be silent while the transport ends, and how long that may take in
-/// all.
+/// How long the peer may be silent while the transport closes, and how long closing may take in
+/// total.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How far the end of the transport has come, and how long it may take.
+/// Progress of closing the transport, and its time limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Closing {
-    /// Closed here; the other side may still be reading.
+    /// Closed by this end; the peer may still be reading.
     pub(super) sent: bool,
-    /// The other side's end is not waited for.
+    /// The peer's end is not awaited, or has come.
     pub(super) ended: bool,
-    /// Given up when nothing happens until then.
+    /// Closing is given up if nothing happens until then.
     pub(super) until: Instant,
-    /// Given up then in any case.
+    /// Closing is given up then in any case.
     pub(super) deadline: Instant,
 }
 
@@ -51,7 +51,7 @@ where
     R: Timer,
     E: Display,
 {
-    /// Hands the reason for the end to the transport, if there is one.
+    /// Passes the reason for the end to the transport, if there is one.
     fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some((code, why)) = self.tunnel.shared.lock().goodbye.clone() else {
             return Poll::Ready(());
@@ -59,14 +59,14 @@ where
         let ready = ready!(Pin::new(&mut self.transport).poll_ready(cx));
         self.tunnel.shared.lock().goodbye = None;
         if let (Ok(()), Some(close)) = (ready, self.carrier.close(code, &why)) {
-            // A transport that fails here is about to be closed anyway.
+            // A transport that fails here is closed next anyway.
             let _ = Pin::new(&mut self.transport).start_send(close);
         }
         Poll::Ready(())
     }
 
-    /// Closes the transport, then lets the other side read to the end: to drop a socket that still
-    /// receives may destroy what was sent before.
+    /// Closes the transport, then reads until the peer ends it. Dropping a TCP socket with unread
+    /// input sends RST, which can discard data in flight.
     pub(super) fn poll_close(&mut self, cx: &mut Context<'_>, mut closing: Closing) -> Poll<()> {
         if !closing.sent {
             closing.sent = self.poll_goodbye(cx).is_ready()

@@ -8,7 +8,7 @@ use super::stream::send_reset;
 use crate::session::{Reason, Recv, Reset, SendError, StreamError, StreamStats};
 use crate::wire::Chunk;
 
-/// A datagram flow through the tunnel. Dropping it ends it.
+/// A datagram flow through the tunnel. Dropping it ends the flow.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::Mux;
@@ -30,12 +30,12 @@ impl TunnelDatagram {
         Self { handle }
     }
 
-    /// Sends one datagram, empty ones too. Never waits: under pressure the oldest are dropped and
-    /// counted in [`Stats`](crate::session::Stats). So is one that is longer than
-    /// [`MAX_DATAGRAM`](crate::session::MAX_DATAGRAM).
+    /// Sends one datagram, which may be empty. Never waits: when a queue is full, the oldest
+    /// datagram is dropped and counted in [`Stats`](crate::session::Stats). A datagram longer than
+    /// [`MAX_DATAGRAM`](crate::session::MAX_DATAGRAM) is dropped and counted too.
     ///
     /// # Errors
-    /// [`Reset`] when the flow is over.
+    /// [`Reset`] when the flow has ended.
     pub fn send(&self, datagram: impl Into<Chunk>) -> Result<(), Reset> {
         let datagram = datagram.into();
         let send = |state: &mut State, id| state.session.send_datagram(id, datagram);
@@ -45,11 +45,11 @@ impl TunnelDatagram {
         }
     }
 
-    /// The next datagram. Cancel safe. One task at a time: a second one that waits replaces the
+    /// The next datagram. Cancel safe. Only one task at a time may wait: a second one replaces the
     /// first.
     ///
     /// # Errors
-    /// [`Reset`] when the flow is over, also when the other side has closed it ([`Reason::Gone`]).
+    /// [`Reset`] when the flow has ended, also when the peer closed it ([`Reason::Gone`]).
     pub async fn recv(&self) -> Result<Bytes, Reset> {
         poll_fn(|cx| self.poll_recv(cx)).await
     }

@@ -7,7 +7,7 @@ use thiserror::Error;
 use crate::session::{OpenError, clean_text};
 use crate::transport::CloseReason;
 
-/// Why a tunnel ended before this end was done with it. The variant says who is at fault.
+/// Why a tunnel ended before this end was finished. The variant says who is at fault.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::TunnelError;
@@ -25,33 +25,33 @@ use crate::transport::CloseReason;
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum TunnelError {
-    /// The other side ended the transport, in good order or by a decision of its own: the code and
-    /// the reason it gave, if it gave any. The reason is cleaned ([`clean_text`]).
+    /// The peer ended the transport. Contains the code and the reason if it gave any. The reason is
+    /// cleaned ([`clean_text`]).
     #[error("ended by the other side{}", said(.0))]
     Ended(Option<CloseReason>),
-    /// The transport failed, of itself or on the way. Says how.
+    /// The transport failed. Contains the cause.
     #[error("{0}")]
     Transport(String),
-    /// The other side sent what is no tunnel message, a text for instance, so it does not speak
-    /// this protocol. Its words, cleaned, or nothing if there are none.
+    /// The peer sent something other than a tunnel message, for instance a text, so it does not
+    /// speak this protocol. Contains its text, cleaned, or an empty string.
     #[error("the other side sent what is no tunnel message{colon}{0}", colon = colon(.0))]
     Unexpected(String),
-    /// The other side, or the way to it, has been silent for two keepalive intervals.
+    /// The peer, or the path to it, was silent for two keepalive intervals.
     #[error("the other side has gone silent")]
     PeerDead,
-    /// This program dropped the driver.
+    /// The program dropped the driver.
     #[error("its driver was dropped")]
     Dropped,
 }
 
 impl TunnelError {
-    /// A close of the peer's, fit to be shown.
+    /// A peer's close, safe to show.
     pub(super) fn ended(reason: Option<CloseReason>) -> Self {
         Self::Ended(reason.map(clean))
     }
 }
 
-/// Why [`connect`](super::Builder::connect) or [`welcome`](super::Builder::welcome) gave no tunnel.
+/// Why [`connect`](super::Builder::connect) or [`welcome`](super::Builder::welcome) failed.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::ConnectError;
@@ -69,27 +69,27 @@ impl TunnelError {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The other side refused the session (PROTOCOL.md section 4.1).
+    /// The peer refused the session (PROTOCOL.md section 4.1).
     #[error("{reason}")]
     Refused {
-        /// Its words, for a person to read: cleaned, at most 1 KiB.
+        /// The peer's text for a person: cleaned, at most 1 KiB.
         reason: String,
-        /// The code with which it closed the transport: 1008 for a refusal by rule, 1011 for a
-        /// failure, `None` if it did not close within 2 s or gave none.
+        /// The close code: 1008 for a refusal by rule, 1011 for a failure. `None` if the peer gave
+        /// none within 2 s.
         code: Option<u16>,
     },
-    /// The other side closed the transport without a greeting: the code and the reason it gave, if
-    /// any.
+    /// The peer closed the transport without a greeting. Contains the code and the reason if it
+    /// gave any.
     #[error("closed before the session began{}", said(.0))]
     Closed(Option<CloseReason>),
-    /// The other side said nothing, or took nothing, within
+    /// The peer sent no greeting, or read none, within
     /// [`greeting_timeout`](super::Builder::greeting_timeout).
     #[error("no greeting in time")]
     TimedOut,
-    /// The other side sent something else before the greeting.
+    /// The peer sent something else before the greeting.
     #[error("the other side sent something else before its greeting")]
     Unexpected,
-    /// The transport failed. Says how.
+    /// The transport failed. Contains the cause.
     #[error("{0}")]
     Transport(String),
     /// The carrier has no texts, so there is no greeting. Implement
@@ -100,8 +100,7 @@ pub enum ConnectError {
 }
 
 impl From<OpenError> for io::Error {
-    /// Connection aborted where there is no tunnel any more, resource busy where there may be room
-    /// later.
+    /// "Connection aborted" if the tunnel has ended, "resource busy" if there may be room later.
     fn from(error: OpenError) -> Self {
         let kind = match error {
             OpenError::NotOpener => io::ErrorKind::Unsupported,
@@ -113,7 +112,7 @@ impl From<OpenError> for io::Error {
 }
 
 impl From<TunnelError> for io::Error {
-    /// Of the kind that fits, with the [`TunnelError`] as its source.
+    /// The error has a matching kind and the [`TunnelError`] as its source.
     fn from(error: TunnelError) -> Self {
         let kind = match error {
             TunnelError::Ended(_) => io::ErrorKind::ConnectionAborted,
@@ -141,7 +140,7 @@ impl From<ConnectError> for io::Error {
     }
 }
 
-/// A peer's reason to close, fit to be shown.
+/// A peer's reason for closing, safe to show.
 pub(super) fn clean(reason: CloseReason) -> CloseReason {
     CloseReason {
         text: clean_text(reason.text.as_bytes()),

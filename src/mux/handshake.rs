@@ -1,4 +1,4 @@
-//! The greeting of a session, over any transport: each wait of it has a bound.
+//! The greeting of a session over any transport. Every wait is bounded.
 
 use alloc::string::{String, ToString};
 use core::fmt::Display;
@@ -15,16 +15,16 @@ use super::error::{ConnectError, clean};
 use crate::session::Greeting;
 use crate::transport::{Carrier, Received};
 
-/// Time for the greeting. Deployed parts wait as long.
+/// Time for the greeting, as deployed parts wait.
 pub(super) const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time for the close that follows a refusal.
+/// Time for the close frame after a refusal.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Time for a refusal to be taken and answered.
+/// Time for the peer to read and answer a refusal.
 const REFUSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Messages passed over in one poll, then other tasks have their turn.
+/// Most messages skipped in one poll before the task yields.
 const SKIP_MAX: usize = 32;
 
 /// Waits for the greeting.
@@ -61,7 +61,7 @@ where
     }
 }
 
-/// Says the greeting.
+/// Sends the greeting.
 pub(super) async fn say<T, C, E>(
     transport: &mut T,
     carrier: &mut C,
@@ -80,7 +80,7 @@ where
         .map_err(|error| ConnectError::Transport(error.to_string()))
 }
 
-/// Says that there is no session, and why.
+/// Sends a refusal with its reason.
 pub(super) async fn refuse<T, C, E>(
     mut transport: T,
     mut carrier: C,
@@ -102,7 +102,7 @@ pub(super) async fn refuse<T, C, E>(
         poll_fn(|cx| poll_end(cx, &mut transport, &mut carrier)).await;
         Ok::<_, E>(())
     };
-    // Whether it was heard changes nothing here.
+    // The result does not matter here.
     let _ = within(timer, REFUSE_TIMEOUT, goodbye).await;
 }
 
@@ -117,7 +117,7 @@ async fn within<F: Future>(timer: &mut impl Timer, limit: Duration, work: F) -> 
     .await
 }
 
-/// The next message that is no ping.
+/// The next message other than a ping.
 async fn next<T, C, E>(
     transport: &mut T,
     carrier: &mut C,
@@ -147,13 +147,13 @@ where
     .await
 }
 
-/// The code of the close that follows a refusal.
+/// The code of the close frame after a refusal.
 async fn close_code<T, C, E>(transport: &mut T, carrier: &mut C) -> Option<u16>
 where
     T: Stream<Item = Result<C::Message, E>> + Unpin,
     C: Carrier,
 {
-    // Whoever says more than that after a refusal does not close.
+    // A peer that sends more than this after a refusal does not close.
     for _ in 0..SKIP_MAX {
         match next(transport, carrier).await? {
             Ok(Received::End(reason)) => return reason.map(|reason| reason.code),
@@ -173,7 +173,7 @@ where
     poll_fn(|cx| Pin::new(&mut *transport).poll_flush(cx)).await
 }
 
-/// Reads to the end, and throws away what comes.
+/// Reads to the end and discards everything.
 fn poll_end<T, C, E>(cx: &mut Context<'_>, transport: &mut T, carrier: &mut C) -> Poll<()>
 where
     T: Stream<Item = Result<C::Message, E>> + Unpin,

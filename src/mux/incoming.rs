@@ -6,7 +6,7 @@ use super::{TunnelDatagram, TunnelStream};
 use crate::session::{Reason, State};
 use crate::wire::Proto;
 
-/// A connection the other side wants. Dropping it refuses it.
+/// A connection that the peer requests. Dropping it refuses the connection.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::Incoming;
@@ -34,11 +34,12 @@ pub enum Incoming {
     Udp(IncomingUdp),
 }
 
-/// A byte stream the other side wants. Dropping it refuses it. See [`Incoming`] for an example.
+/// A byte stream that the peer requests. Dropping it refuses the stream. [`Incoming`] has an
+/// example.
 #[derive(Debug)]
 pub struct IncomingTcp(Asked);
 
-/// A datagram flow the other side wants. Dropping it refuses it.
+/// A datagram flow that the peer requests. Dropping it refuses the flow.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::IncomingUdp;
@@ -54,7 +55,7 @@ pub struct IncomingTcp(Asked);
 #[derive(Debug)]
 pub struct IncomingUdp(Asked);
 
-/// What both kinds have in common.
+/// State common to both kinds.
 #[derive(Debug)]
 struct Asked {
     handle: Handle,
@@ -79,13 +80,13 @@ impl Incoming {
         }
     }
 
-    /// The port asked for.
+    /// The requested port.
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.asked().port
     }
 
-    /// The client id it has on the wire, for logs.
+    /// The client id on the wire, for logs.
     #[must_use]
     pub fn id(&self) -> Option<u32> {
         self.asked().id()
@@ -96,7 +97,7 @@ impl Incoming {
         self.asked().abandoned().await;
     }
 
-    /// Refuses it: the other side learns `reason` (v2) and `text`.
+    /// Refuses the connection. The peer receives `reason` (v2) and `text`.
     pub fn reject(self, reason: Reason, text: &str) {
         self.asked().reject(reason, text);
     }
@@ -109,51 +110,51 @@ impl Incoming {
 }
 
 impl IncomingTcp {
-    /// Accepts the byte stream. If the other side gave up meanwhile, the stream says so when it is
-    /// read.
+    /// Accepts the byte stream. If the peer gave up meanwhile, reading the stream returns the
+    /// reset.
     #[must_use]
     pub fn accept(self) -> TunnelStream {
         TunnelStream::new(self.0.accept())
     }
 
-    /// The port asked for.
+    /// The requested port.
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.0.port
     }
 
-    /// The client id it has on the wire, for logs.
+    /// The client id on the wire, for logs.
     #[must_use]
     pub fn id(&self) -> Option<u32> {
         self.0.id()
     }
 
-    /// Waits until nobody wants it any more: the other side gave it up, or the tunnel has ended.
-    /// For whoever has something long to do before accepting. Cancel safe.
+    /// Completes when the peer no longer wants the connection: it gave up, or the tunnel has ended.
+    /// Useful while something slow, such as a dial, precedes accepting. Cancel safe.
     pub async fn abandoned(&self) {
         self.0.abandoned().await;
     }
 
-    /// Refuses it: the other side learns `reason` (v2) and `text`.
+    /// Refuses the connection. The peer receives `reason` (v2) and `text`.
     pub fn reject(self, reason: Reason, text: &str) {
         self.0.reject(reason, text);
     }
 }
 
 impl IncomingUdp {
-    /// Accepts the datagram flow. If the other side gave up meanwhile, the flow says so.
+    /// Accepts the datagram flow. If the peer gave up meanwhile, the flow returns the reset.
     #[must_use]
     pub fn accept(self) -> TunnelDatagram {
         TunnelDatagram::new(self.0.accept())
     }
 
-    /// The port asked for.
+    /// The requested port.
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.0.port
     }
 
-    /// The client id it has on the wire, for logs.
+    /// The client id on the wire, for logs.
     #[must_use]
     pub fn id(&self) -> Option<u32> {
         self.0.id()
@@ -164,7 +165,7 @@ impl IncomingUdp {
         self.0.abandoned().await;
     }
 
-    /// Refuses it: the other side learns `reason` (v2) and `text`.
+    /// Refuses the connection. The peer receives `reason` (v2) and `text`.
     pub fn reject(self, reason: Reason, text: &str) {
         self.0.reject(reason, text);
     }
@@ -186,7 +187,7 @@ impl Asked {
     fn accept(self) -> Handle {
         let now = self.handle.shared.now();
         self.handle.with(|state, id| {
-            // Gone already: the handle will tell.
+            // The connection is already gone; the handle returns the reset.
             let _ = state.session.accept(id, now);
             state.wakers(id).is_established = true;
         });

@@ -10,16 +10,16 @@ use crate::session::{Reset, SendError};
 use crate::wire::Chunk;
 
 impl TunnelStream {
-    /// Joins the stream with one of another tunnel until both directions have ended, each for
-    /// itself.
+    /// Joins the stream with one of another tunnel until both directions have ended. Each direction
+    /// ends separately.
     ///
-    /// Payloads pass from one to the other without a copy of their own: as in every message that
+    /// Payloads pass from one stream to the other without an extra copy: as for every message that
     /// was not read behind headroom, the header is put in front of them when they are transmitted.
-    /// Each stream keeps its credit: what one does not take is not read from the other. When one is
-    /// reset, what came before still reaches the other, and then the reset does, with its reason
+    /// Each stream keeps its credit: data that one does not accept is not read from the other. If
+    /// one is reset, earlier data still reaches the other, followed by the reset with its reason
     /// and text. If the future is dropped, both streams end in good order.
     ///
-    /// [`Relayed::received`] counts what this stream gave, [`Relayed::sent`] what `other` gave.
+    /// [`Relayed::received`] counts bytes from this stream, [`Relayed::sent`] bytes from `other`.
     ///
     /// ```
     /// use kohakuriver_tunnel::mux::{Incoming, Mux};
@@ -36,17 +36,17 @@ impl TunnelStream {
     /// ```
     ///
     /// # Errors
-    /// The [`Reset`] of either stream. The other one has been reset with it.
+    /// The [`Reset`] of either stream. The other stream was reset with it.
     pub async fn join(self, other: Self) -> Result<Relayed, Reset> {
         self.join_with_grace(other, core::future::pending).await
     }
 
-    /// As [`join`](Self::join), with a bound on how long a stream that takes nothing may keep what
-    /// came before a reset of the other one.
+    /// As [`join`](Self::join), with a time limit for a stream that does not accept data from
+    /// before a reset of the other.
     ///
-    /// `grace` makes the time for that, and is called again after each progress, so that a slow
-    /// stream gets everything. Without it, a service that has stopped reading would keep the
-    /// streams of all clients that gave up on it.
+    /// `grace` makes the timer. It is called again after each progress, so that a slow stream gets
+    /// everything. Without the limit, a service that has stopped reading would keep the streams of
+    /// all clients that gave up on it.
     ///
     /// # Errors
     /// As [`join`](Self::join).
@@ -99,7 +99,7 @@ struct Join {
 /// One direction.
 #[derive(Debug, Default)]
 struct Lane {
-    /// Read, and not yet taken by the other stream.
+    /// Read, and not yet accepted by the other stream.
     rest: Bytes,
     carried: u64,
     state: State,
@@ -111,11 +111,11 @@ enum State {
     Open,
     /// The other stream has no room.
     Blocked,
-    /// All was carried, and the end with it.
+    /// Everything was carried, including the end.
     Finished,
-    /// The stream that gives was reset; what came before is on its way.
+    /// The source was reset; earlier data is in flight.
     Failing(Reset),
-    /// The stream that takes was reset: the other lane passes that on, behind what it carries.
+    /// The destination was reset. The other lane passes that on, after its data.
     Cut,
 }
 
@@ -140,7 +140,7 @@ impl Join {
         }
     }
 
-    /// Ready with a reset, and how far it has come, when what came before it is not taken.
+    /// Ready with a reset, and the progress so far, if earlier data is not accepted.
     fn poll_undelivered(&mut self, cx: &mut Context<'_>) -> Poll<(Reset, u64)> {
         let (one_read, one_write) = self.one.split_mut();
         let (other_read, other_write) = self.other.split_mut();
@@ -150,7 +150,7 @@ impl Join {
         }
     }
 
-    /// Resets the stream that was not; the one that was stays as it is.
+    /// Resets the stream that was not reset. The other one stays unchanged.
     fn pass_on(&self, reset: Reset) -> Reset {
         self.one.reset(reset.reason, &reset.text);
         self.other.reset(reset.reason, &reset.text);
@@ -159,8 +159,7 @@ impl Join {
 }
 
 impl Lane {
-    /// Carries what there is. Ready when the stream that gives was reset, after all that came
-    /// before.
+    /// Carries available data. Ready when the source was reset, after all earlier data.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -174,7 +173,7 @@ impl Lane {
             }
         }
         if matches!(self.state, State::Finished | State::Cut) {
-            // Nothing else would tell.
+            // Nothing else would report it.
             if let Poll::Ready(reset) = from.poll_reset(cx) {
                 self.state = State::Failing(reset);
             }
@@ -185,7 +184,7 @@ impl Lane {
         }
     }
 
-    /// Ready when there is nothing to wait for from the stream that gives.
+    /// Ready when there is nothing to wait for from the source.
     fn poll_carry(
         &mut self,
         cx: &mut Context<'_>,
@@ -214,7 +213,7 @@ impl Lane {
                     self.rest.advance(len);
                     self.carried += len as u64;
                 }
-                // Other streams took the room meanwhile.
+                // Other streams used the room meanwhile.
                 Err(SendError::Blocked(_)) => {}
                 Err(_) => return Poll::Ready(State::Cut),
             }

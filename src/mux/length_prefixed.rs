@@ -12,12 +12,11 @@ use tokio_util::io::poll_read_buf;
 use crate::codec::{COPY_MAX, CodecError, Found, PREFIX_LEN, StreamCodec};
 use crate::wire::HEADER_LEN;
 
-/// A transport for a tunnel over any byte stream: TCP, TLS, a Unix socket, vsock, a channel of SSH
-/// (PROTOCOL.md section 3.2).
+/// A transport over any byte stream: TCP, TLS, a Unix socket, vsock, a channel of SSH (PROTOCOL.md
+/// section 3.2).
 ///
-/// A big-endian `u32` before each message says how long it is, at most 1 MiB. The carrier is
-/// [`Plain`](crate::transport::Plain). There are no texts, so such a tunnel begins without a
-/// greeting.
+/// A big-endian `u32` before each message gives its length, at most 1 MiB. The carrier is
+/// [`Plain`](crate::transport::Plain). It has no texts, so such a tunnel begins without a greeting.
 ///
 /// ```
 /// # #[cfg(unix)] {
@@ -63,11 +62,11 @@ where
     }
 }
 
-/// Bytes that one read asks for: more while reads are filled.
+/// Bytes that one read asks for. Grows while reads fill the buffer.
 const READ_MIN: usize = 8 << 10;
 const READ_MAX: usize = 256 << 10;
 
-/// Bytes that wait to be written before more are refused.
+/// Bytes that may wait to be written before more are refused.
 const QUEUE_BYTES: usize = 128 << 10;
 
 /// Messages in one write.
@@ -75,10 +74,10 @@ const BATCH: usize = 16;
 
 /// A `Stream` and `Sink` of messages over a byte stream: see [`length_prefixed`].
 ///
-/// Messages up to 4 KiB are copied out of the read buffer, so that a small one in a queue does not
-/// keep a large buffer alive; larger ones share it. Room is made for what has arrived, not for what
-/// was announced. Messages to be written are not copied where the byte stream takes several slices
-/// at once (`is_write_vectored`).
+/// Messages of up to 4 KiB are copied out of the read buffer, so that a small one in a queue does
+/// not keep a large buffer alive; larger ones share it. Room is made for bytes that arrived, not
+/// for an announced length. Messages are written without a copy if the byte stream accepts several
+/// slices at once (`is_write_vectored`).
 ///
 /// # Errors
 /// [`CodecError::TooLong`] and [`CodecError::Truncated`] are the peer's fault, [`CodecError::Io`]
@@ -101,18 +100,18 @@ const BATCH: usize = 16;
 pub struct LengthPrefixed<S> {
     io: S,
     codec: StreamCodec,
-    /// Read, and not yet given out.
+    /// Bytes read and not yet returned.
     input: BytesMut,
     read_size: usize,
     ended: bool,
     vectored: bool,
-    /// Messages to be written, each behind its length, where the byte stream takes slices.
+    /// Messages to write, each after its length, if the byte stream accepts slices.
     queue: VecDeque<Bytes>,
-    /// Lengths and messages to be written, where it does not.
+    /// Lengths and messages to write, if it does not.
     buffer: BytesMut,
-    /// Bytes that wait, in either.
+    /// Bytes that wait in either.
     queued: usize,
-    /// Bytes written of the first in the queue, its length included.
+    /// Bytes written of the first entry in the queue, including its length.
     written: usize,
 }
 
@@ -133,16 +132,16 @@ impl<S> LengthPrefixed<S> {
         }
     }
 
-    /// Makes room to read `missing` bytes more, or some, without knowledge of how many.
+    /// Makes room to read `missing` more bytes, or some if the number is unknown.
     fn make_room(&mut self, missing: usize) {
         let have = self.input.len();
         let spare = self.input.capacity() - have;
-        // In proportion to what has come: a length alone costs the other side nothing.
+        // In proportion to the bytes that arrived: announcing a length costs the peer nothing.
         let wanted = self.read_size.max(missing.min(have));
         if spare >= missing.clamp(READ_MIN / 2, wanted) || self.input.try_reclaim(wanted) {
             return;
         }
-        // `reserve` would double an allocation that other messages share.
+        // `reserve` would double an allocation shared with other messages.
         let mut grown = BytesMut::with_capacity(have + wanted);
         grown.put_slice(&self.input);
         self.input = grown;
@@ -150,13 +149,13 @@ impl<S> LengthPrefixed<S> {
 }
 
 impl<S: AsyncRead + Unpin> LengthPrefixed<S> {
-    /// Reads more; false at the end.
+    /// Reads more; returns false at the end.
     fn poll_read(&mut self, cx: &mut Context<'_>, missing: usize) -> Poll<io::Result<bool>> {
         self.make_room(missing);
         let room = self.input.capacity() - self.input.len();
         let read = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input);
         if read.is_pending() && self.input.is_empty() {
-            // An idle tunnel holds no buffer.
+            // An idle tunnel should hold no buffer.
             self.input = BytesMut::new();
         }
         let len = ready!(read)?;
@@ -250,7 +249,7 @@ impl<S: AsyncWrite + Unpin> Sink<Bytes> for LengthPrefixed<S> {
     }
 
     /// # Errors
-    /// [`CodecError::TooLong`] for more than 1 MiB: then nothing is queued.
+    /// [`CodecError::TooLong`] for more than 1 MiB. Nothing was queued then.
     fn start_send(self: Pin<&mut Self>, message: Bytes) -> Result<(), CodecError> {
         let this = self.get_mut();
         let prefix = this.codec.prefix(message.len())?;

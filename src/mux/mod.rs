@@ -1,17 +1,17 @@
 //! Async handles on a [`Session`](crate::session::Session): tokio's `AsyncRead` and `AsyncWrite`
 //! over any message transport.
 //!
-//! A [`builder`] puts a tunnel on a transport. It gives the opening end a [`Mux`] to open
-//! connections with, and the accepting end an [`Acceptor`] that takes them. Both get a [`Driver`]
-//! that owns the transport: the caller spawns it, and nothing moves unless it is polled. A
-//! [`Tunnel`] watches the whole and ends it.
+//! A [`builder`] makes a tunnel on a transport. The opener gets a [`Mux`] that opens connections,
+//! the acceptor an [`Acceptor`] that accepts them. Both get a [`Driver`] that owns the transport.
+//! The caller spawns the driver; nothing happens unless it is polled. A [`Tunnel`] watches the
+//! tunnel and ends it.
 //!
-//! The transport is a WebSocket of any stack ([`carrier!`](crate::carrier!)), or any byte stream
+//! The transport is a WebSocket of any stack ([`carrier!`](crate::carrier!)) or any byte stream
 //! ([`length_prefixed`]).
 //!
 //! Set `TCP_NODELAY` on the TCP socket below the transport. The driver flushes when it has nothing
-//! more to send, and with Nagle's algorithm a small message would then wait for the peer's delayed
-//! acknowledgement: 40 ms and more.
+//! more to send. With Nagle's algorithm a small message would then wait for the peer's delayed
+//! acknowledgement, 40 ms and more.
 //!
 //! ```
 //! # use tokio_tungstenite::WebSocketStream;

@@ -4,8 +4,8 @@ use crate::session::{Instant, OpenError, Session, StreamId};
 
 /// Opens connections through a tunnel. Cheap to clone.
 ///
-/// The opening end of a tunnel stays up while there is a clone of this or a stream or flow, and
-/// ends in good order when the last of them is dropped.
+/// The opener's end of a tunnel stays up while a clone of this, a stream or a flow exists. It ends
+/// in good order when the last of them is dropped.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::Mux;
@@ -32,7 +32,8 @@ impl Mux {
         Self { tunnel }
     }
 
-    /// Opens a byte stream to `port` at the other side. Does not wait: data may be written at once.
+    /// Opens a byte stream to `port` at the acceptor. Does not wait: data may be written
+    /// immediately.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -41,7 +42,7 @@ impl Mux {
         Ok(TunnelStream::new(stream))
     }
 
-    /// Opens a datagram flow to `port` at the other side. Does not wait.
+    /// Opens a datagram flow to `port` at the acceptor. Does not wait.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -50,7 +51,7 @@ impl Mux {
         Ok(TunnelDatagram::new(flow))
     }
 
-    /// The tunnel, to watch it and to end it.
+    /// The tunnel, for code that watches or ends it.
     #[must_use]
     pub const fn tunnel(&self) -> &Tunnel {
         &self.tunnel

@@ -3,10 +3,10 @@ use core::time::Duration;
 use super::budget::Account;
 use crate::session::Instant;
 
-/// How long a peer that floods is not read, so that others get the processor.
+/// How long a peer that floods is not read, so that other tasks get the processor.
 ///
-/// TCP makes the peer wait meanwhile, and nothing is lost. A peer that sends data for its streams
-/// is never slowed down by this while memory lasts.
+/// Meanwhile TCP flow control makes the peer wait, and nothing is lost. A peer that sends data for
+/// its streams is not slowed down unless memory is short.
 #[derive(Debug, Default)]
 pub(super) struct Patience {
     /// Floods in a row.
@@ -15,16 +15,16 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    /// The pause after the first flood. It doubles with each that follows.
+    /// The pause after the first flood. It doubles with each further one.
     const FIRST: Duration = Duration::from_millis(2);
-    /// The longest pause of one that floods alone.
+    /// The longest pause if only one peer floods.
     const LONGEST: Duration = Duration::from_millis(64);
-    /// The longest pause for each tunnel of the budget that floods: all together are then looked at
-    /// a thousand times a second, however many there are.
+    /// The longest pause for each flooding tunnel of the budget: together they are read a thousand
+    /// times a second, however many there are.
     const EACH: Duration = Duration::from_millis(1);
 
-    /// Notes whether what one look at the transport found is a flood: mostly useless messages, or
-    /// anything while the tunnel holds more than its share of a budget that is used up.
+    /// Updates the pause after one read of the transport: by whether it was a flood of useless
+    /// messages, or because the tunnel holds more than its share of an exhausted budget.
     pub(super) fn note(&mut self, now: Instant, flood: bool, account: Option<&mut Account>) {
         let all = account.map_or(1, |account| account.note_flood(flood));
         self.until = None;
@@ -39,7 +39,7 @@ impl Patience {
         }
     }
 
-    /// When reading goes on, if not now.
+    /// When reading resumes, if it is paused.
     pub(super) fn pause(&self, now: impl Fn() -> Instant) -> Option<Instant> {
         self.until.filter(|until| *until > now())
     }

@@ -15,21 +15,21 @@ use super::stream::{ReadHalf, TunnelStream, WriteHalf};
 use crate::session::{Reason, Reset, SendError};
 use crate::wire::{Chunk, HeadroomBuf};
 
-/// Reads of at most this are copied, so that they do not pin a whole read buffer.
+/// Reads of at most this many bytes are copied, so that they do not pin a whole read buffer.
 const COPY_MAX: usize = 4096;
-/// Most that one read asks for.
+/// Most bytes that one read asks for.
 const READ_BUFFER: usize = 256 << 10;
-/// Bytes and chunks taken from the tunnel to be written to the local side at once. What a stalled
-/// local side holds beyond the session's bounds.
+/// Most bytes and chunks taken from the tunnel for one write to the local side. A stalled local
+/// side holds this in addition to the session's bounds.
 const WRITE_BATCH: usize = 128 << 10;
 const WRITE_SLICES: usize = 16;
 
 std::thread_local! {
-    /// One for all relays of a thread: it is empty whenever none of them runs.
+    /// Shared by all relays of a thread. It is empty whenever none of them runs.
     static BUFFER: Cell<Option<HeadroomBuf>> = const { Cell::new(None) };
 }
 
-/// What a relay, or a join, has carried.
+/// Bytes that a relay, or a join, has carried.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::{Relayed, TunnelStream};
@@ -64,20 +64,21 @@ pub struct Relayed {
 /// ```
 #[derive(Debug, Error)]
 pub enum RelayError {
-    /// The tunnel's, or what is behind it.
+    /// The tunnel side failed, or the connection behind it.
     #[error(transparent)]
     Tunnel(#[from] Reset),
-    /// The local one. The other side was told.
+    /// The local side failed. The peer was informed.
     #[error("local connection: {0}")]
     Local(#[from] io::Error),
 }
 
 impl TunnelStream {
-    /// Joins the stream with a local connection until both directions have ended, each for itself.
+    /// Joins the stream with a local connection until both directions have ended. Each direction
+    /// ends separately.
     ///
-    /// Bytes read from the local side go into the transport's message without a copy, bytes from
-    /// the tunnel into the local write likewise. An idle relay holds no buffer. When the local side
-    /// fails, the stream is reset; when the tunnel does, what came before is still written, and the
+    /// Bytes read from the local side go into the transport's message without a copy, and bytes
+    /// from the tunnel into the local write. An idle relay holds no buffer. If the local side
+    /// fails, the stream is reset. If the tunnel fails, earlier data is still written, and the
     /// caller should reset the local side.
     ///
     /// # Errors
@@ -89,12 +90,12 @@ impl TunnelStream {
         self.relay_with_grace(local, core::future::pending).await
     }
 
-    /// As [`relay`](Self::relay), with a bound on how long a local side that takes nothing may keep
-    /// what came before a reset of the tunnel.
+    /// As [`relay`](Self::relay), with a time limit for a local side that does not read the data
+    /// received before a reset of the tunnel.
     ///
-    /// `grace` makes the time for that, and is called again after each write, so that a slow local
-    /// side gets everything. Without it, a service that has stopped reading would keep the
-    /// connections of all clients that gave up on it.
+    /// `grace` makes the timer. It is called again after each write, so that a slow local side gets
+    /// everything. Without the limit, a service that has stopped reading would keep the connections
+    /// of all clients that gave up on it.
     ///
     /// # Errors
     /// [`RelayError`].
@@ -134,7 +135,7 @@ impl TunnelStream {
         })
         .await;
         if let Err(RelayError::Local(error)) = &outcome {
-            // Not the error's text: it may name what is local here.
+            // Only the kind: the error's text may contain local names.
             let text = alloc::format!("{}", error.kind());
             relay.stream.reset(Reason::Reset, &text);
         }
@@ -153,7 +154,8 @@ struct Relay {
 /// Bytes on their way from the local side to the tunnel.
 #[derive(Debug, Default)]
 struct Outbound {
-    /// Read, and refused by the tunnel because other streams took the room meanwhile.
+    /// Read from the local side but refused by the tunnel, because other streams took the room
+    /// meanwhile.
     refused: Option<Chunk>,
     sent: u64,
 }
@@ -169,7 +171,8 @@ impl Relay {
                 Poll::Pending => {}
                 Poll::Ready(Ok(())) => self.sending = false,
                 Poll::Ready(Err(RelayError::Tunnel(_))) if self.receiving => {
-                    // What came before the reset is written first; then the other direction tells.
+                    // Data from before the reset is written first; then the other direction returns
+                    // the reset.
                     self.sending = false;
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -180,7 +183,7 @@ impl Relay {
             self.receiving = false;
         }
         if self.sending {
-            // The local side may stay silent for long: a reset is not to wait for it.
+            // The local side may be silent for long, and a reset must not wait for it.
             read.poll_reset(cx).map(|reset| Err(reset.into()))
         } else {
             Poll::Ready(Ok(Relayed {
@@ -190,7 +193,7 @@ impl Relay {
         }
     }
 
-    /// Ready with the tunnel's reset when the local side does not take what came before it.
+    /// Ready with the tunnel's reset if the local side does not accept earlier data.
     fn poll_undelivered(&mut self, cx: &mut Context<'_>) -> Poll<Reset> {
         if self.receiving && !self.inbound.chunks.is_empty() {
             self.stream.split_mut().0.poll_reset(cx)
@@ -297,7 +300,7 @@ struct Inbound {
 }
 
 impl Inbound {
-    /// Takes what has arrived, as much as is written at once. Ready at the end of the stream.
+    /// Takes received data for one write. Ready at the end of the stream.
     fn gather(&mut self, cx: &mut Context<'_>, read: &mut ReadHalf) -> Poll<Result<(), Reset>> {
         let mut bytes = 0;
         while bytes < WRITE_BATCH && self.chunks.len() < WRITE_SLICES {

@@ -11,8 +11,8 @@ use super::{Budget, Clock, TunnelError};
 use crate::session::{Event, Instant, Reason, Session, StreamId, StreamStats};
 use crate::wire::Proto;
 
-/// What the driver and all handles share. The lock is never held while the transport or a socket is
-/// polled.
+/// State shared by the driver and all handles. The lock is never held while the transport or a
+/// socket is polled.
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
@@ -23,29 +23,29 @@ pub(super) struct Shared {
 pub(super) struct State {
     pub(super) session: Session,
     pub(super) account: Option<Account>,
-    /// The tunnel holds more than its share of a budget that is used up.
+    /// The tunnel holds more than its share of an exhausted budget.
     pub(super) pressed: bool,
-    /// By [`StreamId::slot`].
+    /// Indexed by [`StreamId::slot`].
     wakers: Vec<StreamWakers>,
-    /// Those who wait until what a stream was given to send is transmitted.
+    /// Tasks that wait until a stream's queued data is transmitted.
     transmitted: Vec<(StreamId, Waker)>,
     pub(super) incoming: VecDeque<(StreamId, Proto, u16)>,
     pub(super) acceptor: Option<Waker>,
     pub(super) accepting: bool,
-    /// Those who wait for the end of the tunnel.
+    /// Tasks that wait for the end of the tunnel.
     pub(super) watchers: BTreeMap<u64, Waker>,
     pub(super) next_watcher: u64,
     pub(super) driver: Option<Waker>,
-    /// What the driver's timer is set to.
+    /// When the driver's timer fires.
     pub(super) armed: Option<Instant>,
-    /// The driver has read what `can_receive` was before it went to sleep.
+    /// `can_receive` was false when the driver last looked.
     pub(super) driver_stalled: bool,
     /// Handles that keep the tunnel up.
     pub(super) handles: usize,
-    /// Ends as soon as no stream is left.
+    /// The tunnel ends as soon as it has no streams.
     pub(super) closing: bool,
     pub(super) shutdown: bool,
-    /// Code and reason with which the transport is to be closed.
+    /// Code and reason for closing the transport.
     pub(super) goodbye: Option<(u16, String)>,
     pub(super) closed: Option<Result<(), TunnelError>>,
 }
@@ -85,7 +85,8 @@ impl Shared {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        // No code panics under the lock; if it did, the session is still the best there is.
+        // No code panics under the lock. If it did, using the session would still be the best
+        // option.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -93,7 +94,7 @@ impl Shared {
         self.clock.now()
     }
 
-    /// Does something to the session, and wakes the driver if that gave it work.
+    /// Calls `f` on the session, and wakes the driver if that produced work.
     pub(super) fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
         let mut state = self.lock();
         let outcome = act(&mut state);
@@ -120,18 +121,18 @@ impl State {
         if needed { self.driver.take() } else { None }
     }
 
-    /// Nobody needs the tunnel any more.
+    /// No handle needs the tunnel any more.
     pub(super) fn is_unwanted(&self) -> bool {
         self.handles == 0 || (self.closing && self.session.is_idle())
     }
 
-    /// Messages of the peer that were of no use to anybody.
+    /// Number of the peer's messages that had no use.
     pub(super) fn useless(&self) -> u64 {
         let stats = self.session.stats();
         stats.violations + stats.refused
     }
 
-    /// Keeps the tunnel within the budget it has joined.
+    /// Keeps the tunnel within its budget.
     pub(super) fn settle(&mut self) {
         let Some(account) = &mut self.account else {
             return;
@@ -152,12 +153,12 @@ impl State {
         if self.wakers.len() <= slot {
             self.wakers.resize_with(slot + 1, StreamWakers::default);
         }
-        // Just made long enough.
+        // The vector was just made long enough.
         #[allow(clippy::indexing_slicing)]
         &mut self.wakers[slot]
     }
 
-    /// Turns the session's events into wake-ups, to be done after the lock is gone.
+    /// Collects the wakers for the session's events, to be called after the lock is released.
     pub(super) fn dispatch(&mut self, now: Instant, wake: &mut Vec<Waker>) {
         while let Some(event) = self.session.poll_event() {
             match event {
@@ -187,7 +188,7 @@ impl State {
                     self.session.reject(stream, Reason::Denied, text);
                 }
                 Event::GoAway => self.wake_watchers(wake),
-                // Who wants to know asks: `Tunnel::last_violation` and `stats`.
+                // Not reported here: see `Tunnel::last_violation` and `stats`.
                 Event::Violation => {}
                 Event::PeerDead => self.close(Err(TunnelError::PeerDead), now, wake),
             }
@@ -197,7 +198,7 @@ impl State {
         }
     }
 
-    /// Bytes that wait to be transmitted on a stream.
+    /// Bytes queued on a stream.
     pub(super) fn unsent(&self, stream: StreamId) -> usize {
         let stats = self.session.stream_stats(stream);
         stats.map_or(0, |stats| stats.unsent)
@@ -223,7 +224,7 @@ impl State {
         self.transmitted = waiting;
     }
 
-    /// The tunnel has ended: everybody is told.
+    /// The tunnel has ended: wakes every task.
     pub(super) fn close(
         &mut self,
         closed: Result<(), TunnelError>,
@@ -244,10 +245,11 @@ impl State {
         self.dispatch(now, wake);
     }
 
-    /// What the timer is to be set to.
+    /// When the timer has to fire.
     pub(super) fn arm(&mut self) -> Option<Instant> {
         let next = self.session.poll_timeout()?;
-        // A deadline that moved away is left as it is: it fires early, and nothing is due then.
+        // A deadline that moved to later is not rearmed: the timer fires early, and nothing is due
+        // then.
         let at = self.armed.map_or(next, |armed| armed.min(next));
         self.armed = Some(at);
         self.armed
@@ -258,7 +260,7 @@ impl State {
     }
 }
 
-/// One stream's hold on the tunnel: dropping it releases the stream.
+/// A reference to one stream of the tunnel. Dropping it releases the stream.
 #[derive(Debug)]
 pub(super) struct Handle {
     pub(super) shared: Arc<Shared>,
@@ -277,7 +279,7 @@ impl Handle {
         self.shared.lock().session.stream_stats(self.id)
     }
 
-    /// Does something to the stream.
+    /// Calls `f` on the session and the stream.
     pub(super) fn with<R>(&self, act: impl FnOnce(&mut State, StreamId) -> R) -> R {
         self.shared.with(|state| act(state, self.id))
     }
@@ -291,12 +293,12 @@ impl Drop for Handle {
             state.handles -= 1;
             core::mem::take(state.wakers(id))
         });
-        // Only now, without the lock: they may be the last that holds their tasks.
+        // Dropped without the lock, because they may hold the last references to their tasks.
         drop(wakers);
     }
 }
 
-/// Keeps the waker of the task that waits, without cloning one that is the same.
+/// Stores the waker of the waiting task. Does not clone one that is the same.
 pub(super) fn register(place: &mut Option<Waker>, cx: &Context<'_>) {
     match place {
         Some(waker) => waker.clone_from(cx.waker()),

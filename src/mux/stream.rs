@@ -13,11 +13,11 @@ use crate::wire::Chunk;
 
 /// A byte stream through the tunnel.
 ///
-/// `shutdown` ends this direction only. Dropping it ends it gracefully: what was written still
-/// arrives, and the other side is told to stop if it goes on sending.
+/// `shutdown` ends this direction only. Dropping the stream ends it gracefully: written data still
+/// arrives, and if the peer continues to send, the stream is reset.
 ///
-/// It is tokio's `AsyncRead` and `AsyncWrite`, so it goes wherever a socket does. Errors are
-/// [`io::Error`]s whose kind fits and whose source is the [`Reset`].
+/// It implements tokio's `AsyncRead` and `AsyncWrite`, so it can be used like a socket. Errors are
+/// [`io::Error`]s of a matching kind whose source is the [`Reset`].
 ///
 /// ```
 /// use std::io;
@@ -42,7 +42,7 @@ pub struct TunnelStream {
 
 /// The receiving direction of a [`TunnelStream`].
 ///
-/// Dropping it alone throws away what still arrives.
+/// Dropping it alone discards data that still arrives.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::TunnelStream;
@@ -66,7 +66,7 @@ pub struct ReadHalf {
 
 /// The sending direction of a [`TunnelStream`]. Dropping it ends this direction.
 ///
-/// Besides `AsyncWrite`, which copies, it takes chunks that were read behind headroom:
+/// Besides `AsyncWrite`, which copies, it sends chunks that were read behind headroom:
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::WriteHalf;
@@ -108,7 +108,7 @@ impl TunnelStream {
         }
     }
 
-    /// Waits until the other side has accepted the connection. Not needed before writing. Cancel
+    /// Waits until the peer has accepted the connection. Writing does not require this. Cancel
     /// safe.
     ///
     /// # Errors
@@ -129,7 +129,7 @@ impl TunnelStream {
         .await
     }
 
-    /// Ends both directions at once. The other side learns `reason` (v2) and `text`.
+    /// Ends both directions at once. The peer receives `reason` (v2) and `text`.
     pub fn reset(&self, reason: Reason, text: &str) {
         let reset = |state: &mut super::shared::State, id| state.session.reset(id, reason, text);
         self.write.handle.with(reset);
@@ -141,13 +141,13 @@ impl TunnelStream {
         self.write.handle.stats()
     }
 
-    /// Splits it into its directions; the stream is released when both are dropped.
+    /// Splits the stream into its directions. It is released when both are dropped.
     #[must_use]
     pub fn into_split(self) -> (ReadHalf, WriteHalf) {
         (self.read, self.write)
     }
 
-    /// The directions, for use at the same time.
+    /// Both directions, for use at the same time.
     pub fn split_mut(&mut self) -> (&mut ReadHalf, &mut WriteHalf) {
         (&mut self.read, &mut self.write)
     }
@@ -157,7 +157,7 @@ impl ReadHalf {
     /// The next bytes without a copy; `None` at the end. Cancel safe.
     ///
     /// # Errors
-    /// [`Reset`], after all that came before it.
+    /// [`Reset`], after all data from before it.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Reset> {
         poll_fn(|cx| self.poll_chunk(cx)).await
     }
@@ -180,8 +180,8 @@ impl ReadHalf {
             })
     }
 
-    /// Waits for a reset without reading: for whoever cannot take what comes now, or has read to
-    /// the end.
+    /// Waits for a reset without reading: for code that cannot accept data now, or has read to the
+    /// end.
     ///
     /// Ready as soon as the reset is known, even if there is data from before it.
     pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Reset> {
@@ -195,11 +195,11 @@ impl ReadHalf {
 }
 
 impl WriteHalf {
-    /// Waits until at least one byte can be sent; says how many are right for one message. Cancel
-    /// safe.
+    /// Waits until at least one byte can be sent; returns the right number of bytes for one
+    /// message. Cancel safe.
     ///
     /// # Errors
-    /// [`Reset`], also of a direction that was shut down.
+    /// [`Reset`], also if this direction was shut down.
     pub async fn capacity(&mut self) -> Result<usize, Reset> {
         poll_fn(|cx| self.poll_capacity(cx)).await
     }
@@ -218,7 +218,7 @@ impl WriteHalf {
         )
     }
 
-    /// Sends bytes without a copy: at most what [`capacity`](Self::capacity) said.
+    /// Sends bytes without a copy: at most as many as [`capacity`](Self::capacity) returned.
     ///
     /// # Errors
     /// [`SendError`].
@@ -226,13 +226,12 @@ impl WriteHalf {
         self.handle.with(|state, id| state.session.send(id, chunk))
     }
 
-    /// Ends this direction after what was sent.
+    /// Ends this direction after the data sent so far.
     pub fn finish(&mut self) {
         self.handle.with(|state, id| state.session.finish(id));
     }
 
-    /// Waits until nothing of what was sent is left to be transmitted. What a reset threw away is
-    /// not.
+    /// Waits until all sent data was transmitted, or dropped by a reset.
     pub(super) fn poll_transmitted(&mut self, cx: &Context<'_>) -> Poll<()> {
         let mut state = self.handle.shared.lock();
         match state.unsent(self.handle.id) {
@@ -244,7 +243,7 @@ impl WriteHalf {
         }
     }
 
-    /// Bytes that were sent and not transmitted.
+    /// Bytes sent and not yet transmitted.
     pub(super) fn unsent(&self) -> u64 {
         self.handle.shared.lock().unsent(self.handle.id) as u64
     }
@@ -310,13 +309,14 @@ impl AsyncWrite for WriteHalf {
         })
     }
 
-    /// The driver flushes by itself. An error if the stream was reset: what was written may be
-    /// lost.
+    /// The driver flushes by itself. Returns an error if the stream was reset, because written data
+    /// may be lost.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(self.unless_reset())
     }
 
-    /// As [`finish`](Self::finish). An error if the stream was reset: what was written may be lost.
+    /// As [`finish`](Self::finish). Returns an error if the stream was reset, because written data
+    /// may be lost.
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.finish();
         Poll::Ready(self.unless_reset())
@@ -351,7 +351,7 @@ impl AsyncWrite for TunnelStream {
     }
 }
 
-/// The error as [`io::Error`] carries it, with the [`Reset`] as its source.
+/// The error as an [`io::Error`] with the [`Reset`] as its source.
 pub(super) fn io_error(reset: Reset) -> io::Error {
     let kind = match reset.reason {
         Reason::Refused => io::ErrorKind::ConnectionRefused,
@@ -367,12 +367,12 @@ pub(super) fn io_error(reset: Reset) -> io::Error {
 fn reset_of(error: StreamError) -> Reset {
     match error {
         StreamError::Reset(reset) => reset,
-        // The handle keeps its stream known.
+        // The session knows the stream as long as its handle exists.
         other => Reset::new(Reason::Gone, &alloc::format!("{other}")),
     }
 }
 
-/// As [`io_error`], but for a direction that was shut down before.
+/// As [`io_error`], for a direction that was shut down.
 fn write_error(error: SendError) -> io::Error {
     match error {
         SendError::Finished => io::Error::new(io::ErrorKind::BrokenPipe, error),

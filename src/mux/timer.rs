@@ -8,12 +8,12 @@ use core::time::Duration;
 
 use crate::session::Instant;
 
-/// Where a clock of the platform cannot go: it comes to the same.
+/// Used on platforms where the sum would overflow.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
-/// What time it is, for the driver of a tunnel and for all of its handles.
+/// The clock of a tunnel's driver and all of its handles.
 ///
-/// Must not go backwards. It starts where it likes: only differences matter.
+/// It must not go backwards. Its origin is arbitrary: only differences matter.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::Clock;
@@ -32,13 +32,13 @@ const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 /// assert_eq!(PageClock.now().as_micros(), 12_500);
 /// ```
 pub trait Clock: fmt::Debug + Send + Sync {
-    /// The time now.
+    /// The current time.
     fn now(&self) -> Instant;
 }
 
-/// What the driver needs of a runtime: the time, and to be woken at some time.
+/// What the driver needs of a runtime: a clock, and a wake-up at a given time.
 ///
-/// [`TokioTimer`] is tokio's. With another runtime, or in a browser, it takes a few lines:
+/// [`TokioTimer`] is tokio's. For another runtime, or in a browser, write a few lines:
 ///
 /// ```
 /// use std::pin::Pin;
@@ -76,15 +76,15 @@ pub trait Clock: fmt::Debug + Send + Sync {
 /// }
 /// ```
 pub trait Timer: Unpin {
-    /// The clock whose times the deadlines are. Whenever it is asked for, it shows the same time.
+    /// The clock of the deadlines. Every call returns a clock with the same time.
     fn clock(&mut self) -> Arc<dyn Clock>;
 
-    /// Ready when `deadline` has passed; wakes the task then, if it has not. Replaces what was
-    /// asked before.
+    /// Ready when `deadline` has passed; otherwise wakes the task then. Replaces an earlier
+    /// deadline.
     fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()>;
 }
 
-/// The operating system's clock, for a [`Timer`] of a runtime that has none of its own.
+/// The operating system's clock, for the [`Timer`] of a runtime without its own clock.
 ///
 /// Not for `wasm32-unknown-unknown`, where the standard library has no clock and
 /// [`start`](Self::start) panics.
@@ -102,14 +102,14 @@ pub struct SystemClock {
 }
 
 impl SystemClock {
-    /// A clock that shows zero now.
+    /// A clock whose current time is zero.
     #[must_use]
     pub fn start() -> Self {
         let origin = std::time::Instant::now();
         Self { origin }
     }
 
-    /// A time of this clock as the standard library's.
+    /// Converts a time of this clock to the standard library's.
     #[must_use]
     pub fn at(&self, instant: Instant) -> std::time::Instant {
         let since = instant - Instant::default();
@@ -124,10 +124,10 @@ impl Clock for SystemClock {
     }
 }
 
-/// tokio's timer, which [`builder`](super::builder) uses if it is given no other.
+/// tokio's timer, the default of [`builder`](super::builder).
 ///
-/// Needs a runtime with the time driver (`enable_time`) where the driver is polled. A paused clock
-/// (`tokio::time::pause`) is the tunnel's too.
+/// The driver needs a runtime with the time driver (`enable_time`). A paused clock
+/// (`tokio::time::pause`) pauses the tunnel too.
 ///
 /// ```
 /// use std::time::Duration;
@@ -156,7 +156,7 @@ struct TokioClock {
 }
 
 impl TokioTimer {
-    /// Asked for late, since there are targets on which tokio has no time.
+    /// Initialized late, because some targets have no tokio time.
     fn started(&mut self) -> TokioClock {
         *self.clock.get_or_insert_with(|| TokioClock {
             origin: tokio::time::Instant::now(),
@@ -164,7 +164,7 @@ impl TokioTimer {
     }
 }
 
-/// A timer of the same clock, which waits for nothing yet.
+/// A timer of the same clock without a deadline.
 impl Clone for TokioTimer {
     fn clone(&self) -> Self {
         Self {

@@ -8,11 +8,11 @@ use super::TunnelError;
 use super::shared::{Shared, State};
 use crate::session::{Stats, Violation};
 
-/// A tunnel as a whole: to watch it and to end it.
+/// A whole tunnel, for code that watches or ends it.
 ///
 /// It does not keep the tunnel up. [`Mux::tunnel`](super::Mux::tunnel),
-/// [`Acceptor::tunnel`](super::Acceptor::tunnel) and [`Driver::tunnel`](super::Driver::tunnel) lend
-/// it, and it is cheap to clone.
+/// [`Acceptor::tunnel`](super::Acceptor::tunnel) and [`Driver::tunnel`](super::Driver::tunnel)
+/// return it. Cheap to clone.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::{self, TunnelError};
@@ -39,8 +39,8 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Takes no new connections any more; open streams go on. The other side is told (v2,
-    /// PROTOCOL.md section 5.7).
+    /// Stops new connections; open streams continue. The peer is informed (v2, PROTOCOL.md section
+    /// 5.7).
     pub fn drain(&self) {
         let mut wake = Vec::new();
         self.shared.with(|state| {
@@ -52,10 +52,10 @@ impl Tunnel {
         }
     }
 
-    /// Ends the tunnel in good order: as [`drain`](Self::drain), then waits for the open streams to
-    /// end, and closes the transport. What was begun goes on when the future is dropped.
+    /// Ends the tunnel in good order: [drains](Self::drain) it, waits for the open streams to end,
+    /// and closes the transport. Closing continues if the future is dropped.
     ///
-    /// It waits for as long as a stream lasts. Put a bound on it, and end the rest by
+    /// It waits as long as a stream lasts. Bound the wait, and end the remaining streams by
     /// [`shutdown`](Self::shutdown).
     ///
     /// # Errors
@@ -66,7 +66,7 @@ impl Tunnel {
         self.closed().await
     }
 
-    /// Resets every stream and ends the tunnel, within 1 s even if the transport takes nothing.
+    /// Resets every stream and ends the tunnel within 1 s, even if the transport accepts nothing.
     pub fn shutdown(&self) {
         self.shared.with(|state| {
             state.session.shutdown();
@@ -74,8 +74,8 @@ impl Tunnel {
         });
     }
 
-    /// As [`shutdown`](Self::shutdown), and closes the transport with a code and a reason where it
-    /// has such messages ([`Carrier::close`](crate::transport::Carrier::close), PROTOCOL.md section
+    /// As [`shutdown`](Self::shutdown), and closes the transport with a code and a reason if it has
+    /// such messages ([`Carrier::close`](crate::transport::Carrier::close), PROTOCOL.md section
     /// 4.1).
     pub fn shutdown_with(&self, code: u16, why: &str) {
         self.shared.lock().goodbye = Some((code, why.into()));
@@ -87,26 +87,25 @@ impl Tunnel {
         self.shared.with(|state| state.session.ping());
     }
 
-    /// Waits for the end of the tunnel and says how it came, as the [`Driver`](super::Driver) does.
-    /// Cancel safe.
+    /// Waits for the end of the tunnel and returns how it ended, as the [`Driver`](super::Driver)
+    /// does. Cancel safe.
     ///
     /// # Errors
-    /// [`TunnelError`] unless this end was done: all handles were dropped, or it was closed or shut
-    /// down.
+    /// [`TunnelError`] unless this end finished: all handles were dropped, or the tunnel was closed
+    /// or shut down.
     pub async fn closed(&self) -> Result<(), TunnelError> {
         let mut watch = self.watch();
         poll_fn(|cx| watch.poll(cx, |state| state.closed.clone())).await
     }
 
-    /// Waits until this end or the other takes no new connections, or the tunnel has ended. Cancel
-    /// safe.
+    /// Waits until either end takes no new connections, or the tunnel has ended. Cancel safe.
     pub async fn draining(&self) {
         let mut watch = self.watch();
         let over = |state: &State| state.session.is_draining() || state.closed.is_some();
         poll_fn(|cx| watch.poll(cx, |state| over(state).then_some(()))).await;
     }
 
-    /// How the tunnel has ended, as [`closed`](Self::closed) says it; `None` while it is up.
+    /// How the tunnel ended, as [`closed`](Self::closed) returns it; `None` while it is up.
     #[must_use]
     pub fn close_reason(&self) -> Option<Result<(), TunnelError>> {
         self.shared.lock().closed.clone()
@@ -118,14 +117,14 @@ impl Tunnel {
         self.shared.lock().session.stats()
     }
 
-    /// How the peer last broke the protocol, if it did: at most one stream was reset for it.
-    /// [`Stats::violations`] counts.
+    /// The last violation by the peer, if any. At most one stream was reset for it.
+    /// [`Stats::violations`] counts them.
     #[must_use]
     pub fn last_violation(&self) -> Option<Violation> {
         self.shared.lock().session.last_violation()
     }
 
-    /// The round trip to the other side, once measured. v2 only.
+    /// The round trip to the peer, once measured. v2 only.
     #[must_use]
     pub fn rtt(&self) -> Option<Duration> {
         self.shared.lock().session.rtt()
@@ -139,7 +138,7 @@ impl Tunnel {
     }
 }
 
-/// One who waits for something about the tunnel. When it stops waiting, nothing of it stays.
+/// A task that waits for an event of the tunnel. Dropping the future removes its waker.
 struct Watch<'a> {
     shared: &'a Shared,
     key: Option<u64>,
@@ -162,7 +161,7 @@ impl Drop for Watch<'_> {
     fn drop(&mut self) {
         let Some(key) = self.key else { return };
         let watcher = self.shared.lock().watchers.remove(&key);
-        // Only now, without the lock: it may be the last thing that holds its task.
+        // Dropped without the lock, because it may hold the last reference to its task.
         drop(watcher);
     }
 }

@@ -1,6 +1,6 @@
-/// How much one look at a transport may take before other tunnels have their turn.
+/// How much one read of a transport may take before other tunnels run.
 ///
-/// When many tunnels of a budget have more to read than that, each turn is shorter, so that a round
+/// If many tunnels of a budget have more to read than that, each turn is shorter, so that a round
 /// of all turns takes some milliseconds at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Turn {
@@ -17,13 +17,13 @@ impl Turn {
         messages: 8,
         bytes: 16 << 10,
     };
-    /// What all that have more to read share.
+    /// Bytes shared by all tunnels that have more to read.
     const ROUND: Self = Self {
         messages: 8192,
         bytes: 16 << 20,
     };
 
-    /// A turn while so many tunnels have more to read.
+    /// A turn while that many tunnels have more to read.
     pub(super) fn among(busy: usize) -> Self {
         let share = |of: fn(Self) -> usize| {
             let share = of(Self::ROUND) / busy.max(1);
@@ -35,8 +35,8 @@ impl Turn {
         }
     }
 
-    /// Whether so many useless messages in it are a flood: pings and pongs, breaches of the protocol,
-    /// connections beyond a bound. Honest peers ping every few seconds.
+    /// Whether that many useless messages are a flood: pings and pongs, violations, connections
+    /// beyond a bound. Honest peers ping every few seconds.
     pub(super) const fn is_flood(self, useless: usize) -> bool {
         useless >= self.messages / 2
     }

@@ -1,8 +1,8 @@
 use core::time::Duration;
 
-/// Bounds and times of a [`Session`](super::Session). Every queue has its bound here.
+/// Bounds and times of a [`Session`](super::Session). Every queue is bounded here.
 ///
-/// The two ends need not agree on any of it. Each field has a setter of its name behind `with_`:
+/// The two ends need not use the same values. Each field has a setter with the prefix `with_`:
 ///
 /// ```
 /// use std::time::Duration;
@@ -19,85 +19,89 @@ use core::time::Duration;
 /// # Ok::<(), OpenError>(())
 /// ```
 ///
-/// A session brings values that are out of the range of their field into it.
+/// A session clamps values that are out of range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
-    /// Streams and flows at once, those not yet accepted included. Default 16,384.
+    /// Most streams and flows at a time, including those not yet accepted. Default 16,384.
     ///
-    /// Without it a peer could open connections until memory ends, at a few hundred bytes each. One
-    /// more is answered with ERROR (limit). As many ids of ended streams are remembered.
+    /// Bounds the memory for connections that a peer opens: a few hundred bytes each. A further
+    /// CONNECT is answered with ERROR (limit). The session also remembers this many ids of ended
+    /// streams.
     pub max_streams: usize,
-    /// Connections that wait to be accepted. Default 1,024.
+    /// Most connections that wait to be accepted. Default 1,024.
     ///
-    /// Bounds what a peer can make the acceptor queue before it has looked at any of it.
+    /// Bounds the connections that a peer can queue before the program looks at them.
     pub accept_backlog: usize,
-    /// Bytes received and not yet read, over all streams. Default 64 MiB.
+    /// Most bytes received and not yet read, over all streams. Default 64 MiB.
     ///
     /// Bounds what a peer can make this end hold. When it is exceeded, the stream that holds most
-    /// is reset with reason overflow. Half of it may be lent to windows that grow.
+    /// is reset with reason overflow. Growing windows may borrow half of it.
     pub receive_budget: usize,
     /// Largest window of one stream in bytes, at most 2^31 - 1. Default 32 MiB.
     ///
     /// With the default a stream reaches 1 Gbit/s over a round trip of about 200 ms. Bounds what
     /// one stalled reader can hold.
     pub max_window: u32,
-    /// v1: bytes received and not yet read on one stream before the tunnel stalls. Default 4 MiB.
+    /// v1: most bytes received and not yet read on one stream before the tunnel stalls. Default 4
+    /// MiB.
     ///
-    /// v1 has no credit, so this is what one paused reader can make this end hold.
+    /// v1 has no credit, so this is what one paused reader can hold.
     pub v1_stream_buffer: usize,
-    /// v1: how long a full stream may stall the tunnel without 64 KiB being read while other
-    /// streams wait, before it is reset with reason overflow. Default 2 s.
+    /// v1: longest stall of the tunnel by a full stream that reads less than 64 KiB while other
+    /// streams wait. Then the stream is reset with reason overflow. Default 2 s.
     ///
-    /// Bounds how long one paused reader stops all others where the peer knows no credit. While no
-    /// other stream waits, the stall lasts until the reader reads or the peer ends the transport.
+    /// Bounds how long one paused reader stops all others. While no other stream waits, the stall
+    /// lasts until the reader reads or the peer ends the transport.
     pub v1_stall: Duration,
-    /// v1: bytes received beyond `v1_stream_buffer` while a stream stalls the tunnel and no other
-    /// stream waits, 1 MiB each `v1_stall`. Default 32 MiB.
+    /// v1: most bytes received beyond `v1_stream_buffer` while a stream stalls the tunnel and no
+    /// other stream waits, 1 MiB each `v1_stall`. Default 32 MiB.
     ///
-    /// The transport's pings stand behind these bytes, and the peer ends the transport when they
-    /// are not answered. No more than half of `receive_budget` is used for it.
+    /// The peer's transport pings are queued behind these bytes, and the peer ends the transport
+    /// when they are not answered. At most half of `receive_budget` is used for this.
     pub v1_reach: usize,
-    /// Bytes accepted for sending and not yet transmitted, over all streams. Default 4 MiB.
+    /// Most bytes accepted for sending and not yet transmitted, over all streams. Default 4 MiB.
     ///
-    /// A peer that does not read its transport makes this end hold no more than this and one piece,
-    /// plus 4 KiB a stream.
+    /// If the peer does not read its transport, this end holds at most this, one piece, and 4 KiB a
+    /// stream.
     pub send_budget: usize,
-    /// Bytes accepted for sending and not yet transmitted on one stream. Default 256 KiB.
+    /// Most bytes accepted for sending and not yet transmitted on one stream. Default 256 KiB.
     pub stream_send_buffer: usize,
     /// Largest payload of one DATA message on a stream in bytes, at most 1 MiB - 8. Default 64 KiB.
     pub max_piece: usize,
     /// As `max_piece`, while more than four streams wait to send. Default 32 KiB.
     ///
-    /// With fewer a round is short, and a stream that was idle goes first anyway.
+    /// With fewer streams a round is short, and a stream that was idle goes first anyway.
     pub contended_piece: usize,
-    /// Datagrams queued on one flow in each direction; one more drops the oldest. Default 256.
+    /// Most datagrams queued on one flow in each direction; a further one drops the oldest. Default
+    /// 256.
     pub datagram_queue: usize,
-    /// Bytes of datagrams queued on one flow in each direction; more drop the oldest. Default 1
-    /// MiB.
+    /// Most bytes of datagrams queued on one flow in each direction; more drop the oldest. Default
+    /// 1 MiB.
     pub datagram_buffer: usize,
-    /// Bytes of datagrams queued over all flows, in each direction, where each counts 64 more than
-    /// its own; one more is dropped. Default 16 MiB.
+    /// Most bytes of datagrams queued over all flows in each direction, where each datagram counts
+    /// 64 bytes more than its length. A further datagram is dropped. Default 16 MiB.
     pub datagram_budget: usize,
-    /// Silence after which the peer is probed. After twice this it counts as dead. `None`: never.
-    /// Default 15 s.
+    /// Silence after which the peer is probed. After twice this time the peer counts as dead.
+    /// `None` disables both. Default 15 s.
     pub keepalive: Option<Duration>,
-    /// How long one direction may outlive the other where the peer may never end it: in v1 after
-    /// the first CLOSE, in v2 after the handle is gone. Default 10 s.
+    /// How long one direction may outlive the other when the peer may never end it: in v1 after the
+    /// first CLOSE, in v2 after the handle is released. Default 10 s.
     ///
-    /// Bounds what a peer leaves behind that closes and forgets, as deployed ones do.
+    /// Bounds how long streams last whose peer sent CLOSE and forgot them, as deployed peers do.
     pub linger: Duration,
     /// Client id of the first connection opened here; later ones count up from it. Default `None`:
-    /// 1, or drawn at random by `mux`.
+    /// 1, or a random id in `mux`.
     ///
-    /// Deployed runners pass ids through, so the ids of two clients of one container must not meet
-    /// (PROTOCOL.md section 2.3). A caller that has a source of randomness sets it. 0 counts as 1.
+    /// Deployed runners pass ids through, so the ids of two clients of one container must differ
+    /// (PROTOCOL.md section 2.3). A program with a source of randomness should set it. 0 counts as
+    /// 1.
     pub first_id: Option<u32>,
-    /// Answers to a peer's PING, CONNECT or stray DATA that wait to be transmitted before receiving
-    /// stops. Default 4,096.
+    /// Most answers to the peer's PING, CONNECT or stray DATA that wait to be transmitted before
+    /// receiving stops. Default 4,096.
     ///
-    /// Bounds what a peer can make this end queue that asks without reading the answers. At least
-    /// 16, so two ends that only measure the round trip never wait for each other.
+    /// Bounds the answers for a peer that asks and does not read. At least 16, so that two ends
+    /// that only measure the round trip never wait for each other.
     pub max_replies: usize,
 }
 
@@ -127,16 +131,16 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Bounds for a device: a session with it holds less than 512 KiB, whatever the peer sends and
+    /// Bounds for a small device: a session holds less than 512 KiB, whatever the peer sends and
     /// does not read.
     ///
-    /// At most 16 streams, 256 KiB received and not read over all of them, 32 KiB to be sent and 4
-    /// KiB more a stream, 32 KiB of datagrams in each direction, and pieces of 4 KiB. In v2 a
-    /// stream may send 256 KiB before the first WINDOW (PROTOCOL.md section 5.5): one reader may
-    /// pause and keep its stream, of two the one that holds most is reset with reason overflow.
-    /// Windows do not grow, so a stream carries at most 256 KiB in a round trip.
+    /// At most 16 streams, 256 KiB received and not read over all of them, 32 KiB queued for
+    /// sending and 4 KiB more a stream, 32 KiB of datagrams in each direction, and pieces of 4 KiB.
+    /// In v2 a stream may send 256 KiB before the first WINDOW (PROTOCOL.md section 5.5): one
+    /// paused reader keeps its stream, but of two the one that holds most is reset with reason
+    /// overflow. Windows do not grow, so a stream carries at most 256 KiB in a round trip.
     ///
-    /// What the transport holds comes on top: bound its messages, and its buffers, too.
+    /// The memory of the transport is not included: bound its messages and its buffers too.
     ///
     /// ```
     /// use kohakuriver_tunnel::session::{Config, Instant, Role, Session, Version};
@@ -295,7 +299,7 @@ impl Config {
         self
     }
 
-    /// The same bounds with values brought into the range the protocol allows.
+    /// The same configuration, with values clamped to the range the protocol allows.
     pub(super) fn clamped(mut self) -> Self {
         const MAX_MESSAGE_PAYLOAD: usize = (1 << 20) - crate::wire::HEADER_LEN;
         self.max_piece = self.max_piece.clamp(1, MAX_MESSAGE_PAYLOAD);

@@ -9,16 +9,16 @@ pub(super) struct Control {
     role: Role,
     max_replies: usize,
     frames: VecDeque<(Frame, Cause)>,
-    /// How many of them are replies.
+    /// How many of the queued messages are replies.
     replies: usize,
 }
 
 /// Which end made a control message necessary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cause {
-    /// This one: bounded by its own streams.
+    /// This end. Bounded by the number of its streams.
     Own,
-    /// The peer: bounded by not receiving more.
+    /// The peer. Bounded because receiving stops.
     Reply,
 }
 
@@ -32,8 +32,8 @@ impl Control {
         }
     }
 
-    /// Queues a message about a connection or the tunnel. An acceptor's count as replies: only the
-    /// peer's messages cause them.
+    /// Queues a message about a connection or the tunnel. An acceptor's messages count as replies:
+    /// only the peer's messages cause them.
     #[inline]
     pub(super) fn push(&mut self, frame: Frame) {
         let cause = match self.role {
@@ -70,8 +70,7 @@ impl Control {
         self.frames.len()
     }
 
-    /// Whether so many answers wait for the transport that no message may be received that needs
-    /// one.
+    /// Whether too many answers wait for the transport to receive a message that needs one.
     pub(super) const fn is_congested(&self) -> bool {
         self.replies >= self.max_replies
     }

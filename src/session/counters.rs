@@ -14,9 +14,9 @@ use super::State;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Streams and flows opened here or asked for by the peer.
+    /// Streams and flows opened here or requested by the peer.
     pub opened: u64,
-    /// Streams ended by a reset, of either side.
+    /// Streams reset by either side.
     pub resets: u64,
     /// Connections of the peer that this end refused because a bound was reached or it drains.
     pub refused: u64,
@@ -24,13 +24,13 @@ pub struct Stats {
     pub bytes_sent: u64,
     /// Payload bytes received for a known stream.
     pub bytes_received: u64,
-    /// Breaches of the protocol by the peer, as [`Violation`](super::Violation).
+    /// Violations by the peer ([`Violation`](super::Violation)).
     pub violations: u64,
-    /// DATA for ids that were not, or no longer, known.
+    /// DATA for ids that are not live.
     pub stray_data: u64,
-    /// Datagrams to the peer dropped because newer ones came, or because they were too long.
+    /// Datagrams to the peer that were dropped: newer ones came, or they were too long.
     pub datagrams_dropped_sending: u64,
-    /// Datagrams from the peer dropped because they were not read, or because they were too long.
+    /// Datagrams from the peer that were dropped: they were not read, or were too long.
     pub datagrams_dropped_receiving: u64,
     /// Streams and flows now.
     pub streams: usize,
@@ -60,7 +60,7 @@ pub struct StreamStats {
     pub state: State,
     /// Payload bytes transmitted.
     pub bytes_sent: u64,
-    /// Payload bytes received, those thrown away included.
+    /// Payload bytes received, including discarded ones.
     pub bytes_received: u64,
     /// Bytes received and not read now.
     pub unread: usize,

@@ -7,8 +7,8 @@ use super::stream::Stream;
 use super::{EARLY_DATA, INITIAL_WINDOW, Reason, Role, Version, Violation};
 use crate::wire::{ClientId, Frame, Kind, Proto};
 
-/// What this end of a tunnel can say and expect: the differences between v1 and v2, asked by
-/// capability. Only the state table names the versions ([`State::on_message`](super::State)).
+/// The differences between v1 and v2, asked by capability. Only the state table names the versions
+/// ([`State::on_message`](super::State)).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Dialect {
     version: Version,
@@ -33,36 +33,36 @@ impl Dialect {
         self.is_v2() || kind.in_v1()
     }
 
-    /// Streams have credit. Without it, a full stream stalls the transport.
+    /// Whether streams have credit. Without it, a full stream stalls the transport.
     pub(super) const fn has_credit(self) -> bool {
         self.is_v2()
     }
 
-    /// PONG returns the payload of PING, so a round trip can be measured and a PING proves that the
-    /// peer lives. Without it, the transport's own ping has to.
+    /// Whether PONG returns the payload of PING. Then a round trip can be measured, and a PING
+    /// proves that the peer lives. Otherwise the transport's own ping has to.
     pub(super) const fn has_echo(self) -> bool {
         self.is_v2()
     }
 
-    /// Draining is announced with GOAWAY.
+    /// Whether draining is announced with GOAWAY.
     pub(super) const fn has_goaway(self) -> bool {
         self.is_v2()
     }
 
-    /// The peer may take the first CLOSE of a stream, from either end, for the last word.
+    /// Whether the peer may treat the first CLOSE of a stream, from either end, as final.
     pub(super) const fn peer_may_forget(self) -> bool {
         !self.is_v2()
     }
 
-    /// The peer is an opener that may do so.
+    /// Whether the peer is an opener that may do so.
     pub(super) const fn opener_may_forget(self) -> bool {
         self.peer_may_forget() && matches!(self.role, Role::Acceptor)
     }
 
-    /// What a message does to a stream, as its state has it.
+    /// The effect of a message on a stream, by its state.
     ///
     /// # Errors
-    /// The [`Violation`], if it is one that has no other effect.
+    /// [`Violation`], if the message has no other effect.
     pub(super) const fn verdict(self, s: &Stream, kind: Kind) -> Result<Verdict, Violation> {
         let state = s.life.state();
         match state.on_message(kind, s.proto(), self.version) {
@@ -83,10 +83,10 @@ impl Dialect {
         }
     }
 
-    /// The reason that the code of an ERROR stands for.
+    /// The reason for the code of an ERROR.
     pub(super) const fn reason(self, code: u16) -> Reason {
         match self.version {
-            // Deployed runners put the target port there.
+            // Deployed runners put the target port in this field.
             Version::V1 => Reason::Unspecified,
             Version::V2 => Reason::from_code(code),
         }

@@ -1,6 +1,6 @@
-/// Which ends take no new connections any more (GOAWAY, PROTOCOL.md section 5.7). Once either does,
-/// nothing is opened here, and a CONNECT of the peer is refused with reason gone. Open streams go
-/// on.
+/// Which ends take no new connections (GOAWAY, PROTOCOL.md section 5.7). Once either end does not,
+/// nothing is opened here, and a CONNECT of the peer is refused with reason gone. Open streams
+/// continue.
 #[derive(Debug, Default)]
 pub(super) struct Draining {
     here: bool,
@@ -8,12 +8,12 @@ pub(super) struct Draining {
 }
 
 impl Draining {
-    /// This end takes no new connections any more. Says whether that is news.
+    /// This end takes no new connections any more. Returns whether that is new.
     pub(super) fn begin(&mut self) -> bool {
         !core::mem::replace(&mut self.here, true)
     }
 
-    /// The peer takes no new connections any more. Says whether that is news.
+    /// The peer takes no new connections any more. Returns whether that is new.
     pub(super) fn begin_at_peer(&mut self) -> bool {
         !core::mem::replace(&mut self.peer, true)
     }

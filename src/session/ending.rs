@@ -1,4 +1,4 @@
-//! How streams and the tunnel end, and what is left of them.
+//! How streams and the tunnel end, and what remains of them.
 
 use super::dialect::Dialect;
 use super::endpoint::Session;
@@ -9,22 +9,22 @@ use super::{Event, Instant, Reason, Reset, Role, StreamId};
 pub(super) enum Ending {
     /// Both directions in good order, or a flow by this end.
     Finished,
-    /// By the peer; a flow that it closes ends without a reset.
+    /// By the peer. A flow that it closes ends without a reset.
     ByPeer(Option<Reset>),
-    /// By this end, which tells the peer.
+    /// By this end, which informs the peer.
     Here(Reset),
 }
 
 impl Ending {
-    /// Whether what comes late from the peer needs no answer.
+    /// Whether late messages of the peer need no answer.
     const fn is_final(&self, dialect: Dialect) -> bool {
-        // In v2 an ERROR and both CLOSEs are final.
+        // In v2 an ERROR, or CLOSE from both ends, is final.
         matches!(self, Self::ByPeer(_)) || !dialect.peer_may_forget()
     }
 }
 
 impl Session {
-    /// Ends a stream. No effect if it is over on the wire.
+    /// Ends a stream. Has no effect if it has ended on the wire.
     pub(super) fn end(&mut self, stream: StreamId, ending: Ending) {
         let answered = ending.is_final(self.dialect);
         let (reset, tell) = match ending {
@@ -56,12 +56,13 @@ impl Session {
         self.reset(stream, Reason::Overflow, text);
         if let Some(s) = self.streams.get_mut(stream) {
             self.receiving.drop_unread(s);
-            // It may have ended in order before: what is lost now must not look like its end.
+            // The stream may have ended in order before. The lost data must not look like an
+            // orderly end.
             s.life.lose(Reset::new(Reason::Overflow, text));
         }
     }
 
-    /// Removes the stream if nobody needs it any more.
+    /// Removes the stream if it has ended and was released.
     pub(super) fn reap(&mut self, stream: StreamId) {
         if let Some(s) = self.streams.get_mut(stream).filter(|s| s.life.is_over()) {
             self.receiving.drop_unread(s);
@@ -78,7 +79,7 @@ impl Session {
         self.reset(stalled, Reason::Overflow, text);
     }
 
-    /// The transport has ended: every stream is reset, nothing more is transmitted.
+    /// Handles the end of the transport: every stream is reset, and nothing more is transmitted.
     pub fn handle_closed(&mut self, now: Instant, reason: Reason, text: &str) {
         self.closed = true;
         if let Some((stream, pause)) = self.receiving.blame(now) {
@@ -97,7 +98,7 @@ impl Session {
         self.receiving.close();
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) is to be called next.
+    /// The time of the next call of [`handle_timeout`](Self::handle_timeout).
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         if self.is_closed() {
@@ -109,7 +110,7 @@ impl Session {
         [linger, stall, keepalive].into_iter().flatten().min()
     }
 
-    /// Does what is due at `now`.
+    /// Handles everything that is due at `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.is_closed() {
             return;
@@ -129,7 +130,7 @@ impl Session {
             self.reset(stream, Reason::Gone, text);
         }
         if self.receiving.stalled_until().is_some() {
-            // Nothing is received, so silence proves nothing.
+            // The transport is not read, so silence proves nothing.
             self.keepalive.heard(now);
         } else if self.keepalive.handle_timeout(now) {
             self.handle_closed(now, Reason::TimedOut, "the tunnel went silent");
@@ -137,8 +138,7 @@ impl Session {
         }
     }
 
-    /// The transport showed that the peer lives without a message, for instance by a pong of its
-    /// own.
+    /// The transport showed a sign of life other than a message, for instance its own pong.
     pub fn handle_activity(&mut self, now: Instant) {
         self.keepalive.heard(now);
     }

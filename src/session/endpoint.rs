@@ -21,7 +21,7 @@ use bytes::Bytes;
 /// One end of one tunnel. See the [module](super) for how to drive it, and for an example.
 ///
 /// A stream exists from open or [`Event::Incoming`] until [`release`](Self::release), however it
-/// ended. Calls on a stream that was released have no effect or return an error.
+/// ended. Calls on a released stream have no effect or return an error.
 ///
 /// ```
 /// use kohakuriver_tunnel::session::{Config, Instant, Role, Session, Transmit, Version};
@@ -44,14 +44,14 @@ pub struct Session {
     pub(super) keepalive: Keepalive,
     pub(super) events: Events,
     pub(super) control: Control,
-    /// Of the tunnel as a whole. The parts count the rest.
+    /// Counters of the tunnel as a whole. The parts have the others.
     pub(super) counters: Stats,
     pub(super) draining: Draining,
     pub(super) closed: bool,
     pub(super) pressed: bool,
 }
 
-/// What [`Session::recv`] found.
+/// Result of [`Session::recv`].
 ///
 /// ```
 /// use kohakuriver_tunnel::session::{Config, Instant, Recv, Role, Session, Version};
@@ -66,14 +66,14 @@ pub struct Session {
 pub enum Recv {
     /// Bytes of a stream, or exactly one datagram.
     Data(Bytes),
-    /// Nothing now; [`Event::Readable`] follows.
+    /// Nothing to read now; [`Event::Readable`] follows.
     Blocked,
     /// The peer has finished this direction.
     Finished,
 }
 
 impl Session {
-    /// A new tunnel. `version` is what the handshake agreed on (PROTOCOL.md section 5.1).
+    /// A new tunnel. `version` is the result of the handshake (PROTOCOL.md section 5.1).
     #[must_use]
     pub fn new(role: Role, version: Version, config: Config, now: Instant) -> Self {
         let config = config.clamped();
@@ -95,7 +95,7 @@ impl Session {
         }
     }
 
-    /// Opens a byte stream to `port` at the other side. Data may be sent at once.
+    /// Opens a byte stream to `port` at the acceptor. Data may be sent immediately.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -103,7 +103,7 @@ impl Session {
         self.open(Proto::Tcp, port, now)
     }
 
-    /// Opens a datagram flow to `port` at the other side. Datagrams may be sent at once.
+    /// Opens a datagram flow to `port` at the acceptor. Datagrams may be sent immediately.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -131,7 +131,7 @@ impl Session {
         let (stream, id) = (s.id(), s.wire_id());
         self.control.push(Frame::Connect { proto, id, port });
         self.counters.opened += 1;
-        // Now, while nothing queues yet.
+        // Sample now, before data queues up.
         self.keepalive.want_sample(now);
         Ok(stream)
     }
@@ -139,8 +139,8 @@ impl Session {
     /// Accepts a connection of [`Event::Incoming`].
     ///
     /// # Errors
-    /// [`StreamError::Reset`] when the peer gave up meanwhile, [`StreamError::WrongState`] when it
-    /// was answered before.
+    /// [`StreamError::Reset`] if the peer gave up meanwhile, [`StreamError::WrongState`] if the
+    /// connection was already answered.
     pub fn accept(&mut self, stream: StreamId, now: Instant) -> Result<(), StreamError> {
         let s = self.streams.accept(stream)?;
         let (proto, id) = (s.proto(), s.wire_id());
@@ -152,8 +152,8 @@ impl Session {
         Ok(())
     }
 
-    /// Refuses a connection of [`Event::Incoming`] and releases it. Has no effect if it is gone
-    /// already.
+    /// Refuses a connection of [`Event::Incoming`] and releases it. Has no effect if the connection
+    /// is already gone.
     pub fn reject(&mut self, stream: StreamId, reason: Reason, text: &str) {
         self.reset(stream, reason, text);
         if let Some(s) = self.streams.get_mut(stream) {
@@ -162,13 +162,13 @@ impl Session {
         }
     }
 
-    /// Takes what was received on a stream or flow.
+    /// Returns data received on a stream or flow.
     ///
-    /// Reading grants the peer new credit, so [`poll_transmit`](Self::poll_transmit) may have
-    /// something to send. Data that came before a reset is still read first.
+    /// Reading may grant the peer new credit, so [`poll_transmit`](Self::poll_transmit) may have
+    /// output afterwards. Data from before a reset is returned before the reset.
     ///
     /// # Errors
-    /// [`StreamError::Reset`] once, and after, all data was read.
+    /// [`StreamError::Reset`] after all data was read.
     pub fn recv(&mut self, stream: StreamId, now: Instant) -> Result<Recv, StreamError> {
         let s = self.streams.get_mut(stream).ok_or(StreamError::Unknown)?;
         match self.receiving.read(now, s) {
@@ -181,7 +181,7 @@ impl Session {
         }
     }
 
-    /// Sends CLOSE after what was queued: the peer reads to the end and may go on sending.
+    /// Ends this direction: sends CLOSE after the queued data. The peer may still send.
     ///
     /// A datagram flow ends in both directions.
     pub fn finish(&mut self, stream: StreamId) {
@@ -190,25 +190,26 @@ impl Session {
         }
     }
 
-    /// Ends both directions of a stream at once. What was queued is dropped, what was received can
-    /// still be read.
+    /// Ends both directions of a stream at once. Queued data is dropped. Received data can still be
+    /// read.
     ///
-    /// The peer learns `reason` and `text` in v2, the text alone in v1 if this end is the acceptor.
+    /// The peer receives `reason` and `text` in v2, and the text alone in v1 if this end is the
+    /// acceptor.
     pub fn reset(&mut self, stream: StreamId, reason: Reason, text: &str) {
         self.end(stream, Ending::Here(Reset::new(reason, text)));
     }
 
-    /// Throws away what has come and will come on a stream, and lets the peer go on sending it.
+    /// Discards received and future data of a stream, and lets the peer continue to send.
     pub fn discard(&mut self, stream: StreamId) {
         if let Some(s) = self.streams.get_mut(stream) {
             self.receiving.discard(s);
         }
     }
 
-    /// Gives the handle back: the last call on every stream.
+    /// Releases the handle. This is the last call on every stream.
     ///
-    /// What was sent still reaches the peer. If the peer goes on sending, the stream is reset. A
-    /// connection that was not accepted is refused.
+    /// Queued data is still sent. If the peer continues to send, the stream is reset. A connection
+    /// that was not accepted is refused.
     pub fn release(&mut self, stream: StreamId, now: Instant) {
         let Some(s) = self.streams.get_mut(stream) else {
             return;
@@ -217,8 +218,8 @@ impl Session {
             return self.reject(stream, Reason::Gone, "not accepted");
         }
         s.life.release();
-        // With the credit for what is thrown away, a peer that waits for some goes on and learns
-        // that nobody reads.
+        // Discarding grants credit, so a peer that waits for credit sends and learns that nobody
+        // reads.
         self.receiving.discard(s);
         self.sending.finish(s);
         if s.life.waits_for_peer() {
@@ -227,13 +228,13 @@ impl Session {
         self.reap(stream);
     }
 
-    /// Measures the round trip now. No effect in v1.
+    /// Measures the round trip now. Has no effect in v1.
     pub fn ping(&mut self) {
         self.keepalive.want_ping();
     }
 
-    /// Takes no new connections any more, here and at the peer; open streams go on. In v2 the peer
-    /// is told (GOAWAY, PROTOCOL.md section 5.7).
+    /// Stops new connections from both ends; open streams continue. In v2 the peer is informed
+    /// (GOAWAY, PROTOCOL.md section 5.7).
     pub fn drain(&mut self) {
         if self.draining.begin() && self.dialect.has_goaway() {
             self.control.push(Frame::GoAway);
@@ -248,7 +249,7 @@ impl Session {
         }
     }
 
-    /// The next event. None is about a stream that was released.
+    /// The next event. Released streams have no events.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.next(&mut self.streams)
     }
@@ -260,9 +261,9 @@ impl Session {
     }
 
     /// Whether the transport may be read. False while a v1 stream is full (see
-    /// [`Config::v1_stall`]) or too many answers wait to be transmitted
-    /// ([`Config::max_replies`]). It can become true by `accept`, `recv`, `discard`, `reset`,
-    /// `release`, `poll_transmit` and `handle_timeout`.
+    /// [`Config::v1_stall`]) or too many answers wait to be transmitted ([`Config::max_replies`]).
+    /// `accept`, `recv`, `discard`, `reset`, `release`, `poll_transmit` and `handle_timeout` can
+    /// make it true again.
     #[must_use]
     pub fn can_receive(&self) -> bool {
         self.receiving.may_receive() && !self.control.is_congested()
@@ -274,13 +275,13 @@ impl Session {
         self.streams.get(stream).map(|s| s.life.state())
     }
 
-    /// The client id that a stream has, or had, on the wire.
+    /// The client id of a stream, also after it has ended on the wire.
     #[must_use]
     pub fn client_id(&self, stream: StreamId) -> Option<ClientId> {
         self.streams.get(stream).map(Stream::wire_id)
     }
 
-    /// How a stream was reset, if it was.
+    /// The reset of a stream, if it was reset.
     #[must_use]
     pub fn reset_of(&self, stream: StreamId) -> Option<&Reset> {
         self.streams.get(stream)?.life.reset()
@@ -302,7 +303,7 @@ impl Session {
         stats
     }
 
-    /// How the peer last broke the protocol, if it did; see [`Event::Violation`].
+    /// The last violation by the peer, if any; see [`Event::Violation`].
     #[must_use]
     pub const fn last_violation(&self) -> Option<Violation> {
         self.events.last_violation()
@@ -332,7 +333,7 @@ impl Session {
         self.closed
     }
 
-    /// Whether what the parts have counted is what their streams hold: for tests.
+    /// Whether the counters of the parts match their streams. For tests.
     #[doc(hidden)]
     #[must_use]
     pub fn audit(&self) -> bool {

@@ -32,11 +32,11 @@ pub enum Reason {
     NoAgent = 5,
     /// A configured bound on connections is reached.
     Limit = 6,
-    /// The reader was too slow where the protocol knows no credit, or credit was overrun.
+    /// A v1 reader was too slow, a budget was exceeded, or credit was overrun.
     Overflow = 7,
-    /// The connection was reset by the application or the service.
+    /// The application or the service reset the connection, or the protocol was broken on it.
     Reset = 8,
-    /// The end that served it is gone.
+    /// The end that served it is gone, or the tunnel takes no new connections.
     Gone = 9,
 }
 
@@ -47,7 +47,7 @@ impl Reason {
         self as u16
     }
 
-    /// The reason for a code; [`Unspecified`](Self::Unspecified) for unknown ones.
+    /// The reason for a code. Unknown codes are [`Unspecified`](Self::Unspecified).
     #[must_use]
     pub const fn from_code(code: u16) -> Self {
         match code {
@@ -95,12 +95,12 @@ impl fmt::Display for Reason {
 pub struct Reset {
     /// The class of the failure.
     pub reason: Reason,
-    /// The words of the end that reset it. Those of the peer went through [`clean_text`].
+    /// The text of the end that reset it. The peer's text was cleaned by [`clean_text`].
     pub text: String,
 }
 
 impl Reset {
-    /// Longest text kept of what a peer sends, in bytes.
+    /// Longest text kept of a peer, in bytes.
     pub const MAX_TEXT: usize = 1024;
 
     /// A reset by this end.
@@ -112,19 +112,19 @@ impl Reset {
         }
     }
 
-    /// A reset by the peer, with its words in a form that can be shown.
+    /// A reset by the peer. Its text is made safe to show.
     pub(super) fn from_peer(reason: Reason, text: &[u8]) -> Self {
         let text = clean_text(text);
         Self { reason, text }
     }
 }
 
-/// A peer's words in a form that fits one line of a log or a terminal (PROTOCOL.md section 7).
+/// Makes a peer's text safe for one line of a log or a terminal (PROTOCOL.md section 7).
 ///
-/// Control characters, line breaks and changes of the writing direction become blanks, and what is
-/// not UTF-8 becomes U+FFFD. At most [`Reset::MAX_TEXT`] bytes are kept. The text of a [`Reset`]
-/// that a peer has sent went through this. What else a program shows of a peer should too: an
-/// answer's body, the reason of a close.
+/// Replaces control characters, line breaks and characters that change the writing direction by
+/// blanks, and invalid UTF-8 by U+FFFD. Keeps at most [`Reset::MAX_TEXT`] bytes. The text of a
+/// [`Reset`] from a peer is already safe. Pass other text of a peer through this function before
+/// showing it: the body of an answer, a reason for closing.
 ///
 /// ```
 /// use kohakuriver_tunnel::session::clean_text;
@@ -150,8 +150,8 @@ pub fn clean_text(text: &[u8]) -> String {
     clean
 }
 
-/// How the peer broke the protocol. The session counted it, reset at most one stream for it, and
-/// goes on.
+/// A breach of the protocol by the peer. The session counts it, resets at most one stream because
+/// of it, and continues.
 ///
 /// ```
 /// use kohakuriver_tunnel::session::{Config, Instant, Role, Session, Version, Violation};
@@ -171,20 +171,20 @@ pub enum Violation {
     /// A type that this version of the protocol does not have.
     #[error("{0} on a v1 tunnel")]
     NotInVersion(Kind),
-    /// A type that only the other role sends.
+    /// A type that only the opener sends.
     #[error("{0} from the wrong side")]
     WrongRole(Kind),
-    /// A message the stream's state has no place for.
+    /// A message that the stream's state does not allow.
     #[error("{kind} for client id {id} in state {state:?}")]
     Unexpected {
         /// Type of the message.
         kind: Kind,
         /// The stream's id.
         id: ClientId,
-        /// The state it was in.
+        /// The state of the stream.
         state: State,
     },
-    /// A protocol that is not the stream's.
+    /// DATA with a protocol other than the stream's.
     #[error("{kind} for client id {id} with the wrong protocol")]
     WrongProto {
         /// Type of the message.
@@ -192,7 +192,7 @@ pub enum Violation {
         /// The stream's id.
         id: ClientId,
     },
-    /// A message about a stream that is not, or no longer, known.
+    /// A message about an unknown stream.
     #[error("{kind} for unknown client id {id}")]
     UnknownStream {
         /// Type of the message.
@@ -200,26 +200,26 @@ pub enum Violation {
         /// The id.
         id: ClientId,
     },
-    /// More bytes than were granted.
+    /// More bytes than the credit granted.
     #[error("client id {id} sent {excess} bytes more than its window")]
     CreditOverrun {
         /// The stream's id.
         id: ClientId,
-        /// Bytes beyond the window.
+        /// Bytes beyond the credit.
         excess: u64,
     },
-    /// Credit beyond 2^63 bytes in all.
+    /// Credit of 2^63 bytes or more in total.
     #[error("client id {id} was granted more credit than can be counted")]
     CreditOverflow {
         /// The stream's id.
         id: ClientId,
     },
-    /// The peer asks and does not read the answers.
+    /// The peer sends requests and does not read the answers.
     #[error("more than {0} answers wait to be read")]
     TooManyRequests(usize),
 }
 
-/// Why no stream was opened.
+/// Why a stream was not opened.
 ///
 /// ```
 /// use kohakuriver_tunnel::session::{Config, Instant, OpenError, Role, Session, Version};
@@ -231,16 +231,16 @@ pub enum Violation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// This end of the tunnel accepts; only the other end opens.
+    /// This end is the acceptor; only the opener opens streams.
     #[error("this end of the tunnel only accepts connections")]
     NotOpener,
     /// [`Config::max_streams`](super::Config::max_streams) is reached.
     #[error("{0} connections are open already")]
     Limit(usize),
-    /// The transport does not take the messages that wait: opening and resetting does not help.
+    /// Too many control messages wait for the transport.
     #[error("the tunnel is congested")]
     Congested,
-    /// This end drains, or the peer sent GOAWAY.
+    /// This end is draining, or the peer sent GOAWAY.
     #[error("the tunnel takes no new connections")]
     Draining,
     /// The tunnel has ended.
@@ -248,7 +248,7 @@ pub enum OpenError {
     Closed,
 }
 
-/// Why nothing was sent.
+/// Why data was not sent.
 ///
 /// ```
 /// use kohakuriver_tunnel::session::{
@@ -267,20 +267,20 @@ pub enum OpenError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SendError {
-    /// No credit or no room now; [`Event::Writable`](super::Event::Writable) follows. Holds the
+    /// No credit or no room now; [`Event::Writable`](super::Event::Writable) follows. Contains the
     /// chunk.
     #[error("no credit or no room now")]
     Blocked(Chunk),
     /// A datagram beyond [`MAX_DATAGRAM`](super::MAX_DATAGRAM). Counted as dropped.
     #[error("datagram of {0} bytes is longer than {max}", max = super::MAX_DATAGRAM)]
     TooLong(usize),
-    /// This direction was finished before.
+    /// This direction was already finished.
     #[error("this direction was finished before")]
     Finished,
     /// The stream was reset.
     #[error(transparent)]
     Reset(Reset),
-    /// No such stream, or a flow where a stream is wanted, or the reverse.
+    /// No such stream, or the call does not fit its kind (stream or flow).
     #[error("no such stream")]
     Unknown,
 }

@@ -6,7 +6,7 @@ use super::streams::Streams;
 use super::{StreamId, Violation};
 use crate::wire::Proto;
 
-/// What happened. An event says only where to look; a call on the session returns what is there.
+/// What happened. An event only says where to look; calls on the session return the details.
 ///
 /// ```
 /// use kohakuriver_tunnel::session::{Config, Event, Instant, Role, Session, Version};
@@ -31,7 +31,7 @@ pub enum Event {
         stream: StreamId,
         /// Byte stream or datagrams.
         proto: Proto,
-        /// The port asked for.
+        /// The requested port.
         port: u16,
     },
     /// The peer has accepted a stream opened here.
@@ -43,16 +43,15 @@ pub enum Event {
     Writable(StreamId),
     /// The peer takes no new connections (GOAWAY). v2 only.
     GoAway,
-    /// The peer has been silent for two keepalive intervals: every stream was reset.
+    /// The peer was silent for two keepalive intervals. Every stream was reset.
     PeerDead,
-    /// The peer broke the protocol, once or more since the last event of this kind.
+    /// The peer broke the protocol at least once since the last event of this kind.
     /// [`last_violation`](super::Session::last_violation) says how,
-    /// [`Stats::violations`](super::Stats::violations) how often. However often it does, at most
-    /// one such event waits.
+    /// [`Stats::violations`](super::Stats::violations) how often. At most one such event is queued.
     Violation,
 }
 
-/// Events that wait for the application. Parts add to it and never look at it.
+/// Events that wait for the application. Parts append to it and never read it.
 #[derive(Debug, Default)]
 pub(super) struct Events {
     queue: VecDeque<Event>,
@@ -60,7 +59,7 @@ pub(super) struct Events {
     last_violation: Option<Violation>,
 }
 
-/// What the application was told of a stream, and what it wants to be told.
+/// Which events of a stream are queued, and which the application waits for.
 #[derive(Debug, Default)]
 pub(super) struct Notice {
     readable: Place,
@@ -69,7 +68,7 @@ pub(super) struct Notice {
 }
 
 impl Events {
-    /// Adds an event that cannot wait twice.
+    /// Adds an event that can be queued only once.
     #[inline]
     pub(super) fn push(&mut self, event: Event) {
         self.queue.push_back(event);
@@ -81,7 +80,7 @@ impl Events {
         }
     }
 
-    /// Sending is possible again: told to an application that asked for it.
+    /// Sending is possible again. Queued only if the application asked for it.
     pub(super) fn writable(&mut self, s: &mut Stream) {
         if s.notice.wants_writable && s.life.is_held() && s.notice.writable.take() {
             s.notice.wants_writable = false;
@@ -89,14 +88,14 @@ impl Events {
         }
     }
 
-    /// The stream has ended: its reader is told, and its writer if that waits.
+    /// The stream has ended: notifies its reader, and its writer if that waits.
     pub(super) fn ended(&mut self, s: &mut Stream) {
         self.readable(s);
         self.writable(s);
     }
 
-    /// Keeps the last violation and queues one event for all that wait, so a peer cannot make the
-    /// queue grow.
+    /// Keeps the last violation and queues one event for all, so that a peer cannot make the queue
+    /// grow.
     pub(super) fn violation(&mut self, violation: Violation) {
         self.last_violation = Some(violation);
         if self.violation.take() {
@@ -104,7 +103,7 @@ impl Events {
         }
     }
 
-    /// The next event. None is about a stream that was released.
+    /// The next event. Released streams have no events.
     pub(super) fn next(&mut self, streams: &mut Streams) -> Option<Event> {
         while let Some(event) = self.queue.pop_front() {
             let id = match event {

@@ -1,5 +1,4 @@
-//! What is said before the first message of a tunnel: which version, and whether there is a session
-//! at all.
+//! The handshake before the first message of a tunnel: the version, and whether there is a session.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -9,14 +8,15 @@ use thiserror::Error;
 use super::{Version, clean_text};
 
 impl Version {
-    /// What a client that speaks v2 offers in `Sec-WebSocket-Protocol` (PROTOCOL.md section 5.1).
+    /// The value that a client which speaks v2 offers in `Sec-WebSocket-Protocol` (PROTOCOL.md
+    /// section 5.1).
     ///
-    /// A server that does not know it chooses nothing, and the tunnel is v1. **tungstenite and
-    /// browsers refuse such an answer:** they take a server that chooses nothing, though something
-    /// was offered, for a faulty one (`SecWebSocketSubProtocolError(NoSubProtocol)`). So with them
-    /// a client that offers cannot reach a deployed v1 host. Such a client tries again without the
-    /// header, and passes `None` to [`answered`](Self::answered); or it uses another stack, as
-    /// tokio-websockets, which leaves the judgement to its caller.
+    /// A server that does not know it selects nothing, and the tunnel is v1. **tungstenite and
+    /// browsers refuse such an answer:** they treat a server that selects nothing, although
+    /// something was offered, as faulty (`SecWebSocketSubProtocolError(NoSubProtocol)`). A client
+    /// with such a stack that offers v2 therefore cannot reach a deployed v1 host. It can try again
+    /// without the header and pass `None` to [`answered`](Self::answered), or use another stack,
+    /// such as tokio-websockets, which leaves the decision to the caller.
     ///
     /// ```
     /// use kohakuriver_tunnel::session::Version;
@@ -26,12 +26,12 @@ impl Version {
     /// ```
     pub const OFFER: &'static str = "kohakuriver-tunnel.v2";
 
-    /// The version that the server chose, for a client that offered [`OFFER`](Self::OFFER):
+    /// The version that the server selected, for a client that offered [`OFFER`](Self::OFFER).
     /// `chosen` is the value of `Sec-WebSocket-Protocol` in the answer, `None` if there is none.
     ///
     /// # Errors
-    /// [`NotOffered`] when the server chose something else: then it speaks another protocol, and
-    /// the WebSocket is to be dropped.
+    /// [`NotOffered`] if the server selected something else. It speaks another protocol, and the
+    /// client must drop the WebSocket.
     ///
     /// ```
     /// use kohakuriver_tunnel::session::Version;
@@ -48,11 +48,11 @@ impl Version {
         }
     }
 
-    /// What a server chooses among what a client offers: the version, and the value of
-    /// `Sec-WebSocket-Protocol` for the answer, `None` to leave the header out.
+    /// What a server selects from a client's offer: the version, and the value of
+    /// `Sec-WebSocket-Protocol` for the answer, or `None` to leave the header out.
     ///
-    /// `offered` is the value of the client's header, names separated by commas, empty if there is
-    /// none. A client may send the header several times: then it is all values, joined by commas.
+    /// `offered` is the value of the client's header: names separated by commas, empty if there is
+    /// no header. If the client sent the header several times, join the values with commas.
     ///
     /// ```
     /// use kohakuriver_tunnel::session::Version;
@@ -72,8 +72,8 @@ impl Version {
     }
 }
 
-/// The server chose a subprotocol that was not offered. Holds its name, cleaned and at most 1 KiB
-/// of it.
+/// The server selected a subprotocol that was not offered. Contains its name, cleaned and at most 1
+/// KiB.
 ///
 /// ```
 /// use kohakuriver_tunnel::session::Version;
@@ -86,11 +86,11 @@ impl Version {
 #[error("the server chose the subprotocol {0:?}, which was not offered")]
 pub struct NotOffered(pub String);
 
-/// The text with which a server begins a forwarding session, or says why there is none (PROTOCOL.md
-/// section 4.1).
+/// The text with which a server begins a forwarding session or refuses it (PROTOCOL.md section
+/// 4.1).
 ///
-/// It is the only text of a session. `mux::Builder` says it and waits for it; whoever drives a
-/// session by hand does so with this type.
+/// It is the only text of a session. `mux::Builder` sends it and waits for it. Code that drives a
+/// session directly uses this type.
 ///
 /// ```
 /// use kohakuriver_tunnel::session::Greeting;
@@ -102,10 +102,10 @@ pub struct NotOffered(pub String);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Greeting {
-    /// Both sides may send messages from now on.
+    /// The session is established: both sides may send messages.
     Connected,
-    /// There is no session, and the server closes the WebSocket. Says why, for a person to read. Of
-    /// a peer's words at most 1 KiB, cleaned by [`clean_text`].
+    /// The server refuses and closes the WebSocket. Contains the reason for a person. A peer's text
+    /// is cut to 1 KiB and cleaned by [`clean_text`].
     Refused(String),
 }
 
@@ -113,7 +113,7 @@ impl Greeting {
     const CONNECTED: &'static str = "CONNECTED";
     const REFUSED: &'static str = "Error: ";
 
-    /// Understands a peer's text. Whatever is not a welcome is a refusal.
+    /// Parses a peer's text. Any text but the welcome is a refusal.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         if text == Self::CONNECTED {

@@ -2,8 +2,8 @@ use alloc::collections::BTreeMap;
 
 use crate::wire::ClientId;
 
-/// Allocates client ids: counts up from the first and wraps. Never returns 0 or an id in use
-/// (PROTOCOL.md section 2.3).
+/// Allocates client ids: counts up from the first, wraps, and skips 0 and ids in use (PROTOCOL.md
+/// section 2.3).
 #[derive(Debug)]
 pub(super) struct IdAllocator {
     last: u32,
@@ -15,7 +15,8 @@ impl IdAllocator {
         Self { last }
     }
 
-    /// The next id for which `in_use` is false. Ends because fewer than 2^32 - 1 ids are in use.
+    /// The next id for which `in_use` is false. Terminates because fewer than 2^32 - 1 ids are in
+    /// use.
     pub(super) fn allocate(&mut self, in_use: impl Fn(ClientId) -> bool) -> ClientId {
         loop {
             self.last = self.last.wrapping_add(1).max(1);
@@ -27,9 +28,10 @@ impl IdAllocator {
     }
 }
 
-/// The ids that ended last: late messages for them are normal traffic, and they are not free yet.
+/// The ids that ended most recently. Late messages for them are normal traffic, and the ids are not
+/// free yet.
 ///
-/// Bounded by number. The oldest is forgotten first, and is free again then.
+/// Bounded by count. The oldest id is forgotten first and is then free again.
 #[derive(Debug)]
 pub(super) struct EndedIds {
     max: usize,
@@ -42,17 +44,17 @@ pub(super) struct EndedIds {
 #[derive(Debug)]
 struct Ended {
     number: u64,
-    /// Whether a late DATA was, or need not be, answered.
+    /// Whether a late DATA was answered, or needs no answer.
     answered: bool,
     /// Bytes that the peer may have sent before it learned of the end.
     credit: u64,
 }
 
 impl EndedIds {
-    /// How many are remembered at least.
+    /// Least number of remembered ids.
     const LEAST: usize = 1024;
 
-    /// Remembers as many ids as may end at once, or somewhat more.
+    /// Remembers `max_streams` ids, but at least [`LEAST`](Self::LEAST).
     pub(super) fn new(max_streams: usize) -> Self {
         Self {
             max: max_streams.max(Self::LEAST),
@@ -91,15 +93,15 @@ impl EndedIds {
         self.ids.contains_key(&id)
     }
 
-    /// Whether a late DATA for `id` is to be answered now. True once for an id, known or not.
+    /// Whether to answer a late DATA for `id` now. True once for an id, known or not.
     pub(super) fn answer(&mut self, id: ClientId) -> bool {
         let answered = self.ids.get(&id).is_some_and(|ended| ended.answered);
         self.remember(id, true, u64::MAX);
         !answered
     }
 
-    /// Takes late bytes for `id` off the credit that it had left. An error is by how much they exceed
-    /// it.
+    /// Subtracts late bytes for `id` from its remaining credit. The error is by how much they
+    /// exceed it.
     pub(super) fn receive(&mut self, id: ClientId, len: usize) -> Result<(), u64> {
         let Some(ended) = self.ids.get_mut(&id) else {
             return Ok(());
@@ -110,7 +112,7 @@ impl EndedIds {
         if excess > 0 { Err(excess) } else { Ok(()) }
     }
 
-    /// The id lives again.
+    /// The id is in use again.
     pub(super) fn forget(&mut self, id: ClientId) {
         if let Some(ended) = self.ids.remove(&id) {
             self.order.remove(&ended.number);
@@ -146,7 +148,7 @@ mod tests {
         assert_eq!(ended.order.len(), 2_000);
         ended.forget(ClientId(4_999));
         assert!(!ended.contains(ClientId(4_999)));
-        // Remembered anew, it is the youngest again.
+        // Remembered again, it is the youngest.
         ended.forget(ClientId(3_000));
         ended.remember(ClientId(3_000), true, 0);
         for id in 5_000..6_999 {

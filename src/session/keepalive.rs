@@ -9,11 +9,11 @@ use crate::wire::{ClientId, Frame};
 /// Whether the peer lives, and the round trip to it (PROTOCOL.md section 5.8).
 #[derive(Debug, Default)]
 pub(super) struct Keepalive {
-    /// Whether the peer answers a PING so that it can be told from others.
+    /// Whether PINGs have payloads that distinguish their answers.
     has_echo: bool,
     interval: Option<Duration>,
     last_heard: Instant,
-    /// When the running silence was probed.
+    /// When the current silence was probed.
     probed: Option<Instant>,
     probe_wanted: bool,
     ping: Option<(u64, Instant)>,
@@ -24,7 +24,7 @@ pub(super) struct Keepalive {
 }
 
 impl Keepalive {
-    /// How often the round trip is measured while data arrives.
+    /// Least time between two measurements of the round trip while data arrives.
     const SAMPLE_EVERY: Duration = Duration::from_millis(500);
 
     pub(super) fn new(dialect: Dialect, config: &Config, now: Instant) -> Self {
@@ -41,7 +41,7 @@ impl Keepalive {
         self.probed = None;
     }
 
-    /// A stream begins or data arrived: measures the round trip, unless that was done just now.
+    /// A stream begins or data arrived: measures the round trip, unless one was measured recently.
     pub(super) fn want_sample(&mut self, now: Instant) {
         let recent = self
             .last_sample
@@ -56,7 +56,7 @@ impl Keepalive {
         self.ping_wanted |= self.has_echo;
     }
 
-    /// The payload of a PING to send now: that of the last, until it is answered.
+    /// The payload of a PING to send now. It is repeated until a PONG with it arrives.
     pub(super) fn take_ping(&mut self, now: Instant) -> Option<Bytes> {
         if !core::mem::take(&mut self.ping_wanted) {
             return None;
@@ -68,14 +68,14 @@ impl Keepalive {
         Some(Bytes::copy_from_slice(&sequence.to_be_bytes()))
     }
 
-    /// Whether the transport's own ping is to be sent now.
+    /// Whether to send the transport's own ping now.
     pub(super) fn take_probe(&mut self) -> bool {
         core::mem::take(&mut self.probe_wanted)
     }
 
     /// The answer to a PING of the peer.
     pub(super) fn answer(&self, id: ClientId, payload: &[u8]) -> Frame {
-        // More is not worth sending back.
+        // Longer payloads are cut.
         const MAX: usize = 125;
         let payload = match self.has_echo {
             true => Bytes::copy_from_slice(payload.get(..MAX).unwrap_or(payload)),
@@ -94,8 +94,8 @@ impl Keepalive {
         self.ping = None;
         self.last_sample = Some(now);
         let sample = now - sent;
-        // Minimum filter: lower samples count at once, higher ones by 1/64. Samples include
-        // queueing delay, also that of this end.
+        // Minimum filter: take lower samples at once, drift up by 1/64. Samples include queueing
+        // delay, also at this end.
         self.rtt = Some(match self.rtt {
             Some(rtt) if sample > rtt => rtt + (sample - rtt) / 64,
             _ => sample,
@@ -108,7 +108,7 @@ impl Keepalive {
             return false;
         };
         match self.probed {
-            // Silence counts from the probe on: before, this end may have been asleep.
+            // Silence counts from the probe, because this end may have been suspended before.
             Some(at) => return now - at >= interval,
             None if now - self.last_heard < interval => {}
             None => {

@@ -3,7 +3,7 @@ use alloc::boxed::Box;
 use super::{Reason, Reset, StreamError, Version};
 use crate::wire::{Kind, Proto};
 
-/// Where a stream is between CONNECT and its end (PROTOCOL.md sections 4.2 and 5.3).
+/// The state of a stream between CONNECT and its end (PROTOCOL.md sections 4.2 and 5.3).
 ///
 /// ```text
 ///     opener                                        acceptor
@@ -47,30 +47,31 @@ pub enum State {
     LocalFinished,
     /// The peer has finished; this end still sends.
     RemoteFinished,
-    /// Over.
+    /// Both directions have ended.
     Closed,
 }
 
-/// What a message does to a stream: the words of the tables in PROTOCOL.md.
+/// The effect of a message on a stream, in the terms of the tables in PROTOCOL.md.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// The stream goes to this state. To [`Closed`](State::Closed), the table's "over", in good
+    /// The stream changes to this state. To [`Closed`](State::Closed), the table's "over", in good
     /// order.
     Become(State),
     /// "taken": the state stays.
     Take,
     /// "ignored": late but normal.
     Ignore,
-    /// "ended": both directions end because the peer said so.
+    /// "ended": both directions end, as the peer requested.
     End,
     /// "violation": counted, otherwise ignored.
     Violation,
-    /// "reset": breaks the protocol in a way that would lose bytes. This end resets the stream.
+    /// "reset": the peer broke the protocol in a way that would lose bytes. This end resets the
+    /// stream.
     Reset,
 }
 
 impl State {
-    /// What a message of `kind` does in this state.
+    /// The effect of a message of `kind` in this state.
     pub(super) const fn on_message(self, kind: Kind, proto: Proto, version: Version) -> Verdict {
         use State::{
             Closed, Connecting, ConnectingFinished, LocalFinished, Open, Pending, PendingFinished,
@@ -96,13 +97,13 @@ impl State {
             (Kind::Data, PendingFinished | RemoteFinished, V1) => Verdict::Ignore,
             (Kind::Data, PendingFinished | RemoteFinished, V2) => Verdict::Reset,
 
-            // A datagram flow has no directions to end apart.
+            // The directions of a datagram flow do not end separately.
             (Kind::Close, ..) if matches!(proto, Proto::Udp) => Verdict::End,
             (Kind::Close, Connecting | ConnectingFinished, _) => Verdict::End,
             (Kind::Close, Pending, _) => Verdict::Become(PendingFinished),
             (Kind::Close, Open, _) => Verdict::Become(RemoteFinished),
             (Kind::Close, LocalFinished, _) => Verdict::Become(Closed),
-            // v1 has no reset: the second CLOSE says that nobody listens any more.
+            // v1 has no reset: a second CLOSE means that nobody listens any more.
             (Kind::Close, PendingFinished | RemoteFinished, V1) => Verdict::End,
             (Kind::Close, PendingFinished | RemoteFinished, V2) => Verdict::Violation,
 
@@ -112,7 +113,7 @@ impl State {
         }
     }
 
-    /// After CLOSE was sent.
+    /// The state after CLOSE was sent.
     const fn after_finish(self) -> Self {
         match self {
             Self::Connecting => Self::ConnectingFinished,
@@ -122,7 +123,7 @@ impl State {
         }
     }
 
-    /// After CONNECTED was sent.
+    /// The state after CONNECTED was sent.
     const fn after_accept(self) -> Option<Self> {
         match self {
             Self::Pending => Some(Self::Open),
@@ -156,7 +157,7 @@ impl State {
     }
 }
 
-/// Where one stream is in its life, how it was reset, and whether anybody holds it.
+/// The state of one stream, its reset, and whether a handle exists.
 #[derive(Debug)]
 pub(super) struct Life {
     state: State,
@@ -173,7 +174,7 @@ impl Life {
         }
     }
 
-    /// A message has led to this state.
+    /// A message changed the state.
     pub(super) fn advance(&mut self, next: State) {
         self.state = next;
     }
@@ -191,7 +192,7 @@ impl Life {
         Ok(())
     }
 
-    /// CLOSE was sent. Says whether the stream is over by that.
+    /// CLOSE was sent. Returns whether the stream has ended by that.
     pub(super) fn finish(&mut self, proto: Proto) -> bool {
         let next = match proto {
             Proto::Tcp => self.state.after_finish(),
@@ -204,7 +205,7 @@ impl Life {
         false
     }
 
-    /// The stream is over on the wire.
+    /// The stream has ended on the wire.
     pub(super) fn end(&mut self, reset: Option<Reset>) {
         self.state = State::Closed;
         if let Some(reset) = reset {
@@ -212,12 +213,12 @@ impl Life {
         }
     }
 
-    /// Bytes that were received are lost, after the end too: what is left must not look complete.
+    /// Received bytes are lost, perhaps after the end: the rest must not look complete.
     pub(super) fn lose(&mut self, reset: Reset) {
         self.reset.get_or_insert_with(|| Box::new(reset));
     }
 
-    /// The application gives its handle back.
+    /// The application releases its handle.
     pub(super) fn release(&mut self) {
         self.released = true;
     }
@@ -230,7 +231,7 @@ impl Life {
         self.reset.as_deref()
     }
 
-    /// Whether the application has not given its handle back.
+    /// Whether the application holds a handle.
     pub(super) const fn is_held(&self) -> bool {
         !self.released
     }
@@ -239,12 +240,12 @@ impl Life {
         matches!(self.state, State::Closed)
     }
 
-    /// Whether this end has said CLOSE and the peer has not.
+    /// Whether this end has sent CLOSE and the peer has not.
     pub(super) const fn waits_for_peer(&self) -> bool {
         matches!(self.state, State::LocalFinished | State::ConnectingFinished)
     }
 
-    /// Whether nobody needs the stream any more.
+    /// Whether the stream has ended and was released.
     pub(super) const fn is_over(&self) -> bool {
         self.released && self.is_closed()
     }
@@ -286,11 +287,11 @@ mod tests {
         known.map(|(_, state)| *state)
     }
 
-    /// What a cell of the tables says.
+    /// The meaning of a cell of the tables.
     fn verdict(cell: &str) -> Verdict {
         match cell {
             "violation" => Verdict::Violation,
-            // What v1 sends back to DATA for an id that is not live is no matter of a stream.
+            // The answer of v1 to DATA for an id that is not live does not concern a stream.
             "ignored" | "one CLOSE back" => Verdict::Ignore,
             "taken" | "new: Pending" => Verdict::Take,
             "ended" => Verdict::End,

@@ -4,8 +4,8 @@ use core::time::Duration;
 use super::stream::Stream;
 use super::{Instant, State, StreamId};
 
-/// Streams of which one direction has ended and whose peer may never end the other: each is given
-/// up after a while (PROTOCOL.md section 4.2, "Linger").
+/// Streams with one direction ended whose peer may never end the other. Each is given up after a
+/// while (PROTOCOL.md section 4.2, "Linger").
 #[derive(Debug)]
 pub(super) struct Linger {
     span: Duration,
@@ -26,34 +26,34 @@ impl Linger {
         }
     }
 
-    /// Gives the stream the whole span from now on.
+    /// Restarts the linger time of the stream.
     pub(super) fn start(&mut self, s: &mut Stream, now: Instant) {
         self.set(s, now + self.span);
     }
 
-    /// As [`start`](Self::start), unless the stream's time runs already.
+    /// As [`start`](Self::start), unless the time already runs.
     pub(super) fn start_once(&mut self, s: &mut Stream, now: Instant) {
         if s.linger.at.is_none() {
             self.start(s, now);
         }
     }
 
-    /// Something has come for the stream. While its reply comes, its end is waited for.
+    /// The stream has received something. Its end is awaited while the reply makes progress.
     pub(super) fn progress(&mut self, s: &mut Stream, now: Instant) {
         if s.linger.at.is_some() && s.life.state() == State::LocalFinished {
             self.start(s, now);
         }
     }
 
-    /// The stream ends otherwise.
+    /// The stream ended in another way.
     pub(super) fn cancel(&mut self, s: &mut Stream) {
         if let Some(at) = s.linger.at.take() {
             self.deadlines.remove(&(at, s.id()));
         }
     }
 
-    /// Puts off what is due until the span after a stall: the peer's end of the stream may wait
-    /// behind what is not received.
+    /// Postpones deadlines until a linger time after the stall: the peer's CLOSE may be in the
+    /// transport, which is not read.
     pub(super) fn outlast(&mut self, s: &mut Stream, stalled_until: Instant, now: Instant) -> bool {
         let later = stalled_until + self.span;
         if later > now {
@@ -62,7 +62,7 @@ impl Linger {
         later > now
     }
 
-    /// A stream whose time is up.
+    /// A stream whose linger time has expired.
     pub(super) fn due(&self, now: Instant) -> Option<StreamId> {
         let (at, id) = self.deadlines.first()?;
         (*at <= now).then_some(*id)

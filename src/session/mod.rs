@@ -3,8 +3,8 @@
 //!
 //! A [`Session`] is one end of one tunnel. The code that drives it
 //! - passes received messages to [`handle_message`](Session::handle_message),
-//! - passes what [`poll_transmit`](Session::poll_transmit) returns to the transport, until `None`,
-//! - takes [`poll_event`](Session::poll_event) until `None`,
+//! - passes the output of [`poll_transmit`](Session::poll_transmit) to the transport, until `None`,
+//! - handles the events of [`poll_event`](Session::poll_event), until `None`,
 //! - calls [`handle_timeout`](Session::handle_timeout) at [`poll_timeout`](Session::poll_timeout),
 //!
 //! and polls all of these again after any call that takes `&mut self`. While
@@ -73,10 +73,10 @@ pub use self::outgoing::Transmit;
 pub use self::streams::StreamId;
 pub use self::time::Instant;
 
-/// Bytes each side of a v2 stream may send before the first WINDOW (PROTOCOL.md section 5.5).
+/// Bytes that each end of a v2 stream may send before the first WINDOW (PROTOCOL.md section 5.5).
 pub const INITIAL_WINDOW: u32 = 256 << 10;
 
-/// Bytes an opener sends on a stream before the connection is made (PROTOCOL.md section 4.2).
+/// Bytes that an opener sends on a stream before CONNECTED (PROTOCOL.md section 4.2).
 pub const EARLY_DATA: u32 = 64 << 10;
 
 /// The largest datagram, in bytes (PROTOCOL.md section 4.3).
@@ -95,7 +95,7 @@ pub const MAX_DATAGRAM: usize = 65_507;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Version {
-    /// The deployed one: no credit, and no half-close that can be relied on.
+    /// The deployed protocol: no credit, and no dependable half-close.
     V1,
     /// With credit, half-close, resets and keepalive.
     V2,

@@ -1,4 +1,4 @@
-//! What the application gives to send, and what goes to the transport.
+//! Data that the application queues, and messages for the transport.
 
 use bytes::Bytes;
 
@@ -9,7 +9,7 @@ use super::stream::Stream;
 use super::{Instant, MAX_DATAGRAM, SendError, StreamId};
 use crate::wire::{Chunk, ClientId, Frame, Proto};
 
-/// What to hand to the transport.
+/// Output for the transport.
 ///
 /// ```
 /// use kohakuriver_tunnel::session::{Config, Instant, Role, Session, Transmit, Version};
@@ -24,16 +24,16 @@ use crate::wire::{Chunk, ClientId, Frame, Proto};
 pub enum Transmit {
     /// One tunnel message.
     Message(Bytes),
-    /// The transport's own ping, where it has one: v1 has no keepalive of its own.
+    /// A ping of the transport, if it has one. v1 has no keepalive of its own.
     Probe,
 }
 
 impl Session {
-    /// Bytes of a stream that [`send`](Self::send) takes now: right for one message.
+    /// Bytes that [`send`](Self::send) accepts on the stream now: the right amount for one message.
     ///
     /// At most [`Config::max_piece`](super::Config::max_piece), less while many streams wait to
     /// send. Zero when there is no credit or no room; [`request_writable`](Self::request_writable)
-    /// asks to be told when there is.
+    /// then requests an event.
     ///
     /// # Errors
     /// [`SendError`], never `Blocked`.
@@ -43,11 +43,12 @@ impl Session {
         Ok(self.sending.capacity(&s.send))
     }
 
-    /// Asks for one [`Event::Writable`](super::Event::Writable) as soon as
-    /// [`send_capacity`](Self::send_capacity) is above zero, at once if it is now.
+    /// Requests one [`Event::Writable`](super::Event::Writable) as soon as
+    /// [`send_capacity`](Self::send_capacity) is above zero; immediately if it is now.
     ///
-    /// [`send`](Self::send) does so when it returns [`SendError::Blocked`], and
-    /// [`send_slice`](Self::send_slice) when it takes nothing. No effect on a stream that is over.
+    /// [`send`](Self::send) does this when it returns [`SendError::Blocked`], and
+    /// [`send_slice`](Self::send_slice) when it accepts nothing. Has no effect on a stream that has
+    /// ended.
     pub fn request_writable(&mut self, stream: StreamId) {
         let s = self.streams.get_mut(stream);
         if let Some(s) = s.filter(|s| check(s, Proto::Tcp).is_ok()) {
@@ -58,14 +59,13 @@ impl Session {
         }
     }
 
-    /// Queues bytes of a stream without copying them.
+    /// Queues bytes of a stream without a copy.
     ///
-    /// A chunk of at most [`send_capacity`](Self::send_capacity) bytes that was read behind
-    /// headroom becomes one message as it is, except that small ones that wait are joined.
+    /// A chunk that was read behind headroom and has at most [`send_capacity`](Self::send_capacity)
+    /// bytes becomes one message without a copy. Small chunks that wait are joined.
     ///
     /// # Errors
-    /// [`SendError::Blocked`] gives the chunk back when it exceeds the credit or there is no room
-    /// at all.
+    /// [`SendError::Blocked`] returns the chunk when it exceeds the credit or there is no room.
     pub fn send(&mut self, stream: StreamId, chunk: Chunk) -> Result<(), SendError> {
         let s = self.streams.get_mut(stream).ok_or(SendError::Unknown)?;
         if chunk.is_empty() {
@@ -75,10 +75,10 @@ impl Session {
         self.sending.push(s, chunk).map_err(SendError::Blocked)
     }
 
-    /// Queues a copy of as many of the bytes as there is room for. Returns how many.
+    /// Queues a copy of as many bytes as there is room for. Returns how many.
     ///
     /// Small writes that wait are joined into one message. `Ok(0)` means that there is no credit or
-    /// no room; then [`Event::Writable`](super::Event::Writable) follows.
+    /// no room; [`Event::Writable`](super::Event::Writable) follows.
     ///
     /// # Errors
     /// [`SendError`], never `Blocked`.
@@ -108,7 +108,8 @@ impl Session {
     /// The next message for the transport: control, then datagrams, then streams in turn
     /// (PROTOCOL.md section 5.6).
     ///
-    /// To be called while the transport has room, until `None`. What it returns counts as sent.
+    /// Call it while the transport has room, until it returns `None`. Returned messages count as
+    /// sent.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
         if self.is_closed() {
             return None;
@@ -137,14 +138,14 @@ impl Session {
         self.receiving.next_grant(&mut self.streams)
     }
 
-    /// The CLOSE of a stream that has sent all it had.
+    /// The CLOSE of a stream whose queue is empty.
     fn close(&mut self, stream: StreamId, now: Instant) -> Option<Bytes> {
         let s = self.streams.get_mut(stream)?;
         let (proto, id) = (s.proto(), s.wire_id());
         if s.life.finish(proto) {
             self.end(stream, Ending::Finished);
         } else if self.dialect.peer_may_forget() || !s.life.is_held() {
-            // The peer may never say CLOSE, or nobody here would notice that it did.
+            // The peer may never send CLOSE, or nobody here would notice it.
             self.linger.start(s, now);
         }
         Some(Frame::<Bytes>::Close { proto, id }.to_bytes())
@@ -161,7 +162,7 @@ impl Session {
     }
 }
 
-/// Whether the application may send on the stream, which is to be of this kind.
+/// Whether the application may send on the stream, which must be of this kind.
 fn check(s: &Stream, proto: Proto) -> Result<(), SendError> {
     if let Some(reset) = s.life.reset() {
         return Err(SendError::Reset(reset.clone()));

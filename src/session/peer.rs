@@ -1,4 +1,4 @@
-//! What each message of the peer does.
+//! The effect of each message of the peer.
 
 use bytes::Bytes;
 
@@ -12,12 +12,12 @@ use super::{Event, Instant, Reason, Reset, Role, State, Violation};
 use crate::wire::{ClientId, Frame, Kind, Proto};
 
 impl Session {
-    /// Takes one message of the peer. To be called only while [`can_receive`](Self::can_receive) is
+    /// Handles one message of the peer. Call it only while [`can_receive`](Self::can_receive) is
     /// true.
     ///
     /// # Errors
-    /// [`Violation`] when the peer breaks the protocol. It was counted, [reported](super::Event)
-    /// and dealt with; the session goes on, and the caller needs to do nothing about it.
+    /// [`Violation`] if the peer broke the protocol. The session has counted,
+    /// [reported](super::Event) and handled it and continues; the caller need not do anything.
     pub fn handle_message(&mut self, now: Instant, message: Bytes) -> Result<(), Violation> {
         if self.is_closed() {
             return Ok(());
@@ -245,7 +245,7 @@ impl Session {
         Ok(())
     }
 
-    /// Bytes for no live stream: answered once, so a peer that can stop does.
+    /// DATA for an id that is not live. Answered once, so that a peer that can stop does.
     fn answer_late_data(&mut self, proto: Proto, id: ClientId) {
         self.counters.stray_data += 1;
         if self.streams.answer_late(id) && !self.control.is_congested() {
@@ -254,7 +254,7 @@ impl Session {
     }
 }
 
-/// The live stream that a message is about; nothing if it ended a while ago.
+/// The live stream that a message is about; `None` if it ended recently.
 fn known(found: OnWire<'_>, id: ClientId, kind: Kind) -> Result<Option<&mut Stream>, Violation> {
     match found {
         OnWire::Live(s) => Ok(Some(s)),

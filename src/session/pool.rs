@@ -1,5 +1,5 @@
-/// What the queues of many streams hold together, and the budget for it. Each method of a queue
-/// that changes what it holds takes the pool, so the two cannot come apart.
+/// The total that the queues of many streams hold, and its budget. Every queue method that changes
+/// a queue takes the pool, so the two cannot diverge.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     /// Bytes.
@@ -10,7 +10,7 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Bytes that a piece costs besides its own: an empty datagram takes memory too.
+    /// Overhead of each piece in bytes: an empty datagram uses memory too.
     const OVERHEAD: usize = 64;
 
     pub(super) const fn new(budget: usize) -> Self {
@@ -50,13 +50,12 @@ impl Pool {
         self.bytes <= self.budget / 2
     }
 
-    /// Whether there is room for one more piece of `len` bytes, where pieces count with their
-    /// overhead.
+    /// Whether one more piece of `len` bytes fits, counting the overhead of pieces.
     pub(super) const fn has_room(&self, len: usize) -> bool {
         self.bytes + len + (self.pieces + 1) * Self::OVERHEAD <= self.budget
     }
 
-    /// Whether these queues, by pieces and bytes, are what the pool holds.
+    /// Whether these queues, by pieces and bytes, match the pool.
     pub(super) fn audit(&self, queues: impl Iterator<Item = (usize, usize)>) -> bool {
         let sum = queues.fold((0, 0), |sum, queue| (sum.0 + queue.0, sum.1 + queue.1));
         sum == (self.pieces, self.bytes)

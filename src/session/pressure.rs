@@ -1,5 +1,4 @@
-//! What a session holds, and what it does when the process that runs many of them is short of
-//! memory.
+//! The memory a session holds, and how it reacts when memory is short.
 
 use alloc::vec::Vec;
 
@@ -7,20 +6,21 @@ use super::Role;
 use super::endpoint::Session;
 
 impl Session {
-    /// Bytes that a stream costs besides its queues, with its handle and the task that serves it.
+    /// Estimate of the bytes a stream costs besides its queues: its handle and the task that serves
+    /// it.
     const STREAM_COST: usize = 2048;
-    /// Bytes that a stream costs in addition until it is accepted, while its connection is made.
+    /// Further bytes that a stream costs until it is accepted, while its connection is made.
     const PENDING_COST: usize = 16 << 10;
-    /// Bytes that a queued control message costs.
+    /// Estimate of the bytes a queued control message costs.
     const CONTROL_COST: usize = 256;
-    /// Bytes that a remembered id costs.
+    /// Estimate of the bytes a remembered id costs.
     const ENDED_COST: usize = 128;
 
-    /// Bytes that the peer makes this tunnel hold: those queued either way, and an estimate of what
-    /// streams, answers and remembered ids cost besides.
+    /// Bytes that the peer makes this tunnel hold: all queued bytes, and an estimate for streams,
+    /// answers and remembered ids.
     ///
-    /// An opener's streams and ids are not counted: this side opened them, and the client that asked
-    /// for it is charged elsewhere.
+    /// Streams and ids of an opener are not counted, because this end opened them. Their cost is
+    /// charged where the request came from.
     #[must_use]
     pub fn memory(&self) -> usize {
         let streams = match self.dialect.role() {
@@ -35,8 +35,8 @@ impl Session {
         streams + queued + self.control.len() * Self::CONTROL_COST
     }
 
-    /// The number of parties that this tunnel carries data for: each stream of an opener may be that
-    /// of another.
+    /// Number of parties that use this tunnel. Each stream of an opener may belong to a different
+    /// party.
     #[must_use]
     pub fn parties(&self) -> usize {
         match self.dialect.role() {
@@ -45,8 +45,8 @@ impl Session {
         }
     }
 
-    /// While pressed, the session refuses new connections (ERROR, limit) and holds little more than
-    /// it does: windows do not grow, and streams queue little. For a bound on many sessions together.
+    /// While pressed, the session refuses new connections (ERROR, limit) and hardly holds more:
+    /// windows do not grow, and streams queue little. For code that bounds many sessions together.
     pub fn set_pressed(&mut self, pressed: bool) {
         let relieved = self.pressed && !pressed;
         self.pressed = pressed;
@@ -57,15 +57,15 @@ impl Session {
         }
     }
 
-    /// While thrifty, the session copies the payloads of streams. Without a copy, a small payload can
-    /// keep a large buffer of the transport allocated. For a bound on many sessions together.
+    /// While thrifty, the session copies the payloads of streams. Without a copy, a small payload
+    /// can keep a large buffer of the transport alive. For code that bounds many sessions together.
     pub fn set_thrifty(&mut self, thrifty: bool) {
         self.receiving.set_thrifty(thrifty);
     }
 
     /// Resets streams with reason overflow, those that hold most first, until
-    /// [`memory`](Self::memory) is at most `target` or none holds anything. What they held is
-    /// dropped.
+    /// [`memory`](Self::memory) is at most `target` or no stream holds anything. Drops what they
+    /// held.
     pub fn shed(&mut self, target: usize) {
         let streams = self.streams.iter();
         let mut holders: Vec<_> = streams

@@ -2,27 +2,28 @@ use alloc::collections::VecDeque;
 
 use super::StreamId;
 
-/// Streams that wait for something, first come first served. Each stands in a list at most once.
+/// Streams that wait for something, in order of arrival. Each is in a list at most once.
 #[derive(Debug, Default)]
 pub(super) struct List {
     queue: VecDeque<StreamId>,
 }
 
-/// Whether a stream stands in one [`List`].
+/// Whether a stream is in one [`List`].
 #[derive(Debug, Default)]
 pub(super) struct Place {
     taken: bool,
 }
 
 impl List {
-    /// Adds the stream, unless it stands in the list.
+    /// Adds the stream, unless it is in the list.
     pub(super) fn push(&mut self, id: StreamId, place: &mut Place) {
         if place.take() {
             self.queue.push_back(id);
         }
     }
 
-    /// Removes the first stream. It may be gone; if not, its place is to be [left](Place::leave).
+    /// Removes the first stream. The stream may be gone; if not, call [`leave`](Place::leave) on
+    /// its place.
     pub(super) fn pop(&mut self) -> Option<StreamId> {
         self.queue.pop_front()
     }
@@ -37,7 +38,7 @@ impl List {
 }
 
 impl Place {
-    /// Says whether the place was free.
+    /// Returns whether the place was free.
     pub(super) fn take(&mut self) -> bool {
         !core::mem::replace(&mut self.taken, true)
     }

@@ -7,8 +7,7 @@ use super::sending::SendHalf;
 use super::{Instant, State, StreamId, StreamStats};
 use crate::wire::{ClientId, Proto};
 
-/// Everything the session knows of one stream or flow. Each member belongs to the part that its
-/// type is of.
+/// The state of one stream or flow. Each member belongs to the part that defines its type.
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) name: Name,
@@ -19,7 +18,7 @@ pub(super) struct Stream {
     pub(super) linger: Deadline,
 }
 
-/// What a stream is called here and on the wire.
+/// The names of a stream: its handle and its client id.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Name {
     id: StreamId,

@@ -7,9 +7,9 @@ use super::stream::Stream;
 use super::{Config, Instant, Reset, State, StreamError};
 use crate::wire::{ClientId, Proto};
 
-/// Names a stream or flow of one [`Session`](super::Session) from open or accept to release.
+/// Names a stream or flow of one [`Session`](super::Session) from open or accept until release.
 ///
-/// Unlike the client id on the wire it is never used again for another stream.
+/// Unlike the client id on the wire it is never reused.
 ///
 /// ```
 /// use kohakuriver_tunnel::session::{Config, Instant, Reason, Role, Session, Version};
@@ -36,7 +36,7 @@ impl StreamId {
         Self { slot, generation }
     }
 
-    /// A small number, unique among the streams that live now: an index for the caller's own
+    /// A small number, unique among the streams that exist now: an index for the caller's own
     /// tables.
     #[must_use]
     pub const fn slot(self) -> usize {
@@ -44,14 +44,13 @@ impl StreamId {
     }
 }
 
-/// The streams of a session, by handle and by the id they have on the wire, and the ids that are
-/// not free yet.
+/// The streams of a session, by handle and by client id, and the ids that are not free yet.
 #[derive(Debug)]
 pub(super) struct Streams {
     slots: Vec<Option<Stream>>,
     free: Vec<u32>,
     generation: u32,
-    /// Ids in use on the wire. A stream that is over on the wire but not released has none.
+    /// Ids in use on the wire. A stream that has ended on the wire but was not released has none.
     wire: BTreeMap<ClientId, u32>,
     ids: IdAllocator,
     ended: EndedIds,
@@ -59,11 +58,11 @@ pub(super) struct Streams {
     pending: usize,
 }
 
-/// What an id on the wire names.
+/// What a client id refers to.
 #[derive(Debug)]
 pub(super) enum OnWire<'a> {
     Live(&'a mut Stream),
-    /// It has ended a while ago: what is late for it is normal.
+    /// It ended recently. Late messages for it are normal.
     Ended,
     Unknown,
 }
@@ -81,7 +80,7 @@ impl Streams {
         }
     }
 
-    /// A stream that this end opens, with an id that no other has.
+    /// Adds a stream that this end opens, with an id that no other stream has.
     pub(super) fn open(&mut self, proto: Proto, dialect: Dialect, now: Instant) -> &mut Stream {
         let (wire, ended) = (&self.wire, &self.ended);
         let in_use = |id| wire.contains_key(&id) || ended.contains(id);
@@ -89,7 +88,7 @@ impl Streams {
         self.insert(id, proto, State::Connecting, dialect, now)
     }
 
-    /// A stream that the peer asks for. The id must not be live.
+    /// Adds a stream that the peer requests. The id must not be live.
     pub(super) fn admit(
         &mut self,
         id: ClientId,
@@ -113,8 +112,8 @@ impl Streams {
         Ok(s)
     }
 
-    /// The stream is over on the wire: its id names it no longer, and is remembered for a while.
-    /// `None` if it was over before.
+    /// The stream has ended on the wire: its id is remembered for a while and no longer names it.
+    /// `None` if it had ended before.
     pub(super) fn close(
         &mut self,
         id: StreamId,
@@ -131,7 +130,7 @@ impl Streams {
         Some(s)
     }
 
-    /// Removes the stream if nobody needs it any more.
+    /// Removes the stream if it has ended and was released.
     pub(super) fn reap(&mut self, id: StreamId) {
         let place = self.slots.get_mut(id.slot());
         let over = |s: &Stream| s.id() == id && s.life.is_over();
@@ -141,19 +140,19 @@ impl Streams {
         }
     }
 
-    /// Whether late DATA for an id that is not live is to be answered now. True once for an id,
-    /// known or not.
+    /// Whether to answer late DATA for an id that is not live now. True once for an id, known or
+    /// not.
     pub(super) fn answer_late(&mut self, id: ClientId) -> bool {
         self.ended.answer(id)
     }
 
-    /// Takes late bytes for an id off the credit that it had left. An error is by how much they
+    /// Subtracts late bytes for an id from its remaining credit. The error is by how much they
     /// exceed it.
     pub(super) fn receive_late(&mut self, id: ClientId, len: usize) -> Result<(), u64> {
         self.ended.receive(id, len)
     }
 
-    /// The stream that an id on the wire names. One look-up for one message.
+    /// The stream with this client id. One look-up for each message.
     pub(super) fn on_wire(&mut self, id: ClientId) -> OnWire<'_> {
         if let Some(slot) = self.wire.get(&id) {
             if let Some(Some(s)) = self.slots.get_mut(*slot as usize) {
@@ -175,7 +174,7 @@ impl Streams {
         (s.id() == id).then_some(s)
     }
 
-    /// The streams that live on the wire.
+    /// The live streams.
     pub(super) fn live(&self) -> Vec<StreamId> {
         let live = self.iter().filter(|s| !s.life.is_closed());
         live.map(Stream::id).collect()
@@ -194,12 +193,12 @@ impl Streams {
         self.pending
     }
 
-    /// Ids that are remembered.
+    /// The number of remembered ids.
     pub(super) fn remembered(&self) -> usize {
         self.ended.len()
     }
 
-    /// Whether the counts and ids are those of the streams.
+    /// Whether counts and ids match the streams.
     pub(super) fn audit(&self) -> bool {
         let pending = self.iter().filter(|s| s.life.state().is_pending());
         let live = self.live();
@@ -235,7 +234,7 @@ impl Streams {
         });
         self.wire.insert(wire_id, slot);
         let id = StreamId { slot, generation };
-        // A slot that is free was there before, or was just made.
+        // A free slot already existed or was just made.
         #[allow(clippy::indexing_slicing)]
         let place = &mut self.slots[slot as usize];
         place.insert(Stream::new(id, wire_id, proto, state, dialect, now))

@@ -1,10 +1,10 @@
 use core::ops::{Add, Sub};
 use core::time::Duration;
 
-/// A moment on the caller's monotonic clock, in microseconds since an origin of the caller's
-/// choice.
+/// A point in time on the caller's monotonic clock, in microseconds since an origin that the caller
+/// chooses.
 ///
-/// The session owns no clock: every call in which time matters takes the current time.
+/// The session has no clock: every call in which time matters takes the current time.
 ///
 /// ```
 /// use core::time::Duration;
@@ -18,7 +18,7 @@ use core::time::Duration;
 pub struct Instant(u64);
 
 impl Instant {
-    /// The moment `micros` microseconds after the origin.
+    /// The time `micros` microseconds after the origin.
     #[must_use]
     pub const fn from_micros(micros: u64) -> Self {
         Self(micros)
@@ -43,7 +43,7 @@ impl Add<Duration> for Instant {
 impl Sub for Instant {
     type Output = Duration;
 
-    /// Time since `earlier`, zero if that lies in the future.
+    /// Time since `earlier`; zero if `earlier` is later.
     fn sub(self, earlier: Self) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }

@@ -2,13 +2,13 @@ use alloc::string::String;
 
 use bytes::Bytes;
 
-/// How tunnel messages travel in the messages of one WebSocket stack.
+/// How the messages of a WebSocket stack carry tunnel messages.
 ///
-/// A user's crate cannot implement a trait of this crate for a foreign message type, so the carrier
-/// is a type of its own, usually a zero-sized one. The macro [`carrier!`](crate::carrier!) writes
-/// it for tungstenite, axum and tokio-websockets. For another stack implement the trait:
-/// [`binary`](Self::binary) and [`classify`](Self::classify) carry the tunnel, and each of the
-/// other methods adds what its text says.
+/// A user's crate cannot implement a trait of this crate for another crate's message type. The
+/// carrier is therefore a type of its own, usually zero-sized. The macro
+/// [`carrier!`](crate::carrier!) writes it for tungstenite, axum and tokio-websockets. For another
+/// stack implement the trait: [`binary`](Self::binary) and [`classify`](Self::classify) carry the
+/// tunnel, and each other method adds what its documentation says.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -53,40 +53,40 @@ pub trait Carrier {
     /// The stack's message type.
     type Message;
 
-    /// Puts one tunnel message, at most 1 MiB, into one binary message.
+    /// Wraps one tunnel message, at most 1 MiB, in one binary message.
     fn binary(&mut self, message: Bytes) -> Self::Message;
 
-    /// Says what a received message is.
+    /// Classifies a received message.
     fn classify(&mut self, message: Self::Message) -> Received<Self::Message>;
 
-    /// The stack's own keepalive (a WebSocket ping), sent where the tunnel protocol has none (v1).
+    /// The stack's own keepalive (a WebSocket ping), used where the tunnel protocol has none (v1).
     ///
-    /// `None`, as by default, when there is no such thing: then a silent v1 peer cannot be told
-    /// from a dead one, and is kept.
+    /// `None`, the default, if there is no such message. A silent v1 peer then cannot be
+    /// distinguished from a dead one, and is kept.
     fn ping(&mut self) -> Option<Self::Message> {
         None
     }
 
     /// A text message: the greeting of a session (PROTOCOL.md section 4.1).
     ///
-    /// `None`, as by default, when the stack has no texts: then there is no greeting.
+    /// `None`, the default, if the stack has no texts. There is no greeting then.
     fn text(&mut self, text: String) -> Option<Self::Message> {
         let _ = text;
         None
     }
 
-    /// A message that closes the transport with a code and a reason for a person to read, of which
-    /// a WebSocket keeps at most 123 bytes ([`CloseReason::cut`]).
+    /// A message that closes the transport with a code and a reason for a person. A WebSocket
+    /// carries at most 123 bytes of the reason ([`CloseReason::cut`]).
     ///
-    /// `None`, as by default, when the stack has no such message: then the transport is closed
-    /// without a word.
+    /// `None`, the default, if the stack has no such message. The transport is then closed without
+    /// a reason.
     fn close(&mut self, code: u16, why: &str) -> Option<Self::Message> {
         let _ = (code, why);
         None
     }
 }
 
-/// What a message of the stack means to the tunnel.
+/// The meaning of a stack's message for the tunnel.
 ///
 /// ```
 /// use kohakuriver_tunnel::carrier;
@@ -105,19 +105,18 @@ pub trait Carrier {
 pub enum Received<M> {
     /// One tunnel message.
     Message(Bytes),
-    /// A text, as the peer sent it: the greeting of a session, or a violation after it. Whoever
-    /// shows it passes it through [`clean_text`](crate::session::clean_text) first.
+    /// A text, unchanged: the greeting of a session, or a violation after it. Pass it through
+    /// [`clean_text`](crate::session::clean_text) before showing it.
     Text(String),
-    /// Nothing to the tunnel, but a sign of life: a WebSocket ping or pong.
+    /// A sign of life without content: a WebSocket ping or pong.
     Skip,
-    /// The other side ended the transport, with a code and a reason if it gave one.
+    /// The peer ended the transport, with a code and a reason if it gave one.
     End(Option<CloseReason>),
     /// Anything else.
     Other(M),
 }
 
-/// Code and reason with which a WebSocket was closed (RFC 6455 section 7.4, PROTOCOL.md section
-/// 4.1).
+/// Code and reason of a closed WebSocket (RFC 6455 section 7.4, PROTOCOL.md section 4.1).
 ///
 /// ```
 /// use kohakuriver_tunnel::transport::CloseReason;
@@ -128,17 +127,17 @@ pub enum Received<M> {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CloseReason {
-    /// 1000 is a good end, 1008 a refusal, 1011 a failure.
+    /// 1000 is a normal end, 1008 a refusal, 1011 a failure.
     pub code: u16,
-    /// For a person to read; may be empty. As the peer sent it, where a peer sent it.
+    /// For a person to read; may be empty. Unchanged if it came from a peer.
     pub text: String,
 }
 
 impl CloseReason {
-    /// Longest text of a WebSocket's close frame, in bytes.
+    /// Longest text in a WebSocket's close frame, in bytes.
     pub const MAX_TEXT: usize = 123;
 
-    /// As much of `text` as a close frame has room for, in whole characters.
+    /// As much of `text` as fits a close frame, in whole characters.
     #[must_use]
     pub fn cut(text: &str) -> &str {
         let fits = |end: &usize| text.is_char_boundary(*end);
@@ -159,7 +158,7 @@ impl core::fmt::Display for CloseReason {
 /// The carrier of a transport whose messages are [`Bytes`] and nothing else: a channel, a data
 /// channel of a browser, or a byte stream with a length before each message.
 ///
-/// It has neither pings nor texts nor close codes.
+/// It has no pings, texts or close codes.
 ///
 /// ```
 /// use kohakuriver_tunnel::transport::{Carrier, Plain, Received};

@@ -11,31 +11,30 @@ use thiserror::Error;
 use super::{Carrier, CloseReason, Received};
 use crate::wire::{DecodeError, Frame};
 
-/// Messages that mean nothing to the tunnel, passed over in one poll. Then other tasks have their
-/// turn.
+/// Most messages without meaning for the tunnel that one poll skips before the task yields.
 const SKIP_MAX: usize = 32;
 
 /// A `Stream` and `Sink` of frames over a transport's `Stream` and `Sink` of messages.
 ///
 /// **Receiving.** A malformed message is an item and not the end: see [`ReceiveError`]. Messages
-/// the carrier skips are passed over, 32 at most before the task yields, so a flood of pings stalls
-/// nobody else. The stream ends where the transport ends, or at [`Received::End`], and stays ended.
-/// At `End` the transport is polled once more, so that the stack can answer a closing handshake;
-/// [`close`](Self::close) makes sure that the answer is out.
+/// that the carrier skips are passed over, at most 32 before the task yields, so a flood of pings
+/// delays no other task. The stream ends where the transport ends, or at [`Received::End`], and
+/// stays ended. At `End` the transport is polled once more, so that the stack can answer a closing
+/// handshake; [`close`](Self::close) makes sure that the answer is sent.
 ///
-/// **Sending.** A [`Frame`] costs a copy of its payload, to put the header in front of it. A
-/// ready-made message as [`Bytes`] costs none: see [`HeadroomBuf`](crate::wire::HeadroomBuf). It is
-/// sent as it is and not checked.
+/// **Sending.** A [`Frame`] costs a copy of its payload, because the header is put in front of it.
+/// An encoded message as [`Bytes`] costs no copy: see [`HeadroomBuf`](crate::wire::HeadroomBuf). It
+/// is sent unchanged and not checked.
 ///
-/// Since it is a sink of both, `SinkExt::close` and `SinkExt::flush` could not tell which was
-/// meant. The methods [`close`](Self::close) and [`flush`](Self::flush) here take their place.
+/// Because this is a sink of both, `SinkExt::close` and `SinkExt::flush` would be ambiguous. Use
+/// the methods [`close`](Self::close) and [`flush`](Self::flush) instead.
 ///
-/// Most stacks answer pings and the closing handshake only while they are being received from, so
-/// whoever sends has to receive too: in one task, or in two with `StreamExt::split`, at the price
-/// of a lock.
+/// Most stacks answer pings and the closing handshake only while they are polled for reading. A
+/// task that sends must therefore receive too, or another task must, after `StreamExt::split`,
+/// which costs a lock.
 ///
-/// The transport has to be [`Unpin`], as WebSockets are; one that is not goes in as
-/// `Box::pin(transport)`. The [module](super) has an example over WebSockets. Any messages will do:
+/// The transport has to be [`Unpin`], as WebSockets are. Pass another one as `Box::pin(transport)`.
+/// The [module](super) has an example over WebSockets. Other messages work too:
 ///
 /// ```
 /// use bytes::Bytes;
@@ -64,7 +63,7 @@ pub struct FrameTransport<T, C> {
 impl<T: Unpin, C> Unpin for FrameTransport<T, C> {}
 
 impl<T, C: Carrier> FrameTransport<T, C> {
-    /// Frames over `transport`, whose messages `carrier` understands.
+    /// Makes frames of the messages of `transport`, which `carrier` classifies.
     pub const fn new(transport: T, carrier: C) -> Self {
         Self {
             transport,
@@ -74,10 +73,10 @@ impl<T, C: Carrier> FrameTransport<T, C> {
         }
     }
 
-    /// Sends what is buffered.
+    /// Sends buffered messages.
     ///
     /// # Errors
-    /// Those of the transport.
+    /// The transport's errors.
     pub async fn flush(&mut self) -> Result<(), T::Error>
     where
         T: Sink<C::Message> + Unpin,
@@ -85,14 +84,13 @@ impl<T, C: Carrier> FrameTransport<T, C> {
         poll_fn(|cx| Pin::new(&mut self.transport).poll_flush(cx)).await
     }
 
-    /// Sends what is buffered and says that nothing follows: over a WebSocket, the closing
-    /// handshake.
+    /// Sends buffered messages and then the end: over a WebSocket, the closing handshake.
     ///
-    /// Receiving goes on: what the other side had sent before it heard of it still arrives, and
+    /// Receiving continues: messages that the peer had sent before it saw the end still arrive, and
     /// then the end.
     ///
     /// # Errors
-    /// Those of the transport.
+    /// The transport's errors.
     pub async fn close(&mut self) -> Result<(), T::Error>
     where
         T: Sink<C::Message> + Unpin,
@@ -100,7 +98,7 @@ impl<T, C: Carrier> FrameTransport<T, C> {
         poll_fn(|cx| Pin::new(&mut self.transport).poll_close(cx)).await
     }
 
-    /// The transport, for instance to send a message of its own, like the text of the handshake.
+    /// The transport, for instance to send a message such as the text of the handshake.
     pub const fn transport_mut(&mut self) -> &mut T {
         &mut self.transport
     }
@@ -110,14 +108,13 @@ impl<T, C: Carrier> FrameTransport<T, C> {
         &self.transport
     }
 
-    /// The code and the reason with which the other side closed the transport, once the stream has
-    /// ended, if it gave any. As the peer sent them: [`clean_text`](crate::session::clean_text)
-    /// makes a reason fit to be shown.
+    /// The code and reason of the peer's close, once the stream has ended, if the peer gave any.
+    /// Unchanged: [`clean_text`](crate::session::clean_text) makes a reason safe to show.
     pub const fn close_reason(&self) -> Option<&CloseReason> {
         self.close_reason.as_ref()
     }
 
-    /// Gives the transport and the carrier back. Nothing is buffered here, so nothing is lost.
+    /// Returns the transport and the carrier. Nothing is buffered here, so nothing is lost.
     pub fn into_parts(self) -> (T, C) {
         (self.transport, self.carrier)
     }
@@ -247,12 +244,12 @@ pub enum ReceiveError<E, M> {
     /// The peer sent a tunnel message that is malformed. The next one may not be.
     #[error(transparent)]
     Decode(DecodeError),
-    /// The transport failed. Whether anything follows is up to it; after the error of a WebSocket,
-    /// nothing does.
+    /// The transport failed. The transport decides whether anything follows; after an error of a
+    /// WebSocket nothing does.
     #[error(transparent)]
     Transport(E),
     /// The peer sent a text, such as the greeting of a session (PROTOCOL.md section 4.1), which
-    /// [`Greeting::parse`](crate::session::Greeting::parse) understands. Frames may follow.
+    /// [`Greeting::parse`](crate::session::Greeting::parse) parses. Frames may follow.
     #[error("a text that carries no tunnel message")]
     Text(String),
     /// The peer sent a message that carries no tunnel message: [`Received::Other`]. Frames may
@@ -272,7 +269,7 @@ mod tests {
     use super::*;
     use crate::wire::ClientId;
 
-    /// A transport that is never pending: what it holds, then `last` for ever.
+    /// A transport that is never pending: its contents, then `last` forever.
     struct Always {
         first: VecDeque<Received<&'static str>>,
         last: Option<Received<&'static str>>,
@@ -289,7 +286,7 @@ mod tests {
         }
     }
 
-    /// Messages that say themselves what they are.
+    /// Messages that are their own classification.
     struct AsTold;
 
     impl Carrier for AsTold {

@@ -1,10 +1,10 @@
 //! Frames over any WebSocket stack's `Stream` and `Sink` of messages (PROTOCOL.md section 3.1).
 //!
-//! One binary message is one tunnel message. [`FrameTransport`] needs to be told only how the
-//! stack's message type carries one, by a [`Carrier`], so no WebSocket crate, and no version of
+//! One binary message is one tunnel message. [`FrameTransport`] only needs a [`Carrier`], which
+//! says how the stack's message type carries tunnel messages. No WebSocket crate, and no version of
 //! one, is part of this crate's interface. The macro [`carrier!`](crate::carrier!) writes the
 //! carrier for tungstenite, axum and tokio-websockets. Anything else that keeps message boundaries
-//! will do as well: a channel, a data channel, a message queue.
+//! works too: a channel, a data channel, a message queue.
 //!
 //! # Examples
 //!

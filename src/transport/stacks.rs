@@ -1,16 +1,16 @@
-//! The carriers of known WebSocket stacks. A macro and not a feature: it is expanded in the user's
-//! crate, so no stack, and no version of one, is a dependency of this crate.
+//! Carriers for known WebSocket stacks. They are a macro and not a feature: the macro expands in
+//! the user's crate, so no stack, and no version of one, is a dependency of this crate.
 
 /// Defines a [`Carrier`](crate::transport::Carrier) for the message type of a WebSocket stack.
 ///
-/// The type it defines is zero-sized, private unless a visibility is given, and named as the caller
-/// likes. The macro names variants and methods, and converts payloads with `into`, so that it fits
-/// several versions of a stack.
+/// The defined type is zero-sized, private unless a visibility is given, and named by the caller.
+/// The macro names variants and methods, and converts payloads with `into`, so it fits several
+/// versions of a stack.
 ///
 /// # Message types with tungstenite's variants
 ///
-/// tungstenite, tokio-tungstenite and axum: `Text`, `Binary`, `Ping`, `Pong` and `Close`. After
-/// `close:` stands the stack's close frame, a struct of `code` and `reason`.
+/// tungstenite, tokio-tungstenite and axum: `Text`, `Binary`, `Ping`, `Pong` and `Close`. `close:`
+/// is followed by the stack's close frame, a struct of `code` and `reason`.
 ///
 /// ```
 /// use kohakuriver_tunnel::carrier;
@@ -34,7 +34,7 @@
 ///
 /// # tokio-websockets
 ///
-/// Its message type hides its variants. After `code:` stands its type of close codes.
+/// Its message type hides its variants. `code:` is followed by its type of close codes.
 ///
 /// ```
 /// use kohakuriver_tunnel::carrier;
@@ -73,7 +73,7 @@ macro_rules! carrier {
                             text: (&*frame.reason).into(),
                         }
                     })),
-                    // Some have a raw frame too.
+                    // Some stacks have a raw frame too.
                     #[allow(unreachable_patterns)]
                     other => CarrierReceived::Other(other),
                 }
@@ -131,7 +131,7 @@ macro_rules! carrier {
                         code: code.into(),
                         text: text.into(),
                     });
-                    // 1005 stands for a frame without a code.
+                    // 1005 means that the frame has no code.
                     return CarrierReceived::End(close.filter(|close| close.code != 1005));
                 }
                 CarrierReceived::Skip
@@ -149,7 +149,7 @@ macro_rules! carrier {
             }
 
             fn close(&mut self, code: u16, why: &str) -> ::core::option::Option<$message> {
-                // The stack panics at a code that may not be sent.
+                // The stack panics on a code that may not be sent.
                 let code = <$code>::try_from(code).ok().filter(|code| !code.is_reserved());
                 let why = $crate::transport::CloseReason::cut(why);
                 ::core::option::Option::Some(<$message>::close(code, why))
@@ -164,7 +164,7 @@ macro_rules! carrier {
     };
 }
 
-/// For [`carrier!`](crate::carrier!), whose users need not have these crates.
+/// Used by [`carrier!`](crate::carrier!), whose users need not have these crates.
 #[doc(hidden)]
 pub mod carrier_types {
     pub use alloc::string::String;

@@ -4,10 +4,10 @@ use bytes::{Bytes, BytesMut};
 
 use super::super::pool::Pool;
 
-/// What a stream has received and the application has not read.
+/// Bytes that a stream has received and the application has not read.
 ///
-/// Small payloads are copied together, so they neither pin the transport's buffer nor cost more
-/// memory than the bytes they carry.
+/// Small payloads are copied together, so that they neither pin the transport's buffer nor use more
+/// memory than their length.
 #[derive(Debug, Default)]
 pub(super) struct ReceiveBuffer {
     chunks: VecDeque<Bytes>,
@@ -39,7 +39,8 @@ impl ReceiveBuffer {
         pool.add(self.pieces() - before, len);
     }
 
-    /// A datagram: never merged with another, copied when it would pin much more than itself.
+    /// Adds a datagram. It is never merged with another, and copied if it would pin much more than
+    /// its size.
     pub(super) fn push_datagram(&mut self, payload: Bytes, pool: &mut Pool) {
         self.len += payload.len();
         pool.add(1, payload.len());
@@ -59,7 +60,7 @@ impl ReceiveBuffer {
         self.len -= chunk.len();
         pool.remove(1, chunk.len());
         if self.chunks.is_empty() && self.chunks.capacity() > 8 {
-            // An idle stream holds next to no memory.
+            // An idle stream should hold little memory.
             self.chunks = VecDeque::new();
         }
         Some(chunk)

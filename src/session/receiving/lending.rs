@@ -3,32 +3,34 @@ use core::time::Duration;
 use super::super::{Config, Instant, StreamId};
 use super::window::ReceiveWindow;
 
-/// Credit lent to windows beyond what every stream has, and the stream that others leave room for.
+/// Credit lent to windows beyond the initial window, and the stream for which others leave room.
 #[derive(Debug, Default)]
 pub(super) struct Lending {
     /// Bytes.
     lent: usize,
-    /// The stream that last received a small piece, and when: its peer waits for an answer.
+    /// The stream that last received a small piece, and when. A stream with small pieces is
+    /// interactive.
     interactive: Option<(StreamId, Instant)>,
-    /// Nothing more is lent.
+    /// While pressed, nothing more is lent.
     stopped: bool,
 }
 
 impl Lending {
-    /// Less than a TCP segment: what bulk leaves only at its end, and dialogue most of the time.
+    /// Shorter than a TCP segment. Bulk data has such pieces only at its end, interactive streams
+    /// mostly.
     const SMALL_DATA: usize = 1024;
-    /// How long after such a piece the other streams leave room for the next.
+    /// How long the other streams leave room for the next such piece.
     const INTERACTIVE_FOR: Duration = Duration::from_millis(100);
 
-    /// A piece of `len` bytes has come for a stream.
+    /// A stream has received a piece of `len` bytes.
     pub(super) fn note_piece(&mut self, now: Instant, stream: StreamId, len: usize) {
         if len < Self::SMALL_DATA {
             self.interactive = Some((stream, now));
         }
     }
 
-    /// Gives the window the size that it should have, as far as there is something to lend. Says
-    /// whether it may have grown.
+    /// Sets the window to its new size, as far as there is credit to lend. Returns whether the
+    /// window may have grown.
     #[inline]
     pub(super) fn resize(
         &mut self,
@@ -64,12 +66,12 @@ impl Lending {
         self.lent -= window.grown();
     }
 
-    /// Whether anything more is lent.
+    /// Whether more may be lent.
     pub(super) fn stop(&mut self, stopped: bool) {
         self.stopped = stopped;
     }
 
-    /// Whether the total is that of the windows.
+    /// Whether the total matches the windows.
     pub(super) fn audit<'a>(&self, windows: impl Iterator<Item = &'a ReceiveWindow>) -> bool {
         windows.map(ReceiveWindow::grown).sum::<usize>() == self.lent
     }

@@ -1,4 +1,4 @@
-//! What was received and not read, how much more may come, and what is done when it is too much.
+//! Received data that was not read, the credit for more, and the bounds on both.
 
 mod buffer;
 mod early;
@@ -28,11 +28,11 @@ use crate::wire::{Frame, Proto};
 pub(super) struct Receiving {
     config: Config,
     has_credit: bool,
-    /// At an acceptor it is the peer that asks, and the answers go out all the same.
+    /// At an acceptor the peer asks, and the answers are still sent.
     asks: bool,
-    /// What byte streams hold.
+    /// Bytes held by byte streams.
     bytes: Pool,
-    /// What flows hold.
+    /// Datagrams held by flows.
     datagrams: Pool,
     lending: Lending,
     /// Streams with credit to announce.
@@ -52,22 +52,22 @@ pub(super) struct RecvHalf {
     grant: Place,
     early: Excess,
     talk: Conversation,
-    /// What arrives is thrown away.
+    /// Received data is discarded.
     discards: bool,
 }
 
-/// What became of the payload of a DATA.
+/// Result of receiving the payload of a DATA.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Taken {
-    /// There is nothing new to read.
+    /// Nothing new to read.
     Nothing,
     Kept {
-        /// A stalled stream that this one need not wait for any longer.
+        /// A stalled stream for which this one has waited long enough.
         give_up: Option<StreamId>,
     },
-    /// So many bytes beyond the credit that the peer had: none was kept.
+    /// Number of bytes beyond the credit. None was kept.
     Overrun(u64),
-    /// More than a connection may send that is not accepted yet.
+    /// More early data than a connection may have before it is accepted.
     TooEarly,
 }
 
@@ -83,7 +83,7 @@ impl Receiving {
         }
     }
 
-    /// Takes bytes of a stream. `rtt` is the round trip to the peer, if it is known.
+    /// Receives bytes of a stream. `rtt` is the round trip to the peer, if known.
     pub(super) fn take(
         &mut self,
         now: Instant,
@@ -134,7 +134,7 @@ impl Receiving {
         Taken::Kept { give_up }
     }
 
-    /// Takes a datagram. One that is not read in time makes room for a newer one.
+    /// Receives a datagram. A full queue drops its oldest one.
     pub(super) fn take_datagram(&mut self, now: Instant, s: &mut Stream, payload: Bytes) -> Taken {
         let len = payload.len();
         self.count_payload(now, s, len);
@@ -182,12 +182,12 @@ impl Receiving {
         Some(chunk)
     }
 
-    /// The stream is accepted: what it holds is early no longer.
+    /// The stream was accepted: its data is not early any more.
     pub(super) fn settle(&mut self, s: &mut Stream) {
         self.early.settle(&mut s.recv.early);
     }
 
-    /// Throws away what has come and will come on the stream, and grants the credit for it.
+    /// Discards received and future data of the stream, and grants the credit for it.
     pub(super) fn discard(&mut self, s: &mut Stream) {
         s.recv.discards = true;
         s.recv.window.consume(s.recv.unread());
@@ -195,7 +195,7 @@ impl Receiving {
         self.queue_grant(s);
     }
 
-    /// Throws away what has come on the stream.
+    /// Discards the received data of the stream.
     pub(super) fn drop_unread(&mut self, s: &mut Stream) {
         let pool = match s.proto() {
             Proto::Tcp => &mut self.bytes,
@@ -205,14 +205,14 @@ impl Receiving {
         self.stalls.forget(s.id());
     }
 
-    /// The stream has ended: nothing more comes. What has come can still be read.
+    /// The stream has ended: nothing more arrives. Received data can still be read.
     pub(super) fn retire(&mut self, s: &mut Stream) {
         self.settle(s);
         self.lending.give_back(&s.recv.window);
         self.stalls.forget(s.id());
     }
 
-    /// Lets the stream announce credit if that is worth a WINDOW.
+    /// Queues a WINDOW for the stream if one is due.
     fn queue_grant(&mut self, s: &mut Stream) {
         let open = s.life.state().can_receive() && s.proto() == Proto::Tcp;
         if open && self.has_credit && s.recv.window.grant_is_due() {
@@ -236,7 +236,7 @@ impl Receiving {
         None
     }
 
-    /// The transport has ended: no credit is announced any more.
+    /// The transport has ended: no more WINDOWs.
     pub(super) fn close(&mut self) {
         self.grants.clear();
     }
@@ -250,7 +250,7 @@ impl Receiving {
         }
     }
 
-    /// Looks whether the stall goes on, when it is time to. Returns the stream to give up.
+    /// Checks at the deadline whether the stall continues. Returns the stream to reset, if any.
     pub(super) fn look_at_stall(&mut self, now: Instant, streams: &Streams) -> Option<StreamId> {
         self.reconsider_stall(now, streams);
         let mut stalls = core::mem::take(&mut self.stalls);
@@ -260,9 +260,9 @@ impl Receiving {
         give_up
     }
 
-    /// Whether a stream besides the stalled one has something to receive, as far as can be told
-    /// without reading: it was in the middle of a conversation when the stall began, or something
-    /// has come for it since, or it was not answered yet.
+    /// Whether another stream waits to receive. Without reading the transport this is a guess: the
+    /// stream received something shortly before the stall or since, or has sent something
+    /// unanswered.
     fn others_wait(&self, streams: &Streams, stalled: StreamId, since: Instant) -> bool {
         streams.iter().any(|s| {
             let talk = s.recv.talk;
@@ -272,20 +272,20 @@ impl Receiving {
         })
     }
 
-    /// Whether a v1 stream holds as much as it may. It waits for its reader and for nothing else.
+    /// Whether a v1 stream holds as much as it may. A full stream waits only for its reader.
     fn is_full(&self, s: &Stream) -> bool {
         s.recv.unread() >= self.config.v1_stream_buffer || self.early.is_too_much(&s.recv.early)
     }
 
-    /// Whether a stall of the stream is over. With less room the next message would begin a new
-    /// stall, and a new time to wait for progress.
+    /// Whether a stall of the stream has ended. With less room the next message would begin a new
+    /// stall with a new deadline.
     fn has_room(&self, s: &Stream) -> bool {
         let limit = self.config.v1_stream_buffer;
         let limit = limit.saturating_sub(Stalls::PROGRESS);
         s.recv.unread() <= limit && !self.early.is_too_much(&s.recv.early)
     }
 
-    /// The transport has ended. Returns the stream whose reader paused before, and for how long.
+    /// The transport has ended. Returns the stream whose reader was paused, and for how long.
     pub(super) fn blame(&mut self, now: Instant) -> Option<(StreamId, Duration)> {
         self.stalls.blame(now, &self.config)
     }
@@ -310,12 +310,12 @@ impl Receiving {
         self.stalls.may_receive()
     }
 
-    /// While the tunnel stalls: when to look at it again.
+    /// When to check the stall again.
     pub(super) fn stalled_until(&self) -> Option<Instant> {
         self.stalls.until()
     }
 
-    /// When byte streams hold more than the budget: the one that holds most.
+    /// The byte stream that holds most, if byte streams exceed the budget.
     pub(super) fn largest_holder(&self, streams: &Streams) -> Option<StreamId> {
         if !self.bytes.is_over() {
             return None;
@@ -335,7 +335,7 @@ impl Receiving {
         stats.unread = self.unread();
     }
 
-    /// Whether the pools and totals are those of the streams.
+    /// Whether pools and totals match the streams.
     pub(super) fn audit(&self, streams: &Streams) -> bool {
         let buffers = |proto| {
             let of_proto = streams.iter().filter(move |s| s.proto() == proto);
@@ -371,7 +371,7 @@ impl RecvHalf {
         self.window.credit()
     }
 
-    /// Bytes that were not read.
+    /// Bytes not read.
     pub(super) const fn unread(&self) -> usize {
         self.buffer.len()
     }

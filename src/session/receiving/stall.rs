@@ -5,32 +5,32 @@ use core::time::Duration;
 
 use super::super::{Config, Instant, StreamId};
 
-/// Whether a v1 tunnel receives, and which stream it waits for if not.
+/// Whether a v1 tunnel receives, and if not, which stream it waits for.
 #[derive(Debug, Default)]
 pub(super) struct Stalls {
     stall: Option<Stall>,
     last_pause: Option<Pause>,
 }
 
-/// A v1 tunnel does not receive because one stream is full.
+/// A v1 tunnel that does not receive because one stream is full.
 #[derive(Debug, Clone, Copy)]
 struct Stall {
     stream: StreamId,
     since: Instant,
-    /// When to look again whether others wait.
+    /// When to check again whether other streams wait.
     until: Instant,
-    /// Bytes read since the last look.
+    /// Bytes read since the last check.
     progress: usize,
-    /// The last look found no progress and no other stream that waits: the first that shows up ends
+    /// The last check found no progress and no other waiting stream. The first one that waits ends
     /// the stall.
     overdue: bool,
-    /// Bytes to receive until the next look all the same, to reach what stands behind them.
+    /// Bytes that may be received until the next check, to reach the peer's pings behind them.
     allowance: usize,
     /// Bytes left of [`Config::v1_reach`].
     reach: usize,
 }
 
-/// A stall that ended because the application read on, or with the tunnel.
+/// A stall that ended because the application continued to read, or with the tunnel.
 #[derive(Debug, Clone, Copy)]
 struct Pause {
     stream: StreamId,
@@ -38,25 +38,25 @@ struct Pause {
     over: Instant,
 }
 
-/// Which end spoke last on a stream.
+/// Which end last sent something on a stream.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Conversation {
-    /// When something last came for the stream, if anything has.
+    /// When the stream last received something, if ever.
     heard_at: Instant,
     has_heard: bool,
-    /// This end has sent something since.
+    /// This end has sent something since then.
     asked: bool,
 }
 
 impl Stalls {
     /// Bytes that must be read within [`Config::v1_stall`] to count as progress.
     pub(super) const PROGRESS: usize = 64 << 10;
-    /// Bytes of the reach used up in one [`Config::v1_stall`]. The reach has to last for several
-    /// pings of the peer, each of which stands behind all that its kernel and this end's hold.
+    /// Bytes of the reach used in one [`Config::v1_stall`]. The reach has to last for several pings
+    /// of the peer, each of which is queued behind all data in both kernels.
     const STEP: usize = 1 << 20;
 
-    /// A stream has taken `len` bytes, and is `full` now or not. Returns a stream that the others
-    /// have waited for long enough.
+    /// A stream has received `len` bytes and may be `full` now. Returns a stream for which the
+    /// others have waited long enough.
     pub(super) fn taken(
         &mut self,
         now: Instant,
@@ -74,7 +74,7 @@ impl Stalls {
         None
     }
 
-    /// The application has read `len` bytes of a stream. Says whether that is the one that stalls.
+    /// The application has read `len` bytes of a stream. Returns whether that is the stalled one.
     pub(super) fn read(&mut self, stream: StreamId, len: usize) -> bool {
         let stall = self.stall.as_mut().filter(|stall| stall.stream == stream);
         if let Some(stall) = stall {
@@ -90,14 +90,14 @@ impl Stalls {
         self.stall = None;
     }
 
-    /// The stream has ended, or what it held was dropped.
+    /// The stream has ended, or its data was dropped.
     pub(super) fn forget(&mut self, stream: StreamId) {
         if self.stalled() == Some(stream) {
             self.stall = None;
         }
     }
 
-    /// Looks whether the stall goes on, when it is time to. Returns the stream to give up.
+    /// Checks at the deadline whether the stall continues. Returns the stream to reset, if any.
     pub(super) fn look(
         &mut self,
         now: Instant,
@@ -122,8 +122,8 @@ impl Stalls {
         None
     }
 
-    /// The transport has ended. If a reader had paused until now, the peer may have given up over
-    /// it: that stream, and for how long it paused.
+    /// The transport has ended. Returns the stream whose reader was paused until now, and for how
+    /// long: the pause may be why the peer gave up.
     pub(super) fn blame(&mut self, now: Instant, config: &Config) -> Option<(StreamId, Duration)> {
         let pause = self.pause(now).or(self.last_pause.take());
         self.stall = None;
@@ -133,8 +133,7 @@ impl Stalls {
         Some((pause.stream, pause.lasted))
     }
 
-    /// Whether the transport may be read: there is no stall, or it may be read a little all the
-    /// same.
+    /// Whether the transport may be read: there is no stall, or its allowance is not used up.
     pub(super) fn may_receive(&self) -> bool {
         self.stall.as_ref().is_none_or(|stall| stall.allowance > 0)
     }
@@ -144,7 +143,7 @@ impl Stalls {
         self.stall.map(|stall| stall.stream)
     }
 
-    /// When to [look](Self::look) again.
+    /// When to [check](Self::look) again.
     pub(super) fn until(&self) -> Option<Instant> {
         self.stall.map(|stall| stall.until)
     }
@@ -184,7 +183,7 @@ impl Conversation {
         self.asked = true;
     }
 
-    /// Whether something has come since `slack` before `since`.
+    /// Whether something was received after `slack` before `since`.
     pub(super) fn heard_since(&self, since: Instant, slack: Duration) -> bool {
         self.has_heard && self.heard_at + slack >= since
     }

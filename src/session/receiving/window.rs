@@ -2,15 +2,15 @@ use core::time::Duration;
 
 use super::super::{INITIAL_WINDOW, Instant};
 
-/// The credit this end has granted on a stream, and how it grows (PROTOCOL.md section 5.5).
+/// The credit granted on a stream, and how the window grows (PROTOCOL.md section 5.5).
 ///
-/// The window aims at twice what arrives in one round trip. A stream held back by its window
-/// doubles it each round trip; one held back by its sender, its reader or the link does not.
+/// The window aims at twice the bytes that arrive in one round trip. A stream limited by its window
+/// doubles it each round trip; one limited by its sender, its reader or the link does not.
 #[derive(Debug)]
 pub(super) struct ReceiveWindow {
-    /// Bytes that the peer may have under way beyond what was read.
+    /// Bytes that the peer may have in flight beyond those read.
     size: u32,
-    /// All bytes that the peer may ever send, as granted so far.
+    /// Total bytes that the peer may send, as granted so far.
     limit: u64,
     received: u64,
     consumed: u64,
@@ -19,12 +19,12 @@ pub(super) struct ReceiveWindow {
 }
 
 impl ReceiveWindow {
-    /// Arrivals are measured over at least this: messages come in bursts.
+    /// Shortest interval of a measurement, because messages come in bursts.
     const SHORTEST_EPOCH: Duration = Duration::from_millis(2);
-    /// The size for a stream that fills the initial window within the shortest epoch, however short
-    /// the round trip: it reads one half while the other is under way. With less, two ends on one
-    /// machine wait for each other in turn. With more, round trips beside it take longer and
-    /// nothing gets faster.
+    /// The window of a stream that fills the initial window within the shortest epoch, however
+    /// short the round trip: the reader reads one half while the other is in flight. With less, two
+    /// ends on one machine wait for each other in turn. With more, round trips beside it take
+    /// longer and nothing gets faster.
     const FAST_WINDOW: u32 = 2 * INITIAL_WINDOW;
 
     pub(super) fn new(now: Instant) -> Self {
@@ -38,7 +38,7 @@ impl ReceiveWindow {
         }
     }
 
-    /// Counts bytes that arrived. An error is by how much they exceed the window.
+    /// Counts bytes that arrived. The error is by how much they exceed the credit.
     pub(super) fn receive(&mut self, len: usize) -> Result<(), u64> {
         let received = self.received.saturating_add(len as u64);
         if received > self.limit {
@@ -49,12 +49,12 @@ impl ReceiveWindow {
         Ok(())
     }
 
-    /// Counts bytes that arrived where there is no credit.
+    /// Counts bytes that arrived without credit (v1).
     pub(super) fn count(&mut self, len: usize) {
         self.received = self.received.saturating_add(len as u64);
     }
 
-    /// All bytes that arrived.
+    /// Total bytes that arrived.
     pub(super) const fn received(&self) -> u64 {
         self.received
     }
@@ -64,10 +64,10 @@ impl ReceiveWindow {
         self.limit - self.received
     }
 
-    /// The size that the window should have from now on, given the round trip.
+    /// The new size of the window, given the round trip.
     ///
-    /// It grows if the reader keeps up. The extra of [`FAST_WINDOW`](Self::FAST_WINDOW) is
-    /// withdrawn while another stream is `interactive`, whose data would queue behind it.
+    /// The window grows if the reader keeps up. The extra of [`FAST_WINDOW`](Self::FAST_WINDOW) is
+    /// withdrawn while another stream is `interactive`, which would queue behind it.
     pub(super) fn wanted_size(
         &mut self,
         now: Instant,
@@ -98,13 +98,13 @@ impl ReceiveWindow {
         least.max(per_trip)
     }
 
-    /// Bytes that the peer may have under way beyond what was read.
+    /// Bytes that the peer may have in flight beyond those read.
     pub(super) fn size(&self) -> u32 {
         self.size
     }
 
-    /// A smaller size takes no credit back. New credit is withheld until what is under way has come
-    /// down to it.
+    /// A smaller size revokes no credit. New credit is withheld until the bytes in flight fit the
+    /// new size.
     pub(super) fn resize(&mut self, size: u32) {
         self.size = size;
     }
@@ -113,19 +113,19 @@ impl ReceiveWindow {
         self.consumed += len as u64;
     }
 
-    /// Whether enough was read since the last grant to be worth a WINDOW.
+    /// Whether enough was read since the last grant for a WINDOW.
     pub(super) fn grant_is_due(&self) -> bool {
         self.grant() >= self.size / 4
     }
 
-    /// Takes the credit to announce.
+    /// Takes the credit for the next WINDOW.
     pub(super) fn take_grant(&mut self) -> u32 {
         let grant = self.grant();
         self.limit += u64::from(grant);
         grant
     }
 
-    /// Bytes lent to this window beyond what every stream has.
+    /// Bytes of this window beyond the initial window.
     pub(super) fn grown(&self) -> usize {
         (self.size - INITIAL_WINDOW) as usize
     }

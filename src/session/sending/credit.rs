@@ -1,10 +1,10 @@
 use super::super::{EARLY_DATA, INITIAL_WINDOW};
 
-/// How much the peer takes on one stream (PROTOCOL.md section 5.5).
+/// The peer's credit on one stream (PROTOCOL.md section 5.5).
 #[derive(Debug, Default)]
 pub(super) struct Credit {
     sent: u64,
-    /// All bytes that the peer will ever take, as granted so far.
+    /// Total bytes that the peer accepts, as granted so far.
     limit: u64,
 }
 
@@ -17,20 +17,20 @@ impl Credit {
         self.sent += len as u64;
     }
 
-    /// The connection is made: the rest of the initial window is open.
+    /// The connection was accepted: the rest of the initial window may be used.
     pub(super) fn establish(&mut self) {
         if self.limit != u64::MAX {
             self.limit += u64::from(INITIAL_WINDOW - EARLY_DATA);
         }
     }
 
-    /// Adds credit. `None` when it can no longer be counted.
+    /// Adds credit. `None` if the sum overflows.
     pub(super) fn grant(&mut self, credit: u32) -> Option<()> {
         let limit = self.limit.checked_add(u64::from(credit))?;
         (limit <= i64::MAX as u64).then(|| self.limit = limit)
     }
 
-    /// Bytes that the peer takes beyond `queued` ones.
+    /// Credit beyond the `queued` bytes.
     pub(super) fn left(&self, queued: usize) -> usize {
         let left = self.limit - self.sent - queued as u64;
         usize::try_from(left).unwrap_or(usize::MAX)
@@ -46,7 +46,7 @@ mod tests {
     use super::super::super::{Config, Instant, Reason, Role, Session, Version, Violation};
     use crate::wire::{ClientId, Frame};
 
-    /// It takes 2^31 messages to come this far, so the last of them is all that is played.
+    /// Reaching the limit takes 2^31 messages, so the test plays only the last one.
     #[test]
     fn more_credit_than_can_be_counted_resets_the_stream() {
         let now = Instant::default();

@@ -1,4 +1,4 @@
-//! What waits to be sent, how much of it the peer takes, and which stream sends next.
+//! Data that waits to be sent, the peer's credit, and the order of streams.
 
 mod credit;
 mod queue;
@@ -21,9 +21,9 @@ use crate::wire::{Chunk, Header, Kind, Proto};
 #[derive(Debug, Default)]
 pub(super) struct Sending {
     config: Config,
-    /// What is queued on byte streams.
+    /// Bytes queued on byte streams.
     bytes: Pool,
-    /// What is queued on flows.
+    /// Datagrams queued on flows.
     datagrams: Pool,
     schedule: Schedule,
     /// Flows with something to send.
@@ -45,25 +45,25 @@ pub(super) struct SendHalf {
     turn: Turn,
     flow: Place,
     waiting: Place,
-    /// CLOSE follows what is queued.
+    /// CLOSE follows the queued data.
     finishing: bool,
 }
 
-/// What is sent next.
+/// The next thing to send.
 #[derive(Debug)]
 pub(super) enum Outgoing {
     Data(Bytes),
-    /// The stream has sent all it had, and says CLOSE.
+    /// The stream has sent everything and sends CLOSE.
     Close(StreamId),
 }
 
 impl Sending {
-    /// Bytes that a stream may always queue, whatever the others have queued.
+    /// Bytes that a stream may always queue, however much the others have queued.
     const RESERVE: usize = 4096;
-    /// Chunks of a stream below this are joined while they wait: a queue of them would cost more
-    /// than its bytes.
+    /// Queued chunks shorter than this are joined, because the overhead of a chunk would exceed its
+    /// bytes.
     const SMALL: usize = 256;
-    /// Datagrams in a row while streams wait.
+    /// Most datagrams in a row while streams wait.
     const MAX_FLOW_RUN: u32 = 16;
 
     pub(super) fn new(config: &Config) -> Self {
@@ -75,8 +75,8 @@ impl Sending {
         }
     }
 
-    /// Queues bytes of a stream without a copy, unless they are few. Gives them back when they
-    /// exceed the credit or there is no room at all.
+    /// Queues bytes of a stream without a copy, unless they are few. Returns them if they exceed
+    /// the credit or there is no room.
     pub(super) fn push(&mut self, s: &mut Stream, chunk: Chunk) -> Result<(), Chunk> {
         let half = &mut s.send;
         if chunk.len() > half.credit() || self.capacity(half) == 0 {
@@ -112,7 +112,7 @@ impl Sending {
         taken.len()
     }
 
-    /// Queues one datagram. Where there is no room, the flow's oldest give way, or this one.
+    /// Queues one datagram. Without room, the flow's oldest datagrams or this one are dropped.
     pub(super) fn push_datagram(&mut self, s: &mut Stream, datagram: Chunk) {
         let len = datagram.len();
         let (config, queue) = (&self.config, &mut s.send.queue);
@@ -137,8 +137,8 @@ impl Sending {
         self.dropped += 1;
     }
 
-    /// The stream waits for credit, for room of its own, or for the send budget, and wants to hear
-    /// of it.
+    /// The stream waits for credit, for room in its queue, or for the send budget, and wants an
+    /// event.
     pub(super) fn block(&mut self, s: &mut Stream) {
         s.notice.want_writable(true);
         if self.is_budget_full() {
@@ -146,13 +146,13 @@ impl Sending {
         }
     }
 
-    /// CLOSE follows what is queued.
+    /// CLOSE follows the queued data.
     pub(super) fn finish(&mut self, s: &mut Stream) {
         s.send.finishing = true;
         self.activate(s);
     }
 
-    /// Lets the stream take its turn if it has something to send.
+    /// Schedules the stream if it has something to send.
     pub(super) fn activate(&mut self, s: &mut Stream) {
         if !has_more(s) {
             return;
@@ -167,7 +167,7 @@ impl Sending {
         }
     }
 
-    /// The stream has ended: what it has queued is dropped.
+    /// The stream has ended: drops its queue.
     pub(super) fn retire(&mut self, s: &mut Stream) {
         let pool = match s.proto() {
             Proto::Tcp => &mut self.bytes,
@@ -266,13 +266,13 @@ impl Sending {
         self.pressed = pressed;
     }
 
-    /// Bytes of a stream that are taken now.
+    /// Bytes that the stream accepts now.
     pub(super) fn capacity(&self, half: &SendHalf) -> usize {
         let piece = match self.schedule.is_contended() {
             true => self.config.contended_piece,
             false => self.config.max_piece,
         };
-        // Bounds are overrun by at most one piece, so that pieces stay whole.
+        // A bound is exceeded by at most one piece, so that pieces stay whole.
         let stream_full = half.queue.len() >= self.config.stream_send_buffer;
         let room = match (stream_full, self.is_budget_full()) {
             (false, false) => piece,
@@ -301,7 +301,7 @@ impl Sending {
         stats.unsent = self.unsent();
     }
 
-    /// Whether the pools hold what the streams' queues do.
+    /// Whether the pools match the queues of the streams.
     pub(super) fn audit(&self, streams: &Streams) -> bool {
         let queues = |proto| {
             let of_proto = streams.iter().filter(move |s| s.proto() == proto);
@@ -320,12 +320,12 @@ impl SendHalf {
         }
     }
 
-    /// The connection is made: the rest of the initial window is open.
+    /// The connection was accepted: the rest of the initial window may be used.
     pub(super) fn establish(&mut self) {
         self.credit.establish();
     }
 
-    /// Adds credit. `None` when it can no longer be counted.
+    /// Adds credit. `None` if the sum overflows.
     pub(super) fn grant(&mut self, credit: u32) -> Option<()> {
         self.credit.grant(credit)
     }
@@ -345,13 +345,13 @@ impl SendHalf {
         self.credit.sent()
     }
 
-    /// Bytes that the peer takes beyond what is queued.
+    /// Credit beyond the queued bytes.
     fn credit(&self) -> usize {
         self.credit.left(self.queue.len())
     }
 }
 
-/// Whether the stream has bytes or its CLOSE to send.
+/// Whether the stream has data or CLOSE to send.
 fn has_more(s: &Stream) -> bool {
     !s.send.queue.is_empty() || has_close(s)
 }

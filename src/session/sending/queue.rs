@@ -3,7 +3,7 @@ use alloc::collections::VecDeque;
 use super::super::pool::Pool;
 use crate::wire::Chunk;
 
-/// What the application gave to send on one stream or flow.
+/// Data queued by the application on one stream or flow.
 #[derive(Debug, Default)]
 pub(super) struct SendQueue {
     chunks: VecDeque<Chunk>,
@@ -17,7 +17,7 @@ impl SendQueue {
         self.chunks.push_back(chunk);
     }
 
-    /// Copies bytes in, behind those that wait in the last chunk where it has room.
+    /// Copies bytes into the last chunk if it has room, else into new chunks.
     pub(super) fn push_slice(&mut self, mut bytes: &[u8], piece: usize, pool: &mut Pool) {
         let before = self.chunks.len();
         let len = bytes.len();
@@ -32,8 +32,7 @@ impl SendQueue {
             let (front, rest) = bytes
                 .split_at_checked(piece.min(bytes.len()))
                 .unwrap_or((bytes, &[]));
-            // No more room than there is data, so a stream that waits holds at most twice its
-            // bytes.
+            // At most as much room as data, so that a waiting stream uses at most twice its bytes.
             let room = match before {
                 0 => 0,
                 _ => (piece - front.len()).min(self.len),
@@ -44,7 +43,7 @@ impl SendQueue {
         pool.add(self.chunks.len() - before, len);
     }
 
-    /// Takes at most `piece` bytes off the front.
+    /// Takes at most `piece` bytes from the front.
     pub(super) fn pop(&mut self, piece: usize, pool: &mut Pool) -> Option<Chunk> {
         let front = self.chunks.front_mut()?;
         let (chunk, pieces) = if front.len() > piece {
@@ -55,7 +54,7 @@ impl SendQueue {
         self.len -= chunk.len();
         pool.remove(pieces, chunk.len());
         if self.chunks.is_empty() && self.chunks.capacity() > 8 {
-            // An idle stream holds next to no memory.
+            // An idle stream should hold little memory.
             self.chunks = VecDeque::new();
         }
         Some(chunk)

@@ -2,12 +2,12 @@ use alloc::collections::VecDeque;
 
 use super::super::StreamId;
 
-/// Which stream sends next: deficit round robin by bytes, with a head start for streams that were
-/// idle.
+/// Which stream may send next: deficit round robin by bytes, with a head start for streams that
+/// were idle.
 ///
-/// A stream that becomes active gets one quantum ahead of those that send in bulk, so a keystroke
-/// does not wait behind a download. It then takes its turn with the others, also when its queue ran
-/// empty, so a stream cannot stay ahead by sending little and often.
+/// A stream that becomes active gets one quantum ahead of bulk streams, so a keystroke does not
+/// wait behind a download. Afterwards it takes turns with the others, even if its queue ran empty,
+/// so it cannot stay ahead by sending little and often.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
     fresh: VecDeque<StreamId>,
@@ -20,8 +20,8 @@ pub(super) struct Schedule {
 #[derive(Debug, Default)]
 pub(super) struct Turn {
     round: Round,
-    /// Bytes that the stream may still send in this turn. Below zero it has sent more, and pays in
-    /// the next.
+    /// Bytes that the stream may still send in this turn. Below zero it has sent too much, which is
+    /// deducted from its next turn.
     deficit: i32,
 }
 
@@ -34,7 +34,7 @@ enum Round {
 }
 
 impl Schedule {
-    /// Fresh turns in a row while bulk waits.
+    /// Most fresh turns in a row while bulk waits.
     const MAX_FRESH_RUN: u32 = 16;
 
     /// The stream has something to send.
@@ -46,8 +46,8 @@ impl Schedule {
         }
     }
 
-    /// Takes out the stream whose turn it is. It may be gone; if not, [`sent`](Self::sent) puts it
-    /// back.
+    /// Takes the stream that may send next. The stream may be gone; if not, [`sent`](Self::sent)
+    /// puts it back.
     pub(super) fn pop(&mut self) -> Option<StreamId> {
         if self.fresh_run < Self::MAX_FRESH_RUN || self.bulk.is_empty() {
             if let Some(id) = self.fresh.pop_front() {
@@ -59,7 +59,7 @@ impl Schedule {
         self.bulk.pop_front()
     }
 
-    /// The stream taken out has sent `len` bytes; `more` says whether it has more to send.
+    /// The stream has sent `len` bytes; `more` says whether it has more to send.
     pub(super) fn sent(
         &mut self,
         id: StreamId,
@@ -78,7 +78,7 @@ impl Schedule {
             };
             list.push_front(id);
         } else if more || fresh {
-            // What was overdrawn is less than one message, so this is above zero within a few
+            // The overdraft is less than one message, so the deficit is above zero within a few
             // rounds.
             let quantum = bytes(quantum);
             turn.deficit = (turn.deficit + quantum).min(quantum);
@@ -93,7 +93,7 @@ impl Schedule {
         self.fresh.is_empty() && self.bulk.is_empty()
     }
 
-    /// Whether so many streams take turns that a round of whole pieces would be long.
+    /// Whether so many streams take turns that a round of full pieces would be long.
     pub(super) fn is_contended(&self) -> bool {
         const FEW: usize = 4;
         self.fresh.len() + self.bulk.len() > FEW
@@ -117,7 +117,7 @@ mod tests {
         StreamId::of_slot(slot)
     }
 
-    /// One message of `len(slot)` bytes by the stream whose turn it is.
+    /// One message of `len(slot)` bytes by the stream that may send next.
     fn send(schedule: &mut Schedule, turns: &mut [Turn], len: impl Fn(usize) -> usize) -> usize {
         let next = schedule.pop().unwrap();
         let slot = next.slot();
@@ -155,7 +155,7 @@ mod tests {
         let next = schedule.pop().unwrap();
         assert_eq!(next, id(2));
         schedule.sent(next, &mut turns[2], 10, false, QUANTUM);
-        // Ran empty: it keeps its place in the round and cannot jump the queue again.
+        // The queue ran empty: the stream keeps its place in the round and does not go first again.
         schedule.activate(id(2), &mut turns[2], QUANTUM);
         assert_ne!(schedule.pop().unwrap(), id(2));
     }
