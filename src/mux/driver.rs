@@ -18,7 +18,8 @@ use super::{Timer, TokioTimer, Tunnel, TunnelError};
 use crate::session::{Instant, Transmit, clean_text};
 use crate::transport::{Carrier, Received};
 
-/// Moves a tunnel: owns the transport, to be spawned on any executor. Ends when the tunnel does.
+/// Runs a tunnel: a future that owns the transport, for any executor. It completes when the tunnel
+/// ends.
 ///
 /// Dropping it ends the tunnel at once.
 ///
@@ -44,20 +45,20 @@ pub struct Driver<T, C: Carrier, R = TokioTimer> {
     pub(super) timer: R,
     pub(super) tunnel: Tunnel,
     pub(super) phase: Phase,
-    /// Messages read and not yet handled, reused.
+    /// Messages read and not yet handled. Reused.
     inbox: Vec<Bytes>,
-    /// Messages to be written next.
+    /// Messages to write next.
     outbox: VecDeque<Transmit>,
-    /// Messages without content in the last look at the transport.
+    /// Useless messages in the last read of the transport.
     skipped: usize,
-    /// What the last look could take.
+    /// What the last read could take.
     turn: Turn,
-    /// Tasks to wake once the lock is gone, reused.
+    /// Tasks to wake after the lock is released. Reused.
     wake: Vec<Waker>,
     patience: Patience,
-    /// Written since the last flush.
+    /// Whether anything was written since the last flush.
     dirty: bool,
-    /// When a shutdown that the transport does not take is given up.
+    /// When to give up a shutdown that the transport does not accept.
     give_up: Option<Instant>,
 }
 
@@ -69,11 +70,11 @@ pub(super) enum Phase {
     Done,
 }
 
-/// What one look at the transport found.
+/// Result of one read of the transport.
 enum Inflow {
-    /// Nothing more now.
+    /// The transport has nothing more now.
     Pending,
-    /// As much as is handled at once; there may be more.
+    /// Read as much as is handled at once; there may be more.
     More,
     Over(TunnelError),
 }
@@ -85,13 +86,13 @@ where
     R: Timer,
     E: Display,
 {
-    /// Bytes taken from the session at once: enough to fill a write, not so many that a keystroke
-    /// waits.
+    /// Most bytes taken from the session at once: enough to fill a write, but not so many that a
+    /// keystroke waits.
     const OUTBOX_BYTES: usize = 64 << 10;
     const OUTBOX_MESSAGES: usize = 64;
-    /// Rounds before other tasks get their turn.
+    /// Most rounds before the task yields.
     const ROUNDS: usize = 16;
-    /// Batches written before what has arrived gets its turn.
+    /// Most batches written before received messages are handled.
     const BATCHES: usize = 16;
 
     fn run(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
@@ -118,7 +119,7 @@ where
                 return Poll::Ready(Ok(()));
             }
             if more {
-                // Let the readers of what came run first.
+                // Yield, so that the tasks that read these messages run first.
                 break;
             }
             if !written && !work {
@@ -129,7 +130,7 @@ where
         Poll::Pending
     }
 
-    /// Reads what has arrived, a bounded amount, without the lock.
+    /// Reads a bounded amount of received messages, without the lock.
     fn read(&mut self, cx: &mut Context<'_>) -> Inflow {
         if self.patience.pause(|| self.tunnel.shared.now()).is_some() {
             return Inflow::Pending;
@@ -176,7 +177,7 @@ where
         inflow
     }
 
-    /// Gives the session what was read and what time it is, and wakes whom that concerns.
+    /// Passes received messages and the time to the session, and wakes tasks.
     fn handle_inbox(
         &mut self,
         cx: &Context<'_>,
@@ -190,7 +191,7 @@ where
         }
         let useless = state.useless();
         for message in self.inbox.drain(..) {
-            // Counted by the session, which has dealt with it.
+            // The session has counted and handled a violation.
             let _ = state.session.handle_message(now, message);
         }
         if heard {
@@ -219,8 +220,8 @@ where
         closed
     }
 
-    /// Writes what the session has to say while the transport takes it; says whether that was
-    /// anything.
+    /// Writes messages of the session while the transport accepts them. Returns whether anything
+    /// was written.
     fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, E> {
         let mut written = false;
         let mut batches = 0;
@@ -240,7 +241,7 @@ where
                 Some(Transmit::Probe) => match self.carrier.ping() {
                     Some(probe) => probe,
                     None => {
-                        // Nobody was asked, so silence says nothing.
+                        // The peer was not probed, so silence does not mean that it is dead.
                         self.tunnel.shared.lock().session.handle_activity(now);
                         continue;
                     }
@@ -258,7 +259,7 @@ where
         Ok(written)
     }
 
-    /// Takes a batch off the session.
+    /// Takes a batch of messages from the session.
     fn fill_outbox(&mut self, now: Instant) {
         let mut state = self.tunnel.shared.lock();
         let mut bytes = 0;
@@ -279,7 +280,7 @@ where
         }
     }
 
-    /// Arms the timer for what the session waits for.
+    /// Arms the timer for the session's next timeout.
     fn wait(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Result<(), TunnelError>> {
         let (shutdown, mut due) = {
             let mut state = self.tunnel.shared.lock();
@@ -302,8 +303,8 @@ where
                 return Some(closed);
             }
             due = self.tunnel.shared.lock().arm();
-            // What that gave to send, a ping for instance, is written in the next round. It also
-            // keeps a timer ahead of its clock from holding up everything else.
+            // Output of the timeout, for instance a ping, is written in the next round. This also
+            // prevents a timer that fires early from blocking everything else.
             cx.waker().wake_by_ref();
             if now < deadline {
                 return None;
@@ -311,8 +312,8 @@ where
         }
     }
 
-    /// Whether nobody needs the tunnel any more and everything was said; and whether there is
-    /// something to do besides writing.
+    /// Whether no handle needs the tunnel and everything was sent, and whether there is work
+    /// besides writing.
     fn survey(&self) -> (bool, bool) {
         let state = self.tunnel.shared.lock();
         let session = &state.session;
@@ -342,7 +343,7 @@ impl<T, C: Carrier, R> Driver<T, C, R> {
         }
     }
 
-    /// The tunnel, to watch it and to end it.
+    /// The tunnel, for code that watches or ends it.
     #[must_use]
     pub const fn tunnel(&self) -> &Tunnel {
         &self.tunnel
@@ -364,7 +365,7 @@ where
     R: Timer,
     E: Display,
 {
-    /// Ok when this end was done: all handles were dropped, or the tunnel was closed or shut down.
+    /// `Ok` if this end finished: all handles were dropped, or the tunnel was closed or shut down.
     type Output = Result<(), TunnelError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
