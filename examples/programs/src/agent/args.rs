@@ -90,10 +90,10 @@ pub struct Args {
 }
 
 impl Args {
-    /// What the registration needs to know.
+    /// Settings of the registration.
     ///
     /// # Errors
-    /// URL or name are missing or wrong, or the token file cannot be used.
+    /// URL or name is missing or wrong, or the token file cannot be used.
     pub fn settings(&self, process: &Process) -> Result<Settings, Failure> {
         let runner = self
             .runner_url
@@ -177,7 +177,7 @@ fn missing(what: &str, how: &str) -> Failure {
     Failure::usage(format!("{what} is given: set {how}"))
 }
 
-/// Levels as Python and Rust write them.
+/// Parses levels as Python and Rust name them.
 fn parse_level(text: &str) -> Result<String, String> {
     let level = text.to_ascii_lowercase();
     match level.as_str() {

@@ -1,4 +1,4 @@
-//! Keeps this container registered at its runner, and serves what the runner asks for.
+//! Keeps this container registered at its runner and serves the runner's requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::common::tunnel::{self, Upgraded};
 use crate::common::url::Url;
 use crate::common::ws::{self, ConnectError};
 
-/// What the registration needs to know.
+/// Settings of the registration.
 pub struct Settings {
     /// The whole `/ws/tunnel/{container}` URL.
     pub url: Url,

@@ -49,9 +49,8 @@ pub struct Args {
     #[arg(value_name = "TASK_ID PORT")]
     words: Vec<String>,
 
-    /// Base URL of the host, or a whole ws://…/api/tunnel/TASK_ID or
-    /// ws://…/ws/forward/TASK_ID/PORT [default: ws://$KOHAKURIVER_HOST:$KOHAKURIVER_PORT, else
-    /// ws://localhost:8000].
+    /// Base URL of the host, or a full ws://…/api/tunnel/TASK_ID or ws://…/ws/forward/TASK_ID/PORT
+    /// [default: ws://$KOHAKURIVER_HOST:$KOHAKURIVER_PORT, else ws://localhost:8000].
     #[arg(long, value_name = "URL")]
     host: Option<String>,
 
@@ -59,7 +58,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     remote_port: Option<u16>,
 
-    /// Local port, the same as the remote one by default; 0 takes a free one and prints it.
+    /// Local port [default: the remote port]; 0 takes a free one and prints it.
     #[arg(long, value_name = "N")]
     local_port: Option<u16>,
 
@@ -67,7 +66,7 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS", value_parser = parse_address)]
     local_host: Option<IpAddr>,
 
-    /// Protocol of the ports that do not say their own [default: tcp].
+    /// Protocol of ports that do not name one [default: tcp].
     #[arg(long, value_name = "tcp|udp")]
     proto: Option<Proto>,
 
@@ -129,7 +128,7 @@ pub struct Command {
     pub begin: Begin,
 }
 
-/// One local port and where it leads.
+/// One local port and its destination.
 #[derive(Clone)]
 pub struct Forward {
     pub local: SocketAddr,
@@ -149,10 +148,10 @@ impl Forward {
 }
 
 impl Args {
-    /// What is asked for.
+    /// The requested job.
     ///
     /// # Errors
-    /// Arguments that do not go together.
+    /// Arguments that contradict each other.
     pub fn job(&self, process: &Process) -> Result<Job, Failure> {
         if self.asks_for_nothing() {
             return Ok(Job::Demo);
@@ -215,14 +214,15 @@ impl Args {
             && !self.connection.is_given()
     }
 
-    /// The task, the URL, whether that is of a session for any port, and the words that are ports.
+    /// The task, the URL, whether the URL is that of a session for any port, and the arguments that
+    /// are ports.
     fn destination(&self) -> Result<(String, Url, bool, Vec<String>), Failure> {
         let text = self.host.clone().unwrap_or_else(default_host);
         let base = Url::parse(&text).map_err(wrong)?;
         if let Some((_, task)) = base.path.rsplit_once("/api/tunnel/") {
             let task = checked_task(task)?;
             let words = match self.words.split_first() {
-                // The task may be repeated in front of the ports.
+                // The task may be repeated before the ports.
                 Some((first, rest)) if *first == task && !rest.is_empty() => rest,
                 _ => &self.words,
             };

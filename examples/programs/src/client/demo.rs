@@ -1,4 +1,5 @@
-//! No arguments: runner, host, a sample service and the client, in one process on loopback ports.
+//! Without arguments: runner, host, a sample service and the client in one process, on loopback
+//! ports.
 
 use std::collections::HashMap;
 use std::io;

@@ -10,7 +10,7 @@ use crate::common::route::Session;
 use crate::common::url::Url;
 use crate::common::ws::{self, ConnectError, HANDSHAKE_TIMEOUT};
 
-/// A task and the host that leads to it.
+/// A task and its host.
 #[derive(Clone)]
 pub struct Destination {
     /// The host's base URL.
@@ -24,7 +24,7 @@ pub struct Destination {
 /// The one port and protocol of a session; `None` for any.
 pub type Only = Option<(u16, Proto)>;
 
-/// Why no session began.
+/// Why a session could not begin.
 #[derive(Debug)]
 pub enum Refusal {
     /// The ports cannot share a session: each needs its own.
@@ -67,7 +67,7 @@ impl Destination {
         Ok(mux)
     }
 
-    /// One line on why no session began.
+    /// One line that says why a session could not begin.
     pub fn told(&self, error: &ConnectError) -> String {
         match error {
             ConnectError::Refused { reason, .. } => {

@@ -43,7 +43,7 @@ pub enum Begin {
     Wait(Option<Duration>),
 }
 
-/// One tunnel and the ports that use it.
+/// One tunnel and its ports.
 pub struct Keeper {
     destination: Arc<Destination>,
     url: Url,
@@ -133,7 +133,7 @@ impl Keeper {
         }
     }
 
-    /// Keeps the tunnel up, once it was.
+    /// Keeps the tunnel up after the first connection.
     pub async fn keep(mut self) -> Infallible {
         let split = self.keep_in_one().await;
         Box::pin(join_all(split.into_iter().map(Self::keep))).await;

@@ -22,7 +22,7 @@ enum Bound {
 /// Forwards until the user ends it.
 ///
 /// # Errors
-/// A port is taken. At the start also: the host cannot be reached or refuses.
+/// A port is in use. At the start also: the host cannot be reached or refuses.
 pub async fn forward(command: Command, process: &Process) -> Result<(), Failure> {
     let Command {
         destination,

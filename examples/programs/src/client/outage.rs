@@ -35,7 +35,7 @@ impl Outage {
         Self { to, now }
     }
 
-    /// A tunnel is lost.
+    /// A tunnel was lost.
     pub fn begins(&self, cause: &str) {
         let mut now = self.lock();
         now.down += 1;

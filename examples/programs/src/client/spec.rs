@@ -6,9 +6,9 @@ use kohakuriver_tunnel::wire::Proto;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PortSpec {
     pub remote: u16,
-    /// `None`: the same as the remote one. 0: any that is free.
+    /// `None`: the same as the remote port. 0: any free port.
     pub local: Option<u16>,
-    /// `None`: as `--proto` says.
+    /// `None`: the protocol of `--proto`.
     pub proto: Option<Proto>,
 }
 
@@ -16,7 +16,7 @@ impl PortSpec {
     /// Reads `REMOTE[:LOCAL][/PROTO]`.
     ///
     /// # Errors
-    /// A sentence that names what is wrong and how to do it right.
+    /// A sentence that says what is wrong and how to correct it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = |what: &str| {
             format!(

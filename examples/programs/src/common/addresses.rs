@@ -60,7 +60,7 @@ impl Sources {
 /// Reads `ADDRESS` or `ADDRESS/PREFIX`.
 ///
 /// # Errors
-/// A sentence that says what is right.
+/// A sentence that says what is correct.
 pub fn parse_network(text: &str) -> Result<IpNet, String> {
     let one = |address: IpAddr| IpNet::from(address.to_canonical());
     let network = text.parse().or_else(|_| text.parse().map(one));

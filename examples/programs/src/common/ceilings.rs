@@ -6,13 +6,13 @@ use super::program::raise_file_limit;
 /// look-ups, and connections that are being closed.
 const KEPT_BACK: usize = 192;
 
-/// Connections that may be in their HTTP phase at once.
+/// Most connections in their HTTP phase.
 const HANDSHAKES: usize = 1024;
 
-/// Client sessions, unless a flag says less.
+/// Most client sessions, unless a flag says less.
 const SESSIONS: usize = 4096;
 
-/// Agents, unless a flag says less.
+/// Most agents, unless a flag says less.
 const AGENTS: usize = 16_384;
 
 /// Connection attempts to services at once. One to a silent target holds a socket until it times

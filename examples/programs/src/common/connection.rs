@@ -1,4 +1,4 @@
-//! What a program needs that connects to another: who it is, whom it trusts, and the way there.
+//! Settings of a program that connects to another: its identity, whom it trusts, and the way there.
 
 use clap::Args;
 use hyper::header::HeaderValue;
@@ -11,7 +11,7 @@ use super::token::TokenArgs;
 use super::tunnel::{self, TunnelArgs};
 use super::url::Url;
 
-/// Flags of a program that puts tunnels on connections of its own.
+/// Flags of a program that opens tunnels.
 #[derive(Args, Debug, Clone)]
 pub struct ConnectionArgs {
     #[command(flatten)]
@@ -39,15 +39,15 @@ pub struct Connection {
 }
 
 impl ConnectionArgs {
-    /// Whether any secret or certificate is given, which only a connection has a use for.
+    /// Whether any secret or certificate is given, which only a connection uses.
     pub fn is_given(&self) -> bool {
         self.token.is_given() || self.is_for_tls()
     }
 
-    /// How to connect to `url`, where `roots` are trusted unless `--ca` says whom.
+    /// How to connect to `url`. `roots` are trusted unless `--ca` is given.
     ///
     /// # Errors
-    /// A file cannot be used, a URL of a proxy is none, or certificates are given for a connection
+    /// A file cannot be used, a proxy URL is malformed, or certificates are given for a connection
     /// without TLS.
     pub fn connection(
         &self,

@@ -18,7 +18,7 @@ pub const LASTING: usize = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Party(u64);
 
-/// Gives out parties.
+/// Creates parties.
 #[derive(Debug, Default)]
 pub struct Parties(AtomicU64);
 
@@ -42,16 +42,16 @@ pub struct Dials {
 /// Connections that were refused because of others.
 #[derive(Debug, Default)]
 pub struct Refused {
-    /// Their turn did not come in time.
+    /// The turn of the attempt did not come in time.
     pub turn: Counter,
-    /// Their session has its share of the sockets, or all are taken.
+    /// The session has its share of the sockets, or all are taken.
     pub socket: Counter,
 }
 
 impl Dials {
     /// Counts refusals in `refused`.
     pub fn new(ceilings: ServingCeilings, refused: Arc<Refused>) -> Self {
-        // Who waits is bounded by the streams of its session.
+        // The number that waits is bounded by the streams of the session.
         let sizes = |places, times_free| Sizes {
             times_free,
             queue: usize::MAX,
@@ -67,7 +67,7 @@ impl Dials {
     /// A turn to connect.
     ///
     /// # Errors
-    /// There was none until then.
+    /// There was no turn before `deadline`.
     pub async fn turn(&self, party: Party, until: Instant) -> Result<Place<Party>, Reset> {
         let Ok(Ok(turn)) = timeout_at(until, self.turns.take(party)).await else {
             self.refused.turn.add(1);
@@ -80,7 +80,7 @@ impl Dials {
     /// The place of a connection.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no place.
     pub fn socket(&self, party: Party) -> Result<Place<Party>, Reset> {
         self.sockets.try_take(party).map_err(|_| {
             self.refused.socket.add(1);

@@ -30,7 +30,7 @@ pub struct ServiceFlow<'a> {
     flow: TunnelDatagram,
     port: u16,
     socket: UdpSocket,
-    /// Tried in turn while they refuse.
+    /// Addresses tried in turn while they refuse.
     addresses: &'a [SocketAddr],
     current: usize,
     /// The current address has answered and not refused since.
@@ -54,7 +54,7 @@ struct Refused {
 }
 
 impl<'a> ServiceFlow<'a> {
-    /// `socket` is that of the first address.
+    /// `socket` is connected to the first address.
     pub fn new(
         flow: TunnelDatagram,
         port: u16,

@@ -45,20 +45,19 @@ const AT_ONCE: u64 = 8;
 /// Flags of a program that clients connect to.
 #[derive(Args, Debug, Clone)]
 pub struct FrontArgs {
-    /// Most client sessions at once; more are answered with 503. Without it 4096, or as many as the
-    /// limit of open files allows.
+    /// Most client sessions; more are answered with 503 [default: 4096, or fewer if the limit of
+    /// open files is low].
     #[arg(long, value_name = "N")]
     pub max_sessions: Option<NonZeroUsize>,
 
-    /// Most sessions of one source address (IPv6: of one /64). Without it, a host lets an address
-    /// have as many as it leaves to others, and a runner, whose clients all come from its host,
-    /// lets it have any number. Where clients come to a runner by themselves, give it, and --proxy
-    /// for the host.
+    /// Most sessions of one source address (IPv6: of one /64). By default a host allows an address
+    /// as many as it leaves free for others. A runner has no such bound, because its clients come
+    /// from its host; set it if clients connect directly, with --proxy for the host.
     #[arg(long, value_name = "N")]
     max_per_address: Option<NonZeroUsize>,
 
-    /// Address of a proxy or host, behind which many clients are: ADDRESS[/PREFIX]; may be given
-    /// many times. Each of its connections counts by itself.
+    /// Address of a proxy or host with many clients: ADDRESS[/PREFIX]; may be repeated. Each of its
+    /// connections counts by itself.
     #[arg(long = "proxy", value_name = "ADDRESS", value_parser = parse_network)]
     proxies: Vec<IpNet>,
 
@@ -72,13 +71,13 @@ pub struct FrontArgs {
 /// Who may connect, and how.
 #[derive(Clone, Default)]
 pub struct FrontSettings {
-    /// Demanded from clients.
+    /// Token required from clients.
     pub token: Option<HeaderValue>,
-    /// Served with TLS alone, if given.
+    /// If given, only TLS is served.
     tls: Option<TlsAcceptor>,
     /// Most sessions, and most handshakes, of one address.
     pub max_per_address: Option<usize>,
-    /// Addresses behind which many clients are.
+    /// Addresses with many clients behind them.
     pub proxies: Vec<IpNet>,
 }
 
@@ -118,7 +117,7 @@ pub struct Front {
 pub struct TurnedAway {
     /// A newer connection needed the place.
     pub displaced: Counter,
-    /// Not through in time.
+    /// Not finished in time.
     pub late: Counter,
 }
 
@@ -136,7 +135,7 @@ impl Front {
         }
     }
 
-    /// Serves until dropped. Upgraded connections live on in tasks of their own.
+    /// Serves until dropped. Upgraded connections continue in tasks of their own.
     pub async fn serve<H, F>(self: Arc<Self>, listener: TcpListener, handler: H)
     where
         H: Fn(Request<Incoming>, Caller) -> F + Clone + Send + Sync + 'static,

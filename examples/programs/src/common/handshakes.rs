@@ -15,7 +15,7 @@ use super::addresses::Source;
 #[derive(Debug)]
 pub struct Handshakes {
     most: usize,
-    /// Most of one source.
+    /// Most connections of one source.
     each: usize,
     state: Mutex<State>,
 }
@@ -116,7 +116,7 @@ impl Handshake {
         self.of.lock().remove(self.source, self.number);
     }
 
-    /// Does `work` until a newer connection needs the place.
+    /// Runs `work` until a newer connection needs the place.
     pub async fn unless_displaced(self, work: impl Future<Output = ()>) {
         tokio::select! {
             () = work => {}

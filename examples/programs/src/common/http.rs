@@ -18,7 +18,7 @@ pub const HEAD_MAX: usize = 16 * 1024;
 
 pub type Answer = Response<Full<Bytes>>;
 
-/// An answer of one line of plain text.
+/// A plain-text answer of one line.
 pub fn text(status: StatusCode, line: impl Into<String>) -> Answer {
     let mut line = line.into();
     if !line.ends_with('\n') {
@@ -131,7 +131,7 @@ pub fn same_origin(headers: &HeaderMap) -> Result<(), BadRequest> {
     }
 }
 
-/// Whether a comma-separated header lists `wanted`, in any case.
+/// Whether a comma-separated header contains `wanted`, ignoring case.
 pub fn has_token(headers: &HeaderMap, name: &header::HeaderName, wanted: &str) -> bool {
     headers
         .get_all(name)
@@ -141,7 +141,7 @@ pub fn has_token(headers: &HeaderMap, name: &header::HeaderName, wanted: &str) -
         .any(|token| token.trim().eq_ignore_ascii_case(wanted))
 }
 
-/// The connection below an upgrade, and what was read beyond the head.
+/// The connection below an upgrade, and the bytes read after the head.
 pub async fn upgraded(upgrade: OnUpgrade) -> io::Result<(Link, Bytes)> {
     let upgraded = upgrade.await.map_err(io::Error::other)?;
     match upgraded.downcast::<TokioIo<Link>>() {
@@ -164,7 +164,7 @@ pub async fn ask(link: Link, request: Request<Empty<Bytes>>) -> hyper::Result<Re
     sender.send_request(request).await
 }
 
-/// At most `limit` bytes of a body, as text; a longer one is an error.
+/// A body of at most `limit` bytes as text. A longer one is an error.
 pub async fn body_text(body: Incoming, limit: usize) -> io::Result<String> {
     use http_body_util::{BodyExt, Limited};
     let collected = Limited::new(body, limit)

@@ -1,4 +1,4 @@
-//! What is logged and how: chosen by RUST_LOG, limited per second, and never waited for.
+//! Logging: chosen by RUST_LOG, limited per second, and never blocking.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -23,13 +23,14 @@ use super::args::LogFormat;
 use super::output::Output;
 use super::program::Failure;
 
-/// Lines that one place in the program may log per second. Without the limit, whoever can make a
-/// program log could fill a disk. Levels below `info` have none: who asks for them wants each line.
+/// Lines that one place in the program may log per second. Without the limit, anyone who can make a
+/// program log could fill a disk. Levels below `info` have no limit, because whoever enables them
+/// wants every line.
 const LINES_PER_SECOND: u32 = 20;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Characters shown of a line that stands for many.
+/// Characters shown of a line that represents many.
 const EXAMPLE_MAX: usize = 80;
 
 /// The diagnostics of a program, on stderr.
@@ -39,7 +40,7 @@ pub struct Log(Arc<State>);
 struct State {
     format: LogFormat,
     stderr: Arc<Output>,
-    /// Lost lines that were reported.
+    /// Lost lines that were already reported.
     lost_told: AtomicU64,
     hidden: AtomicU64,
     places: Mutex<HashMap<Identifier, Place>>,
@@ -49,9 +50,9 @@ struct State {
 struct Place {
     second: Instant,
     shown: u32,
-    /// Since it was last reported.
+    /// Hidden lines since the last report.
     hidden: u64,
-    /// One of the hidden.
+    /// An example of the hidden lines.
     example: String,
 }
 
@@ -66,7 +67,7 @@ impl Log {
         }))
     }
 
-    /// Logs what RUST_LOG, or else `level`, says from now on.
+    /// Logs from now on what RUST_LOG, or else `level`, selects.
     ///
     /// # Errors
     /// RUST_LOG cannot be read.
@@ -82,12 +83,12 @@ impl Log {
             ))
         })?;
         let lines = registry().with(filter).with(self.layer());
-        // Only ever called once; a second subscriber would be refused, not replaced.
+        // Called only once: a second subscriber would be refused.
         let _ = lines.with(self.clone()).try_init();
         Ok(())
     }
 
-    /// Reports once a second how many lines were not shown, for as long as it is polled.
+    /// Reports once a second how many lines were hidden, while it is polled.
     pub async fn report_missing(self) {
         loop {
             tokio::time::sleep(SECOND).await;
@@ -95,7 +96,7 @@ impl Log {
         }
     }
 
-    /// Writes what is left and why the program ends, which passes every filter.
+    /// Writes pending lines and why the program ends, regardless of filters.
     pub fn end(&self, name: &str, ended: Result<(), Failure>) -> ExitCode {
         self.tell_missing();
         let code = match ended {
@@ -114,7 +115,7 @@ impl Log {
         code
     }
 
-    /// Lines that were dropped because nobody read them, and lines that were not shown.
+    /// Lines dropped because nobody read them, and lines that were hidden.
     pub fn missing(&self) -> (u64, u64) {
         (self.0.stderr.lost(), self.0.hidden.load(Ordering::Relaxed))
     }
@@ -124,7 +125,7 @@ impl Log {
         let untold = lost - self.0.lost_told.load(Ordering::Relaxed);
         if untold > 0 {
             self.unfiltered(|| tracing::warn!("{untold} lines were lost: nobody read stderr"));
-            // Unless that line was lost too.
+            // Unless that line was lost as well.
             if self.0.stderr.lost() == lost {
                 self.0.lost_told.store(lost, Ordering::Relaxed);
             }
@@ -141,8 +142,8 @@ impl Log {
         }
     }
 
-    /// Logs warnings and errors that RUST_LOG does not choose. It asks for nothing below, which
-    /// would turn on the making of such lines everywhere.
+    /// Logs warnings and errors that RUST_LOG does not select. It enables nothing below, because
+    /// that would enable making such lines everywhere.
     fn unfiltered(&self, lines: impl FnOnce()) {
         let warnings = registry().with(LevelFilter::WARN);
         with_default(&Dispatch::new(warnings.with(self.layer())), lines);

@@ -42,7 +42,7 @@ impl MemoryArgs {
     }
 }
 
-/// A [`Budget`] as the WebSockets charge it.
+/// Lets the WebSockets charge a [`Budget`].
 pub struct Charged(pub Budget);
 
 impl Account for Charged {
@@ -63,7 +63,7 @@ fn default_bytes() -> u64 {
 
 // The `sysinfo` crate is not used: it panics where there is no /proc, as in an empty container.
 
-/// Memory of the machine in bytes, as Linux tells it.
+/// Memory of the machine in bytes, as reported by Linux.
 fn machine() -> Option<u64> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
     let total = info
@@ -73,7 +73,7 @@ fn machine() -> Option<u64> {
     kilobytes.checked_mul(1024)
 }
 
-/// The smallest limit, of a file of this name, of the control groups around this process, in bytes.
+/// The smallest limit in bytes that the control groups of this process set in a file of this name.
 fn control_group(limit: &str) -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let read = |folder: PathBuf| -> Option<u64> {
@@ -81,7 +81,7 @@ fn control_group(limit: &str) -> Option<u64> {
         text.trim().parse().ok()
     };
     let limits = groups.lines().filter_map(|line| {
-        // 0::/path in version 2, 4:memory:/path in version 1.
+        // The format is `0::/path` in version 2 and `4:memory:/path` in version 1.
         let (_, rest) = line.split_once(':')?;
         let (controller, path) = rest.split_once(':')?;
         let root = Path::new("/sys/fs/cgroup").join(controller);

@@ -25,7 +25,7 @@ impl Counter {
     }
 }
 
-/// How many of something there are now.
+/// The current number of something.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicU64);
 
@@ -51,12 +51,12 @@ impl Drop for Inside<'_> {
     }
 }
 
-/// The page that a scraper reads.
+/// The page for a scraper.
 #[derive(Debug, Default)]
 pub struct Page(String);
 
 impl Page {
-    /// Adds how many of something there are now.
+    /// Adds a gauge.
     #[must_use]
     pub fn gauge(mut self, name: &str, help: &str, value: u64) -> Self {
         let full = self.head("gauge", name, help);

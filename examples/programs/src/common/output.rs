@@ -11,10 +11,10 @@ use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder};
 /// Lines that wait for a slow reader; more are dropped and counted. At most a few hundred KB.
 const LINES_WAITING: usize = 1024;
 
-/// How long a flush waits for the reader.
+/// Longest wait of a flush for the reader.
 const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 
-/// How often a flush looks whether the lines are written.
+/// How often a flush checks whether the lines are written.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// A stream of lines.
@@ -22,11 +22,11 @@ pub struct Output {
     queue: NonBlocking,
     queued: AtomicU64,
     written: Arc<AtomicU64>,
-    /// Whether the reader has let a flush wait in vain.
+    /// Whether a flush has already waited in vain.
     stuck: AtomicBool,
 }
 
-/// The end of the queue at the thread.
+/// The thread's end of the queue.
 struct Writer<W> {
     to: W,
     written: Arc<AtomicU64>,
@@ -60,7 +60,7 @@ impl Output {
         let _ = output.write(format!("{text}\n").as_bytes());
     }
 
-    /// Waits until all lines are written, but only once for a reader that does not read.
+    /// Waits until all lines are written, but only once if the reader does not read.
     pub fn flush(&self) {
         let until = Instant::now() + FLUSH_WITHIN;
         let queued = self.queued.load(Ordering::Relaxed);

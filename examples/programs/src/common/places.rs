@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// The places, for holders that are told apart by `K`.
+/// The places, for holders that `K` distinguishes.
 pub struct Places<K: Key>(Arc<Mutex<State<K>>>);
 
 /// Identifies a holder: a session's number, an address.
@@ -34,17 +34,17 @@ pub struct Sizes {
 /// Why there is no place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Full {
-    /// All are taken.
+    /// All places are taken.
     All,
     /// This holder has its share.
     Share,
 }
 
-/// A place, given back when dropped.
+/// A place, returned when dropped.
 #[derive(Debug)]
 pub struct Place<K: Key> {
     key: K,
-    /// `None` once it was given back.
+    /// `None` after it was returned.
     of: Option<Places<K>>,
 }
 
@@ -72,10 +72,10 @@ impl<K: Key> Places<K> {
         })))
     }
 
-    /// A place now.
+    /// Takes a place now.
     ///
     /// # Errors
-    /// There is none for this holder.
+    /// There is no place for this holder.
     pub fn try_take(&self, key: K) -> Result<Place<K>, Full> {
         let mut state = self.lock();
         if state.free == 0 {
@@ -203,7 +203,7 @@ struct State<K: Key> {
     waiting: usize,
     turns: u64,
     holders: HashMap<K, Holder<K>>,
-    /// Who waits: those with the fewest places first, then those who have waited longest.
+    /// Waiting holders: fewest places first, then longest waiting.
     next: BTreeSet<(usize, u64, K)>,
 }
 

@@ -20,7 +20,7 @@ use super::output::Output;
 use super::signals::Signals;
 use super::tunnel::Tunnels;
 
-/// Why a program ends other than as asked.
+/// Why a program fails.
 #[derive(Debug)]
 pub struct Failure {
     pub code: u8,
@@ -28,17 +28,17 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// It failed while running: exit code 1.
+    /// Failed while running: exit code 1.
     pub fn failed(message: impl Into<String>) -> Self {
         Self::new(1, message)
     }
 
-    /// It was called wrongly: exit code 2.
+    /// Wrong usage: exit code 2.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(2, message)
     }
 
-    /// The other side could not be reached, or refused: exit code 3.
+    /// The other side could not be reached or refused: exit code 3.
     pub fn refused(message: impl Into<String>) -> Self {
         Self::new(3, message)
     }
@@ -69,13 +69,13 @@ pub struct About {
 pub trait Logging {
     fn log_format(&self) -> LogFormat;
 
-    /// What is logged unless RUST_LOG says otherwise.
+    /// Level of logging unless RUST_LOG is set.
     fn log_level(&self) -> &str {
         "info"
     }
 }
 
-/// What the parts of a running program share.
+/// State shared by the parts of a running program.
 #[derive(Clone)]
 pub struct Process {
     pub log: Log,
@@ -85,8 +85,8 @@ pub struct Process {
 
 /// Runs a program to its exit code, or until a signal tells it to end.
 ///
-/// It runs on one thread: each program moves bytes between sockets, and waking other threads costs
-/// more than they give.
+/// A program runs on one thread: it moves bytes between sockets, and waking other threads costs
+/// more than they gain.
 pub fn run<A, F>(about: &About, main: impl FnOnce(A, Process) -> F) -> ExitCode
 where
     A: Parser + Logging,
@@ -144,15 +144,15 @@ async fn until_signal(
         ended = work => return ended,
         signal = signals.next() => tracing::info!("{signal}: ending"),
     }
-    // By now the work is dropped, and nothing new begins.
+    // The work is dropped now, and nothing new begins.
     tunnels.end(signals.next()).await;
     Ok(())
 }
 
 /// Makes glibc keep freed read buffers for the next ones.
 ///
-/// It adapts to the largest block it was given back. Below that it would unmap buffers and fault
-/// them in again, up to 90,000 page faults per GiB relayed. Elsewhere this does nothing.
+/// glibc adapts to the largest block that was freed. It would unmap larger buffers and fault them
+/// in again, up to 90,000 page faults per GiB relayed. On other systems this has no effect.
 fn keep_memory() {
     const LARGEST: usize = 4 << 20;
     drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGEST)));
@@ -171,7 +171,7 @@ pub fn print(line: &str) -> Result<(), Failure> {
 /// Raises the limit of open files as far as the system allows, and returns it. Each connection
 /// takes one.
 pub fn raise_file_limit() -> usize {
-    /// Where nothing limits them.
+    /// The value if there is no limit.
     const PLENTY: usize = 1 << 20;
     #[cfg(unix)]
     let limit = rlimit::increase_nofile_limit(u64::MAX).or_else(|error| {

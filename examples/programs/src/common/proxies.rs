@@ -37,15 +37,14 @@ const VARIABLES: [&str; 6] = [
 /// How to write a proxy.
 const FORM: &str = "write http://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT";
 
-/// Most of a proxy's error page that is read.
+/// Most bytes read of a proxy's error page.
 const PAGE_MAX: usize = 4096;
 
 #[derive(Args, Debug, Clone)]
 pub struct ProxyArgs {
-    /// Proxy to connect through: http://[NAME:PASSWORD@]HOST:PORT, or socks5:// or socks5h://
-    /// (which looks names up itself); none for no proxy [default: HTTPS_PROXY for wss://,
-    /// HTTP_PROXY for ws://, else ALL_PROXY; hosts in NO_PROXY and this machine are reached
-    /// directly].
+    /// Proxy to connect through: http://[NAME:PASSWORD@]HOST:PORT, socks5:// or socks5h:// (which
+    /// resolves names itself), or none [default: HTTPS_PROXY for wss://, HTTP_PROXY for ws://, else
+    /// ALL_PROXY; hosts in NO_PROXY and this machine are reached directly].
     #[arg(long, value_name = "URL", hide_env_values = true)]
     proxy: Option<String>,
 }
@@ -131,7 +130,7 @@ impl fmt::Display for Proxy {
 }
 
 impl Proxy {
-    /// A connection to the server of a URL.
+    /// Connects to the server of a URL.
     ///
     /// # Errors
     /// Names the proxy and what went wrong.

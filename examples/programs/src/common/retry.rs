@@ -1,4 +1,4 @@
-//! When to try again: to connect, and to open something while a tunnel is being replaced.
+//! When to retry: connecting, and opening something while a tunnel is being replaced.
 //!
 //! All clients lose a server at the same moment. The first wait is drawn uniformly from a window
 //! whose length depends on their number. The mean of each later wait is a multiple of the one
@@ -26,7 +26,7 @@ const CLIENTS_MAX: u32 = 100_000;
 const REPLACED_WAIT: Duration = Duration::from_secs(60);
 const REPLACED_LONGEST: Duration = Duration::from_secs(300);
 
-/// How soon to look for the successor of a tunnel that has ended.
+/// How soon to check for the successor of a tunnel that has ended.
 const SUCCESSOR_AFTER: Duration = Duration::from_millis(20);
 
 /// The waits of one client.
@@ -71,7 +71,7 @@ impl Retry {
         self.clients = told.max(self.clients / 2);
     }
 
-    /// The connection held: the waits start over.
+    /// The connection was stable, so the waits start over.
     pub fn held(&mut self) {
         self.last = None;
         self.replaced = REPLACED_WAIT;

@@ -8,7 +8,7 @@ use kohakuriver_tunnel::wire::Proto;
 use super::http::BadRequest;
 use super::url::is_name;
 
-/// What a request is for.
+/// The purpose of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
     /// `/ws/forward/{name}/{port}?proto=` or `/api/tunnel/{name}`: a client's session.
@@ -48,7 +48,7 @@ impl fmt::Display for Session {
 }
 
 impl Route {
-    /// Reads a request's path and query.
+    /// Parses a request's path and query.
     ///
     /// # Errors
     /// What is wrong with it.

@@ -19,7 +19,7 @@ impl Secret {
     /// The secret in a file, or else in a variable; `None` without both.
     ///
     /// # Errors
-    /// It cannot be read, is empty, or others can read the file.
+    /// The secret cannot be read, is empty, or other users can read the file.
     pub fn find(what: &str, file: Option<&Path>, variable: &str) -> Result<Option<Self>, Failure> {
         let (text, origin) = match (file, std::env::var_os(variable)) {
             (Some(path), _) => (read(what, path)?, path.display().to_string()),

@@ -1,4 +1,4 @@
-//! The session places of a host or runner, shared between the addresses that ask for them.
+//! The places of sessions of a host or runner, shared between addresses.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -32,7 +32,7 @@ impl Signals {
         Ok(Self { heeded })
     }
 
-    /// Waits for one and gives its name.
+    /// Waits for a signal and returns its name.
     #[cfg(unix)]
     pub async fn next(&mut self) -> &'static str {
         poll_fn(|cx| {

@@ -39,7 +39,7 @@ pub struct ClientTlsArgs {
 /// The certificate of a server, or of a client if the server asks for one.
 #[derive(Args, Debug, Clone)]
 pub struct IdentityArgs {
-    /// Certificate chain (PEM) to show on TLS connections.
+    /// Certificate chain (PEM) to present on TLS connections.
     #[arg(long, value_name = "FILE", requires = "key")]
     pub cert: Option<PathBuf>,
 
@@ -147,7 +147,8 @@ impl Dialer {
         .await
     }
 
-    /// Connects to the server of a URL and sends one request, within `limit`. The answer may be a 101.
+    /// Connects to the server of a URL and sends one request, within `limit`. The answer may be a
+    /// 101.
     ///
     /// # Errors
     /// Says why there is no answer, and what to do.

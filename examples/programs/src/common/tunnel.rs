@@ -23,7 +23,7 @@ const GRACE: Duration = Duration::from_secs(1);
 /// The program ends after this, whatever the peers do.
 const STOP_WITHIN: Duration = Duration::from_millis(2500);
 
-/// How a tunnel ends.
+/// The result of a tunnel.
 pub type Ended = Result<(), TunnelError>;
 
 /// The tunnels of this process.
@@ -105,7 +105,7 @@ impl Settings {
     }
 }
 
-/// A WebSocket whose handshake is over, and the version that was agreed on in it.
+/// A WebSocket whose handshake is complete, and the negotiated version.
 pub struct Upgraded {
     pub socket: Socket,
     pub version: Version,
@@ -119,7 +119,7 @@ impl Upgraded {
     /// A client's end of a session, and its driver, which the caller runs.
     ///
     /// # Errors
-    /// The other side refuses, or does not say that the session begins.
+    /// The peer refuses, or sends no greeting.
     pub async fn connect(
         self,
         tunnels: &Settings,
@@ -132,7 +132,7 @@ impl Upgraded {
     /// A server's end of a session. Tells the client that it begins.
     ///
     /// # Errors
-    /// The other side is gone.
+    /// The peer is gone.
     pub async fn welcome(
         self,
         tunnels: &Settings,
@@ -166,7 +166,7 @@ impl Upgraded {
     }
 }
 
-/// How a tunnel ended, in words.
+/// How a tunnel ended, as text.
 pub fn told(ended: &Ended) -> String {
     match ended {
         Ok(()) => "finished".to_owned(),

@@ -14,7 +14,7 @@ pub struct Url {
     pub port: u16,
     /// Without a trailing slash: empty for a base URL.
     pub path: String,
-    /// With its question mark, or empty.
+    /// With the question mark, or empty.
     pub query: String,
 }
 

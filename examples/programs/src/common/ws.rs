@@ -52,7 +52,7 @@ carrier!(pub WebSocketCarrier: Message, close: CloseFrame);
 pub enum ConnectError {
     /// Nothing answered as a WebSocket server. Another attempt may succeed.
     Unreachable(String),
-    /// It answered as one, and closed before a session began.
+    /// A WebSocket server answered, but closed before a session began.
     Closed(String),
     /// The other side refused. `lasting` if an immediate retry will not change that.
     Refused {
@@ -208,7 +208,7 @@ fn refused(status: StatusCode, body: &str) -> ConnectError {
     }
 }
 
-/// Why a host began no session.
+/// Why a host refused a session.
 impl From<mux::ConnectError> for ConnectError {
     fn from(error: mux::ConnectError) -> Self {
         match error {

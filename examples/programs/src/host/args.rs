@@ -41,11 +41,11 @@ pub struct Args {
     #[arg(long, default_value = "127.0.0.1:8000", value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,
 
-    /// A task and where it runs: TASK=CONTAINER@RUNNER-URL; may be given many times.
+    /// A task and where it runs: TASK=CONTAINER@RUNNER-URL; may be repeated.
     #[arg(long = "task", value_name = "TASK")]
     tasks: Vec<String>,
 
-    /// File with tasks, read again whenever it changes.
+    /// File with tasks; read again whenever it changes.
     #[arg(long = "tasks", value_name = "FILE")]
     task_file: Option<PathBuf>,
 
@@ -69,7 +69,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// What the proxy needs to know.
+    /// Settings of the proxy.
     ///
     /// # Errors
     /// No source of tasks was given, or the task file or the token file cannot be used.

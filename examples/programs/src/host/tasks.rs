@@ -1,4 +1,4 @@
-//! Tasks in a TOML file that is read again whenever it changes.
+//! Tasks from a TOML file that is read again whenever it changes.
 
 use std::collections::HashMap;
 use std::fs;

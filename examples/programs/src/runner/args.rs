@@ -51,7 +51,7 @@ pub struct Args {
     #[arg(long, default_value = "127.0.0.1:8001", value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,
 
-    /// A container or VM that is dialled directly: NAME=ADDRESS; may be given many times.
+    /// A container or VM that the runner dials itself: NAME=ADDRESS; may be repeated.
     #[arg(long = "target", value_name = "NAME=ADDRESS", value_parser = parse_target)]
     targets: Vec<(String, String)>,
 
@@ -100,7 +100,7 @@ pub struct Args {
 
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Prints the token with which the agent of one container registers.
+    /// Prints the token for the agent of one container.
     AgentToken {
         /// Name of the container.
         name: String,
@@ -128,7 +128,7 @@ impl Args {
         Secret::find("agent key", self.agent_key_file.as_deref(), AGENT_KEY)
     }
 
-    /// What the server needs to know.
+    /// Settings of the server.
     ///
     /// # Errors
     /// A token or key file cannot be used.

@@ -1,4 +1,4 @@
-//! The proxy itself, without a command line: the demo of `forward` runs it too.
+//! The proxy without its command line. The demo of `forward` runs it too.
 
 mod questions;
 pub mod registry;
@@ -25,7 +25,7 @@ use crate::common::route::Route;
 use crate::common::sessions::Sessions;
 use crate::common::tls::Dialer;
 
-/// What the proxy needs to know.
+/// Settings of the proxy.
 pub struct Settings {
     /// Queried in this order. The first that knows the task decides.
     pub registries: Vec<Box<dyn Registry>>,

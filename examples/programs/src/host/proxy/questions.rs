@@ -18,7 +18,7 @@ const TURN_WITHIN: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Questions {
     places: Places<Source>,
-    /// Callers for whom there was no turn.
+    /// Callers that got no turn.
     pub refused: Counter,
 }
 

@@ -35,7 +35,7 @@ pub struct TaskPlace {
 }
 
 impl TaskPlace {
-    /// Reads `CONTAINER@RUNNER-URL`.
+    /// Parses `CONTAINER@RUNNER-URL`.
     ///
     /// # Errors
     /// Says what is wrong without repeating it: a URL may hold a password.

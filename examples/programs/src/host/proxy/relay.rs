@@ -20,14 +20,14 @@ use tokio::time::timeout;
 use crate::common::metrics::Counter;
 use crate::common::net::Link;
 
-/// Bytes per read, and the most that one direction of a session keeps in memory.
+/// Bytes per read, which is also the most that one direction of a session holds.
 const BUFFER: usize = 256 * 1024;
 
-/// Bytes per read when the process holds as much as it may.
+/// Bytes per read when the process has exhausted its budget.
 const SMALL_BUFFER: usize = 4 * 1024;
 
-/// Most bytes that one direction moves before other sessions have their turn. A socket alone would
-/// let it move 16 MiB.
+/// Most bytes that one direction moves before the task yields. A socket alone would let it move 16
+/// MiB.
 const LONGEST_TURN: usize = 512 * 1024;
 
 /// Fewest bytes of a turn.
@@ -37,7 +37,7 @@ const SHORTEST_TURN: usize = 16 * 1024;
 /// Otherwise hundreds of flooding sessions would make the others wait for seconds.
 const ROUND: usize = 4 * 1024 * 1024;
 
-/// Buffers kept for the next read when nobody needs them.
+/// Unused buffers kept for the next reads.
 const POOLED: usize = 8;
 
 /// How long one direction may outlive the other. After one side has closed, a WebSocket has little
@@ -49,7 +49,7 @@ pub struct Relays {
     /// For data that was read and waits to be written.
     memory: Budget,
     pool: Mutex<Vec<Box<[u8]>>>,
-    /// Directions that have used up a turn and wait for the next.
+    /// Directions that used their whole turn and wait for the next.
     waiting: AtomicUsize,
     pub to_runner: Counter,
     pub to_client: Counter,
@@ -66,7 +66,8 @@ impl Relays {
         }
     }
 
-    /// Copies until both directions have ended. Each side comes with what was already read from it.
+    /// Copies until both directions have ended. Each side comes with the bytes already read from
+    /// it.
     ///
     /// # Errors
     /// One socket failed. Both are reset, so that neither peer takes a cut stream for a whole one.
@@ -125,7 +126,7 @@ enum State<'a> {
     /// Bytes that were read before the relay began are written first.
     Early(Bytes),
     Reading,
-    /// Read but not yet taken by the other socket: `buffer[start..end]`.
+    /// Bytes read but not yet accepted by the other socket: `buffer[start..end]`.
     Holding {
         buffer: Buffer<'a>,
         start: usize,

@@ -33,7 +33,7 @@ const PASSED_ON: [header::HeaderName; 3] = [
     header::SEC_WEBSOCKET_PROTOCOL,
 ];
 
-/// Answers an upgrade request: with the runner's 101, or with a WebSocket that says why not.
+/// Answers an upgrade request with the runner's 101, or with a WebSocket that says why not.
 pub async fn join(
     host: Arc<Host>,
     mut request: Request<Incoming>,
@@ -168,7 +168,7 @@ async fn find(
     Err(Refusal::policy(format!("task {task} is unknown")).into())
 }
 
-/// Repeats the client's request at the runner.
+/// Sends the client's request to the runner.
 async fn ask_runner(
     host: &Host,
     request: &Request<Incoming>,

@@ -53,10 +53,10 @@ impl AgentKey {
     }
 }
 
-/// Whether a request may have what it asks for.
+/// Checks whether a request is allowed.
 ///
 /// # Errors
-/// What is missing.
+/// The missing credential.
 pub fn check(
     settings: &Settings,
     route: &Route,

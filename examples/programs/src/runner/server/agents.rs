@@ -44,7 +44,7 @@ struct State {
     connections: u64,
 }
 
-/// The tunnel to an agent, as the sessions of its container share it.
+/// The tunnel to an agent, shared by the sessions of its container.
 #[derive(Clone)]
 pub struct Tunnel {
     pub mux: Mux,
@@ -81,7 +81,7 @@ impl Agents {
     /// A place for an agent of this name; `None` if it will take over that of an older one.
     ///
     /// # Errors
-    /// All are taken, or this source has its share.
+    /// All places are taken, or this source has its share.
     pub fn place(&self, name: &str, source: Source) -> Result<Option<Place<Source>>, Full> {
         match self.places.try_take(source) {
             Ok(place) => Ok(Some(place)),
@@ -99,7 +99,7 @@ impl Agents {
         self.lock().live.len() as u64
     }
 
-    /// Keeps an agent registered for as long as its WebSocket lives.
+    /// Keeps an agent registered while its WebSocket lives.
     pub async fn serve(
         &self,
         upgraded: Upgraded,

@@ -1,4 +1,4 @@
-//! The tunnel server itself, without a command line: the demo of `forward` runs it too.
+//! The tunnel server without its command line. The demo of `forward` runs it too.
 
 mod access;
 mod agents;
@@ -31,9 +31,9 @@ use crate::common::sessions::Sessions;
 use crate::common::tunnel::{self, Upgraded};
 use crate::common::{net, ws};
 
-/// What the server needs to know.
+/// Settings of the server.
 pub struct Settings {
-    /// Containers and VMs that are dialled directly: name to address.
+    /// Containers and VMs that the runner dials itself: name to address.
     pub targets: HashMap<String, String>,
     /// Whether tunnels are served at all.
     pub enabled: bool,

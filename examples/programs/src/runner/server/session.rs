@@ -225,7 +225,7 @@ impl At<'_> {
         Ok((flow, place))
     }
 
-    /// Opens something at the agent, with a place among its connections.
+    /// Opens a stream or flow at the agent, with a place among its connections.
     async fn open<T>(
         &self,
         deadline: Instant,
