@@ -13,11 +13,13 @@ impl TunnelStream {
     /// Joins the stream with one of another tunnel until both directions have ended. Each direction
     /// ends separately.
     ///
-    /// Payloads pass from one stream to the other without an extra copy: as for every message that
-    /// was not read behind headroom, the header is put in front of them when they are transmitted.
-    /// Each stream keeps its credit: data that one does not accept is not read from the other. If
-    /// one is reset, earlier data still reaches the other, followed by the reset with its reason
-    /// and text. If the future is dropped, both streams end in good order.
+    /// The join itself copies no payload: it passes the bytes that one session received to the
+    /// other. They have no headroom, so the second tunnel copies them once, behind the header of
+    /// its own message, when it transmits them.
+    ///
+    /// Each stream keeps its credit. While one stream takes nothing, at most one message is read
+    /// from the other. If one is reset, earlier data still reaches the other, followed by the reset
+    /// with its reason and text. If the future is dropped, both streams end in good order.
     ///
     /// [`Relayed::received`] counts bytes from this stream, [`Relayed::sent`] bytes from `other`.
     ///
@@ -192,11 +194,6 @@ impl Lane {
         to: &mut WriteHalf,
     ) -> Poll<State> {
         loop {
-            let capacity = match to.poll_capacity(cx) {
-                Poll::Ready(Ok(capacity)) => capacity,
-                Poll::Ready(Err(_)) => return Poll::Ready(State::Cut),
-                Poll::Pending => return Poll::Ready(State::Blocked),
-            };
             if self.rest.is_empty() {
                 match ready!(from.poll_chunk(cx)) {
                     Ok(Some(chunk)) => self.rest = chunk,
@@ -207,6 +204,11 @@ impl Lane {
                     Err(reset) => return Poll::Ready(State::Failing(reset)),
                 }
             }
+            let capacity = match to.poll_capacity(cx) {
+                Poll::Ready(Ok(capacity)) => capacity,
+                Poll::Ready(Err(_)) => return Poll::Ready(State::Cut),
+                Poll::Pending => return Poll::Ready(State::Blocked),
+            };
             let len = capacity.min(self.rest.len());
             match to.send(Chunk::from(self.rest.slice(..len))) {
                 Ok(()) => {
