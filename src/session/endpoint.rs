@@ -127,8 +127,7 @@ impl Session {
         if self.control.len() >= self.config.max_streams {
             return Err(OpenError::Congested);
         }
-        let s = self.streams.open(proto, self.dialect, now);
-        let (stream, id) = (s.id(), s.wire_id());
+        let (stream, id) = self.streams.open(proto, self.dialect, now);
         self.control.push(Frame::Connect { proto, id, port });
         self.counters.opened += 1;
         // Sample now, before data queues up.

@@ -87,7 +87,7 @@ impl Session {
             None
         };
         self.counters.opened += 1;
-        let stream = self.streams.admit(id, proto, self.dialect, now).id();
+        let stream = self.streams.admit(id, proto, self.dialect, now);
         if let Some((reason, text)) = refusal {
             self.counters.refused += 1;
             self.reject(stream, reason, text);

@@ -81,11 +81,16 @@ impl Streams {
     }
 
     /// Adds a stream that this end opens, with an id that no other stream has.
-    pub(super) fn open(&mut self, proto: Proto, dialect: Dialect, now: Instant) -> &mut Stream {
+    pub(super) fn open(
+        &mut self,
+        proto: Proto,
+        dialect: Dialect,
+        now: Instant,
+    ) -> (StreamId, ClientId) {
         let (wire, ended) = (&self.wire, &self.ended);
         let in_use = |id| wire.contains_key(&id) || ended.contains(id);
         let id = self.ids.allocate(in_use);
-        self.insert(id, proto, State::Connecting, dialect, now)
+        (self.insert(id, proto, State::Connecting, dialect, now), id)
     }
 
     /// Adds a stream that the peer requests. The id must not be live.
@@ -95,7 +100,7 @@ impl Streams {
         proto: Proto,
         dialect: Dialect,
         now: Instant,
-    ) -> &mut Stream {
+    ) -> StreamId {
         self.ended.forget(id);
         self.pending += 1;
         self.insert(id, proto, State::Pending, dialect, now)
@@ -224,19 +229,18 @@ impl Streams {
         state: State,
         dialect: Dialect,
         now: Instant,
-    ) -> &mut Stream {
+    ) -> StreamId {
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(None);
-            // `max_streams` is far below 2^32.
-            (self.slots.len() - 1) as u32
-        });
+        // `max_streams` is far below 2^32.
+        let slot = self.free.pop().unwrap_or(self.slots.len() as u32);
         self.wire.insert(wire_id, slot);
         let id = StreamId { slot, generation };
-        // A free slot already existed or was just made.
-        #[allow(clippy::indexing_slicing)]
-        let place = &mut self.slots[slot as usize];
-        place.insert(Stream::new(id, wire_id, proto, state, dialect, now))
+        let stream = Some(Stream::new(id, wire_id, proto, state, dialect, now));
+        match self.slots.get_mut(slot as usize) {
+            Some(place) => *place = stream,
+            None => self.slots.push(stream),
+        }
+        id
     }
 }
