@@ -3,7 +3,7 @@
 //!
 //! Requests a page of a web service, and the health of a gRPC service. A server at the other end
 //! would pass the streams that it accepts to hyper as well:
-//! `hyper_util::server::conn::auto::Builder::serve_connection(TokioIo::new(incoming.accept()), …)`.
+//! `auto::Builder::serve_connection(TokioIo::new(incoming.accept()), …)` of hyper-util.
 //!
 //! ```text
 //! cargo run --example runner -- --target vm-7=127.0.0.1

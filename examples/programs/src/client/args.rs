@@ -49,8 +49,9 @@ pub struct Args {
     #[arg(value_name = "TASK_ID PORT")]
     words: Vec<String>,
 
-    /// Base URL of the host, or a full ws://…/api/tunnel/TASK_ID or ws://…/ws/forward/TASK_ID/PORT
-    /// [default: ws://$KOHAKURIVER_HOST:$KOHAKURIVER_PORT, else ws://localhost:8000].
+    /// Base URL of the host, or a full ws://…/api/tunnel/TASK_ID or
+    /// ws://…/ws/forward/TASK_ID/PORT [default: ws://$KOHAKURIVER_HOST:$KOHAKURIVER_PORT, else
+    /// ws://localhost:8000].
     #[arg(long, value_name = "URL")]
     host: Option<String>,
 
