@@ -132,8 +132,8 @@ impl<R: Timer> Builder<R> {
     /// drops the transport.
     ///
     /// # Errors
-    /// [`ConnectError`]: the other side refuses, with its words, or says nothing in
-    /// [time](Self::greeting_timeout), or what is no greeting.
+    /// [`ConnectError`]: the peer refuses, with its text, or sends no greeting in
+    /// [time](Self::greeting_timeout), or sends something else.
     ///
     /// ```
     /// use kohakuriver_tunnel::carrier;

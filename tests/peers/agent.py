@@ -80,7 +80,7 @@ class Agent:
     def forget(self, client, queue):
         if self.queues.get(client) is queue:
             del self.queues[client]
-        while not queue.empty():  # whoever waits for room goes on
+        while not queue.empty():  # wakes a task that waits for room
             queue.get_nowait()
 
     async def stream(self, client, port, queue):

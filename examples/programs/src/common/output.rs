@@ -44,7 +44,7 @@ impl Output {
             .buffered_lines_limit(LINES_WAITING)
             .thread_name(name)
             .finish(writer);
-        // Dropping the guard would write to stderr, and wait for ever if nobody reads.
+        // Dropping the guard would write to stderr, and block if nobody reads.
         std::mem::forget(guard);
         Self {
             queue,

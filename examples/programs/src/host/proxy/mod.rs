@@ -128,7 +128,7 @@ impl Host {
             )
             .counters(
                 "host_turned_away_total",
-                "Connections that came to nothing for want of time, place or token, by cause.",
+                "Connections refused or dropped, by cause.",
                 "cause",
                 &[
                     ("displaced", self.front.turned_away.displaced.value()),

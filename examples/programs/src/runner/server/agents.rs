@@ -24,7 +24,7 @@ const COMES_BACK_WITHIN: Duration = Duration::from_secs(30);
 const REMEMBERED: usize = 16_384;
 
 /// Time between two warnings of agents that replace each other. Two agents of one name may do that
-/// for ever; deployed ones do it every few seconds.
+/// forever; deployed ones do it every few seconds.
 const WARN_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
 pub struct Agents {

@@ -204,7 +204,7 @@ impl Runner {
             )
             .counters(
                 "runner_datagrams_lost_total",
-                "Datagrams to directly dialled targets that came to nothing.",
+                "Datagrams to directly dialled targets that were not sent or were refused.",
                 "cause",
                 &[
                     ("refused", served.flow_refusals.value()),
@@ -224,7 +224,7 @@ impl Runner {
             )
             .counters(
                 "runner_turned_away_total",
-                "Connections that came to nothing for want of time or of a place, by cause.",
+                "Connections refused or dropped, by cause.",
                 "cause",
                 &[
                     ("displaced", self.front.turned_away.displaced.value()),
