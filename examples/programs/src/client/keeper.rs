@@ -19,11 +19,11 @@ use crate::common::tunnel::told;
 use crate::common::url::Url;
 use crate::common::ws::ConnectError;
 
-/// Longest mean wait between two attempts to reach the host.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Longest wait between two attempts to reach the host.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// The same after a refusal that an immediate retry will not change, such as an unknown task.
-const LONGEST_REFUSED: Duration = Duration::from_secs(15);
+const LONGEST_REFUSED: Duration = Duration::from_secs(30);
 
 /// When an application wants the tunnel, the next attempt comes within this.
 const HURRIED: Duration = Duration::from_secs(1);

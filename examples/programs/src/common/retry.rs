@@ -1,10 +1,9 @@
 //! When to retry: connecting, and opening something while a tunnel is being replaced.
 //!
 //! All clients lose a server at the same moment. The first wait is drawn uniformly from a window
-//! whose length depends on their number. The mean of each later wait is a multiple of the one
-//! before, up to a maximum, and a wait differs from its mean by at most half. A server that only
-//! restarts therefore has its clients back at once. After a longer outage they come back spread
-//! over time, whenever the server returns.
+//! whose length depends on their number. Each later wait is drawn from a range that is a multiple of
+//! the one before, up to a maximum. A server that only restarts therefore has its clients back at
+//! once. After a longer outage they come back spread over time, whenever the server returns.
 
 use std::time::Duration;
 
@@ -32,9 +31,11 @@ const SUCCESSOR_AFTER: Duration = Duration::from_millis(20);
 /// The waits of one client.
 #[derive(Debug, Clone)]
 pub struct Retry {
-    /// The ratio of one mean wait to the one before.
+    /// The ratio of one range to the one before.
     growth: u32,
-    /// The last mean wait, unless the waits start over.
+    /// Where a range begins, as a fraction of `last`. It is as long as `last`.
+    least: f64,
+    /// Sets the last range, unless the waits start over.
     last: Option<Duration>,
     /// Number of clients of the server.
     clients: u32,
@@ -42,20 +43,21 @@ pub struct Retry {
 }
 
 impl Retry {
-    /// For an agent. The growth spreads even few agents over seconds once the runner has been away
-    /// for seconds.
+    /// For an agent: give or take half of a mean. This spreads even few agents over seconds once the
+    /// runner has been away for seconds.
     pub fn of_agent() -> Self {
-        Self::growing_by(3)
+        Self::new(3, 0.5)
     }
 
-    /// For a local client, which somebody waits for.
+    /// For a local client, which somebody waits for: full jitter (PROTOCOL.md section 4.1).
     pub fn of_client() -> Self {
-        Self::growing_by(2)
+        Self::new(2, 0.0)
     }
 
-    fn growing_by(growth: u32) -> Self {
+    fn new(growth: u32, least: f64) -> Self {
         Self {
             growth,
+            least,
             last: None,
             clients: 1,
             replaced: REPLACED_WAIT,
@@ -77,7 +79,8 @@ impl Retry {
         self.replaced = REPLACED_WAIT;
     }
 
-    /// The wait before the next attempt. Its mean is at most `longest`.
+    /// The wait before the next attempt. The ranges grow to `longest`: a client waits at most that
+    /// long, an agent half of it longer.
     pub fn wait(&mut self, longest: Duration) -> Duration {
         let share = fastrand::f64();
         let window = Duration::from_secs(1) * self.clients / CONNECTIONS_PER_SECOND;
@@ -88,7 +91,7 @@ impl Retry {
         };
         let next = last.saturating_mul(self.growth).min(longest.max(window));
         self.last = Some(next);
-        next.mul_f64(0.5 + share)
+        next.mul_f64(self.least + share)
     }
 
     /// The wait for a place that another client has taken.
