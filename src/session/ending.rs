@@ -51,17 +51,6 @@ impl Session {
         self.reap(stream);
     }
 
-    /// Resets a stream and drops what it holds.
-    pub(super) fn overflow(&mut self, stream: StreamId, text: &str) {
-        self.reset(stream, Reason::Overflow, text);
-        if let Some(s) = self.streams.get_mut(stream) {
-            self.receiving.drop_unread(s);
-            // The stream may have ended in order before. The lost data must not look like an
-            // orderly end.
-            s.life.lose(Reset::new(Reason::Overflow, text));
-        }
-    }
-
     /// Removes the stream if it has ended and was released.
     pub(super) fn reap(&mut self, stream: StreamId) {
         if let Some(s) = self.streams.get_mut(stream).filter(|s| s.life.is_over()) {

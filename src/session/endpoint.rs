@@ -3,7 +3,6 @@ use core::time::Duration;
 use super::control::Control;
 use super::dialect::Dialect;
 use super::draining::Draining;
-use super::ending::Ending;
 use super::events::Events;
 use super::keepalive::Keepalive;
 use super::linger::Linger;
@@ -187,15 +186,6 @@ impl Session {
         if let Some(s) = self.streams.get_mut(stream) {
             self.sending.finish(s);
         }
-    }
-
-    /// Ends both directions of a stream at once. Queued data is dropped. Received data can still be
-    /// read.
-    ///
-    /// The peer receives `reason` and `text` in v2, and the text alone in v1 if this end is the
-    /// acceptor.
-    pub fn reset(&mut self, stream: StreamId, reason: Reason, text: &str) {
-        self.end(stream, Ending::Here(Reset::new(reason, text)));
     }
 
     /// Discards received and future data of a stream, and lets the peer continue to send.

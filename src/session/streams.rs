@@ -2,7 +2,8 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use super::dialect::Dialect;
-use super::ids::{EndedIds, IdAllocator};
+use super::ids::IdAllocator;
+use super::late::EndedIds;
 use super::stream::Stream;
 use super::{Config, Instant, Reset, State, StreamError};
 use crate::wire::{ClientId, Proto};
