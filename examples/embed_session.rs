@@ -52,6 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         if session.has_event() {
             continue;
         }
+        // What comes is read at once here. Whoever lets it wait asks `can_receive` before this.
         let deadline = session.poll_timeout();
         let wait = deadline.map_or(Duration::from_secs(60), |deadline| deadline - now());
         match receive(&mut socket, wait)? {
