@@ -269,6 +269,7 @@ where
             };
             if let Transmit::Message(message) = &transmit {
                 bytes += message.len();
+                state.note_transmitted(message, &mut self.wake);
             }
             self.outbox.push_back(transmit);
         }

@@ -1,3 +1,4 @@
+use alloc::collections::btree_map::Entry;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -9,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::budget::Account;
 use super::{Budget, Clock, TunnelError};
 use crate::session::{Event, Instant, Reason, Session, StreamId, StreamStats};
-use crate::wire::Proto;
+use crate::wire::{Proto, RawFrame};
 
 /// State shared by the driver and all handles. The lock is never held while the transport or a
 /// socket is polled.
@@ -27,8 +28,9 @@ pub(super) struct State {
     pub(super) pressed: bool,
     /// Indexed by [`StreamId::slot`].
     wakers: Vec<StreamWakers>,
-    /// Tasks that wait until a stream's queued data is transmitted.
-    transmitted: Vec<(StreamId, Waker)>,
+    /// Tasks that wait until a stream's queued data is transmitted, by the stream's client id. If
+    /// the stream ends before that, its reader is woken, and they are of one task.
+    transmitted: BTreeMap<u32, (StreamId, Waker)>,
     pub(super) incoming: VecDeque<(StreamId, Proto, u16)>,
     pub(super) acceptor: Option<Waker>,
     pub(super) accepting: bool,
@@ -65,7 +67,7 @@ impl Shared {
             account: budget.map(Account::open),
             pressed: false,
             wakers: Vec::new(),
-            transmitted: Vec::new(),
+            transmitted: BTreeMap::new(),
             incoming: VecDeque::new(),
             acceptor: None,
             accepting: false,
@@ -193,9 +195,6 @@ impl State {
                 Event::PeerDead => self.close(Err(TunnelError::PeerDead), now, wake),
             }
         }
-        if !self.transmitted.is_empty() {
-            self.wake_transmitted(wake);
-        }
     }
 
     /// Bytes queued on a stream.
@@ -205,23 +204,34 @@ impl State {
     }
 
     pub(super) fn register_transmitted(&mut self, stream: StreamId, cx: &Context<'_>) {
-        let entry = self.transmitted.iter_mut().find(|(id, _)| *id == stream);
-        match entry {
-            Some((_, waker)) => waker.clone_from(cx.waker()),
-            None => self.transmitted.push((stream, cx.waker().clone())),
+        if let Some(id) = self.session.client_id(stream) {
+            let waiting = (stream, cx.waker().clone());
+            self.transmitted.insert(id.0, waiting);
         }
     }
 
-    fn wake_transmitted(&mut self, wake: &mut Vec<Waker>) {
-        let mut waiting = core::mem::take(&mut self.transmitted);
-        waiting.retain(|(stream, waker)| {
-            let waits = self.unsent(*stream) > 0;
-            if !waits {
-                wake.push(waker.clone());
+    /// Wakes the task that waits for this message, if it is the last of its stream.
+    pub(super) fn note_transmitted(&mut self, message: &[u8], wake: &mut Vec<Waker>) {
+        if self.transmitted.is_empty() {
+            return;
+        }
+        let Ok(message) = RawFrame::new(message) else {
+            return;
+        };
+        if let Entry::Occupied(waiting) = self.transmitted.entry(message.id().0) {
+            let stats = self.session.stream_stats(waiting.get().0);
+            if stats.is_none_or(|stats| stats.unsent == 0) {
+                wake.push(waiting.remove().1);
             }
-            waits
-        });
-        self.transmitted = waiting;
+        }
+    }
+
+    fn forget_transmitted(&mut self, stream: StreamId) -> Option<Waker> {
+        if self.transmitted.is_empty() {
+            return None;
+        }
+        let id = self.session.client_id(stream)?;
+        self.transmitted.remove(&id.0).map(|(_, waker)| waker)
     }
 
     /// The tunnel has ended: wakes every task.
@@ -289,9 +299,10 @@ impl Drop for Handle {
     fn drop(&mut self) {
         let now = self.shared.now();
         let wakers = self.with(|state, id| {
+            let transmitted = state.forget_transmitted(id);
             state.session.release(id, now);
             state.handles -= 1;
-            core::mem::take(state.wakers(id))
+            (core::mem::take(state.wakers(id)), transmitted)
         });
         // Dropped without the lock, because they may hold the last references to their tasks.
         drop(wakers);

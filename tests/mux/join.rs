@@ -10,7 +10,8 @@ use kohakuriver_tunnel::wire::Chunk;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::tunnel::{Link, Tunnel, accept_tcp, noise, within};
+use super::pipe::{Packets, pipe};
+use super::tunnel::{Link, Tunnel, accept_tcp, noise, tunnel, within};
 
 type Outcome = JoinHandle<Result<Relayed, Reset>>;
 
@@ -187,6 +188,48 @@ async fn what_came_before_a_reset_is_still_delivered() {
             within(joined).await.unwrap().unwrap_err().reason,
             Reason::Gone
         );
+    }
+}
+
+/// A reset waits for what came before it, but not once the stream that takes it is gone too, and it
+/// goes on when the transport does.
+#[tokio::test]
+async fn a_reset_that_waits_for_the_transport_is_not_forgotten() {
+    for service_resets in [true, false] {
+        let (near, far, [there, _]) = pipe(1);
+        let carrier = Packets::default();
+        let mut chain = Chain {
+            client: Link::Pipe.v2().await,
+            service: tunnel(near, far, carrier, mux::builder(), mux::builder()),
+        };
+        let (mut client, mut service, joined) = chain.joined().await;
+        within(service.established()).await.unwrap();
+        there.hold(true);
+        let data = noise(9, 30_000);
+        for piece in data.chunks(3000) {
+            client.write_all(piece).await.unwrap();
+            while chain.client.near.tunnel().stats().unsent > 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        client.reset(Reason::Denied, "given up");
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        let waiting = chain.service.near.tunnel().stats().unsent;
+        assert!(waiting > 10_000, "{waiting}");
+        assert!(!joined.is_finished());
+        if service_resets {
+            service.reset(Reason::Limit, "so be it");
+            within(joined).await.unwrap().unwrap_err();
+        } else {
+            there.hold(false);
+            let mut got = Vec::new();
+            within(service.read_to_end(&mut got)).await.unwrap_err();
+            assert!(got == data, "{} of {} bytes", got.len(), data.len());
+            let reset = within(joined).await.unwrap().unwrap_err();
+            assert_eq!(reset.reason, Reason::Denied);
+        }
     }
 }
 
