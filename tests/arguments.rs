@@ -129,6 +129,84 @@ fn what_contradicts_itself_is_refused() {
 }
 
 #[test]
+fn nonsense_arguments_are_exit_code_2_and_one_line() {
+    for args in [
+        &["42"][..],
+        &["42", "http"],
+        &["42", "0"],
+        &["42", "70000"],
+        &["42", "80/sctp"],
+        &["42", "80:x"],
+        &["4 2", "80"],
+        &["42", "80", "81", "--local-port", "90"],
+        &["42", "80:90", "--local-port", "90"],
+        &["42", "80:90", "81:90"],
+        &["42", "80", "--proto", "sctp"],
+        &["42", "80", "--local-host", "nowhere"],
+        &["42", "80", "--host", "ftp://x"],
+        &["42", "80", "--host", "ws://x:port"],
+        &["--host", "ws://x/api/tunnel/42"],
+        &["--local-port", "80"],
+        &["--nonsense"],
+        &["--token-file", "/dev/null"],
+        &["--cert", "/dev/null", "--key", "/dev/null"],
+        &["--host", "ws://x/ws/forward/42/none"],
+        &["--host", "ws://x/ws/forward/42/80", "42", "80"],
+        &["42", "80", "--token-file", "/does/not/exist"],
+    ] {
+        let mut forward = Program::start("forward", args);
+        assert_eq!(forward.exit(LIMIT), 2, "{args:?}");
+        std::thread::sleep(Duration::from_millis(20));
+        let said = forward.stderr();
+        assert_eq!(said.len(), 1, "{args:?}: {said:?}");
+    }
+    for (name, args) in [
+        ("agent", &[][..]),
+        ("agent", &["--runner-url", "ws://x"]),
+        ("agent", &["--runner-url", "x y", "--container-id", "box"]),
+        (
+            "agent",
+            &["--runner-url", "ws://x", "--container-id", "a/b"],
+        ),
+        ("runner", &["--target", "box"]),
+        ("runner", &["--target", "box=1.2.3.4:80"]),
+        ("runner", &["--listen", "8001"]),
+    ] {
+        let mut program = Program::start(name, args);
+        assert_eq!(program.exit(LIMIT), 2, "{name} {args:?}");
+        std::thread::sleep(Duration::from_millis(20));
+        let said = program.stderr();
+        assert_eq!(said.len(), 1, "{name} {args:?}: {said:?}");
+    }
+}
+
+#[test]
+fn a_secret_in_a_wrong_url_is_not_repeated() {
+    let task = |url: &str| format!("42=box@{url}");
+    for url in [
+        "http://me:s3cret@x:8000",
+        "http://me:s3/cret@x",
+        "http://x:port?key=s3cret",
+        "//s3cret@x",
+        "ws://x/#s3cret",
+    ] {
+        for (name, args) in [
+            ("forward", &["--host", url, "42", "80"][..]),
+            ("agent", &["--runner-url", url, "--container-id", "box"]),
+            ("host", &["--api", url]),
+            ("host", &["--task", &task(url)]),
+            ("host", &["--task", &format!("42={url}")]),
+        ] {
+            let mut program = Program::start(name, args);
+            assert_eq!(program.exit(LIMIT), 2, "{name} {args:?}");
+            let told = program.complaint(&format!("{name}: "));
+            assert!(!told.contains("cret"), "{told}");
+            assert_eq!(program.stderr().len(), 1);
+        }
+    }
+}
+
+#[test]
 fn an_agent_takes_its_name_from_either_or_both() {
     for args in [
         &["--runner-url", "ws://127.0.0.1:1/ws/tunnel/box"][..],
