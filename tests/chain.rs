@@ -17,7 +17,8 @@ use tokio::task::JoinSet;
 use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::Message;
 use tunnel_test_support::chain::{
-    Chain, connect, echo, ending, expect_echo, pattern, service, service_at,
+    Chain, connect, echo, ending, expect_echo, expect_reverse, pattern, reverse, service,
+    service_at,
 };
 use tunnel_test_support::program::Program;
 use tunnel_test_support::{free_port, soon};
@@ -114,23 +115,9 @@ async fn a_websocket_of_the_service_works_through_the_tunnel() {
 
 #[tokio::test]
 async fn half_close_keeps_the_reply() {
-    // Reads to the end, then answers with as many bytes. Sends nothing before the end.
-    let service = service(|mut stream| async move {
-        let mut request = Vec::new();
-        stream.read_to_end(&mut request).await.unwrap();
-        request.reverse();
-        stream.write_all(&request).await.unwrap();
-    });
     let chain = Chain::direct();
-    let forward = chain.forward(service.await.port(), &[]);
-    let mut request = pattern(5, 8 * MIB);
-    let mut stream = connect(&forward).await;
-    soon("upload", stream.write_all(&request)).await.unwrap();
-    stream.shutdown().await.unwrap();
-    let mut reply = Vec::new();
-    soon("reply", stream.read_to_end(&mut reply)).await.unwrap();
-    request.reverse();
-    assert!(reply == request, "{} bytes came back", reply.len());
+    let forward = chain.forward(service(reverse).await.port(), &[]);
+    expect_reverse(&forward, 8 * MIB).await;
 }
 
 #[tokio::test]

@@ -13,8 +13,8 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tunnel_test_support::chain::{
-    CONTAINER, Chain, SilentPort, connect, echo, ending, eventually, expect_echo, pattern, service,
-    service_at, start_agent, start_runner,
+    CONTAINER, Chain, SilentPort, connect, echo, ending, eventually, expect_echo, expect_reverse,
+    pattern, reverse, service, service_at, start_agent, start_runner,
 };
 use tunnel_test_support::program::Program;
 use tunnel_test_support::{free_port, soon};
@@ -39,23 +39,10 @@ async fn a_service_is_reached_through_the_agent() {
 
 #[tokio::test]
 async fn half_close_keeps_the_reply_through_the_agent() {
-    let service = service(|mut stream| async move {
-        let mut request = Vec::new();
-        stream.read_to_end(&mut request).await.unwrap();
-        request.reverse();
-        stream.write_all(&request).await.unwrap();
-    });
     let chain = Chain::for_agents();
     let _agent = chain.agent();
-    let forward = chain.forward(service.await.port(), &[]);
-    let mut request = pattern(5, 4 << 20);
-    let mut stream = connect(&forward).await;
-    soon("upload", stream.write_all(&request)).await.unwrap();
-    stream.shutdown().await.unwrap();
-    let mut reply = Vec::new();
-    soon("reply", stream.read_to_end(&mut reply)).await.unwrap();
-    request.reverse();
-    assert!(reply == request, "{} bytes came back", reply.len());
+    let forward = chain.forward(service(reverse).await.port(), &[]);
+    expect_reverse(&forward, 4 << 20).await;
 }
 
 #[tokio::test]

@@ -171,6 +171,26 @@ pub async fn serve_udp_echo(socket: UdpSocket) {
     }
 }
 
+/// Reads to the end, then answers with the same bytes in reverse order.
+pub async fn reverse(mut stream: TcpStream) {
+    let mut request = Vec::new();
+    stream.read_to_end(&mut request).await.unwrap();
+    request.reverse();
+    stream.write_all(&request).await.unwrap();
+}
+
+/// Sends `len` bytes to [`reverse`], ends that direction, and expects the answer.
+pub async fn expect_reverse(forward: &Program, len: usize) {
+    let mut request = pattern(5, len);
+    let mut stream = connect(forward).await;
+    soon("upload", stream.write_all(&request)).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut reply = Vec::new();
+    soon("reply", stream.read_to_end(&mut reply)).await.unwrap();
+    request.reverse();
+    assert!(reply == request, "{} bytes came back", reply.len());
+}
+
 /// Writes `message` and expects it back.
 pub async fn expect_echo(stream: &mut TcpStream, message: &[u8]) {
     soon("write", stream.write_all(message)).await.unwrap();
