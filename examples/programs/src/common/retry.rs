@@ -1,9 +1,9 @@
 //! When to retry: connecting, and opening something while a tunnel is being replaced.
 //!
 //! All clients lose a server at the same moment. The first wait is drawn uniformly from a window
-//! whose length depends on their number. Each later wait is drawn from a range that is a multiple of
-//! the one before, up to a maximum. A server that only restarts therefore has its clients back at
-//! once. After a longer outage they come back spread over time, whenever the server returns.
+//! whose length depends on their number. Each later wait is drawn from a range that is a multiple
+//! of the one before, up to a maximum. A server that only restarts therefore has its clients back
+//! at once. After a longer outage they come back spread over time, whenever the server returns.
 
 use std::time::Duration;
 
@@ -43,8 +43,8 @@ pub struct Retry {
 }
 
 impl Retry {
-    /// For an agent: give or take half of a mean. This spreads even few agents over seconds once the
-    /// runner has been away for seconds.
+    /// For an agent: give or take half of a mean. This spreads even few agents over seconds once
+    /// the runner has been away for seconds.
     pub fn of_agent() -> Self {
         Self::new(3, 0.5)
     }
