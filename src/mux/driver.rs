@@ -56,6 +56,10 @@ pub struct Driver<T, C: Carrier, R = TokioTimer> {
     /// Tasks to wake after the lock is released. Reused.
     wake: Vec<Waker>,
     patience: Patience,
+    /// The transport was not read in this round, and is to be read again then.
+    resume: Option<Instant>,
+    /// The transport was read since its messages were last handled.
+    looked: bool,
     /// Whether anything was written since the last flush.
     dirty: bool,
     /// When to give up a shutdown that the transport does not accept.
@@ -132,7 +136,9 @@ where
 
     /// Reads a bounded amount of received messages, without the lock.
     fn read(&mut self, cx: &mut Context<'_>) -> Inflow {
-        if self.patience.pause(|| self.tunnel.shared.now()).is_some() {
+        self.looked = false;
+        self.resume = self.patience.pause(self.tunnel.shared.now());
+        if self.resume.is_some() {
             return Inflow::Pending;
         }
         let turn = {
@@ -144,6 +150,7 @@ where
             Turn::among(state.account.as_ref().map_or(0, Account::busy))
         };
         self.turn = turn;
+        self.looked = true;
         let mut bytes = 0;
         let mut skipped = 0;
         let inflow = loop {
@@ -194,9 +201,9 @@ where
             // The session has counted and handled a violation.
             let _ = state.session.handle_message(now, message);
         }
-        if heard {
+        if core::mem::take(&mut self.looked) {
             let useless = (state.useless() - useless) as usize + core::mem::take(&mut self.skipped);
-            let flood = self.turn.is_flood(useless) || state.pressed;
+            let flood = self.turn.is_flood(useless) || (heard && state.pressed);
             self.patience.note(now, flood, state.account.as_mut());
             if let Some(account) = &mut state.account {
                 account.note_busy(more && !flood);
@@ -207,7 +214,7 @@ where
             state.session.handle_timeout(now);
         }
         if state.handles == 0 && !state.session.is_draining() {
-            state.session.drain();
+            state.drain(&mut self.wake);
         }
         state.settle();
         super::shared::register(&mut state.driver, cx);
@@ -293,13 +300,13 @@ where
             return late.then_some(Ok(()));
         }
         loop {
-            let resume = self.patience.pause(|| self.tunnel.shared.now());
-            let deadline = due.into_iter().chain(resume).min()?;
+            let deadline = due.into_iter().chain(self.resume).min()?;
             if self.timer.poll_deadline(cx, deadline).is_pending() {
                 return None;
             }
             self.tunnel.shared.lock().armed = None;
             let now = self.tunnel.shared.now();
+            self.resume = self.resume.filter(|resume| *resume > now);
             if let Some(closed) = self.handle_inbox(cx, now, false) {
                 return Some(closed);
             }
@@ -339,6 +346,8 @@ impl<T, C: Carrier, R> Driver<T, C, R> {
             turn: Turn::LONGEST,
             wake: Vec::new(),
             patience: Patience::default(),
+            resume: None,
+            looked: false,
             dirty: false,
             give_up: None,
         }

@@ -40,8 +40,8 @@ impl Patience {
     }
 
     /// When reading resumes, if it is paused.
-    pub(super) fn pause(&self, now: impl Fn() -> Instant) -> Option<Instant> {
-        self.until.filter(|until| *until > now())
+    pub(super) fn pause(&self, now: Instant) -> Option<Instant> {
+        self.until.filter(|until| *until > now)
     }
 }
 
@@ -57,15 +57,15 @@ mod tests {
         let now = Instant::from_micros(7_000_000);
         let mut patience = Patience::default();
         patience.note(now, false, None);
-        assert_eq!(patience.pause(|| now), None);
+        assert_eq!(patience.pause(now), None);
         for millis in [2, 4, 8, 16, 32, 64, 64] {
             patience.note(now, true, None);
             let until = now + Duration::from_millis(millis);
-            assert_eq!(patience.pause(|| now), Some(until));
-            assert_eq!(patience.pause(|| until), None);
+            assert_eq!(patience.pause(now), Some(until));
+            assert_eq!(patience.pause(until), None);
         }
         patience.note(now, false, None);
-        assert_eq!(patience.pause(|| now), None);
+        assert_eq!(patience.pause(now), None);
     }
 
     #[test]
@@ -81,12 +81,12 @@ mod tests {
         for millis in [2, 4, 8, 16, 32, 64, 128, 256, 500, 500] {
             patience.note(now, true, Some(&mut account));
             let until = now + Duration::from_millis(millis);
-            assert_eq!(patience.pause(|| now), Some(until));
+            assert_eq!(patience.pause(now), Some(until));
         }
         others[0].note_flood(false);
         others.truncate(100);
         patience.note(now, true, Some(&mut account));
         let until = now + Duration::from_millis(100);
-        assert_eq!(patience.pause(|| now), Some(until));
+        assert_eq!(patience.pause(now), Some(until));
     }
 }

@@ -131,7 +131,7 @@ impl State {
     /// Number of the peer's messages that had no use.
     pub(super) fn useless(&self) -> u64 {
         let stats = self.session.stats();
-        stats.violations + stats.refused
+        stats.violations + stats.refused + stats.empty
     }
 
     /// Keeps the tunnel within its budget.
@@ -231,7 +231,11 @@ impl State {
             return None;
         }
         let id = self.session.client_id(stream)?;
-        self.transmitted.remove(&id.0).map(|(_, waker)| waker)
+        match self.transmitted.entry(id.0) {
+            // The id may belong to another stream by now.
+            Entry::Occupied(waiting) if waiting.get().0 == stream => Some(waiting.remove().1),
+            _ => None,
+        }
     }
 
     /// The tunnel has ended: wakes every task.
@@ -248,6 +252,10 @@ impl State {
             };
             self.session.handle_closed(now, Reason::Gone, &text);
             self.settle();
+            if let Some(account) = &mut self.account {
+                account.note_flood(false);
+                account.note_busy(false);
+            }
             self.closed = Some(closed);
         }
         self.wake_watchers(wake);
@@ -257,7 +265,10 @@ impl State {
 
     /// When the timer has to fire.
     pub(super) fn arm(&mut self) -> Option<Instant> {
-        let next = self.session.poll_timeout()?;
+        let Some(next) = self.session.poll_timeout() else {
+            self.armed = None;
+            return None;
+        };
         // A deadline that moved to later is not rearmed: the timer fires early, and nothing is due
         // then.
         let at = self.armed.map_or(next, |armed| armed.min(next));
@@ -265,7 +276,13 @@ impl State {
         self.armed
     }
 
-    pub(super) fn wake_watchers(&mut self, wake: &mut Vec<Waker>) {
+    /// Takes no new connections any more.
+    pub(super) fn drain(&mut self, wake: &mut Vec<Waker>) {
+        self.session.drain();
+        self.wake_watchers(wake);
+    }
+
+    fn wake_watchers(&mut self, wake: &mut Vec<Waker>) {
         wake.extend(core::mem::take(&mut self.watchers).into_values());
     }
 }

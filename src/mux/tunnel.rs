@@ -43,17 +43,15 @@ impl Tunnel {
     /// 5.7).
     pub fn drain(&self) {
         let mut wake = Vec::new();
-        self.shared.with(|state| {
-            state.session.drain();
-            state.wake_watchers(&mut wake);
-        });
+        self.shared.with(|state| state.drain(&mut wake));
         for waker in wake {
             waker.wake();
         }
     }
 
-    /// Ends the tunnel in good order: [drains](Self::drain) it, waits for the open streams to end,
-    /// and closes the transport. Closing continues if the future is dropped.
+    /// Ends the tunnel in good order: [drains](Self::drain) it, and waits for the open streams to
+    /// end. This continues if the future is dropped. The [`Driver`](super::Driver) then closes the
+    /// transport, which may take some seconds more: await it before the program exits.
     ///
     /// It waits as long as a stream lasts. Bound the wait, and end the remaining streams by
     /// [`shutdown`](Self::shutdown).
@@ -66,12 +64,18 @@ impl Tunnel {
         self.closed().await
     }
 
-    /// Resets every stream and ends the tunnel within 1 s, even if the transport accepts nothing.
+    /// Resets every stream and ends the tunnel within 1 s, even if the transport accepts nothing. As
+    /// after [`close`](Self::close), the driver may take longer to close the transport.
     pub fn shutdown(&self) {
+        let mut wake = Vec::new();
         self.shared.with(|state| {
+            state.drain(&mut wake);
             state.session.shutdown();
             state.shutdown = true;
         });
+        for waker in wake {
+            waker.wake();
+        }
     }
 
     /// As [`shutdown`](Self::shutdown), and closes the transport with a code and a reason if it has
@@ -88,7 +92,7 @@ impl Tunnel {
     }
 
     /// Waits for the end of the tunnel and returns how it ended, as the [`Driver`](super::Driver)
-    /// does. Cancel safe.
+    /// does. The transport may still be closing; await the driver for that. Cancel safe.
     ///
     /// # Errors
     /// [`TunnelError`] unless this end finished: all handles were dropped, or the tunnel was closed

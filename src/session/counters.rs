@@ -26,6 +26,8 @@ pub struct Stats {
     pub bytes_received: u64,
     /// Violations by the peer ([`Violation`](super::Violation)).
     pub violations: u64,
+    /// Messages of the peer without content: PING, PONG, GOAWAY, and DATA without a payload.
+    pub empty: u64,
     /// DATA for ids that are not live.
     pub stray_data: u64,
     /// Datagrams to the peer that were dropped: newer ones came, or they were too long.

@@ -48,10 +48,12 @@ impl Session {
             Frame::Error { id, code, text, .. } => self.handle_error(id, code, &text),
             Frame::Ping { id, payload } => self.handle_ping(id, &payload),
             Frame::Pong { payload, .. } => {
+                self.counters.empty += 1;
                 self.keepalive.handle_pong(now, &payload);
                 Ok(())
             }
             Frame::GoAway => {
+                self.counters.empty += 1;
                 if self.draining.begin_at_peer() {
                     self.events.push(Event::GoAway);
                 }
@@ -135,6 +137,7 @@ impl Session {
             }
         };
         let stream = s.id();
+        self.counters.empty += u64::from(payload.is_empty() && proto == Proto::Tcp);
         if s.proto() != proto {
             let kind = Kind::Data;
             return Err(Violation::WrongProto { kind, id });
@@ -238,6 +241,7 @@ impl Session {
     }
 
     fn handle_ping(&mut self, id: ClientId, payload: &[u8]) -> Result<(), Violation> {
+        self.counters.empty += 1;
         if self.control.is_congested() {
             return Err(Violation::TooManyRequests(self.config.max_replies));
         }

@@ -36,13 +36,15 @@ impl Session {
     }
 
     /// Number of parties that use this tunnel. Each stream of an opener may belong to a different
-    /// party.
+    /// party. None once the tunnel has ended and its streams were released.
     #[must_use]
     pub fn parties(&self) -> usize {
-        match self.dialect.role() {
-            Role::Opener => self.streams.len().max(1),
+        let streams = self.streams.len();
+        let most = match self.dialect.role() {
+            Role::Opener => streams.max(1),
             Role::Acceptor => 1,
-        }
+        };
+        if self.closed { streams.min(most) } else { most }
     }
 
     /// While pressed, the session refuses new connections (ERROR, limit) and hardly holds more:

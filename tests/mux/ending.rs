@@ -59,3 +59,21 @@ async fn a_close_that_is_given_up_goes_on_and_a_shutdown_hurries_it() {
     tunnel.near.tunnel().shutdown();
     assert_eq!(within(tunnel.near.tunnel().closed()).await, Ok(()));
 }
+
+/// The peer reads nothing, so the tunnel does not end yet.
+#[tokio::test]
+async fn a_tunnel_that_nobody_needs_any_more_drains() {
+    let mut tunnel = Link::Pipe.v2().await;
+    let (mut near, _far) = tunnel.stream().await;
+    let watched = tunnel.near.tunnel().clone();
+    let waiting = tokio::spawn({
+        let watched = watched.clone();
+        async move { watched.draining().await }
+    });
+    let write = near.write_all(&[7; 1 << 20]);
+    assert!(timeout(Duration::from_millis(50), write).await.is_err());
+    assert!(!waiting.is_finished());
+    drop((near, tunnel.near));
+    within(waiting).await.unwrap();
+    assert_eq!(watched.close_reason(), None);
+}

@@ -377,3 +377,23 @@ async fn a_stream_let_go_after_a_silence_has_its_full_linger() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(tunnel.near.tunnel().stats().streams, 0);
 }
+
+/// So has one that is let go after the timer was set for another, which ended by itself.
+#[tokio::test(start_paused = true)]
+async fn a_timer_that_is_no_longer_needed_hides_no_deadline() {
+    let mut config = Config::default();
+    config.keepalive = None;
+    let linger = config.linger;
+    let (mut tunnel, _) = piped(Version::V2, config);
+    let (mut near, _far) = tunnel.stream().await;
+    near.shutdown().await.unwrap();
+    let (ending, other) = tunnel.stream().await;
+    drop(ending);
+    tokio::time::sleep(linger / 2).await;
+    drop(other);
+    tokio::time::sleep(2 * linger).await;
+    assert_eq!(tunnel.near.tunnel().stats().streams, 1);
+    drop(near);
+    tokio::time::sleep(linger + Duration::from_millis(100)).await;
+    assert_eq!(tunnel.near.tunnel().stats().streams, 0);
+}

@@ -256,3 +256,21 @@ fn a_stream_and_a_flow_are_counted_each_for_itself() {
         assert_eq!(pair.acceptor.stream_stats(accepted), None);
     }
 }
+
+/// What a driver may read less often: it does nothing for anybody.
+#[test]
+fn messages_without_content_are_counted() {
+    let mut pair = Pair::new(Version::V2);
+    pair.stream();
+    let before = pair.acceptor.stats().empty;
+    let ping = |payload: &'static [u8]| Frame::Ping {
+        id: ClientId::KEEPALIVE,
+        payload: Bytes::from_static(payload),
+    };
+    for message in [ping(b"?"), ping(b""), Frame::GoAway, data(1, "")] {
+        say(&mut pair.acceptor, at(0), message).unwrap();
+    }
+    say(&mut pair.acceptor, at(0), data(1, "x")).unwrap();
+    assert_eq!(pair.acceptor.stats().empty, before + 4);
+    assert_eq!(pair.acceptor.stats().violations, 0);
+}
