@@ -233,6 +233,7 @@ impl Lane {
             State::Failing(reset) => reset.clone(),
             State::Open | State::Finished | State::Cut => return Poll::Pending,
         };
-        Poll::Ready((reset, self.carried - to.unsent()))
+        // Only compared, so it may wrap: bytes from before the join can be unsent too.
+        Poll::Ready((reset, self.carried.wrapping_sub(to.unsent())))
     }
 }

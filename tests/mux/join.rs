@@ -233,6 +233,37 @@ async fn a_reset_that_waits_for_the_transport_is_not_forgotten() {
     }
 }
 
+/// What was written before the join is unsent, but was not carried by it.
+#[tokio::test]
+async fn a_stream_written_before_the_join_outlasts_a_reset_of_the_other() {
+    let (near, far, [there, _]) = pipe(1);
+    let carrier = Packets::default();
+    let mut chain = Chain {
+        client: Link::Pipe.v2().await,
+        service: tunnel(near, far, carrier, mux::builder(), mux::builder()),
+    };
+    let (client, mut here, mut to_service, mut service) = chain.streams().await;
+    within(to_service.established()).await.unwrap();
+    there.hold(true);
+    // Several messages, and the pipe takes one.
+    let header = noise(9, 200_000);
+    to_service.write_all(&header).await.unwrap();
+    client.reset(Reason::Denied, "given up");
+    assert_eq!(reset_of(&mut here).await.reason, Reason::Denied);
+    let joined = tokio::spawn(here.join(to_service));
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(chain.service.near.tunnel().stats().unsent > 0);
+    assert!(!joined.is_finished());
+    there.hold(false);
+    let mut got = Vec::new();
+    within(service.read_to_end(&mut got)).await.unwrap_err();
+    assert!(got == header, "{} of {} bytes", got.len(), header.len());
+    let reset = within(joined).await.unwrap().unwrap_err();
+    assert_eq!(reset.reason, Reason::Denied);
+}
+
 #[tokio::test]
 async fn both_ends_at_once() {
     let mut chain = Chain::v2(Link::Pipe).await;
