@@ -3,6 +3,7 @@ use alloc::format;
 use bytes::Bytes;
 
 use super::life::Verdict;
+use super::reset::cut;
 use super::stream::Stream;
 use super::{EARLY_DATA, INITIAL_WINDOW, Reason, Role, Version, Violation};
 use crate::wire::{ClientId, Frame, Kind, Proto};
@@ -97,8 +98,8 @@ impl Dialect {
         let (code, words) = match (self.version, self.role) {
             (Version::V1, Role::Opener) => return Frame::Close { proto, id },
             (Version::V1, Role::Acceptor) if text.is_empty() => (0, format!("{reason}")),
-            (Version::V1, Role::Acceptor) => (0, format!("{reason}: {text}")),
-            (Version::V2, _) => (reason.code(), text.into()),
+            (Version::V1, Role::Acceptor) => (0, cut(&format!("{reason}: {text}")).into()),
+            (Version::V2, _) => (reason.code(), cut(text).into()),
         };
         let text = Bytes::from(words);
         Frame::Error {

@@ -98,20 +98,22 @@ impl fmt::Display for Reason {
 pub struct Reset {
     /// The class of the failure.
     pub reason: Reason,
-    /// The text of the end that reset it. The peer's text was cleaned by [`clean_text`].
+    /// The text of the end that reset it. The peer's text was cleaned by [`clean_text`]. The
+    /// session sends at most [`MAX_TEXT`](Self::MAX_TEXT) bytes.
     pub text: String,
 }
 
 impl Reset {
-    /// Longest text kept of a peer, in bytes.
+    /// Longest text sent to a peer or kept of one, in bytes (PROTOCOL.md section 5.4).
     pub const MAX_TEXT: usize = 1024;
 
-    /// A reset by this end.
+    /// A reset by this end. Keeps at most [`MAX_TEXT`](Self::MAX_TEXT) bytes of `text`, in whole
+    /// characters.
     #[must_use]
     pub fn new(reason: Reason, text: &str) -> Self {
         Self {
             reason,
-            text: text.into(),
+            text: cut(text).into(),
         }
     }
 
@@ -120,6 +122,13 @@ impl Reset {
         let text = clean_text(text);
         Self { reason, text }
     }
+}
+
+/// As much of `text` as an ERROR carries, in whole characters.
+pub(super) fn cut(text: &str) -> &str {
+    let fits = |end: &usize| text.is_char_boundary(*end);
+    let end = (0..=Reset::MAX_TEXT.min(text.len())).rev().find(fits);
+    end.and_then(|end| text.get(..end)).unwrap_or_default()
 }
 
 /// Makes a peer's text safe for one line of a log or a terminal (PROTOCOL.md section 7).
@@ -158,7 +167,7 @@ impl Session {
     /// read.
     ///
     /// The peer receives `reason` and `text` in v2, and the text alone in v1 if this end is the
-    /// acceptor.
+    /// acceptor. At most [`Reset::MAX_TEXT`] bytes of the text are sent.
     pub fn reset(&mut self, stream: StreamId, reason: Reason, text: &str) {
         self.end(stream, Ending::Here(Reset::new(reason, text)));
     }

@@ -54,6 +54,35 @@ fn the_service_may_end_first() {
     }
 }
 
+/// A body of a megabyte, say, as the text of a refusal.
+#[test]
+fn a_text_too_long_for_a_message_is_cut_and_ends_no_tunnel() {
+    let body = "é".repeat(1 << 20);
+    for version in BOTH {
+        let mut pair = Pair::new(version);
+        let (kept, _) = pair.stream();
+        let refused = pair.opener.open_tcp(81, pair.now).unwrap();
+        pair.run();
+        let asked = incoming(&mut pair.acceptor);
+        pair.acceptor.reject(asked, Reason::Refused, &body);
+        pair.run();
+        let text = &pair.opener.reset_of(refused).unwrap().text;
+        let text = match version {
+            Version::V1 => text.strip_prefix("connection refused: ").unwrap(),
+            _ => text,
+        };
+        assert!(text.len() > 1000 && body.starts_with(text), "{text}");
+
+        let (opened, accepted) = pair.stream();
+        pair.acceptor.reset(accepted, Reason::Reset, &body);
+        let own = pair.acceptor.reset_of(accepted).unwrap();
+        assert_eq!(own.text.len(), Reset::MAX_TEXT);
+        pair.run();
+        assert!(pair.opener.reset_of(opened).unwrap().text.len() <= Reset::MAX_TEXT);
+        assert_eq!(pair.opener.reset_of(kept), None);
+    }
+}
+
 #[test]
 fn a_reset_reaches_the_other_side_with_its_reason() {
     let mut pair = Pair::new(Version::V2);
