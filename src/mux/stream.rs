@@ -64,13 +64,16 @@ pub struct ReadHalf {
     chunk: Bytes,
 }
 
-/// The sending direction of a [`TunnelStream`]. Dropping it ends this direction.
+/// The sending direction of a [`TunnelStream`].
+///
+/// Dropping it ends this direction in good order. If not everything was sent, [`reset`](Self::reset)
+/// the stream first, or the peer takes a part for the whole.
 ///
 /// Besides `AsyncWrite`, which copies, it sends chunks that were read behind headroom:
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::WriteHalf;
-/// use kohakuriver_tunnel::session::SendError;
+/// use kohakuriver_tunnel::session::{Reason, SendError};
 /// use kohakuriver_tunnel::wire::HeadroomBuf;
 /// use tokio::io::{AsyncRead, AsyncReadExt};
 ///
@@ -79,8 +82,13 @@ pub struct ReadHalf {
 ///     let mut buffer = HeadroomBuf::with_capacity(64 << 10);
 ///     loop {
 ///         let capacity = write.capacity().await?;
-///         if file.read_buf(&mut buffer.spare(capacity)).await? == 0 {
-///             return Ok(write.finish());
+///         match file.read_buf(&mut buffer.spare(capacity)).await {
+///             Ok(0) => return Ok(write.finish()),
+///             Ok(_) => {}
+///             Err(error) => {
+///                 write.reset(Reason::Reset, "the file cannot be read");
+///                 return Err(error);
+///             }
 ///         }
 ///         let mut chunk = buffer.split();
 ///         // Another stream may take the room meanwhile.
@@ -131,8 +139,7 @@ impl TunnelStream {
 
     /// Ends both directions at once. The peer receives `reason` (v2) and `text`.
     pub fn reset(&self, reason: Reason, text: &str) {
-        let reset = |state: &mut super::shared::State, id| state.session.reset(id, reason, text);
-        self.write.handle.with(reset);
+        self.write.reset(reason, text);
     }
 
     /// Counters of the stream.
@@ -229,6 +236,12 @@ impl WriteHalf {
     /// Ends this direction after the data sent so far.
     pub fn finish(&mut self) {
         self.handle.with(|state, id| state.session.finish(id));
+    }
+
+    /// Ends both directions of the stream at once, as [`TunnelStream::reset`].
+    pub fn reset(&self, reason: Reason, text: &str) {
+        self.handle
+            .with(|state, id| state.session.reset(id, reason, text));
     }
 
     /// Waits until all sent data was transmitted, or dropped by a reset.

@@ -269,3 +269,23 @@ async fn empty_reads_and_writes_do_nothing() {
     within(far.read_exact(&mut byte)).await.unwrap();
     assert_eq!(&byte, b"x");
 }
+
+/// A drop would look like a complete file.
+#[tokio::test]
+async fn a_writer_that_fails_resets_its_stream() {
+    for link in Link::BOTH {
+        let mut tunnel = link.v2().await;
+        let (near, mut far) = tunnel.stream().await;
+        let (mut read, mut write) = near.into_split();
+        write.write_all(b"half a fi").await.unwrap();
+        let mut part = [0; 9];
+        within(far.read_exact(&mut part)).await.unwrap();
+        write.reset(Reason::Reset, "the file cannot be read");
+        drop(write);
+        let error = within(far.read(&mut [0])).await.unwrap_err();
+        let reset = error.get_ref().unwrap().downcast_ref::<Reset>().unwrap();
+        let expected = Reset::new(Reason::Reset, "the file cannot be read");
+        assert_eq!(reset, &expected);
+        assert_eq!(within(read.chunk()).await, Err(expected));
+    }
+}
