@@ -30,7 +30,8 @@ async fn tunnel(socket: ws::WebSocket) {
             tokio::spawn(async move {
                 let address = ("127.0.0.1", incoming.port());
                 let mut service = TcpStream::connect(address).await.ok()?; // dropped: refused
-                incoming.accept().relay(&mut service).await.ok()
+                let relayed = incoming.accept().relay(&mut service).await;
+                relayed.inspect_err(|_| _ = service.set_zero_linger()).ok() // no clean end
             });
         }
     }

@@ -80,7 +80,7 @@ pub trait Timer: Unpin {
     fn clock(&mut self) -> Arc<dyn Clock>;
 
     /// Ready when `deadline` has passed; otherwise wakes the task then. Replaces an earlier
-    /// deadline.
+    /// deadline. The same deadline may be asked for again after it was ready: a timer may be early.
     fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()>;
 }
 

@@ -74,7 +74,12 @@ impl Timer for PageTimer {
                 TimeoutFuture::new(u32::try_from(wait).unwrap_or(u32::MAX)),
             )
         }));
-        Pin::new(sleep).poll(cx)
+        let due = Pin::new(sleep).poll(cx);
+        if due.is_ready() {
+            // A browser's timer may be early, and then the same deadline is asked for again.
+            self.armed = None;
+        }
+        due
     }
 }
 
