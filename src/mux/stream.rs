@@ -66,8 +66,8 @@ pub struct ReadHalf {
 
 /// The sending direction of a [`TunnelStream`].
 ///
-/// Dropping it ends this direction in good order. If not everything was sent, [`reset`](Self::reset)
-/// the stream first, or the peer takes a part for the whole.
+/// Dropping it ends this direction in good order. If not everything was sent,
+/// [`reset`](Self::reset) the stream first, or the peer takes a part for the whole.
 ///
 /// Besides `AsyncWrite`, which copies, it sends chunks that were read behind headroom:
 ///

@@ -64,8 +64,8 @@ impl Tunnel {
         self.closed().await
     }
 
-    /// Resets every stream and ends the tunnel within 1 s, even if the transport accepts nothing. As
-    /// after [`close`](Self::close), the driver may take longer to close the transport.
+    /// Resets every stream and ends the tunnel within 1 s, even if the transport accepts nothing.
+    /// As after [`close`](Self::close), the driver may take longer to close the transport.
     pub fn shutdown(&self) {
         let mut wake = Vec::new();
         self.shared.with(|state| {
