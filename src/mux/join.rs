@@ -6,7 +6,7 @@ use bytes::{Buf, Bytes};
 
 use super::relay::Relayed;
 use super::stream::{ReadHalf, TunnelStream, WriteHalf};
-use crate::session::{Reset, SendError};
+use crate::session::{Reason, Reset, SendError};
 use crate::wire::Chunk;
 
 impl TunnelStream {
@@ -19,7 +19,8 @@ impl TunnelStream {
     ///
     /// Each stream keeps its credit. While one stream takes nothing, at most one message is read
     /// from the other. If one is reset, earlier data still reaches the other, followed by the reset
-    /// with its reason and text. If the future is dropped, both streams end in good order.
+    /// with its reason and text. If the future is dropped before its end, both streams are reset:
+    /// bytes in between are lost, and a part must not look like the whole.
     ///
     /// [`Relayed::received`] counts bytes from this stream, [`Relayed::sent`] bytes from `other`.
     ///
@@ -39,8 +40,8 @@ impl TunnelStream {
     ///
     /// # Errors
     /// The [`Reset`] of either stream. The other stream was reset with it.
-    pub async fn join(self, other: Self) -> Result<Relayed, Reset> {
-        self.join_with_grace(other, core::future::pending).await
+    pub fn join(self, other: Self) -> impl Future<Output = Result<Relayed, Reset>> {
+        self.join_with_grace(other, core::future::pending)
     }
 
     /// As [`join`](Self::join), with a time limit for a stream that does not accept data from
@@ -52,14 +53,15 @@ impl TunnelStream {
     ///
     /// # Errors
     /// As [`join`](Self::join).
-    pub async fn join_with_grace<F>(
+    pub fn join_with_grace<F>(
         self,
         other: Self,
         mut grace: impl FnMut() -> F,
-    ) -> Result<Relayed, Reset>
+    ) -> impl Future<Output = Result<Relayed, Reset>>
     where
         F: Future<Output = ()>,
     {
+        // Not in the future's body: it may be dropped before its first poll.
         let mut join = Join {
             one: self,
             other,
@@ -67,7 +69,7 @@ impl TunnelStream {
             back: Lane::default(),
         };
         let mut waiting = None;
-        poll_fn(|cx| {
+        poll_fn(move |cx| {
             if let Poll::Ready(outcome) = join.poll(cx) {
                 return Poll::Ready(outcome);
             }
@@ -86,7 +88,6 @@ impl TunnelStream {
                 None => Poll::Pending,
             }
         })
-        .await
     }
 }
 
@@ -133,13 +134,17 @@ impl Join {
         if let Poll::Ready(reset) = reset {
             return Poll::Ready(Err(self.pass_on(reset)));
         }
-        match (&self.there.state, &self.back.state) {
-            (State::Finished, State::Finished) => Poll::Ready(Ok(Relayed {
-                sent: self.back.carried,
-                received: self.there.carried,
-            })),
-            _ => Poll::Pending,
+        if !self.is_finished() {
+            return Poll::Pending;
         }
+        Poll::Ready(Ok(Relayed {
+            sent: self.back.carried,
+            received: self.there.carried,
+        }))
+    }
+
+    fn is_finished(&self) -> bool {
+        self.there.state == State::Finished && self.back.state == State::Finished
     }
 
     /// Ready with a reset, and the progress so far, if earlier data is not accepted.
@@ -157,6 +162,15 @@ impl Join {
         self.one.reset(reset.reason, &reset.text);
         self.other.reset(reset.reason, &reset.text);
         reset
+    }
+}
+
+impl Drop for Join {
+    /// Has no effect on streams that have ended.
+    fn drop(&mut self) {
+        if !self.is_finished() {
+            self.pass_on(Reset::new(Reason::Reset, "the relay was dropped"));
+        }
     }
 }
 

@@ -79,15 +79,16 @@ impl TunnelStream {
     /// Bytes read from the local side go into the transport's message without a copy, and bytes
     /// from the tunnel into the local write. An idle relay holds no buffer. If the local side
     /// fails, the stream is reset. If the tunnel fails, earlier data is still written, and the
-    /// caller should reset the local side.
+    /// caller should reset the local side. If the future is dropped before its end, the stream is
+    /// reset: bytes in between are lost, and a part must not look like the whole.
     ///
     /// # Errors
     /// [`RelayError`].
-    pub async fn relay<S>(self, local: &mut S) -> Result<Relayed, RelayError>
+    pub fn relay<S>(self, local: &mut S) -> impl Future<Output = Result<Relayed, RelayError>>
     where
         S: AsyncRead + AsyncWrite + Unpin + ?Sized,
     {
-        self.relay_with_grace(local, core::future::pending).await
+        self.relay_with_grace(local, core::future::pending)
     }
 
     /// As [`relay`](Self::relay), with a time limit for a local side that does not read the data
@@ -99,15 +100,16 @@ impl TunnelStream {
     ///
     /// # Errors
     /// [`RelayError`].
-    pub async fn relay_with_grace<S, F>(
+    pub fn relay_with_grace<S, F>(
         self,
         local: &mut S,
         mut grace: impl FnMut() -> F,
-    ) -> Result<Relayed, RelayError>
+    ) -> impl Future<Output = Result<Relayed, RelayError>>
     where
         S: AsyncRead + AsyncWrite + Unpin + ?Sized,
         F: Future<Output = ()>,
     {
+        // Not in the future's body: it may be dropped before its first poll.
         let mut relay = Relay {
             stream: self,
             sending: true,
@@ -116,8 +118,9 @@ impl TunnelStream {
             inbound: Inbound::default(),
         };
         let mut waiting = None;
-        let outcome = poll_fn(|cx| {
+        poll_fn(move |cx| {
             if let Poll::Ready(outcome) = relay.poll(cx, local) {
+                relay.inform(&outcome);
                 return Poll::Ready(outcome);
             }
             let reset = ready!(relay.poll_undelivered(cx));
@@ -133,13 +136,6 @@ impl TunnelStream {
                 None => Poll::Pending,
             }
         })
-        .await;
-        if let Err(RelayError::Local(error)) = &outcome {
-            // Only the kind: the error's text may contain local names.
-            let text = alloc::format!("{}", error.kind());
-            relay.stream.reset(Reason::Reset, &text);
-        }
-        outcome
     }
 }
 
@@ -193,12 +189,30 @@ impl Relay {
         }
     }
 
+    /// Resets the stream if the local side failed.
+    fn inform(&self, outcome: &Result<Relayed, RelayError>) {
+        if let Err(RelayError::Local(error)) = outcome {
+            // Only the kind: the error's text may contain local names.
+            let text = alloc::format!("{}", error.kind());
+            self.stream.reset(Reason::Reset, &text);
+        }
+    }
+
     /// Ready with the tunnel's reset if the local side does not accept earlier data.
     fn poll_undelivered(&mut self, cx: &mut Context<'_>) -> Poll<Reset> {
         if self.receiving && !self.inbound.chunks.is_empty() {
             self.stream.split_mut().0.poll_reset(cx)
         } else {
             Poll::Pending
+        }
+    }
+}
+
+impl Drop for Relay {
+    /// Has no effect on a stream that has ended.
+    fn drop(&mut self) {
+        if self.sending || self.receiving {
+            self.stream.reset(Reason::Reset, "the relay was dropped");
         }
     }
 }

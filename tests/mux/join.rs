@@ -347,23 +347,58 @@ async fn grace_bounds_what_a_stalled_reader_keeps() {
     assert!((20..=30).contains(&passed), "{passed} s");
 }
 
+/// Neither end must take a part for the whole.
 #[tokio::test]
-async fn a_dropped_join_ends_both_streams_gracefully() {
-    let mut chain = Chain::v2(Link::Pipe).await;
-    let (client, service, joined) = chain.joined().await;
-    let (mut service_read, mut service_write) = service.into_split();
-    let (_read, mut write) = client.into_split();
-    write.write_all(b"half a sent").await.unwrap();
-    let first = within(service_read.chunk()).await.unwrap();
-    assert_eq!(first, Some(Bytes::from_static(b"half a sent")));
-    joined.abort();
-    assert_eq!(within(service_read.chunk()).await.unwrap(), None);
-    within(async {
-        while service_write.send(Chunk::copied(b"?")).is_ok() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+async fn a_dropped_join_resets_both_streams() {
+    let dropped = Reset::new(Reason::Reset, "the relay was dropped");
+    for link in Link::BOTH {
+        let mut chain = Chain::v2(link).await;
+        let (client, service, joined) = chain.joined().await;
+        let (mut service_read, mut service_write) = service.into_split();
+        let (mut read, mut write) = client.into_split();
+        write.write_all(b"half a sent").await.unwrap();
+        let first = within(service_read.chunk()).await.unwrap();
+        assert_eq!(first, Some(Bytes::from_static(b"half a sent")));
+        joined.abort();
+        assert_eq!(within(service_read.chunk()).await, Err(dropped.clone()));
+        within(async {
+            while service_write.send(Chunk::copied(b"?")).is_ok() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        assert_eq!(within(read.chunk()).await, Err(dropped.clone()));
+
+        let (mut client, here, there, mut service) = chain.streams().await;
+        drop(here.join(there)); // never polled
+        assert_eq!(reset_of(&mut client).await, dropped);
+        assert_eq!(reset_of(&mut service).await, dropped);
+    }
+}
+
+/// What was carried to the end keeps its end, though it is still in the queue of the transport.
+#[tokio::test]
+async fn a_finished_join_resets_nothing() {
+    let (near, far, [there, _]) = pipe(1);
+    let carrier = Packets::default();
+    let mut chain = Chain {
+        client: Link::Pipe.v2().await,
+        service: tunnel(near, far, carrier, mux::builder(), mux::builder()),
+    };
+    let (mut client, mut service, joined) = chain.joined().await;
+    within(service.established()).await.unwrap();
+    service.shutdown().await.unwrap();
+    assert_eq!(within(client.read(&mut [0])).await.unwrap(), 0);
+    there.hold(true);
+    let data = noise(4, 100_000);
+    client.write_all(&data).await.unwrap();
+    client.shutdown().await.unwrap();
+    within(joined).await.unwrap().unwrap();
+    assert!(chain.service.near.tunnel().stats().unsent > 0);
+    there.hold(false);
+    let mut got = Vec::new();
+    within(service.read_to_end(&mut got)).await.unwrap();
+    assert!(got == data, "{} of {} bytes", got.len(), data.len());
 }
 
 /// Many joins on many threads fight for one small budget: none loses what it has read.

@@ -1,12 +1,13 @@
 //! A stream joined with a local connection.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use kohakuriver_tunnel::mux::{RelayError, Relayed, TunnelStream};
-use kohakuriver_tunnel::session::{Config, Reason, Version};
+use kohakuriver_tunnel::session::{Config, Reason, Reset, Version};
 use kohakuriver_tunnel::wire::Chunk;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, duplex};
 use tokio::task::JoinHandle;
@@ -325,24 +326,57 @@ async fn a_refusal_reaches_the_relay() {
     assert!(matches!(error, RelayError::Tunnel(reset) if reset.reason == Reason::Refused));
 }
 
+/// The peer must not take a part for the whole.
 #[tokio::test]
-async fn a_dropped_relay_ends_the_stream_gracefully() {
-    let mut tunnel = Link::Pipe.v2().await;
-    let (near, far) = tunnel.stream().await;
-    let (mut client, local) = duplex(1000);
-    let relay = relay(near, local);
-    client.write_all(b"half a sent").await.unwrap();
-    let (mut read, mut write) = far.into_split();
-    let first = within(read.chunk()).await.unwrap();
-    assert_eq!(first, Some(Bytes::from_static(b"half a sent")));
-    relay.abort();
-    assert_eq!(within(read.chunk()).await.unwrap(), None);
-    within(async {
-        while write.send(Chunk::copied(b"?")).is_ok() {
-            tokio::task::yield_now().await;
+async fn a_dropped_relay_resets_the_stream() {
+    let dropped = Reset::new(Reason::Reset, "the relay was dropped");
+    for link in Link::BOTH {
+        let mut tunnel = link.v2().await;
+        let (near, far) = tunnel.stream().await;
+        let (mut client, local) = duplex(1000);
+        let relay = relay(near, local);
+        client.write_all(b"half a sent").await.unwrap();
+        let (mut read, mut write) = far.into_split();
+        let first = within(read.chunk()).await.unwrap();
+        assert_eq!(first, Some(Bytes::from_static(b"half a sent")));
+        relay.abort();
+        assert_eq!(within(read.chunk()).await, Err(dropped.clone()));
+        within(async {
+            while write.send(Chunk::copied(b"?")).is_ok() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+
+        let (never_polled, far) = tunnel.stream().await;
+        let (_client, mut local) = duplex(1000);
+        drop(never_polled.relay(&mut local));
+        let (mut read, _write) = far.into_split();
+        assert_eq!(within(read.chunk()).await, Err(dropped.clone()));
+    }
+}
+
+/// One direction has ended in good order, and the other has not.
+#[tokio::test]
+async fn a_relay_dropped_after_a_half_close_resets_the_stream() {
+    for from_tunnel in [true, false] {
+        let mut tunnel = Link::Pipe.v2().await;
+        let (near, far) = tunnel.stream().await;
+        let (mut client, local) = duplex(1000);
+        let relay = relay(near, local);
+        let (mut read, mut write) = far.into_split();
+        if from_tunnel {
+            write.shutdown().await.unwrap();
+            assert_eq!(within(client.read(&mut [0])).await.unwrap(), 0);
+        } else {
+            client.shutdown().await.unwrap();
+            assert_eq!(within(read.chunk()).await, Ok(None));
         }
-    })
-    .await;
+        relay.abort();
+        within(relay).await.unwrap_err();
+        let reset = within(poll_fn(|cx| read.poll_reset(cx))).await;
+        assert_eq!(reset.text, "the relay was dropped");
+    }
 }
 
 /// A local side; at every second read of it another stream takes all the room.
