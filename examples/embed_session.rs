@@ -45,6 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             socket.write(match transmit {
                 Transmit::Message(message) => Message::Binary(message),
                 Transmit::Probe => Message::Ping(Vec::new().into()),
+                other => return Err(format!("cannot send {other:?}").into()),
             })?;
         }
         socket.flush()?;

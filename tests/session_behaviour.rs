@@ -120,6 +120,7 @@ fn pass(from: &mut Session, to: &mut Session, now: Instant) -> bool {
         match from.poll_transmit(now) {
             Some(Transmit::Message(message)) => to.handle_message(now, message).unwrap(),
             Some(Transmit::Probe) => from.handle_activity(now),
+            Some(other) => panic!("unknown: {other:?}"),
             None => break,
         }
         moved = true;

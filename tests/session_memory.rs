@@ -30,6 +30,7 @@ fn pass(from: &mut Session, to: &mut Session) {
         match from.poll_transmit(NOW) {
             Some(Transmit::Message(message)) => to.handle_message(NOW, message).unwrap(),
             Some(Transmit::Probe) => {}
+            Some(other) => panic!("unknown: {other:?}"),
             None => return,
         }
     }

@@ -236,10 +236,7 @@ mod must {
         };
         let receive = async {
             assert!(far.next().await.is_none());
-            let reason = CloseReason {
-                code: 1008,
-                text: "é".repeat(61),
-            };
+            let reason = CloseReason::new(1008, "é".repeat(61));
             assert_eq!(far.close_reason(), Some(&reason));
         };
         soon(async { tokio::join!(close, receive) }).await;

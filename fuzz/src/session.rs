@@ -172,6 +172,7 @@ impl End {
                     self.wire.push_back(message);
                 }
                 Some(Transmit::Probe) => self.session.handle_activity(now),
+                Some(other) => panic!("unknown: {other:?}"),
                 None => {
                     assert!(!self.session.has_transmit());
                     return;

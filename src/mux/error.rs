@@ -142,10 +142,7 @@ impl From<ConnectError> for io::Error {
 
 /// A peer's reason for closing, safe to show.
 pub(super) fn clean(reason: CloseReason) -> CloseReason {
-    CloseReason {
-        text: clean_text(reason.text.as_bytes()),
-        ..reason
-    }
+    CloseReason::new(reason.code, clean_text(reason.text.as_bytes()))
 }
 
 fn colon(words: &str) -> &'static str {
@@ -192,10 +189,7 @@ mod tests {
     fn a_reason_is_said_only_if_there_is_one() {
         let ended = TunnelError::Ended(None);
         assert_eq!(ended.to_string(), "ended by the other side");
-        let reason = CloseReason {
-            code: 4001,
-            text: "replaced\n".into(),
-        };
+        let reason = CloseReason::new(4001, "replaced\n");
         let ended = TunnelError::ended(Some(reason));
         assert_eq!(
             ended.to_string(),

@@ -4,7 +4,7 @@ use core::task::Poll;
 use super::shared::{Handle, register};
 use super::{TunnelDatagram, TunnelStream};
 use crate::session::{Reason, State};
-use crate::wire::Proto;
+use crate::wire::{ClientId, Proto};
 
 /// A connection that the peer requests. Dropping it refuses the connection.
 ///
@@ -88,7 +88,7 @@ impl Incoming {
 
     /// The client id on the wire, for logs.
     #[must_use]
-    pub fn id(&self) -> Option<u32> {
+    pub fn id(&self) -> Option<ClientId> {
         self.asked().id()
     }
 
@@ -125,7 +125,7 @@ impl IncomingTcp {
 
     /// The client id on the wire, for logs.
     #[must_use]
-    pub fn id(&self) -> Option<u32> {
+    pub fn id(&self) -> Option<ClientId> {
         self.0.id()
     }
 
@@ -156,7 +156,7 @@ impl IncomingUdp {
 
     /// The client id on the wire, for logs.
     #[must_use]
-    pub fn id(&self) -> Option<u32> {
+    pub fn id(&self) -> Option<ClientId> {
         self.0.id()
     }
 
@@ -199,9 +199,9 @@ impl Asked {
             .with(|state, id| state.session.reset(id, reason, text));
     }
 
-    fn id(&self) -> Option<u32> {
+    fn id(&self) -> Option<ClientId> {
         let state = self.handle.shared.lock();
-        state.session.client_id(self.handle.id).map(|id| id.0)
+        state.session.client_id(self.handle.id)
     }
 
     async fn abandoned(&self) {

@@ -37,12 +37,13 @@ std::thread_local! {
 ///
 /// async fn serve(stream: TunnelStream, mut service: TcpStream) {
 ///     match stream.relay(&mut service).await {
-///         Ok(Relayed { sent, received }) => println!("{received} in, {sent} out"),
+///         Ok(Relayed { sent, received, .. }) => println!("{received} in, {sent} out"),
 ///         Err(error) => println!("{error}"),
 ///     }
 /// }
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct Relayed {
     /// Bytes from the local side into the tunnel.
     pub sent: u64,
@@ -63,6 +64,7 @@ pub struct Relayed {
 /// }
 /// ```
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum RelayError {
     /// The tunnel side failed, or the connection behind it.
     #[error(transparent)]

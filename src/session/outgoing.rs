@@ -21,6 +21,7 @@ use crate::wire::{Chunk, ClientId, Frame, Proto};
 /// assert_eq!(session.poll_transmit(now), Some(Transmit::Message(goaway.to_vec().into())));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Transmit {
     /// One tunnel message.
     Message(Bytes),

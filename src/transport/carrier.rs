@@ -121,11 +121,12 @@ pub enum Received<M> {
 /// ```
 /// use kohakuriver_tunnel::transport::CloseReason;
 ///
-/// let refused = CloseReason { code: 1008, text: "unknown task".into() };
+/// let refused = CloseReason::new(1008, "unknown task");
 /// assert_eq!(refused.to_string(), "unknown task (1008)");
 /// assert_eq!(CloseReason::cut(&"é".repeat(100)).len(), 122);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CloseReason {
     /// 1000 is a normal end, 1008 a refusal, 1011 a failure.
     pub code: u16,
@@ -136,6 +137,13 @@ pub struct CloseReason {
 impl CloseReason {
     /// Longest text in a WebSocket's close frame, in bytes.
     pub const MAX_TEXT: usize = 123;
+
+    /// A code and a text, unchanged.
+    #[must_use]
+    pub fn new(code: u16, text: impl Into<String>) -> Self {
+        let text = text.into();
+        Self { code, text }
+    }
 
     /// As much of `text` as fits a close frame, in whole characters.
     #[must_use]

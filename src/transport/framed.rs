@@ -395,10 +395,7 @@ mod tests {
     #[test]
     fn the_end_is_final_and_polls_the_stack_once_more_for_its_closing_handshake() {
         let after = Some(Received::Message(ping().to_bytes()));
-        let reason = CloseReason {
-            code: 1008,
-            text: "no".into(),
-        };
+        let reason = CloseReason::new(1008, "no");
         let mut frames = frames([Received::End(Some(reason.clone()))], after);
         let wakes = Arc::default();
         assert!(!frames.is_terminated());

@@ -28,7 +28,7 @@
 /// let message = client::Ws.binary("hi".into());
 /// assert_eq!(client::Ws.classify(message), Received::Message("hi".into()));
 /// let close = Axum.close(1008, "unknown task").unwrap();
-/// let reason = CloseReason { code: 1008, text: "unknown task".into() };
+/// let reason = CloseReason::new(1008, "unknown task");
 /// assert_eq!(Axum.classify(close), Received::End(Some(reason)));
 /// ```
 ///
@@ -68,10 +68,7 @@ macro_rules! carrier {
                     CarrierMessage::Ping(_) | CarrierMessage::Pong(_) => CarrierReceived::Skip,
                     CarrierMessage::Text(text) => CarrierReceived::Text(text.as_str().into()),
                     CarrierMessage::Close(frame) => CarrierReceived::End(frame.map(|frame| {
-                        $crate::transport::CloseReason {
-                            code: frame.code.into(),
-                            text: (&*frame.reason).into(),
-                        }
+                        $crate::transport::CloseReason::new(frame.code.into(), &*frame.reason)
                     })),
                     // Some stacks have a raw frame too.
                     #[allow(unreachable_patterns)]
@@ -127,9 +124,8 @@ macro_rules! carrier {
                 }
                 if message.is_close() {
                     let close = message.as_close();
-                    let close = close.map(|(code, text)| $crate::transport::CloseReason {
-                        code: code.into(),
-                        text: text.into(),
+                    let close = close.map(|(code, text)| {
+                        $crate::transport::CloseReason::new(code.into(), text)
                     });
                     // 1005 means that the frame has no code.
                     return CarrierReceived::End(close.filter(|close| close.code != 1005));

@@ -36,8 +36,7 @@ fn text(text: &str) -> Packet {
 }
 
 fn close(code: u16, text: &str) -> CloseReason {
-    let text = text.to_owned();
-    CloseReason { code, text }
+    CloseReason::new(code, text)
 }
 
 #[tokio::test]

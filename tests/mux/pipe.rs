@@ -222,7 +222,7 @@ impl Carrier for Packets {
     }
 
     fn close(&mut self, code: u16, why: &str) -> Option<Packet> {
-        let text = CloseReason::cut(why).to_owned();
-        Some(Packet::Close(CloseReason { code, text }))
+        let reason = CloseReason::new(code, CloseReason::cut(why));
+        Some(Packet::Close(reason))
     }
 }

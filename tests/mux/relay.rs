@@ -99,12 +99,10 @@ async fn exchange(len: usize, link: Link, local: Local) {
     for task in tasks {
         task.await.unwrap();
     }
-    let all = Relayed {
-        sent: len as u64,
-        received: len as u64,
-    };
+    let len = len as u64;
     for relay in relays {
-        assert_eq!(within(relay).await.unwrap().unwrap(), all);
+        let relayed = within(relay).await.unwrap().unwrap();
+        assert_eq!((relayed.sent, relayed.received), (len, len));
     }
 }
 

@@ -344,6 +344,7 @@ impl Network {
                     end.probes += 1;
                     Packet::Probe
                 }
+                Some(other) => panic!("unknown: {other:?}"),
                 None => {
                     assert!(!end.session.has_transmit(), "nothing came of has_transmit");
                     break;

@@ -71,6 +71,7 @@ async fn connection(mut socket: TcpStream, peer: SocketAddr, forward: &Forward, 
         Err(RelayError::Local(error)) => {
             tracing::debug!(%peer, port, "ended by the application: {error}");
         }
+        Err(error) => tracing::debug!(%peer, port, "ended: {error}"),
     }
 }
 

@@ -97,6 +97,7 @@ async fn stream(incoming: IncomingTcp, host: &str, served: &Served, party: Party
             net::reset_on_drop(&socket);
         }
         Err(RelayError::Local(error)) => tracing::debug!(port, "ended by the service: {error}"),
+        Err(error) => tracing::debug!(port, "ended: {error}"),
     }
 }
 
