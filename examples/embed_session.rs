@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         while let Some(transmit) = session.poll_transmit(now()) {
             socket.write(match transmit {
                 Transmit::Message(message) => Message::Binary(message),
-                Transmit::Probe => Message::Ping(Vec::new().into()),
+                Transmit::Ping => Message::Ping(Vec::new().into()),
                 other => return Err(format!("cannot send {other:?}").into()),
             })?;
         }

@@ -119,7 +119,7 @@ fn pass(from: &mut Session, to: &mut Session, now: Instant) -> bool {
     while to.can_receive() {
         match from.poll_transmit(now) {
             Some(Transmit::Message(message)) => to.handle_message(now, message).unwrap(),
-            Some(Transmit::Probe) => from.handle_activity(now),
+            Some(Transmit::Ping) => from.handle_activity(now),
             Some(other) => panic!("unknown: {other:?}"),
             None => break,
         }

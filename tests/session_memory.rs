@@ -29,7 +29,7 @@ fn pass(from: &mut Session, to: &mut Session) {
     while to.can_receive() {
         match from.poll_transmit(NOW) {
             Some(Transmit::Message(message)) => to.handle_message(NOW, message).unwrap(),
-            Some(Transmit::Probe) => {}
+            Some(Transmit::Ping) => {}
             Some(other) => panic!("unknown: {other:?}"),
             None => return,
         }

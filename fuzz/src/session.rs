@@ -171,7 +171,7 @@ impl End {
                     Frame::decode_strict(message.clone()).expect("a message is well formed");
                     self.wire.push_back(message);
                 }
-                Some(Transmit::Probe) => self.session.handle_activity(now),
+                Some(Transmit::Ping) => self.session.handle_activity(now),
                 Some(other) => panic!("unknown: {other:?}"),
                 None => {
                     assert!(!self.session.has_transmit());

@@ -245,7 +245,7 @@ where
             }
             let message = match self.outbox.pop_front() {
                 Some(Transmit::Message(message)) => self.carrier.binary(message),
-                Some(Transmit::Probe) => match self.carrier.ping() {
+                Some(Transmit::Ping) => match self.carrier.ping() {
                     Some(probe) => probe,
                     None => {
                         // The peer was not probed, so silence does not mean that it is dead.

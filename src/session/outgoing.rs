@@ -26,7 +26,7 @@ pub enum Transmit {
     /// One tunnel message.
     Message(Bytes),
     /// A ping of the transport, if it has one. v1 has no keepalive of its own.
-    Probe,
+    Ping,
 }
 
 impl Session {
@@ -119,7 +119,7 @@ impl Session {
             return Some(Transmit::Message(frame.to_bytes()));
         }
         if self.keepalive.take_probe() {
-            return Some(Transmit::Probe);
+            return Some(Transmit::Ping);
         }
         let message = match self.sending.next(&mut self.streams, &mut self.events)? {
             Outgoing::Data(message) => message,

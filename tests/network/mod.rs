@@ -340,7 +340,7 @@ impl Network {
                     }
                     Packet::Message(message)
                 }
-                Some(Transmit::Probe) => {
+                Some(Transmit::Ping) => {
                     end.probes += 1;
                     Packet::Probe
                 }

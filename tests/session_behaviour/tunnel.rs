@@ -172,7 +172,7 @@ fn silence_is_probed_and_then_death() {
         assert_eq!(session.poll_timeout(), Some(at(15_000)));
         session.handle_timeout(at(15_000));
         match (version, session.poll_transmit(at(15_000))) {
-            (Version::V1, Some(Transmit::Probe)) => {}
+            (Version::V1, Some(Transmit::Ping)) => {}
             (Version::V2, Some(Transmit::Message(ping))) => {
                 assert_eq!(Frame::decode(ping).unwrap().kind(), Kind::Ping);
             }
