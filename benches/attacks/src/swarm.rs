@@ -149,9 +149,12 @@ async fn tell() {
     }
 }
 
-/// Connects from one of the attackers' addresses, with a small buffer for what comes back.
+/// Connects from one of the attackers' addresses, with small buffers.
 pub async fn connect(field: &Field, port: u16, number: usize) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
+    // The memory of real attackers' sockets is their own. Here it would count against the limit for
+    // all sockets of the machine, and beyond that limit Linux drops what others send.
+    socket.set_send_buffer_size(32 << 10)?;
     socket.set_recv_buffer_size(4096)?;
     socket.set_nodelay(true)?;
     let last = u8::try_from(1 + number % field.addresses.clamp(1, 250)).unwrap_or(1);
