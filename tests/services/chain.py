@@ -17,6 +17,9 @@ MIB = 1 << 20
 TASK = "42"
 CONTAINER = f"kohakuriver-vps-{TASK}"
 
+# The version of a tunnel is a debug line.
+DEBUG_LOG = {"RUST_LOG": "info,tunnel_programs=debug"}
+
 
 class Failed(Exception):
     """A check failed; the text says how."""
@@ -294,9 +297,8 @@ class Chain:
     def start(self, *runner_arguments):
         self.start_runner("127.0.0.1:0", *runner_arguments)
         url = f"ws://{self.runner_url}"
-        self.agent = self.place.start(
-            "agent", self.agent_command(url, CONTAINER), env={"RUST_LOG": "info,agent=debug"}
-        )
+        command = self.agent_command(url, CONTAINER)
+        self.agent = self.place.start("agent", command, env=DEBUG_LOG)
         until(20, "the registration of the agent", lambda: self.agent.alive() or self.agents() == 1)
         place = f"{TASK}={CONTAINER}@http://{self.runner_url}"
         self.host = self.launch("host", "--listen", "127.0.0.1:0", "--task", place)
@@ -319,9 +321,7 @@ class Chain:
         return [*become_root, find("chroot"), self.root, "/agent", *arguments]
 
     def launch(self, role, *arguments):
-        return self.place.start(
-            role, [self.programs / role, *arguments], env={"RUST_LOG": f"info,{role}=debug"}
-        )
+        return self.place.start(role, [self.programs / role, *arguments], env=DEBUG_LOG)
 
     def forward(self, *ports, local=(), task=TASK, base=None):
         """Forwards ports and returns the local ones. A port is a number, or ends in `/udp`."""
