@@ -116,23 +116,22 @@ impl Account {
     const MOST_SHARES: usize = 64;
 
     pub(super) fn open(budget: &Budget) -> Self {
-        budget.inner.shares.fetch_add(1, Ordering::Relaxed);
-        Self {
+        let mut account = Self {
             budget: budget.clone(),
             charged: 0,
-            shares: 1,
+            shares: 0,
             flooded: false,
             busy: false,
-        }
+        };
+        account.share(1);
+        account
     }
 
     /// Updates what the tunnel holds, and for how many parties. If that is too much, returns how
     /// much the tunnel may hold.
     pub(super) fn settle(&mut self, held: usize, parties: usize) -> Option<usize> {
         let shares = parties.min(Self::MOST_SHARES);
-        if shares != self.shares {
-            self.share(shares);
-        }
+        self.share(shares);
         if held.abs_diff(self.charged) >= Self::GRAIN {
             self.charge(held);
         }
@@ -175,6 +174,9 @@ impl Account {
     }
 
     fn share(&mut self, shares: usize) {
+        if shares == self.shares {
+            return;
+        }
         let all = &self.budget.inner.shares;
         all.fetch_add(shares, Ordering::Relaxed);
         all.fetch_sub(self.shares, Ordering::Relaxed);

@@ -1,9 +1,9 @@
-use alloc::boxed::Box;
 use core::future::{Future, poll_fn};
 use core::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 
+use super::grace::Grace;
 use super::relay::Relayed;
 use super::stream::{ReadHalf, TunnelStream, WriteHalf};
 use crate::session::{Reason, Reset, SendError};
@@ -56,7 +56,7 @@ impl TunnelStream {
     pub fn join_with_grace<F>(
         self,
         other: Self,
-        mut grace: impl FnMut() -> F,
+        grace: impl FnMut() -> F,
     ) -> impl Future<Output = Result<Relayed, Reset>>
     where
         F: Future<Output = ()>,
@@ -68,25 +68,14 @@ impl TunnelStream {
             there: Lane::default(),
             back: Lane::default(),
         };
-        let mut waiting = None;
+        let mut grace = Grace::new(grace);
         poll_fn(move |cx| {
             if let Poll::Ready(outcome) = join.poll(cx) {
                 return Poll::Ready(outcome);
             }
             let (reset, progress) = ready!(join.poll_undelivered(cx));
-            if waiting
-                .as_ref()
-                .is_none_or(|(before, _)| *before != progress)
-            {
-                waiting = Some((progress, Box::pin(grace())));
-            }
-            match &mut waiting {
-                Some((_, grace)) => {
-                    ready!(grace.as_mut().poll(cx));
-                    Poll::Ready(Err(join.pass_on(reset)))
-                }
-                None => Poll::Pending,
-            }
+            ready!(grace.poll(cx, progress));
+            Poll::Ready(Err(join.pass_on(reset)))
         })
     }
 }

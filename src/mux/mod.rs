@@ -55,6 +55,7 @@ mod closing;
 mod datagram;
 mod driver;
 mod error;
+mod grace;
 mod handshake;
 mod incoming;
 mod join;

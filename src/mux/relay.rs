@@ -1,4 +1,3 @@
-use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use core::cell::Cell;
 use core::future::{Future, poll_fn};
@@ -11,6 +10,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
+use super::grace::Grace;
 use super::stream::{ReadHalf, TunnelStream, WriteHalf};
 use crate::session::{Reason, Reset, SendError};
 use crate::wire::{Chunk, HeadroomBuf};
@@ -105,7 +105,7 @@ impl TunnelStream {
     pub fn relay_with_grace<S, F>(
         self,
         local: &mut S,
-        mut grace: impl FnMut() -> F,
+        grace: impl FnMut() -> F,
     ) -> impl Future<Output = Result<Relayed, RelayError>>
     where
         S: AsyncRead + AsyncWrite + Unpin + ?Sized,
@@ -119,24 +119,15 @@ impl TunnelStream {
             outbound: Outbound::default(),
             inbound: Inbound::default(),
         };
-        let mut waiting = None;
+        let mut grace = Grace::new(grace);
         poll_fn(move |cx| {
             if let Poll::Ready(outcome) = relay.poll(cx, local) {
                 relay.inform(&outcome);
                 return Poll::Ready(outcome);
             }
             let reset = ready!(relay.poll_undelivered(cx));
-            let written = relay.inbound.written;
-            if waiting
-                .as_ref()
-                .is_none_or(|(before, _)| *before != written)
-            {
-                waiting = Some((written, Box::pin(grace())));
-            }
-            match &mut waiting {
-                Some((_, grace)) => grace.as_mut().poll(cx).map(|()| Err(reset.into())),
-                None => Poll::Pending,
-            }
+            ready!(grace.poll(cx, relay.inbound.written));
+            Poll::Ready(Err(reset.into()))
         })
     }
 }
