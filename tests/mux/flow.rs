@@ -11,7 +11,7 @@ use kohakuriver_tunnel::wire::{ClientId, Header, Kind, Proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::pipe::{Packet, Packets, pipe};
-use super::tunnel::{Link, accept_tcp, noise, within};
+use super::tunnel::{Link, accept_tcp, echoes, noise, within};
 
 /// Writes until the window is full.
 async fn fill(stream: &mut (impl AsyncWriteExt + Unpin)) -> usize {
@@ -129,26 +129,7 @@ async fn a_shared_budget_strands_nobody() {
         let mut config = Config::default();
         config.send_budget = 64 << 10;
         let (mux, _) = link.tunnel(Version::V2, config).await.echo();
-        let mut tasks = tokio::task::JoinSet::new();
-        for seed in 0..50 {
-            let stream = mux.open_tcp(7).unwrap();
-            tasks.spawn(async move {
-                let data = noise(seed, 300_000);
-                let (mut read, mut write) = stream.into_split();
-                let sent = data.clone();
-                let writer = tokio::spawn(async move {
-                    write.write_all(&sent).await.unwrap();
-                    write.shutdown().await.unwrap();
-                });
-                let mut got = Vec::new();
-                read.read_to_end(&mut got).await.unwrap();
-                writer.await.unwrap();
-                assert!(got == data);
-            });
-        }
-        while let Some(task) = within(tasks.join_next()).await {
-            task.unwrap();
-        }
+        echoes(&mux, 50, 300_000).await;
     }
 }
 

@@ -10,8 +10,8 @@ use kohakuriver_tunnel::wire::Chunk;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::pipe::{Packets, pipe};
-use super::tunnel::{Link, Tunnel, accept_tcp, noise, tunnel, within};
+use super::pipe::{Packets, Wire, pipe};
+use super::tunnel::{Link, Tunnel, accept_tcp, noise, run_others, transmitted, tunnel, within};
 
 type Outcome = JoinHandle<Result<Relayed, Reset>>;
 
@@ -34,6 +34,17 @@ impl Chain {
         Self::new([link, link], [Version::V2; 2]).await
     }
 
+    /// The way to the service takes one message at a time, and can be held.
+    async fn by_a_narrow_pipe() -> (Self, Wire) {
+        let (near, far, [there, _]) = pipe(1);
+        let carrier = Packets::default();
+        let chain = Self {
+            client: Link::Pipe.v2().await,
+            service: tunnel(near, far, carrier, mux::builder(), mux::builder()),
+        };
+        (chain, there)
+    }
+
     /// The ends of a connection through both, and the two in the middle.
     async fn streams(&mut self) -> (TunnelStream, TunnelStream, TunnelStream, TunnelStream) {
         let (client, here) = self.client.stream().await;
@@ -50,6 +61,15 @@ impl Chain {
 
 async fn reset_of(stream: &mut TunnelStream) -> Reset {
     within(poll_fn(|cx| stream.split_mut().0.poll_reset(cx))).await
+}
+
+/// All of the data arrives, and then the reset.
+async fn whole_then_denied(service: &mut TunnelStream, data: &[u8], joined: Outcome) {
+    let mut got = Vec::new();
+    within(service.read_to_end(&mut got)).await.unwrap_err();
+    assert!(got == data, "{} of {} bytes", got.len(), data.len());
+    let reset = within(joined).await.unwrap().unwrap_err();
+    assert_eq!(reset.reason, Reason::Denied);
 }
 
 async fn exchange(client: TunnelStream, service: TunnelStream, len: usize) {
@@ -169,12 +189,7 @@ async fn what_came_before_a_reset_is_still_delivered() {
         let data = noise(6, 150_000);
         let (_read, mut write) = client.into_split();
         write.write_all(&data).await.unwrap();
-        within(async {
-            while chain.client.near.tunnel().stats().unsent > 0 {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
+        transmitted(chain.client.near.tunnel()).await;
         // Nothing was read at the other end yet.
         chain.client.near.tunnel().shutdown();
         let mut got = Vec::new();
@@ -194,26 +209,17 @@ async fn what_came_before_a_reset_is_still_delivered() {
 #[tokio::test]
 async fn a_reset_that_waits_for_the_transport_is_not_forgotten() {
     for service_resets in [true, false] {
-        let (near, far, [there, _]) = pipe(1);
-        let carrier = Packets::default();
-        let mut chain = Chain {
-            client: Link::Pipe.v2().await,
-            service: tunnel(near, far, carrier, mux::builder(), mux::builder()),
-        };
+        let (mut chain, there) = Chain::by_a_narrow_pipe().await;
         let (mut client, mut service, joined) = chain.joined().await;
         within(service.established()).await.unwrap();
         there.hold(true);
         let data = noise(9, 30_000);
         for piece in data.chunks(3000) {
             client.write_all(piece).await.unwrap();
-            while chain.client.near.tunnel().stats().unsent > 0 {
-                tokio::task::yield_now().await;
-            }
+            transmitted(chain.client.near.tunnel()).await;
         }
         client.reset(Reason::Denied, "given up");
-        for _ in 0..100 {
-            tokio::task::yield_now().await;
-        }
+        run_others().await;
         let waiting = chain.service.near.tunnel().stats().unsent;
         assert!(waiting > 10_000, "{waiting}");
         assert!(!joined.is_finished());
@@ -222,11 +228,7 @@ async fn a_reset_that_waits_for_the_transport_is_not_forgotten() {
             within(joined).await.unwrap().unwrap_err();
         } else {
             there.hold(false);
-            let mut got = Vec::new();
-            within(service.read_to_end(&mut got)).await.unwrap_err();
-            assert!(got == data, "{} of {} bytes", got.len(), data.len());
-            let reset = within(joined).await.unwrap().unwrap_err();
-            assert_eq!(reset.reason, Reason::Denied);
+            whole_then_denied(&mut service, &data, joined).await;
         }
     }
 }
@@ -234,12 +236,7 @@ async fn a_reset_that_waits_for_the_transport_is_not_forgotten() {
 /// What was written before the join is unsent, but was not carried by it.
 #[tokio::test]
 async fn a_stream_written_before_the_join_outlasts_a_reset_of_the_other() {
-    let (near, far, [there, _]) = pipe(1);
-    let carrier = Packets::default();
-    let mut chain = Chain {
-        client: Link::Pipe.v2().await,
-        service: tunnel(near, far, carrier, mux::builder(), mux::builder()),
-    };
+    let (mut chain, there) = Chain::by_a_narrow_pipe().await;
     let (client, mut here, mut to_service, mut service) = chain.streams().await;
     within(to_service.established()).await.unwrap();
     there.hold(true);
@@ -249,17 +246,11 @@ async fn a_stream_written_before_the_join_outlasts_a_reset_of_the_other() {
     client.reset(Reason::Denied, "given up");
     assert_eq!(reset_of(&mut here).await.reason, Reason::Denied);
     let joined = tokio::spawn(here.join(to_service));
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
-    }
+    run_others().await;
     assert!(chain.service.near.tunnel().stats().unsent > 0);
     assert!(!joined.is_finished());
     there.hold(false);
-    let mut got = Vec::new();
-    within(service.read_to_end(&mut got)).await.unwrap_err();
-    assert!(got == header, "{} of {} bytes", got.len(), header.len());
-    let reset = within(joined).await.unwrap().unwrap_err();
-    assert_eq!(reset.reason, Reason::Denied);
+    whole_then_denied(&mut service, &header, joined).await;
 }
 
 #[tokio::test]
@@ -377,12 +368,7 @@ async fn a_dropped_join_resets_both_streams() {
 /// What was carried to the end keeps its end, though it is still in the queue of the transport.
 #[tokio::test]
 async fn a_finished_join_resets_nothing() {
-    let (near, far, [there, _]) = pipe(1);
-    let carrier = Packets::default();
-    let mut chain = Chain {
-        client: Link::Pipe.v2().await,
-        service: tunnel(near, far, carrier, mux::builder(), mux::builder()),
-    };
+    let (mut chain, there) = Chain::by_a_narrow_pipe().await;
     let (mut client, mut service, joined) = chain.joined().await;
     within(service.established()).await.unwrap();
     service.shutdown().await.unwrap();

@@ -8,7 +8,9 @@ use kohakuriver_tunnel::session::{Config, OpenError, Reason, Reset, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::pipe::{Packets, pipe};
-use super::tunnel::{Ended, Link, Tunnel, accept_tcp, builder, noise, piped, within};
+use super::tunnel::{
+    Ended, Link, Tunnel, accept_tcp, builder, noise, piped, run_others, transmitted, within,
+};
 
 /// The peer's end, as it looks without a reason.
 const ENDED: Ended = Err(TunnelError::Ended(None));
@@ -168,14 +170,10 @@ async fn what_was_said_last_arrives_though_its_sender_is_gone() {
     let data = noise(5, 250_000);
     for piece in data.chunks(1000) {
         service.write_all(piece).await.unwrap();
-        while acceptor.tunnel().stats().unsent > 0 {
-            tokio::task::yield_now().await;
-        }
+        transmitted(acceptor.tunnel()).await;
     }
     drop((service, acceptor));
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
-    }
+    run_others().await;
     back.hold(false);
     let mut got = Vec::new();
     within(read.read_to_end(&mut got)).await.unwrap();
@@ -361,15 +359,21 @@ async fn an_idle_tunnel_lives() {
     }
 }
 
-/// The deadline of a released stream counts from its release.
-#[tokio::test(start_paused = true)]
-async fn a_stream_let_go_after_a_silence_has_its_full_linger() {
+/// A tunnel without other deadlines, and the ends of a stream of which the near one has finished.
+async fn half_closed() -> (Tunnel, [TunnelStream; 2], Duration) {
     let mut config = Config::default();
     config.keepalive = None;
     let linger = config.linger;
     let (mut tunnel, _) = piped(Version::V2, config);
-    let (mut near, _far) = tunnel.stream().await;
+    let (mut near, far) = tunnel.stream().await;
     near.shutdown().await.unwrap();
+    (tunnel, [near, far], linger)
+}
+
+/// The deadline of a released stream counts from its release.
+#[tokio::test(start_paused = true)]
+async fn a_stream_let_go_after_a_silence_has_its_full_linger() {
+    let (tunnel, [near, _far], linger) = half_closed().await;
     tokio::time::sleep(Duration::from_secs(3600)).await;
     drop(near);
     tokio::time::sleep(linger - Duration::from_millis(100)).await;
@@ -381,12 +385,7 @@ async fn a_stream_let_go_after_a_silence_has_its_full_linger() {
 /// So has one that is let go after the timer was set for another, which ended by itself.
 #[tokio::test(start_paused = true)]
 async fn a_timer_that_is_no_longer_needed_hides_no_deadline() {
-    let mut config = Config::default();
-    config.keepalive = None;
-    let linger = config.linger;
-    let (mut tunnel, _) = piped(Version::V2, config);
-    let (mut near, _far) = tunnel.stream().await;
-    near.shutdown().await.unwrap();
+    let (mut tunnel, [near, _far], linger) = half_closed().await;
     let (ending, other) = tunnel.stream().await;
     drop(ending);
     tokio::time::sleep(linger / 2).await;

@@ -11,11 +11,9 @@ use kohakuriver_tunnel::mux::{self, LengthPrefixed, TunnelError, length_prefixed
 use kohakuriver_tunnel::transport::Plain;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use tokio::io::{
-    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
-};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 
-use super::tunnel::{noise, sockets, tunnel, within};
+use super::tunnel::{echoes, noise, sockets, tunnel, within};
 
 const MESSAGE_MAX: usize = 1 << 20;
 
@@ -247,25 +245,7 @@ async fn a_tunnel_runs_over_tcp() {
     let (near, far) = sockets().await;
     let (near, far) = (length_prefixed(near), length_prefixed(far));
     let (mux, driver) = tunnel(near, far, Plain, mux::builder(), mux::builder()).echo();
-    let mut tasks = tokio::task::JoinSet::new();
-    for seed in 0..10 {
-        let (mut read, mut write) = mux.open_tcp(7).unwrap().into_split();
-        let data = noise(seed, 2 << 20);
-        let sent = data.clone();
-        tasks.spawn(async move {
-            let writer = tokio::spawn(async move {
-                write.write_all(&sent).await.unwrap();
-                write.shutdown().await.unwrap();
-            });
-            let mut got = Vec::new();
-            read.read_to_end(&mut got).await.unwrap();
-            writer.await.unwrap();
-            assert!(got == data);
-        });
-    }
-    while let Some(task) = within(tasks.join_next()).await {
-        task.unwrap();
-    }
+    echoes(&mux, 10, 2 << 20).await;
     drop(mux);
     assert_eq!(within(driver).await.unwrap(), Ok(()));
 }

@@ -12,7 +12,7 @@ use kohakuriver_tunnel::wire::Chunk;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, duplex};
 use tokio::task::JoinHandle;
 
-use super::tunnel::{Link, Tunnel, noise, sockets, within};
+use super::tunnel::{Link, Tunnel, noise, sockets, transmitted, within};
 
 type Outcome = JoinHandle<Result<Relayed, RelayError>>;
 
@@ -231,12 +231,7 @@ async fn what_came_before_a_reset_is_still_written() {
             };
             let data = noise(6, 150_000);
             write.write_all(&data).await.unwrap();
-            within(async {
-                while tunnel.far.stats().unsent > 0 {
-                    tokio::task::yield_now().await;
-                }
-            })
-            .await;
+            transmitted(&tunnel.far).await;
             // The client has read nothing yet, so most of it is still in flight.
             let stream = tokio::spawn(async move {
                 let _ = read.chunk().await;

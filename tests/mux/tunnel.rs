@@ -10,8 +10,9 @@ use kohakuriver_tunnel::mux::{
 };
 use kohakuriver_tunnel::session::{Config, Version};
 use kohakuriver_tunnel::transport::Carrier;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::protocol::Role as Side;
@@ -26,6 +27,46 @@ pub(crate) async fn within<F: Future>(future: F) -> F::Output {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(output) => output,
         Err(_) => panic!("nothing happened"),
+    }
+}
+
+/// Until everything that this end has queued is with the transport.
+pub(crate) async fn transmitted(tunnel: &mux::Tunnel) {
+    within(async {
+        while tunnel.stats().unsent > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+/// Sends `len` bytes to the echo on each of so many streams at once, and compares what returns.
+pub(crate) async fn echoes(mux: &Mux, streams: u64, len: usize) {
+    let mut tasks = JoinSet::new();
+    for seed in 0..streams {
+        let (mut read, mut write) = mux.open_tcp(7).unwrap().into_split();
+        tasks.spawn(async move {
+            let data = noise(seed, len);
+            let sent = data.clone();
+            let writer = tokio::spawn(async move {
+                write.write_all(&sent).await.unwrap();
+                write.shutdown().await.unwrap();
+            });
+            let mut got = Vec::new();
+            read.read_to_end(&mut got).await.unwrap();
+            writer.await.unwrap();
+            assert!(got == data);
+        });
+    }
+    while let Some(task) = within(tasks.join_next()).await {
+        task.unwrap();
+    }
+}
+
+/// Lets all other tasks do what they can do now.
+pub(crate) async fn run_others() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
     }
 }
 
@@ -172,7 +213,7 @@ impl Tunnel {
                     let (mut read, mut write) = tokio::io::split(incoming.accept());
                     // The other side checks how it ended.
                     let _ = tokio::io::copy(&mut read, &mut write).await;
-                    let _ = tokio::io::AsyncWriteExt::shutdown(&mut write).await;
+                    let _ = write.shutdown().await;
                 });
             }
         });
