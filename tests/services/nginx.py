@@ -2,56 +2,25 @@
 
 import time
 
-from chain import CONTAINER, MIB, check, find, free_port, other_user
+from chain import CONTAINER, MIB, check, find
 from files import rate, same, write
+from web import Web
 
 BIG = 256 * MIB
 SMALL = 2 * MIB
 DOWNLOADS = 50
 PUT = 128 * MIB
 
-CONFIGURATION = """
-daemon off;
-worker_processes 1;
-pid {folder}/nginx.pid;
-events {{ worker_connections 512; }}
-http {{
-    access_log off;
-    default_type application/octet-stream;
-    sendfile on;
-    keepalive_timeout 60s;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    server {{
-        listen 127.0.0.1:{port};
-        root {folder}/www;
-        location /put/ {{
+PUT_LOCATION = """location /put/ {
             dav_methods PUT;
             create_full_put_path on;
             client_max_body_size 0;
-        }}
-    }}
-}}
-"""
+        }"""
 
 
-class Server:
+class Server(Web):
     def __init__(self, place):
-        self.user = other_user("www-data")
-        self.folder = place.subfolder("nginx", self.user)
-        self.www = place.subfolder("nginx/www", self.user)
-        self.port = free_port()
-        configuration = self.folder / "nginx.conf"
-        configuration.write_text(CONFIGURATION.format(folder=self.folder, port=self.port))
-        self.process = place.start(
-            "nginx",
-            [find("nginx"), "-e", "stderr", "-p", self.folder, "-c", configuration],
-            user=self.user,
-        )
-        self.process.listens(self.port)
+        super().__init__(place, PUT_LOCATION)
         self.big = write(self.www / "big", BIG, 0)
 
 

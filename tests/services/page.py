@@ -15,36 +15,18 @@ import sys
 import threading
 
 from browser import browser
-from chain import Cannot, Chain, Failed, Place, check, find, free_port, other_user, until
+from chain import Cannot, Chain, Failed, Place, check, free_port, until
+from web import Web
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
-CONFIGURATION = """
-daemon off;
-worker_processes 1;
-pid {folder}/nginx.pid;
-events {{ worker_connections 64; }}
-http {{
-    access_log off;
-    types {{ text/html html; text/javascript js; application/wasm wasm; }}
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    server {{
-        listen 127.0.0.1:{port};
-        root {folder}/www;
-        location /api/tunnel/ {{
+TUNNEL_LOCATION = """location /api/tunnel/ {{
             proxy_pass http://{runner};
             proxy_http_version 1.1;
             proxy_set_header Host $http_host;
             proxy_set_header Upgrade $http_upgrade;
             proxy_set_header Connection "upgrade";
-        }}
-    }}
-}}
-"""
+        }}"""
 
 # More than a window, so that credit has to come back.
 LINES = [f"line {number} of the page behind the tunnel" for number in range(20_000)]
@@ -63,15 +45,9 @@ class Service(http.server.BaseHTTPRequestHandler):
 
 
 def serve_page(place, page, runner):
-    user = other_user("www-data")
-    folder = place.subfolder("nginx", user)
-    shutil.copytree(page, folder / "www")
-    port = free_port()
-    configuration = folder / "nginx.conf"
-    configuration.write_text(CONFIGURATION.format(folder=folder, port=port, runner=runner))
-    command = [find("nginx"), "-e", "stderr", "-p", folder, "-c", configuration]
-    place.start("nginx", command, user=user).listens(port)
-    return port
+    server = Web(place, TUNNEL_LOCATION.format(runner=runner))
+    shutil.copytree(page, server.www, dirs_exist_ok=True)
+    return server.port
 
 
 def run(place, options):
