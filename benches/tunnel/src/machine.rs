@@ -19,6 +19,15 @@ pub fn about(runs: usize) -> Vec<String> {
     vec![
         format!("{}, median of {runs} pairs", date.unwrap_or_default()),
         format!("{model}, {cores} cores, Linux {}", kernel.trim()),
-        "cargo run --release --manifest-path benches/tunnel/Cargo.toml".into(),
+        command(std::env::args().skip(1).collect()),
     ]
+}
+
+/// The command that makes this run.
+fn command(flags: Vec<String>) -> String {
+    let cargo = "cargo run --release --manifest-path benches/tunnel/Cargo.toml";
+    match flags.as_slice() {
+        [] => cargo.into(),
+        flags => format!("{cargo} -- {}", flags.join(" ")),
+    }
 }
