@@ -9,6 +9,7 @@ use futures_sink::Sink;
 
 use super::handshake;
 use super::shared::Shared;
+use super::stoppable::TunnelClock;
 use super::{Acceptor, Budget, ConnectError, Driver, Mux, Timer, TokioTimer, Tunnel};
 use crate::session::{Config, Role, Session, Version};
 use crate::transport::Carrier;
@@ -204,7 +205,11 @@ impl<R: Timer> Builder<R> {
         self.config.first_id.get_or_insert_with(random_id);
         let clock = self.timer.clock();
         let session = Session::new(role, self.version, self.config, clock.now());
-        let shared = Arc::new(Shared::new(session, clock, self.budget.as_ref()));
+        let shared = Arc::new(Shared::new(
+            session,
+            TunnelClock::running(clock),
+            self.budget.as_ref(),
+        ));
         Driver::new(transport, carrier, self.timer, Tunnel { shared })
     }
 }

@@ -1,18 +1,13 @@
-//! How the driver ends its transport.
+//! How the engine ends its transport.
 
-use core::fmt::Display;
-use core::pin::Pin;
 use core::task::{Context, Poll, ready};
 use core::time::Duration;
 
-use futures_core::Stream;
-use futures_sink::Sink;
-
-use super::Timer;
-use super::driver::{Driver, Phase};
+use super::engine::{Engine, Phase};
+use super::path::{Inward, Path};
 use super::turn::Turn;
+use super::{Timer, TunnelError};
 use crate::session::Instant;
-use crate::transport::{Carrier, Received};
 
 /// How long the peer may be silent while the transport closes, and how long closing may take in
 /// total.
@@ -44,23 +39,16 @@ impl Closing {
     }
 }
 
-impl<T, C, R, E> Driver<T, C, R>
-where
-    T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
-    C: Carrier,
-    R: Timer,
-    E: Display,
-{
+impl<P: Path, R: Timer> Engine<P, R> {
     /// Passes the reason for the end to the transport, if there is one.
     fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some((code, why)) = self.tunnel.shared.lock().goodbye.clone() else {
             return Poll::Ready(());
         };
-        let ready = ready!(Pin::new(&mut self.transport).poll_ready(cx));
+        let ready = ready!(self.path.poll_ready(cx));
         self.tunnel.shared.lock().goodbye = None;
-        if let (Ok(()), Some(close)) = (ready, self.carrier.close(code, &why)) {
-            // A transport that fails here is closed next anyway.
-            let _ = Pin::new(&mut self.transport).start_send(close);
+        if ready.is_ok() {
+            self.path.send_close(code, &why);
         }
         Poll::Ready(())
     }
@@ -69,21 +57,21 @@ where
     /// input sends RST, which can discard data in flight.
     pub(super) fn poll_close(&mut self, cx: &mut Context<'_>, mut closing: Closing) -> Poll<()> {
         if !closing.sent {
-            closing.sent = self.poll_goodbye(cx).is_ready()
-                && Pin::new(&mut self.transport).poll_close(cx).is_ready();
+            closing.sent = self.poll_goodbye(cx).is_ready() && self.path.poll_close(cx).is_ready();
         }
         if closing.sent && closing.ended {
             return Poll::Ready(());
         }
         let mut skipped = 0;
         while !closing.ended {
-            match Pin::new(&mut self.transport).poll_next(cx) {
+            match self.path.poll_next(cx) {
                 Poll::Pending => break,
-                Poll::Ready(None | Some(Err(_))) => closing.ended = true,
-                Poll::Ready(Some(Ok(message))) => {
-                    closing.ended = matches!(self.carrier.classify(message), Received::End(_));
+                Poll::Ready(Inward::Over(error)) => {
+                    // A text is not the end.
+                    closing.ended = !matches!(error, TunnelError::Unexpected(_));
                     skipped += 1;
                 }
+                Poll::Ready(Inward::Message(_) | Inward::Skip) => skipped += 1,
             }
             if skipped == Turn::LONGEST.messages {
                 cx.waker().wake_by_ref();
@@ -94,7 +82,7 @@ where
             return Poll::Ready(());
         }
         if skipped > 0 {
-            closing.until = self.tunnel.shared.now() + CLOSE_TIMEOUT;
+            closing.until = self.tunnel.shared.clock.timer_now() + CLOSE_TIMEOUT;
         }
         self.phase = Phase::Closing(closing);
         let until = closing.until.min(closing.deadline);

@@ -8,7 +8,8 @@ use core::task::{Context, Waker};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::budget::Account;
-use super::{Budget, Clock, TunnelError};
+use super::stoppable::TunnelClock;
+use super::{Budget, TunnelError};
 use crate::session::{Event, Instant, Reason, Session, StreamId, StreamStats};
 use crate::wire::{Proto, RawFrame};
 
@@ -17,7 +18,7 @@ use crate::wire::{Proto, RawFrame};
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
-    clock: Arc<dyn Clock>,
+    pub(super) clock: TunnelClock,
 }
 
 #[derive(Debug)]
@@ -61,7 +62,7 @@ pub(super) struct StreamWakers {
 }
 
 impl Shared {
-    pub(super) fn new(session: Session, clock: Arc<dyn Clock>, budget: Option<&Budget>) -> Self {
+    pub(super) fn new(session: Session, clock: TunnelClock, budget: Option<&Budget>) -> Self {
         let state = State {
             session,
             account: budget.map(Account::open),
@@ -92,6 +93,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The session's time.
     pub(super) fn now(&self) -> Instant {
         self.clock.now()
     }

@@ -1,0 +1,352 @@
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use core::future::Future;
+use core::pin::Pin;
+use core::task::{Context, Poll, Waker};
+
+use super::budget::Account;
+use super::closing::{CLOSE_TIMEOUT, Closing};
+use super::path::{Inward, Path};
+use super::patience::Patience;
+use super::stoppable::Now;
+use super::turn::Turn;
+use super::{Timer, Tunnel, TunnelError};
+use crate::session::{Instant, Transmit};
+use bytes::Bytes;
+
+/// The loop that moves the messages of a tunnel between its session and its path. It completes when
+/// the tunnel ends.
+#[derive(Debug)]
+pub(super) struct Engine<P, R> {
+    pub(super) path: P,
+    pub(super) timer: R,
+    pub(super) tunnel: Tunnel,
+    pub(super) phase: Phase,
+    /// Messages read and not yet handled. Reused.
+    inbox: Vec<Bytes>,
+    /// Messages to write next.
+    outbox: VecDeque<Transmit>,
+    /// Useless messages in the last read of the transport.
+    skipped: usize,
+    /// What the last read could take.
+    turn: Turn,
+    /// Tasks to wake after the lock is released. Reused.
+    wake: Vec<Waker>,
+    patience: Patience,
+    /// The transport was not read in this round, and is to be read again then.
+    reread: Option<Instant>,
+    /// The transport was read since its messages were last handled.
+    looked: bool,
+    /// Whether anything was written since the last flush.
+    dirty: bool,
+    /// When to give up a shutdown that the transport does not accept.
+    give_up: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Running,
+    /// The transport is being closed.
+    Closing(Closing),
+    Done,
+}
+
+/// Result of one read of the transport.
+enum Inflow {
+    /// The transport has nothing more now.
+    Pending,
+    /// Read as much as is handled at once; there may be more.
+    More,
+    Over(TunnelError),
+}
+
+impl<P: Path, R: Timer> Engine<P, R> {
+    /// Most bytes taken from the session at once: enough to fill a write, but not so many that a
+    /// keystroke waits.
+    const OUTBOX_BYTES: usize = 64 << 10;
+    const OUTBOX_MESSAGES: usize = 64;
+    /// Most rounds before the task yields.
+    const ROUNDS: usize = 16;
+    /// Most batches written before received messages are handled.
+    const BATCHES: usize = 16;
+
+    fn run(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
+        for _ in 0..Self::ROUNDS {
+            let inflow = self.read(cx);
+            let now = self.tunnel.shared.clock.read();
+            let more = matches!(inflow, Inflow::More);
+            let finished = self.handle_inbox(cx, now, more);
+            if let Inflow::Over(error) = inflow {
+                return Poll::Ready(Err(error));
+            }
+            if let Some(closed) = finished {
+                return Poll::Ready(closed);
+            }
+            let written = match self.write(cx, now.session) {
+                Ok(written) => written,
+                Err(error) => return Poll::Ready(Err(error)),
+            };
+            if let Some(closed) = self.wait(cx, now) {
+                return Poll::Ready(closed);
+            }
+            let (finished, work) = self.survey();
+            if finished && !self.dirty {
+                return Poll::Ready(Ok(()));
+            }
+            if more {
+                // Yield, so that the tasks that read these messages run first.
+                break;
+            }
+            if !written && !work {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Reads a bounded amount of received messages, without the lock.
+    fn read(&mut self, cx: &mut Context<'_>) -> Inflow {
+        self.looked = false;
+        self.reread = self.patience.pause(self.tunnel.shared.clock.timer_now());
+        if self.reread.is_some() {
+            return Inflow::Pending;
+        }
+        let turn = {
+            let mut state = self.tunnel.shared.lock();
+            state.driver_stalled = !state.session.can_receive();
+            if state.driver_stalled {
+                return Inflow::Pending;
+            }
+            Turn::among(state.account.as_ref().map_or(0, Account::busy))
+        };
+        self.turn = turn;
+        self.looked = true;
+        let mut bytes = 0;
+        let mut skipped = 0;
+        let inflow = loop {
+            if bytes >= turn.bytes || self.inbox.len() + skipped >= turn.messages {
+                break Inflow::More;
+            }
+            match self.path.poll_next(cx) {
+                Poll::Pending => break Inflow::Pending,
+                Poll::Ready(Inward::Message(message)) => {
+                    bytes += message.len();
+                    self.inbox.push(message);
+                }
+                Poll::Ready(Inward::Skip) => skipped += 1,
+                Poll::Ready(Inward::Over(error)) => break Inflow::Over(error),
+            }
+        };
+        self.skipped = skipped;
+        inflow
+    }
+
+    /// Passes received messages and the time to the session, and wakes tasks.
+    fn handle_inbox(
+        &mut self,
+        cx: &Context<'_>,
+        now: Now,
+        more: bool,
+    ) -> Option<Result<(), TunnelError>> {
+        let mut state = self.tunnel.shared.lock();
+        let heard = self.skipped > 0 || !self.inbox.is_empty();
+        if self.skipped > 0 {
+            state.session.handle_activity(now.session);
+        }
+        let useless = state.useless();
+        for message in self.inbox.drain(..) {
+            self.path
+                .handle_message(&mut state.session, now.session, message);
+        }
+        if core::mem::take(&mut self.looked) {
+            let useless = (state.useless() - useless) as usize + core::mem::take(&mut self.skipped);
+            let flood = self.turn.is_flood(useless) || (heard && state.pressed);
+            self.patience.note(now.timer, flood, state.account.as_mut());
+            if let Some(account) = &mut state.account {
+                account.note_busy(more && !flood);
+            }
+        }
+        let due = state
+            .session
+            .poll_timeout()
+            .is_some_and(|at| at <= now.session);
+        if due {
+            state.session.handle_timeout(now.session);
+        }
+        if state.handles == 0 && !state.session.is_draining() {
+            state.drain(&mut self.wake);
+        }
+        state.settle();
+        super::shared::register(&mut state.driver, cx);
+        state.dispatch(now.session, &mut self.wake);
+        let closed = state.closed.clone();
+        drop(state);
+        for waker in self.wake.drain(..) {
+            waker.wake();
+        }
+        closed
+    }
+
+    /// Writes messages of the session while the transport accepts them. Returns whether anything
+    /// was written.
+    fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, TunnelError> {
+        let mut written = false;
+        let mut batches = 0;
+        loop {
+            if self.path.poll_ready(cx)?.is_pending() {
+                return Ok(written);
+            }
+            if self.outbox.is_empty() {
+                if batches == Self::BATCHES {
+                    break;
+                }
+                batches += 1;
+                self.fill_outbox(now);
+            }
+            match self.outbox.pop_front() {
+                Some(Transmit::Message(message)) => self.path.send(message)?,
+                Some(Transmit::Ping) => {
+                    if !self.path.send_ping()? {
+                        // The peer was not probed, so silence does not mean that it is dead.
+                        self.tunnel.shared.lock().session.handle_activity(now);
+                        continue;
+                    }
+                }
+                None => break,
+            }
+            self.dirty = true;
+            written = true;
+        }
+        if self.dirty {
+            let flushed = self.path.poll_flush(cx)?;
+            self.dirty = flushed.is_pending();
+        }
+        Ok(written)
+    }
+
+    /// Takes a batch of messages from the session.
+    fn fill_outbox(&mut self, now: Instant) {
+        let mut state = self.tunnel.shared.lock();
+        let mut bytes = 0;
+        while bytes < Self::OUTBOX_BYTES && self.outbox.len() < Self::OUTBOX_MESSAGES {
+            let Some(transmit) = self.path.poll_transmit(&mut state.session, now) else {
+                break;
+            };
+            if let Transmit::Message(message) = &transmit {
+                bytes += message.len();
+                state.note_transmitted(message, &mut self.wake);
+            }
+            self.outbox.push_back(transmit);
+        }
+        state.settle();
+        state.dispatch(now, &mut self.wake);
+        drop(state);
+        for waker in self.wake.drain(..) {
+            waker.wake();
+        }
+    }
+
+    /// Arms the timer for the session's next timeout.
+    fn wait(&mut self, cx: &mut Context<'_>, now: Now) -> Option<Result<(), TunnelError>> {
+        let (shutdown, mut due) = {
+            let mut state = self.tunnel.shared.lock();
+            (state.shutdown, state.arm())
+        };
+        if shutdown {
+            let until = *self.give_up.get_or_insert(now.timer + CLOSE_TIMEOUT);
+            let late = self.timer.poll_deadline(cx, until).is_ready();
+            return late.then_some(Ok(()));
+        }
+        loop {
+            let due_at = due.and_then(|due| self.tunnel.shared.clock.timer_time(due));
+            let deadline = due_at.into_iter().chain(self.reread).min()?;
+            if self.timer.poll_deadline(cx, deadline).is_pending() {
+                return None;
+            }
+            self.tunnel.shared.lock().armed = None;
+            let now = self.tunnel.shared.clock.read();
+            self.reread = self.reread.filter(|reread| *reread > now.timer);
+            if let Some(closed) = self.handle_inbox(cx, now, false) {
+                return Some(closed);
+            }
+            due = self.tunnel.shared.lock().arm();
+            // Output of the timeout, for instance a ping, is written in the next round. This also
+            // prevents a timer that fires early from blocking everything else.
+            cx.waker().wake_by_ref();
+            if now.timer < deadline {
+                return None;
+            }
+        }
+    }
+
+    /// Whether no handle needs the tunnel and everything was sent, and whether there is work
+    /// besides writing.
+    fn survey(&self) -> (bool, bool) {
+        let state = self.tunnel.shared.lock();
+        let session = &state.session;
+        let done = state.shutdown || (state.is_unwanted() && session.is_idle());
+        let finished = done && self.outbox.is_empty() && !session.has_transmit();
+        let receive = state.driver_stalled && session.can_receive();
+        (finished, receive || session.has_event())
+    }
+}
+
+impl<P, R> Engine<P, R> {
+    pub(super) fn new(path: P, timer: R, tunnel: Tunnel) -> Self {
+        Self {
+            path,
+            timer,
+            tunnel,
+            phase: Phase::Running,
+            inbox: Vec::new(),
+            outbox: VecDeque::new(),
+            skipped: 0,
+            turn: Turn::LONGEST,
+            wake: Vec::new(),
+            patience: Patience::default(),
+            reread: None,
+            looked: false,
+            dirty: false,
+            give_up: None,
+        }
+    }
+
+    fn end(&mut self, closed: Result<(), TunnelError>) {
+        let now = self.tunnel.shared.now();
+        self.tunnel.shared.lock().close(closed, now, &mut self.wake);
+        for waker in self.wake.drain(..) {
+            waker.wake();
+        }
+    }
+}
+
+impl<P: Path + Unpin, R: Timer> Future for Engine<P, R> {
+    type Output = Result<(), TunnelError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
+        let this = &mut *self;
+        if this.phase == Phase::Running {
+            let Poll::Ready(closed) = this.run(cx) else {
+                return Poll::Pending;
+            };
+            let now = this.tunnel.shared.clock.timer_now();
+            this.phase = Phase::Closing(Closing::begin(now, closed.is_err()));
+            this.end(closed);
+        }
+        if let Phase::Closing(closing) = this.phase {
+            if this.poll_close(cx, closing).is_pending() {
+                return Poll::Pending;
+            }
+            this.phase = Phase::Done;
+        }
+        let closed = this.tunnel.shared.lock().closed.clone();
+        Poll::Ready(closed.unwrap_or(Ok(())))
+    }
+}
+
+impl<P, R> Drop for Engine<P, R> {
+    fn drop(&mut self) {
+        self.end(Err(TunnelError::Dropped));
+    }
+}
