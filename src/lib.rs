@@ -12,6 +12,7 @@
 //! |---|---|---|
 //! | [`wire`] | always | the message: headers, typed and raw frames, buffers with headroom |
 //! | [`session`] | always | the protocol as a state machine without I/O |
+//! | [`resume`] | always | a tunnel that outlives its transport, without I/O |
 #![cfg_attr(
     feature = "codec",
     doc = "| [`codec`] | `codec` | tokio-util codecs for datagrams and byte streams |"
@@ -47,6 +48,7 @@ pub mod codec;
 #[cfg(feature = "mux")]
 #[cfg_attr(docsrs, doc(cfg(feature = "mux")))]
 pub mod mux;
+pub mod resume;
 pub mod session;
 pub mod wire;
 

@@ -128,6 +128,16 @@ impl Session {
         Some(Transmit::Message(message))
     }
 
+    /// While `hold` is set, [`poll_transmit`](Self::poll_transmit) gives control messages and
+    /// datagrams, but neither data nor CLOSE of streams.
+    ///
+    /// For a transport that keeps what it carries, while its room for that is full
+    /// ([`resume::Accepts::Control`](crate::resume::Accepts::Control)). Queues fill up meanwhile,
+    /// and senders wait.
+    pub fn hold_data(&mut self, hold: bool) {
+        self.sending.set_held(hold);
+    }
+
     fn next_control(&mut self, now: Instant) -> Option<Frame> {
         if let Some(frame) = self.control.pop() {
             return Some(frame);

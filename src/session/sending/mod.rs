@@ -33,6 +33,8 @@ pub(super) struct Sending {
     /// Streams that wait for the send budget.
     waiting: List,
     pressed: bool,
+    /// Data of streams stays here.
+    held: bool,
     sent: u64,
     dropped: u64,
 }
@@ -178,7 +180,7 @@ impl Sending {
 
     /// The next message with data, or the end of a stream: datagrams first, then streams in turn.
     pub(super) fn next(&mut self, streams: &mut Streams, events: &mut Events) -> Option<Outgoing> {
-        let streams_wait = !self.schedule.is_empty();
+        let streams_wait = !self.held && !self.schedule.is_empty();
         if !streams_wait || self.flow_run < Self::MAX_FLOW_RUN {
             if let Some(message) = self.next_datagram(streams) {
                 self.flow_run = self.flow_run.saturating_add(1);
@@ -186,6 +188,9 @@ impl Sending {
             }
         }
         self.flow_run = 0;
+        if self.held {
+            return None;
+        }
         self.next_piece(streams, events)
             .or_else(|| self.next_datagram(streams))
     }
@@ -266,6 +271,11 @@ impl Sending {
         self.pressed = pressed;
     }
 
+    /// While held, only datagrams are taken.
+    pub(super) fn set_held(&mut self, held: bool) {
+        self.held = held;
+    }
+
     /// Bytes that the stream accepts now.
     pub(super) fn capacity(&self, half: &SendHalf) -> usize {
         let piece = match self.schedule.is_contended() {
@@ -287,7 +297,7 @@ impl Sending {
     }
 
     pub(super) fn has_output(&self) -> bool {
-        !self.flows.is_empty() || !self.schedule.is_empty()
+        !self.flows.is_empty() || (!self.held && !self.schedule.is_empty())
     }
 
     /// Bytes queued on all streams and flows.

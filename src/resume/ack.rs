@@ -1,0 +1,66 @@
+use super::Config;
+
+/// When received messages are acknowledged.
+#[derive(Debug)]
+pub(super) struct Acks {
+    /// Bytes received and not acknowledged, where each message counts 64 more than its length.
+    debt: usize,
+    /// Debt from which on an acknowledgement is a write of its own.
+    alone: usize,
+    /// Debt from which on one goes along with what is being written.
+    now: usize,
+}
+
+impl Acks {
+    /// Debt from which on an acknowledgement goes along with any write.
+    const BESIDE: usize = 128 << 10;
+    /// Debt from which on it is a write of its own, if the peer's ring is large enough.
+    const ALONE: usize = 256 << 10;
+    /// Debt from which on it goes beside a keepalive.
+    const KEEPALIVE: usize = 1 << 10;
+
+    pub(super) const fn new() -> Self {
+        Self {
+            debt: 0,
+            alone: Self::ALONE,
+            now: Self::ALONE,
+        }
+    }
+
+    /// The peer keeps at least this many bytes, and waits when they are full.
+    pub(super) fn set_peer_ring(&mut self, bytes: u32) {
+        let ring = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.alone = (ring.max(Config::SMALLEST_RING) / 4).min(Self::ALONE);
+        self.now = self.alone;
+    }
+
+    #[inline]
+    pub(super) fn received(&mut self, len: usize) {
+        let cost = len + super::ring::Ring::OVERHEAD;
+        self.debt = self.debt.saturating_add(cost);
+    }
+
+    /// A message of the session is being written.
+    #[inline]
+    pub(super) fn beside(&mut self, message: &[u8]) {
+        let least = match message.first() {
+            Some(0x06 | 0x07) => Self::KEEPALIVE,
+            _ => Self::BESIDE.min(self.alone / 2),
+        };
+        self.now = self.now.min(least);
+    }
+
+    /// Whether to acknowledge now. Otherwise the batch of writes is over.
+    #[inline]
+    pub(super) fn is_due(&mut self) -> bool {
+        let due = self.debt >= self.now;
+        self.now = self.alone;
+        due
+    }
+
+    /// The count was told to the peer.
+    pub(super) fn told(&mut self) {
+        self.debt = 0;
+        self.now = self.alone;
+    }
+}

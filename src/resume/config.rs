@@ -1,0 +1,106 @@
+use core::time::Duration;
+
+/// Bounds and times of a [`Link`](super::Link).
+///
+/// The two ends need not use the same values. Each field has a setter with the prefix `with_`:
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use kohakuriver_tunnel::resume::Config;
+///
+/// let config = Config::default().with_keep(Duration::from_secs(30)).with_ring_max(4 << 20);
+/// # assert_eq!(config.ring_max, 4 << 20);
+/// ```
+///
+/// A link clamps values that are out of range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Config {
+    /// How long a tunnel without a transport is kept, in whole seconds; the shorter of the two
+    /// ends' values holds. Default 120 s.
+    ///
+    /// What a vanished client holds at a service (a transaction, a lock) outlives it by this.
+    pub keep: Duration,
+    /// As `keep`, while the tunnel has no connections (see
+    /// [`Link::set_idle`](super::Link::set_idle)). Default 10 s.
+    pub idle_keep: Duration,
+    /// Size of the ring of kept messages at first, in bytes, where each message counts 64 bytes
+    /// more than its length. At least 64 KiB. Default 1 MiB.
+    ///
+    /// The peer is told this size, so that it acknowledges in time. Every tunnel may use it.
+    pub ring_min: usize,
+    /// Size to which the ring may grow, in bytes. Default 32 MiB.
+    ///
+    /// With the default a tunnel reaches 1 Gbit/s over a round trip of about 200 ms.
+    pub ring_max: usize,
+    /// Client: longest time from OPEN to the answer. Then the transport counts as lost. Default 10
+    /// s.
+    pub opening_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            keep: Duration::from_secs(120),
+            idle_keep: Duration::from_secs(10),
+            ring_min: 1 << 20,
+            ring_max: 32 << 20,
+            opening_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Config {
+    /// The smallest ring (PROTOCOL.md section 5.10).
+    pub(super) const SMALLEST_RING: usize = 64 << 10;
+
+    /// Sets [`keep`](Self::keep).
+    #[must_use]
+    pub const fn with_keep(mut self, time: Duration) -> Self {
+        self.keep = time;
+        self
+    }
+
+    /// Sets [`idle_keep`](Self::idle_keep).
+    #[must_use]
+    pub const fn with_idle_keep(mut self, time: Duration) -> Self {
+        self.idle_keep = time;
+        self
+    }
+
+    /// Sets [`ring_min`](Self::ring_min).
+    #[must_use]
+    pub const fn with_ring_min(mut self, bytes: usize) -> Self {
+        self.ring_min = bytes;
+        self
+    }
+
+    /// Sets [`ring_max`](Self::ring_max).
+    #[must_use]
+    pub const fn with_ring_max(mut self, bytes: usize) -> Self {
+        self.ring_max = bytes;
+        self
+    }
+
+    /// Sets [`opening_timeout`](Self::opening_timeout).
+    #[must_use]
+    pub const fn with_opening_timeout(mut self, time: Duration) -> Self {
+        self.opening_timeout = time;
+        self
+    }
+
+    /// The same configuration, with values clamped to the range the protocol allows.
+    pub(super) fn clamped(mut self) -> Self {
+        const LARGEST_RING: usize = 1 << 30;
+        self.ring_min = self.ring_min.clamp(Self::SMALLEST_RING, LARGEST_RING);
+        self.ring_max = self.ring_max.clamp(self.ring_min, LARGEST_RING);
+        self.opening_timeout = self.opening_timeout.max(Duration::from_millis(1));
+        self
+    }
+
+    /// `keep` as a message carries it, in seconds.
+    pub(super) fn keep_seconds(&self) -> u32 {
+        u32::try_from(self.keep.as_secs()).unwrap_or(u32::MAX)
+    }
+}

@@ -1,0 +1,55 @@
+use core::time::Duration;
+
+use super::Config;
+use crate::session::Instant;
+
+/// How long the tunnel may still be without a transport.
+#[derive(Debug)]
+pub(super) struct Keep {
+    /// When the last transport was lost.
+    since: Option<Instant>,
+    /// As agreed with the peer.
+    keep: Duration,
+    idle_keep: Duration,
+    idle: bool,
+}
+
+impl Keep {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            since: None,
+            keep: config.keep,
+            idle_keep: config.idle_keep,
+            idle: false,
+        }
+    }
+
+    /// The ends agreed on this many seconds.
+    pub(super) fn agree(&mut self, seconds: u32) {
+        self.keep = Duration::from_secs(u64::from(seconds));
+    }
+
+    pub(super) fn set_idle(&mut self, idle: bool) {
+        self.idle = idle;
+    }
+
+    /// The transport is lost. A transport that was never opened changes nothing.
+    pub(super) fn start(&mut self, now: Instant) {
+        self.since.get_or_insert(now);
+    }
+
+    /// There is a transport. Returns for how long there was none.
+    pub(super) fn stop(&mut self, now: Instant) -> Duration {
+        self.since
+            .take()
+            .map_or(Duration::ZERO, |since| now - since)
+    }
+
+    pub(super) fn over_at(&self) -> Option<Instant> {
+        let keep = match self.idle {
+            true => self.keep.min(self.idle_keep),
+            false => self.keep,
+        };
+        self.since.map(|since| since + keep)
+    }
+}
