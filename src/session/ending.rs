@@ -122,7 +122,11 @@ impl Session {
             // The transport is not read, so silence proves nothing.
             self.keepalive.heard(now);
         } else if self.keepalive.handle_timeout(now) {
-            self.handle_closed(now, Reason::TimedOut, "the tunnel went silent");
+            if self.outlives_transport {
+                self.keepalive.heard(now);
+            } else {
+                self.handle_closed(now, Reason::TimedOut, "the tunnel went silent");
+            }
             self.events.push(Event::PeerDead);
         }
     }

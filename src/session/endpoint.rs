@@ -48,6 +48,7 @@ pub struct Session {
     pub(super) draining: Draining,
     pub(super) closed: bool,
     pub(super) pressed: bool,
+    pub(super) outlives_transport: bool,
 }
 
 /// Result of [`Session::recv`].
@@ -90,6 +91,7 @@ impl Session {
             draining: Draining::default(),
             closed: false,
             pressed: false,
+            outlives_transport: false,
             config,
         }
     }
@@ -220,6 +222,25 @@ impl Session {
     /// Measures the round trip now. Has no effect in v1.
     pub fn ping(&mut self) {
         self.keepalive.want_ping();
+    }
+
+    /// Probes the peer now, as after a keepalive interval of silence: for code that has a reason to
+    /// doubt the path, for instance that the machine was asleep. If the peer is not heard within
+    /// one further interval, it counts as dead.
+    pub fn probe(&mut self, now: Instant) {
+        self.keepalive.probe(now);
+    }
+
+    /// Whether the peer was probed and has not been heard since.
+    #[must_use]
+    pub const fn is_probing(&self) -> bool {
+        self.keepalive.is_probing()
+    }
+
+    /// A tunnel that is resumed (PROTOCOL.md section 5.10) does not end with its transport: when the
+    /// peer is silent for too long, there is an [`Event::PeerDead`], and nothing is closed.
+    pub const fn set_outlives_transport(&mut self, outlives: bool) {
+        self.outlives_transport = outlives;
     }
 
     /// Stops new connections from both ends; open streams continue. In v2 the peer is informed

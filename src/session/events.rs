@@ -43,7 +43,8 @@ pub enum Event {
     Writable(StreamId),
     /// The peer takes no new connections (GOAWAY). v2 only.
     GoAway,
-    /// The peer was silent for two keepalive intervals. Every stream was reset.
+    /// The peer was silent for two keepalive intervals. Every stream was reset, unless the session
+    /// [outlives its transport](super::Session::set_outlives_transport).
     PeerDead,
     /// The peer broke the protocol at least once since the last event of this kind.
     /// [`last_violation`](super::Session::last_violation) says how,

@@ -56,6 +56,20 @@ impl Keepalive {
         self.ping_wanted |= self.has_echo;
     }
 
+    /// Probes the peer now, as if it had been silent for an interval.
+    pub(super) fn probe(&mut self, now: Instant) {
+        self.probed = self.interval.map(|_| self.probed.unwrap_or(now));
+        match self.has_echo {
+            true => self.ping_wanted = true,
+            false => self.probe_wanted = true,
+        }
+    }
+
+    /// Whether the peer was probed and has not been heard since.
+    pub(super) const fn is_probing(&self) -> bool {
+        self.probed.is_some()
+    }
+
     /// The payload of a PING to send now. It is repeated until a PONG with it arrives.
     pub(super) fn take_ping(&mut self, now: Instant) -> Option<Bytes> {
         if !core::mem::take(&mut self.ping_wanted) {
@@ -111,13 +125,7 @@ impl Keepalive {
             // Silence counts from the probe, because this end may have been suspended before.
             Some(at) => return now - at >= interval,
             None if now - self.last_heard < interval => {}
-            None => {
-                self.probed = Some(now);
-                match self.has_echo {
-                    true => self.ping_wanted = true,
-                    false => self.probe_wanted = true,
-                }
-            }
+            None => self.probe(now),
         }
         false
     }

@@ -189,6 +189,45 @@ fn silence_is_probed_and_then_death() {
     }
 }
 
+/// As after a suspension: the answer is awaited for one interval, not two.
+#[test]
+fn a_probe_shortens_the_silence() {
+    for version in BOTH {
+        let mut session = Session::new(Role::Opener, version, Config::default(), at(0));
+        session.probe(at(1000));
+        assert!(session.is_probing() && session.poll_transmit(at(1000)).is_some());
+        session.probe(at(5000));
+        assert_eq!(session.poll_timeout(), Some(at(16_000)));
+        session.handle_activity(at(6000));
+        assert!(!session.is_probing());
+        assert_eq!(session.poll_timeout(), Some(at(21_000)));
+        session.probe(at(7000));
+        session.handle_timeout(at(22_000));
+        assert!(session.is_closed());
+    }
+    let config = Config::default().with_keepalive(None);
+    let mut session = Session::new(Role::Opener, Version::V2, config, at(0));
+    session.probe(at(1000));
+    assert!(session.poll_transmit(at(1000)).is_some() && !session.is_probing());
+    assert_eq!(session.poll_timeout(), None);
+}
+
+#[test]
+fn a_session_that_outlives_its_transport_survives_silence() {
+    let mut session = Session::new(Role::Opener, Version::V2, Config::default(), at(0));
+    session.set_outlives_transport(true);
+    let stream = session.open_tcp(1, at(0)).unwrap();
+    for silences in 1..4 {
+        let dead = at(30_000 * silences);
+        session.handle_timeout(at(30_000 * silences - 15_000));
+        assert!(session.is_probing());
+        session.handle_timeout(dead);
+        assert_eq!(events(&mut session), [Event::PeerDead]);
+        assert!(!session.is_probing() && !session.is_closed());
+    }
+    assert_eq!(session.reset_of(stream), None);
+}
+
 #[test]
 fn a_sign_of_life_ends_the_silence() {
     for version in BOTH {
