@@ -1,5 +1,3 @@
-use super::Config;
-
 /// When received messages are acknowledged.
 #[derive(Debug)]
 pub(super) struct Acks {
@@ -30,7 +28,7 @@ impl Acks {
     /// The peer keeps at least this many bytes, and waits when they are full.
     pub(super) fn set_peer_ring(&mut self, bytes: u32) {
         let ring = usize::try_from(bytes).unwrap_or(usize::MAX);
-        self.alone = (ring.max(Config::SMALLEST_RING) / 4).min(Self::ALONE);
+        self.alone = (ring / 4).clamp(1, Self::ALONE);
         self.now = self.alone;
     }
 
@@ -45,7 +43,7 @@ impl Acks {
     pub(super) fn beside(&mut self, message: &[u8]) {
         let least = match message.first() {
             Some(0x06 | 0x07) => Self::KEEPALIVE,
-            _ => Self::BESIDE.min(self.alone / 2),
+            _ => Self::BESIDE.min(self.alone),
         };
         self.now = self.now.min(least);
     }

@@ -26,7 +26,7 @@ pub struct Config {
     /// [`Link::set_idle`](super::Link::set_idle)). Default 10 s.
     pub idle_keep: Duration,
     /// Size of the ring of kept messages at first, in bytes, where each message counts 64 bytes
-    /// more than its length. At least 64 KiB. Default 1 MiB.
+    /// more than its length. Default 1 MiB.
     ///
     /// The peer is told this size, so that it acknowledges in time. Every tunnel may use it.
     pub ring_min: usize,
@@ -52,9 +52,6 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The smallest ring (PROTOCOL.md section 5.10).
-    pub(super) const SMALLEST_RING: usize = 64 << 10;
-
     /// Sets [`keep`](Self::keep).
     #[must_use]
     pub const fn with_keep(mut self, time: Duration) -> Self {
@@ -93,7 +90,7 @@ impl Config {
     /// The same configuration, with values clamped to the range the protocol allows.
     pub(super) fn clamped(mut self) -> Self {
         const LARGEST_RING: usize = 1 << 30;
-        self.ring_min = self.ring_min.clamp(Self::SMALLEST_RING, LARGEST_RING);
+        self.ring_min = self.ring_min.clamp(1, LARGEST_RING);
         self.ring_max = self.ring_max.clamp(self.ring_min, LARGEST_RING);
         self.opening_timeout = self.opening_timeout.max(Duration::from_millis(1));
         self

@@ -313,3 +313,31 @@ fn messages_without_content_are_counted() {
     assert_eq!(pair.acceptor.stats().empty, before + 4);
     assert_eq!(pair.acceptor.stats().violations, 0);
 }
+
+#[test]
+fn data_is_held_and_control_is_not() {
+    let mut pair = Pair::new(Version::V2);
+    let (stream, _) = pair.stream();
+    let flow = pair.opener.open_udp(1, pair.now).unwrap();
+    pair.run();
+    pair.opener.hold_data(true);
+    pair.opener.send_slice(stream, b"data").unwrap();
+    pair.opener.finish(stream);
+    assert!(!pair.opener.has_transmit());
+    assert_eq!(pair.opener.poll_transmit(pair.now), None);
+
+    let datagram = Chunk::copied(b"datagram");
+    pair.opener.send_datagram(flow, datagram).unwrap();
+    let port = pair.opener.open_tcp(2, pair.now).unwrap();
+    pair.opener.reset(port, Reason::Reset, "");
+    assert!(pair.opener.has_transmit());
+    let kinds = |frames: Vec<Frame>| -> Vec<Kind> { frames.iter().map(Frame::kind).collect() };
+    let control = kinds(messages(&mut pair.opener, pair.now));
+    assert_eq!(control, [Kind::Connect, Kind::Error, Kind::Data]);
+    assert!(!pair.opener.has_transmit());
+
+    pair.opener.hold_data(false);
+    assert!(pair.opener.has_transmit());
+    let data = kinds(messages(&mut pair.opener, pair.now));
+    assert_eq!(data, [Kind::Data, Kind::Close]);
+}
