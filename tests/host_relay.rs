@@ -136,6 +136,86 @@ async fn a_session_is_joined_to_the_tasks_runner() {
     assert_eq!(page, "HTTP/1.0 200 OK");
 }
 
+/// Reads an HTTP head.
+async fn head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(soon("head", stream.read_u8()).await.unwrap());
+    }
+    String::from_utf8(head).unwrap()
+}
+
+/// The values of `Sec-WebSocket-Protocol` in a head.
+fn protocols(head: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    for line in head.lines() {
+        if let Some((name, value)) = line.split_once(": ") {
+            if name.eq_ignore_ascii_case("sec-websocket-protocol") {
+                found.push(value);
+            }
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn offers_and_choices_of_a_subprotocol_pass_as_they_are() {
+    let runner = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = host(&[&format!("42=box@http://{}", runner.local_addr().unwrap())]);
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
+    let both = "kohakuriver-tunnel.v2.resume, kohakuriver-tunnel.v2";
+    for (offered, chosen) in [
+        (&[][..], &[][..]),
+        (&[both], &[]),
+        (&[both], &["kohakuriver-tunnel.v2.resume"]),
+        (&[both], &[V2]),
+        (
+            &["kohakuriver-tunnel.v2.resume", "kohakuriver-tunnel.v2"],
+            &[V2],
+        ),
+        (&["a;b=\"c, d\",,e"], &["a;b=\"c"]),
+        (&["chat"], &["something else"]),
+    ] {
+        let mut client = TcpStream::connect(host.address()).await.unwrap();
+        let mut request = format!("GET /api/tunnel/42 HTTP/1.1\r\nHost: h\r\n{upgrade}");
+        for value in offered {
+            request += &format!("Sec-WebSocket-Protocol: {value}\r\n");
+        }
+        request += "\r\n";
+        client.write_all(request.as_bytes()).await.unwrap();
+        // The second path is asked for where a deployed runner does not know the first.
+        for status in ["404 Not Found", "101 Switching Protocols"] {
+            let (mut stream, _) = soon("request", runner.accept()).await.unwrap();
+            assert_eq!(protocols(&head(&mut stream).await), offered);
+            let mut answer = format!("HTTP/1.1 {status}\r\n");
+            if status.starts_with("101") {
+                answer += "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+                for value in chosen {
+                    answer += &format!("Sec-WebSocket-Protocol: {value}\r\n");
+                }
+            } else {
+                answer += "Content-Length: 0\r\n";
+            }
+            answer += "\r\n";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            if status.starts_with("101") {
+                let answer = head(&mut client).await;
+                assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+                assert_eq!(protocols(&answer), chosen);
+                // Raw bytes from here on.
+                client.write_all(b"up").await.unwrap();
+                stream.write_all(b"down").await.unwrap();
+                let mut read = [0; 4];
+                soon("down", client.read_exact(&mut read)).await.unwrap();
+                assert_eq!(&read, b"down");
+                soon("up", stream.read_exact(&mut read[..2])).await.unwrap();
+                assert_eq!(&read[..2], b"up");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_web_page_from_elsewhere_opens_nothing_where_no_token_is_demanded() {
     let runner = echo_runner().await;
