@@ -38,6 +38,7 @@ enum Ended {
 pub async fn keep(settings: Settings) -> Failure {
     let served = Arc::new(Served::new(ServingCeilings::new()));
     let mut retry = Retry::of_agent();
+    let mut woken = settings.connection.wake.subscribe();
     let mut failures = 0;
     let mut replaced = false;
     loop {
@@ -93,7 +94,10 @@ pub async fn keep(settings: Settings) -> Failure {
                 wait.as_secs_f64()
             );
         }
-        tokio::time::sleep(wait).await;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            Ok(()) = woken.changed() => {}
+        }
     }
 }
 

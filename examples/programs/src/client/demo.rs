@@ -23,8 +23,10 @@ use crate::common::net;
 use crate::common::program::{Failure, Process};
 use crate::common::proxies::Proxies;
 use crate::common::tls::{ClientTlsArgs, Dialer, no_roots};
+use crate::common::token::Credential;
 use crate::common::tunnel;
 use crate::common::url::Url;
+use crate::common::wake::Wake;
 use crate::host::proxy;
 use crate::host::proxy::{FixedTasks, Host, TaskPlace};
 use crate::runner::server;
@@ -77,9 +79,10 @@ pub async fn run(process: &Process) -> Result<(), Failure> {
         whole: None,
         task: TASK.to_owned(),
         connection: Connection {
-            token: None,
+            token: Credential::default(),
             dialer: dialer()?,
             tunnels: tunnel::Settings::new(memory, process.tunnels.clone()),
+            wake: Wake::watched(),
         },
     };
     process.announce(&format!(

@@ -8,28 +8,16 @@ use std::time::Duration;
 use futures_util::future::{join_all, try_join_all};
 use kohakuriver_tunnel::mux::Mux;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::client::destination::{Destination, Only, Refusal};
 use crate::client::link::{Link, State};
 use crate::client::outage::Outage;
+use crate::client::pace::Pace;
 use crate::common::program::Failure;
-use crate::common::retry::Retry;
 use crate::common::tunnel::told;
 use crate::common::url::Url;
 use crate::common::ws::ConnectError;
-
-/// Longest wait between two attempts to reach the host.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
-
-/// The same after a refusal that an immediate retry will not change, such as an unknown task.
-const LONGEST_REFUSED: Duration = Duration::from_secs(30);
-
-/// When an application wants the tunnel, the next attempt comes within this.
-const HURRIED: Duration = Duration::from_secs(1);
-
-/// But a host that refuses is asked no more often than this.
-const HURRIED_REFUSED: Duration = Duration::from_secs(5);
 
 /// After a tunnel that held this long the waits start over.
 const HELD: Duration = Duration::from_secs(10);
@@ -51,9 +39,8 @@ pub struct Keeper {
     /// The session is for any port because there are several ports, and each can have its own
     /// session instead.
     splits: bool,
-    retry: Retry,
+    pace: Pace,
     outage: Arc<Outage>,
-    wanted: watch::Receiver<()>,
 }
 
 struct Port {
@@ -77,14 +64,14 @@ impl Keeper {
         let links = ports.iter().map(link).collect();
         let first = ports.first().and_then(|port| port.only);
         let several = ports.iter().any(|port| port.only != first);
+        let woken = destination.connection.wake.subscribe();
         let keeper = Self {
             url: destination.url(first.filter(|_| !several)),
             splits: several && destination.whole.is_none(),
             destination: Arc::new(destination),
             ports,
-            retry: Retry::of_client(),
+            pace: Pace::new(wanted.subscribe(), woken),
             outage: Arc::new(outage),
-            wanted: wanted.subscribe(),
         };
         (keeper, links)
     }
@@ -126,7 +113,7 @@ impl Keeper {
             }
             self.outage.waits(&reason);
             last = Some(reason);
-            let paused = before(deadline, self.pause(Some(&error))).await;
+            let paused = before(deadline, self.pace.pause(Some(&error))).await;
             if paused.is_none() {
                 return Err(self.gave_up(begin, last));
             }
@@ -149,12 +136,12 @@ impl Keeper {
                 self.outage.begins(&cause);
                 self.tell(&State::Down(cause));
                 if since.elapsed() > HELD {
-                    self.retry.held();
+                    self.pace.held();
                 }
             }
             let mut refusal = None;
             loop {
-                self.pause(refusal.as_ref()).await;
+                self.pace.pause(refusal.as_ref()).await;
                 match self.connect().await {
                     Ok(()) => break self.outage.ends(),
                     Err(Refusal::EachItsOwn(why)) => {
@@ -184,21 +171,6 @@ impl Keeper {
         Ok(())
     }
 
-    /// Waits before the next attempt; less if an application wants the tunnel.
-    async fn pause(&mut self, failure: Option<&ConnectError>) {
-        let refused = failure.is_some_and(ConnectError::is_lasting);
-        let (longest, spacing) = match refused {
-            true => (LONGEST_REFUSED, HURRIED_REFUSED),
-            false => (LONGEST_WAIT, Duration::ZERO),
-        };
-        let start = Instant::now();
-        let until = start + self.retry.wait(longest);
-        if let Ok(Ok(())) = timeout_at(until, self.wanted.changed()).await {
-            let earliest = Instant::now().max(start + spacing);
-            sleep_until(until.min(earliest + HURRIED.mul_f64(fastrand::f64()))).await;
-        }
-    }
-
     /// One keeper for each remote port, instead of this one.
     fn split(&mut self) -> Vec<Self> {
         let mut split: Vec<Self> = Vec::new();
@@ -211,9 +183,8 @@ impl Keeper {
                     url,
                     ports: vec![port],
                     splits: false,
-                    retry: Retry::of_client(),
+                    pace: self.pace.of_another(),
                     outage: Arc::clone(&self.outage),
-                    wanted: self.wanted.clone(),
                 }),
             }
         }

@@ -8,6 +8,7 @@ mod keeper;
 mod link;
 mod listener;
 mod outage;
+mod pace;
 mod sample;
 mod spec;
 mod streams;

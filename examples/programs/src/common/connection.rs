@@ -1,15 +1,15 @@
 //! Settings of a program that connects to another: its identity, whom it trusts, and the way there.
 
 use clap::Args;
-use hyper::header::HeaderValue;
 use tokio_rustls::rustls::RootCertStore;
 
 use super::program::{Failure, Process};
 use super::proxies::ProxyArgs;
 use super::tls::{ClientTlsArgs, Dialer, IdentityArgs};
-use super::token::TokenArgs;
+use super::token::{Credential, TokenArgs};
 use super::tunnel::{self, TunnelArgs};
 use super::url::Url;
+use super::wake::Wake;
 
 /// Flags of a program that opens tunnels.
 #[derive(Args, Debug, Clone)]
@@ -33,9 +33,11 @@ pub struct ConnectionArgs {
 /// How to connect.
 #[derive(Clone)]
 pub struct Connection {
-    pub token: Option<HeaderValue>,
+    pub token: Credential,
     pub dialer: Dialer,
     pub tunnels: tunnel::Settings,
+    /// Hints that connections may be dead.
+    pub wake: Wake,
 }
 
 impl ConnectionArgs {
@@ -62,9 +64,10 @@ impl ConnectionArgs {
         }
         let proxies = self.proxy.proxies()?;
         Ok(Connection {
-            token: self.token.header()?,
+            token: self.token.credential()?,
             dialer: Dialer::new(&self.tls, Some(&self.identity), roots, proxies)?,
             tunnels: self.tunnels.settings(process.tunnels.clone()),
+            wake: Wake::watched(),
         })
     }
 

@@ -31,5 +31,6 @@ pub mod token;
 pub mod trust;
 pub mod tunnel;
 pub mod url;
+pub mod wake;
 pub mod words;
 pub mod ws;

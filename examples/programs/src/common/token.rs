@@ -1,6 +1,7 @@
 //! The bearer token, as a header. It is never logged.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
 use hyper::StatusCode;
@@ -36,6 +37,64 @@ impl TokenArgs {
     /// The file cannot be read, or the token is not printable ASCII.
     pub fn header(&self) -> Result<Option<HeaderValue>, Failure> {
         header_from(self.token_file.as_deref(), VARIABLE)
+    }
+
+    /// The token of a program that connects.
+    ///
+    /// # Errors
+    /// As [`header`](Self::header).
+    pub fn credential(&self) -> Result<Credential, Failure> {
+        let header = self.header()?;
+        Ok(Credential(Arc::new(Inner {
+            file: self.token_file.clone(),
+            now: Mutex::new(Now {
+                header,
+                told: false,
+            }),
+        })))
+    }
+}
+
+/// The token of a program that connects. Its file is read again for each connection, because a
+/// token may be replaced while the program runs.
+#[derive(Clone, Default)]
+pub struct Credential(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    file: Option<PathBuf>,
+    now: Mutex<Now>,
+}
+
+#[derive(Default)]
+struct Now {
+    header: Option<HeaderValue>,
+    /// It was logged that the file cannot be used.
+    told: bool,
+}
+
+impl Credential {
+    /// The value of the `Authorization` header; the last one if the file cannot be used now.
+    pub fn header(&self) -> Option<HeaderValue> {
+        let Inner { file, now } = &*self.0;
+        let mut now = now.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = file {
+            match header_from(Some(file), VARIABLE) {
+                Ok(header) => {
+                    if now.header != header {
+                        tracing::info!("the token in {} has changed", file.display());
+                    }
+                    let told = false;
+                    *now = Now { header, told };
+                }
+                Err(error) if !now.told => {
+                    now.told = true;
+                    tracing::warn!("{error}; keeping the token as it was");
+                }
+                Err(_) => {}
+            }
+        }
+        now.header.clone()
     }
 }
 

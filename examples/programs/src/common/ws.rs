@@ -154,7 +154,7 @@ async fn handshake(
         .header(header::SEC_WEBSOCKET_VERSION, "13")
         .header(header::SEC_WEBSOCKET_KEY, &key)
         .header(header::SEC_WEBSOCKET_PROTOCOL, V2);
-    if let Some(token) = &connection.token {
+    if let Some(token) = connection.token.header() {
         request = request.header(header::AUTHORIZATION, token);
     }
     if let Some(headers) = request.headers_mut() {
