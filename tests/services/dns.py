@@ -95,15 +95,19 @@ def check_all(bench):
         )
 
     with bench.check("20 dig at once"):
-        command = [find("dig"), "-p", udp, "@127.0.0.1", "+time=5", "+tries=1", "+short"]
+        # Without a tunnel too, about one of 10,000 questions has no answer when 20 ask at once. dig
+        # asks again then, and prints a line that begins with ";;".
+        command = [find("dig"), "-p", udp, "@127.0.0.1", "+time=2", "+tries=3", "+short"]
         numbers = [range(first, NAMES, 20) for first in range(20)]
         got = place.run_all(
             [[*command, *(f"name-{number}.test" for number in part)] for part in numbers]
         )
         for file, part in zip(got, numbers):
+            lines = file.read_text().splitlines()
+            answers = [line for line in lines if not line.startswith(";;")]
             check(
-                file.read_text().split() == [address(number) for number in part],
-                f"other answers in {file.name}",
+                answers == [address(number) for number in part],
+                f"other answers in {file.name}: {lines}",
             )
 
     with bench.check("the server is restarted: the next question is answered", 30):
