@@ -293,21 +293,28 @@ class Chain:
         self.agent_program = agent or programs / "agent"
         self.empty_root = empty_root
         self.root = None
+        self.log = DEBUG_LOG
 
     def start(self, *runner_arguments):
         self.start_runner("127.0.0.1:0", *runner_arguments)
-        url = f"ws://{self.runner_url}"
-        command = self.agent_command(url, CONTAINER)
-        self.agent = self.place.start("agent", command, env=DEBUG_LOG)
-        until(20, "the registration of the agent", lambda: self.agent.alive() or self.agents() == 1)
-        place = f"{TASK}={CONTAINER}@http://{self.runner_url}"
-        self.host = self.launch("host", "--listen", "127.0.0.1:0", "--task", place)
-        self.host_url = f"127.0.0.1:{self.port_of(self.host)}"
+        self.start_agent()
+        self.start_host()
         return self
 
     def start_runner(self, address, *arguments):
         self.runner = self.launch("runner", "--listen", address, *arguments)
         self.runner_url = f"127.0.0.1:{self.port_of(self.runner)}"
+
+    def start_agent(self, runner=None, *arguments):
+        """Starts the agent and waits until it is registered. `runner` is another way to it."""
+        command = self.agent_command(f"ws://{runner or self.runner_url}", CONTAINER)
+        self.agent = self.place.start("agent", [*command, *arguments], env=self.log)
+        until(20, "the registration of the agent", lambda: self.agent.alive() or self.agents() == 1)
+
+    def start_host(self, address="127.0.0.1:0"):
+        place = f"{TASK}={CONTAINER}@http://{self.runner_url}"
+        self.host = self.launch("host", "--listen", address, "--task", place)
+        self.host_url = f"{address.rpartition(':')[0]}:{self.port_of(self.host)}"
 
     def agent_command(self, url, container):
         arguments = ["--runner-url", url, "--container-id", container, "--reconnect-delay", "1"]
@@ -320,17 +327,19 @@ class Chain:
         become_root = [] if os.getuid() == 0 else [find("unshare"), "--map-root-user"]
         return [*become_root, find("chroot"), self.root, "/agent", *arguments]
 
-    def launch(self, role, *arguments):
-        return self.place.start(role, [self.programs / role, *arguments], env=DEBUG_LOG)
+    def launch(self, role, *arguments, prefix=()):
+        command = [*prefix, self.programs / role, *arguments]
+        return self.place.start(role, command, env=self.log)
 
-    def forward(self, *ports, local=(), task=TASK, base=None):
+    def forward(self, *ports, local=(), task=TASK, base=None, options=(), prefix=()):
         """Forwards ports and returns the local ones. A port is a number, or ends in `/udp`."""
         specs = []
         for port, own in zip(ports, [*local, *[0] * len(ports)]):
             number, slash, proto = str(port).partition("/")
             specs.append(f"{number}:{own}{slash}{proto}")
         base = base or f"ws://{self.host_url}"
-        self.client = self.launch("forward", "--host", base, task, *specs)
+        command = ["forward", "--host", base, task, *specs, *options]
+        self.client = self.launch(*command, prefix=prefix)
         found = []
         for port in ports:
             number, _, proto = str(port).partition("/")
@@ -342,10 +351,17 @@ class Chain:
         return found[0] if len(found) == 1 else found
 
     def port_of(self, server):
-        return int(server.line(r"^Listening on 127\.0\.0\.1:(\d+)")[1])
+        return int(server.line(r"^Listening on [\d.]+:(\d+)")[1])
 
     def agents(self):
+        return self.metric("runner_agents")
+
+    def metric(self, name):
+        """A value of the runner's page."""
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
             f"http://{self.runner_url}/metrics", timeout=5
         ) as page:
-            return int(re.search(r"^\w*runner_agents (\d+)", page.read().decode(), re.M)[1])
+            text = page.read().decode()
+        found = re.search(rf"^\w*{name} (\d+)", text, re.M)
+        check(found, f"the runner has no metric {name}")
+        return int(found[1])

@@ -17,6 +17,8 @@ need bind9-dnsutils dig
 need chromium chromium
 need python3-websockets '/usr/lib/python3/dist-packages/websockets/__init__.py'
 need rsync rsync
+need haproxy haproxy
+need iproute2 ip
 need netcat-openbsd nc.openbsd
 need file file
 [ "${#missing[@]}" != 0 ] || exit 0

@@ -10,12 +10,9 @@ a required program is missing.
 """
 
 import argparse
-import contextlib
 import pathlib
 import signal
 import sys
-import time
-import traceback
 
 import alone
 import browser
@@ -24,7 +21,8 @@ import netcat
 import nginx
 import postgresql
 import rsync
-from chain import Cannot, Chain, Failed, Place, within
+from bench import Bench
+from chain import Cannot, Chain, Place
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SERVICES = {
@@ -38,42 +36,6 @@ SERVICES = {
     "netcat": netcat.check_all,
     "agent": alone.check_all,
 }
-
-
-class Bench:
-    """Passed to a service's checks: a folder, a chain in it, and a line for each check."""
-
-    def __init__(self, name, place, chain, programs):
-        self.name = name
-        self.place = place
-        self.chain = chain
-        self.programs = programs
-        self.passed = 0
-        self.failed = 0
-
-    @contextlib.contextmanager
-    def check(self, text, seconds=90):
-        """One check. A failure inside ends the check, not the run."""
-        figures = []
-        start = time.monotonic()
-        try:
-            with within(seconds):
-                yield figures
-        except Cannot:
-            raise
-        except Exception as error:
-            self.fail(text, error)
-        else:
-            self.passed += 1
-            told = ", ".join([f"{time.monotonic() - start:.1f} s", *figures])
-            print(f"ok    {self.name}: {text} ({told})", flush=True)
-
-    def fail(self, text, error):
-        self.failed += 1
-        print(f"FAIL  {self.name}: {text}: {error}")
-        if not isinstance(error, Failed):
-            traceback.print_exception(error, file=sys.stdout)
-        sys.stdout.flush()
 
 
 def run(name, options):

@@ -83,11 +83,34 @@ pub fn relays(count: usize, service: u16) -> Result<Chain, String> {
     })
 }
 
+/// How a chain of the programs differs from the usual one.
+#[derive(Debug, Clone, Copy)]
+pub struct Way {
+    /// Tunnels are resumed.
+    pub resume: bool,
+    /// A long path lies between the client and what it dials.
+    pub slow: bool,
+}
+
+impl Default for Way {
+    fn default() -> Self {
+        Self {
+            resume: true,
+            slow: false,
+        }
+    }
+}
+
 /// The programs, with that many links from the application to the service: 3 without a host, 4 with
 /// one, 5 with an agent too.
-pub fn programs(folder: &Path, links: usize, service: u16) -> Result<Chain, String> {
+pub fn programs(folder: &Path, links: usize, service: u16, way: Way) -> Result<Chain, String> {
     let start = |name: &'static str, arguments: &[String]| {
-        Process::start(name, Command::new(folder.join(name)).args(arguments))
+        let mut command = Command::new(folder.join(name));
+        command.args(arguments);
+        if !way.resume && name != "host" {
+            command.arg("--no-resume");
+        }
+        Process::start(name, &mut command)
     };
     let flag = |name: &str, value: String| [name.to_owned(), value];
     let box_name = "bench";
@@ -105,17 +128,26 @@ pub fn programs(folder: &Path, links: usize, service: u16) -> Result<Chain, Stri
         arguments.extend(flag("--container-id", box_name.into()));
         processes.push(start("agent", &arguments)?);
     }
-    let server = if links > 3 {
+    let (front, path) = if links > 3 {
         let host = free_port()?;
         let mut arguments = flag("--listen", format!("127.0.0.1:{host}")).to_vec();
         let task = format!("bench={box_name}@http://127.0.0.1:{runner}");
         arguments.extend(flag("--task", task));
         processes.push(start("host", &arguments)?);
         await_port(host, "host")?;
-        format!("ws://127.0.0.1:{host}/api/tunnel/bench")
+        (host, "bench")
     } else {
-        format!("ws://127.0.0.1:{runner}/api/tunnel/{box_name}")
+        (runner, box_name)
     };
+    let front = if way.slow {
+        let next = free_port()?;
+        processes.push(own("slow", &[next, front])?);
+        await_port(next, "the long path")?;
+        next
+    } else {
+        front
+    };
+    let server = format!("ws://127.0.0.1:{front}/api/tunnel/{path}");
     for proto in ["tcp", "udp"] {
         let mut arguments = flag("--host", server.clone()).to_vec();
         arguments.extend(flag("--remote-port", service.to_string()));
@@ -126,8 +158,12 @@ pub fn programs(folder: &Path, links: usize, service: u16) -> Result<Chain, Stri
         } else {
             "forward (udp)"
         };
-        let program = folder.join("forward");
-        processes.push(Process::start(name, Command::new(program).args(arguments))?);
+        let mut program = Command::new(folder.join("forward"));
+        program.args(arguments);
+        if !way.resume {
+            program.arg("--no-resume");
+        }
+        processes.push(Process::start(name, &mut program)?);
     }
     await_echo(local, "the chain of programs")?;
     let name = ["client", "host", "runner", "agent"];

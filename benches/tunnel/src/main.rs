@@ -16,16 +16,19 @@ mod pattern;
 mod process;
 mod relay;
 mod report;
+mod resumption;
 mod service;
+mod slow;
 
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use tunnel_bench_support::{build_programs, resident};
 
-use chains::Chain;
+use chains::{Chain, Way};
 use report::{Row, Section, median};
 
 #[derive(Parser)]
@@ -57,6 +60,9 @@ struct Args {
         value_parser = ["cubic", "reno", "bbr"]
     )]
     congestion: String,
+    /// What resumption costs, with it on and off: nothing else is measured
+    #[arg(long)]
+    resumption: bool,
     /// Measure the programs of this folder instead of building them
     #[arg(long, value_name = "FOLDER", overrides_with = "programs")]
     programs: Option<PathBuf>,
@@ -79,7 +85,13 @@ enum Part {
     Serve { port: u16 },
     #[command(hide = true)]
     Relay { port: u16, target: u16 },
+    #[command(hide = true)]
+    Slow { port: u16, target: u16 },
 }
+
+/// The long path between client and host.
+const ROUND_TRIP: Duration = Duration::from_millis(100);
+const MBIT: u32 = 1000;
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -88,6 +100,9 @@ fn main() -> ExitCode {
             .and_then(|()| service::serve(*port))
             .map_err(told),
         Some(Part::Relay { port, target }) => relay::serve(*port, *target).map_err(told),
+        Some(Part::Slow { port, target }) => {
+            slow::serve(*port, *target, slow::Path::new(ROUND_TRIP, MBIT)).map_err(told)
+        }
         None => run(&args),
     };
     match ended {
@@ -148,16 +163,20 @@ fn run(args: &Args) -> Result<(), String> {
     println!("congestion control: {congestion}");
     let service = chains::service()?;
     let mut sections = Vec::new();
-    for links in 3..=5_u8 {
+    if args.resumption {
+        sections = resumption::price(&programs, &service, &sizes)?;
+    }
+    for links in (3..=5_u8).filter(|_| !args.resumption) {
         if args.chain.is_none_or(|only| only == links) {
             let links = usize::from(links);
             let bare = chains::relays(links - 1, service.port)?;
-            let ours = chains::programs(&programs, links, service.port)?;
+            let ours = chains::programs(&programs, links, service.port, Way::default())?;
             sections.push(measure(&ours, &bare, &service, &sizes)?);
         }
     }
     let others = [chains::openssh, chains::penguin];
-    for start in others.into_iter().filter(|_| !args.alone) {
+    let alone = args.alone || args.resumption;
+    for start in others.into_iter().filter(|_| !alone) {
         match start(service.port) {
             Ok(other) => {
                 let bare = chains::relays(2, service.port)?;
@@ -177,9 +196,17 @@ fn run(args: &Args) -> Result<(), String> {
     let table = report::markdown(&sections, &about);
     println!("{table}");
     println!("{}", report::summary(&sections));
+    let name = if args.resumption {
+        "resumption"
+    } else {
+        "tunnel"
+    };
     std::fs::create_dir_all(&args.write)
-        .and_then(|()| std::fs::write(args.write.join("tunnel.md"), &table))
+        .and_then(|()| std::fs::write(args.write.join(name).with_extension("md"), &table))
         .and_then(|()| {
+            if args.resumption {
+                return Ok(());
+            }
             let chart = chart::svg(&sections, &about[..3]);
             std::fs::write(args.write.join("tunnel.svg"), chart)
         })
