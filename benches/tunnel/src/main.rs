@@ -184,6 +184,7 @@ fn run(args: &Args) -> Result<(), String> {
                 sections.push(Section {
                     chain: other.name.clone(),
                     beside: bare.name.clone(),
+                    columns: ["bare", "ours"],
                     rows,
                     notes: Vec::new(),
                 });
@@ -337,6 +338,7 @@ fn measure(ours: &Chain, bare: &Chain, service: &Chain, sizes: &Sizes) -> Result
     Ok(Section {
         chain: ours.name.clone(),
         beside: bare.name.clone(),
+        columns: ["bare", "ours"],
         rows,
         notes,
     })

@@ -35,6 +35,8 @@ impl Row {
 pub struct Section {
     pub chain: String,
     pub beside: String,
+    /// What the two values of a pair are called.
+    pub columns: [&'static str; 2],
     pub rows: Vec<Row>,
     /// Facts without a counterpart in a relay.
     pub notes: Vec<String>,
@@ -52,8 +54,10 @@ pub fn markdown(sections: &[Section], about: &[String]) -> String {
     }
     for section in sections {
         let _ = writeln!(text, "\n### {} beside {}\n", section.chain, section.beside);
-        text.push_str(
-            "| measure | bare | ours | ratio | least to greatest |\n|---|---|---|---|---|\n",
+        let [first, second] = section.columns;
+        let _ = writeln!(
+            text,
+            "| measure | {first} | {second} | ratio | least to greatest |\n|---|---|---|---|---|"
         );
         for row in &section.rows {
             let ((bare, ours), (ratio, least, greatest)) = (row.values(), row.ratio());

@@ -25,6 +25,7 @@ pub fn price(folder: &Folder, service: &Chain, sizes: &Sizes) -> Result<Vec<Sect
         sections.push(Section {
             chain: format!("resumption on, {place}"),
             beside: "off".into(),
+            columns: ["off", "on"],
             rows,
             notes: Vec::new(),
         });
