@@ -87,6 +87,20 @@ def ends_at_once(at, start, figures):
     until(20, "a new connection", lambda: at.probe().outcome(5) == "answered")
 
 
+def turned_off(bench):
+    for role in ("forward", "runner", "agent"):
+        lost = "the agent's connection is cut" if role == "agent" else "the host is killed"
+        text = f"{role} does not resume, {lost}: connections end at once, new ones go on"
+        with bench.check(text, 120) as figures:
+            with world(bench, off=[role], agent_gate=True) as at:
+                start = time.monotonic()
+                if role == "agent":
+                    at.agent_gate.tell("cut")
+                else:
+                    at.restart_host()
+                ends_at_once(at, start, figures)
+
+
 def client_killed(bench):
     keep = 10 if bench.full else 4
     text = f"forward is killed: services are free within {keep} s and a moment"

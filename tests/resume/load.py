@@ -213,17 +213,19 @@ class Load:
         """Waits until every end has received something new."""
         before = [(end, end.received) for end in self.ends()]
 
+        def silent():
+            return [end.name for end, received in before if end.received == received]
+
         def look():
             self.check()
-            return all(end.received > received for end, received in before)
+            return not silent()
 
         try:
             until(seconds, what, look)
         except Failed as failed:
-            silent = [end.name for end, received in before if end.received == received]
-            if not silent:
-                raise
-            raise Failed(f"{failed}: nothing new at {len(silent)} ends: {silent[:3]}") from None
+            self.check()
+            left = silent()
+            raise Failed(f"{failed}: nothing new at {len(left)} ends, {left[:3]}") from None
 
     def finish(self, seconds=60):
         """Both ends of each connection finish. Everything sent has to arrive, then the end."""

@@ -37,6 +37,7 @@ CHECKS = {
     "stopped-forward": ends.client_stopped,
     "runner": ends.runner_restarted,
     "agent": ends.agent_restarted,
+    "off": ends.turned_off,
     "killed-forward": ends.client_killed,
     "kept": kept.memory_returns,
     "idle": kept.idle_price,

@@ -10,6 +10,7 @@ import sys
 import time
 
 from chain import Cannot, Chain, Failed, check, find, free_port, until
+from flow import Flow
 from load import Load, Probe
 from transaction import Transaction
 
@@ -70,14 +71,14 @@ class Namespace:
     def inside(self, *arguments):
         self.run("-n", self.name, *arguments)
 
-    def connect(self, port):
-        """A connection to a port of loopback inside. This thread is there for a moment."""
+    def connect(self, port, proto=socket.SOCK_STREAM):
+        """A socket to a port of loopback inside. This thread is there for a moment."""
         libc = ctypes.CDLL(None, use_errno=True)
         with open("/proc/thread-self/ns/net", "rb") as here:
             with open(f"/run/netns/{self.name}", "rb") as there:
                 check(libc.setns(there.fileno(), 0) == 0, "setns fails")
             try:
-                return socket.create_connection(("127.0.0.1", port), 5)
+                return connected(port, proto)
             finally:
                 check(libc.setns(here.fileno(), 0) == 0, "setns fails")
 
@@ -101,7 +102,7 @@ class World:
     `keep` is the programs' `--resume-keep`. Without a database there is no transaction.
     """
 
-    load = transaction = namespace = None
+    load = flow = transaction = namespace = None
 
     def __init__(self, bench):
         self.place = bench.place
@@ -116,27 +117,34 @@ class World:
         agent_gate=False,
         client_gate=False,
         namespace=None,
-        connections=CONNECTIONS,
-        bulk=512 << 10,
-        runner_options=(),
+        off=(),
     ):
-        chain, self.namespace = self.chain, namespace
+        """`off` names the programs that do not resume."""
+        chain, self.namespace, self.off = self.chain, namespace, off
         self.options = ["--resume-keep", keep] if keep is not None and self.resumes else []
-        chain.start_runner("127.0.0.1:0", *self.options, *runner_options)
+        chain.start_runner("127.0.0.1:0", *self.flags("runner"))
         self.agent_gate = agent_gate and Gated(self.place, port_in(chain.runner_url))
         self.start_agent()
         chain.start_host(f"{namespace.address if namespace else '127.0.0.1'}:0")
         self.client_gate = client_gate and Gated(self.place, port_in(self.front(chain.host_url)))
-        self.load = Load()
-        ports = [self.load.port, *([database.port] if database else [])]
+        self.load, self.flow = Load(), Flow()
+        ports = [self.load.port, f"{self.flow.port}/udp"]
+        ports += [database.port] if database else []
         url = self.client_gate.url() if self.client_gate else self.front(chain.host_url)
         prefix = namespace.prefix if namespace else ()
-        found = chain.forward(*ports, options=self.options, base=f"ws://{url}", prefix=prefix)
-        self.port, *others = found if database else [found]
+        found = chain.forward(
+            *ports, options=self.flags("forward"), base=f"ws://{url}", prefix=prefix
+        )
+        self.port, udp, *others = found
         self.client = chain.client
-        self.load.open(self.connect, connections, bulk)
+        self.load.open(self.connect)
+        self.flow.open(self.connect(udp, socket.SOCK_DGRAM))
         self.transaction = database and Transaction(database, others[0], prefix)
         self.load.moves(20, "the first bytes everywhere")
+
+    def flags(self, role):
+        off = ["--no-resume"] if role in self.off and self.resumes else []
+        return [*self.options, *off]
 
     def front(self, url):
         """What clients dial, which may stand in front of the host."""
@@ -144,12 +152,12 @@ class World:
 
     def start_agent(self):
         gate = self.agent_gate and self.agent_gate.url()
-        self.chain.start_agent(gate or None, *self.options)
+        self.chain.start_agent(gate or None, *self.flags("agent"))
 
-    def connect(self):
-        if self.namespace:
-            return self.namespace.connect(self.port)
-        return socket.create_connection(("127.0.0.1", self.port), 5)
+    def connect(self, port=None, proto=socket.SOCK_STREAM):
+        """A socket to a local port of forward, which is by default that of the load."""
+        make = self.namespace.connect if self.namespace else connected
+        return make(port or self.port, proto)
 
     def probe(self):
         return Probe(self.connect)
@@ -165,10 +173,11 @@ class World:
         address = self.chain.runner_url
         self.chain.runner.stop(number)
         time.sleep(pause)
-        self.chain.start_runner(address, *self.options)
+        self.chain.start_runner(address, *self.flags("runner"))
 
     def check(self):
         self.load.check()
+        self.flow.check()
         if self.transaction:
             self.transaction.check()
 
@@ -188,6 +197,7 @@ class World:
         self.moves()
         if self.transaction:
             figures += self.transaction.commit()
+        figures += self.flow.finish()
         figures += self.load.finish()
         figures += self.resumed()
 
@@ -204,12 +214,21 @@ class World:
     def close(self):
         if self.transaction:
             self.transaction.close()
+        if self.flow:
+            self.flow.close()
         if self.load:
             self.load.close()
         for process in self.place.processes:
             process.send(18)  # a stopped one would not see SIGTERM
         for process in reversed(self.place.processes):
             process.stop()
+
+
+def connected(port, proto=socket.SOCK_STREAM):
+    sock = socket.socket(socket.AF_INET, proto)
+    sock.settimeout(5)
+    sock.connect(("127.0.0.1", port))
+    return sock
 
 
 def port_in(url):
