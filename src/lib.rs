@@ -31,9 +31,8 @@
 //! server, HTTP and gRPC through a tunnel, a Unix socket, a session without a runtime. The code
 //! implements PROTOCOL.md.
 //!
-//! The protocol does not provide confidentiality, authentication, resumption after the transport is
-//! lost, or connections opened by the acceptor. With v1 peers it does not provide flow control
-//! either.
+//! The protocol does not provide confidentiality, authentication, or connections opened by the
+//! acceptor. With v1 peers it does not provide flow control or resumption either.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -17,8 +17,8 @@ use core::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
-    /// How long a tunnel without a transport is kept, in whole seconds; the shorter of the two
-    /// ends' values holds. Default 120 s.
+    /// How long a tunnel without a transport is kept; the shorter of the two ends' values holds. The
+    /// peer is told whole seconds, rounded up. Default 120 s.
     ///
     /// What a vanished client holds at a service (a transaction, a lock) outlives it by this.
     pub keep: Duration,
@@ -98,6 +98,7 @@ impl Config {
 
     /// `keep` as a message carries it, in seconds.
     pub(super) fn keep_seconds(&self) -> u32 {
-        u32::try_from(self.keep.as_secs()).unwrap_or(u32::MAX)
+        let part = u64::from(self.keep.subsec_nanos() > 0);
+        u32::try_from(self.keep.as_secs().saturating_add(part)).unwrap_or(u32::MAX)
     }
 }

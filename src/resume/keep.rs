@@ -8,8 +8,9 @@ use crate::session::Instant;
 pub(super) struct Keep {
     /// When the last transport was lost.
     since: Option<Instant>,
-    /// As agreed with the peer.
+    /// The peer's and this end's, whichever is shorter.
     keep: Duration,
+    own: Duration,
     idle_keep: Duration,
     idle: bool,
 }
@@ -19,6 +20,7 @@ impl Keep {
         Self {
             since: None,
             keep: config.keep,
+            own: config.keep,
             idle_keep: config.idle_keep,
             idle: false,
         }
@@ -26,7 +28,7 @@ impl Keep {
 
     /// The ends agreed on this many seconds.
     pub(super) fn agree(&mut self, seconds: u32) {
-        self.keep = Duration::from_secs(u64::from(seconds));
+        self.keep = self.own.min(Duration::from_secs(u64::from(seconds)));
     }
 
     pub(super) fn set_idle(&mut self, idle: bool) {

@@ -54,13 +54,18 @@ mod keep;
 mod link;
 mod message;
 mod offer;
+mod outcome;
 mod ring;
 mod secret;
 mod side;
 
 pub use self::config::Config;
 pub use self::error::{Ended, Refusal, Takeover, Violation};
-pub use self::link::{Accepts, Due, Identity, Link, Received, Resumption, State, Stats};
+pub use self::link::Link;
 pub use self::message::{EndReason, Kind, Malformed, Message, Open, Opened, counts, is_layer};
 pub use self::offer::{Choice, OFFER, answered, choose};
+pub use self::outcome::{Accepts, Due, Identity, Received, Resumption, State, Stats};
 pub use self::secret::Secret;
+
+#[cfg(test)]
+mod tests;

@@ -177,6 +177,11 @@ impl Ring {
             && (self.min..=self.max).contains(&self.limit)
     }
 
+    #[cfg(test)]
+    pub(super) fn room(&self) -> usize {
+        self.messages.capacity() * size_of::<Bytes>()
+    }
+
     fn clamp(&self, limit: usize) -> usize {
         limit.min(self.allowed.min(self.max)).max(self.min)
     }
