@@ -32,6 +32,8 @@ mod pipe;
 mod prefixed;
 #[path = "mux/relay.rs"]
 mod relay;
+#[path = "mux/resume.rs"]
+mod resume;
 #[path = "mux/streams.rs"]
 mod streams;
 #[path = "mux/tunnel.rs"]

@@ -127,13 +127,14 @@ impl Account {
         account
     }
 
-    /// Updates what the tunnel holds, and for how many parties. If that is too much, returns how
-    /// much the tunnel may hold.
-    pub(super) fn settle(&mut self, held: usize, parties: usize) -> Option<usize> {
+    /// Updates what the tunnel holds, what it keeps besides until the peer acknowledges it, and for
+    /// how many parties. If it holds too much, returns how much it may hold. Resetting streams frees
+    /// nothing of what is kept.
+    pub(super) fn settle(&mut self, held: usize, kept: usize, parties: usize) -> Option<usize> {
         let shares = parties.min(Self::MOST_SHARES);
         self.share(shares);
-        if held.abs_diff(self.charged) >= Self::GRAIN {
-            self.charge(held);
+        if (held + kept).abs_diff(self.charged) >= Self::GRAIN {
+            self.charge(held + kept);
         }
         if self.budget.held() <= self.budget.soft_limit() {
             return None;
@@ -211,13 +212,13 @@ mod tests {
         let budget = Budget::new(3 << 20);
         let mut greedy = Account::open(&budget);
         let mut modest = Account::open(&budget);
-        assert_eq!(greedy.settle(2 << 20, 1), None);
-        assert_eq!(modest.settle(512 << 10, 1), None);
+        assert_eq!(greedy.settle(2 << 20, 0, 1), None);
+        assert_eq!(modest.settle(512 << 10, 0, 1), None);
         // Both tunnels share the last third.
-        assert_eq!(modest.settle((512 << 10) + 1, 1), Some(512 << 10));
-        assert_eq!(greedy.settle(2 << 20, 1), Some(512 << 10));
+        assert_eq!(modest.settle((512 << 10) + 1, 0, 1), Some(512 << 10));
+        assert_eq!(greedy.settle(2 << 20, 0, 1), Some(512 << 10));
         greedy.charge(512 << 10);
-        assert_eq!(modest.settle(1 << 20, 1), None);
+        assert_eq!(modest.settle(1 << 20, 0, 1), None);
         assert!(!budget.take(1 << 20));
         assert!(budget.take(512 << 10));
         budget.give_back(512 << 10);
@@ -229,11 +230,11 @@ mod tests {
         let budget = Budget::new(30 << 20);
         let mut shared = Account::open(&budget);
         let mut greedy = Account::open(&budget);
-        assert_eq!(shared.settle(4 << 20, 4), None);
-        assert_eq!(greedy.settle(24 << 20, 1), Some(2 << 20));
-        assert_eq!(shared.settle(8 << 20, 4), None);
-        assert_eq!(shared.settle((8 << 20) + 1, 4), Some(8 << 20));
+        assert_eq!(shared.settle(4 << 20, 0, 4), None);
+        assert_eq!(greedy.settle(24 << 20, 0, 1), Some(2 << 20));
+        assert_eq!(shared.settle(8 << 20, 0, 4), None);
+        assert_eq!(shared.settle((8 << 20) + 1, 0, 4), Some(8 << 20));
         drop(shared);
-        assert_eq!(greedy.settle(24 << 20, 1), Some(10 << 20));
+        assert_eq!(greedy.settle(24 << 20, 0, 1), Some(10 << 20));
     }
 }

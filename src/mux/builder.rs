@@ -10,7 +10,11 @@ use futures_sink::Sink;
 use super::handshake;
 use super::shared::Shared;
 use super::stoppable::TunnelClock;
-use super::{Acceptor, Budget, ConnectError, Driver, Mux, Timer, TokioTimer, Tunnel};
+use super::{
+    Acceptor, Budget, Connect, ConnectError, Driver, Mux, Redial, ResumingDriver, Timer,
+    TokioTimer, Tunnel,
+};
+use crate::resume::{self, Link};
 use crate::session::{Config, Role, Session, Version};
 use crate::transport::Carrier;
 
@@ -22,8 +26,13 @@ pub fn builder() -> Builder {
         timer: TokioTimer::default(),
         budget: None,
         greeting_timeout: handshake::GREETING_TIMEOUT,
+        resume: resume::Config::default(),
+        dial_timeout: DIAL_TIMEOUT,
     }
 }
+
+/// Longer than a program's longest pause between attempts.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Settings of a tunnel that has no transport yet. [`builder`] makes one; clones serve many
 /// tunnels.
@@ -64,9 +73,11 @@ pub fn builder() -> Builder {
 pub struct Builder<R = TokioTimer> {
     version: Version,
     config: Config,
-    timer: R,
+    pub(super) timer: R,
     budget: Option<Budget>,
-    greeting_timeout: Duration,
+    pub(super) greeting_timeout: Duration,
+    resume: resume::Config,
+    dial_timeout: Duration,
 }
 
 impl<R> Builder<R> {
@@ -95,6 +106,8 @@ impl<R> Builder<R> {
             timer,
             budget: self.budget,
             greeting_timeout: self.greeting_timeout,
+            resume: self.resume,
+            dial_timeout: self.dial_timeout,
         }
     }
 
@@ -108,6 +121,21 @@ impl<R> Builder<R> {
     /// for the transport to accept its own. Default 10 s, as deployed parts wait.
     pub fn greeting_timeout(mut self, timeout: Duration) -> Self {
         self.greeting_timeout = timeout;
+        self
+    }
+
+    /// Bounds and times of a client's tunnel that outlives its transports: see
+    /// [`resuming_opener`](Self::resuming_opener). A server's are those of its
+    /// [`Keeper`](super::Keeper).
+    pub fn resume(mut self, config: resume::Config) -> Self {
+        self.resume = config;
+        self
+    }
+
+    /// How long one attempt of a [connector](super::Connect) may take, including its pauses. Then it
+    /// is dropped, and another one begins. Default 120 s.
+    pub fn dial_timeout(mut self, timeout: Duration) -> Self {
+        self.dial_timeout = timeout;
         self
     }
 }
@@ -125,6 +153,81 @@ impl<R: Timer> Builder<R> {
     pub fn acceptor<T, C: Carrier>(self, transport: T, carrier: C) -> (Acceptor, Driver<T, C, R>) {
         let driver = self.start(Role::Acceptor, transport, carrier);
         (Acceptor::new(driver.tunnel()), driver)
+    }
+
+    /// An opener's tunnel that outlives its transports (PROTOCOL.md section 5.10): the handle that
+    /// opens connections, and the driver to spawn.
+    ///
+    /// The handshake of `transport` agreed on resumption
+    /// ([`resume::answered`](crate::resume::answered)), and its greeting was
+    /// [heard](Self::hear_greeting), if its route has one. When it is lost, `connector` connects
+    /// again; streams and flows stay as they are meanwhile, and their clocks stand still.
+    pub fn resuming_opener<T, C, N>(
+        self,
+        transport: T,
+        carrier: C,
+        connector: N,
+    ) -> (Mux, ResumingDriver<T, C, Redial<N>, R>)
+    where
+        C: Carrier,
+        N: Connect<Transport = T>,
+    {
+        let driver = self.redialling(Role::Opener, transport, carrier, connector);
+        (Mux::new(driver.tunnel()), driver)
+    }
+
+    /// As [`resuming_opener`](Self::resuming_opener), an acceptor's: for a client at which the
+    /// server opens connections, as an agent.
+    pub fn resuming_acceptor<T, C, N>(
+        self,
+        transport: T,
+        carrier: C,
+        connector: N,
+    ) -> (Acceptor, ResumingDriver<T, C, Redial<N>, R>)
+    where
+        C: Carrier,
+        N: Connect<Transport = T>,
+    {
+        let driver = self.redialling(Role::Acceptor, transport, carrier, connector);
+        (Acceptor::new(driver.tunnel()), driver)
+    }
+
+    /// Waits for the acceptor's greeting, as [`connect`](Self::connect), on a transport for a tunnel
+    /// that exists or begins otherwise.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn hear_greeting<T, C, E>(
+        mut self,
+        transport: &mut T,
+        carrier: &mut C,
+    ) -> Result<(), ConnectError>
+    where
+        T: Stream<Item = Result<C::Message, E>> + Unpin,
+        C: Carrier,
+        E: Display,
+    {
+        let limit = self.greeting_timeout;
+        handshake::hear(transport, carrier, &mut self.timer, limit).await
+    }
+
+    /// Sends the greeting to the opener, as [`welcome`](Self::welcome), before
+    /// [`admit`](Self::admit).
+    ///
+    /// # Errors
+    /// As [`welcome`](Self::welcome).
+    pub async fn say_greeting<T, C, E>(
+        mut self,
+        transport: &mut T,
+        carrier: &mut C,
+    ) -> Result<(), ConnectError>
+    where
+        T: Sink<C::Message, Error = E> + Unpin,
+        C: Carrier,
+        E: Display,
+    {
+        let limit = self.greeting_timeout;
+        handshake::say(transport, carrier, &mut self.timer, limit).await
     }
 
     /// Waits for the acceptor's greeting and returns the opener's end of the tunnel.
@@ -199,6 +302,37 @@ impl<R: Timer> Builder<R> {
         C: Carrier,
     {
         handshake::refuse(transport, carrier, &mut self.timer, code, why).await;
+    }
+
+    fn redialling<T, C, N>(
+        self,
+        role: Role,
+        transport: T,
+        carrier: C,
+        connector: N,
+    ) -> ResumingDriver<T, C, Redial<N>, R>
+    where
+        C: Carrier,
+        N: Connect<Transport = T>,
+    {
+        let (config, limit) = (self.resume.clone(), self.dial_timeout);
+        let (timer, tunnel) = self.resumable(role);
+        let now = tunnel.shared.clock.timer_now();
+        let mut link = Link::client(config, now);
+        link.attach(now);
+        let redial = Redial::new(connector, limit, now);
+        ResumingDriver::new(transport, carrier, link, redial, timer, tunnel)
+    }
+
+    /// A tunnel whose session outlives its transport.
+    pub(super) fn resumable(mut self, role: Role) -> (R, Tunnel) {
+        self.config.first_id.get_or_insert_with(random_id);
+        let clock = self.timer.clock();
+        let mut session = Session::new(role, self.version, self.config, clock.now());
+        session.set_outlives_transport(true);
+        let clock = TunnelClock::stoppable(clock);
+        let shared = Arc::new(Shared::new(session, clock, self.budget.as_ref()));
+        (self.timer, Tunnel { shared })
     }
 
     fn start<T, C: Carrier>(mut self, role: Role, transport: T, carrier: C) -> Driver<T, C, R> {

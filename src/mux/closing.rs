@@ -42,6 +42,7 @@ impl Closing {
 impl<P: Path, R: Timer> Engine<P, R> {
     /// Passes the reason for the end to the transport, if there is one.
     fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        ready!(self.path.poll_farewell(cx));
         let Some((code, why)) = self.tunnel.shared.lock().goodbye.clone() else {
             return Poll::Ready(());
         };

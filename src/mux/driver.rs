@@ -8,7 +8,10 @@ use futures_sink::Sink;
 
 use super::engine::Engine;
 use super::path::Direct;
+use super::resuming::Resuming;
+use super::source::Source;
 use super::{Timer, TokioTimer, Tunnel, TunnelError};
+use crate::resume::Link;
 use crate::transport::Carrier;
 
 /// Runs a tunnel: a future that owns the transport, for any executor. It completes when the tunnel
@@ -58,6 +61,55 @@ where
     E: Display,
 {
     /// `Ok` if this end finished: all handles were dropped, or the tunnel was closed or shut down.
+    type Output = Result<(), TunnelError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
+        Pin::new(&mut self.engine).poll(cx)
+    }
+}
+
+/// Runs a tunnel that outlives its transports, as a [`Driver`] runs one that does not.
+///
+/// When a transport is lost, it waits for the next one of its source: [`Redial`](super::Redial) at
+/// the client, [`Kept`](super::Kept) at the server. Handles and streams stay as they are. Without a
+/// transport, a [`shutdown`](Tunnel::shutdown) ends it at once, and dropping it as always.
+#[derive(Debug)]
+#[must_use = "nothing moves unless the driver is polled"]
+pub struct ResumingDriver<T, C: Carrier, S, R = TokioTimer> {
+    engine: Engine<Resuming<T, C, S>, R>,
+}
+
+impl<T, C: Carrier, S: Source<T>, R> ResumingDriver<T, C, S, R> {
+    pub(super) fn new(
+        transport: T,
+        carrier: C,
+        link: Link,
+        source: S,
+        timer: R,
+        tunnel: Tunnel,
+    ) -> Self {
+        let path = Resuming::new(transport, carrier, link, source);
+        let engine = Engine::new(path, timer, tunnel);
+        Self { engine }
+    }
+
+    /// The tunnel, for code that watches or ends it.
+    #[must_use]
+    pub const fn tunnel(&self) -> &Tunnel {
+        &self.engine.tunnel
+    }
+}
+
+impl<T, C, S, R, E> Future for ResumingDriver<T, C, S, R>
+where
+    T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
+    C: Carrier + Unpin,
+    S: Source<T>,
+    R: Timer,
+    E: Display,
+{
+    /// As that of [`Driver`]. [`TunnelError::NotResumed`] and [`TunnelError::NotConnected`]: the
+    /// transport was lost, and there was no other in time.
     type Output = Result<(), TunnelError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {

@@ -6,11 +6,12 @@ use core::task::{Context, Poll, Waker};
 
 use super::budget::Account;
 use super::closing::{CLOSE_TIMEOUT, Closing};
-use super::path::{Inward, Path};
+use super::path::{Finish, Inward, Path, Round};
 use super::patience::Patience;
 use super::stoppable::Now;
 use super::turn::Turn;
 use super::{Timer, Tunnel, TunnelError};
+use crate::resume::EndReason;
 use crate::session::{Instant, Transmit};
 use bytes::Bytes;
 
@@ -72,19 +73,36 @@ impl<P: Path, R: Timer> Engine<P, R> {
 
     fn run(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
         for _ in 0..Self::ROUNDS {
+            match self.path.begin_round(cx, &self.tunnel.shared) {
+                Round::Same => {}
+                Round::Changed => self.forget_transport(),
+                Round::Over(closed) => return Poll::Ready(closed),
+            }
             let inflow = self.read(cx);
             let now = self.tunnel.shared.clock.read();
             let more = matches!(inflow, Inflow::More);
             let finished = self.handle_inbox(cx, now, more);
-            if let Inflow::Over(error) = inflow {
-                return Poll::Ready(Err(error));
+            let lost = match inflow {
+                Inflow::Over(error) => Some(error),
+                Inflow::Pending | Inflow::More => None,
+            };
+            match self.path.end_of_inbox(&self.tunnel.shared, lost) {
+                Round::Same => {}
+                Round::Changed => self.forget_transport(),
+                Round::Over(closed) => return Poll::Ready(closed),
             }
             if let Some(closed) = finished {
                 return Poll::Ready(closed);
             }
             let written = match self.write(cx, now.session) {
                 Ok(written) => written,
-                Err(error) => return Poll::Ready(Err(error)),
+                Err(error) => match self.path.end_of_inbox(&self.tunnel.shared, Some(error)) {
+                    Round::Over(closed) => return Poll::Ready(closed),
+                    Round::Same | Round::Changed => {
+                        self.forget_transport();
+                        true
+                    }
+                },
             };
             if let Some(closed) = self.wait(cx, now) {
                 return Poll::Ready(closed);
@@ -156,8 +174,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
         }
         let useless = state.useless();
         for message in self.inbox.drain(..) {
-            self.path
-                .handle_message(&mut state.session, now.session, message);
+            self.path.handle_message(&mut state.session, now, message);
         }
         if core::mem::take(&mut self.looked) {
             let useless = (state.useless() - useless) as usize + core::mem::take(&mut self.skipped);
@@ -260,7 +277,9 @@ impl<P: Path, R: Timer> Engine<P, R> {
         }
         loop {
             let due_at = due.and_then(|due| self.tunnel.shared.clock.timer_time(due));
-            let deadline = due_at.into_iter().chain(self.reread).min()?;
+            let path_due = self.path.poll_timeout();
+            let times = [due_at, path_due, self.reread];
+            let deadline = times.into_iter().flatten().min()?;
             if self.timer.poll_deadline(cx, deadline).is_pending() {
                 return None;
             }
@@ -274,7 +293,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
             // Output of the timeout, for instance a ping, is written in the next round. This also
             // prevents a timer that fires early from blocking everything else.
             cx.waker().wake_by_ref();
-            if now.timer < deadline {
+            if now.timer < deadline || path_due.is_some_and(|due| due <= now.timer) {
                 return None;
             }
         }
@@ -282,13 +301,34 @@ impl<P: Path, R: Timer> Engine<P, R> {
 
     /// Whether no handle needs the tunnel and everything was sent, and whether there is work
     /// besides writing.
-    fn survey(&self) -> (bool, bool) {
+    fn survey(&mut self) -> (bool, bool) {
         let state = self.tunnel.shared.lock();
         let session = &state.session;
         let done = state.shutdown || (state.is_unwanted() && session.is_idle());
         let finished = done && self.outbox.is_empty() && !session.has_transmit();
         let receive = state.driver_stalled && session.can_receive();
-        (finished, receive || session.has_event())
+        let work = receive || session.has_event() || self.path.has_failed();
+        let finishing = done && self.path.is_finishing();
+        if !finished && !finishing {
+            return (false, work);
+        }
+        let reason = match state.shutdown {
+            true => EndReason::Gone,
+            false => EndReason::Closed,
+        };
+        drop(state);
+        match self.path.finish(reason) {
+            Finish::Done => (self.outbox.is_empty(), work),
+            Finish::Begun => (false, true),
+            Finish::Waiting => (false, work),
+        }
+    }
+
+    /// What was to be written is obsolete.
+    fn forget_transport(&mut self) {
+        self.inbox.clear();
+        self.outbox.clear();
+        self.dirty = false;
     }
 }
 
@@ -331,7 +371,12 @@ impl<P: Path + Unpin, R: Timer> Future for Engine<P, R> {
                 return Poll::Pending;
             };
             let now = this.tunnel.shared.clock.timer_now();
-            this.phase = Phase::Closing(Closing::begin(now, closed.is_err()));
+            this.path.over(now, &closed);
+            let awaits_end = closed.is_ok() || this.path.has_failed();
+            this.phase = match this.path.is_attached() {
+                true => Phase::Closing(Closing::begin(now, !awaits_end)),
+                false => Phase::Done,
+            };
             this.end(closed);
         }
         if let Phase::Closing(closing) = this.phase {

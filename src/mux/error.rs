@@ -4,6 +4,7 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::resume;
 use crate::session::{OpenError, clean_text};
 use crate::transport::CloseReason;
 
@@ -39,6 +40,13 @@ pub enum TunnelError {
     /// The peer, or the path to it, was silent for two keepalive intervals.
     #[error("the other side has gone silent")]
     PeerDead,
+    /// The tunnel was to be [resumed](super::Builder::resume), and could not be. Contains why, and
+    /// which end found it (PROTOCOL.md section 5.10).
+    #[error("{0}")]
+    NotResumed(resume::Ended),
+    /// The connector has given up. Contains its text.
+    #[error("{0}")]
+    NotConnected(String),
     /// The program dropped the driver.
     #[error("its driver was dropped")]
     Dropped,
@@ -119,7 +127,8 @@ impl From<TunnelError> for io::Error {
             TunnelError::Transport(_) => io::ErrorKind::ConnectionReset,
             TunnelError::Unexpected(_) => io::ErrorKind::InvalidData,
             TunnelError::PeerDead => io::ErrorKind::TimedOut,
-            TunnelError::Dropped => io::ErrorKind::NotConnected,
+            TunnelError::NotResumed(_) => io::ErrorKind::ConnectionReset,
+            TunnelError::NotConnected(_) | TunnelError::Dropped => io::ErrorKind::NotConnected,
         };
         Self::new(kind, error)
     }

@@ -12,7 +12,7 @@ use futures_sink::Sink;
 
 use super::Timer;
 use super::error::{ConnectError, clean};
-use crate::session::Greeting;
+use crate::session::{Greeting, Instant};
 use crate::transport::{Carrier, Received};
 
 /// Time for the greeting, as deployed parts wait.
@@ -106,8 +106,51 @@ pub(super) async fn refuse<T, C, E>(
     let _ = within(timer, REFUSE_TIMEOUT, goodbye).await;
 }
 
+/// Sends the last messages, closes the transport and waits for the peer's close.
+pub(super) async fn part<T, C, E>(
+    mut transport: T,
+    mut carrier: C,
+    timer: &mut impl Timer,
+    last: impl IntoIterator<Item = C::Message>,
+) where
+    T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
+    C: Carrier,
+{
+    let goodbye = async {
+        for message in last {
+            send(&mut transport, message).await?;
+        }
+        poll_fn(|cx| Pin::new(&mut transport).poll_close(cx)).await?;
+        poll_fn(|cx| poll_end(cx, &mut transport, &mut carrier)).await;
+        Ok::<_, E>(())
+    };
+    // The result does not matter here.
+    let _ = within(timer, REFUSE_TIMEOUT, goodbye).await;
+}
+
+/// Sends a message. False if the transport does not take it in time, or fails.
+pub(super) async fn send_by<T, M>(
+    transport: &mut T,
+    timer: &mut impl Timer,
+    message: M,
+    until: Instant,
+) -> bool
+where
+    T: Sink<M> + Unpin,
+{
+    let limit = until - timer.clock().now();
+    matches!(
+        within(timer, limit, send(transport, message)).await,
+        Some(Ok(()))
+    )
+}
+
 /// What comes of `work`, unless that takes too long.
-async fn within<F: Future>(timer: &mut impl Timer, limit: Duration, work: F) -> Option<F::Output> {
+pub(super) async fn within<F: Future>(
+    timer: &mut impl Timer,
+    limit: Duration,
+    work: F,
+) -> Option<F::Output> {
     let deadline = timer.clock().now() + limit;
     let mut work = pin!(work);
     poll_fn(|cx| match work.as_mut().poll(cx) {
@@ -118,7 +161,7 @@ async fn within<F: Future>(timer: &mut impl Timer, limit: Duration, work: F) -> 
 }
 
 /// The next message other than a ping.
-async fn next<T, C, E>(
+pub(super) async fn next<T, C, E>(
     transport: &mut T,
     carrier: &mut C,
 ) -> Option<Result<Received<C::Message>, E>>

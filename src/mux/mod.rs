@@ -49,6 +49,8 @@
 //! ```
 
 mod acceptor;
+mod admission;
+mod attachment;
 mod budget;
 mod builder;
 mod closing;
@@ -60,12 +62,16 @@ mod grace;
 mod handshake;
 mod incoming;
 mod join;
+mod keeper;
 mod length_prefixed;
 mod opener;
 mod path;
 mod patience;
+mod redial;
 mod relay;
+mod resuming;
 mod shared;
+mod source;
 mod stoppable;
 mod stream;
 mod timer;
@@ -73,14 +79,18 @@ mod tunnel;
 mod turn;
 
 pub use self::acceptor::Acceptor;
+pub use self::admission::{Admission, Opening};
+pub use self::attachment::{Attachment, Attachments};
 pub use self::budget::Budget;
 pub use self::builder::{Builder, builder};
 pub use self::datagram::TunnelDatagram;
-pub use self::driver::Driver;
+pub use self::driver::{Driver, ResumingDriver};
 pub use self::error::{ConnectError, TunnelError};
 pub use self::incoming::{Incoming, IncomingTcp, IncomingUdp};
+pub use self::keeper::{Binding, Keeper, KeeperLimits, KeeperStats, Kept};
 pub use self::length_prefixed::{LengthPrefixed, length_prefixed};
 pub use self::opener::Mux;
+pub use self::redial::{Connect, ConnectFailure, Dial, Redial};
 pub use self::relay::{RelayError, Relayed};
 pub use self::stream::{ReadHalf, TunnelStream, WriteHalf};
 pub use self::timer::{Clock, SystemClock, Timer, TokioTimer};

@@ -8,16 +8,71 @@ use futures_core::Stream;
 use futures_sink::Sink;
 
 use super::TunnelError;
+use super::shared::Shared;
+use super::stoppable::Now;
+use crate::resume::EndReason;
 use crate::session::{Instant, Session, Transmit, clean_text};
 use crate::transport::{Carrier, Received};
 
 /// How a tunnel's messages reach the peer, for the [`Engine`](super::engine::Engine).
+///
+/// The methods with a body are those of a tunnel that outlives its transports.
 pub(super) trait Path {
+    /// Looks for a better transport, and at the time, before the transport is read.
+    #[inline]
+    fn begin_round(&mut self, _: &mut Context<'_>, _: &Shared) -> Round {
+        Round::Same
+    }
+
+    /// Received messages were handled. `lost`: the transport is over.
+    #[inline]
+    fn end_of_inbox(&mut self, _: &Shared, lost: Option<TunnelError>) -> Round {
+        lost.map_or(Round::Same, |error| Round::Over(Err(error)))
+    }
+
+    /// When to [begin a round](Self::begin_round) at the latest, by the timer's clock.
+    #[inline]
+    fn poll_timeout(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Nothing more will be sent: tells the peer. Call it again after further output.
+    #[inline]
+    fn finish(&mut self, _: EndReason) -> Finish {
+        Finish::Done
+    }
+
+    /// Whether [`finish`](Self::finish) was called.
+    #[inline]
+    fn is_finishing(&self) -> bool {
+        false
+    }
+
+    /// Whether the next round will be the last.
+    #[inline]
+    fn has_failed(&self) -> bool {
+        false
+    }
+
+    /// Whether there is a transport to close.
+    #[inline]
+    fn is_attached(&self) -> bool {
+        true
+    }
+
+    /// The tunnel has ended, and nobody waits for another transport any more.
+    fn over(&mut self, _: Instant, _: &Result<(), TunnelError>) {}
+
+    /// Tells the peer of the end, before the transport is closed.
+    fn poll_farewell(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+
     /// The next that the transport received.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Inward>;
 
     /// Passes a received message to the session.
-    fn handle_message(&mut self, session: &mut Session, now: Instant, message: Bytes);
+    fn handle_message(&mut self, session: &mut Session, now: Now, message: Bytes);
 
     /// The next message for the transport.
     fn poll_transmit(&mut self, session: &mut Session, now: Instant) -> Option<Transmit>;
@@ -39,6 +94,23 @@ pub(super) trait Path {
 
     /// Ready when this end of the transport is closed, or has failed.
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+}
+
+/// What became of the transport.
+pub(super) enum Round {
+    Same,
+    /// It is lost, or another one took its place: what was to be written is obsolete.
+    Changed,
+    /// The tunnel has ended.
+    Over(Result<(), TunnelError>),
+}
+
+/// Progress of telling the peer of the end.
+pub(super) enum Finish {
+    /// There is output now.
+    Begun,
+    Waiting,
+    Done,
 }
 
 /// What a transport received.
@@ -84,9 +156,9 @@ where
     }
 
     #[inline]
-    fn handle_message(&mut self, session: &mut Session, now: Instant, message: Bytes) {
+    fn handle_message(&mut self, session: &mut Session, now: Now, message: Bytes) {
         // The session has counted and handled a violation.
-        let _ = session.handle_message(now, message);
+        let _ = session.handle_message(now.session, message);
     }
 
     #[inline]

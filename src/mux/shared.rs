@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use core::task::{Context, Waker};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::attachment::Attached;
 use super::budget::Account;
 use super::stoppable::TunnelClock;
 use super::{Budget, TunnelError};
@@ -51,6 +52,11 @@ pub(super) struct State {
     /// Code and reason for closing the transport.
     pub(super) goodbye: Option<(u16, String)>,
     pub(super) closed: Option<Result<(), TunnelError>>,
+    pub(super) attached: Attached,
+    /// The peer was silent for too long on this transport.
+    pub(super) silent: bool,
+    /// The place of this tunnel, which had no transport, was needed.
+    pub(super) evicted: bool,
 }
 
 #[derive(Debug, Default)]
@@ -82,6 +88,9 @@ impl Shared {
             shutdown: false,
             goodbye: None,
             closed: None,
+            attached: Attached::default(),
+            silent: false,
+            evicted: false,
         };
         let state = Mutex::new(state);
         Self { state, clock }
@@ -116,11 +125,12 @@ impl State {
     fn driver_if_needed(&mut self) -> Option<Waker> {
         let session = &self.session;
         let due = session.poll_timeout();
-        let needed = session.has_transmit()
+        let needed = (session.has_transmit() && !self.attached.is_detached())
             || session.has_event()
             || due.is_some_and(|due| self.armed.is_none_or(|armed| due < armed))
             || (self.driver_stalled && session.can_receive())
             || self.shutdown
+            || self.evicted
             || self.is_unwanted();
         if needed { self.driver.take() } else { None }
     }
@@ -142,13 +152,14 @@ impl State {
             return;
         };
         let session = &self.session;
-        let share = account.settle(session.memory(), session.parties());
+        let kept = self.attached.ring;
+        let share = account.settle(session.memory(), kept, session.parties());
         self.session.set_thrifty(account.is_scarce());
         self.pressed = share.is_some();
         self.session.set_pressed(self.pressed);
         if let Some(share) = share {
             self.session.shed(share);
-            account.charge(self.session.memory());
+            account.charge(self.session.memory() + kept);
         }
     }
 
@@ -194,6 +205,7 @@ impl State {
                 Event::GoAway => self.wake_watchers(wake),
                 // Not reported here: see `Tunnel::last_violation` and `stats`.
                 Event::Violation => {}
+                Event::PeerDead if !self.session.is_closed() => self.silent = true,
                 Event::PeerDead => self.close(Err(TunnelError::PeerDead), now, wake),
             }
         }
@@ -284,7 +296,7 @@ impl State {
         self.wake_watchers(wake);
     }
 
-    fn wake_watchers(&mut self, wake: &mut Vec<Waker>) {
+    pub(super) fn wake_watchers(&mut self, wake: &mut Vec<Waker>) {
         wake.extend(core::mem::take(&mut self.watchers).into_values());
     }
 }

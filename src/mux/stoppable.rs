@@ -30,8 +30,6 @@ struct Pauses {
     stopped_at: Option<Instant>,
 }
 
-// Nothing stops it yet.
-#[allow(dead_code)]
 impl TunnelClock {
     pub(super) const fn running(timer: Arc<dyn Clock>) -> Self {
         Self {

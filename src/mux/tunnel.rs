@@ -4,8 +4,9 @@ use core::future::poll_fn;
 use core::task::{Context, Poll};
 use core::time::Duration;
 
-use super::TunnelError;
 use super::shared::{Shared, State};
+use super::{Attachment, Attachments, TunnelError};
+use crate::resume;
 use crate::session::{Stats, Violation};
 
 /// A whole tunnel, for code that watches or ends it.
@@ -134,22 +135,68 @@ impl Tunnel {
         self.shared.lock().session.rtt()
     }
 
+    /// Whether the tunnel has a transport. False after its end.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        let state = self.shared.lock();
+        state.closed.is_none() && !state.attached.is_detached()
+    }
+
+    /// Whether the tunnel has a transport, and how that changed last.
+    #[must_use]
+    pub fn attachment(&self) -> Attachment {
+        self.shared.lock().attached.last.clone()
+    }
+
+    /// Changes of [`attachment`](Self::attachment) from now on.
+    #[must_use]
+    pub fn attachments(&self) -> Attachments {
+        Attachments::new(self.clone())
+    }
+
+    /// Probes the peer at once, for a program that has a reason to doubt the path: the machine was
+    /// asleep, or its address changed. If the peer is not heard within one keepalive interval, it
+    /// counts as dead. A client's tunnel that is [resumed](super::Builder::resume) also connects at
+    /// once, and goes on with the new transport unless the peer answers on the old one first.
+    pub fn probe(&self) {
+        let now = self.shared.now();
+        self.shared.with(|state| state.session.probe(now));
+    }
+
+    /// Counters of the messages that are counted, kept and sent again, if the tunnel is resumed.
+    #[must_use]
+    pub fn resumption(&self) -> resume::Stats {
+        self.shared.lock().attached.stats
+    }
+
+    /// Bytes sent and kept for the peer until it acknowledges them, each message with 64 bytes for
+    /// its place. 0 unless the tunnel is resumed.
+    #[must_use]
+    pub fn ring_bytes(&self) -> usize {
+        self.shared.lock().attached.ring
+    }
+
     fn watch(&self) -> Watch<'_> {
-        Watch {
-            shared: &self.shared,
-            key: None,
-        }
+        Watch::new(&self.shared)
     }
 }
 
 /// A task that waits for an event of the tunnel. Dropping the future removes its waker.
-struct Watch<'a> {
+pub(super) struct Watch<'a> {
     shared: &'a Shared,
     key: Option<u64>,
 }
 
-impl Watch<'_> {
-    fn poll<R>(&mut self, cx: &Context<'_>, outcome: impl FnOnce(&State) -> Option<R>) -> Poll<R> {
+impl<'a> Watch<'a> {
+    pub(super) const fn new(shared: &'a Shared) -> Self {
+        Self { shared, key: None }
+    }
+
+    pub(super) fn poll<R>(
+        &mut self,
+        cx: &Context<'_>,
+        outcome: impl FnOnce(&State) -> Option<R>,
+    ) -> Poll<R> {
         let mut state = self.shared.lock();
         if let Some(outcome) = outcome(&state) {
             return Poll::Ready(outcome);

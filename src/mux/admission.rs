@@ -1,0 +1,187 @@
+use alloc::string::ToString;
+use alloc::vec::Vec;
+use core::fmt::Display;
+
+use futures_core::Stream;
+use futures_sink::Sink;
+
+use super::handshake;
+use super::{
+    Acceptor, Binding, Builder, ConnectError, Keeper, Kept, Mux, ResumingDriver, Timer, TokioTimer,
+};
+use crate::resume::{EndReason, Link, Message, Open};
+use crate::session::Role;
+use crate::transport::{Carrier, Received};
+
+/// What became of a transport on which the peer resumes tunnels, from
+/// [`Builder::admit`](super::Builder::admit).
+#[derive(Debug)]
+// Matched at once.
+#[allow(clippy::large_enum_variant)]
+pub enum Admission<T, C, R = TokioTimer> {
+    /// The peer asks for a new tunnel.
+    New(Opening<T, C, R>),
+    /// The transport carries its tunnel on; the tunnel's driver has it.
+    Resumed,
+    /// The transport was refused and closed.
+    Refused(EndReason),
+}
+
+/// A new tunnel that a peer asks for. Dropping it drops the transport.
+#[derive(Debug)]
+#[must_use = "the peer waits"]
+pub struct Opening<T, C, R = TokioTimer> {
+    builder: Builder<R>,
+    keeper: Keeper<T>,
+    binding: Binding,
+    transport: T,
+    carrier: C,
+    open: Open,
+}
+
+impl<T, C: Carrier, R: Timer> Opening<T, C, R> {
+    /// The acceptor's end, and its driver to spawn.
+    pub fn acceptor(self) -> (Acceptor, ResumingDriver<T, C, Kept<T>, R>) {
+        let driver = self.start(Role::Acceptor);
+        (Acceptor::new(driver.tunnel()), driver)
+    }
+
+    /// The opener's end, and its driver to spawn: for a server that opens connections at its
+    /// clients, as a runner at its agents.
+    pub fn opener(self) -> (Mux, ResumingDriver<T, C, Kept<T>, R>) {
+        let driver = self.start(Role::Opener);
+        (Mux::new(driver.tunnel()), driver)
+    }
+
+    /// Refuses: sends END with `reason` and `text`, closes the transport with `code` (PROTOCOL.md
+    /// section 4.1), and waits for the peer's close. Takes at most 5 s.
+    pub async fn refuse<E>(mut self, reason: EndReason, code: u16, text: &str)
+    where
+        T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
+    {
+        let timer = &mut self.builder.timer;
+        let mut words = Vec::new();
+        words.push(end(&mut self.carrier, reason, text));
+        words.extend(self.carrier.close(code, text));
+        handshake::part(self.transport, self.carrier, timer, words).await;
+    }
+
+    fn start(self, role: Role) -> ResumingDriver<T, C, Kept<T>, R> {
+        let Self {
+            builder,
+            keeper,
+            binding,
+            transport,
+            carrier,
+            open,
+        } = self;
+        let (timer, tunnel) = builder.resumable(role);
+        let (identity, secret) = keeper.identity();
+        let now = tunnel.shared.clock.timer_now();
+        let link = Link::server(keeper.config(), identity, &open, secret, now);
+        let kept = keeper.keep(identity, binding, &tunnel);
+        ResumingDriver::new(transport, carrier, link, kept, timer, tunnel)
+    }
+}
+
+impl<R: Timer> Builder<R> {
+    /// Waits for the peer's OPEN, for at most the
+    /// [time for a greeting](Self::greeting_timeout), and finds its tunnel (PROTOCOL.md section
+    /// 5.10). For a server whose handshake agreed on resumption
+    /// ([`resume::choose`](crate::resume::choose)); on a route with a greeting after
+    /// [`say_greeting`](Self::say_greeting).
+    ///
+    /// Until then the transport costs what it buffers, and nothing is read after OPEN. A peer that
+    /// is refused may ask again, at most three times in all. Dropping the future drops the
+    /// transport, unless its tunnel has it already.
+    ///
+    /// # Errors
+    /// [`ConnectError`]: the peer sends no OPEN in time, something else, or closes the transport.
+    pub async fn admit<T, C, E>(
+        mut self,
+        keeper: &Keeper<T>,
+        mut transport: T,
+        mut carrier: C,
+        binding: Binding,
+    ) -> Result<Admission<T, C, R>, ConnectError>
+    where
+        T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
+        C: Carrier,
+        E: Display,
+    {
+        const ATTEMPTS: usize = 3;
+        let until = self.timer.clock().now() + self.greeting_timeout;
+        let mut refused = None;
+        for _ in 0..ATTEMPTS {
+            let open = hear(&mut transport, &mut carrier, &mut self.timer, until).await;
+            let open = match (open, refused) {
+                (Ok(Some(open)), _) => open,
+                (Ok(None), None) => {
+                    let last = end(&mut carrier, EndReason::Protocol, "OPEN was expected");
+                    handshake::part(transport, carrier, &mut self.timer, [last]).await;
+                    return Err(ConnectError::Unexpected);
+                }
+                (Err(error), None) => return Err(error),
+                (Ok(None) | Err(_), Some(reason)) => return Ok(Admission::Refused(reason)),
+            };
+            if open.tunnel == 0 {
+                return Ok(Admission::New(Opening {
+                    builder: self,
+                    keeper: keeper.clone(),
+                    binding,
+                    transport,
+                    carrier,
+                    open,
+                }));
+            }
+            match keeper.hand_over(open, &binding, transport).await {
+                Ok(()) => return Ok(Admission::Resumed),
+                Err((back, reason)) => {
+                    transport = back;
+                    refused = Some(reason);
+                    let message = end(&mut carrier, reason, "");
+                    let sent = handshake::send_by(&mut transport, &mut self.timer, message, until);
+                    if !sent.await {
+                        break;
+                    }
+                }
+            }
+        }
+        let reason = refused.unwrap_or(EndReason::Unknown);
+        handshake::part(transport, carrier, &mut self.timer, []).await;
+        Ok(Admission::Refused(reason))
+    }
+}
+
+/// The peer's OPEN; `None` if it sends something else.
+async fn hear<T, C, E>(
+    transport: &mut T,
+    carrier: &mut C,
+    timer: &mut impl Timer,
+    until: crate::session::Instant,
+) -> Result<Option<Open>, ConnectError>
+where
+    T: Stream<Item = Result<C::Message, E>> + Unpin,
+    C: Carrier,
+    E: Display,
+{
+    let limit = until - timer.clock().now();
+    let first = handshake::within(timer, limit, handshake::next(transport, carrier)).await;
+    match first.ok_or(ConnectError::TimedOut)? {
+        None => Err(ConnectError::Closed(None)),
+        Some(Err(error)) => Err(ConnectError::Transport(error.to_string())),
+        Some(Ok(Received::End(reason))) => {
+            Err(ConnectError::Closed(reason.map(super::error::clean)))
+        }
+        Some(Ok(Received::Message(message))) => Ok(match Message::decode(&message) {
+            Ok(Message::Open(open)) => Some(open),
+            _ => None,
+        }),
+        Some(Ok(_)) => Ok(None),
+    }
+}
+
+fn end<C: Carrier>(carrier: &mut C, reason: EndReason, text: &str) -> C::Message {
+    let text = text.to_string();
+    carrier.binary(Message::End { reason, text }.to_bytes())
+}

@@ -1,0 +1,493 @@
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::fmt;
+use core::task::{Context, Poll};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::mpsc;
+
+use super::Tunnel;
+use super::shared::Shared;
+use super::source::{Answer, Arrival, Handover, Need, News, Source};
+use crate::resume::{Config, EndReason, Identity, Open, Secret};
+use crate::session::Instant;
+
+/// The tunnels of a server that outlive their transports (PROTOCOL.md section 5.10).
+///
+/// [`Builder::admit`](super::Builder::admit) finds the tunnel of each new transport here. Cheap to
+/// clone. One keeper serves all routes of a server; a [`Binding`] keeps them apart.
+pub struct Keeper<T> {
+    registry: Arc<Registry<T>>,
+}
+
+/// What a tunnel is bound to: a transport takes it over only if it came on the same route, whatever
+/// secret it shows. Also says whom to count it for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// Route, target, and class of credential, in any form. Must be equal.
+    pub route: String,
+    /// What tunnels without a transport are counted for together, for instance a container.
+    pub group: String,
+    /// The address of the peer, or the like; may change with each transport.
+    pub peer: String,
+}
+
+impl Binding {
+    /// A binding of these names.
+    pub fn new(
+        route: impl Into<String>,
+        group: impl Into<String>,
+        peer: impl Into<String>,
+    ) -> Self {
+        Self {
+            route: route.into(),
+            group: group.into(),
+            peer: peer.into(),
+        }
+    }
+}
+
+/// Most tunnels that are kept without a transport. Beyond that, the one that has been without for
+/// longest ends: [`EndReason::Evicted`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KeeperLimits {
+    /// In all. Default 1,024.
+    pub detached: usize,
+    /// Of one [group](Binding::group). Default 128.
+    pub per_group: usize,
+    /// Of one [peer](Binding::peer). Default 64.
+    pub per_peer: usize,
+}
+
+impl Default for KeeperLimits {
+    fn default() -> Self {
+        Self {
+            detached: 1_024,
+            per_group: 128,
+            per_peer: 64,
+        }
+    }
+}
+
+impl KeeperLimits {
+    /// Sets [`detached`](Self::detached).
+    #[must_use]
+    pub const fn with_detached(mut self, tunnels: usize) -> Self {
+        self.detached = tunnels;
+        self
+    }
+
+    /// Sets [`per_group`](Self::per_group).
+    #[must_use]
+    pub const fn with_per_group(mut self, tunnels: usize) -> Self {
+        self.per_group = tunnels;
+        self
+    }
+
+    /// Sets [`per_peer`](Self::per_peer).
+    #[must_use]
+    pub const fn with_per_peer(mut self, tunnels: usize) -> Self {
+        self.per_peer = tunnels;
+        self
+    }
+}
+
+/// Counters of a [`Keeper`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct KeeperStats {
+    /// Tunnels now, with and without a transport.
+    pub tunnels: usize,
+    /// Those without.
+    pub detached: usize,
+    /// Bytes kept now until peers acknowledge them, each message with 64 bytes for its place.
+    pub ring_bytes: usize,
+    /// How often a tunnel went on with another transport.
+    pub resumed: u64,
+    /// Messages sent again.
+    pub replayed: u64,
+    /// Their bytes.
+    pub replayed_bytes: u64,
+    /// Tunnels for which no transport came in time.
+    pub expired: u64,
+    /// Tunnels without a transport whose place was needed.
+    pub evicted: u64,
+    /// Tunnels that ended because messages are missing.
+    pub gaps: u64,
+    /// Tunnels that ended because the peer broke the protocol, or too much would have to be kept.
+    pub failed: u64,
+    /// Transports refused because there is no such tunnel on that route, or the secret is wrong.
+    pub refused_unknown: u64,
+    /// Transports refused because a later one was seen.
+    pub refused_stale: u64,
+}
+
+struct Registry<T> {
+    config: Config,
+    limits: KeeperLimits,
+    instance: u64,
+    state: Mutex<State<T>>,
+}
+
+type Random = Box<dyn FnMut(&mut [u8]) + Send>;
+
+struct State<T> {
+    random: Random,
+    tunnels: BTreeMap<u64, Entry<T>>,
+    waiting: Waiting,
+    stats: KeeperStats,
+}
+
+struct Entry<T> {
+    binding: Binding,
+    handovers: mpsc::Sender<Handover<T>>,
+    shared: Weak<Shared>,
+    /// Its number among those without a transport.
+    waits: Option<u64>,
+}
+
+/// Tunnels without a transport, in the order in which they lost it.
+#[derive(Default)]
+struct Waiting {
+    next: u64,
+    all: BTreeMap<u64, Place>,
+    groups: BTreeMap<String, BTreeSet<u64>>,
+    peers: BTreeMap<String, BTreeSet<u64>>,
+}
+
+struct Place {
+    tunnel: u64,
+    group: String,
+    peer: String,
+}
+
+impl<T> Keeper<T> {
+    /// A keeper without tunnels. `config` is for the server's end of each.
+    ///
+    /// `random` fills a slice from a cryptographic source of randomness, such as the operating
+    /// system's. The secrets come from it, so the tunnels are as safe as it is.
+    pub fn new(
+        config: Config,
+        limits: KeeperLimits,
+        random: impl FnMut(&mut [u8]) + Send + 'static,
+    ) -> Self {
+        let mut state = State {
+            random: Box::new(random),
+            tunnels: BTreeMap::new(),
+            waiting: Waiting::default(),
+            stats: KeeperStats::default(),
+        };
+        let instance = state.number();
+        let state = Mutex::new(state);
+        let registry = Registry {
+            config,
+            limits,
+            instance,
+            state,
+        };
+        Self {
+            registry: Arc::new(registry),
+        }
+    }
+
+    /// Whether a tunnel of this [route](Binding::route) is kept, with or without a transport.
+    #[must_use]
+    pub fn has(&self, route: &str) -> bool {
+        let state = self.registry.lock();
+        let mut tunnels = state.tunnels.values();
+        tunnels.any(|entry| entry.binding.route == route)
+    }
+
+    /// Ends the tunnel that has been without a transport for longest. False if there is none.
+    pub fn evict_oldest(&self) -> bool {
+        let mut state = self.registry.lock();
+        let oldest = state.waiting.all.keys().next().copied();
+        let victim = oldest.and_then(|number| state.stop_waiting(number));
+        drop(state);
+        evict(victim.as_slice());
+        victim.is_some()
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn stats(&self) -> KeeperStats {
+        let state = self.registry.lock();
+        KeeperStats {
+            tunnels: state.tunnels.len(),
+            detached: state.waiting.all.len(),
+            ..state.stats
+        }
+    }
+
+    pub(super) fn config(&self) -> Config {
+        self.registry.config.clone()
+    }
+
+    /// Passes a transport to the tunnel that `open` names. `Err`: the transport, and why it is
+    /// refused.
+    pub(super) async fn hand_over(&self, open: Open, binding: &Binding, transport: T) -> Answer<T> {
+        let (handover, answered) = Handover::new(open, binding.peer.clone(), transport);
+        let sent = match self.registry.lock().tunnels.get(&open.tunnel) {
+            Some(entry) if entry.binding.route == binding.route => {
+                entry.handovers.try_send(handover)
+            }
+            _ => Err(mpsc::error::TrySendError::Closed(handover)),
+        };
+        match sent {
+            Ok(()) => {}
+            // The client tries again.
+            Err(mpsc::error::TrySendError::Full(handover)) => handover.refuse(EndReason::Stale),
+            Err(mpsc::error::TrySendError::Closed(handover)) => {
+                handover.refuse(EndReason::Unknown);
+            }
+        }
+        // A handover answers when it is dropped, so there is an answer.
+        let answer = answered.await.unwrap_or(Ok(()));
+        if let Err((_, reason)) = &answer {
+            let stats = &mut self.registry.lock().stats;
+            match reason {
+                EndReason::Stale => stats.refused_stale += 1,
+                _ => stats.refused_unknown += 1,
+            }
+        }
+        answer
+    }
+
+    pub(super) fn identity(&self) -> (Identity, Secret) {
+        let mut state = self.registry.lock();
+        let mut tunnel = state.number();
+        while tunnel == 0 || state.tunnels.contains_key(&tunnel) {
+            tunnel = tunnel.wrapping_add(1);
+        }
+        let instance = self.registry.instance;
+        (Identity { instance, tunnel }, state.secret())
+    }
+
+    pub(super) fn keep(&self, identity: Identity, binding: Binding, tunnel: &Tunnel) -> Kept<T> {
+        // Competing transports of one client. More are refused for the moment.
+        const HANDOVERS: usize = 4;
+        let (handovers, arrivals) = mpsc::channel(HANDOVERS);
+        let entry = Entry {
+            binding,
+            handovers,
+            shared: Arc::downgrade(&tunnel.shared),
+            waits: None,
+        };
+        self.registry.lock().tunnels.insert(identity.tunnel, entry);
+        Kept {
+            registry: Arc::clone(&self.registry),
+            tunnel: identity.tunnel,
+            arrivals,
+            ring: 0,
+        }
+    }
+}
+
+impl<T> Clone for Keeper<T> {
+    fn clone(&self) -> Self {
+        let registry = Arc::clone(&self.registry);
+        Self { registry }
+    }
+}
+
+impl<T> fmt::Debug for Keeper<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stats = self.stats();
+        f.debug_struct("Keeper")
+            .field("instance", &self.registry.instance)
+            .field("stats", &stats)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T> Registry<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        // If the source of randomness panics, the tunnels are still what they were.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> State<T> {
+    fn number(&mut self) -> u64 {
+        let mut bytes = [0; 8];
+        (self.random)(&mut bytes);
+        u64::from_be_bytes(bytes)
+    }
+
+    fn secret(&mut self) -> Secret {
+        let mut bytes = [0; Secret::LEN];
+        (self.random)(&mut bytes);
+        Secret::new(bytes)
+    }
+
+    /// The tunnel has lost its transport. Returns those that have to end for it.
+    fn wait(&mut self, tunnel: u64, limits: KeeperLimits) -> Vec<Weak<Shared>> {
+        let Some(entry) = self.tunnels.get_mut(&tunnel) else {
+            return Vec::new();
+        };
+        let number = self.waiting.next;
+        self.waiting.next += 1;
+        entry.waits = Some(number);
+        let group = entry.binding.group.clone();
+        let peer = entry.binding.peer.clone();
+        let numbers = self.waiting.groups.entry(group.clone()).or_default();
+        numbers.insert(number);
+        let of_group = first_beyond(numbers, limits.per_group);
+        let numbers = self.waiting.peers.entry(peer.clone()).or_default();
+        numbers.insert(number);
+        let of_peer = first_beyond(numbers, limits.per_peer);
+        let place = Place {
+            tunnel,
+            group,
+            peer,
+        };
+        self.waiting.all.insert(number, place);
+        let mut victims = Vec::new();
+        for number in [of_group, of_peer].into_iter().flatten() {
+            victims.extend(self.stop_waiting(number));
+        }
+        while self.waiting.all.len() > limits.detached {
+            let Some(number) = self.waiting.all.keys().next().copied() else {
+                break;
+            };
+            victims.extend(self.stop_waiting(number));
+        }
+        victims
+    }
+
+    /// Takes a tunnel from those that wait, if it is one of them.
+    fn stop_waiting(&mut self, number: u64) -> Option<Weak<Shared>> {
+        let place = self.waiting.all.remove(&number)?;
+        remove(&mut self.waiting.groups, &place.group, number);
+        remove(&mut self.waiting.peers, &place.peer, number);
+        let entry = self.tunnels.get_mut(&place.tunnel)?;
+        entry.waits = None;
+        Some(Weak::clone(&entry.shared))
+    }
+}
+
+/// The first of more than `limit` numbers.
+fn first_beyond(numbers: &BTreeSet<u64>, limit: usize) -> Option<u64> {
+    let first = numbers.first().copied();
+    first.filter(|_| numbers.len() > limit)
+}
+
+fn remove(of: &mut BTreeMap<String, BTreeSet<u64>>, name: &str, number: u64) {
+    if let Some(numbers) = of.get_mut(name) {
+        numbers.remove(&number);
+        if numbers.is_empty() {
+            of.remove(name);
+        }
+    }
+}
+
+/// Asks drivers to end their tunnels. Without the registry's lock, because it locks each tunnel.
+fn evict(victims: &[Weak<Shared>]) {
+    for victim in victims.iter().filter_map(Weak::upgrade) {
+        victim.with(|state| state.evicted = true);
+    }
+}
+
+/// Transports that a [`Keeper`] hands over: where a server's tunnel gets the next one.
+pub struct Kept<T> {
+    registry: Arc<Registry<T>>,
+    tunnel: u64,
+    arrivals: mpsc::Receiver<Handover<T>>,
+    /// Bytes that the tunnel keeps.
+    ring: usize,
+}
+
+impl<T> Kept<T> {
+    fn end(&mut self, reason: Option<EndReason>) {
+        let mut state = self.registry.lock();
+        let ring = core::mem::take(&mut self.ring);
+        state.stats.ring_bytes = state.stats.ring_bytes.saturating_sub(ring);
+        let known = state.tunnels.get(&self.tunnel);
+        if let Some(number) = known.and_then(|entry| entry.waits) {
+            state.stop_waiting(number);
+        }
+        let entry = state.tunnels.remove(&self.tunnel);
+        if entry.is_some() {
+            let stats = &mut state.stats;
+            match reason {
+                Some(EndReason::Expired) => stats.expired += 1,
+                Some(EndReason::Evicted) => stats.evicted += 1,
+                Some(EndReason::Gap) => stats.gaps += 1,
+                Some(_) => stats.failed += 1,
+                None => {}
+            }
+        }
+        drop(state);
+        self.arrivals.close();
+        // Dropping them refuses them.
+        while let Ok(handover) = self.arrivals.try_recv() {
+            drop(handover);
+        }
+    }
+}
+
+impl<T> Drop for Kept<T> {
+    fn drop(&mut self) {
+        self.end(None);
+    }
+}
+
+impl<T> Source<T> for Kept<T> {
+    fn poll_arrival(&mut self, cx: &mut Context<'_>, _: Instant, _: Need) -> Poll<Arrival<T>> {
+        match self.arrivals.poll_recv(cx) {
+            Poll::Ready(Some(handover)) => Poll::Ready(Arrival::Opened(handover)),
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        None
+    }
+
+    fn next_secret(&mut self) -> Secret {
+        self.registry.lock().secret()
+    }
+
+    fn note(&mut self, _: Instant, news: &News<'_>) {
+        match *news {
+            News::Attached => {
+                let mut state = self.registry.lock();
+                state.stats.resumed += 1;
+                let known = state.tunnels.get(&self.tunnel);
+                if let Some(number) = known.and_then(|entry| entry.waits) {
+                    state.stop_waiting(number);
+                }
+            }
+            News::Detached => {
+                let victims = self.registry.lock().wait(self.tunnel, self.registry.limits);
+                evict(&victims);
+            }
+            News::Ended(reason) => self.end(reason),
+            News::Moved { ring, replayed } => {
+                let stats = &mut self.registry.lock().stats;
+                stats.ring_bytes = (stats.ring_bytes + ring).saturating_sub(self.ring);
+                stats.replayed += replayed.0;
+                stats.replayed_bytes += replayed.1;
+                self.ring = ring;
+            }
+            News::Peer(peer) => {
+                let mut state = self.registry.lock();
+                if let Some(entry) = state.tunnels.get_mut(&self.tunnel) {
+                    entry.binding.peer = peer.into();
+                }
+            }
+        }
+    }
+}
+
+impl<T> fmt::Debug for Kept<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kept")
+            .field("tunnel", &self.tunnel)
+            .finish_non_exhaustive()
+    }
+}

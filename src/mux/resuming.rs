@@ -1,0 +1,466 @@
+use alloc::string::ToString;
+use alloc::vec::Vec;
+use core::fmt::Display;
+use core::task::{Context, Poll, ready};
+use core::time::Duration;
+
+use bytes::Bytes;
+use futures_core::Stream;
+use futures_sink::Sink;
+
+use super::budget::Account;
+use super::path::{Direct, Finish, Inward, Path, Round};
+use super::shared::Shared;
+use super::source::{Arrival, Handover, Need, News, Source};
+use super::stoppable::Now;
+use super::{Attachment, TunnelError};
+use crate::resume::{Accepts, Due, EndReason, Ended, Link, Received, State, Takeover};
+use crate::session::{Instant, Session, Transmit};
+use crate::transport::{Carrier, CloseReason};
+
+/// One transport after the other (PROTOCOL.md section 5.10). The tunnel ends when its link does.
+#[derive(Debug)]
+pub(super) struct Resuming<T, C, S> {
+    link: Link,
+    source: S,
+    /// The transport, while there is one, and its carrier.
+    current: Option<Direct<T, C>>,
+    /// The carrier, while there is no transport.
+    spare: Option<C>,
+    /// What is wrong with the transport, found in its messages.
+    fault: Option<TunnelError>,
+    /// Whether the handles believe that the tunnel has a transport.
+    told_attached: bool,
+    /// Whether the session's clock runs.
+    is_running: bool,
+    /// Those that the handles know of.
+    resumptions: u64,
+    /// Messages and bytes sent again that the source knows of.
+    replayed: (u64, u64),
+    /// The peer ended the tunnel in good order. Its reason in the transport's close is awaited until
+    /// then.
+    close_by: Option<Instant>,
+    /// This end has asked for the end of the tunnel.
+    is_finishing: bool,
+    /// END, for a transport that accepts nothing at the moment.
+    farewell: Option<Bytes>,
+}
+
+/// How long the close after END is awaited.
+const CLOSE_AFTER_END: Duration = Duration::from_secs(1);
+
+impl<T, C, S: Source<T>> Resuming<T, C, S> {
+    pub(super) fn new(transport: T, carrier: C, link: Link, source: S) -> Self {
+        Self {
+            link,
+            source,
+            current: Some(Direct { transport, carrier }),
+            spare: None,
+            fault: None,
+            told_attached: true,
+            is_running: true,
+            resumptions: 0,
+            replayed: (0, 0),
+            close_by: None,
+            is_finishing: false,
+            farewell: None,
+        }
+    }
+
+    /// Drops the transport. What it has not delivered is in the ring.
+    fn detach(&mut self, now: Instant) {
+        if let Some(current) = self.current.take() {
+            self.spare = Some(current.carrier);
+        }
+        self.link.detach(now);
+        self.fault = None;
+    }
+
+    fn put(&mut self, transport: Option<T>) {
+        if let Some(transport) = transport {
+            let carrier = self.spare.take();
+            self.current = carrier.map(|carrier| Direct { transport, carrier });
+        }
+    }
+
+    /// Whether there is another transport now.
+    fn take(&mut self, now: Instant, arrival: Arrival<T>) -> Result<bool, TunnelError> {
+        match arrival {
+            Arrival::Dialled(transport) => {
+                self.detach(now);
+                self.link.attach(now);
+                self.put(Some(transport));
+                Ok(true)
+            }
+            Arrival::Opened(handover) => Ok(self.take_over(now, handover)),
+            Arrival::Over(error) => Err(error),
+        }
+    }
+
+    fn take_over(&mut self, now: Instant, handover: Handover<T>) -> bool {
+        if let Err(refusal) = self.link.check(&handover.open) {
+            handover.refuse(refusal.reason());
+            return false;
+        }
+        // First the old one goes. Then the count of what was received on it is final.
+        self.detach(now);
+        let next = self.source.next_secret();
+        match self.link.takeover(&handover.open, next, now) {
+            Ok(()) => {
+                self.source.note(now, &News::Peer(&handover.peer));
+                self.put(handover.accept());
+            }
+            // END goes to the new transport.
+            Err(Takeover::Ended(_)) => self.put(handover.accept()),
+            Err(Takeover::Refused(refusal)) => handover.refuse(refusal.reason()),
+        }
+        true
+    }
+
+    /// How the tunnel ended, if it has. `lost`: why the transport ended just now.
+    fn outcome(
+        &mut self,
+        now: Instant,
+        lost: Option<&TunnelError>,
+    ) -> Option<Result<(), TunnelError>> {
+        let ended = self.link.ended()?;
+        if !is_orderly(ended.reason) {
+            return Some(Err(TunnelError::NotResumed(ended.clone())));
+        }
+        let is_gone = lost.is_some() || self.current.is_none();
+        if !ended.by_peer {
+            // Otherwise END may still have to be written.
+            return is_gone.then_some(Ok(()));
+        }
+        let until = *self.close_by.get_or_insert(now + CLOSE_AFTER_END);
+        if !is_gone && now < until {
+            return None;
+        }
+        Some(Err(match lost {
+            Some(TunnelError::Ended(Some(reason))) => TunnelError::Ended(Some(reason.clone())),
+            _ => TunnelError::Ended(said(ended)),
+        }))
+    }
+
+    /// Tells clock, source and handles what has changed.
+    fn publish(&mut self, shared: &Shared, lost: Option<TunnelError>) -> Round {
+        let now = shared.clock.timer_now();
+        if let Some(outcome) = self.outcome(now, lost.as_ref()) {
+            return Round::Over(outcome);
+        }
+        let resumptions = self.link.stats().resumed;
+        let is_new = self.link.identity().is_none();
+        let (is_running, is_attached) = match self.link.state() {
+            State::Attached => (true, true),
+            State::Detached => (false, false),
+            // A new tunnel does not wait for the answer to OPEN.
+            State::Opening => (is_new, is_new || self.told_attached),
+            State::Ended => (self.is_running, self.told_attached),
+        };
+        if is_running != self.is_running {
+            self.is_running = is_running;
+            match is_running {
+                true => shared.clock.go_on(),
+                false => shared.clock.stop(),
+            }
+        }
+        let resumed = resumptions != self.resumptions || (is_attached && !self.told_attached);
+        let change = match (is_attached, resumed) {
+            (false, _) if !self.told_attached => None,
+            (false, _) => {
+                self.source.note(now, &News::Detached);
+                let cause = lost.unwrap_or(TunnelError::Ended(None));
+                Some(Attachment::Detached(cause))
+            }
+            (true, true) => {
+                self.source.note(now, &News::Attached);
+                let resumption = self.link.resumption();
+                Some(resumption.map_or(Attachment::First, Attachment::Resumed))
+            }
+            (true, false) => None,
+        };
+        self.told_attached = is_attached;
+        self.resumptions = resumptions;
+        if let Some(change) = change {
+            let mut wake = Vec::new();
+            let session_now = shared.now();
+            let mut state = shared.lock();
+            if is_attached {
+                state.session.handle_activity(session_now);
+            }
+            state.silent = false;
+            state.attached.change(change);
+            state.wake_watchers(&mut wake);
+            drop(state);
+            for waker in wake {
+                waker.wake();
+            }
+        }
+        Round::Same
+    }
+
+    /// Updates what the ring holds, and how much it may hold.
+    fn account(&mut self, shared: &Shared, now: Instant) {
+        let ring = self.link.ring_bytes();
+        let stats = self.link.stats();
+        let mut state = shared.lock();
+        let moved = ring != state.attached.ring;
+        state.attached.ring = ring;
+        state.attached.stats = stats;
+        self.link.set_idle(state.session.is_idle());
+        let is_scarce = state.account.as_ref().is_some_and(Account::is_scarce);
+        drop(state);
+        self.link.set_ring_limit(match is_scarce {
+            true => 0,
+            false => usize::MAX,
+        });
+        let (messages, bytes) = self.replayed;
+        self.replayed = (stats.replayed, stats.replayed_bytes);
+        if moved || self.replayed != (messages, bytes) {
+            let replayed = (stats.replayed - messages, stats.replayed_bytes - bytes);
+            self.source.note(now, &News::Moved { ring, replayed });
+        }
+    }
+}
+
+impl<T, C, S, E> Path for Resuming<T, C, S>
+where
+    T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
+    C: Carrier,
+    S: Source<T>,
+    E: Display,
+{
+    fn begin_round(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Round {
+        let now = shared.clock.timer_now();
+        self.account(shared, now);
+        let mut lost = None;
+        if let Some(Due::NotOpened) = self.link.handle_timeout(now) {
+            self.detach(now);
+            lost = Some(TunnelError::PeerDead);
+        }
+        let mut changed = lost.is_some();
+        if let Round::Over(outcome) = self.publish(shared, lost) {
+            return Round::Over(outcome);
+        }
+        let (need, evicted, shutdown) = {
+            let mut state = shared.lock();
+            let need = match self.link.state() {
+                State::Detached => Need::Lost,
+                State::Attached if state.session.is_probing() => Need::Doubt,
+                State::Attached => Need::None,
+                State::Opening | State::Ended => Need::Wait,
+            };
+            let evicted = core::mem::take(&mut state.evicted);
+            (need, evicted, state.shutdown)
+        };
+        if need == Need::Lost && shutdown {
+            return Round::Over(Ok(()));
+        }
+        if need == Need::Lost && evicted {
+            let (reason, text) = (EndReason::Evicted, "its place was needed".to_string());
+            let by_peer = false;
+            let ended = Ended {
+                reason,
+                text,
+                by_peer,
+            };
+            return Round::Over(Err(TunnelError::NotResumed(ended)));
+        }
+        if let Poll::Ready(arrival) = self.source.poll_arrival(cx, now, need) {
+            match self.take(now, arrival) {
+                Ok(taken) => changed |= taken,
+                Err(error) => return Round::Over(Err(error)),
+            }
+            // There may be another.
+            cx.waker().wake_by_ref();
+            if let Round::Over(outcome) = self.publish(shared, None) {
+                return Round::Over(outcome);
+            }
+        }
+        match changed {
+            true => Round::Changed,
+            false => Round::Same,
+        }
+    }
+
+    fn end_of_inbox(&mut self, shared: &Shared, lost: Option<TunnelError>) -> Round {
+        let silent = core::mem::take(&mut shared.lock().silent);
+        let silence = silent.then_some(TunnelError::PeerDead);
+        let lost = self.fault.take().or(lost).or(silence);
+        if lost.is_none() {
+            return self.publish(shared, None);
+        }
+        if self.link.ended().is_none() {
+            self.detach(shared.clock.timer_now());
+        }
+        match self.publish(shared, lost) {
+            Round::Same => Round::Changed,
+            round => round,
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let times = [
+            self.link.poll_timeout(),
+            self.source.poll_timeout(),
+            self.close_by,
+        ];
+        times.into_iter().flatten().min()
+    }
+
+    fn finish(&mut self, reason: EndReason) -> Finish {
+        let asked = core::mem::replace(&mut self.is_finishing, true);
+        if !asked {
+            self.link.end(reason, "");
+        }
+        match (self.link.ended(), asked) {
+            (Some(_), _) => Finish::Done,
+            (None, false) => Finish::Begun,
+            (None, true) => Finish::Waiting,
+        }
+    }
+
+    fn is_finishing(&self) -> bool {
+        self.is_finishing
+    }
+
+    fn has_failed(&self) -> bool {
+        let ended = self.link.ended();
+        ended.is_some_and(|ended| !is_orderly(ended.reason))
+    }
+
+    fn is_attached(&self) -> bool {
+        self.current.is_some()
+    }
+
+    fn over(&mut self, now: Instant, outcome: &Result<(), TunnelError>) {
+        let reason = match outcome {
+            Err(TunnelError::NotResumed(ended)) => Some(ended.reason),
+            _ => None,
+        };
+        self.source.note(now, &News::Ended(reason));
+    }
+
+    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.link.ended().is_some() && self.farewell.is_none() {
+            self.farewell = self.link.poll_output();
+        }
+        if let (Some(current), true) = (&mut self.current, self.farewell.is_some()) {
+            let ready = ready!(current.poll_ready(cx));
+            if let (Ok(()), Some(farewell)) = (ready, self.farewell.take()) {
+                // A transport that fails here is closed next anyway.
+                let _ = current.send(farewell);
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Inward> {
+        match &mut self.current {
+            Some(current) => current.poll_next(cx),
+            None => Poll::Pending,
+        }
+    }
+
+    fn handle_message(&mut self, session: &mut Session, now: Now, message: Bytes) {
+        if self.fault.is_some() {
+            return;
+        }
+        match self.link.handle_message(now.timer, message) {
+            Received::Deliver(message) => {
+                // The session has counted and handled a violation.
+                let _ = session.handle_message(now.session, message);
+            }
+            Received::Handled | Received::Attached => session.handle_activity(now.session),
+            Received::Violation(violation) => {
+                self.fault = Some(TunnelError::Unexpected(violation.to_string()));
+            }
+            Received::Retry => self.fault = Some(TunnelError::Ended(None)),
+            Received::Ended(_) => {}
+        }
+    }
+
+    fn poll_transmit(&mut self, session: &mut Session, now: Instant) -> Option<Transmit> {
+        if self
+            .link
+            .ended()
+            .is_none_or(|ended| is_orderly(ended.reason))
+        {
+            if let Some(output) = self.link.poll_output() {
+                return Some(Transmit::Message(output));
+            }
+        }
+        match self.link.accepts() {
+            Accepts::Nothing => return None,
+            Accepts::Control => session.hold_data(true),
+            Accepts::All => session.hold_data(false),
+        }
+        let transmit = session.poll_transmit(now);
+        let Some(Transmit::Message(message)) = &transmit else {
+            // An acknowledgement may go along with what was taken before.
+            return transmit.or_else(|| self.link.poll_output().map(Transmit::Message));
+        };
+        match self.link.sent(message) {
+            Ok(()) => transmit,
+            // The link has ended. Its END follows when the transport is closed.
+            Err(_) => None,
+        }
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
+        match &mut self.current {
+            Some(current) => current.poll_ready(cx),
+            None => Poll::Pending,
+        }
+    }
+
+    fn send(&mut self, message: Bytes) -> Result<(), TunnelError> {
+        let current = self.current.as_mut();
+        current.map_or(Ok(()), |current| current.send(message))
+    }
+
+    fn send_ping(&mut self) -> Result<bool, TunnelError> {
+        let current = self.current.as_mut();
+        current.map_or(Ok(false), Path::send_ping)
+    }
+
+    fn send_close(&mut self, code: u16, why: &str) {
+        if let Some(current) = &mut self.current {
+            current.send_close(code, why);
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
+        match &mut self.current {
+            Some(current) => current.poll_flush(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.current {
+            Some(current) => current.poll_close(cx),
+            None => Poll::Ready(()),
+        }
+    }
+}
+
+/// Whether a tunnel that ends for this reason ends as one without resumption does when its
+/// transport is closed.
+const fn is_orderly(reason: EndReason) -> bool {
+    matches!(
+        reason,
+        EndReason::Closed
+            | EndReason::Gone
+            | EndReason::Replaced
+            | EndReason::Limit
+            | EndReason::Unspecified
+    )
+}
+
+/// The text of END, if there is any, as that of a normal close.
+fn said(ended: &Ended) -> Option<CloseReason> {
+    const NORMAL: u16 = 1000;
+    let has_text = !ended.text.is_empty();
+    has_text.then(|| CloseReason::new(NORMAL, ended.text.clone()))
+}
