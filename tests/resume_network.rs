@@ -1,0 +1,64 @@
+//! Sessions on links, on a virtual network whose transports are cut, held, raced and forged.
+//!
+//! `RESUME_SEEDS` sets the number of runs, `RESUME_SEED` the only one. The same seed gives the same
+//! run.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    unreachable_pub,
+    missing_docs
+)]
+
+#[path = "resume_network/apps.rs"]
+mod apps;
+#[path = "resume_network/chaos.rs"]
+mod chaos;
+#[path = "resume_network/connector.rs"]
+mod connector;
+#[path = "resume_network/drive.rs"]
+mod drive;
+#[path = "resume_network/end.rs"]
+mod end;
+#[path = "resume_network/finish.rs"]
+mod finish;
+#[path = "resume_network/keeper.rs"]
+mod keeper;
+#[path = "resume_network/network.rs"]
+mod network;
+#[path = "resume_network/rng.rs"]
+mod rng;
+#[path = "resume_network/scenario.rs"]
+mod scenario;
+#[path = "resume_network/wire.rs"]
+mod wire;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use self::finish::Totals;
+use self::network::Network;
+
+fn seeds() -> std::ops::Range<u64> {
+    let number = |name| std::env::var(name).ok().map(|n| n.parse::<u64>().unwrap());
+    match (number("RESUME_SEED"), number("RESUME_SEEDS")) {
+        (Some(seed), _) => seed..seed + 1,
+        (None, seeds) => 0..seeds.unwrap_or(100),
+    }
+}
+
+#[test]
+fn every_stream_survives_what_happens_to_its_transports() {
+    let mut totals = Totals::default();
+    for seed in seeds() {
+        let run = || {
+            let mut network = Network::new(seed);
+            network.run_to_the_end(&mut totals);
+        };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
+            println!("seed {seed}");
+            resume_unwind(panic);
+        }
+    }
+    println!("{totals:?}");
+}
