@@ -38,6 +38,10 @@ pub(crate) const SMALL: usize = 1024;
 /// Room for headers and small frames, allocated at once.
 pub(crate) const SCRATCH: usize = 8 << 10;
 
+/// Bytes that are copied to be masked for one write. Each thread that writes keeps a buffer of this
+/// size.
+pub(crate) const MASKED_MAX: usize = 132 << 10;
+
 /// Most parts written by one call.
 pub(crate) const WRITE_SLICES: usize = 32;
 

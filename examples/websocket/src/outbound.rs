@@ -1,5 +1,6 @@
 //! The writing half: a bounded queue of frames.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -13,7 +14,9 @@ use tungstenite::protocol::{CloseFrame, Role};
 
 use crate::budget::Charge;
 use crate::close;
-use crate::limits::{FREE_ALLOWANCE, HEADER_MAX, SCRATCH, SMALL, WRITE_BUFFER, WRITE_SLICES};
+use crate::limits::{
+    FREE_ALLOWANCE, HEADER_MAX, MASKED_MAX, SCRATCH, SMALL, WRITE_BUFFER, WRITE_SLICES,
+};
 use crate::mask::apply_mask;
 use crate::random::random;
 
@@ -24,7 +27,7 @@ use crate::random::random;
 #[derive(Debug)]
 pub(crate) struct Outbound {
     role: Role,
-    queue: VecDeque<Bytes>,
+    queue: VecDeque<Part>,
     /// Headers and small frames. They are written last.
     scratch: BytesMut,
     /// Bytes in `queue` and `scratch`.
@@ -108,8 +111,8 @@ impl Outbound {
             self.enqueue_scratch();
             self.queued += payload.len();
             self.queue.push_back(match header.mask {
-                None => payload,
-                Some(key) => masked(payload, key),
+                None => Part::Ready(payload),
+                Some(key) => Part::masked(payload, key),
             });
         }
         self.account();
@@ -117,7 +120,8 @@ impl Outbound {
 
     fn enqueue_scratch(&mut self) {
         if !self.scratch.is_empty() {
-            self.queue.push_back(self.scratch.split().freeze());
+            let part = Part::Ready(self.scratch.split().freeze());
+            self.queue.push_back(part);
         }
     }
 
@@ -159,16 +163,44 @@ impl Outbound {
         cx: &mut Context<'_>,
         socket: &mut (impl AsyncWrite + Unpin),
     ) -> Poll<io::Result<usize>> {
-        let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
-        let mut count = 0;
-        let parts = self.queue.iter().map(|part| &**part);
-        let last = (!self.scratch.is_empty()).then_some(&*self.scratch);
-        for (slice, part) in slices.iter_mut().zip(parts.chain(last)) {
-            *slice = IoSlice::new(part);
-            count += 1;
+        MASKED.with_borrow_mut(|masked| {
+            self.mask(masked);
+            let mut masked = &masked[..];
+            let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
+            let mut count = 0;
+            let mut whole = true;
+            let parts = self.queue.iter().map(|part| match part {
+                Part::Ready(bytes) => (&bytes[..], true),
+                Part::Shared { payload, .. } => {
+                    let (copy, others) = masked.split_at(payload.len().min(masked.len()));
+                    masked = others;
+                    (copy, copy.len() == payload.len())
+                }
+            });
+            let last = (!self.scratch.is_empty()).then_some((&*self.scratch, true));
+            for (slice, (part, is_whole)) in slices.iter_mut().zip(parts.chain(last)) {
+                if !whole {
+                    break;
+                }
+                whole = is_whole;
+                *slice = IoSlice::new(part);
+                count += 1;
+            }
+            let slices = slices.get(..count).unwrap_or_default();
+            Pin::new(socket).poll_write_vectored(cx, slices)
+        })
+    }
+
+    /// Copies the first shared payloads, the last one in part, and masks the copies. What is not
+    /// written now is copied again for the next write.
+    fn mask(&self, masked: &mut Vec<u8>) {
+        masked.clear();
+        for part in self.queue.iter().take(WRITE_SLICES) {
+            if let Part::Shared { payload, key } = part {
+                let room = MASKED_MAX.saturating_sub(masked.len());
+                copy_masked(payload.get(..room).unwrap_or(payload), *key, masked);
+            }
         }
-        let slices = slices.get(..count).unwrap_or_default();
-        Pin::new(socket).poll_write_vectored(cx, slices)
     }
 
     fn advance(&mut self, mut written: usize) {
@@ -178,7 +210,7 @@ impl Outbound {
             let part = written.min(front.len());
             front.advance(part);
             written -= part;
-            if front.is_empty() {
+            if front.len() == 0 {
                 self.queue.pop_front();
             }
         }
@@ -210,10 +242,156 @@ impl Outbound {
     }
 }
 
-/// Masks in place if nobody else holds the payload: a message that was read behind headroom.
-fn masked(payload: Bytes, key: [u8; 4]) -> Bytes {
-    let owned = payload.try_into_mut();
-    let mut owned = owned.unwrap_or_else(|shared| BytesMut::from(&*shared));
-    apply_mask(&mut owned, key);
-    owned.freeze()
+thread_local! {
+    /// Masked copies for one write. All WebSockets of a thread share it, so it stays in the cache
+    /// and an idle one holds nothing.
+    static MASKED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Bytes of a frame, or of several.
+#[derive(Debug)]
+enum Part {
+    Ready(Bytes),
+    /// Somebody else holds this payload too, for instance to send it again. A copy is masked when
+    /// it is written.
+    Shared {
+        payload: Bytes,
+        key: [u8; 4],
+    },
+}
+
+impl Part {
+    /// Masks in place if nobody else holds the payload: a message that was read behind headroom.
+    fn masked(payload: Bytes, key: [u8; 4]) -> Self {
+        match payload.try_into_mut() {
+            Ok(mut owned) => {
+                apply_mask(&mut owned, key);
+                Self::Ready(owned.freeze())
+            }
+            Err(payload) => Self::Shared { payload, key },
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Ready(bytes) | Self::Shared { payload: bytes, .. } => bytes.len(),
+        }
+    }
+
+    fn advance(&mut self, count: usize) {
+        match self {
+            Self::Ready(bytes) => bytes.advance(count),
+            Self::Shared { payload, key } => {
+                payload.advance(count);
+                key.rotate_left(count % 4);
+            }
+        }
+    }
+}
+
+/// Appends the payload, masked while the copy is in the fastest cache.
+fn copy_masked(payload: &[u8], key: [u8; 4], to: &mut Vec<u8>) {
+    // A multiple of the key's length.
+    const BLOCK: usize = 4 << 10;
+    to.reserve(payload.len());
+    for block in payload.chunks(BLOCK) {
+        let at = to.len();
+        to.extend_from_slice(block);
+        if let Some(copied) = to.get_mut(at..) {
+            apply_mask(copied, key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use tungstenite::protocol::frame::coding::Data;
+
+    use super::*;
+
+    /// Takes a few bytes of a few slices at a time.
+    struct Narrow {
+        taken: Vec<u8>,
+        most: usize,
+    }
+
+    impl AsyncWrite for Narrow {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            slices: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let all = slices.iter().flat_map(|slice| slice.iter().copied());
+            let before = self.taken.len();
+            let most = self.most;
+            self.taken.extend(all.take(most));
+            Poll::Ready(Ok(self.taken.len() - before))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn unframed(mut bytes: &[u8]) -> Vec<Vec<u8>> {
+        let mut payloads = Vec::new();
+        while !bytes.is_empty() {
+            let mut cursor = io::Cursor::new(bytes);
+            let (header, len) = FrameHeader::parse(&mut cursor).unwrap().unwrap();
+            let start = usize::try_from(cursor.position()).unwrap();
+            let end = start + usize::try_from(len).unwrap();
+            let mut payload = bytes.get(start..end).unwrap().to_vec();
+            apply_mask(&mut payload, header.mask.unwrap());
+            payloads.push(payload);
+            bytes = bytes.get(end..).unwrap();
+        }
+        payloads
+    }
+
+    #[test]
+    fn payloads_that_somebody_else_holds_arrive_whole_and_stay_as_they_are() {
+        let lens = [70_000, 10, 2_000, 300_000, 1_025, 200_000, 5, 66_000];
+        let made = |(seed, len): (usize, usize)| -> Vec<u8> {
+            (0..len)
+                .map(|at| (at * 7 + seed * 13 + (at >> 8)) as u8)
+                .collect()
+        };
+        let payloads: Vec<Vec<u8>> = lens.into_iter().enumerate().map(made).collect();
+        for most in [1_001, 4_099, 65_537, 1 << 20] {
+            let mut outbound = Outbound::new(Role::Client);
+            let mut kept = Vec::new();
+            for (number, payload) in payloads.iter().enumerate() {
+                let payload = Bytes::from(payload.clone());
+                if number % 3 != 2 {
+                    kept.push((number, payload.clone()));
+                }
+                outbound.push(OpCode::Data(Data::Binary), payload);
+            }
+            let mut socket = Narrow {
+                taken: Vec::new(),
+                most,
+            };
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(outbound.poll_drain(&mut cx, &mut socket).is_ready());
+            assert!(unframed(&socket.taken) == payloads, "{most}");
+            assert!(
+                kept.iter()
+                    .all(|(number, held)| payloads.get(*number).unwrap() == held)
+            );
+        }
+    }
 }
