@@ -120,6 +120,20 @@ fn the_drivers_limit_holds() {
         pair.client.sent(&Bytes::from_static(&PING)).unwrap();
     }
     assert_eq!(pair.client.accepts(), Accepts::Control);
+    // However much is kept.
+    let mut pair = Pair::new();
+    for _ in 0..5 {
+        while pair.client.accepts() == Accepts::All {
+            pair.client.sent(&long(64 << 10)).unwrap();
+        }
+        if pair.client.ring_limit() < 16 << 20 {
+            let sent = pair.client.stats().sent;
+            pair.client.handle_message(at(0), ack(sent));
+        }
+    }
+    assert!(pair.client.ring_bytes() >= 16 << 20);
+    pair.client.set_ring_limit(0);
+    pair.client.sent(&Bytes::from_static(&PING)).unwrap();
     pair.client.set_ring_limit(usize::MAX);
     let sent = pair.client.stats().sent;
     pair.client.handle_message(at(0), ack(sent));
@@ -168,6 +182,9 @@ fn debt_is_acknowledged_in_time() {
         assert_eq!(pair.client.poll_output().is_some(), due, "{received}");
         // The next batch begins anew.
         assert_eq!(pair.client.poll_output(), None);
+        pair.client.handle_message(at(0), long(130 << 10));
+        let alone = received + (130 << 10) >= 256 << 10 && !due;
+        assert_eq!(pair.client.poll_output().is_some(), alone, "{received}");
     }
     // OPEN and OPENED tell the count too.
     let mut pair = Pair::new();

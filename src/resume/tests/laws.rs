@@ -383,6 +383,9 @@ fn a_tunnel_is_kept_as_agreed() {
         link.set_idle(false);
         assert_eq!(link.handle_timeout(at(30_999)), None);
     }
+    // A transport that is lost before OPENED is no new beginning.
+    client.attach(at(20_000));
+    client.detach(at(21_000));
     client.attach(at(25_000));
     open(&mut client);
     assert_eq!(client.poll_timeout(), Some(at(31_000)));
