@@ -86,13 +86,16 @@ impl<P: Path, R: Timer> Engine<P, R> {
                 Inflow::Over(error) => Some(error),
                 Inflow::Pending | Inflow::More => None,
             };
-            match self.path.end_of_inbox(&self.tunnel.shared, lost) {
-                Round::Same => {}
-                Round::Changed => self.forget_transport(),
-                Round::Over(closed) => return Poll::Ready(closed),
+            let round = self.path.end_of_inbox(&self.tunnel.shared, lost);
+            if let Round::Over(closed) = round {
+                return Poll::Ready(closed);
             }
             if let Some(closed) = finished {
                 return Poll::Ready(closed);
+            }
+            if let Round::Changed = round {
+                self.forget_transport();
+                continue;
             }
             let written = match self.write(cx, now.session) {
                 Ok(written) => written,
@@ -100,7 +103,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
                     Round::Over(closed) => return Poll::Ready(closed),
                     Round::Same | Round::Changed => {
                         self.forget_transport();
-                        true
+                        continue;
                     }
                 },
             };

@@ -107,6 +107,8 @@ pub struct Redial<N: Connect> {
     /// Attempts since it was attached for long.
     fruitless: u32,
     not_before: Instant,
+    /// Whether the next transport is wanted, and there is hope for one.
+    is_wanted: bool,
     attached_at: Instant,
     /// The last attempt said that there is no hope.
     hopeless: Option<String>,
@@ -132,6 +134,7 @@ impl<N: Connect> Redial<N> {
             attempts: 0,
             fruitless: 0,
             not_before: now,
+            is_wanted: false,
             attached_at: now,
             hopeless: None,
         }
@@ -163,6 +166,7 @@ impl<N: Connect> Source<N::Transport> for Redial<N> {
         now: Instant,
         need: Need,
     ) -> Poll<Arrival<N::Transport>> {
+        self.is_wanted = false;
         match need {
             Need::None => {
                 self.current = None;
@@ -182,6 +186,7 @@ impl<N: Connect> Source<N::Transport> for Redial<N> {
                 Poll::Pending
             };
         }
+        self.is_wanted = true;
         if self.current.is_none() && now >= self.not_before {
             self.begin(now, !lost);
         }
@@ -211,10 +216,11 @@ impl<N: Connect> Source<N::Transport> for Redial<N> {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        match &self.current {
-            Some(attempt) => Some(attempt.until),
-            None => Some(self.not_before),
-        }
+        let next = match &self.current {
+            Some(attempt) => attempt.until,
+            None => self.not_before,
+        };
+        self.is_wanted.then_some(next)
     }
 
     fn next_secret(&mut self) -> Secret {
