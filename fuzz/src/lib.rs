@@ -5,12 +5,14 @@
 //! `tests/replay.rs` checks that nothing is missing.
 
 mod decode;
+mod resume;
 mod session;
 mod stream_codec;
 mod transport;
 mod websocket;
 
 pub use decode::decode;
+pub use resume::resume;
 pub use session::session;
 pub use stream_codec::stream_codec;
 pub use transport::transport;
@@ -22,6 +24,7 @@ pub type Body = fn(&[u8]);
 /// Every target, by the name of its binary and of its corpus.
 pub const TARGETS: &[(&str, Body)] = &[
     ("decode", decode),
+    ("resume", resume),
     ("session", session),
     ("stream_codec", stream_codec),
     ("transport", transport),
