@@ -44,6 +44,9 @@ struct End {
     /// Counted messages that it took, and that it was handed.
     sent: Vec<Bytes>,
     handed: usize,
+    /// Server: the attempt of the last OPEN, and whether a message came behind it.
+    accepted: u32,
+    proved: bool,
 }
 
 /// Messages on their way, either way.
@@ -261,7 +264,10 @@ impl World {
                 assert!(self.hostile || orderly, "an honest client has no gap");
                 server.on = Some(on);
             }
-            Ok(()) => server.on = Some(on),
+            Ok(()) => {
+                server.on = Some(on);
+                (server.accepted, server.proved) = (open.attempt, false);
+            }
         }
     }
 
@@ -280,7 +286,13 @@ impl World {
             },
         };
         let next = expected.get(end.handed).cloned();
+        let lost = !client
+            || self
+                .server
+                .as_ref()
+                .is_none_or(|s| s.link.ended().is_some());
         let Some(end) = self.end(client) else { return };
+        end.proved = true;
         match end.link.handle_message(now, message) {
             Received::Deliver(message) if counts(&message) => {
                 assert!(hostile || next == Some(message), "not the next one");
@@ -295,7 +307,11 @@ impl World {
             }
             Received::Retry => end.on = None,
             Received::Ended(ended) => {
-                let fault = matches!(ended.reason, EndReason::Gap | EndReason::Protocol);
+                let fault = match ended.reason {
+                    EndReason::Gap | EndReason::Protocol | EndReason::Overflow => true,
+                    EndReason::Unknown => ended.by_peer && !lost,
+                    _ => false,
+                };
                 assert!(hostile || !fault, "{ended:?}");
             }
         }
@@ -314,25 +330,17 @@ impl World {
         if argument & 1 != 0 {
             open.secret = Secret::new([0xee; 16]);
             open.attempt = u32::MAX;
-        } else if server.on.is_none() || open.tunnel == 0 || self.waits(&open) {
+        } else if open.tunnel == 0 || open.attempt > server.accepted {
             // It may have arrived before the client's own.
             return;
+        } else if server.proved && !self.hostile && argument & 2 != 0 {
+            // The client has shown that it has a later secret.
+            open.attempt = u32::MAX;
         }
-        let Some(server) = &mut self.server else {
-            return;
-        };
         let before = format!("{:?}", server.link);
         let outcome = server.link.takeover(&open, Secret::new([0xdd; 16]), now);
         assert!(matches!(outcome, Err(Takeover::Refused(_))), "{outcome:?}");
         assert_eq!(format!("{:?}", server.link), before);
-    }
-
-    /// Whether the server has not seen this OPEN.
-    fn waits(&self, open: &Open) -> bool {
-        let message = Message::Open(*open).to_bytes();
-        let lost = self.hostile || self.client.on.is_none();
-        lost || self.transports.iter().any(|t| t.up.contains(&message))
-            || Some(open.attempt) >= self.recorded.last().map(|open| open.attempt)
     }
 
     fn timeouts(&mut self) {
@@ -406,6 +414,8 @@ impl End {
             on,
             sent: Vec::new(),
             handed: 0,
+            accepted: 0,
+            proved: false,
         }
     }
 }
