@@ -211,8 +211,8 @@ impl World {
             true => !t.up.is_empty(),
             false => !t.down.is_empty(),
         };
-        let newest = self.transports.iter_mut().enumerate().rev();
-        let Some((on, transport)) = newest.map(|(n, t)| (n, t)).find(|(_, t)| waiting(&t)) else {
+        let mut newest = self.transports.iter_mut().enumerate().rev();
+        let Some((on, transport)) = newest.find(|(_, t)| waiting(t)) else {
             return;
         };
         if !up {
