@@ -35,6 +35,7 @@ mod scenario;
 mod wire;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::finish::Totals;
 use self::network::Network;
@@ -49,16 +50,31 @@ fn seeds() -> std::ops::Range<u64> {
 
 #[test]
 fn every_stream_survives_what_happens_to_its_transports() {
-    let mut totals = Totals::default();
-    for seed in seeds() {
-        let run = || {
-            let mut network = Network::new(seed);
-            network.run_to_the_end(&mut totals);
-        };
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
-            println!("seed {seed}");
-            resume_unwind(panic);
+    let seeds = seeds();
+    let next = AtomicU64::new(seeds.start);
+    let work = || {
+        let mut totals = Totals::default();
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                return totals;
+            }
+            let run = || Network::new(seed).run_to_the_end(&mut totals);
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
+                println!("RESUME_SEED={seed} shows it");
+                // The others stop too.
+                next.store(seeds.end, Ordering::Relaxed);
+                resume_unwind(panic);
+            }
         }
-    }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
+    let mut totals = Totals::default();
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(&work)).collect();
+        for worker in workers {
+            totals += worker.join().unwrap_or_else(|panic| resume_unwind(panic));
+        }
+    });
     println!("{totals:?}");
 }

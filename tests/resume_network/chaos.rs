@@ -125,7 +125,12 @@ impl Network {
                     }
                 }
             }
-            9 if self.scenario.ends && self.rng.once_in(4) => {
+            9 if self.rng.once_in(2) => {
+                let end = self.rng.pick(&[Some(client), server]).unwrap_or(client);
+                let limit = self.rng.pick(&[0, 1_000, 100_000, usize::MAX]);
+                self.ends[end].link.as_mut().unwrap().set_ring_limit(limit);
+            }
+            9 if self.scenario.ends && self.rng.once_in(2) => {
                 let end = if self.rng.once_in(2) {
                     Some(client)
                 } else {

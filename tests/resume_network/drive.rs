@@ -76,14 +76,13 @@ impl Network {
         moved
     }
 
-    /// The transport of an end is lost, or dropped.
+    /// The transport of an end is lost, or given up.
     pub fn lose(&mut self, e: usize) {
         let now = self.real();
-        let end = &mut self.ends[e];
-        let Some(transport) = end.transport.take() else {
+        if !self.drop_transport(e) {
             return;
-        };
-        self.transports[transport].close(end.party, self.now, &mut self.rng);
+        }
+        let end = &mut self.ends[e];
         let Some(link) = &mut end.link else {
             panic!("a peer without resumption lost its transport");
         };
@@ -97,6 +96,16 @@ impl Network {
             let tunnel = end.tunnel;
             self.dial_later(tunnel);
         }
+    }
+
+    /// What was read is all that will have come on it.
+    pub fn drop_transport(&mut self, e: usize) -> bool {
+        let end = &mut self.ends[e];
+        let Some(transport) = end.transport.take() else {
+            return false;
+        };
+        self.transports[transport].close(end.party, self.now, &mut self.rng);
+        true
     }
 
     pub fn timeout(&mut self, e: usize) -> bool {

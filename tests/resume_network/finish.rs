@@ -20,11 +20,33 @@ pub struct Totals {
     pub datagrams: u64,
     pub streams: u64,
     pub resets: u64,
+    /// Of detached clients' streams, whose places a bystander needed.
+    pub squeezed: u64,
     pub full_rings: u64,
     pub expired: u64,
     pub died_young: u64,
     pub ended: u64,
     pub orphans: u64,
+}
+
+impl std::ops::AddAssign for Totals {
+    fn add_assign(&mut self, other: Self) {
+        self.runs += other.runs;
+        self.transports += other.transports;
+        self.takeovers += other.takeovers;
+        self.refused += other.refused;
+        self.replayed += other.replayed;
+        self.messages += other.messages;
+        self.datagrams += other.datagrams;
+        self.streams += other.streams;
+        self.resets += other.resets;
+        self.squeezed += other.squeezed;
+        self.full_rings += other.full_rings;
+        self.expired += other.expired;
+        self.died_young += other.died_young;
+        self.ended += other.ended;
+        self.orphans += other.orphans;
+    }
 }
 
 impl Network {
@@ -135,7 +157,7 @@ impl Network {
                 assert!(half.outcome.is_some(), "port {} has no end", half.port);
                 let excused = match self.scenario.shape {
                     Shape::Bystander { .. } if half.port > 100 => dead[2],
-                    Shape::Bystander { .. } => dead[0] || dead[2],
+                    Shape::Bystander { .. } => dead[0] || dead[2] || self.scenario.pressed,
                     _ => dead.contains(&true),
                 };
                 assert!(
@@ -246,6 +268,8 @@ impl Network {
             if let Some(app) = &end.app {
                 totals.streams += app.halves.len() as u64;
                 let datagrams = app.halves.iter().map(|half| half.datagrams());
+                let lost = app.halves.iter().filter(|half| !half.is_complete());
+                totals.squeezed += lost.filter(|_| self.scenario.pressed).count() as u64;
                 totals.datagrams += datagrams.sum::<u64>();
             }
             match end.ended.as_ref().map(|ended| ended.reason) {

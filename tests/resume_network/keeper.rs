@@ -128,20 +128,22 @@ impl Network {
             self.tunnels[tunnel].refused += 1;
             return self.refuse(transport, refusal.to_message());
         }
-        self.lose(server);
+        self.drop_transport(server);
         let secret = self.new_secret(tunnel);
         self.tunnels[tunnel].seen.push(*open);
         let now = self.real();
         let end = &mut self.ends[server];
-        match end.link.as_mut().unwrap().takeover(open, secret, now) {
+        let taken = end.link.as_mut().unwrap().takeover(open, secret, now);
+        // If it has ended, END is for the new transport.
+        end.transport = Some(transport);
+        match taken {
             Ok(()) => {
-                end.transport = Some(transport);
-                end.follow_link(self.now);
+                end.resume(self.now);
                 self.tunnels[tunnel].confirmed = false;
                 self.tunnels[tunnel].takeovers += 1;
             }
             Err(Takeover::Refused(refusal)) => panic!("{refusal} after check"),
-            Err(Takeover::Ended(ended)) => panic!("a takeover ended the tunnel: {ended}"),
+            Err(Takeover::Ended(_)) => end.follow_end(self.now),
         }
     }
 

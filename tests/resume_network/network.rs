@@ -25,6 +25,8 @@ pub struct Network {
     /// The tunnel on which the relay opens what comes in on the others.
     pub back: Option<usize>,
     pub steps: u64,
+    /// How often something was due and time did not pass.
+    pub waiting: u64,
 }
 
 pub struct Tunnel {
@@ -87,6 +89,7 @@ impl Network {
             relay: Relay::default(),
             back: None,
             steps: 0,
+            waiting: 0,
         };
         match scenario.shape {
             Shape::Direct => {
@@ -114,7 +117,7 @@ impl Network {
                 network.back = Some(1);
             }
             Shape::Bystander { back, plain } => {
-                let (mut plans, more) = (network.plans(1), network.plans(101));
+                let (mut plans, more) = (network.plans(1), network.modest_plans(101));
                 network.add(
                     true,
                     Version::V2,
@@ -131,10 +134,22 @@ impl Network {
     }
 
     fn plans(&mut self, first_port: u16) -> Vec<(u16, Plan)> {
+        self.plans_up_to(self.scenario.largest, first_port)
+    }
+
+    /// Of a bystander, which holds less than those that cause the pressure.
+    fn modest_plans(&mut self, first_port: u16) -> Vec<(u16, Plan)> {
+        let largest = match self.scenario.pressed {
+            true => 3_000,
+            false => self.scenario.largest,
+        };
+        self.plans_up_to(largest, first_port)
+    }
+
+    fn plans_up_to(&mut self, largest: u64, first_port: u16) -> Vec<(u16, Plan)> {
         let ports = first_port..first_port + u16::try_from(self.scenario.streams).unwrap();
-        ports
-            .map(|port| (port, self.scenario.plan(&mut self.rng)))
-            .collect()
+        let plan = |port| (port, self.scenario.plan(largest, &mut self.rng));
+        ports.map(plan).collect()
     }
 
     /// A tunnel between a client and a server. `plans`: the applications there.
@@ -195,7 +210,14 @@ impl Network {
             true => Role::Opener,
             false => Role::Acceptor,
         };
-        let config = self.scenario.session(t.resumable);
+        let mut config = self.scenario.session(t.resumable);
+        if self.scenario.pressed && party == Party::Server {
+            // At the relay: what a client does not take soon waits in the tunnel to the agent.
+            config = match role {
+                Role::Acceptor => config.with_stream_send_buffer(10_000),
+                _ => config.with_receive_budget(100_000),
+            };
+        }
         let at = Instant::from_micros(self.now);
         let mut session = Session::new(role, t.version, config, at);
         session.set_outlives_transport(link.is_some());
@@ -225,21 +247,30 @@ impl Network {
 
     /// Runs until nothing is due before `until`.
     pub fn run_until(&mut self, until: Time) {
-        loop {
-            self.settle();
-            match self.next_moment() {
-                Some(at) if at <= until => self.now = self.now.max(at),
-                _ => break,
-            }
+        self.settle();
+        while let Some(at) = self.next_moment().filter(|at| *at <= until) {
+            self.advance(at);
         }
         self.now = self.now.max(until);
     }
 
+    /// Runs what is due at that time, now if it has passed.
+    pub fn advance(&mut self, at: Time) {
+        assert!(
+            at > self.now || self.waiting < 1_000,
+            "nobody does what is due"
+        );
+        self.waiting = if at > self.now { 0 } else { self.waiting + 1 };
+        self.now = self.now.max(at);
+        self.settle();
+    }
+
     /// Runs everything that is due now.
     pub fn settle(&mut self) {
-        loop {
+        for turn in 0_u32.. {
             self.steps += 1;
             assert!(self.steps < MOST_STEPS, "it never comes to an end");
+            assert!(turn < 100_000, "time stands still");
             let mut moved = false;
             for tunnel in 0..self.tunnels.len() {
                 moved |= self.connect(tunnel);
@@ -257,6 +288,9 @@ impl Network {
             moved |= self.drive_relay();
             for tunnel in 0..self.tunnels.len() {
                 moved |= self.chaos(tunnel);
+            }
+            for end in &mut self.ends {
+                end.tell_whether_idle();
             }
             if !moved {
                 self.check();
@@ -309,19 +343,20 @@ impl Network {
     }
 
     pub fn check(&mut self) {
-        let longest = self.scenario.piece + 100;
+        // One message beyond, and control, which passes a full ring.
+        let most = self.scenario.resume.ring_max + self.scenario.piece + 100_000;
         for e in 0..self.ends.len() {
             let peer = self.peer(e).filter(|_| !self.ends[e].orphan);
             match peer {
                 Some(peer) if peer > e => {
                     let (left, right) = self.ends.split_at_mut(peer);
-                    left[e].check(Some(&right[0]), longest);
+                    left[e].check(Some(&right[0]), most);
                 }
                 Some(peer) => {
                     let (left, right) = self.ends.split_at_mut(e);
-                    right[0].check(Some(&left[peer]), longest);
+                    right[0].check(Some(&left[peer]), most);
                 }
-                None => self.ends[e].check(None, longest),
+                None => self.ends[e].check(None, most),
             }
         }
     }

@@ -43,6 +43,8 @@ pub struct Scenario {
     pub ends: bool,
     /// The first transport may be lost before the tunnel was opened.
     pub young: bool,
+    /// The relay's memory for what its agent sends is short.
+    pub pressed: bool,
     pub stalls: bool,
     pub junk: bool,
     pub keepalive: Option<Duration>,
@@ -93,12 +95,14 @@ impl Scenario {
         let ring_min = rng.pick(&[0, 64 << 10, 200 << 10, 1 << 20]);
         let resume = resume::Config::default()
             .with_keep(keep)
-            .with_idle_keep(keep)
+            .with_idle_keep(keep / rng.pick(&[1, 4]))
             .with_ring_min(ring_min)
             .with_ring_max(ring_min * rng.pick(&[1, 1, 4]))
             .with_opening_timeout(Duration::from_millis(opening));
+        let pressed = bystander && !drip && rng.once_in(2);
         let (piece, largest) = match rng.below(6) {
             _ if drip => (2_000, 20_000),
+            _ if pressed => (1_500, 200_000),
             0 => (64 << 10, 300_000),
             1 => (200, 60_000),
             _ => (1_500, rng.pick(&[3_000, 30_000, 100_000])),
@@ -114,6 +118,7 @@ impl Scenario {
             expires,
             ends,
             young,
+            pressed,
             stalls: rng.once_in(2),
             junk: rng.once_in(4),
             // Without it nobody learns that the other end has given up.
@@ -153,7 +158,7 @@ impl Scenario {
         config
     }
 
-    pub fn plan(&self, rng: &mut Rng) -> Plan {
+    pub fn plan(&self, largest: u64, rng: &mut Rng) -> Plan {
         if rng.once_in(5) {
             let lens = [rng.below(40), rng.below(40)];
             return Plan {
@@ -163,7 +168,7 @@ impl Scenario {
         }
         let mut len = || match rng.below(4) {
             0 => rng.below(3),
-            _ => rng.below(self.largest),
+            _ => rng.below(largest),
         };
         Plan {
             proto: Proto::Tcp,
