@@ -116,7 +116,11 @@ impl Network {
         match self.rng.below(10) {
             0..4 if !calm => self.cut(tunnel),
             4 if !calm => self.tunnels[tunnel].hint = Some(now),
-            5..8 => self.attack(tunnel),
+            5 | 6 => self.attack(tunnel),
+            7 | 8 if self.rng.once_in(3) => {
+                let end = self.rng.pick(&[Some(client), server]).unwrap_or(client);
+                self.ends[end].deaf_until = now + self.rng.below(500 * MILLI);
+            }
             8 if self.scenario.stalls => {
                 let most = self.rng.pick(&[100 * MILLI, 10 * SECOND, 100 * SECOND]);
                 for end in [Some(client), server].into_iter().flatten() {
@@ -138,6 +142,14 @@ impl Network {
                 };
                 if let Some(end) = end {
                     self.end_here(end, EndReason::Gone);
+                }
+            }
+            _ if self.scenario.requests && self.tunnels[tunnel].junk >= 50 => {
+                self.tunnels[tunnel].junk -= 50;
+                let ping = Bytes::from_static(&[6, 0, 0, 0, 0, 0, 0, 0]);
+                let by_server = self.scenario.asker() == Some(Party::Server);
+                if let Some(asker) = if by_server { server } else { Some(client) } {
+                    self.ends[asker].junk.extend(vec![ping; 50]);
                 }
             }
             _ if self.tunnels[tunnel].junk > 0 => {

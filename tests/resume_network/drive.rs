@@ -40,7 +40,12 @@ impl Network {
             let Some(at) = end.transport else {
                 break;
             };
-            if !end.session.can_receive() {
+            if !end.can_receive() {
+                // Writing fails.
+                if self.transports[at].fails(end.party, self.now) {
+                    self.lose(e);
+                    moved = true;
+                }
                 break;
             }
             let transport = &mut self.transports[at];
@@ -56,7 +61,7 @@ impl Network {
                 // It only waits until END is out.
                 continue;
             }
-            let (party, tunnel) = (end.party, end.tunnel);
+            let tunnel = end.tunnel;
             let outcome = end.handle(self.now, message, &sent);
             let drips = self.scenario.drip && self.tunnels[tunnel].cuts > 0;
             match outcome {
@@ -66,7 +71,7 @@ impl Network {
                 Read::Drop => self.lose(e),
                 _ => {}
             }
-            if party == Party::Server {
+            if self.tunnels[tunnel].server == Some(e) {
                 self.tunnels[tunnel].confirmed = true;
             }
         }

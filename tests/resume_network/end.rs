@@ -30,6 +30,8 @@ pub struct End {
     pub ended: Option<Ended>,
     /// Another tunnel took its place.
     pub orphan: bool,
+    /// It does not come to reading before.
+    pub deaf_until: Time,
     /// Messages that belong to no stream wait to be sent, to be counted like others.
     pub junk: Vec<Bytes>,
     /// As they were at the last check.
@@ -71,6 +73,7 @@ impl End {
             app: None,
             ended: None,
             orphan: false,
+            deaf_until: 0,
             junk: Vec::new(),
             last: Stats::default(),
             was_full: 0,
@@ -112,6 +115,14 @@ impl End {
         } else if self.stopped.is_none() {
             self.stopped = Some(now);
         }
+    }
+
+    /// Whether it reads. A link that waits for OPENED does, whatever the session can take: answers
+    /// that wait leave only afterwards.
+    pub fn can_receive(&self) -> bool {
+        let link = self.link.as_ref();
+        let opening = link.is_some_and(|link| link.state() == State::Opening);
+        opening || self.session.can_receive()
     }
 
     /// Writes while the transport has room. Returns whether something was written.

@@ -86,7 +86,7 @@ impl Network {
     }
 
     /// Where everything is, for a run that fails.
-    fn describe(&self) -> String {
+    pub fn describe(&self) -> String {
         let mut text = format!("{} us, {:?}\n", self.now, self.scenario);
         for t in &self.tunnels {
             text += &format!("cuts {} dial {:?} hint {:?}\n", t.cuts, t.next_dial, t.hint);
@@ -95,7 +95,9 @@ impl Network {
             let link = e.link.as_ref().map(|link| (link.state(), link.stats()));
             let halves = e.app.as_ref().map(|app| &app.halves);
             let (party, tunnel, transport) = (e.party, e.tunnel, e.transport);
-            text += &format!("{party:?} {tunnel} on {transport:?}: {link:?} {halves:?}\n");
+            let reads = e.can_receive();
+            text += &format!("{party:?} {tunnel} on {transport:?}, reads {reads}: ");
+            text += &format!("{link:?} {halves:?}\n");
         }
         text
     }
@@ -126,7 +128,9 @@ impl Network {
                 };
                 let young = self.scenario.young;
                 let fits = match ended.reason {
-                    EndReason::Expired => young || self.scenario.expires || self.scenario.ends,
+                    EndReason::Expired => {
+                        end.orphan || young || self.scenario.expires || self.scenario.ends
+                    }
                     EndReason::Gone => self.scenario.ends,
                     EndReason::Replaced => end.orphan,
                     EndReason::Unknown => young || self.scenario.expires || self.scenario.ends,
@@ -198,6 +202,11 @@ impl Network {
 
     /// Ends what still lives, by either side.
     fn end_all(&mut self, dead: &[bool]) {
+        for end in 0..self.ends.len() {
+            if self.ends[end].orphan {
+                self.end_here(end, EndReason::Replaced);
+            }
+        }
         for (tunnel, dead) in dead.iter().enumerate() {
             if !self.tunnels[tunnel].resumable || *dead {
                 continue;

@@ -1,7 +1,9 @@
 //! How a server finds the tunnel that a transport is for.
 
 use bytes::Bytes;
-use kohakuriver_tunnel::resume::{EndReason, Link, Message, Open, Refusal, Secret, Takeover};
+use kohakuriver_tunnel::resume::{
+    EndReason, Identity, Link, Message, Open, Refusal, Secret, Takeover,
+};
 
 use super::network::{Network, Pending};
 use super::wire::{MILLI, Party};
@@ -100,6 +102,23 @@ impl Network {
     }
 
     pub fn new_tunnel(&mut self, tunnel: usize, transport: usize, open: &Open) {
+        let late = open.attempt < self.tunnels[tunnel].newest;
+        if late {
+            // Of a client that has long asked again. Nobody will come back for this tunnel.
+            let tunnel_of_nobody = self.transports.len() as u64 + 1_000_000;
+            let identity = Identity {
+                instance: 77,
+                tunnel: tunnel_of_nobody,
+            };
+            let secret = Secret::new([7; 16]);
+            let config = self.scenario.link(Party::Server);
+            let link = Link::server(config, identity, open, secret, self.real());
+            let ghost = self.add_end(tunnel, Party::Server, Some(link));
+            self.ends[ghost].orphan = true;
+            self.ends[ghost].transport = Some(transport);
+            return;
+        }
+        self.tunnels[tunnel].newest = open.attempt;
         let secret = self.new_secret(tunnel);
         self.tunnels[tunnel].confirmed = false;
         if let Some(older) = self.tunnels[tunnel].server {
@@ -111,7 +130,7 @@ impl Network {
             self.end_here(older, EndReason::Replaced);
         }
         let identity = self.tunnels[tunnel].identity;
-        let config = self.scenario.resume.clone();
+        let config = self.scenario.link(Party::Server);
         let link = Link::server(config, identity, open, secret, self.real());
         let server = self.add_end(tunnel, Party::Server, Some(link));
         self.ends[server].transport = Some(transport);

@@ -12,7 +12,7 @@ use super::wire::{Notice, Party, SECOND, Time, Transport};
 /// Time in which a transport without a tunnel has to send OPEN.
 pub const UNBOUND: Time = 10 * SECOND;
 /// More steps than any run needs that makes progress.
-const MOST_STEPS: u64 = 5_000_000;
+const MOST_STEPS: u64 = 500_000;
 
 pub struct Network {
     pub now: Time,
@@ -53,6 +53,8 @@ pub struct Tunnel {
     pub seen: Vec<Open>,
     /// A message has come on the transport of the last secret.
     pub confirmed: bool,
+    /// The attempt of the last OPEN for a new tunnel.
+    pub newest: u32,
     // Chaos.
     pub cuts: u64,
     pub next_chaos: Option<Time>,
@@ -183,13 +185,18 @@ impl Network {
             secrets: Vec::new(),
             seen: Vec::new(),
             confirmed: false,
+            newest: 0,
             cuts: if resumable { self.scenario.cuts } else { 0 },
             next_chaos: Some(self.now).filter(|_| resumable),
-            junk: if self.scenario.junk { 20 } else { 0 },
+            junk: match (self.scenario.junk, self.scenario.requests) {
+                (_, true) => 300,
+                (true, _) => 20,
+                _ => 0,
+            },
             takeovers: 0,
             refused: 0,
         });
-        let config = self.scenario.resume.clone();
+        let config = self.scenario.link(Party::Client);
         let link = resumable.then(|| Link::client(config, self.real()));
         self.add_end(at, Party::Client, link);
         if !resumable {
@@ -269,7 +276,11 @@ impl Network {
     pub fn settle(&mut self) {
         for turn in 0_u32.. {
             self.steps += 1;
-            assert!(self.steps < MOST_STEPS, "it never comes to an end");
+            assert!(
+                self.steps < MOST_STEPS,
+                "it never ends: {}",
+                self.describe()
+            );
             assert!(turn < 100_000, "time stands still");
             let mut moved = false;
             for tunnel in 0..self.tunnels.len() {
@@ -280,7 +291,7 @@ impl Network {
             for n in 0..self.ends.len() {
                 let end = (start + n) % self.ends.len();
                 moved |= self.write(end);
-                moved |= self.read(end);
+                moved |= self.ends[end].deaf_until <= self.now && self.read(end);
                 moved |= self.timeout(end);
                 moved |= self.tell(end);
                 moved |= self.drive_app(end);
@@ -312,11 +323,13 @@ impl Network {
             if let Some(transport) = end.transport {
                 let transport = &self.transports[transport];
                 let arrival = transport.next_arrival(end.party);
-                at(arrival.filter(|_| end.session.can_receive()));
+                let arrival = arrival.filter(|_| end.can_receive());
                 // What arrives before is read first.
-                at(transport
-                    .next_loss(end.party)
-                    .map(|lost| lost.max(self.now + 1)));
+                let lost = transport.next_loss(end.party);
+                let lost = lost.map(|lost| arrival.map_or(lost, |arrival| arrival.max(lost)));
+                for due in [arrival, lost].into_iter().flatten() {
+                    at(Some(due.max(end.deaf_until)));
+                }
             }
             at(end
                 .app

@@ -8,7 +8,7 @@ use kohakuriver_tunnel::wire::Proto;
 
 use super::apps::Plan;
 use super::rng::Rng;
-use super::wire::{Line, MILLI, Notice, SECOND, Time};
+use super::wire::{Line, MILLI, Notice, Party, SECOND, Time};
 
 pub const HOUR: Duration = Duration::from_secs(3600);
 
@@ -47,6 +47,8 @@ pub struct Scenario {
     pub pressed: bool,
     pub stalls: bool,
     pub junk: bool,
+    /// Many requests at once, more than either end answers before it reads on.
+    pub requests: bool,
     pub keepalive: Option<Duration>,
     pub resume: resume::Config,
     pub line: Line,
@@ -92,7 +94,11 @@ impl Scenario {
         };
         // Longer than any round trip, or not.
         let opening = rng.pick(&[if young { 50 } else { 1_000 }, 2_000, 10_000]);
-        let ring_min = rng.pick(&[0, 64 << 10, 200 << 10, 1 << 20]);
+        let requests = !drip && rng.once_in(8);
+        let ring_min = match requests {
+            true => rng.pick(&[0, 1_000]),
+            false => rng.pick(&[0, 64 << 10, 200 << 10, 1 << 20]),
+        };
         let resume = resume::Config::default()
             .with_keep(keep)
             .with_idle_keep(keep / rng.pick(&[1, 4]))
@@ -121,6 +127,7 @@ impl Scenario {
             pressed,
             stalls: rng.once_in(2),
             junk: rng.once_in(4),
+            requests,
             // Without it nobody learns that the other end has given up.
             keepalive: match rng.below(3) {
                 0 if !(expires || ends || young) => None,
@@ -145,12 +152,32 @@ impl Scenario {
         }
     }
 
+    /// Who asks more than the other answers at once. Not both: two ends that only ask stop each
+    /// other, with and without the layer.
+    pub fn asker(&self) -> Option<Party> {
+        let asker = match self.cuts % 2 {
+            0 => Party::Client,
+            _ => Party::Server,
+        };
+        self.requests.then_some(asker)
+    }
+
+    /// The bounds of a link. Who asks has room for all that it asks.
+    pub fn link(&self, party: Party) -> resume::Config {
+        let config = self.resume.clone();
+        match self.asker() == Some(party) {
+            true => config.with_ring_min(50_000).with_ring_max(50_000),
+            false => config,
+        }
+    }
+
     /// The session's bounds; at a peer without resumption only those that time does not touch.
     pub fn session(&self, resumable: bool) -> Config {
         let mut config = Config::default()
             .with_max_piece(self.piece)
             .with_contended_piece(self.piece)
-            .with_keepalive(self.keepalive.filter(|_| resumable));
+            .with_keepalive(self.keepalive.filter(|_| resumable))
+            .with_max_replies(if self.requests { 16 } else { 4_096 });
         if !resumable {
             // A neighbour may be paused for long, and v1 would give up then.
             config = config.with_linger(HOUR * 1000).with_v1_stall(HOUR * 1000);
@@ -192,13 +219,12 @@ impl Scenario {
     }
 
     pub fn notice(&self, rng: &mut Rng) -> Notice {
-        use super::wire::Party::{Client, Server};
         match rng.below(10) {
             0..5 => Notice::Soon,
             5 => Notice::Late,
             6 | 7 => Notice::Never,
-            8 => Notice::One(Client),
-            _ => Notice::One(Server),
+            8 => Notice::One(Party::Client),
+            _ => Notice::One(Party::Server),
         }
     }
 }

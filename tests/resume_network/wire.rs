@@ -223,8 +223,12 @@ impl Transport {
 
     /// Whether `party` has learned that it is lost. Messages that arrived before are read first.
     pub fn is_lost(&self, party: Party, now: Time) -> bool {
+        self.fails(party, now) && self.next_arrival(party).is_none_or(|at| at > now)
+    }
+
+    /// Whether it is lost as far as `party` can know.
+    pub fn fails(&self, party: Party, now: Time) -> bool {
         self.lost_at[party as usize].is_some_and(|at| at <= now)
-            && self.next_arrival(party).is_none_or(|at| at > now)
     }
 
     pub fn next_loss(&self, party: Party) -> Option<Time> {
