@@ -71,7 +71,7 @@ fn every_stream_survives_what_happens_to_its_transports() {
     let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
     let mut totals = Totals::default();
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(&work)).collect();
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         for worker in workers {
             totals += worker.join().unwrap_or_else(|panic| resume_unwind(panic));
         }
