@@ -16,6 +16,7 @@ use std::env;
 use std::process::{Command, ExitCode};
 
 mod codec;
+mod resume;
 mod session;
 
 const CALLS: u64 = 64;
@@ -33,6 +34,10 @@ fn main() -> ExitCode {
             session::call(function, input);
             ExitCode::SUCCESS
         }
+        ["--call", function, input] if function.starts_with("resume") => {
+            resume::call(function, input);
+            ExitCode::SUCCESS
+        }
         ["--call", function, input] => {
             codec::call(function, input);
             ExitCode::SUCCESS
@@ -48,7 +53,11 @@ fn table() -> ExitCode {
         "function", "input", "instructions", "budget"
     );
     let mut exceeded = 0;
-    for case in codec::CASES.iter().chain(session::CASES) {
+    for case in codec::CASES
+        .iter()
+        .chain(session::CASES)
+        .chain(resume::CASES)
+    {
         for input in case.inputs {
             let count = count(case.function, input);
             let over = if count > case.budget { " EXCEEDED" } else { "" };
