@@ -204,11 +204,13 @@ class Gate:
 
     async def command(self, reader, writer):
         name = (await reader.readline()).decode().strip()
+        if not name:  # somebody looks whether this port is open
+            return writer.close()
         answer = getattr(self, f"do_{name}")()
         if asyncio.iscoroutine(answer):
             answer = await answer
         writer.write(f"{answer}\n".encode())
-        writer.close()
+        return writer.close()
 
     def do_cut(self):
         legs = list(self.legs)
