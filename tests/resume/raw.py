@@ -11,7 +11,7 @@ from chain import Failed, check
 V2 = "kohakuriver-tunnel.v2"
 RESUME = f"{V2}.resume"
 OFFER = f"{RESUME}, {V2}"
-CONNECT, CONNECTED, DATA = 0x01, 0x02, 0x03
+CONNECT, PING, PONG = 0x01, 0x06, 0x07
 OPEN, OPENED, END = 0x0A, 0x0B, 0x0D
 HEADER = struct.Struct("!BBIH")
 

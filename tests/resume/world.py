@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -164,7 +165,7 @@ class World:
 
     def restart_host(self, pause=0.0):
         """The host is gone at once, and comes back on its address."""
-        self.chain.host.send(9)
+        self.chain.host.send(signal.SIGKILL)
         self.chain.host.popen.wait()
         time.sleep(pause)
         self.chain.start_host(self.chain.host_url)
@@ -219,7 +220,7 @@ class World:
         if self.load:
             self.load.close()
         for process in self.place.processes:
-            process.send(18)  # a stopped one would not see SIGTERM
+            process.send(signal.SIGCONT)  # a stopped one would not see SIGTERM
         for process in reversed(self.place.processes):
             process.stop()
 
