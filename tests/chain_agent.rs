@@ -21,6 +21,9 @@ use tunnel_test_support::{free_port, soon};
 
 const BACK: Duration = Duration::from_secs(20);
 
+/// Connections outlive their client by this.
+const KEPT_SHORTLY: [&str; 2] = ["--resume-keep", "1"];
+
 /// A connection that works for an application that tries once.
 async fn works(forward: &Program) {
     expect_echo(&mut connect(forward).await, &pattern(3, 1000)).await;
@@ -105,14 +108,13 @@ async fn an_agent_killed_and_back_costs_only_its_live_connections() {
     expect_echo(&mut open, b"before").await;
 
     agent.kill();
-    let killed = Instant::now();
-    assert_eq!(ending(&mut open).await, Some(ErrorKind::ConnectionReset));
-    assert!(killed.elapsed() < Duration::from_secs(2));
-
     // An application that connects too early waits for the agent instead of failing.
     let mut early = connect(&forward).await;
     early.write_all(b"early").await.unwrap();
     let _agent = chain.agent();
+    let back = Instant::now();
+    assert_eq!(ending(&mut open).await, Some(ErrorKind::ConnectionReset));
+    assert!(back.elapsed() < Duration::from_secs(2));
     let mut reply = [0; 5];
     soon("early echo", early.read_exact(&mut reply))
         .await
@@ -148,13 +150,10 @@ async fn a_runner_killed_and_back_is_survived_by_agent_and_forward() {
     expect_echo(&mut open, b"before").await;
 
     chain.runner.kill();
-    let killed = Instant::now();
-    assert!(ending(&mut open).await.is_some());
-    assert!(killed.elapsed() < Duration::from_secs(2));
-
     let mut early = connect(&forward).await;
     early.write_all(b"early").await.unwrap();
     chain.runner = start_runner(&address, &[]);
+    assert!(ending(&mut open).await.is_some());
     let mut reply = [0; 5];
     soon("early echo", early.read_exact(&mut reply))
         .await
@@ -279,12 +278,12 @@ async fn a_streaming_service_learns_that_its_client_has_vanished() {
     });
     let chain = Chain::for_agents();
     let _agent = chain.agent();
-    let mut forward = chain.forward(service.await.port(), &[]);
+    let mut forward = chain.forward(service.await.port(), &KEPT_SHORTLY);
     let mut stream = connect(&forward).await;
     let mut some = vec![0; 1 << 20];
     soon("some", stream.read_exact(&mut some)).await.unwrap();
     forward.kill();
-    let gone = tokio::time::timeout(Duration::from_secs(2), told.recv()).await;
+    let gone = tokio::time::timeout(Duration::from_secs(4), told.recv()).await;
     assert!(gone.is_ok(), "the service still sends");
 }
 
@@ -298,7 +297,7 @@ async fn a_stalled_service_does_not_keep_connections_whose_clients_are_gone() {
     let chain = Chain::for_agents();
     let agent = chain.agent();
     let before = agent.descriptors();
-    let mut forward = chain.forward(service.await.port(), &[]);
+    let mut forward = chain.forward(service.await.port(), &KEPT_SHORTLY);
     let mut stream = connect(&forward).await;
     let block = vec![7; 1 << 20];
     let stalled = async { while stream.write_all(&block).await.is_ok() {} };
@@ -318,7 +317,7 @@ async fn a_connection_attempt_of_the_agent_ends_with_the_client() {
     let chain = Chain::for_agents();
     let agent = chain.agent();
     let before = agent.descriptors();
-    let mut forward = chain.forward(silent.port(), &[]);
+    let mut forward = chain.forward(silent.port(), &KEPT_SHORTLY);
     let _waiting = connect(&forward).await;
     eventually("an attempt", Duration::from_secs(5), || async {
         (agent.descriptors() > before).then_some(())

@@ -6,6 +6,7 @@ pub mod client;
 pub mod files;
 pub mod flood;
 pub mod program;
+pub mod relay;
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::time::Duration;

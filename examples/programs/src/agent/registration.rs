@@ -4,17 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::header::{HeaderMap, HeaderValue};
-use kohakuriver_tunnel::mux::TunnelError;
+use kohakuriver_tunnel::mux::{Attachment, ConnectFailure, Dial, Tunnel, TunnelError};
+use kohakuriver_tunnel::resume::EndReason;
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::common::ceilings::ServingCeilings;
 use crate::common::connection::Connection;
 use crate::common::program::Failure;
+use crate::common::resume;
 use crate::common::retry::Retry;
 use crate::common::serve::{self, Served};
 use crate::common::tunnel::{self, Upgraded};
 use crate::common::url::Url;
-use crate::common::ws::{self, ConnectError};
+use crate::common::words;
+use crate::common::ws::{self, ConnectError, Socket};
 
 /// Settings of the registration.
 pub struct Settings {
@@ -34,33 +38,41 @@ enum Ended {
     Lost(String),
 }
 
+/// Attempts to connect, of new registrations and of those that go on.
+struct Tries {
+    retry: Retry,
+    /// In a row.
+    failures: u32,
+    connected: Instant,
+}
+
 /// Registers again and again, until there is no point in trying.
 pub async fn keep(settings: Settings) -> Failure {
+    let settings = Arc::new(settings);
     let served = Arc::new(Served::new(ServingCeilings::new()));
-    let mut retry = Retry::of_agent();
+    let tries = Arc::new(Mutex::new(Tries {
+        retry: Retry::of_agent(),
+        failures: 0,
+        connected: Instant::now(),
+    }));
     let mut woken = settings.connection.wake.subscribe();
-    let mut failures = 0;
     let mut replaced = false;
     loop {
-        let error = match register(&settings, replaced).await {
+        let registered = register(&settings, replaced).await;
+        let error = match registered {
             Ok(registration) => {
-                let since = Instant::now();
-                retry.connected(registration.agents);
+                tries.lock().await.connected(registration.agents);
                 tracing::info!(
                     v2 = registration.upgraded.is_v2(),
                     "registered at {}",
                     settings.url
                 );
-                let ended = serve(registration, &settings.connection.tunnels, &served).await;
+                let ended = serve(registration, &settings, &tries, &served).await;
                 replaced = matches!(ended, Ended::Replaced);
-                // A runner that drops the agent at once has not served it.
-                if since.elapsed() > settings.reconnect_delay {
-                    failures = 0;
-                    retry.held();
-                }
                 if let Ended::Lost(cause) = ended {
                     tracing::warn!("lost the runner: {cause}");
                 }
+                tries.lock().await.lost(&settings);
                 None
             }
             Err(error) if replaced && error.is_taken() => Some(error),
@@ -75,16 +87,17 @@ pub async fn keep(settings: Settings) -> Failure {
                 Some(error)
             }
         };
+        let mut tries = tries.lock().await;
         if let Some(error) = &error {
-            failures += 1;
-            if settings.max_reconnect > 0 && failures >= settings.max_reconnect {
-                return Failure::refused(format!("giving up after {failures} tries: {error}"));
+            tries.failures += 1;
+            if tries.gives_up(&settings) {
+                return Failure::refused(gave_up(tries.failures, error));
             }
         }
         let taken = error.is_none_or(|error| error.is_taken());
         let wait = match replaced && taken {
-            true => retry.wait_for_place(),
-            false => retry.wait(settings.reconnect_delay.saturating_mul(2)),
+            true => tries.retry.wait_for_place(),
+            false => tries.wait(&settings),
         };
         if replaced && taken {
             tracing::warn!(
@@ -99,6 +112,33 @@ pub async fn keep(settings: Settings) -> Failure {
             Ok(()) = woken.changed() => {}
         }
     }
+}
+
+impl Tries {
+    fn connected(&mut self, agents: Option<u32>) {
+        self.connected = Instant::now();
+        self.retry.connected(agents);
+    }
+
+    /// The WebSocket is lost. A runner that drops the agent at once has not served it.
+    fn lost(&mut self, settings: &Settings) {
+        if self.connected.elapsed() > settings.reconnect_delay {
+            self.failures = 0;
+            self.retry.held();
+        }
+    }
+
+    fn wait(&mut self, settings: &Settings) -> Duration {
+        self.retry.wait(settings.reconnect_delay.saturating_mul(2))
+    }
+
+    fn gives_up(&self, settings: &Settings) -> bool {
+        settings.max_reconnect > 0 && self.failures >= settings.max_reconnect
+    }
+}
+
+fn gave_up(failures: u32, error: &ConnectError) -> String {
+    format!("giving up after {failures} tries: {error}")
 }
 
 fn told(error: &ConnectError) -> String {
@@ -134,26 +174,110 @@ async fn register(settings: &Settings, yields: bool) -> Result<Registration, Con
     })
 }
 
-/// Serves the runner until the WebSocket ends.
+/// The next WebSocket of a registration that goes on, after a wait.
+///
+/// # Errors
+/// It failed. If the agent is not let in any more, no other attempt follows.
+async fn reconnect(
+    settings: Arc<Settings>,
+    tries: Arc<Mutex<Tries>>,
+    dial: Dial,
+) -> Result<Socket, ConnectFailure> {
+    let mut tries = tries.lock().await;
+    if dial.attempt == 0 {
+        tries.lost(&settings);
+    }
+    // The WebSocket is still there: there was no loss that many agents noticed together.
+    if !dial.attached || dial.attempt > 0 {
+        let mut woken = settings.connection.wake.subscribe();
+        let wait = tries.wait(&settings);
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            Ok(()) = woken.changed() => {}
+        }
+    }
+    let registered = register(&settings, false).await;
+    let resumed = registered.and_then(|Registration { upgraded, agents }| {
+        tries.connected(agents);
+        upgraded.resumed(&settings.connection.tunnels)
+    });
+    resumed.map_err(|error| {
+        let reason = told(&error);
+        // The token was read from its file for this attempt.
+        if error.is_forbidden() || matches!(error, ConnectError::NotResumed(_)) {
+            return ConnectFailure::last(&reason);
+        }
+        tries.failures += 1;
+        if tries.gives_up(&settings) {
+            return ConnectFailure::last(&gave_up(tries.failures, &error));
+        }
+        match dial.attached {
+            true => tracing::debug!("{reason}"),
+            false => tracing::warn!("{reason}"),
+        }
+        ConnectFailure::again(&reason)
+    })
+}
+
+/// Serves the runner until the tunnel ends.
 async fn serve(
     registration: Registration,
-    tunnels: &tunnel::Settings,
+    settings: &Arc<Settings>,
+    tries: &Arc<Mutex<Tries>>,
     served: &Arc<Served>,
 ) -> Ended {
     let v2 = registration.upgraded.is_v2();
-    let (mut acceptor, driver) = registration.upgraded.acceptor(tunnels);
+    let redial = {
+        let (settings, tries) = (Arc::clone(settings), Arc::clone(tries));
+        move |dial| reconnect(Arc::clone(&settings), Arc::clone(&tries), dial)
+    };
+    let tunnels = &settings.connection.tunnels;
+    let (mut acceptor, driver) = registration.upgraded.acceptor(tunnels, redial);
+    let tunnel = acceptor.tunnel().clone();
     let driver = tokio::spawn(driver);
-    while let Some(incoming) = acceptor.accept().await {
-        let served = Arc::clone(served);
-        // Only the runner knows which session a connection belongs to, and it has shared them.
-        let party = served.parties.party();
-        tokio::spawn(
-            async move { serve::incoming(incoming, "localhost", v2, &served, party).await },
-        );
+    let accepting = async {
+        while let Some(incoming) = acceptor.accept().await {
+            let served = Arc::clone(served);
+            // Only the runner knows which session a connection belongs to, and it has shared them.
+            let party = served.parties.party();
+            tokio::spawn(async move {
+                serve::incoming(incoming, "localhost", v2, &served, party).await;
+            });
+        }
+    };
+    tokio::select! {
+        () = accepting => {}
+        () = watch(&tunnel, settings) => {}
     }
     match driver.await {
         Ok(Err(TunnelError::Ended(Some(close)))) if close.code == ws::REPLACED => Ended::Replaced,
+        Ok(Err(TunnelError::NotResumed(ended))) if ended.reason == EndReason::Replaced => {
+            Ended::Replaced
+        }
         Ok(ended) => Ended::Lost(tunnel::told(&ended)),
         Err(error) => Ended::Lost(error.to_string()),
+    }
+}
+
+/// Says when the tunnel waits for its next WebSocket and when it goes on, until it ends.
+async fn watch(tunnel: &Tunnel, settings: &Settings) {
+    let mut attachments = tunnel.attachments();
+    let mut woken = settings.connection.wake.subscribe();
+    loop {
+        let changed = tokio::select! {
+            changed = attachments.changed() => changed,
+            Ok(()) = woken.changed() => {
+                tunnel.probe();
+                continue;
+            }
+        };
+        match changed {
+            Some(Attachment::Detached(cause)) => {
+                let cause = words::tunnel(&cause);
+                tracing::warn!("lost the runner: {cause}; the connections wait for it");
+            }
+            Some(changed) => tracing::info!("the tunnel {}", resume::told(&changed)),
+            None => return,
+        }
     }
 }

@@ -30,7 +30,7 @@ use crate::common::wake::Wake;
 use crate::host::proxy;
 use crate::host::proxy::{FixedTasks, Host, TaskPlace};
 use crate::runner::server;
-use crate::runner::server::Runner;
+use crate::runner::server::{Detached, Runner};
 
 /// The ports tried for the sample, in order.
 const FIRST_PORT: u16 = 8080;
@@ -114,6 +114,7 @@ fn runner_settings(memory: &Budget, process: &Process) -> server::Settings {
             agents: 0,
             serving: ServingCeilings::new(),
         },
+        detached: Detached::default(),
         log: process.log.clone(),
     }
 }

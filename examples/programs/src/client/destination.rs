@@ -5,10 +5,11 @@ use hyper::header::HeaderMap;
 use kohakuriver_tunnel::mux::Mux;
 use kohakuriver_tunnel::wire::Proto;
 
+use crate::client::redial::Redial;
 use crate::common::connection::Connection;
 use crate::common::route::Session;
 use crate::common::url::Url;
-use crate::common::ws::{self, ConnectError, HANDSHAKE_TIMEOUT};
+use crate::common::ws::{self, ConnectError, HANDSHAKE_TIMEOUT, Socket};
 
 /// A task and its host.
 #[derive(Clone)]
@@ -43,12 +44,12 @@ impl Destination {
         whole.unwrap_or_else(|| self.host.join(&session().path(&self.task)))
     }
 
-    /// Begins a session. One that several ports share must speak version 2: in version 1 a paused
+    /// Begins a session, which `redial` connects again. One that several ports share must speak version 2: in version 1 a paused
     /// reader of one port would hold up the others.
     ///
     /// # Errors
     /// The host cannot be reached or refuses.
-    pub async fn connect(&self, url: &Url, shared: bool) -> Result<Mux, Refusal> {
+    pub async fn connect(&self, url: &Url, shared: bool, redial: Redial) -> Result<Mux, Refusal> {
         let failed = |error: ConnectError| match shared && error.may_lack_path() {
             true => Refusal::EachItsOwn("no session for any port is served"),
             false => Refusal::Failed(error),
@@ -60,11 +61,22 @@ impl Destination {
             let _ = tokio::time::timeout(HANDSHAKE_TIMEOUT, upgraded.socket.close()).await;
             return Err(Refusal::EachItsOwn("the other side speaks version 1"));
         }
-        let session = upgraded.connect(&self.connection.tunnels).await;
+        let redial = move |dial| redial.clone().connect(dial);
+        let session = upgraded.connect(&self.connection.tunnels, redial).await;
         let (mux, driver) = session.map_err(|error| failed(error.into()))?;
         tracing::debug!(v2, "session begins at {url}");
         tokio::spawn(driver);
         Ok(mux)
+    }
+
+    /// The next WebSocket of a session.
+    ///
+    /// # Errors
+    /// The host cannot be reached or refuses, or the other side does not resume sessions.
+    pub async fn reconnect(&self, url: &Url) -> Result<Socket, ConnectError> {
+        let connecting = ws::connect(&self.connection, url, HeaderMap::new());
+        let (upgraded, _) = connecting.await?;
+        upgraded.reconnect(&self.connection.tunnels).await
     }
 
     /// One line that says why a session could not begin.

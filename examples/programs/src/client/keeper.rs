@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
-use kohakuriver_tunnel::mux::Mux;
+use kohakuriver_tunnel::mux::{Attachment, Mux, TunnelError};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
@@ -14,9 +14,11 @@ use crate::client::destination::{Destination, Only, Refusal};
 use crate::client::link::{Link, State};
 use crate::client::outage::Outage;
 use crate::client::pace::Pace;
+use crate::client::redial::Redial;
 use crate::common::program::Failure;
-use crate::common::tunnel::told;
+use crate::common::resume::SentAgain;
 use crate::common::url::Url;
+use crate::common::words;
 use crate::common::ws::ConnectError;
 
 /// After a tunnel that held this long the waits start over.
@@ -41,6 +43,9 @@ pub struct Keeper {
     splits: bool,
     pace: Pace,
     outage: Arc<Outage>,
+    /// The tunnel, from its first connection to its end.
+    mux: Option<Mux>,
+    woken: watch::Receiver<()>,
 }
 
 struct Port {
@@ -70,8 +75,10 @@ impl Keeper {
             splits: several && destination.whole.is_none(),
             destination: Arc::new(destination),
             ports,
-            pace: Pace::new(wanted.subscribe(), woken),
+            pace: Pace::new(wanted.subscribe(), woken.clone()),
             outage: Arc::new(outage),
+            mux: None,
+            woken,
         };
         (keeper, links)
     }
@@ -113,7 +120,7 @@ impl Keeper {
             }
             self.outage.waits(&reason);
             last = Some(reason);
-            let paused = before(deadline, self.pace.pause(Some(&error))).await;
+            let paused = before(deadline, self.pace.pause(error.is_lasting())).await;
             if paused.is_none() {
                 return Err(self.gave_up(begin, last));
             }
@@ -130,18 +137,16 @@ impl Keeper {
     /// Keeps one tunnel up until each port needs its own.
     async fn keep_in_one(&mut self) -> Vec<Self> {
         loop {
-            if let Some(mux) = self.tunnel() {
+            if let Some(mux) = self.mux.take() {
                 let since = Instant::now();
-                let cause = lost(&mux).await;
-                self.outage.begins(&cause);
-                self.tell(&State::Down(cause));
+                self.outlast(&mux).await;
                 if since.elapsed() > HELD {
                     self.pace.held();
                 }
             }
-            let mut refusal = None;
+            let mut refused = false;
             loop {
-                self.pace.pause(refusal.as_ref()).await;
+                self.pace.pause(refused).await;
                 match self.connect().await {
                     Ok(()) => break self.outage.ends(),
                     Err(Refusal::EachItsOwn(why)) => {
@@ -158,7 +163,7 @@ impl Keeper {
                             tracing::debug!("{reason}");
                         }
                         self.tell(&State::Down(reason));
-                        refusal = Some(error);
+                        refused = error.is_lasting();
                     }
                 }
             }
@@ -166,9 +171,69 @@ impl Keeper {
     }
 
     async fn connect(&mut self) -> Result<(), Refusal> {
-        let mux = self.destination.connect(&self.url, self.splits).await?;
-        self.tell(&State::Up(mux));
+        let destination = Arc::clone(&self.destination);
+        let (outage, pace) = (Arc::clone(&self.outage), self.pace.of_another());
+        let redial = Redial::new(destination, self.url.clone(), outage, pace);
+        let connecting = self.destination.connect(&self.url, self.splits, redial);
+        let mux = connecting.await?;
+        self.tell(&State::Up(mux.clone()));
+        self.mux = Some(mux);
         Ok(())
+    }
+
+    /// Waits until the tunnel has ended or takes no new connections. The ports are down then, and
+    /// while the tunnel waits for its next WebSocket.
+    async fn outlast(&mut self, mux: &Mux) {
+        let tunnel = mux.tunnel();
+        let mut attachments = tunnel.attachments();
+        let mut now = tunnel.attachment();
+        let mut down = false;
+        loop {
+            match now {
+                Attachment::Detached(cause) if !down => {
+                    down = true;
+                    let cause = lost(&cause);
+                    self.outage.begins(&cause);
+                    self.tell(&State::Down(cause));
+                }
+                Attachment::Resumed(resumption) if down => {
+                    down = false;
+                    self.tell(&State::Up(mux.clone()));
+                    self.outage.goes_on(resumption.into());
+                }
+                // The old WebSocket was still there, or lost just now.
+                Attachment::Resumed(resumption) => {
+                    self.tell(&State::Up(mux.clone()));
+                    let again = SentAgain::from(resumption);
+                    tracing::info!("the tunnel goes on over another WebSocket: {again}");
+                }
+                _ => {}
+            }
+            let changed = loop {
+                tokio::select! {
+                    () = tunnel.draining() => break None,
+                    changed = attachments.changed() => break changed,
+                    Ok(()) = self.woken.changed() => tunnel.probe(),
+                }
+            };
+            match changed {
+                Some(changed) => now = changed,
+                None => break,
+            }
+        }
+        let cause = match tunnel.close_reason() {
+            Some(Err(error @ (TunnelError::NotResumed(_) | TunnelError::NotConnected(_)))) => {
+                error.to_string()
+            }
+            Some(Err(error)) => lost(&error),
+            Some(Ok(())) => "the tunnel was closed".to_owned(),
+            None => "the other side is about to end".to_owned(),
+        };
+        match down {
+            true => self.outage.gives_up(&cause),
+            false => self.outage.begins(&cause),
+        }
+        self.tell(&State::Down(cause));
     }
 
     /// One keeper for each remote port, instead of this one.
@@ -185,6 +250,8 @@ impl Keeper {
                     splits: false,
                     pace: self.pace.of_another(),
                     outage: Arc::clone(&self.outage),
+                    mux: None,
+                    woken: self.woken.clone(),
                 }),
             }
         }
@@ -194,13 +261,6 @@ impl Keeper {
     fn tell(&self, state: &State) {
         for port in &self.ports {
             port.state.send_replace(state.clone());
-        }
-    }
-
-    fn tunnel(&self) -> Option<Mux> {
-        match &*self.ports.first()?.state.borrow() {
-            State::Up(mux) => Some(mux.clone()),
-            State::Down(_) => None,
         }
     }
 
@@ -226,12 +286,6 @@ async fn before<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> 
     }
 }
 
-/// Waits until the tunnel has ended or takes no new connections, and says why.
-async fn lost(mux: &Mux) -> String {
-    let tunnel = mux.tunnel();
-    tunnel.draining().await;
-    match tunnel.close_reason() {
-        Some(ended) => format!("lost the tunnel: {}", told(&ended)),
-        None => "the other side is about to end".to_owned(),
-    }
+fn lost(cause: &TunnelError) -> String {
+    format!("lost the tunnel: {}", words::tunnel(cause))
 }

@@ -33,8 +33,8 @@ impl Link {
     pub async fn up(&mut self, deadline: Instant) -> Result<Mux, String> {
         loop {
             let down = match &*self.state.borrow_and_update() {
-                State::Up(mux) if mux.tunnel().close_reason().is_none() => return Ok(mux.clone()),
-                State::Up(_) => "the tunnel has just ended".to_owned(),
+                State::Up(mux) if mux.tunnel().is_attached() => return Ok(mux.clone()),
+                State::Up(_) => "the tunnel was just lost".to_owned(),
                 State::Down(cause) => cause.clone(),
             };
             self.wanted.send_replace(());

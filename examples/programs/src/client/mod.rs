@@ -9,6 +9,7 @@ mod link;
 mod listener;
 mod outage;
 mod pace;
+mod redial;
 mod sample;
 mod spec;
 mod streams;

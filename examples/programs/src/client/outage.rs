@@ -6,6 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
+use crate::common::resume::SentAgain;
+
 /// Most reasons logged in one outage. The other side chooses the words.
 const REASONS: usize = 16;
 
@@ -20,6 +22,10 @@ struct Now {
     /// Tunnels that are down.
     down: usize,
     since: Instant,
+    /// A new tunnel took the place of one that was lost.
+    reconnected: bool,
+    /// Sent again over next WebSockets.
+    again: SentAgain,
     /// Reasons that were logged.
     told: HashSet<String>,
 }
@@ -29,30 +35,55 @@ impl Outage {
         let now = Now {
             down: 0,
             since: Instant::now(),
+            reconnected: false,
+            again: SentAgain::default(),
             told: HashSet::new(),
         };
         let now = Mutex::new(now);
         Self { to, now }
     }
 
-    /// A tunnel was lost.
+    /// A tunnel was lost, or its WebSocket was.
     pub fn begins(&self, cause: &str) {
         let mut now = self.lock();
         now.down += 1;
         if now.down == 1 {
             now.since = Instant::now();
+            now.reconnected = false;
+            now.again = SentAgain::default();
             now.told.clear();
             tracing::warn!("{cause}; reconnecting to {}", self.to);
         }
     }
 
-    /// A tunnel is up again.
+    /// A tunnel does not wait for its next WebSocket any more, and its connections have ended.
+    pub fn gives_up(&self, cause: &str) {
+        if self.is_news(cause) {
+            tracing::warn!("{cause}: its connections have ended; still reconnecting");
+        }
+    }
+
+    /// There is a new tunnel.
     pub fn ends(&self) {
+        self.over(|now| now.reconnected = true);
+    }
+
+    /// A tunnel goes on over its next WebSocket.
+    pub fn goes_on(&self, again: SentAgain) {
+        self.over(|now| now.again.add(again));
+    }
+
+    fn over(&self, note: impl FnOnce(&mut Now)) {
         let mut now = self.lock();
+        note(&mut now);
         now.down = now.down.saturating_sub(1);
-        if now.down == 0 {
-            let away = now.since.elapsed().as_secs_f64();
-            tracing::info!("reconnected to {} after {away:.1} s", self.to);
+        if now.down > 0 {
+            return;
+        }
+        let away = now.since.elapsed().as_secs_f64();
+        match now.reconnected {
+            true => tracing::info!("reconnected to {} after {away:.1} s", self.to),
+            false => tracing::info!("the tunnel goes on after {away:.1} s: {}", now.again),
         }
     }
 

@@ -6,7 +6,6 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::common::retry::Retry;
-use crate::common::ws::ConnectError;
 
 /// Longest wait between two attempts to reach the host.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
@@ -49,9 +48,8 @@ impl Pace {
     }
 
     /// Waits before the next attempt; less if an application wants the tunnel, and no longer when
-    /// the machine wakes up.
-    pub async fn pause(&mut self, failure: Option<&ConnectError>) {
-        let refused = failure.is_some_and(ConnectError::is_lasting);
+    /// the machine wakes up. `refused` if an immediate retry would be refused.
+    pub async fn pause(&mut self, refused: bool) {
         let (longest, spacing) = match refused {
             true => (LONGEST_REFUSED, HURRIED_REFUSED),
             false => (LONGEST_WAIT, Duration::ZERO),

@@ -54,6 +54,11 @@ impl BadRequest {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, line)
     }
 
+    /// The one line of the answer.
+    pub fn line(&self) -> &'static str {
+        self.line
+    }
+
     /// Adds a header that says what would be right.
     #[must_use]
     pub fn with(mut self, name: header::HeaderName, value: &'static str) -> Self {

@@ -77,10 +77,22 @@ impl Page {
 
     /// Adds a counter.
     #[must_use]
-    pub fn counter(mut self, name: &str, help: &str, counter: &Counter) -> Self {
+    pub fn counter(self, name: &str, help: &str, counter: &Counter) -> Self {
+        self.count(name, help, counter.value())
+    }
+
+    /// Adds a counter that is kept elsewhere.
+    #[must_use]
+    pub fn count(mut self, name: &str, help: &str, value: u64) -> Self {
         let full = self.head("counter", name, help);
-        let _ = writeln!(self.0, "{full} {}", counter.value());
+        let _ = writeln!(self.0, "{full} {value}");
         self
+    }
+
+    /// Adds a part that another module writes.
+    #[must_use]
+    pub fn with(self, add: impl FnOnce(Self) -> Self) -> Self {
+        add(self)
     }
 
     /// Adds the number of lines that are missing in the log.

@@ -72,6 +72,11 @@ impl<K: Key> Places<K> {
         })))
     }
 
+    /// Places that nobody has.
+    pub fn free(&self) -> usize {
+        self.lock().free
+    }
+
     /// Takes a place now.
     ///
     /// # Errors

@@ -44,6 +44,19 @@ impl Sessions {
         }
     }
 
+    /// Whether all places are taken.
+    pub fn is_full(&self) -> bool {
+        self.places.free() == 0
+    }
+
+    /// As [`take`](Self::take), without counting or telling that there is none.
+    pub fn try_take(&self, caller: &Caller) -> Option<Place<Source>> {
+        let place = self.places.try_take(self.sources.of(caller.address.ip()));
+        let place = place.ok()?;
+        caller.handshake.settle();
+        Some(place)
+    }
+
     /// A place for a caller's session. Its connection gives back its handshake place.
     ///
     /// # Errors

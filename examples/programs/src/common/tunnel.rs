@@ -6,22 +6,33 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use futures_util::future::BoxFuture;
 use kohakuriver_tunnel::mux::{
-    self, Acceptor, Budget, Builder, ConnectError, Driver, Mux, TunnelError,
+    self, Acceptor, Admission, Binding, Budget, Builder, Connect, ConnectError, Keeper, Mux,
+    Tunnel, TunnelError,
 };
+use kohakuriver_tunnel::resume;
 use kohakuriver_tunnel::session::{Config, Version};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::memory::{Charged, MemoryArgs};
-use super::ws::{Socket, WebSocketCarrier};
+use super::resume::ResumeArgs;
+use super::words;
+use super::ws::{self, Socket, WebSocketCarrier};
 
 /// How long open connections may go on when the program is told to end.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// The program ends after this, whatever the peers do.
 const STOP_WITHIN: Duration = Duration::from_millis(2500);
+
+/// Longest time of an attempt to connect again. Its pauses and its steps have limits of their own.
+const ATTEMPT: Duration = Duration::from_secs(86_400);
+
+/// A tunnel's driver, which the caller runs.
+pub type Driving = BoxFuture<'static, Ended>;
 
 /// The result of a tunnel.
 pub type Ended = Result<(), TunnelError>;
@@ -66,6 +77,9 @@ pub struct TunnelArgs {
     v1_reach: u64,
 
     #[command(flatten)]
+    resume: ResumeArgs,
+
+    #[command(flatten)]
     memory: MemoryArgs,
 }
 
@@ -74,13 +88,16 @@ pub struct TunnelArgs {
 pub struct Settings {
     config: Config,
     budget: Budget,
-    tunnels: Tunnels,
+    pub tunnels: Tunnels,
+    /// `None` if tunnels end with their WebSockets.
+    pub resume: Option<resume::Config>,
 }
 
 impl TunnelArgs {
     pub fn settings(&self, tunnels: Tunnels) -> Settings {
         let bytes = |mib: u64| usize::try_from(mib << 20).unwrap_or(usize::MAX);
         let mut settings = Settings::new(self.memory.budget(), tunnels);
+        settings.resume = self.resume.config();
         settings.config.v1_stall = Duration::from_secs_f64(self.v1_stall);
         settings.config.v1_stream_buffer = bytes(self.v1_buffer);
         settings.config.v1_reach = bytes(self.v1_reach);
@@ -101,6 +118,7 @@ impl Settings {
             config,
             budget,
             tunnels,
+            resume: Some(resume::Config::default()),
         }
     }
 }
@@ -109,6 +127,8 @@ impl Settings {
 pub struct Upgraded {
     pub socket: Socket,
     pub version: Version,
+    /// The client's first message is OPEN.
+    pub resumable: bool,
 }
 
 impl Upgraded {
@@ -116,53 +136,140 @@ impl Upgraded {
         self.version == Version::V2
     }
 
-    /// A client's end of a session, and its driver, which the caller runs.
+    /// A client's end of a session, and its driver, which the caller runs. `redial` connects it
+    /// again.
     ///
     /// # Errors
     /// The peer refuses, or sends no greeting.
-    pub async fn connect(
+    pub async fn connect<N: Redials>(
         self,
         tunnels: &Settings,
-    ) -> Result<(Mux, impl Future<Output = Ended> + Send + use<>), ConnectError> {
-        let (builder, socket) = self.on(tunnels);
+        redial: N,
+    ) -> Result<(Mux, Driving), ConnectError>
+    where
+        N::Future: Send,
+    {
+        let resumable = self.resumable;
+        let (builder, mut socket) = self.on(tunnels);
+        let tunnels = &tunnels.tunnels;
+        if resumable {
+            let hearing = builder.clone();
+            hearing
+                .hear_greeting(&mut socket, &mut WebSocketCarrier)
+                .await?;
+            let (mux, driver) = builder.resuming_opener(socket, WebSocketCarrier, redial);
+            let driving = tunnels.drive(driver, mux.tunnel());
+            return Ok((mux, driving));
+        }
         let (mux, driver) = builder.connect(socket, WebSocketCarrier).await?;
-        Ok((mux, tunnels.tunnels.drive(driver)))
+        let driving = tunnels.drive(driver, mux.tunnel());
+        Ok((mux, driving))
+    }
+
+    /// The next WebSocket of a client's tunnel, after its greeting.
+    ///
+    /// # Errors
+    /// The peer refuses, sends no greeting, or does not resume tunnels.
+    pub async fn reconnect(self, tunnels: &Settings) -> Result<Socket, ws::ConnectError> {
+        let resumable = self.resumable;
+        let (builder, mut socket) = self.on(tunnels);
+        builder
+            .hear_greeting(&mut socket, &mut WebSocketCarrier)
+            .await?;
+        resumed(socket, resumable)
     }
 
     /// A server's end of a session. Tells the client that it begins.
     ///
     /// # Errors
     /// The peer is gone.
-    pub async fn welcome(
-        self,
-        tunnels: &Settings,
-    ) -> Result<(Acceptor, impl Future<Output = Ended> + Send + use<>), ConnectError> {
+    pub async fn welcome(self, tunnels: &Settings) -> Result<(Acceptor, Driving), ConnectError> {
         let (builder, socket) = self.on(tunnels);
         let (acceptor, driver) = builder.welcome(socket, WebSocketCarrier).await?;
-        Ok((acceptor, tunnels.tunnels.drive(driver)))
+        let driving = tunnels.tunnels.drive(driver, acceptor.tunnel());
+        Ok((acceptor, driving))
+    }
+
+    /// A server's end, of a peer that resumes tunnels: finds the tunnel that it asks for. With
+    /// `greets` the client is told before that its session begins.
+    ///
+    /// # Errors
+    /// The peer is gone, or asks for nothing.
+    pub async fn admit(
+        self,
+        tunnels: &Settings,
+        keeper: &Keeper<Socket>,
+        binding: Binding,
+        greets: bool,
+    ) -> Result<Admission<Socket, WebSocketCarrier>, ConnectError> {
+        let (builder, mut socket) = self.on(tunnels);
+        if greets {
+            let saying = builder.clone();
+            saying
+                .say_greeting(&mut socket, &mut WebSocketCarrier)
+                .await?;
+        }
+        builder
+            .admit(keeper, socket, WebSocketCarrier, binding)
+            .await
     }
 
     /// A runner's end of the tunnel to an agent.
-    pub fn opener(self, tunnels: &Settings) -> (Mux, impl Future<Output = Ended> + Send + use<>) {
+    pub fn opener(self, tunnels: &Settings) -> (Mux, Driving) {
         let (builder, socket) = self.on(tunnels);
         let (mux, driver) = builder.opener(socket, WebSocketCarrier);
-        (mux, tunnels.tunnels.drive(driver))
+        let driving = tunnels.tunnels.drive(driver, mux.tunnel());
+        (mux, driving)
     }
 
-    /// An agent's end.
-    pub fn acceptor(
-        self,
-        tunnels: &Settings,
-    ) -> (Acceptor, impl Future<Output = Ended> + Send + use<>) {
+    /// An agent's end. `redial` connects it again.
+    pub fn acceptor<N: Redials>(self, tunnels: &Settings, redial: N) -> (Acceptor, Driving)
+    where
+        N::Future: Send,
+    {
+        let resumable = self.resumable;
         let (builder, socket) = self.on(tunnels);
+        let tunnels = &tunnels.tunnels;
+        if resumable {
+            let (acceptor, driver) = builder.resuming_acceptor(socket, WebSocketCarrier, redial);
+            let driving = tunnels.drive(driver, acceptor.tunnel());
+            return (acceptor, driving);
+        }
         let (acceptor, driver) = builder.acceptor(socket, WebSocketCarrier);
-        (acceptor, tunnels.tunnels.drive(driver))
+        let driving = tunnels.drive(driver, acceptor.tunnel());
+        (acceptor, driving)
     }
 
-    fn on(mut self, Settings { config, budget, .. }: &Settings) -> (Builder, Socket) {
+    /// The next WebSocket of an agent's tunnel.
+    ///
+    /// # Errors
+    /// The runner does not resume tunnels.
+    pub fn resumed(self, tunnels: &Settings) -> Result<Socket, ws::ConnectError> {
+        let resumable = self.resumable;
+        let (_, socket) = self.on(tunnels);
+        resumed(socket, resumable)
+    }
+
+    fn on(mut self, settings: &Settings) -> (Builder, Socket) {
+        let Settings { config, budget, .. } = settings;
         self.socket.charge_to(Arc::new(Charged(budget.clone())));
         let builder = mux::builder().version(self.version).config(config.clone());
-        (builder.budget(budget), self.socket)
+        let builder = builder.budget(budget).dial_timeout(ATTEMPT);
+        let resume = settings.resume.clone().unwrap_or_default();
+        (builder.resume(resume), self.socket)
+    }
+}
+
+/// Connects a tunnel again. A closure from [`Dial`](mux::Dial) to a future is one.
+pub trait Redials: Connect<Transport = Socket> + Send + 'static {}
+
+impl<N: Connect<Transport = Socket> + Send + 'static> Redials for N {}
+
+fn resumed(socket: Socket, resumable: bool) -> Result<Socket, ws::ConnectError> {
+    let off = || "the other side does not let tunnels go on any more".to_owned();
+    match resumable {
+        true => Ok(socket),
+        false => Err(ws::ConnectError::NotResumed(off())),
     }
 }
 
@@ -170,7 +277,7 @@ impl Upgraded {
 pub fn told(ended: &Ended) -> String {
     match ended {
         Ok(()) => "finished".to_owned(),
-        Err(error) => error.to_string(),
+        Err(error) => words::tunnel(error),
     }
 }
 
@@ -180,11 +287,13 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 }
 
 impl Tunnels {
-    fn drive(
-        &self,
-        driver: Driver<Socket, WebSocketCarrier>,
-    ) -> impl Future<Output = Ended> + use<> {
-        self.open.track_future(drive(driver, self.stopping.clone()))
+    /// A driver that ends its tunnel when the program ends.
+    pub fn drive<D>(&self, driver: D, tunnel: &Tunnel) -> Driving
+    where
+        D: Future<Output = Ended> + Send + 'static,
+    {
+        let driving = drive(driver, tunnel.clone(), self.stopping.clone());
+        Box::pin(self.open.track_future(driving))
     }
 
     /// Ends all tunnels. The peers are told, open connections get a moment to end, then the
@@ -200,13 +309,16 @@ impl Tunnels {
     }
 }
 
-async fn drive(driver: Driver<Socket, WebSocketCarrier>, stopping: CancellationToken) -> Ended {
+async fn drive(
+    driver: impl Future<Output = Ended>,
+    tunnel: Tunnel,
+    stopping: CancellationToken,
+) -> Ended {
     let mut driver = pin!(driver);
     tokio::select! {
         ended = &mut driver => return ended,
         () = stopping.cancelled() => {}
     }
-    let tunnel = driver.tunnel().clone();
     tokio::select! {
         ended = &mut driver => return ended,
         _ = timeout(GRACE, tunnel.close()) => {}

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
+use kohakuriver_tunnel::mux::TunnelError;
 use kohakuriver_tunnel::session::clean_text;
 use tokio_rustls::rustls;
 use tokio_rustls::rustls::pki_types::{UnixTime, pem};
@@ -69,6 +70,15 @@ pub fn connection(error: io::Error) -> io::Error {
         Some(other) => io::Error::new(kind, format!("the TLS connection is damaged: {other:?}")),
         None => error,
     }
+}
+
+/// Why a tunnel or its WebSocket ended, without Rust's suffix `(os error 104)`.
+pub fn tunnel(error: &TunnelError) -> String {
+    let mut text = error.to_string();
+    if let Some(at) = text.find(" (os error ") {
+        text.truncate(at);
+    }
+    text
 }
 
 /// Why no HTTP answer came.

@@ -9,6 +9,7 @@ use hyper::StatusCode;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use kohakuriver_tunnel::carrier;
 use kohakuriver_tunnel::mux;
+use kohakuriver_tunnel::resume::{self, Choice};
 use kohakuriver_tunnel::session::Version;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -23,8 +24,9 @@ use super::url::Url;
 
 pub type Socket = WebSocket<Link>;
 
-/// The WebSocket subprotocol of version 2. If it is not chosen, the tunnel speaks version 1.
+/// The WebSocket subprotocols that a client offers. If none is chosen, the tunnel speaks version 1.
 const V2: HeaderValue = HeaderValue::from_static(Version::OFFER);
+const V2_RESUME: HeaderValue = HeaderValue::from_static(resume::OFFER);
 
 /// Closes an agent's WebSocket when a newer agent has replaced it (PROTOCOL.md section 4.1).
 pub const REPLACED: u16 = 4001;
@@ -54,6 +56,8 @@ pub enum ConnectError {
     Unreachable(String),
     /// A WebSocket server answered, but closed before a session began.
     Closed(String),
+    /// The other side did not choose resumption, and a tunnel was to go on.
+    NotResumed(String),
     /// The other side refused. `lasting` if an immediate retry will not change that.
     Refused {
         reason: String,
@@ -96,7 +100,7 @@ impl ConnectError {
     fn status(&self) -> Option<StatusCode> {
         match self {
             Self::Refused { status, .. } => *status,
-            Self::Unreachable(_) | Self::Closed(_) => None,
+            Self::Unreachable(_) | Self::Closed(_) | Self::NotResumed(_) => None,
         }
     }
 }
@@ -104,15 +108,16 @@ impl ConnectError {
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreachable(reason) | Self::Closed(reason) | Self::Refused { reason, .. } => {
-                f.write_str(reason)
-            }
+            Self::Unreachable(reason)
+            | Self::Closed(reason)
+            | Self::NotResumed(reason)
+            | Self::Refused { reason, .. } => f.write_str(reason),
         }
     }
 }
 
-/// Connects as a client that offers version 2, with `more` headers in the request. Returns the
-/// headers of the answer too.
+/// Connects as a client that offers version 2, and resumption unless it is turned off, with `more`
+/// headers in the request. Returns the headers of the answer too.
 ///
 /// This uses hyper because tungstenite refuses a server that chooses no subprotocol.
 pub async fn connect(
@@ -147,13 +152,17 @@ async fn handshake(
         ))
     };
     let key = generate_key();
+    let resumes = connection.tunnels.resume.is_some();
     let mut request = url
         .get()
         .header(header::CONNECTION, "Upgrade")
         .header(header::UPGRADE, "websocket")
         .header(header::SEC_WEBSOCKET_VERSION, "13")
         .header(header::SEC_WEBSOCKET_KEY, &key)
-        .header(header::SEC_WEBSOCKET_PROTOCOL, V2);
+        .header(
+            header::SEC_WEBSOCKET_PROTOCOL,
+            if resumes { V2_RESUME } else { V2 },
+        );
     if let Some(token) = connection.token.header() {
         request = request.header(header::AUTHORIZATION, token);
     }
@@ -183,12 +192,21 @@ async fn handshake(
     }
     let chosen = headers.get(header::SEC_WEBSOCKET_PROTOCOL);
     let chosen = chosen.map(|value| value.to_str().unwrap_or("?"));
-    let version = Version::answered(chosen).map_err(|error| broken(&error))?;
+    let answered = match resumes {
+        true => resume::answered(chosen),
+        false => Version::answered(chosen).map(|version| (version, false)),
+    };
+    let (version, resumable) = answered.map_err(|error| broken(&error))?;
     let headers = headers.clone();
     let link = http::upgraded(hyper::upgrade::on(response)).await;
     let (link, read) = link.map_err(|error| broken(&error))?;
     let socket = over(link, read, Role::Client);
-    Ok((Upgraded { socket, version }, headers))
+    let upgraded = Upgraded {
+        socket,
+        version,
+        resumable,
+    };
+    Ok((upgraded, headers))
 }
 
 /// The error for an HTTP answer that is not a WebSocket.
@@ -233,18 +251,26 @@ impl From<mux::ConnectError> for ConnectError {
     }
 }
 
-/// The version for a client, by what it offers.
-pub fn choose(headers: &HeaderMap) -> Version {
+/// What a server selects from a client's offers. `resumes` if it resumes tunnels.
+pub fn choose(headers: &HeaderMap, resumes: bool) -> Choice {
     let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
-    let mut offered = offered.filter_map(|value| value.to_str().ok());
-    let v2 = offered.any(|names| Version::choose(names).0 == Version::V2);
-    if v2 { Version::V2 } else { Version::V1 }
+    let offered: Vec<_> = offered.filter_map(|value| value.to_str().ok()).collect();
+    let offered = offered.join(",");
+    if resumes {
+        return resume::choose(&offered);
+    }
+    let (version, answer) = Version::choose(&offered);
+    Choice {
+        version,
+        resumable: false,
+        answer,
+    }
 }
 
-/// The server's answer to an upgrade request.
-pub fn accept_answer(key: &HeaderValue, version: Version) -> http::Answer {
+/// The server's answer to an upgrade request, with the subprotocol that it selects.
+pub fn accept_answer(key: &HeaderValue, protocol: Option<&'static str>) -> http::Answer {
     let accept = HeaderValue::try_from(derive_accept_key(key.as_bytes()));
-    switching(accept.ok(), (version == Version::V2).then_some(V2))
+    switching(accept.ok(), protocol.map(HeaderValue::from_static))
 }
 
 /// A 101 with these values of `Sec-WebSocket-Accept` and `Sec-WebSocket-Protocol`.

@@ -14,7 +14,7 @@ use crate::common::secret::Secret;
 use crate::common::token;
 use crate::common::tunnel::TunnelArgs;
 use crate::common::url::is_name;
-use crate::runner::server::{AgentKey, Settings};
+use crate::runner::server::{AgentKey, Detached, Settings};
 
 /// The variable with the token of the agents, if no file is named.
 const AGENT_TOKEN: &str = "KOHAKURIVER_TUNNEL_AGENT_TOKEN";
@@ -77,6 +77,21 @@ pub struct Args {
 
     #[command(flatten)]
     tunnels: TunnelArgs,
+
+    /// Most sessions that wait for their next WebSocket; beyond that the one that has waited for
+    /// longest ends [default: as many as sessions]. They have places of sessions, and a new session
+    /// takes the place of the oldest if there is no other.
+    #[arg(long, value_name = "N")]
+    max_detached: Option<NonZeroUsize>,
+
+    /// Most of them of one container [default: a quarter of the sessions].
+    #[arg(long, value_name = "N")]
+    max_detached_per_container: Option<NonZeroUsize>,
+
+    /// Most of them of one source address [default: no bound, because clients come from their
+    /// host].
+    #[arg(long, value_name = "N")]
+    max_detached_per_address: Option<NonZeroUsize>,
 
     /// File with a token that all agents share [default: the variable
     /// KOHAKURIVER_TUNNEL_AGENT_TOKEN]. Whoever has it, such as root in any container, can register
@@ -167,6 +182,11 @@ impl Args {
                 self.front.max_sessions.map(NonZeroUsize::get),
                 self.max_agents.map(NonZeroUsize::get),
             ),
+            detached: Detached {
+                all: self.max_detached.map(NonZeroUsize::get),
+                per_container: self.max_detached_per_container.map(NonZeroUsize::get),
+                per_address: self.max_detached_per_address.map(NonZeroUsize::get),
+            },
             log: process.log.clone(),
         })
     }

@@ -8,7 +8,6 @@ use hyper::header::{self, HeaderValue};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
 use kohakuriver_tunnel::mux;
-use kohakuriver_tunnel::session::Version;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::Host;
@@ -108,7 +107,7 @@ pub async fn join(
                 };
                 farewell.unless_displaced(told).await;
             });
-            ws::accept_answer(&key, Version::V1)
+            ws::accept_answer(&key, None)
         }
     }
 }

@@ -53,7 +53,20 @@ impl AgentKey {
     }
 }
 
-/// Checks whether a request is allowed.
+/// What let a request in. A tunnel goes on only with a request that the same lets in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// No token is demanded.
+    Anybody,
+    /// The token of the clients.
+    Clients,
+    /// The token that all agents share.
+    Agents,
+    /// The token of one container.
+    Container,
+}
+
+/// Checks whether a request is allowed. Returns what let it in.
 ///
 /// # Errors
 /// The missing credential.
@@ -62,7 +75,7 @@ pub fn check(
     route: &Route,
     headers: &HeaderMap,
     peer: SocketAddr,
-) -> Result<(), BadRequest> {
+) -> Result<Class, BadRequest> {
     let given = headers.get(header::AUTHORIZATION);
     let Settings {
         front: FrontSettings { token, .. },
@@ -70,24 +83,26 @@ pub fn check(
         agent_key,
         ..
     } = settings;
-    let allowed = |expected: &Option<HeaderValue>| {
-        let expected = expected.as_ref();
-        expected.map(|expected| token::same(expected, given))
+    let allowed = |expected: &Option<HeaderValue>, class| {
+        let expected = expected.as_ref()?;
+        Some(token::same(expected, given).then_some(class))
     };
-    let allowed = match route {
+    // The outer `None`: nothing is demanded. The inner one: nothing that is demanded was given.
+    let class = match route {
         Route::Agent(container) => {
-            let own = agent_key.as_ref().map(|key| key.opens(container, given));
-            match (own, allowed(agent_token)) {
-                (None, None) => allowed(token),
-                (own, shared) => Some(own == Some(true) || shared == Some(true)),
+            let own = agent_key.as_ref();
+            let own = own.map(|key| key.opens(container, given).then_some(Class::Container));
+            match (own, allowed(agent_token, Class::Agents)) {
+                (None, None) => allowed(token, Class::Clients),
+                (own, shared) => Some(own.flatten().or(shared.flatten())),
             }
         }
-        _ => allowed(token),
+        _ => allowed(token, Class::Clients),
     };
-    match (allowed, route) {
-        (None, _) => http::same_origin(headers),
-        (Some(true), _) => Ok(()),
-        (Some(false), Route::Agent(container)) => {
+    match (class, route) {
+        (None, _) => http::same_origin(headers).map(|()| Class::Anybody),
+        (Some(Some(class)), _) => Ok(class),
+        (Some(None), Route::Agent(container)) => {
             tracing::info!(%peer, container, "agent refused: its token is not the right one");
             Err(if agent_key.is_some() {
                 not_of_this_container()
@@ -95,7 +110,7 @@ pub fn check(
                 token::demanded()
             })
         }
-        (Some(false), _) => Err(token::demanded()),
+        (Some(None), _) => Err(token::demanded()),
     }
 }
 

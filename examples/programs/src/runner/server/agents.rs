@@ -14,7 +14,8 @@ use crate::common::addresses::Source;
 use crate::common::ceilings::{DIALS, ServingCeilings};
 use crate::common::dials::{Dials, LASTING, Refused};
 use crate::common::places::{Full, Place, Places, Sizes};
-use crate::common::tunnel::{self, Upgraded};
+use crate::common::resume;
+use crate::common::tunnel::{self, Driving};
 use crate::common::ws::REPLACED;
 
 /// How long an agent counts as reconnecting after its loss, or after the start of this server.
@@ -51,6 +52,16 @@ pub struct Tunnel {
     /// As many attempts as an agent makes at once, and as many connections as the tunnel has
     /// streams.
     pub dials: Dials,
+}
+
+/// An agent that registers.
+pub struct NewAgent {
+    pub name: String,
+    pub mux: Mux,
+    pub peer: SocketAddr,
+    /// `None` if it takes over that of an older one.
+    pub place: Option<Place<Source>>,
+    pub v2: bool,
 }
 
 struct Agent {
@@ -90,28 +101,33 @@ impl Agents {
         }
     }
 
-    /// Whether an agent of this name is registered and connected.
+    /// Whether an agent of this name is registered, also while its tunnel waits for a WebSocket.
     pub fn is_taken(&self, name: &str) -> bool {
-        self.live(name).is_some()
+        let state = self.lock();
+        let agent = state.live.get(name);
+        agent.is_some_and(|agent| agent.tunnel.mux.tunnel().close_reason().is_none())
     }
 
     pub fn count(&self) -> u64 {
         self.lock().live.len() as u64
     }
 
-    /// Keeps an agent registered while its WebSocket lives.
-    pub async fn serve(
-        &self,
-        upgraded: Upgraded,
-        name: String,
-        (peer, place): (SocketAddr, Option<Place<Source>>),
-        tunnels: &tunnel::Settings,
-    ) {
-        let v2 = upgraded.is_v2();
-        let (mux, driver) = upgraded.opener(tunnels);
-        let connection = self.register(&name, mux, (peer, place));
+    /// Keeps an agent registered until its tunnel ends.
+    pub async fn serve(&self, agent: NewAgent, mut driver: Driving) {
+        let (name, peer, v2) = (agent.name.clone(), agent.peer, agent.v2);
+        let mut attachments = agent.mux.tunnel().attachments();
+        let connection = self.register(agent);
         tracing::info!(container = name, %peer, v2, "agent registered");
-        let ended = driver.await;
+        let ended = loop {
+            tokio::select! {
+                ended = &mut driver => break ended,
+                Some(changed) = attachments.changed() => {
+                    tracing::info!(container = name, %peer, "agent {}", resume::told(&changed));
+                    // Sessions that wait for the agent look again.
+                    self.registered.send_replace(());
+                }
+            }
+        };
         if self.remove(&name, connection) {
             let ended = tunnel::told(&ended);
             tracing::info!(container = name, %peer, "agent lost: {ended}");
@@ -140,8 +156,7 @@ impl Agents {
     fn live(&self, name: &str) -> Option<Tunnel> {
         let state = self.lock();
         let tunnel = &state.live.get(name)?.tunnel;
-        let up = tunnel.mux.tunnel().close_reason().is_none();
-        up.then(|| tunnel.clone())
+        tunnel.mux.tunnel().is_attached().then(|| tunnel.clone())
     }
 
     fn may_come_back(&self, name: &str) -> bool {
@@ -155,12 +170,14 @@ impl Agents {
         since.elapsed() < COMES_BACK_WITHIN
     }
 
-    fn register(
-        &self,
-        name: &str,
-        mux: Mux,
-        (peer, place): (SocketAddr, Option<Place<Source>>),
-    ) -> u64 {
+    fn register(&self, agent: NewAgent) -> u64 {
+        let NewAgent {
+            name,
+            mux,
+            peer,
+            place,
+            ..
+        } = agent;
         let ceilings = ServingCeilings {
             dials: DIALS,
             connections: Config::default().max_streams,
@@ -169,7 +186,7 @@ impl Agents {
         let mut state = self.lock();
         state.connections += 1;
         let connection = state.connections;
-        state.lost.remove(name);
+        state.lost.remove(&name);
         let agent = Agent {
             connection,
             tunnel: Tunnel { mux, dials },
@@ -177,22 +194,28 @@ impl Agents {
             place,
             warned: None,
         };
-        let mut replaced = state.live.insert(name.to_owned(), agent);
-        if let (Some(old), Some(new)) = (&mut replaced, state.live.get_mut(name)) {
+        let mut replaced = state.live.insert(name.clone(), agent);
+        if let (Some(old), Some(new)) = (&mut replaced, state.live.get_mut(&name)) {
             new.place = new.place.take().or_else(|| old.place.take());
         }
         let replaced = replaced.inspect(|old| {
             let recent = |at: &Instant| at.elapsed() < WARN_AGAIN_AFTER;
             let recently = old.warned.filter(recent);
-            if recently.is_none() {
+            // One that had lost its connection may have been started again.
+            let warns = recently.is_none() && old.tunnel.mux.tunnel().is_attached();
+            if warns {
                 tracing::warn!(
                     container = name, older = %old.peer, newer = %peer,
                     "an agent was replaced by a newer one of its name: unless it had lost its \
                      connection, two run with the same --container-id"
                 );
             }
-            if let Some(new) = state.live.get_mut(name) {
-                new.warned = recently.or_else(|| Some(Instant::now()));
+            if let Some(new) = state.live.get_mut(&name) {
+                new.warned = if warns {
+                    Some(Instant::now())
+                } else {
+                    recently
+                };
             }
         });
         drop(state);

@@ -3,6 +3,7 @@
 mod access;
 mod agents;
 mod flows;
+mod kept;
 mod session;
 
 use std::collections::HashMap;
@@ -14,17 +15,22 @@ use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, StatusCode};
-use kohakuriver_tunnel::session::Version;
+use kohakuriver_tunnel::mux::{Admission, Binding};
+use kohakuriver_tunnel::resume::Choice;
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 pub use self::access::AgentKey;
-use self::agents::Agents;
+use self::agents::{Agents, NewAgent};
+pub use self::kept::Detached;
+use self::kept::Kept;
+use crate::common::addresses::Source;
 use crate::common::ceilings::RunnerCeilings;
 use crate::common::front::{Caller, Front, FrontSettings};
 use crate::common::http::{self, Answer, BadRequest};
 use crate::common::log::Log;
 use crate::common::metrics::{Counter, Gauge, Page};
+use crate::common::places::Place;
 use crate::common::route::Route;
 use crate::common::serve::Served;
 use crate::common::sessions::Sessions;
@@ -46,12 +52,15 @@ pub struct Settings {
     pub agent_key: Option<AgentKey>,
     pub tunnels: tunnel::Settings,
     pub ceilings: RunnerCeilings,
+    /// Most tunnels without a WebSocket.
+    pub detached: Detached,
     pub log: Log,
 }
 
 pub struct Runner {
     settings: Settings,
     agents: Agents,
+    kept: Kept,
     front: Arc<Front>,
     sessions: Sessions,
     counters: Counters,
@@ -83,6 +92,7 @@ impl Runner {
         let front = Front::new(ceilings.handshakes, &settings.front, Duration::ZERO);
         Self {
             agents: Agents::new(ceilings.agents),
+            kept: Kept::new(&settings.tunnels, ceilings, settings.detached),
             front: Arc::new(front),
             sessions,
             settings,
@@ -96,12 +106,15 @@ impl Runner {
         let front = Arc::clone(&self.front);
         let answer = move |request, caller| {
             let runner = Arc::clone(&self);
-            async move { runner.answer(request, caller).unwrap_or_else(Answer::from) }
+            async move {
+                let answer = runner.answer(request, caller).await;
+                answer.unwrap_or_else(Answer::from)
+            }
         };
         front.serve(listener, answer).await;
     }
 
-    fn answer(
+    async fn answer(
         self: Arc<Self>,
         mut request: Request<Incoming>,
         caller: Caller,
@@ -114,15 +127,21 @@ impl Runner {
             Route::Forward(_) | Route::Agent(_) => {}
         }
         let key = http::upgrade_key(&request)?;
-        access::check(&self.settings, &route, request.headers(), peer)?;
-        let version = ws::choose(request.headers());
+        let class = access::check(&self.settings, &route, request.headers(), peer)?;
+        let choice = ws::choose(request.headers(), self.settings.tunnels.resume.is_some());
+        let binding = kept::binding(&route, class, caller.source);
         let upgrade = hyper::upgrade::on(&mut request);
         match route {
             Route::Forward(session) => {
-                let place = self.sessions.take(&caller)?;
+                let goes_on = choice.resumable && self.kept.clients.has(&binding.route);
+                let place = match goes_on {
+                    // It has its place already.
+                    true => self.sessions.try_take(&caller),
+                    false => Some(self.place(&caller).await?),
+                };
                 tokio::spawn(async move {
-                    if let Some(upgraded) = upgraded(upgrade, version, peer).await {
-                        session::serve(&self, upgraded, session, caller, place).await;
+                    if let Some(upgraded) = upgraded(upgrade, choice, peer).await {
+                        session::serve(&self, upgraded, session, binding, caller, place).await;
                     }
                 });
             }
@@ -141,24 +160,77 @@ impl Runner {
                     let taken = "another agent is registered for this container";
                     return Err(BadRequest::new(StatusCode::CONFLICT, taken));
                 }
-                self.counters.agents.add(1);
-                let mut answer = ws::accept_answer(&key, version);
+                let mut answer = ws::accept_answer(&key, choice.answer);
                 let agents = HeaderValue::from(self.agents.count() + 1);
                 answer.headers_mut().insert(ws::AGENTS, agents);
                 tokio::spawn(async move {
-                    let upgraded = upgraded(upgrade, version, peer).await;
+                    let upgraded = upgraded(upgrade, choice, peer).await;
                     caller.handshake.settle();
                     if let Some(upgraded) = upgraded {
-                        let tunnels = &self.settings.tunnels;
                         let agent = (peer, place);
-                        self.agents.serve(upgraded, name, agent, tunnels).await;
+                        self.serve_agent(upgraded, name, binding, agent).await;
                     }
                 });
                 return Ok(answer);
             }
             Route::Health | Route::Metrics => {}
         }
-        Ok(ws::accept_answer(&key, version))
+        Ok(ws::accept_answer(&key, choice.answer))
+    }
+
+    /// A place for a new session. If there is none, a tunnel without a WebSocket gives up its own.
+    pub async fn place(&self, caller: &Caller) -> Result<Place<Source>, BadRequest> {
+        /// Turns of the tasks until an evicted session has ended.
+        const TURNS: usize = 16;
+        let mut turns = 0;
+        while self.sessions.is_full() && turns < TURNS {
+            if turns == 0 && !self.kept.clients.evict_oldest() {
+                break;
+            }
+            turns += 1;
+            tokio::task::yield_now().await;
+        }
+        self.sessions.take(caller)
+    }
+
+    /// Serves an agent until its tunnel ends, unless another task has its tunnel.
+    async fn serve_agent(
+        &self,
+        upgraded: Upgraded,
+        name: String,
+        binding: Binding,
+        (peer, place): (SocketAddr, Option<Place<Source>>),
+    ) {
+        let tunnels = &self.settings.tunnels;
+        let v2 = upgraded.is_v2();
+        let (mux, driver) = if upgraded.resumable {
+            let keeper = &self.kept.agents;
+            match upgraded.admit(tunnels, keeper, binding, false).await {
+                Ok(Admission::New(opening)) => {
+                    let (mux, driver) = opening.opener();
+                    let driver = tunnels.tunnels.drive(driver, mux.tunnel());
+                    (mux, driver)
+                }
+                Ok(Admission::Resumed) => return,
+                Ok(Admission::Refused(reason)) => {
+                    return tracing::info!(container = name, %peer, "agent cannot go on: {reason}");
+                }
+                Err(error) => {
+                    return tracing::debug!(container = name, %peer, "no agent: {error}");
+                }
+            }
+        } else {
+            upgraded.opener(tunnels)
+        };
+        self.counters.agents.add(1);
+        let agent = NewAgent {
+            name,
+            mux,
+            peer,
+            place,
+            v2,
+        };
+        self.agents.serve(agent, driver).await;
     }
 
     fn page(&self) -> Answer {
@@ -222,6 +294,7 @@ impl Runner {
                     ("agent_streams", at_agents.socket.value()),
                 ],
             )
+            .with(|page| self.kept.show(page))
             .counters(
                 "runner_turned_away_total",
                 "Connections refused or dropped, by cause.",
@@ -240,12 +313,13 @@ impl Runner {
 }
 
 /// The WebSocket after a 101.
-async fn upgraded(upgrade: OnUpgrade, version: Version, peer: SocketAddr) -> Option<Upgraded> {
+async fn upgraded(upgrade: OnUpgrade, choice: Choice, peer: SocketAddr) -> Option<Upgraded> {
     match net::within(ws::HANDSHAKE_TIMEOUT, http::upgraded(upgrade)).await {
-        Ok((link, read)) => {
-            let socket = ws::over(link, read, Role::Server);
-            Some(Upgraded { socket, version })
-        }
+        Ok((link, read)) => Some(Upgraded {
+            socket: ws::over(link, read, Role::Server),
+            version: choice.version,
+            resumable: choice.resumable,
+        }),
         Err(error) => {
             tracing::debug!(%peer, "gone before its session began: {error}");
             None

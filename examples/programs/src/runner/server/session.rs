@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kohakuriver_tunnel::mux::{
-    self, Incoming, IncomingTcp, IncomingUdp, Mux, TunnelDatagram, TunnelStream,
+    self, Acceptor, Admission, Binding, Incoming, IncomingTcp, IncomingUdp, Mux, TunnelDatagram,
+    TunnelStream,
 };
+use kohakuriver_tunnel::resume::EndReason;
 use kohakuriver_tunnel::session::{OpenError, Reason, Reset};
 use tokio::time::Instant;
 
@@ -16,11 +18,11 @@ use crate::common::addresses::Source;
 use crate::common::dials::Party;
 use crate::common::front::Caller;
 use crate::common::places::Place;
-use crate::common::retry;
 use crate::common::route::Session;
 use crate::common::serve::{self, FLOW_IDLE, LAST_WORDS, unless_abandoned};
-use crate::common::tunnel::{self, Upgraded};
+use crate::common::tunnel::{self, Driving, Upgraded};
 use crate::common::ws::WebSocketCarrier;
+use crate::common::{resume, retry};
 
 /// How long to wait for an agent that is reconnecting, well within the client's 10 s.
 const AGENT_WITHIN: Duration = Duration::from_secs(6);
@@ -28,50 +30,123 @@ const AGENT_WITHIN: Duration = Duration::from_secs(6);
 /// Time for an agent to say whether it could connect: its own limit and a little more.
 const AGENT_ANSWER: Duration = Duration::from_secs(12);
 
-/// Serves a client until its WebSocket ends.
+/// Serves a client until its tunnel ends, unless another task has its tunnel.
 pub async fn serve(
     runner: &Arc<Runner>,
     upgraded: Upgraded,
     session: Session,
+    binding: Binding,
     caller: Caller,
-    place: Place<Source>,
+    place: Option<Place<Source>>,
 ) {
     let peer = caller.address;
-    if let Err((reason, code)) = ready(runner, &session).await {
-        runner.counters.refused.add(1);
-        tracing::info!(%peer, container = %session, "refused: {reason}");
-        // A refused client needs no session's place.
-        let farewell = runner.front.farewell(caller.source);
-        drop(place);
-        let told = mux::builder().refuse(upgraded.socket, WebSocketCarrier, code, &reason);
-        return farewell.unless_displaced(told).await;
+    // A tunnel may go on while its agent is away.
+    let may_go_on = upgraded.resumable && runner.kept.clients.has(&binding.route);
+    if !may_go_on {
+        if let Err((reason, code)) = ready(runner, &session).await {
+            runner.counters.refused.add(1);
+            tracing::info!(%peer, container = %session, "refused: {reason}");
+            // A refused client needs no session's place.
+            let farewell = runner.front.farewell(caller.source);
+            drop(place);
+            let told = mux::builder().refuse(upgraded.socket, WebSocketCarrier, code, &reason);
+            return farewell.unless_displaced(told).await;
+        }
     }
     let v2 = upgraded.is_v2();
-    let (mut acceptor, driver) = match upgraded.welcome(&runner.settings.tunnels).await {
-        Ok(welcomed) => welcomed,
-        Err(error) => {
-            return tracing::debug!(%peer, container = %session, "no session began: {error}");
+    let began = begin(runner, upgraded, binding, &caller, place).await;
+    let (mut acceptor, driver, place) = match began {
+        Ok(Some(began)) => began,
+        Ok(None) => return tracing::debug!(%peer, container = %session, "another WebSocket"),
+        Err(reason) => {
+            return tracing::debug!(%peer, container = %session, "no session began: {reason}");
         }
     };
     let _open = runner.counters.sessions_open.enter();
     runner.counters.sessions.add(1);
     tracing::debug!(%peer, container = %session, v2, "session begins");
+    let tunnel = acceptor.tunnel().clone();
     let driver = tokio::spawn(driver);
     let party = runner.served.parties.party();
-    while let Some(incoming) = acceptor.accept().await {
-        if let Err(reason) = permitted(&session, &incoming) {
-            runner.counters.denied.add(1);
-            tracing::trace!(%peer, container = %session, "denied: {reason}");
-            incoming.reject(Reason::Denied, &reason);
-            continue;
+    let accepting = async {
+        while let Some(incoming) = acceptor.accept().await {
+            if let Err(reason) = permitted(&session, &incoming) {
+                runner.counters.denied.add(1);
+                tracing::trace!(%peer, container = %session, "denied: {reason}");
+                incoming.reject(Reason::Denied, &reason);
+                continue;
+            }
+            let runner = Arc::clone(runner);
+            let container = session.name.clone();
+            tokio::spawn(async move {
+                connection(&runner, &container, party, incoming, v2).await;
+            });
         }
-        let runner = Arc::clone(runner);
-        let container = session.name.clone();
-        tokio::spawn(async move { connection(&runner, &container, party, incoming, v2).await });
+    };
+    let mut attachments = tunnel.attachments();
+    let watching = async {
+        while let Some(changed) = attachments.changed().await {
+            tracing::debug!(%peer, container = %session, "session {}", resume::told(&changed));
+        }
+    };
+    tokio::select! {
+        () = accepting => {}
+        () = watching => {}
     }
     if let Ok(ended) = driver.await {
         let ended = tunnel::told(&ended);
         tracing::debug!(%peer, container = %session, "session ended: {ended}");
+    }
+    drop(place);
+}
+
+/// A session's end of its tunnel.
+type Began = (Acceptor, Driving, Option<Place<Source>>);
+
+/// Begins a session; `None` if the WebSocket went to the session that it belongs to.
+///
+/// # Errors
+/// Why there is none.
+async fn begin(
+    runner: &Runner,
+    upgraded: Upgraded,
+    binding: Binding,
+    caller: &Caller,
+    mut place: Option<Place<Source>>,
+) -> Result<Option<Began>, String> {
+    let tunnels = &runner.settings.tunnels;
+    if !upgraded.resumable {
+        let welcomed = upgraded.welcome(tunnels).await;
+        let (acceptor, driver) = welcomed.map_err(|error| error.to_string())?;
+        return Ok(Some((acceptor, driver, place)));
+    }
+    let admitting = upgraded.admit(tunnels, &runner.kept.clients, binding, true);
+    let admitted = match place {
+        Some(_) => admitting.await,
+        // It has only the place of a handshake.
+        None => tokio::select! {
+            admitted = admitting => admitted,
+            () = caller.handshake.displaced() => return Err("displaced by a newer one".to_owned()),
+        },
+    };
+    match admitted.map_err(|error| error.to_string())? {
+        Admission::New(opening) => {
+            if place.is_none() {
+                match runner.place(caller).await {
+                    Ok(taken) => place = Some(taken),
+                    Err(full) => {
+                        let told = opening.refuse(EndReason::Limit, 1013, full.line());
+                        told.await;
+                        return Err(full.line().to_owned());
+                    }
+                }
+            }
+            let (acceptor, driver) = opening.acceptor();
+            let driver = tunnels.tunnels.drive(driver, acceptor.tunnel());
+            Ok(Some((acceptor, driver, place)))
+        }
+        Admission::Resumed => Ok(None),
+        Admission::Refused(reason) => Err(reason.to_string()),
     }
 }
 

@@ -1,0 +1,91 @@
+//! The next WebSocket of a tunnel that lost its own, or may have.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kohakuriver_tunnel::mux::{ConnectFailure, Dial};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::client::destination::Destination;
+use crate::client::outage::Outage;
+use crate::client::pace::Pace;
+use crate::common::url::Url;
+use crate::common::ws::{ConnectError, Socket};
+
+/// After a WebSocket that held this long the waits start over.
+const HELD: Duration = Duration::from_secs(10);
+
+/// Connects a tunnel again. Clones share their pace.
+#[derive(Clone)]
+pub struct Redial {
+    destination: Arc<Destination>,
+    url: Url,
+    outage: Arc<Outage>,
+    waits: Arc<Mutex<Waits>>,
+}
+
+struct Waits {
+    pace: Pace,
+    /// Another attempt at once would be refused too.
+    refused: bool,
+    connected: Instant,
+}
+
+impl Redial {
+    pub fn new(destination: Arc<Destination>, url: Url, outage: Arc<Outage>, pace: Pace) -> Self {
+        Self {
+            destination,
+            url,
+            outage,
+            waits: Arc::new(Mutex::new(Waits {
+                pace,
+                refused: false,
+                connected: Instant::now(),
+            })),
+        }
+    }
+
+    /// One attempt, after a wait.
+    ///
+    /// # Errors
+    /// It failed. If this client is not let in any more, no other attempt follows.
+    pub async fn connect(self, dial: Dial) -> Result<Socket, ConnectFailure> {
+        // Attempts follow one another.
+        let mut waits = self.waits.lock().await;
+        if dial.attempt == 0 {
+            waits.refused = false;
+            if waits.connected.elapsed() > HELD {
+                waits.pace.held();
+            }
+        }
+        // The WebSocket is still there: there was no loss that many clients noticed together.
+        if !dial.attached || dial.attempt > 0 {
+            let refused = waits.refused;
+            waits.pace.pause(refused).await;
+        }
+        match self.destination.reconnect(&self.url).await {
+            Ok(socket) => {
+                waits.connected = Instant::now();
+                Ok(socket)
+            }
+            Err(error) => {
+                waits.refused = error.is_lasting();
+                Err(self.failed(dial, &error))
+            }
+        }
+    }
+
+    fn failed(&self, dial: Dial, error: &ConnectError) -> ConnectFailure {
+        let reason = self.destination.told(error);
+        // The token was read from its file for this attempt.
+        if error.is_forbidden() || matches!(error, ConnectError::NotResumed(_)) {
+            return ConnectFailure::last(&reason);
+        }
+        match error {
+            ConnectError::Refused { .. } if !dial.attached => self.outage.refused(&reason),
+            _ => tracing::debug!("{reason}"),
+        }
+        ConnectFailure::again(&reason)
+    }
+}

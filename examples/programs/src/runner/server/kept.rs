@@ -1,0 +1,120 @@
+//! Tunnels that go on over their next WebSocket.
+
+use kohakuriver_tunnel::mux::{Binding, Keeper, KeeperLimits, KeeperStats};
+use kohakuriver_tunnel::resume::Config;
+use tokio_rustls::rustls::crypto::ring::default_provider;
+
+use super::access::Class;
+use crate::common::addresses::Source;
+use crate::common::ceilings::RunnerCeilings;
+use crate::common::metrics::Page;
+use crate::common::route::Route;
+use crate::common::tunnel;
+use crate::common::ws::Socket;
+
+/// Most clients' tunnels without a WebSocket. Those of agents are bounded as agents are.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Detached {
+    /// In all. By default as many as sessions: then a new session takes the place of the oldest.
+    pub all: Option<usize>,
+    /// By default a quarter of the sessions.
+    pub per_container: Option<usize>,
+    pub per_address: Option<usize>,
+}
+
+pub struct Kept {
+    pub clients: Keeper<Socket>,
+    /// Apart, so that no client displaces an agent.
+    pub agents: Keeper<Socket>,
+}
+
+impl Kept {
+    pub fn new(tunnels: &tunnel::Settings, ceilings: RunnerCeilings, detached: Detached) -> Self {
+        let config = tunnels.resume.clone().unwrap_or_default();
+        let sessions = ceilings.sessions;
+        let per_container = detached.per_container.unwrap_or((sessions / 4).max(1));
+        let clients = KeeperLimits::default()
+            .with_detached(detached.all.unwrap_or(sessions))
+            .with_per_group(per_container)
+            .with_per_peer(detached.per_address.unwrap_or(sessions));
+        // An agent's group is its container.
+        let agents = KeeperLimits::default()
+            .with_detached(ceilings.agents)
+            .with_per_peer(ceilings.agents);
+        Self {
+            clients: keeper(config.clone(), clients),
+            agents: keeper(config, agents),
+        }
+    }
+
+    /// Adds what became of these tunnels.
+    pub fn show(&self, page: Page) -> Page {
+        let (clients, agents) = (self.clients.stats(), self.agents.stats());
+        let both = |of: fn(&KeeperStats) -> u64| of(&clients) + of(&agents);
+        page.gauge(
+            "runner_tunnels_detached",
+            "Tunnels without a WebSocket now, which may go on.",
+            (clients.detached + agents.detached) as u64,
+        )
+        .gauge(
+            "runner_tunnels_ring_bytes",
+            "Bytes kept now until the other side confirms them.",
+            (clients.ring_bytes + agents.ring_bytes) as u64,
+        )
+        .counters(
+            "runner_tunnels_resumed_total",
+            "Times that a tunnel went on over another WebSocket, by the other side.",
+            "of",
+            &[("client", clients.resumed), ("agent", agents.resumed)],
+        )
+        .counters(
+            "runner_tunnels_not_resumed_total",
+            "Tunnels that ended because they could not go on, by cause.",
+            "cause",
+            &[
+                ("expired", both(|stats| stats.expired)),
+                ("evicted", both(|stats| stats.evicted)),
+                ("gap", both(|stats| stats.gaps)),
+                ("failed", both(|stats| stats.failed)),
+            ],
+        )
+        .counters(
+            "runner_resume_refused_total",
+            "WebSockets that were refused because no tunnel goes on over them, by reason.",
+            "reason",
+            &[
+                ("unknown", both(|stats| stats.refused_unknown)),
+                ("stale", both(|stats| stats.refused_stale)),
+            ],
+        )
+        .count(
+            "runner_replayed_messages_total",
+            "Messages sent again when tunnels went on.",
+            both(|stats| stats.replayed),
+        )
+        .count(
+            "runner_replayed_bytes_total",
+            "Bytes of the messages sent again.",
+            both(|stats| stats.replayed_bytes),
+        )
+    }
+}
+
+/// What a tunnel of this request is bound to.
+pub fn binding(route: &Route, class: Class, source: Source) -> Binding {
+    let (route, group) = match route {
+        Route::Forward(session) => (format!("client {session} {class:?}"), session.name.clone()),
+        Route::Agent(name) => (format!("agent {name} {class:?}"), name.clone()),
+        Route::Health | Route::Metrics => Default::default(),
+    };
+    Binding::new(route, group, format!("{source:?}"))
+}
+
+fn keeper(config: Config, limits: KeeperLimits) -> Keeper<Socket> {
+    let random = default_provider().secure_random;
+    Keeper::new(config, limits, move |bytes| {
+        let filled = random.fill(bytes);
+        // Secrets that can be guessed are worse than none.
+        filled.expect("the system has no randomness");
+    })
+}

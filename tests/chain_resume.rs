@@ -1,0 +1,321 @@
+//! Connections that outlive the WebSockets of their tunnels, and those that must not.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tunnel_test_support::chain::{
+    CONTAINER, Chain, connect, echo, ending, eventually, expect_echo, pattern, service,
+    start_runner,
+};
+use tunnel_test_support::files::Folder;
+use tunnel_test_support::program::Program;
+use tunnel_test_support::relay::Relay;
+use tunnel_test_support::{LIMIT, soon};
+
+/// A keep that no test waits for.
+const LONG: [&str; 2] = ["--resume-keep", "3600"];
+
+const OF_CLIENTS: &str = "runner_tunnels_resumed_total{of=\"client\"}";
+const OF_AGENTS: &str = "runner_tunnels_resumed_total{of=\"agent\"}";
+
+/// A host at an address, for task 42 at this runner.
+fn host_at(address: &str, runner: &str, more: &[&str]) -> Program {
+    let task = format!("42={CONTAINER}@http://{runner}");
+    let args = ["--listen", address, "--task", &task];
+    let host = Program::start("host", &[&args[..], more].concat());
+    host.address();
+    host
+}
+
+/// Kills the host and starts it again at its address.
+fn restart_host(chain: &mut Chain) {
+    let (address, runner) = (chain.host.address(), chain.runner.address());
+    chain.host.kill();
+    chain.host = host_at(&address, &runner, &[]);
+}
+
+/// A runner that keeps tunnels as long as forwards want, and dials 127.0.0.1.
+fn direct() -> Chain {
+    let target = format!("{CONTAINER}=127.0.0.1");
+    Chain::with_runner(&[&LONG[..], &["--target", &target]].concat())
+}
+
+/// The value of a metric of a program, `name` with its labels.
+async fn metric(program: &Program, name: &str) -> u64 {
+    let mut stream = TcpStream::connect(program.address()).await.unwrap();
+    let request = b"GET /metrics HTTP/1.0\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut page = String::new();
+    soon("metrics", stream.read_to_string(&mut page))
+        .await
+        .unwrap();
+    let start = format!("kohakuriver_tunnel_{name} ");
+    let line = page.lines().find_map(|line| line.strip_prefix(&start));
+    line.unwrap_or_else(|| panic!("no {name} in {page}"))
+        .parse()
+        .unwrap()
+}
+
+/// Waits until a metric has this value.
+async fn expect_metric(program: &Program, name: &str, value: u64) {
+    eventually(&format!("{name} {value}"), LIMIT, || async {
+        (metric(program, name).await == value).then_some(())
+    })
+    .await;
+}
+
+/// Waits for this many lines on a program's stderr.
+async fn lines(program: &Program, part: &str, count: usize) {
+    eventually(&format!("{count} lines with {part:?}"), LIMIT, || async {
+        (program.lines_with(part) >= count).then_some(())
+    })
+    .await;
+}
+
+/// Connections that send verified data both ways until they are told to stop.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    connections: JoinSet<usize>,
+}
+
+impl Traffic {
+    async fn start(forward: &Program, connections: u64) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let mut traffic = JoinSet::new();
+        for seed in 0..connections {
+            let (mut stream, stop) = (connect(forward).await, Arc::clone(&stop));
+            traffic.spawn(async move {
+                let mut sent = 0;
+                let mut round = seed;
+                loop {
+                    // The last exchange begins after everything else.
+                    let last = stop.load(Ordering::Acquire);
+                    round = round
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1);
+                    let size = 1 + (round >> 33) as usize % 50_000;
+                    expect_echo(&mut stream, &pattern(round, size)).await;
+                    sent += size;
+                    if last {
+                        return sent;
+                    }
+                }
+            });
+        }
+        let connections = traffic;
+        Self { stop, connections }
+    }
+
+    /// Waits for one more exchange of each connection.
+    async fn stop(mut self) {
+        self.stop.store(true, Ordering::Release);
+        while let Some(ended) = self.connections.join_next().await {
+            assert!(ended.unwrap() > 0);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn connections_outlive_a_host_that_is_killed_again_and_again() {
+    let port = service(echo).await.port();
+    let mut chain = direct();
+    let forward = chain.forward(port, &LONG);
+    let traffic = Traffic::start(&forward, 64).await;
+    for round in 1..=4 {
+        restart_host(&mut chain);
+        lines(&forward, "the tunnel goes on after ", round).await;
+    }
+    traffic.stop().await;
+    assert_eq!(forward.lines_with("reconnecting to"), 4);
+    assert_eq!(forward.stderr().len(), 8, "{:?}", forward.stderr());
+    expect_metric(&chain.runner, OF_CLIENTS, 4).await;
+    expect_metric(&chain.runner, "runner_tunnels_detached", 0).await;
+    assert_eq!(metric(&chain.runner, "runner_sessions").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn connections_outlive_the_websockets_of_both_legs() {
+    let port = service(echo).await.port();
+    let mut chain = Chain::with_runner(&LONG);
+    let to_runner = Relay::to(&chain.runner.address()).await;
+    let url = format!("ws://{}", to_runner.address());
+    let args = ["--runner-url", &url, "--container-id", CONTAINER];
+    let agent = Program::start("agent", &[&args[..], &LONG].concat());
+    agent.complaint("registered at");
+    let forward = chain.forward(port, &LONG);
+    let traffic = Traffic::start(&forward, 16).await;
+    for round in 1..=3 {
+        to_runner.cut();
+        lines(&agent, "the tunnel goes on after ", round).await;
+    }
+    for round in 1..=3 {
+        to_runner.cut();
+        restart_host(&mut chain);
+        lines(&agent, "the tunnel goes on after ", 3 + round).await;
+        lines(&forward, "the tunnel goes on after ", round).await;
+    }
+    traffic.stop().await;
+    assert_eq!(agent.lines_with("registered at"), 1);
+    assert_eq!(chain.runner.lines_with("agent registered"), 1);
+    assert_eq!(metric(&chain.runner, OF_CLIENTS).await, 3);
+    assert_eq!(metric(&chain.runner, OF_AGENTS).await, 6);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_restarted_runner_ends_connections_at_once() {
+    let port = service(echo).await.port();
+    let target = format!("{CONTAINER}=127.0.0.1");
+    let mut chain = direct();
+    let forward = chain.forward(port, &LONG);
+    for signal in ["KILL", "TERM"] {
+        let mut stream = connect(&forward).await;
+        expect_echo(&mut stream, b"before").await;
+        let address = chain.runner.address();
+        chain.runner.signal(signal);
+        chain.runner.exit(LIMIT);
+        chain.runner = start_runner(&address, &["--target", &target]);
+        assert_eq!(ending(&mut stream).await, Some(ErrorKind::ConnectionReset));
+        expect_echo(&mut connect(&forward).await, b"after").await;
+    }
+    lines(&forward, "reconnected to", 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_restarted_agent_ends_connections_at_once() {
+    let port = service(echo).await.port();
+    let chain = Chain::with_runner(&LONG);
+    let url = format!("ws://{}", chain.runner.address());
+    let args = ["--runner-url", &url, "--container-id", CONTAINER];
+    let start = || {
+        let agent = Program::start("agent", &[&args[..], &LONG].concat());
+        agent.complaint("registered at");
+        agent
+    };
+    let mut agent = start();
+    let forward = chain.forward(port, &LONG);
+    for signal in ["KILL", "TERM"] {
+        let mut stream = connect(&forward).await;
+        expect_echo(&mut stream, b"before").await;
+        agent.signal(signal);
+        agent.exit(LIMIT);
+        agent = start();
+        assert_eq!(ending(&mut stream).await, Some(ErrorKind::ConnectionReset));
+        expect_echo(&mut connect(&forward).await, b"after").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn it_is_off_where_either_side_turns_it_off() {
+    let port = service(echo).await.port();
+    let target = format!("{CONTAINER}=127.0.0.1");
+    for (runner, forward) in [
+        (&["--no-resume"][..], &LONG[..]),
+        (&LONG[..], &["--no-resume"][..]),
+    ] {
+        let args = [runner, &["--target", &target]].concat();
+        let mut chain = Chain::with_runner(&args);
+        let forward = chain.forward(port, forward);
+        let mut stream = connect(&forward).await;
+        expect_echo(&mut stream, b"before").await;
+        restart_host(&mut chain);
+        assert_eq!(ending(&mut stream).await, Some(ErrorKind::ConnectionReset));
+        forward.complaint("reconnected to");
+        expect_echo(&mut connect(&forward).await, b"after").await;
+        assert_eq!(metric(&chain.runner, OF_CLIENTS).await, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn whoever_is_not_let_in_any_more_does_not_go_on() {
+    let port = service(echo).await.port();
+    let folder = Folder::new();
+    let mut chain = direct();
+    let (address, runner) = (chain.host.address(), chain.runner.address());
+    chain.host.kill();
+    let old = folder.write("old", "the-old-token", 0o600);
+    let new = folder.write("new", "the-new-token", 0o600);
+    let own = folder.write("own", "the-old-token", 0o600);
+    // The runner demands no token, so it takes that of the host.
+    chain.host = host_at(&address, &runner, &["--token-file", &old]);
+    let forward = chain.forward(port, &[&LONG[..], &["--token-file", &own]].concat());
+    let mut stream = connect(&forward).await;
+    expect_echo(&mut stream, b"before").await;
+
+    // Where the file of the client has the new token too, the tunnel goes on.
+    folder.write("own", "the-new-token", 0o600);
+    chain.host.kill();
+    chain.host = host_at(&address, &runner, &["--token-file", &new]);
+    forward.complaint("the tunnel goes on after ");
+    expect_echo(&mut stream, b"still").await;
+
+    chain.host.kill();
+    chain.host = host_at(&address, &runner, &["--token-file", &old]);
+    assert_eq!(ending(&mut stream).await, Some(ErrorKind::ConnectionReset));
+    let told = forward.complaint("HTTP 401");
+    assert!(told.contains("connections have ended"), "{told}");
+
+    folder.write("own", "the-old-token", 0o600);
+    forward.complaint("reconnected to");
+    expect_echo(&mut connect(&forward).await, b"after").await;
+    let log = forward.stderr().join("\n");
+    assert!(!log.contains("the-old-token") && !log.contains("the-new-token"));
+}
+
+/// The service of a connection, which tells when its client is gone.
+async fn watched() -> (u16, tokio::sync::mpsc::Receiver<()>) {
+    let (gone, told) = tokio::sync::mpsc::channel(16);
+    let service = service(move |stream| {
+        let gone = gone.clone();
+        async move {
+            echo(stream).await;
+            let _ = gone.send(()).await;
+        }
+    });
+    (service.await.port(), told)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_service_is_freed_soon_after_its_client_vanished() {
+    let (port, mut gone) = watched().await;
+    let chain = direct();
+    for (keep, signal) in [("1", "KILL"), ("3600", "TERM")] {
+        let mut forward = chain.forward(port, &["--resume-keep", keep]);
+        let mut stream = connect(&forward).await;
+        expect_echo(&mut stream, b"here").await;
+        forward.signal(signal);
+        forward.exit(LIMIT);
+        soon("the end at the service", gone.recv()).await.unwrap();
+        expect_metric(&chain.runner, "runner_sessions", 0).await;
+    }
+    assert_eq!(
+        metric(
+            &chain.runner,
+            "runner_tunnels_not_resumed_total{cause=\"expired\"}"
+        )
+        .await,
+        1
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn new_connections_do_not_wait_longer_than_before() {
+    let port = service(echo).await.port();
+    let mut chain = direct();
+    let (address, runner) = (chain.host.address(), chain.runner.address());
+    let forward = chain.forward(port, &[&LONG[..], &["--wait", "1"]].concat());
+    let mut old = connect(&forward).await;
+    expect_echo(&mut old, b"before").await;
+    chain.host.kill();
+    forward.complaint("reconnecting to");
+    let ended = ending(&mut connect(&forward).await).await;
+    assert_eq!(ended, Some(ErrorKind::ConnectionReset));
+    chain.host = host_at(&address, &runner, &[]);
+    forward.complaint("the tunnel goes on after ");
+    expect_echo(&mut old, b"after").await;
+    expect_echo(&mut connect(&forward).await, b"new").await;
+}
