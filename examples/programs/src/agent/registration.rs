@@ -97,7 +97,7 @@ pub async fn keep(settings: Settings) -> Failure {
         let taken = error.is_none_or(|error| error.is_taken());
         let wait = match replaced && taken {
             true => tries.retry.wait_for_place(),
-            false => tries.wait(&settings),
+            false => tries.wait(&settings, Duration::MAX),
         };
         if replaced && taken {
             tracing::warn!(
@@ -128,8 +128,9 @@ impl Tries {
         }
     }
 
-    fn wait(&mut self, settings: &Settings) -> Duration {
-        self.retry.wait(settings.reconnect_delay.saturating_mul(2))
+    fn wait(&mut self, settings: &Settings, longest: Duration) -> Duration {
+        let usual = settings.reconnect_delay.saturating_mul(2);
+        self.retry.wait(usual.min(longest))
     }
 
     fn gives_up(&self, settings: &Settings) -> bool {
@@ -190,7 +191,8 @@ async fn reconnect(
     // The WebSocket is still there: there was no loss that many agents noticed together.
     if !dial.attached || dial.attempt > 0 {
         let mut woken = settings.connection.wake.subscribe();
-        let wait = tries.wait(&settings);
+        let longest = settings.connection.tunnels.longest_wait();
+        let wait = tries.wait(&settings, longest);
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             Ok(()) = woken.changed() => {}

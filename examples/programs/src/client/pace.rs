@@ -54,6 +54,16 @@ impl Pace {
             true => (LONGEST_REFUSED, HURRIED_REFUSED),
             false => (LONGEST_WAIT, Duration::ZERO),
         };
+        self.pause_within(longest, spacing).await;
+    }
+
+    /// As [`pause`](Self::pause), for at most `longest`: connections wait for the attempt.
+    pub async fn pause_shortly(&mut self, longest: Duration) {
+        self.pause_within(LONGEST_WAIT.min(longest), Duration::ZERO)
+            .await;
+    }
+
+    async fn pause_within(&mut self, longest: Duration, spacing: Duration) {
         let start = Instant::now();
         let until = start + self.retry.wait(longest);
         let hurried = async {

@@ -27,8 +27,6 @@ pub struct Redial {
 
 struct Waits {
     pace: Pace,
-    /// Another attempt at once would be refused too.
-    refused: bool,
     connected: Instant,
 }
 
@@ -40,7 +38,6 @@ impl Redial {
             outage,
             waits: Arc::new(Mutex::new(Waits {
                 pace,
-                refused: false,
                 connected: Instant::now(),
             })),
         }
@@ -53,26 +50,20 @@ impl Redial {
     pub async fn connect(self, dial: Dial) -> Result<Socket, ConnectFailure> {
         // Attempts follow one another.
         let mut waits = self.waits.lock().await;
-        if dial.attempt == 0 {
-            waits.refused = false;
-            if waits.connected.elapsed() > HELD {
-                waits.pace.held();
-            }
+        if dial.attempt == 0 && waits.connected.elapsed() > HELD {
+            waits.pace.held();
         }
         // The WebSocket is still there: there was no loss that many clients noticed together.
         if !dial.attached || dial.attempt > 0 {
-            let refused = waits.refused;
-            waits.pace.pause(refused).await;
+            let longest = self.destination.connection.tunnels.longest_wait();
+            waits.pace.pause_shortly(longest).await;
         }
         match self.destination.reconnect(&self.url).await {
             Ok(socket) => {
                 waits.connected = Instant::now();
                 Ok(socket)
             }
-            Err(error) => {
-                waits.refused = error.is_lasting();
-                Err(self.failed(dial, &error))
-            }
+            Err(error) => Err(self.failed(dial, &error)),
         }
     }
 
