@@ -5,13 +5,18 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures_util::{SinkExt, StreamExt};
+use kohakuriver_tunnel::resume::{EndReason, Message, OFFER, Open, Opened, Secret};
+use kohakuriver_tunnel::wire::{Kind, Proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio_tungstenite::tungstenite::Message as WsMessage;
 use tunnel_test_support::chain::{
     CONTAINER, Chain, connect, echo, ending, eventually, expect_echo, pattern, service,
     start_runner,
 };
+use tunnel_test_support::client::{Client, frame, greeted};
 use tunnel_test_support::files::Folder;
 use tunnel_test_support::program::Program;
 use tunnel_test_support::relay::Relay;
@@ -318,4 +323,260 @@ async fn new_connections_do_not_wait_longer_than_before() {
     forward.complaint("the tunnel goes on after ");
     expect_echo(&mut old, b"after").await;
     expect_echo(&mut connect(&forward).await, b"new").await;
+}
+
+/// A session of a scripted client that resumes tunnels: its first OPEN was answered.
+async fn opened(url: &str) -> (Client, Opened) {
+    let open = Open {
+        tunnel: 0,
+        secret: Secret::new([0; Secret::LEN]),
+        attempt: 1,
+        received: 0,
+        keep: 3600,
+        ring: 1 << 20,
+    };
+    let mut client = asking(url, open).await;
+    match layer(&mut client).await {
+        Message::Opened(opened) => (client, opened),
+        other => panic!("not opened: {other:?}"),
+    }
+}
+
+/// A WebSocket that has sent this OPEN.
+async fn asking(url: &str, open: Open) -> Client {
+    let offer = [("sec-websocket-protocol", OFFER)];
+    let (mut client, text) = greeted(url, &offer, 1).await.unwrap();
+    assert_eq!(text, "CONNECTED");
+    let open = WsMessage::binary(Message::Open(open).to_bytes());
+    soon("OPEN", client.send(open)).await.unwrap();
+    client
+}
+
+/// The next message, which is of the layer.
+async fn layer(client: &mut Client) -> Message {
+    let message = soon("an answer", client.next()).await.unwrap().unwrap();
+    Message::decode(&message.into_data()).unwrap()
+}
+
+/// Opens a connection to a port and waits until it is there.
+async fn connected(client: &mut Client, port: u16) {
+    let connect = frame(Kind::Connect, Proto::Tcp, 1, port, b"");
+    soon("CONNECT", client.send(connect)).await.unwrap();
+    loop {
+        let message = soon("CONNECTED", client.next()).await.unwrap().unwrap();
+        if message.into_data().first() == Some(&(Kind::Connected as u8)) {
+            return;
+        }
+    }
+}
+
+/// A runner that dials 127.0.0.1, and the URL of its sessions.
+fn bare_runner(args: &[&str]) -> (Program, String) {
+    let target = format!("{CONTAINER}=127.0.0.1");
+    let runner = start_runner("127.0.0.1:0", &[args, &["--target", &target]].concat());
+    let url = format!("ws://{}/api/tunnel/{CONTAINER}", runner.address());
+    (runner, url)
+}
+
+const EVICTED: &str = "runner_tunnels_not_resumed_total{cause=\"evicted\"}";
+const EXPIRED: &str = "runner_tunnels_not_resumed_total{cause=\"expired\"}";
+const DETACHED: &str = "runner_tunnels_detached";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_oldest_of_too_many_kept_tunnels_ends() {
+    let port = service(echo).await.port();
+    for flag in [
+        "--max-detached",
+        "--max-detached-per-container",
+        "--max-detached-per-address",
+    ] {
+        let (runner, url) = bare_runner(&[&LONG[..], &[flag, "3"]].concat());
+        let mut kept = Vec::new();
+        for number in 1..=5 {
+            let (mut client, opened) = opened(&url).await;
+            connected(&mut client, port).await;
+            drop(client);
+            kept.push(opened);
+            expect_metric(&runner, DETACHED, number.min(3)).await;
+            expect_metric(&runner, EVICTED, number.saturating_sub(3)).await;
+        }
+        expect_metric(&runner, "runner_sessions", 3).await;
+        for (number, old) in kept.iter().enumerate() {
+            let answer = layer(&mut asking(&url, again(old, 2)).await).await;
+            let goes_on = matches!(answer, Message::Opened(_));
+            assert_eq!(goes_on, number >= 2, "{flag} {number}: {answer:?}");
+        }
+    }
+}
+
+/// The OPEN with which a tunnel goes on that has received nothing but CONNECTED.
+fn again(opened: &Opened, attempt: u32) -> Open {
+    Open {
+        tunnel: opened.tunnel,
+        secret: opened.secret,
+        attempt,
+        received: 1,
+        keep: 3600,
+        ring: 1 << 20,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_new_session_takes_the_place_of_the_oldest_kept_one() {
+    let port = service(echo).await.port();
+    let (runner, url) = bare_runner(&[&LONG[..], &["--max-sessions", "2"]].concat());
+    let (mut first, kept) = opened(&url).await;
+    connected(&mut first, port).await;
+    let (mut second, _) = opened(&url).await;
+    connected(&mut second, port).await;
+    drop(first);
+    expect_metric(&runner, DETACHED, 1).await;
+    // It goes on although all places are taken.
+    let mut first = asking(&url, again(&kept, 2)).await;
+    let Message::Opened(kept) = layer(&mut first).await else {
+        panic!("it does not go on");
+    };
+    expect_metric(&runner, DETACHED, 0).await;
+    // A session without a tunnel to go on with is not let in beyond the places.
+    let offer = [("sec-websocket-protocol", OFFER)];
+    let other = format!("ws://{}/ws/forward/{CONTAINER}/{port}", runner.address());
+    assert_eq!(greeted(&other, &offer, 1).await.err(), Some(503));
+    drop(first);
+    expect_metric(&runner, DETACHED, 1).await;
+    let (_third, _) = opened(&other).await;
+    expect_metric(&runner, EVICTED, 1).await;
+    // The evicted one does not come back.
+    let answer = layer(&mut asking(&url, again(&kept, 3)).await).await;
+    assert!(matches!(answer, Message::End { .. }), "{answer:?}");
+    assert_eq!(metric(&runner, "runner_sessions").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn forged_stale_and_replayed_opens_change_nothing() {
+    let port = service(echo).await.port();
+    let (runner, url) = bare_runner(&LONG);
+    let (mut client, first) = opened(&url).await;
+    connected(&mut client, port).await;
+    drop(client);
+    let mut client = asking(&url, again(&first, 7)).await;
+    let Message::Opened(now) = layer(&mut client).await else {
+        panic!("it does not go on");
+    };
+    let say = |text: &'static [u8]| frame(Kind::Data, Proto::Tcp, 1, port, text);
+    let check = async |client: &mut Client| {
+        soon("data", client.send(say(b"still here"))).await.unwrap();
+        loop {
+            let message = soon("echo", client.next()).await.unwrap().unwrap();
+            if message.into_data().ends_with(b"still here") {
+                return;
+            }
+        }
+    };
+    check(&mut client).await;
+    let other = format!("ws://{}/ws/forward/{CONTAINER}/{port}", runner.address());
+    for number in 0..250_u32 {
+        let mut guess = [0; Secret::LEN];
+        guess[..4].copy_from_slice(&number.to_be_bytes());
+        let forged = Open {
+            secret: Secret::new(guess),
+            ..again(&now, 1000 + number)
+        };
+        let unknown = Open {
+            tunnel: now.tunnel.wrapping_add(u64::from(number) + 1),
+            ..again(&now, 1000 + number)
+        };
+        for (url, open, reason) in [
+            (&url, forged, EndReason::Unknown),
+            (&url, unknown, EndReason::Unknown),
+            // The first secret is not valid any more since this client spoke.
+            (&url, again(&first, 1000 + number), EndReason::Unknown),
+            // Right in all but the route.
+            (&other, again(&now, 1000 + number), EndReason::Unknown),
+        ] {
+            match layer(&mut asking(url, open).await).await {
+                Message::End { reason: told, .. } => assert_eq!(told, reason),
+                answer => panic!("{answer:?}"),
+            }
+        }
+    }
+    let stale = layer(&mut asking(&url, again(&now, 7)).await).await;
+    assert!(
+        matches!(
+            stale,
+            Message::End {
+                reason: EndReason::Stale,
+                ..
+            }
+        ),
+        "{stale:?}"
+    );
+    check(&mut client).await;
+    assert_eq!(metric(&runner, "runner_sessions").await, 1);
+    let refused = "runner_resume_refused_total{reason=\"unknown\"}";
+    assert_eq!(metric(&runner, refused).await, 1000);
+    assert_eq!(metric(&runner, OF_CLIENTS).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_memory_of_tunnels_that_nobody_comes_back_for_is_freed() {
+    /// Bytes on their way to each client when it vanishes.
+    const UNREAD: usize = 64 << 10;
+    let block = vec![7; UNREAD];
+    let port = service(move |mut stream| {
+        let block = block.clone();
+        async move {
+            let _ = stream.write_all(&block).await;
+            let _ = stream.read(&mut [0]).await;
+        }
+    });
+    let port = port.await.port();
+    let (runner, url) =
+        bare_runner(&["--resume-keep", "3", "--max-detached-per-container", "1000"]);
+    let mut before = 0;
+    // The first round warms the allocator up.
+    for round in 1..=2 {
+        let mut clients = JoinSet::new();
+        for _ in 0..1000 {
+            let url = url.clone();
+            clients.spawn(async move {
+                let (mut client, _) = opened(&url).await;
+                connected(&mut client, port).await;
+            });
+            if clients.len() >= 50 {
+                clients.join_next().await.unwrap().unwrap();
+            }
+        }
+        while let Some(done) = clients.join_next().await {
+            done.unwrap();
+        }
+        expect_metric(&runner, EXPIRED, 1000 * round).await;
+        expect_metric(&runner, "runner_sessions", 0).await;
+        expect_metric(&runner, "runner_tunnels_ring_bytes", 0).await;
+        if round == 1 {
+            // Free memory is returned within a few seconds.
+            tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+            before = runner.resident();
+        }
+    }
+    let limit = before + before / 4 + (4 << 20);
+    eventually("the memory of before", LIMIT, || async {
+        (runner.resident() <= limit).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_process_that_goes_on_after_a_stop_looks_at_its_connections() {
+    let port = service(echo).await.port();
+    let chain = direct();
+    let url = chain.host_url();
+    let port = port.to_string();
+    let args = ["--host", &url, "42", &port, "--local-port", "0"];
+    let forward = Program::start_with("forward", &args, &[("RUST_LOG", "debug")]);
+    let mut stream = connect(&forward).await;
+    expect_echo(&mut stream, b"before").await;
+    forward.signal("STOP");
+    forward.signal("CONT");
+    forward.complaint("asleep: looking at the connections");
+    expect_echo(&mut stream, b"after").await;
 }
