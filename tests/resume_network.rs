@@ -39,6 +39,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::finish::Totals;
 use self::network::Network;
+use self::rng::Rng;
+use self::scenario::{HOUR, Scenario, Shape};
 
 fn seeds() -> std::ops::Range<u64> {
     let number = |name| std::env::var(name).ok().map(|n| n.parse::<u64>().unwrap());
@@ -77,4 +79,45 @@ fn every_stream_survives_what_happens_to_its_transports() {
         }
     });
     println!("{totals:?}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    for seed in 1_000_000..1_000_010 {
+        let [first, second] = [(); 2].map(|()| {
+            let mut totals = Totals::default();
+            let mut network = Network::new(seed);
+            network.run_to_the_end(&mut totals);
+            (network.now, totals)
+        });
+        assert_eq!(first, second);
+    }
+}
+
+#[test]
+fn a_thousand_forged_stale_and_replayed_opens_change_nothing() {
+    let mut rng = Rng::new(7);
+    let mut scenario = Scenario::choose(&mut rng);
+    scenario.shape = Shape::Direct;
+    (scenario.cuts, scenario.drip, scenario.requests) = (60, false, false);
+    (scenario.expires, scenario.ends, scenario.young) = (false, false, false);
+    scenario.resume = scenario
+        .resume
+        .with_keep(HOUR * 1000)
+        .with_idle_keep(HOUR * 1000);
+    let mut network = Network::of(scenario, rng);
+    // Until there are secrets and OPENs of before.
+    while network.tunnels[0].takeovers < 5 {
+        let next = network.next_moment().unwrap();
+        network.advance(next);
+    }
+    let refused = network.tunnels[0].refused;
+    for _ in 0..1_000 {
+        network.attack(0);
+        // Each is compared with the state before it in `first_message`.
+        network.run_until(network.now + 1);
+    }
+    // The others were no OPEN, or named a tunnel that is not there.
+    assert!(network.tunnels[0].refused - refused >= 500);
+    network.run_to_the_end(&mut Totals::default());
 }

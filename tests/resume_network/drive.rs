@@ -2,7 +2,7 @@
 
 use std::mem;
 
-use kohakuriver_tunnel::resume::Due;
+use kohakuriver_tunnel::resume::{Accepts, Due, Link};
 use kohakuriver_tunnel::session::{Event, Reason};
 use kohakuriver_tunnel::wire::Proto;
 
@@ -109,6 +109,8 @@ impl Network {
         let Some(transport) = end.transport.take() else {
             return false;
         };
+        let replays = end.is_attached() && end.link.as_ref().is_some_and(is_replaying);
+        self.tunnels[end.tunnel].cut_in_replay += u64::from(replays);
         self.transports[transport].close(end.party, self.now, &mut self.rng);
         true
     }
@@ -236,4 +238,8 @@ impl Network {
         let t = &self.tunnels[tunnel];
         t.server.is_some() && self.ends[t.client].is_attached()
     }
+}
+
+fn is_replaying(link: &Link) -> bool {
+    link.accepts() == Accepts::Nothing
 }

@@ -9,11 +9,12 @@ use super::wire::{Party, SECOND, Time};
 const HOUR: Time = 3_600 * SECOND;
 
 /// What happened in all runs: each should have happened often.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     pub runs: u64,
     pub transports: u64,
     pub takeovers: u64,
+    pub cut_in_replay: u64,
     pub refused: u64,
     pub replayed: u64,
     pub messages: u64,
@@ -34,6 +35,7 @@ impl std::ops::AddAssign for Totals {
         self.runs += other.runs;
         self.transports += other.transports;
         self.takeovers += other.takeovers;
+        self.cut_in_replay += other.cut_in_replay;
         self.refused += other.refused;
         self.replayed += other.replayed;
         self.messages += other.messages;
@@ -264,6 +266,7 @@ impl Network {
         totals.transports += self.transports.len() as u64;
         for tunnel in &self.tunnels {
             totals.takeovers += tunnel.takeovers;
+            totals.cut_in_replay += tunnel.cut_in_replay;
             totals.refused += tunnel.refused;
         }
         for end in &self.ends {

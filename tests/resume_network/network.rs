@@ -60,6 +60,8 @@ pub struct Tunnel {
     pub next_chaos: Option<Time>,
     pub junk: u64,
     pub takeovers: u64,
+    /// Transports that were lost while messages were sent again.
+    pub cut_in_replay: u64,
     pub refused: u64,
 }
 
@@ -81,6 +83,10 @@ impl Network {
     pub fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let scenario = Scenario::choose(&mut rng);
+        Self::of(scenario, rng)
+    }
+
+    pub fn of(scenario: Scenario, rng: Rng) -> Self {
         let mut network = Self {
             now: 1_000,
             rng,
@@ -194,6 +200,7 @@ impl Network {
                 _ => 0,
             },
             takeovers: 0,
+            cut_in_replay: 0,
             refused: 0,
         });
         let config = self.scenario.link(Party::Client);
