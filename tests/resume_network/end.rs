@@ -243,7 +243,11 @@ impl End {
                 panic!("an honest peer broke the protocol: {violation}")
             }
             Received::Retry => Read::Drop,
-            Received::Ended(_) => {
+            Received::Ended(ended) => {
+                if matches!(ended.reason, EndReason::Closed | EndReason::Gone) {
+                    // In good order: END follows all that was sent.
+                    assert_eq!(self.delivered, peer.len(), "END came early");
+                }
                 self.follow_end(now);
                 Read::Moved
             }
