@@ -144,7 +144,8 @@ struct State<T> {
 
 struct Entry<T> {
     binding: Binding,
-    handovers: mpsc::Sender<Handover<T>>,
+    /// Boxed, because a channel allocates room for many at once.
+    handovers: mpsc::Sender<Box<Handover<T>>>,
     shared: Weak<Shared>,
     /// Its number among those without a transport.
     waits: Option<u64>,
@@ -231,6 +232,7 @@ impl<T> Keeper<T> {
     /// refused.
     pub(super) async fn hand_over(&self, open: Open, binding: &Binding, transport: T) -> Answer<T> {
         let (handover, answered) = Handover::new(open, binding.peer.clone(), transport);
+        let handover = Box::new(handover);
         let sent = match self.registry.lock().tunnels.get(&open.tunnel) {
             Some(entry) if entry.binding.route == binding.route => {
                 entry.handovers.try_send(handover)
@@ -396,7 +398,7 @@ fn evict(victims: &[Weak<Shared>]) {
 pub struct Kept<T> {
     registry: Arc<Registry<T>>,
     tunnel: u64,
-    arrivals: mpsc::Receiver<Handover<T>>,
+    arrivals: mpsc::Receiver<Box<Handover<T>>>,
     /// Bytes that the tunnel keeps.
     ring: usize,
 }
@@ -439,7 +441,7 @@ impl<T> Drop for Kept<T> {
 impl<T> Source<T> for Kept<T> {
     fn poll_arrival(&mut self, cx: &mut Context<'_>, _: Instant, _: Need) -> Poll<Arrival<T>> {
         match self.arrivals.poll_recv(cx) {
-            Poll::Ready(Some(handover)) => Poll::Ready(Arrival::Opened(handover)),
+            Poll::Ready(Some(handover)) => Poll::Ready(Arrival::Opened(*handover)),
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
     }

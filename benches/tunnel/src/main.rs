@@ -63,6 +63,9 @@ struct Args {
     /// What resumption costs, with it on and off: nothing else is measured
     #[arg(long)]
     resumption: bool,
+    /// With --resumption: without the long path
+    #[arg(long, requires = "resumption")]
+    loopback: bool,
     /// Measure the programs of this folder instead of building them
     #[arg(long, value_name = "FOLDER", overrides_with = "programs")]
     programs: Option<PathBuf>,
@@ -164,7 +167,7 @@ fn run(args: &Args) -> Result<(), String> {
     let service = chains::service()?;
     let mut sections = Vec::new();
     if args.resumption {
-        sections = resumption::price(&programs, &service, &sizes)?;
+        sections = resumption::price(&programs, &service, &sizes, args.loopback)?;
     }
     for links in (3..=5_u8).filter(|_| !args.resumption) {
         if args.chain.is_none_or(|only| only == links) {

@@ -8,13 +8,19 @@ use crate::process;
 use crate::report::{Row, Section};
 use crate::{Measure, Sizes};
 
-/// Both chains on loopback, then with a long path between client and host.
+/// Both chains on loopback, then, unless that is all, with a long path between client and host.
 ///
 /// # Errors
 /// A chain does not start, or a transfer was damaged.
-pub fn price(folder: &Folder, service: &Chain, sizes: &Sizes) -> Result<Vec<Section>, String> {
+pub fn price(
+    folder: &Folder,
+    service: &Chain,
+    sizes: &Sizes,
+    loopback: bool,
+) -> Result<Vec<Section>, String> {
     let mut sections = Vec::new();
-    for (slow, place) in [(false, "loopback"), (true, "100 ms, 1 Gbit/s")] {
+    let places = [(false, "loopback"), (true, "100 ms, 1 Gbit/s")];
+    for (slow, place) in places.into_iter().filter(|(slow, _)| !(loopback && *slow)) {
         let chain = |resume| chains::programs(folder, 5, service.port, Way { resume, slow });
         let (off, on) = (chain(false)?, chain(true)?);
         let rows = if slow {
