@@ -11,6 +11,7 @@ something is missing that a check needs.
 
 import argparse
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -72,6 +73,56 @@ def resumes(programs):
     return b"--resume-keep" in done.stdout
 
 
+def in_turn(names, options):
+    """Runs checks one after the other. Returns how many passed and failed, and what is missing."""
+    passed = failed = 0
+    missing = []
+    place = Place()
+    try:
+        database = Server(place)
+        for name in names:
+            try:
+                bench = run(name, options, database)
+            except Cannot as reason:
+                missing.append(f"{name}: {reason}")
+                print(f"SKIP  {missing[-1]}", flush=True)
+                continue
+            passed += bench.passed
+            failed += bench.failed
+    except Cannot as reason:
+        missing.append(f"all: {reason}")
+        print(f"SKIP  {missing[-1]}", flush=True)
+    finally:
+        place.close()
+    return passed, failed, missing
+
+
+def beside(names, jobs):
+    """Divides the checks among processes like this one. Most checks wait most of the time."""
+    given = [part for part in sys.argv[1:] if part not in names and part != "--only"]
+    running = []
+    for job in range(jobs):
+        mine = [part for name in names[job::jobs] for part in ("--only", name)]
+        command = [sys.executable, __file__, *given, "--jobs", "1", *mine]
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    passed = failed = 0
+    missing = []
+    try:
+        for process in running:
+            said, _ = process.communicate()
+            lines = said.splitlines()
+            print("\n".join(lines[:-1]), flush=True)
+            counts = re.match(r"(\d+) passed, (\d+) failed", lines[-1] if lines else "")
+            passed += int(counts[1]) if counts else 0
+            failed += int(counts[2]) if counts else 1
+            missing += [line[6:] for line in lines if line.startswith("SKIP  ")]
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait()
+    return passed, failed, missing
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -89,29 +140,16 @@ def main():
     parser.add_argument(
         "--full", action="store_true", help="the times and numbers that are promised; 40 minutes"
     )
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="as many checks at once (%(default)s)"
+    )
     options = parser.parse_args()
     options.programs = options.programs.resolve()
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
-    passed = failed = 0
-    missing = []
-    place = Place()
-    try:
-        database = Server(place)
-        for name in options.only or CHECKS:
-            try:
-                bench = run(name, options, database)
-            except Cannot as reason:
-                missing.append(f"{name}: {reason}")
-                print(f"SKIP  {missing[-1]}", flush=True)
-                continue
-            passed += bench.passed
-            failed += bench.failed
-    except Cannot as reason:
-        missing.append(f"all: {reason}")
-        print(f"SKIP  {missing[-1]}", flush=True)
-    finally:
-        place.close()
+    names = options.only or list(CHECKS)
+    jobs = min(options.jobs, len(names))
+    passed, failed, missing = in_turn(names, options) if jobs < 2 else beside(names, jobs)
     told = f", NOT all were run: {'; '.join(missing)}" if missing else ""
     print(f"{passed} passed, {failed} failed{told}")
     if failed or not (passed or missing):
