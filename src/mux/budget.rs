@@ -149,6 +149,12 @@ impl Account {
         self.budget.held() > self.budget.inner.limit / Self::PINNED_SHARE
     }
 
+    /// Whether so much is held in total that tunnels without a transport have to go, before others
+    /// have to keep to their shares.
+    pub(super) fn is_tight(&self) -> bool {
+        self.budget.held() > self.budget.inner.limit / 2
+    }
+
     /// Updates whether the peer floods; returns how many peers do.
     pub(super) fn note_flood(&mut self, flooded: bool) -> usize {
         count(&self.budget.inner.floods, &mut self.flooded, flooded)

@@ -135,7 +135,9 @@ impl<P: Path, R: Timer> Engine<P, R> {
         }
         let turn = {
             let mut state = self.tunnel.shared.lock();
-            state.driver_stalled = !state.session.can_receive();
+            // Before a resumed tunnel is open, the session gets nothing.
+            let is_stalled = !state.session.can_receive() && !self.path.is_opening();
+            state.driver_stalled = is_stalled;
             if state.driver_stalled {
                 return Inflow::Pending;
             }

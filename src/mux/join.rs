@@ -67,6 +67,7 @@ impl TunnelStream {
             other,
             there: Lane::default(),
             back: Lane::default(),
+            detached: (false, false),
         };
         let mut grace = Grace::new(grace);
         poll_fn(move |cx| {
@@ -86,6 +87,8 @@ struct Join {
     /// From `one` to `other`.
     there: Lane,
     back: Lane,
+    /// Whether the tunnel of `one`, or of `other`, waits for a transport.
+    detached: (bool, bool),
 }
 
 /// One direction.
@@ -112,7 +115,18 @@ enum State {
 }
 
 impl Join {
+    /// While one tunnel waits for a transport, what the other stream holds has no reader.
+    fn note_detached(&mut self) {
+        let detached = (self.one.is_detached(), self.other.is_detached());
+        if detached != self.detached {
+            self.detached = detached;
+            self.other.set_expendable(detached.0);
+            self.one.set_expendable(detached.1);
+        }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Relayed, Reset>> {
+        self.note_detached();
         let (one_read, one_write) = self.one.split_mut();
         let (other_read, other_write) = self.other.split_mut();
         let reset = self.there.poll(cx, one_read, other_write);

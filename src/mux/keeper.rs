@@ -139,6 +139,8 @@ struct State<T> {
     random: Random,
     tunnels: BTreeMap<u64, Entry<T>>,
     waiting: Waiting,
+    /// Ends because memory is short, and has not ended yet.
+    ending: Option<u64>,
     stats: KeeperStats,
 }
 
@@ -180,6 +182,7 @@ impl<T> Keeper<T> {
             random: Box::new(random),
             tunnels: BTreeMap::new(),
             waiting: Waiting::default(),
+            ending: None,
             stats: KeeperStats::default(),
         };
         let instance = state.number();
@@ -205,10 +208,8 @@ impl<T> Keeper<T> {
 
     /// Ends the tunnel that has been without a transport for longest. False if there is none.
     pub fn evict_oldest(&self) -> bool {
-        let mut state = self.registry.lock();
-        let oldest = state.waiting.all.keys().next().copied();
-        let victim = oldest.and_then(|number| state.stop_waiting(number));
-        drop(state);
+        let victim = self.registry.lock().oldest();
+        let victim = victim.map(|(_, shared)| shared);
         evict(victim.as_slice());
         victim.is_some()
     }
@@ -361,6 +362,20 @@ impl<T> State<T> {
         victims
     }
 
+    /// Takes the one that has waited longest from those that wait.
+    fn oldest(&mut self) -> Option<(u64, Weak<Shared>)> {
+        let (number, place) = self.waiting.all.first_key_value()?;
+        let (number, tunnel) = (*number, place.tunnel);
+        Some((tunnel, self.stop_waiting(number)?))
+    }
+
+    /// No more is asked of the tunnel.
+    fn forget_ending(&mut self, tunnel: u64) {
+        if self.ending == Some(tunnel) {
+            self.ending = None;
+        }
+    }
+
     /// Takes a tunnel from those that wait, if it is one of them.
     fn stop_waiting(&mut self, number: u64) -> Option<Weak<Shared>> {
         let place = self.waiting.all.remove(&number)?;
@@ -412,6 +427,7 @@ impl<T> Kept<T> {
         if let Some(number) = known.and_then(|entry| entry.waits) {
             state.stop_waiting(number);
         }
+        state.forget_ending(self.tunnel);
         let entry = state.tunnels.remove(&self.tunnel);
         if entry.is_some() {
             let stats = &mut state.stats;
@@ -459,6 +475,7 @@ impl<T> Source<T> for Kept<T> {
             News::Attached => {
                 let mut state = self.registry.lock();
                 state.stats.resumed += 1;
+                state.forget_ending(self.tunnel);
                 let known = state.tunnels.get(&self.tunnel);
                 if let Some(number) = known.and_then(|entry| entry.waits) {
                     state.stop_waiting(number);
@@ -475,6 +492,17 @@ impl<T> Source<T> for Kept<T> {
                 stats.replayed += replayed.0;
                 stats.replayed_bytes += replayed.1;
                 self.ring = ring;
+            }
+            News::Tight => {
+                let mut state = self.registry.lock();
+                // One at a time: each frees memory.
+                if state.ending.is_none() {
+                    if let Some((tunnel, shared)) = state.oldest() {
+                        state.ending = Some(tunnel);
+                        drop(state);
+                        evict(&[shared]);
+                    }
+                }
             }
             News::Peer(peer) => {
                 let mut state = self.registry.lock();

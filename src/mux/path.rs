@@ -54,6 +54,12 @@ pub(super) trait Path {
         false
     }
 
+    /// Whether the transport only carries what opens the tunnel.
+    #[inline]
+    fn is_opening(&self) -> bool {
+        false
+    }
+
     /// Whether there is a transport to close.
     #[inline]
     fn is_attached(&self) -> bool {

@@ -190,7 +190,10 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
             }
             state.silent = false;
             state.attached.change(change);
+            shared.set_detached(state.attached.is_detached());
             state.wake_watchers(&mut wake);
+            // Joins tell the other tunnel.
+            state.wake_readers(&mut wake);
             drop(state);
             for waker in wake {
                 waker.wake();
@@ -209,7 +212,11 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
         state.attached.stats = stats;
         self.link.set_idle(state.session.is_idle());
         let is_scarce = state.account.as_ref().is_some_and(Account::is_scarce);
+        let is_tight = state.account.as_ref().is_some_and(Account::is_tight);
         drop(state);
+        if is_tight {
+            self.source.note(now, &News::Tight);
+        }
         self.link.set_ring_limit(match is_scarce {
             true => 0,
             false => usize::MAX,
@@ -327,6 +334,10 @@ where
     fn has_failed(&self) -> bool {
         let ended = self.link.ended();
         ended.is_some_and(|ended| !is_orderly(ended.reason))
+    }
+
+    fn is_opening(&self) -> bool {
+        self.link.state() == State::Opening
     }
 
     fn is_attached(&self) -> bool {

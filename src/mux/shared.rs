@@ -4,6 +4,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::{Context, Waker};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -20,6 +21,8 @@ use crate::wire::{Proto, RawFrame};
 pub(super) struct Shared {
     state: Mutex<State>,
     pub(super) clock: TunnelClock,
+    /// As the state says, for readers without the lock.
+    detached: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -93,7 +96,11 @@ impl Shared {
             evicted: false,
         };
         let state = Mutex::new(state);
-        Self { state, clock }
+        Self {
+            state,
+            clock,
+            detached: AtomicBool::new(false),
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -105,6 +112,16 @@ impl Shared {
     /// The session's time.
     pub(super) fn now(&self) -> Instant {
         self.clock.now()
+    }
+
+    /// Whether the tunnel waits for a transport.
+    #[inline]
+    pub(super) fn is_detached(&self) -> bool {
+        self.detached.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_detached(&self, detached: bool) {
+        self.detached.store(detached, Ordering::Relaxed);
     }
 
     /// Calls `f` on the session, and wakes the driver if that produced work.
@@ -294,6 +311,15 @@ impl State {
     pub(super) fn drain(&mut self, wake: &mut Vec<Waker>) {
         self.session.drain();
         self.wake_watchers(wake);
+    }
+
+    /// Collects the wakers of all tasks that read.
+    pub(super) fn wake_readers(&mut self, wake: &mut Vec<Waker>) {
+        wake.extend(
+            self.wakers
+                .iter_mut()
+                .filter_map(|wakers| wakers.read.take()),
+        );
     }
 
     pub(super) fn wake_watchers(&mut self, wake: &mut Vec<Waker>) {

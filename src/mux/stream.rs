@@ -148,6 +148,17 @@ impl TunnelStream {
         self.write.handle.stats()
     }
 
+    /// Whether the stream's tunnel waits for a transport.
+    pub(super) fn is_detached(&self) -> bool {
+        self.read.handle.shared.is_detached()
+    }
+
+    /// Whether this stream goes before others when memory is short.
+    pub(super) fn set_expendable(&self, expendable: bool) {
+        let handle = &self.read.handle;
+        handle.with(|state, id| state.session.set_expendable(id, expendable));
+    }
+
     /// Splits the stream into its directions. It is released when both are dropped.
     #[must_use]
     pub fn into_split(self) -> (ReadHalf, WriteHalf) {

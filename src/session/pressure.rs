@@ -2,8 +2,8 @@
 
 use alloc::vec::Vec;
 
-use super::Role;
 use super::endpoint::Session;
+use super::{Role, StreamId};
 
 impl Session {
     /// Estimate of the bytes a stream costs besides its queues: its handle and the task that serves
@@ -65,17 +65,29 @@ impl Session {
         self.receiving.set_thrifty(thrifty);
     }
 
-    /// Resets streams with reason overflow, those that hold most first, until
+    /// The reader of an expendable stream cannot read for a while, for example because it is behind
+    /// a tunnel that has lost its transport. When too much is held, expendable streams that hold
+    /// something are reset before all others.
+    pub fn set_expendable(&mut self, stream: StreamId, expendable: bool) {
+        if let Some(s) = self.streams.get_mut(stream) {
+            s.recv.set_expendable(expendable);
+        }
+    }
+
+    /// Resets streams with reason overflow, expendable ones and then those that hold most, until
     /// [`memory`](Self::memory) is at most `target` or no stream holds anything. Drops what they
     /// held.
     pub fn shed(&mut self, target: usize) {
         let streams = self.streams.iter();
         let mut holders: Vec<_> = streams
-            .map(|s| (s.recv.unread() + s.send.unsent(), s.id()))
-            .filter(|(held, _)| *held > 0)
+            .map(|s| {
+                let held = s.recv.unread() + s.send.unsent();
+                (s.recv.is_first_victim(), held, s.id())
+            })
+            .filter(|(_, held, _)| *held > 0)
             .collect();
         holders.sort_unstable_by_key(|holder| core::cmp::Reverse(*holder));
-        for (_, stream) in holders {
+        for (_, _, stream) in holders {
             if self.memory() <= target {
                 return;
             }

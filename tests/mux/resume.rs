@@ -1035,3 +1035,155 @@ fn drivers_are_send() {
     check::<ResumingDriver<Pipe, Packets, mux::Kept<Pipe>>>();
     check::<Keeper<Pipe>>();
 }
+
+/// Answers that wait stop the reading, but not of what opens the tunnel again.
+#[tokio::test]
+async fn a_client_full_of_answers_still_hears_opened() {
+    let (dialled, mut pipes) = mpsc::unbounded_channel();
+    let dial = move || {
+        let (near, far, _) = pipe(4);
+        dialled.send(far).unwrap();
+        near
+    };
+    let first = dial();
+    let connector = move |_| ready(Ok(dial()));
+    let config = Config::default().with_max_replies(16);
+    let builder = mux::builder().config(config);
+    let (mux, driver) = builder.resuming_opener(first, CARRIER, connector);
+    tokio::spawn(driver);
+    let opened = |received| {
+        Message::Opened(resume::Opened {
+            instance: 1,
+            tunnel: 2,
+            secret: Secret::new([3; 16]),
+            received,
+            keep: 120,
+            ring: 1 << 20,
+        })
+    };
+    const PINGS: u64 = 200;
+    let mut far = within(pipes.recv()).await.unwrap();
+    assert!(matches!(hear(&mut far).await, Message::Open(_)));
+    say(&mut far, opened(0)).await;
+    let mut sent = 0;
+    let mut changes = mux.tunnel().attachments();
+    // As many as the client takes without an answer being read.
+    for number in 0..PINGS {
+        let mut ping = vec![6, 0, 0, 0, 0, 0, 0, 0];
+        ping.extend(number.to_be_bytes());
+        let ping = far.send(Packet::Binary(ping.into()));
+        let limit = Duration::from_millis(200);
+        if tokio::time::timeout(limit, ping).await.is_err() {
+            break;
+        }
+        sent += 1;
+    }
+    assert!((16..PINGS).contains(&sent), "{sent}");
+    drop(far);
+    let mut far = within(pipes.recv()).await.unwrap();
+    let Message::Open(again) = hear(&mut far).await else {
+        panic!("no OPEN")
+    };
+    assert!(again.received >= 16);
+    say(&mut far, opened(0)).await;
+    resumed(&mut changes).await;
+    for number in 0..again.received {
+        let Some(Ok(Packet::Binary(pong))) = within(far.next()).await else {
+            panic!("no answer")
+        };
+        assert_eq!((pong[0], &pong[8..]), (7, &number.to_be_bytes()[..]));
+    }
+}
+
+/// What a client without a transport does not read goes before what others hold.
+#[tokio::test]
+async fn a_bystander_is_not_reset_for_a_client_without_a_transport() {
+    // The tunnel to an agent, whose end here may hold little.
+    let (near, far, _) = pipe(8);
+    let config = Config::default().with_receive_budget(1 << 20);
+    let (agent, driver) = mux::builder().config(config).opener(near, CARRIER);
+    tokio::spawn(driver);
+    let (mut service, driver) = mux::builder().acceptor(far, CARRIER);
+    tokio::spawn(driver);
+
+    let (server, mut accepted) = Server::new(resume::Config::default());
+    let (mux, _driver) = server.client(mux::builder());
+    let mut client = mux.open_tcp(7).unwrap();
+    let mut acceptor = within(accepted.recv()).await.unwrap();
+    let leg = super::tunnel::accept_tcp(&mut acceptor).await;
+    tokio::spawn(leg.join(agent.open_tcp(7).unwrap()));
+    let mut sender = super::tunnel::accept_tcp(&mut service).await;
+    sender.write_all(b"hello").await.unwrap();
+    within(client.read_exact(&mut [0; 5])).await.unwrap();
+
+    let mut bystander = agent.open_tcp(8).unwrap();
+    let mut to_bystander = super::tunnel::accept_tcp(&mut service).await;
+    // Holds most, and is a little slow.
+    to_bystander.write_all(&noise(1, 240_000)).await.unwrap();
+    super::tunnel::transmitted(acceptor.tunnel()).await;
+
+    server.refuses.store(u32::MAX, Ordering::Relaxed);
+    let mut changes = acceptor.tunnel().attachments();
+    server.cut();
+    let change = within(changes.changed()).await.unwrap();
+    assert!(matches!(change, Attachment::Detached(_)), "{change:?}");
+    // More than the client's leg takes.
+    within(sender.write_all(&noise(2, 400_000))).await.unwrap();
+    within(async {
+        while agent.tunnel().stats().unread <= 240_000 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let mut others = Vec::new();
+    let data = noise(3, 250_000);
+    for _ in 0..3 {
+        let reader = agent.open_tcp(9).unwrap();
+        let mut to_reader = super::tunnel::accept_tcp(&mut service).await;
+        // Returns once the credit and the queues have room for it.
+        within(to_reader.write_all(&data)).await.unwrap();
+        others.push((reader, to_reader));
+    }
+    let error = within(sender.read(&mut [0])).await.unwrap_err();
+    assert!(
+        error.to_string().contains("too many bytes were not read"),
+        "{error}"
+    );
+    assert_eq!(agent.tunnel().stats().resets, 1);
+    let mut got = vec![0; 240_000];
+    within(bystander.read_exact(&mut got)).await.unwrap();
+    assert!(got == noise(1, 240_000));
+    for (mut reader, _to_reader) in others {
+        let mut got = vec![0; 250_000];
+        within(reader.read_exact(&mut got)).await.unwrap();
+        assert!(got == data);
+    }
+}
+
+/// When memory is short for all tunnels, those without a transport end first.
+#[tokio::test]
+async fn a_tunnel_without_a_transport_goes_when_memory_is_short() {
+    let budget = mux::Budget::new(8 << 20);
+    let (mut server, mut accepted) = Server::new(resume::Config::default());
+    server.builder = mux::builder().budget(&budget);
+    let (mux, _driver) = server.client(mux::builder());
+    let mut stream = mux.open_tcp(7).unwrap();
+    echo(within(accepted.recv()).await.unwrap());
+    ping_pong(&mut stream).await;
+    let liar = Liar::new(&server).await;
+    let gone = within(accepted.recv()).await.unwrap();
+    let mut changes = gone.tunnel().attachments();
+    drop(liar);
+    within(changes.changed()).await.unwrap();
+    ping_pong(&mut stream).await;
+    assert_eq!(gone.tunnel().close_reason(), None);
+    assert!(budget.take(5 << 20));
+    ping_pong(&mut stream).await;
+    let closed = within(gone.tunnel().closed()).await;
+    assert!(
+        matches!(closed, Err(TunnelError::NotResumed(_))),
+        "{closed:?}"
+    );
+    assert_eq!(server.keeper.stats().evicted, 1);
+    ping_pong(&mut stream).await;
+}

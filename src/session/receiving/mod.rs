@@ -54,6 +54,8 @@ pub(super) struct RecvHalf {
     talk: Conversation,
     /// Received data is discarded.
     discards: bool,
+    /// Its reader cannot read for a while: goes first when memory is short.
+    expendable: bool,
 }
 
 /// Result of receiving the payload of a DATA.
@@ -315,13 +317,15 @@ impl Receiving {
         self.stalls.until()
     }
 
-    /// The byte stream that holds most, if byte streams exceed the budget.
+    /// The byte stream to reset if byte streams exceed the budget: of the expendable ones, or else
+    /// of all, the one that holds most.
     pub(super) fn largest_holder(&self, streams: &Streams) -> Option<StreamId> {
         if !self.bytes.is_over() {
             return None;
         }
         let bytes = streams.iter().filter(|s| s.proto() == Proto::Tcp);
-        bytes.max_by_key(|s| s.recv.unread()).map(Stream::id)
+        let victim = bytes.max_by_key(|s| (s.recv.is_first_victim(), s.recv.unread()));
+        victim.map(Stream::id)
     }
 
     /// Bytes that all streams and flows hold.
@@ -358,7 +362,17 @@ impl RecvHalf {
             early: Excess::default(),
             talk: Conversation::default(),
             discards: false,
+            expendable: false,
         }
+    }
+
+    pub(super) const fn set_expendable(&mut self, expendable: bool) {
+        self.expendable = expendable;
+    }
+
+    /// Whether this is to go before others that hold more.
+    pub(super) const fn is_first_victim(&self) -> bool {
+        self.expendable && self.buffer.len() > 0
     }
 
     /// This end has sent something on the stream.
