@@ -47,6 +47,53 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! A tunnel may outlive its transport (PROTOCOL.md section 5.10), if the handshake agrees on that
+//! ([`resume`](crate::resume)). The client connects again; the server's [`Keeper`] finds the tunnel.
+//! Streams wait meanwhile, and lose nothing:
+//!
+//! ```
+//! # use kohakuriver_tunnel::mux::length_prefixed;
+//! use kohakuriver_tunnel::mux::{self, Admission, Attachment, Binding, Keeper, KeeperLimits};
+//! use kohakuriver_tunnel::resume::Config;
+//! use kohakuriver_tunnel::transport::Plain;
+//! use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, copy, duplex, split};
+//!
+//! type Transport = mux::LengthPrefixed<DuplexStream>;
+//!
+//! /// Serves a transport, whether it is of a new tunnel or not.
+//! async fn serve(keeper: Keeper<Transport>, transport: Transport) {
+//!     let binding = Binding::new("the route", "a group", "the peer's address");
+//!     let admitted = mux::builder().admit(&keeper, transport, Plain, binding).await;
+//!     let Ok(Admission::New(opening)) = admitted else { return };
+//!     let (mut acceptor, driver) = opening.acceptor();
+//!     tokio::spawn(driver);
+//!     let Some(stream) = acceptor.accept_tcp().await else { return };
+//!     let (mut read, mut write) = split(stream.accept());
+//!     let _ = copy(&mut read, &mut write).await;
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # fn os_random(bytes: &mut [u8]) { bytes.fill(4) }
+//! let keeper = Keeper::new(Config::default(), KeeperLimits::default(), os_random);
+//! let connect = move || {
+//!     let (near, far) = duplex(1 << 16); // a WebSocket, in a program
+//!     tokio::spawn(serve(keeper.clone(), length_prefixed(far)));
+//!     length_prefixed(near)
+//! };
+//! let first = connect();
+//! let again = move |_| std::future::ready(Ok(connect()));
+//! let (mux, driver) = mux::builder().resuming_opener(first, Plain, again);
+//! tokio::spawn(driver);
+//! let mut stream = mux.open_tcp(7)?;
+//! stream.write_all(b"this survives a lost transport").await?;
+//! let mut reply = [0; 30];
+//! stream.read_exact(&mut reply).await?;
+//! assert_eq!(mux.tunnel().attachment(), Attachment::First);
+//! # Ok(())
+//! # }
+//! ```
 
 mod acceptor;
 mod admission;

@@ -371,8 +371,8 @@ impl RecvHalf {
     }
 
     /// Whether this is to go before others that hold more.
-    pub(super) const fn is_first_victim(&self) -> bool {
-        self.expendable && self.buffer.len() > 0
+    pub(super) fn is_first_victim(&self) -> bool {
+        self.expendable && self.unread() > 0
     }
 
     /// This end has sent something on the stream.
