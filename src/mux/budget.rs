@@ -128,8 +128,8 @@ impl Account {
     }
 
     /// Updates what the tunnel holds, what it keeps besides until the peer acknowledges it, and for
-    /// how many parties. If it holds too much, returns how much it may hold. Resetting streams frees
-    /// nothing of what is kept.
+    /// how many parties. If it holds too much, returns how much it may hold. Resetting streams
+    /// frees nothing of what is kept.
     pub(super) fn settle(&mut self, held: usize, kept: usize, parties: usize) -> Option<usize> {
         let shares = parties.min(Self::MOST_SHARES);
         self.share(shares);

@@ -132,8 +132,8 @@ impl<R> Builder<R> {
         self
     }
 
-    /// How long one attempt of a [connector](super::Connect) may take, including its pauses. Then it
-    /// is dropped, and another one begins. Default 120 s.
+    /// How long one attempt of a [connector](super::Connect) may take, including its pauses. Then
+    /// it is dropped, and another one begins. Default 120 s.
     pub fn dial_timeout(mut self, timeout: Duration) -> Self {
         self.dial_timeout = timeout;
         self
@@ -192,8 +192,8 @@ impl<R: Timer> Builder<R> {
         (Acceptor::new(driver.tunnel()), driver)
     }
 
-    /// Waits for the acceptor's greeting, as [`connect`](Self::connect), on a transport for a tunnel
-    /// that exists or begins otherwise.
+    /// Waits for the acceptor's greeting, as [`connect`](Self::connect), on a transport for a
+    /// tunnel that exists or begins otherwise.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).

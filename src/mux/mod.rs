@@ -49,8 +49,8 @@
 //! ```
 //!
 //! A tunnel may outlive its transport (PROTOCOL.md section 5.10), if the handshake agrees on that
-//! ([`resume`](crate::resume)). The client connects again; the server's [`Keeper`] finds the tunnel.
-//! Streams wait meanwhile, and lose nothing:
+//! ([`resume`](crate::resume)). The client connects again; the server's [`Keeper`] finds the
+//! tunnel. Streams wait meanwhile, and lose nothing:
 //!
 //! ```
 //! # use kohakuriver_tunnel::mux::length_prefixed;

@@ -16,8 +16,8 @@ use crate::session::{Instant, clean_text};
 /// A closure from [`Dial`] to a future is one, as in [`Builder::resume`](super::Builder::resume).
 ///
 /// The future ends with a transport whose handshake is complete and whose
-/// [greeting](super::Builder::hear_greeting), if its route has one, was heard. It may wait before it
-/// connects: back-off and jitter are the connector's. It is dropped when the peer is heard again
+/// [greeting](super::Builder::hear_greeting), if its route has one, was heard. It may wait before
+/// it connects: back-off and jitter are the connector's. It is dropped when the peer is heard again
 /// meanwhile, when the tunnel ends, or after the [time](super::Builder::dial_timeout) for one
 /// attempt. After a failure that is not [final](ConnectFailure::is_final) the connector is asked
 /// again at once, though at most ten times a second, and once a second if it keeps failing.

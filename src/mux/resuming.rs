@@ -37,8 +37,8 @@ pub(super) struct Resuming<T, C, S> {
     resumptions: u64,
     /// Messages and bytes sent again that the source knows of.
     replayed: (u64, u64),
-    /// The peer ended the tunnel in good order. Its reason in the transport's close is awaited until
-    /// then.
+    /// The peer ended the tunnel in good order. Its reason in the transport's close is awaited
+    /// until then.
     close_by: Option<Instant>,
     /// This end has asked for the end of the tunnel.
     is_finishing: bool,

@@ -17,8 +17,8 @@ use core::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
-    /// How long a tunnel without a transport is kept; the shorter of the two ends' values holds. The
-    /// peer is told whole seconds, rounded up. Default 120 s.
+    /// How long a tunnel without a transport is kept; the shorter of the two ends' values holds.
+    /// The peer is told whole seconds, rounded up. Default 120 s.
     ///
     /// What a vanished client holds at a service (a transaction, a lock) outlives it by this.
     pub keep: Duration,

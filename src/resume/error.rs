@@ -55,7 +55,8 @@ impl Ended {
     }
 }
 
-/// Why an OPEN does not take a tunnel over. The transport is refused alone; the tunnel is as it was.
+/// Why an OPEN does not take a tunnel over. The transport is refused alone; the tunnel is as it
+/// was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Refusal {

@@ -237,8 +237,8 @@ impl Session {
         self.keepalive.is_probing()
     }
 
-    /// A tunnel that is resumed (PROTOCOL.md section 5.10) does not end with its transport: when the
-    /// peer is silent for too long, there is an [`Event::PeerDead`], and nothing is closed.
+    /// A tunnel that is resumed (PROTOCOL.md section 5.10) does not end with its transport: when
+    /// the peer is silent for too long, there is an [`Event::PeerDead`], and nothing is closed.
     pub const fn set_outlives_transport(&mut self, outlives: bool) {
         self.outlives_transport = outlives;
     }

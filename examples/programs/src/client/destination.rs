@@ -44,8 +44,8 @@ impl Destination {
         whole.unwrap_or_else(|| self.host.join(&session().path(&self.task)))
     }
 
-    /// Begins a session, which `redial` connects again. One that several ports share must speak version 2: in version 1 a paused
-    /// reader of one port would hold up the others.
+    /// Begins a session, which `redial` connects again. One that several ports share must speak
+    /// version 2: in version 1 a paused reader of one port would hold up the others.
     ///
     /// # Errors
     /// The host cannot be reached or refuses.
