@@ -34,6 +34,8 @@ mod prefixed;
 mod relay;
 #[path = "mux/resume.rs"]
 mod resume;
+#[path = "mux/resume_tcp.rs"]
+mod resume_tcp;
 #[path = "mux/streams.rs"]
 mod streams;
 #[path = "mux/tunnel.rs"]
