@@ -282,6 +282,8 @@ impl State {
                 Err(error) => format!("the tunnel ended: {error}"),
             };
             self.session.handle_closed(now, Reason::Gone, &text);
+            // The driver's ring is of no use any more.
+            self.attached.ring = 0;
             self.settle();
             if let Some(account) = &mut self.account {
                 account.note_flood(false);
