@@ -7,9 +7,8 @@ use core::fmt;
 use core::task::{Context, Poll};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::mpsc;
-
 use super::Tunnel;
+use super::handovers::Handovers;
 use super::shared::Shared;
 use super::source::{Answer, Arrival, Handover, Need, News, Source};
 use crate::resume::{Config, EndReason, Identity, Open, Secret};
@@ -146,8 +145,7 @@ struct State<T> {
 
 struct Entry<T> {
     binding: Binding,
-    /// Boxed, because a channel allocates room for many at once.
-    handovers: mpsc::Sender<Box<Handover<T>>>,
+    handovers: Handovers<T>,
     shared: Weak<Shared>,
     /// Its number among those without a transport.
     waits: Option<u64>,
@@ -233,20 +231,13 @@ impl<T> Keeper<T> {
     /// refused.
     pub(super) async fn hand_over(&self, open: Open, binding: &Binding, transport: T) -> Answer<T> {
         let (handover, answered) = Handover::new(open, binding.peer.clone(), transport);
-        let handover = Box::new(handover);
-        let sent = match self.registry.lock().tunnels.get(&open.tunnel) {
-            Some(entry) if entry.binding.route == binding.route => {
-                entry.handovers.try_send(handover)
-            }
-            _ => Err(mpsc::error::TrySendError::Closed(handover)),
+        let known = match self.registry.lock().tunnels.get(&open.tunnel) {
+            Some(entry) if entry.binding.route == binding.route => Some(entry.handovers.clone()),
+            _ => None,
         };
-        match sent {
-            Ok(()) => {}
-            // The client tries again.
-            Err(mpsc::error::TrySendError::Full(handover)) => handover.refuse(EndReason::Stale),
-            Err(mpsc::error::TrySendError::Closed(handover)) => {
-                handover.refuse(EndReason::Unknown);
-            }
+        match known {
+            Some(handovers) => handovers.push(handover),
+            None => handover.refuse(EndReason::Unknown),
         }
         // A handover answers when it is dropped, so there is an answer.
         let answer = answered.await.unwrap_or(Ok(()));
@@ -271,12 +262,10 @@ impl<T> Keeper<T> {
     }
 
     pub(super) fn keep(&self, identity: Identity, binding: Binding, tunnel: &Tunnel) -> Kept<T> {
-        // Competing transports of one client. More are refused for the moment.
-        const HANDOVERS: usize = 4;
-        let (handovers, arrivals) = mpsc::channel(HANDOVERS);
+        let arrivals = Handovers::new();
         let entry = Entry {
             binding,
-            handovers,
+            handovers: arrivals.clone(),
             shared: Arc::downgrade(&tunnel.shared),
             waits: None,
         };
@@ -413,7 +402,7 @@ fn evict(victims: &[Weak<Shared>]) {
 pub struct Kept<T> {
     registry: Arc<Registry<T>>,
     tunnel: u64,
-    arrivals: mpsc::Receiver<Box<Handover<T>>>,
+    arrivals: Handovers<T>,
     /// Bytes that the tunnel keeps.
     ring: usize,
 }
@@ -441,10 +430,6 @@ impl<T> Kept<T> {
         }
         drop(state);
         self.arrivals.close();
-        // Dropping them refuses them.
-        while let Ok(handover) = self.arrivals.try_recv() {
-            drop(handover);
-        }
     }
 }
 
@@ -456,10 +441,7 @@ impl<T> Drop for Kept<T> {
 
 impl<T> Source<T> for Kept<T> {
     fn poll_arrival(&mut self, cx: &mut Context<'_>, _: Instant, _: Need) -> Poll<Arrival<T>> {
-        match self.arrivals.poll_recv(cx) {
-            Poll::Ready(Some(handover)) => Poll::Ready(Arrival::Opened(*handover)),
-            Poll::Ready(None) | Poll::Pending => Poll::Pending,
-        }
+        self.arrivals.poll_next(cx).map(Arrival::Opened)
     }
 
     fn poll_timeout(&self) -> Option<Instant> {

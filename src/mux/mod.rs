@@ -106,6 +106,7 @@ mod driver;
 mod engine;
 mod error;
 mod grace;
+mod handovers;
 mod handshake;
 mod incoming;
 mod join;
