@@ -155,12 +155,13 @@ class Forward(Program):
 class Chain:
     """One runner, host and agent, and any number of forwards."""
 
-    def __init__(self, sides, ours, logs, quiet=True):
+    def __init__(self, sides, ours, logs, quiet=True, resumes=True):
         self.sides = dict(zip(ROLES, sides))
         self.ours = pathlib.Path(ours)
         self.logs = pathlib.Path(logs)
         self.logs.mkdir(parents=True, exist_ok=True)
         self.quiet = quiet
+        self.resumes = resumes
         self.programs = []
         self.count = {}
         self.runner_port = free_port()
@@ -175,6 +176,8 @@ class Chain:
             environment.pop(key, None)
         if side == "ours":
             command = [self.ours / role]
+            if not self.resumes and role in ("forward", "agent"):
+                command.append("--no-resume")
         else:
             command = [sys.executable, HERE / ("cli.py" if role == "forward" else f"{role}.py")]
             if self.quiet:  # by default theirs write a line per frame, as deployed

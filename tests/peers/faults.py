@@ -26,13 +26,19 @@ from chain import check, free_port, refusing_socket, terminate_cleanly, until, w
 from matrix import combination_argument
 
 CHECKS = []
+NOT_RESUMED = set()
 
 
-def fault(number):
-    """A check for the fault of this number. Its chain already runs unless it starts another."""
+def fault(number, resumes=True):
+    """A check for the fault of this number. Its chain already runs unless it starts another.
+
+    Without `resumes` connections end with their WebSocket. tests/chain_resume.rs has the others.
+    """
 
     def add(function):
         CHECKS.append((number, function))
+        if not resumes:
+            NOT_RESUMED.add(function)
         return function
 
     return add
@@ -161,7 +167,7 @@ async def flood_after_an_app_is_gone_stops(chain, service):
     await echoes(forward)
 
 
-@fault(3)
+@fault(3, resumes=False)
 async def flood_after_clients_are_gone_stops(chain, service):
     forward = await chain.forward(service.port)
     app = await App.open(forward.port, b"S")
@@ -232,12 +238,12 @@ async def ends_and_recovers(chain, service, kill, restart):
     await echoes_again(forward, "a new connection through the same forward", 20)
 
 
-@fault(6)
+@fault(6, resumes=False)
 async def a_killed_agent_ends_its_connections_and_comes_back(chain, service):
     await ends_and_recovers(chain, service, chain.agent.kill, chain.start_agent)
 
 
-@fault(6)
+@fault(6, resumes=False)
 async def a_killed_runner_ends_its_connections_and_comes_back(chain, service):
     async def restart():
         await chain.start_runner()
@@ -246,7 +252,7 @@ async def a_killed_runner_ends_its_connections_and_comes_back(chain, service):
     await ends_and_recovers(chain, service, chain.runner.kill, restart)
 
 
-@fault(11)
+@fault(11, resumes=False)
 async def a_killed_host_ends_its_connections_and_comes_back(chain, service):
     await ends_and_recovers(chain, service, chain.host.kill, chain.start_host)
 
@@ -457,7 +463,8 @@ async def small_writes_do_not_wait(chain, service):
 
 async def one(function, args, logs):
     """None, or the exception that describes the failure."""
-    chain = Chain(args.chain, args.ours, logs, quiet=function is not no_log_line_per_frame)
+    quiet = function is not no_log_line_per_frame
+    chain = Chain(args.chain, args.ours, logs, quiet, resumes=function not in NOT_RESUMED)
     service = Service()
     try:
         await service.start()
