@@ -150,6 +150,8 @@ async fn a_runner_killed_and_back_is_survived_by_agent_and_forward() {
     expect_echo(&mut open, b"before").await;
 
     chain.runner.kill();
+    // A connection that comes before the loss is noticed belongs to the tunnel that ends.
+    forward.complaint("lost the tunnel");
     let mut early = connect(&forward).await;
     early.write_all(b"early").await.unwrap();
     chain.runner = start_runner(&address, &[]);

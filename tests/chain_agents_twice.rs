@@ -98,11 +98,12 @@ async fn an_agent_is_told_how_many_there_are() {
         value.unwrap().to_str().unwrap().to_owned()
     };
     let url = format!("ws://{}", chain.runner.address());
-    for name in ["one", "two", "three"] {
+    let _agents = ["one", "two", "three"].map(|name| {
         let args = ["--runner-url", &url, "--container-id", name];
-        let agent = Box::leak(Box::new(Program::start("agent", &args)));
+        let agent = Program::start("agent", &args);
         agent.complaint("registered at");
-    }
+        agent
+    });
     let (_fourth, response) = register(&chain, None).await.unwrap();
     assert_eq!(told(response), "4");
 }

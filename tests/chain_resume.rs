@@ -94,6 +94,8 @@ impl Traffic {
         let mut traffic = JoinSet::new();
         for seed in 0..connections {
             let (mut stream, stop) = (connect(forward).await, Arc::clone(&stop));
+            // A tunnel that is lost before its OPENED comes cannot be resumed.
+            expect_echo(&mut stream, b"first").await;
             traffic.spawn(async move {
                 let mut sent = 0;
                 let mut round = seed;
