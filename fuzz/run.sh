@@ -1,6 +1,6 @@
 #!/bin/bash
-# Fuzzes each target for SECONDS (default 60) on the nightly toolchain, from its committed corpus.
-# New inputs stay in target/ and do not change the corpus.
+# Fuzzes each target for SECONDS (default 60) on the nightly toolchain, from its committed corpus:
+# as many at a time as there are cores. New inputs stay in target/ and do not change the corpus.
 # Usage: fuzz/run.sh [SECONDS] [TARGET...]
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -18,13 +18,20 @@ fi
 # RUSTUP_TOOLCHAIN, not `+nightly`: cargo-fuzz starts cargo again.
 export RUSTUP_TOOLCHAIN=$toolchain
 cargo fuzz build --features libfuzzer --fuzz-dir .
-for target in "${targets[@]}"; do
-    found=target/found/$target
+
+# fuzz TARGET : its log is kept; what it found is printed.
+fuzz() {
+    local target=$1 found=target/found/$1
     mkdir -p "$found"
     cargo fuzz run --features libfuzzer --fuzz-dir . "$target" "$found" "corpus/$target" -- \
         -max_total_time="$seconds" -max_len=4096 -timeout=10 -rss_limit_mb=1024 \
-        -print_final_stats=1 2>&1 | tee "target/$target.log" |
-        grep -E 'DONE|stat::number_of_executed_units|panicked|SUMMARY' || true
-    # The pipe's status says nothing; libFuzzer prints this only when it ended by itself.
-    grep -q '^Done ' "target/$target.log" || { tail -60 "target/$target.log"; exit 1; }
-done
+        -print_final_stats=1 >"target/$target.log" 2>&1 || true
+    echo "$target:"
+    grep -E 'DONE|stat::number_of_executed_units|panicked|SUMMARY' "target/$target.log" || true
+    # libFuzzer prints this only when it ended by itself.
+    grep -q '^Done ' "target/$target.log" || { tail -60 "target/$target.log"; return 1; }
+}
+
+export -f fuzz
+export seconds
+printf '%s\n' "${targets[@]}" | xargs -P "$(nproc)" -I{} bash -c 'fuzz {}'
