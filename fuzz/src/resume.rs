@@ -83,7 +83,7 @@ impl World {
         let now = Instant::default();
         Self {
             hostile: first & 1 != 0,
-            client: End::new(Link::client(config.clone(), now), None),
+            client: End::new(Link::client(config.clone()), None),
             config,
             now,
             server: None,

@@ -318,7 +318,7 @@ impl<R: Timer> Builder<R> {
         let (config, limit) = (self.resume.clone(), self.dial_timeout);
         let (timer, tunnel) = self.resumable(role);
         let now = tunnel.shared.clock.timer_now();
-        let mut link = Link::client(config, now);
+        let mut link = Link::client(config);
         link.attach(now);
         let redial = Redial::new(connector, limit, now);
         ResumingDriver::new(transport, carrier, link, redial, timer, tunnel)

@@ -41,8 +41,7 @@ pub struct Link {
 impl Link {
     /// A client's end of a new tunnel, without a transport. Its first OPEN asks for a new tunnel.
     #[must_use]
-    pub fn client(config: Config, now: Instant) -> Self {
-        let _ = now;
+    pub fn client(config: Config) -> Self {
         Self::new(config, Side::Client(Client::default()), State::Detached)
     }
 

@@ -22,7 +22,7 @@
 //! use kohakuriver_tunnel::session::Instant;
 //!
 //! let now = Instant::default();
-//! let mut client = Link::client(Config::default(), now);
+//! let mut client = Link::client(Config::default());
 //! client.attach(now);
 //! let open = client.poll_output().unwrap();
 //!

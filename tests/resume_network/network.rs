@@ -204,7 +204,7 @@ impl Network {
             refused: 0,
         });
         let config = self.scenario.link(Party::Client);
-        let link = resumable.then(|| Link::client(config, self.real()));
+        let link = resumable.then(|| Link::client(config));
         self.add_end(at, Party::Client, link);
         if !resumable {
             let line = self.scenario.line;

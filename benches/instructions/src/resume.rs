@@ -49,7 +49,7 @@ mod counted {
 }
 
 fn pair(now: Instant) -> (Link, Link) {
-    let mut client = Link::client(Config::default(), now);
+    let mut client = Link::client(Config::default());
     client.attach(now);
     let Ok(Message::Open(open)) = Message::decode(&client.poll_output().unwrap()) else {
         panic!("not OPEN")

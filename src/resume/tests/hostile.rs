@@ -39,7 +39,7 @@ fn the_extremes_of_open_are_harmless() {
 #[test]
 fn the_extremes_of_opened_are_harmless() {
     for (keep, ring, received) in [(0, 0, 0), (u32::MAX, u32::MAX, 0), (1, 1, u64::MAX)] {
-        let mut client = Link::client(Config::default(), at(0));
+        let mut client = Link::client(Config::default());
         client.attach(at(0));
         open(&mut client);
         let opened = Message::Opened(Opened {
@@ -62,7 +62,7 @@ fn the_extremes_of_opened_are_harmless() {
         assert_eq!(client.poll_timeout(), Some(at(keep)));
     }
     // A tunnel without a name.
-    let mut client = Link::client(Config::default(), at(0));
+    let mut client = Link::client(Config::default());
     client.attach(at(0));
     open(&mut client);
     let opened = Message::Opened(Opened {

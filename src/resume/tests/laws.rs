@@ -242,7 +242,7 @@ fn datagrams_are_never_sent_again() {
 #[test]
 fn a_new_client_sends_at_once() {
     let now = at(0);
-    let mut client = Link::client(Config::default(), now);
+    let mut client = Link::client(Config::default());
     client.attach(now);
     assert_eq!(client.accepts(), Accepts::Nothing, "OPEN goes first");
     let open = open(&mut client);
@@ -286,7 +286,7 @@ fn a_client_that_resumes_waits_for_opened() {
 /// A new tunnel whose answer is lost is opened anew only if no message may be handled twice.
 #[test]
 fn messages_are_never_sent_to_another_tunnel() {
-    let mut client = Link::client(Config::default(), at(0));
+    let mut client = Link::client(Config::default());
     client.attach(at(0));
     let first = open(&mut client);
     client.sent(&datagram()).unwrap();
@@ -363,7 +363,7 @@ fn an_orderly_end_follows_everything() {
 fn a_tunnel_is_kept_as_agreed() {
     let now = at(0);
     let config = Config::default().with_keep(Duration::from_secs(30));
-    let mut client = Link::client(config, now);
+    let mut client = Link::client(config);
     client.attach(now);
     let open_new = open(&mut client);
     assert_eq!(open_new.keep, 30);

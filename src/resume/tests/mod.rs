@@ -80,7 +80,7 @@ impl Pair {
 
     fn with(config: Config) -> Self {
         let now = at(0);
-        let mut client = Link::client(config.clone(), now);
+        let mut client = Link::client(config.clone());
         client.attach(now);
         let open = open(&mut client);
         let mut server = Link::server(config, IDENTITY, &open, secret(1), now);

@@ -167,7 +167,7 @@ fn check(link: &mut Link, message: Bytes, cell: &str, context: &str) {
 
 /// A client's tunnel that was never opened, after `sent` messages.
 fn unopened(name: &str, sent: u8) -> Link {
-    let mut client = Link::client(Config::default(), at(0));
+    let mut client = Link::client(Config::default());
     if name == "Opening" {
         client.attach(at(0));
         open(&mut client);
