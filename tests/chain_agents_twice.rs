@@ -101,7 +101,8 @@ async fn an_agent_is_told_how_many_there_are() {
     let _agents = ["one", "two", "three"].map(|name| {
         let args = ["--runner-url", &url, "--container-id", name];
         let agent = Program::start("agent", &args);
-        agent.complaint("registered at");
+        let line = format!("agent registered container=\"{name}\"");
+        chain.runner.complaint(&line);
         agent
     });
     let (_fourth, response) = register(&chain, None).await.unwrap();

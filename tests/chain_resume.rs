@@ -16,7 +16,7 @@ use tunnel_test_support::chain::{
     CONTAINER, Chain, connect, echo, ending, eventually, expect_echo, pattern, service,
     start_runner,
 };
-use tunnel_test_support::client::{Client, frame, greeted};
+use tunnel_test_support::client::{Client, frame, greeted, upgrade};
 use tunnel_test_support::files::Folder;
 use tunnel_test_support::program::Program;
 use tunnel_test_support::relay::Relay;
@@ -192,6 +192,49 @@ async fn a_restarted_runner_ends_connections_at_once() {
     lines(&forward, "reconnected to", 2).await;
 }
 
+/// A stopped host or proxy may hold an OPEN and let it go when its agent is long gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_agent_is_replaced_by_one_that_answers_alone() {
+    let port = service(echo).await.port();
+    let chain = Chain::with_runner(&LONG);
+    let runner = format!("ws://{}", chain.runner.address());
+    let args = ["--runner-url", &runner, "--container-id", CONTAINER];
+    let agent = Program::start("agent", &[&args[..], &LONG].concat());
+    chain.runner.complaint("agent registered");
+    let forward = chain.forward(port, &LONG);
+    let mut stream = connect(&forward).await;
+    expect_echo(&mut stream, b"before").await;
+
+    let url = format!("{runner}/ws/tunnel/{CONTAINER}");
+    let mut late = Vec::new();
+    for _ in 0..3 {
+        let (mut client, _) = upgrade(&url, &[("sec-websocket-protocol", OFFER)], 1)
+            .await
+            .unwrap();
+        let open = WsMessage::binary(Message::Open(new_tunnel()).to_bytes());
+        soon("OPEN", client.send(open)).await.unwrap();
+        assert!(matches!(layer(&mut client).await, Message::Opened(_)));
+        late.push(client);
+    }
+    expect_echo(&mut stream, b"nobody took its place").await;
+    expect_echo(&mut connect(&forward).await, b"nor is anybody else asked").await;
+    drop(late.pop());
+    answer(&mut late[1]).await;
+    assert_eq!(ending(&mut stream).await, Some(ErrorKind::ConnectionReset));
+    agent.complaint("replaced by a newer registration");
+    // This one came before the one that is registered now.
+    answer(&mut late[0]).await;
+    let close = soon("close", async {
+        loop {
+            if let WsMessage::Close(frame) = late[0].next().await.unwrap().unwrap() {
+                break frame.unwrap();
+            }
+        }
+    });
+    assert_eq!(u16::from(close.await.code), 4001);
+    assert_eq!(chain.runner.lines_with("agent registered"), 2);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_restarted_agent_ends_connections_at_once() {
     let port = service(echo).await.port();
@@ -329,19 +372,32 @@ async fn new_connections_do_not_wait_longer_than_before() {
 
 /// A session of a scripted client that resumes tunnels: its first OPEN was answered.
 async fn opened(url: &str) -> (Client, Opened) {
-    let open = Open {
+    let mut client = asking(url, new_tunnel()).await;
+    match layer(&mut client).await {
+        Message::Opened(opened) => {
+            answer(&mut client).await;
+            (client, opened)
+        }
+        other => panic!("not opened: {other:?}"),
+    }
+}
+
+const fn new_tunnel() -> Open {
+    Open {
         tunnel: 0,
         secret: Secret::new([0; Secret::LEN]),
         attempt: 1,
         received: 0,
         keep: 3600,
         ring: 1 << 20,
-    };
-    let mut client = asking(url, open).await;
-    match layer(&mut client).await {
-        Message::Opened(opened) => (client, opened),
-        other => panic!("not opened: {other:?}"),
     }
+}
+
+/// The client of a new tunnel shows that it is there.
+async fn answer(client: &mut Client) {
+    let ack = Message::Ack { received: 0 };
+    let ack = WsMessage::binary(ack.to_bytes());
+    soon("ACK", client.send(ack)).await.unwrap();
 }
 
 /// A WebSocket that has sent this OPEN.

@@ -238,7 +238,7 @@ impl World {
         let next = Secret::new([self.secrets; 16]);
         if open.tunnel == 0 {
             if self.client.on != Some(on) {
-                return;
+                return self.late(on, &open);
             }
             let identity = Identity {
                 instance: 1,
@@ -268,6 +268,21 @@ impl World {
                 server.on = Some(on);
                 (server.accepted, server.proved) = (open.attempt, false);
             }
+        }
+    }
+
+    /// A new tunnel whose client has given its transport up: nothing that is still under way on it
+    /// shows a client.
+    fn late(&mut self, on: usize, open: &Open) {
+        let identity = Identity {
+            instance: 1,
+            tunnel: u64::MAX,
+        };
+        let secret = Secret::new([0xcc; 16]);
+        let mut link = Link::server(self.config.clone(), identity, open, secret, self.now);
+        for message in self.transports[on].up.drain(..) {
+            link.handle_message(self.now, message);
+            assert!(!link.is_confirmed() && link.audit(), "{link:?}");
         }
     }
 
@@ -371,6 +386,10 @@ impl World {
             assert!(end.link.ring_bytes() <= bound);
             assert!(stats.acked <= stats.sent);
             assert_eq!(stats.received, end.handed as u64);
+        }
+        let confirmed = self.server.as_ref().map(|server| &server.link);
+        if let Some(link) = confirmed.filter(|link| link.is_confirmed() && !self.hostile) {
+            assert_eq!(link.identity(), self.client.link.identity());
         }
     }
 

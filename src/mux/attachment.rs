@@ -60,6 +60,8 @@ pub(super) struct Attached {
     /// Number of changes.
     pub(super) changes: u64,
     pub(super) last: Attachment,
+    /// Whether the peer has answered. Matters only on a resumable tunnel.
+    pub(super) confirmed: bool,
     /// Bytes kept for the peer.
     pub(super) ring: usize,
     pub(super) stats: Stats,
@@ -70,6 +72,7 @@ impl Default for Attached {
         Self {
             changes: 0,
             last: Attachment::First,
+            confirmed: true,
             ring: 0,
             stats: Stats::default(),
         }

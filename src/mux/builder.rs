@@ -332,6 +332,7 @@ impl<R: Timer> Builder<R> {
         session.set_outlives_transport(true);
         let clock = TunnelClock::stoppable(clock);
         let shared = Arc::new(Shared::new(session, clock, self.budget.as_ref()));
+        shared.lock().attached.confirmed = false;
         (self.timer, Tunnel { shared })
     }
 

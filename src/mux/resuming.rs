@@ -31,6 +31,8 @@ pub(super) struct Resuming<T, C, S> {
     fault: Option<TunnelError>,
     /// Whether the handles believe that the tunnel has a transport.
     told_attached: bool,
+    /// Whether they know that the peer has answered.
+    told_confirmed: bool,
     /// Whether the session's clock runs.
     is_running: bool,
     /// Those that the handles know of.
@@ -58,6 +60,7 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
             spare: None,
             fault: None,
             told_attached: true,
+            told_confirmed: false,
             is_running: true,
             resumptions: 0,
             replayed: (0, 0),
@@ -147,6 +150,10 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
         let now = shared.clock.timer_now();
         if let Some(outcome) = self.outcome(now, lost.as_ref()) {
             return Round::Over(outcome);
+        }
+        if !self.told_confirmed && self.link.is_confirmed() {
+            self.told_confirmed = true;
+            shared.confirm();
         }
         let resumptions = self.link.stats().resumed;
         let is_new = self.link.identity().is_none();

@@ -124,6 +124,18 @@ impl Shared {
         self.detached.store(detached, Ordering::Relaxed);
     }
 
+    /// The peer of a resumable tunnel has answered.
+    pub(super) fn confirm(&self) {
+        let mut wake = Vec::new();
+        let mut state = self.lock();
+        state.attached.confirmed = true;
+        state.wake_watchers(&mut wake);
+        drop(state);
+        for waker in wake {
+            waker.wake();
+        }
+    }
+
     /// Calls `f` on the session, and wakes the driver if that produced work.
     pub(super) fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
         let mut state = self.lock();

@@ -142,6 +142,20 @@ impl Tunnel {
         state.closed.is_none() && !state.attached.is_detached()
     }
 
+    /// Waits until the peer of a tunnel that is [resumed](super::Builder::resume) has answered.
+    /// False if the tunnel ended before. Cancel safe.
+    ///
+    /// A server awaits it before a new tunnel takes the place of another one: what its peer sent
+    /// first may have been held on the way, and the peer be gone (PROTOCOL.md section 5.10).
+    pub async fn confirmed(&self) -> bool {
+        let mut watch = self.watch();
+        let outcome = |state: &State| match state.attached.confirmed {
+            true => Some(state.closed.is_none()),
+            false => state.closed.as_ref().map(|_| false),
+        };
+        poll_fn(|cx| watch.poll(cx, outcome)).await
+    }
+
     /// Whether the tunnel has a transport, and how that changed last.
     #[must_use]
     pub fn attachment(&self) -> Attachment {

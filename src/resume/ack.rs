@@ -32,6 +32,11 @@ impl Acks {
         self.now = self.alone;
     }
 
+    /// One is due, whatever was received.
+    pub(super) fn demand(&mut self) {
+        self.now = 0;
+    }
+
     #[inline]
     pub(super) fn received(&mut self, len: usize) {
         let cost = len + super::ring::Ring::OVERHEAD;

@@ -47,8 +47,9 @@ impl Keep {
             .map_or(Duration::ZERO, |since| now - since)
     }
 
-    pub(super) fn over_at(&self) -> Option<Instant> {
-        let keep = match self.idle {
+    /// `confirmed`: the client is known to be there.
+    pub(super) fn over_at(&self, confirmed: bool) -> Option<Instant> {
+        let keep = match self.idle || !confirmed {
             true => self.keep.min(self.idle_keep),
             false => self.keep,
         };

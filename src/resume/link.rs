@@ -259,6 +259,10 @@ impl Link {
         self.keep.agree(opened.keep.min(self.config.keep_seconds()));
         self.keep.stop(now);
         self.acks.set_peer_ring(opened.ring);
+        if is_new {
+            // Shows the server that the client is there.
+            self.acks.demand();
+        }
         self.opened_by = None;
         self.first = None;
         self.state = State::Attached;
@@ -272,6 +276,9 @@ impl Link {
             return Received::Ended(ended);
         }
         self.ring.ack(received);
+        if let Side::Server(server) = &mut self.side {
+            server.acknowledged();
+        }
         Received::Handled
     }
 
@@ -352,7 +359,7 @@ impl Link {
             return None;
         }
         let is_due = |time: Option<Instant>| time.is_some_and(|time| time <= now);
-        if is_due(self.keep.over_at()) {
+        if is_due(self.keep_until()) {
             let has_transport = self.state == State::Opening;
             let ended = self.fail(EndReason::Expired, "");
             if !has_transport {
@@ -413,7 +420,7 @@ impl Link {
         if self.ended.is_some() {
             return None;
         }
-        let times = [self.opened_by, self.keep.over_at()];
+        let times = [self.opened_by, self.keep_until()];
         times.into_iter().flatten().min()
     }
 
@@ -427,6 +434,19 @@ impl Link {
     #[must_use]
     pub const fn ended(&self) -> Option<&Ended> {
         self.ended.as_ref()
+    }
+
+    /// Whether the other end is known to be there: it has answered this end, and not merely sent
+    /// OPEN, which something on the way may have held for any time.
+    ///
+    /// A server's new tunnel must not take the place of another one before. Without a transport it
+    /// is kept for at most [`Config::idle_keep`] until then.
+    #[must_use]
+    pub const fn is_confirmed(&self) -> bool {
+        match &self.side {
+            Side::Client(client) => client.tunnel.is_some(),
+            Side::Server(server) => server.is_confirmed(),
+        }
     }
 
     /// The tunnel's name; `None` before a client's first OPENED. May be logged.
@@ -501,6 +521,12 @@ impl Link {
     fn has_opened(&self) -> bool {
         let answered = self.first.is_none() || self.resumption.is_none();
         self.state == State::Attached && answered
+    }
+
+    /// When the tunnel has been without a transport for too long.
+    fn keep_until(&self) -> Option<Instant> {
+        let is_client = matches!(self.side, Side::Client(_));
+        self.keep.over_at(is_client || self.is_confirmed())
     }
 
     /// Whether the server has never answered.

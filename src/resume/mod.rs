@@ -32,6 +32,10 @@
 //! let mut server = Link::server(Config::default(), identity, &open, Secret::new([1; 16]), now);
 //! client.handle_message(now, server.poll_output().unwrap());
 //!
+//! // The client's answer shows that it is still there.
+//! server.handle_message(now, client.poll_output().unwrap());
+//! assert!(server.is_confirmed());
+//!
 //! // A message is under way when the transport is lost.
 //! assert_eq!(client.accepts(), Accepts::All);
 //! client.sent(&"a message".into())?;

@@ -24,6 +24,8 @@ pub(super) struct Server {
     previous: Option<Secret>,
     /// The attempt of the last OPEN.
     last: u32,
+    /// The client has shown that it heard an OPENED of this tunnel.
+    confirmed: bool,
 }
 
 impl Server {
@@ -33,6 +35,7 @@ impl Server {
             current,
             previous: None,
             last: attempt,
+            confirmed: false,
         }
     }
 
@@ -55,9 +58,19 @@ impl Server {
         self.previous = Some(open.secret);
         self.current = next;
         self.last = open.attempt;
+        self.confirmed = true;
     }
 
-    /// The client has shown that it got OPENED.
+    /// An acknowledgement came: the client of a new tunnel sends none before OPENED.
+    pub(super) fn acknowledged(&mut self) {
+        self.confirmed = true;
+    }
+
+    pub(super) const fn is_confirmed(&self) -> bool {
+        self.confirmed
+    }
+
+    /// A message came behind the OPEN. If that resumed the tunnel, the client got OPENED.
     #[inline]
     pub(super) fn confirm(&mut self) {
         if self.previous.is_some() {

@@ -12,7 +12,7 @@ V2 = "kohakuriver-tunnel.v2"
 RESUME = f"{V2}.resume"
 OFFER = f"{RESUME}, {V2}"
 CONNECT, PING, PONG = 0x01, 0x06, 0x07
-OPEN, OPENED, END = 0x0A, 0x0B, 0x0D
+OPEN, OPENED, ACK, END = 0x0A, 0x0B, 0x0C, 0x0D
 HEADER = struct.Struct("!BBIH")
 
 # The payloads of OPEN and OPENED.
@@ -100,6 +100,8 @@ class Socket:
         self.send(open_message(wish))
         answer = self.receive()
         check(answer and answer[0] == OPENED, f"no OPENED but {answer}")
+        # Without it the tunnel is kept for a short time only.
+        self.send(message(ACK, payload=bytes(8)))
         return Opened(*OPENED_PAYLOAD.unpack(answer[HEADER.size :]))
 
     def close(self):

@@ -217,7 +217,7 @@ impl Network {
         let t = &self.tunnels[tunnel];
         let end = match t.opener {
             Party::Client => Some(t.client),
-            Party::Server => t.server,
+            Party::Server => t.server.filter(|server| self.ends[*server].registered),
         }?;
         let app = self.ends[end].app.as_ref()?;
         (app.has_more_to_open() && self.ends[end].ended.is_none()).then_some(end)

@@ -30,6 +30,8 @@ pub struct End {
     pub ended: Option<Ended>,
     /// Another tunnel took its place.
     pub orphan: bool,
+    /// Its client is there, and the server has begun to use it.
+    pub registered: bool,
     /// It does not come to reading before.
     pub deaf_until: Time,
     /// Messages that belong to no stream wait to be sent, to be counted like others.
@@ -73,6 +75,7 @@ impl End {
             app: None,
             ended: None,
             orphan: false,
+            registered: false,
             deaf_until: 0,
             junk: Vec::new(),
             last: Stats::default(),

@@ -107,6 +107,18 @@ FAULTS = {
             "    /// The next message to transmit again.",
         )
     ],
+    "new_tunnel_that_takes_a_place_at_once": [
+        ("src/resume/side.rs", "            confirmed: false,\n", "            confirmed: true,\n")
+    ],
+    "client_that_counts_as_there_for_what_it_sent_before": [
+        (
+            "src/resume/link.rs",
+            "        self.confirm();\n        if counts(&message) {",
+            "        if let Side::Server(server) = &mut self.side {\n"
+            "            server.acknowledged();\n        }\n"
+            "        self.confirm();\n        if counts(&message) {",
+        )
+    ],
     "secret_that_works_after_its_replacement": [
         ("src/resume/side.rs", "            self.previous = None;\n", "            let _ = ();\n")
     ],

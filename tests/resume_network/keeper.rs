@@ -5,6 +5,7 @@ use kohakuriver_tunnel::resume::{
     EndReason, Identity, Link, Message, Open, Refusal, Secret, Takeover,
 };
 
+use super::end::End;
 use super::network::{Network, Pending};
 use super::wire::{MILLI, Party};
 
@@ -38,7 +39,30 @@ impl Network {
             self.take_over(tunnel, transport, &open);
             moved = true;
         }
-        moved
+        moved | self.register(tunnel)
+    }
+
+    /// A tunnel whose client is there takes the place of those that came before it, as an agent's.
+    fn register(&mut self, tunnel: usize) -> bool {
+        let is_new = |end: &End| {
+            let link = end.link.as_ref().filter(|_| end.party == Party::Server);
+            end.tunnel == tunnel && !end.registered && link.is_some_and(Link::is_confirmed)
+        };
+        let Some(new) = self.ends.iter().position(is_new) else {
+            return false;
+        };
+        let identity = |end: usize| self.ends[end].link.as_ref().and_then(Link::identity);
+        let client = self.tunnels[tunnel].client;
+        assert_eq!(identity(new), identity(client), "a tunnel without a client");
+        self.ends[new].registered = true;
+        for older in 0..new {
+            let end = &self.ends[older];
+            if end.tunnel == tunnel && end.party == Party::Server && end.ended.is_none() {
+                self.lose(older);
+                self.end_here(older, EndReason::Replaced);
+            }
+        }
+        true
     }
 
     pub fn first_message(
@@ -126,8 +150,6 @@ impl Network {
             assert_eq!(self.ends[self.tunnels[tunnel].client].delivered, 0);
             self.tunnels[tunnel].identity.tunnel += 1_000;
             self.ends[older].orphan = true;
-            self.lose(older);
-            self.end_here(older, EndReason::Replaced);
         }
         let identity = self.tunnels[tunnel].identity;
         let config = self.scenario.link(Party::Server);

@@ -29,6 +29,7 @@ fn the_extremes_of_open_are_harmless() {
         assert_eq!(server.poll_output(), None);
         server.handle_message(at(0), message(1));
         assert_eq!(output(&mut server).len(), usize::from(value < 1 << 18));
+        server.handle_message(at(0), ack(0));
         server.detach(at(0));
         let keep = u64::from(value.min(120)) * 1000;
         assert_eq!(server.poll_timeout(), Some(at(keep)));

@@ -252,7 +252,7 @@ fn a_new_client_sends_at_once() {
     assert_eq!(hand(&mut server, now, up.clone()), up);
     let opened = output(&mut server);
     hand(&mut client, now, opened);
-    assert_eq!(output(&mut client), [] as [Bytes; 0]);
+    assert_eq!(output(&mut client), [ack(0)]);
     let ended = pair_end(&mut client);
     assert_eq!(ended, [end_message(EndReason::Closed)]);
 }
@@ -265,6 +265,58 @@ fn pair_end(link: &mut Link) -> Vec<Bytes> {
 fn end_message(reason: EndReason) -> Bytes {
     let text = "".into();
     Message::End { reason, text }.to_bytes()
+}
+
+/// What a client sent before OPENED, which something may have held for any time, does not show that
+/// it is there. An acknowledgement does, and an OPEN with the secret of OPENED.
+#[test]
+fn a_new_tunnel_is_confirmed_by_a_client_that_heard_opened() {
+    let config = Config::default();
+    let mut client = Link::client(config.clone());
+    client.attach(at(0));
+    let asked = open(&mut client);
+    let mut early = send(&mut client, 0..3);
+    early.push(datagram());
+    let server = || {
+        let mut server = Link::server(config.clone(), IDENTITY, &asked, secret(1), at(0));
+        output(&mut server);
+        server
+    };
+    let mut late = server();
+    hand(&mut late, at(0), early.clone());
+    assert!(!late.is_confirmed());
+    late.detach(at(0));
+    assert_eq!(
+        late.poll_timeout(),
+        Some(at(10_000)),
+        "as without connections"
+    );
+
+    let opened = Opened {
+        instance: IDENTITY.instance,
+        tunnel: IDENTITY.tunnel,
+        secret: secret(1),
+        received: 0,
+        keep: 120,
+        ring: 1,
+    };
+    client.handle_message(at(0), Message::Opened(opened).to_bytes());
+    let answer = output(&mut client);
+    assert_eq!(answer, [ack(0)]);
+    let mut answered = server();
+    hand(&mut answered, at(0), [early, answer].concat());
+    assert!(answered.is_confirmed());
+    answered.detach(at(0));
+    assert_eq!(answered.poll_timeout(), Some(at(120_000)));
+
+    // The answer was lost.
+    client.attach(at(0));
+    let again = open(&mut client);
+    late.takeover(&again, secret(2), at(0)).unwrap();
+    assert!(late.is_confirmed());
+    let opened = late.poll_output().unwrap();
+    client.handle_message(at(0), opened);
+    assert_eq!(layer(&output(&mut client)), [], "it is known already");
 }
 
 /// A client that resumes sends nothing before OPENED, and the server takes nothing.
@@ -373,6 +425,7 @@ fn a_tunnel_is_kept_as_agreed() {
         client.handle_message(now, server.poll_output().unwrap()),
         Received::Attached
     );
+    server.handle_message(now, ack(0));
     for link in [&mut client, &mut server] {
         assert_eq!(link.poll_timeout(), None);
         link.detach(at(1_000));

@@ -85,7 +85,11 @@ impl Pair {
         let open = open(&mut client);
         let mut server = Link::server(config, IDENTITY, &open, secret(1), now);
         let opened = server.poll_output().unwrap();
+        assert!(!server.is_confirmed());
         assert_eq!(client.handle_message(now, opened), Received::Attached);
+        let answer = client.poll_output().unwrap();
+        assert_eq!(server.handle_message(now, answer), Received::Handled);
+        assert!(client.is_confirmed() && server.is_confirmed());
         Self {
             client,
             server,

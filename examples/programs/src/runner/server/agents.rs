@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::common::addresses::Source;
 use crate::common::ceilings::{DIALS, ServingCeilings};
 use crate::common::dials::{Dials, LASTING, Refused};
+use crate::common::handshakes::Handshake;
 use crate::common::places::{Full, Place, Places, Sizes};
 use crate::common::resume;
 use crate::common::tunnel::{self, Driving};
@@ -21,8 +22,14 @@ use crate::common::ws::REPLACED;
 /// How long an agent counts as reconnecting after its loss, or after the start of this server.
 const COMES_BACK_WITHIN: Duration = Duration::from_secs(30);
 
+/// Time for a new agent to answer. Until then it takes nobody's place: its request may have been held
+/// on the way and be of an agent that is long gone.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+
 /// Most containers remembered after the loss of their agents. For the others nobody waits.
 const REMEMBERED: usize = 16_384;
+
+const REPLACED_WHY: &str = "replaced by a newer registration";
 
 /// Time between two warnings of agents that replace each other. Two agents of one name may do that
 /// forever; deployed ones do it every few seconds.
@@ -112,11 +119,29 @@ impl Agents {
         self.lock().live.len() as u64
     }
 
-    /// Keeps an agent registered until its tunnel ends.
-    pub async fn serve(&self, agent: NewAgent, mut driver: Driving) {
+    /// Keeps an agent registered from its answer until its tunnel ends. Until then it has the place
+    /// of a handshake.
+    pub async fn serve(&self, agent: NewAgent, mut driver: Driving, handshake: &Handshake) {
         let (name, peer, v2) = (agent.name.clone(), agent.peer, agent.v2);
-        let mut attachments = agent.mux.tunnel().attachments();
-        let connection = self.register(agent);
+        let connection = self.arrive();
+        let tunnel = agent.mux.tunnel().clone();
+        let answers = tokio::time::timeout(ANSWERS_WITHIN, tunnel.confirmed());
+        let answered = tokio::select! {
+            biased;
+            answered = answers => answered == Ok(true),
+            _ = &mut driver => false,
+            () = handshake.displaced() => false,
+        };
+        if !answered {
+            return tracing::debug!(container = name, %peer, "a registration without an agent");
+        }
+        handshake.settle();
+        let mut attachments = tunnel.attachments();
+        if !self.register(agent, connection) {
+            tunnel.shutdown_with(REPLACED, REPLACED_WHY);
+            let _ = driver.await;
+            return tracing::debug!(container = name, %peer, "an agent that a newer one preceded");
+        }
         tracing::info!(container = name, %peer, v2, "agent registered");
         let ended = loop {
             tokio::select! {
@@ -170,7 +195,15 @@ impl Agents {
         since.elapsed() < COMES_BACK_WITHIN
     }
 
-    fn register(&self, agent: NewAgent) -> u64 {
+    /// The number of a new connection.
+    fn arrive(&self) -> u64 {
+        let mut state = self.lock();
+        state.connections += 1;
+        state.connections
+    }
+
+    /// False if an agent of this name has come later, and is registered.
+    fn register(&self, agent: NewAgent, connection: u64) -> bool {
         let NewAgent {
             name,
             mux,
@@ -184,8 +217,10 @@ impl Agents {
         };
         let dials = Dials::new(ceilings, Arc::clone(&self.refused));
         let mut state = self.lock();
-        state.connections += 1;
-        let connection = state.connections;
+        let live = state.live.get(&name);
+        if live.is_some_and(|live| live.connection > connection) {
+            return false;
+        }
         state.lost.remove(&name);
         let agent = Agent {
             connection,
@@ -220,11 +255,11 @@ impl Agents {
         });
         drop(state);
         if let Some(old) = replaced {
-            let why = "replaced by a newer registration";
-            old.tunnel.mux.tunnel().shutdown_with(REPLACED, why);
+            let old = old.tunnel.mux.tunnel();
+            old.shutdown_with(REPLACED, REPLACED_WHY);
         }
         self.registered.send_replace(());
-        connection
+        true
     }
 
     /// Removes this connection. Returns whether it was still the registered one.

@@ -164,10 +164,8 @@ impl Runner {
                 let agents = HeaderValue::from(self.agents.count() + 1);
                 answer.headers_mut().insert(ws::AGENTS, agents);
                 tokio::spawn(async move {
-                    let upgraded = upgraded(upgrade, choice, peer).await;
-                    caller.handshake.settle();
-                    if let Some(upgraded) = upgraded {
-                        let agent = (peer, place);
+                    if let Some(upgraded) = upgraded(upgrade, choice, peer).await {
+                        let agent = (caller, place);
                         self.serve_agent(upgraded, name, binding, agent).await;
                     }
                 });
@@ -199,13 +197,19 @@ impl Runner {
         upgraded: Upgraded,
         name: String,
         binding: Binding,
-        (peer, place): (SocketAddr, Option<Place<Source>>),
+        (caller, place): (Caller, Option<Place<Source>>),
     ) {
+        let peer = caller.address;
         let tunnels = &self.settings.tunnels;
         let v2 = upgraded.is_v2();
         let (mux, driver) = if upgraded.resumable {
             let keeper = &self.kept.agents;
-            match upgraded.admit(tunnels, keeper, binding, false).await {
+            let admitting = upgraded.admit(tunnels, keeper, binding, false);
+            let admitted = tokio::select! {
+                admitted = admitting => admitted,
+                () = caller.handshake.displaced() => return,
+            };
+            match admitted {
                 Ok(Admission::New(opening)) => {
                     let (mux, driver) = opening.opener();
                     let driver = tunnels.tunnels.drive(driver, mux.tunnel());
@@ -230,7 +234,7 @@ impl Runner {
             place,
             v2,
         };
-        self.agents.serve(agent, driver).await;
+        self.agents.serve(agent, driver, &caller.handshake).await;
     }
 
     fn page(&self) -> Answer {
