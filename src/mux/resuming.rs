@@ -72,10 +72,14 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
 
     /// Drops the transport. What it has not delivered is in the ring.
     fn detach(&mut self, now: Instant) {
+        self.drop_transport();
+        self.link.detach(now);
+    }
+
+    fn drop_transport(&mut self) {
         if let Some(current) = self.current.take() {
             self.spare = Some(current.carrier);
         }
-        self.link.detach(now);
         self.fault = None;
     }
 
@@ -105,8 +109,9 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
             handover.refuse(refusal.reason());
             return false;
         }
-        // First the old one goes. Then the count of what was received on it is final.
-        self.detach(now);
+        // First the old one goes. Then the count of what was received on it is final. The link does
+        // the rest: if the tunnel ends without it, END goes to the new one.
+        self.drop_transport();
         let next = self.source.next_secret();
         match self.link.takeover(&handover.open, next, now) {
             Ok(()) => {

@@ -810,6 +810,32 @@ async fn a_transport_for_a_tunnel_that_has_just_ended_is_refused() {
     drop(acceptor);
 }
 
+/// The server has ended the tunnel and could not say so: the client hears it on the next transport.
+#[tokio::test]
+async fn an_end_that_the_old_transport_does_not_take_goes_to_the_next() {
+    let (server, mut accepted) = Server::new(resume::Config::default());
+    let mut liar = Liar::new(&server).await;
+    let acceptor = within(accepted.recv()).await.unwrap();
+    acceptor.tunnel().drain();
+    let goaway = within(liar.pipe.next()).await.unwrap().unwrap();
+    assert!(matches!(goaway, Packet::Binary(message) if message[0] == 9));
+    say(&mut liar.pipe, Message::Ack { received: 1 }).await;
+    // The driver reads it.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..server.capacity {
+        server.newest()[1].inject(Packet::Ping);
+    }
+    drop(acceptor);
+    let next = open(liar.opened.tunnel, liar.opened.secret, 2, 1);
+    let (answer, _pipe) = Liar::answer(&server, next).await;
+    assert_eq!(reason(&answer), EndReason::Closed);
+    let driver = server.drivers.lock().unwrap().pop().unwrap();
+    assert_eq!(within(driver).await.unwrap(), Ok(()));
+    assert_eq!(server.keeper.stats().tunnels, 0);
+}
+
 #[tokio::test]
 async fn the_oldest_of_those_without_a_transport_goes_first() {
     let limits = KeeperLimits::default()
