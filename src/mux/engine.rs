@@ -196,7 +196,9 @@ impl<P: Path, R: Timer> Engine<P, R> {
         if due {
             state.session.handle_timeout(now.session);
         }
-        if state.handles == 0 && !state.session.is_draining() {
+        // Without a transport there is nobody to tell, and the tunnel may end at once.
+        let is_told = state.session.is_draining() || state.attached.is_detached();
+        if state.handles == 0 && !is_told {
             state.drain(&mut self.wake);
         }
         state.settle();

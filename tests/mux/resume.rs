@@ -500,6 +500,32 @@ async fn without_a_transport_a_shutdown_ends_the_tunnel_at_once() {
     }
 }
 
+/// Nothing is owed to the peer, and nobody can use the tunnel.
+#[tokio::test(start_paused = true)]
+async fn without_a_transport_an_unused_tunnel_ends_with_its_last_handle() {
+    let (server, mut accepted) = Server::new(resume::Config::default());
+    let connector = |_| std::future::pending::<Result<Pipe, ConnectFailure>>();
+    let builder = mux::builder();
+    let (mux, driver) = builder.resuming_opener(server.dial(), CARRIER, connector);
+    let driver = tokio::spawn(driver);
+    let acceptor = within(accepted.recv()).await.unwrap();
+    assert!(within(acceptor.tunnel().confirmed()).await && mux.tunnel().confirmed().await);
+    let mut changes = mux.tunnel().attachments();
+    server.cut();
+    within(changes.changed()).await.unwrap();
+    let began = tokio::time::Instant::now();
+    drop(mux);
+    assert_eq!(within(driver).await.unwrap(), Ok(()));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    // The server's end waits as long as any without connections.
+    let ended = within_hours(acceptor.tunnel().closed()).await;
+    assert!(
+        matches!(ended, Err(TunnelError::NotResumed(_))),
+        "{ended:?}"
+    );
+    assert_eq!(began.elapsed().as_secs(), 10);
+}
+
 /// A peer's end in good order looks as it does without resumption, and nobody connects again.
 #[tokio::test]
 async fn a_shutdown_of_the_server_is_an_end_and_no_loss() {
