@@ -32,7 +32,7 @@ mod pipe;
 mod prefixed;
 #[path = "mux/relay.rs"]
 mod relay;
-#[path = "mux/resume.rs"]
+#[path = "mux/resume/mod.rs"]
 mod resume;
 #[path = "mux/resume_tcp.rs"]
 mod resume_tcp;

@@ -1,0 +1,160 @@
+//! Ends of tunnels, with and without a transport.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn without_a_transport_a_shutdown_ends_the_tunnel_at_once() {
+    for end in ["shutdown", "drop", "driver", "close"] {
+        let (server, mut accepted) = Server::new(resume::Config::default());
+        let connector = |_| std::future::pending::<Result<Pipe, ConnectFailure>>();
+        let builder = mux::builder();
+        let (mux, driver) = builder.resuming_opener(server.dial(), CARRIER, connector);
+        let driver = tokio::spawn(driver);
+        let mut stream = mux.open_tcp(7).unwrap();
+        echo(within(accepted.recv()).await.unwrap());
+        ping_pong(&mut stream).await;
+        let tunnel = mux.tunnel().clone();
+        let mut changes = tunnel.attachments();
+        if end != "shutdown" && end != "driver" {
+            stream.shutdown().await.unwrap();
+            within(stream.read(&mut [0])).await.unwrap();
+            drop(stream);
+        }
+        server.cut();
+        let change = within(changes.changed()).await.unwrap();
+        assert!(matches!(change, Attachment::Detached(_)), "{change:?}");
+        assert!(!tunnel.is_attached());
+        match end {
+            "shutdown" => tunnel.shutdown(),
+            "driver" => driver.abort(),
+            "close" => drop(tokio::spawn({
+                let tunnel = tunnel.clone();
+                async move { tunnel.close().await }
+            })),
+            _ => drop(mux),
+        }
+        let began = tokio::time::Instant::now();
+        let closed = within(tunnel.closed()).await;
+        let seconds = began.elapsed().as_secs();
+        match end {
+            "driver" => assert_eq!((closed, seconds), (Err(TunnelError::Dropped), 0)),
+            "shutdown" => assert_eq!((closed, seconds), (Ok(()), 0)),
+            // What the peer may have missed is kept, but not for long without connections.
+            _ => {
+                assert!(
+                    matches!(closed, Err(TunnelError::NotResumed(_))),
+                    "{closed:?}"
+                );
+                assert_eq!(seconds, 10);
+            }
+        }
+    }
+}
+
+/// Nothing is owed to the peer, and nobody can use the tunnel.
+#[tokio::test(start_paused = true)]
+async fn without_a_transport_an_unused_tunnel_ends_with_its_last_handle() {
+    let (server, mut accepted) = Server::new(resume::Config::default());
+    let connector = |_| std::future::pending::<Result<Pipe, ConnectFailure>>();
+    let builder = mux::builder();
+    let (mux, driver) = builder.resuming_opener(server.dial(), CARRIER, connector);
+    let driver = tokio::spawn(driver);
+    let acceptor = within(accepted.recv()).await.unwrap();
+    assert!(within(acceptor.tunnel().confirmed()).await && mux.tunnel().confirmed().await);
+    let mut changes = mux.tunnel().attachments();
+    server.cut();
+    within(changes.changed()).await.unwrap();
+    let began = tokio::time::Instant::now();
+    drop(mux);
+    assert_eq!(within(driver).await.unwrap(), Ok(()));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    // The server's end waits as long as any without connections.
+    let ended = within_hours(acceptor.tunnel().closed()).await;
+    assert!(
+        matches!(ended, Err(TunnelError::NotResumed(_))),
+        "{ended:?}"
+    );
+    assert_eq!(began.elapsed().as_secs(), 10);
+}
+
+/// A peer's end in good order looks as it does without resumption, and nobody connects again.
+#[tokio::test]
+async fn a_shutdown_of_the_server_is_an_end_and_no_loss() {
+    let (server, mut accepted) = Server::new(resume::Config::default());
+    let (mux, driver) = server.client(mux::builder());
+    let mut stream = mux.open_tcp(7).unwrap();
+    let acceptor = within(accepted.recv()).await.unwrap();
+    let far = acceptor.tunnel().clone();
+    echo(acceptor);
+    ping_pong(&mut stream).await;
+    far.shutdown_with(4001, "another agent took the place");
+    match within(driver).await.unwrap() {
+        Err(TunnelError::Ended(Some(reason))) => {
+            assert_eq!(
+                (reason.code, &*reason.text),
+                (4001, "another agent took the place")
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(server.dials.lock().unwrap().is_empty());
+    let driver = server.drivers.lock().unwrap().pop().unwrap();
+    assert_eq!(within(driver).await.unwrap(), Ok(()));
+    assert_eq!(server.keeper.stats().tunnels, 0);
+}
+
+/// The server's end cleans up after a client that never returns: soon without connections.
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_without_a_client_ends_after_its_keep() {
+    for (with_stream, seconds) in [(true, 120), (false, 10)] {
+        let (server, mut accepted) = Server::new(resume::Config::default());
+        let (mux, driver) = server.client(mux::builder());
+        let mut stream = mux.open_tcp(7).unwrap();
+        echo(within(accepted.recv()).await.unwrap());
+        ping_pong(&mut stream).await;
+        if !with_stream {
+            stream.shutdown().await.unwrap();
+            within(stream.read(&mut [0])).await.unwrap();
+            drop(stream);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        driver.abort();
+        let began = tokio::time::Instant::now();
+        let far = server.drivers.lock().unwrap().pop().unwrap();
+        let ended = within_hours(far).await.unwrap();
+        let Err(TunnelError::NotResumed(ended)) = ended else {
+            panic!("{ended:?}")
+        };
+        assert_eq!(ended.reason, EndReason::Expired);
+        assert_eq!(began.elapsed().as_secs(), seconds);
+        let stats = server.keeper.stats();
+        assert_eq!((stats.expired, stats.tunnels, stats.detached), (1, 0, 0));
+        assert_eq!(stats.ring_bytes, 0);
+    }
+}
+
+/// The server has ended the tunnel and could not say so: the client hears it on the next transport.
+#[tokio::test]
+async fn an_end_that_the_old_transport_does_not_take_goes_to_the_next() {
+    let (server, mut accepted) = Server::new(resume::Config::default());
+    let mut liar = Liar::new(&server).await;
+    let acceptor = within(accepted.recv()).await.unwrap();
+    acceptor.tunnel().drain();
+    let goaway = within(liar.pipe.next()).await.unwrap().unwrap();
+    assert!(matches!(goaway, Packet::Binary(message) if message[0] == 9));
+    say(&mut liar.pipe, Message::Ack { received: 1 }).await;
+    // The driver reads it.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..server.capacity {
+        server.newest()[1].inject(Packet::Ping);
+    }
+    drop(acceptor);
+    let next = open(liar.opened.tunnel, liar.opened.secret, 2, 1);
+    let (answer, _pipe) = Liar::answer(&server, next).await;
+    assert_eq!(reason(&answer), EndReason::Closed);
+    let driver = server.drivers.lock().unwrap().pop().unwrap();
+    assert_eq!(within(driver).await.unwrap(), Ok(()));
+    assert_eq!(server.keeper.stats().tunnels, 0);
+}
