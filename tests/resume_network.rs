@@ -1,7 +1,7 @@
 //! Sessions on links, on a virtual network whose transports are cut, held, raced and forged.
 //!
-//! `RESUME_SEEDS` sets the number of runs, `RESUME_SEED` the only one. The same seed gives the same
-//! run.
+//! `RESUME_SEEDS` sets the number of runs or a range of seeds (`1000..2000`), `RESUME_SEED` the only
+//! one. The same seed gives the same run.
 
 #![allow(
     clippy::unwrap_used,
@@ -43,10 +43,14 @@ use self::rng::Rng;
 use self::scenario::{HOUR, Scenario, Shape};
 
 fn seeds() -> std::ops::Range<u64> {
-    let number = |name| std::env::var(name).ok().map(|n| n.parse::<u64>().unwrap());
-    match (number("RESUME_SEED"), number("RESUME_SEEDS")) {
-        (Some(seed), _) => seed..seed + 1,
-        (None, seeds) => 0..seeds.unwrap_or(100),
+    let number = |text: &str| text.parse::<u64>().unwrap();
+    if let Ok(seed) = std::env::var("RESUME_SEED") {
+        return number(&seed)..number(&seed) + 1;
+    }
+    let seeds = std::env::var("RESUME_SEEDS").unwrap_or("100".to_owned());
+    match seeds.split_once("..") {
+        Some((first, end)) => number(first)..number(end),
+        None => 0..number(&seeds),
     }
 }
 
