@@ -1,10 +1,13 @@
 """Programs that are stopped, restarted or killed: what goes on, and what ends, and when."""
 
+import ctypes
+import os
 import signal
+import struct
 import time
 
-from chain import check, until
-from world import world
+from chain import DEBUG_LOG, Cannot, check, until
+from world import World, world
 
 # A new connection is answered within this once the programs run.
 ANSWER = 5
@@ -14,6 +17,8 @@ SILENCE = 35
 HANGING = 20
 # Connections through a restarted program have ended within this.
 AT_ONCE = 5
+# What a program says when the clock was set, or it goes on after a stop.
+HINT = "asleep: looking at the connections"
 
 
 def client_stopped(bench):
@@ -27,15 +32,20 @@ def client_stopped(bench):
             at.moves(15)
             at.finish(figures)
 
-    if not bench.full:
-        return
-    keep = 10
-    beyond = SILENCE + 2 * keep
-    with bench.check(
-        f"forward stands still for {beyond} s, kept for {keep} s: connections are reset", 240
-    ) as figures:
+    if bench.full:
+        too_long(bench, SILENCE + 2 * 10, keep=10)
+
+
+def client_stopped_for_long(bench):
+    """The same with the real times."""
+    too_long(bench, 600, keep=120)
+
+
+def too_long(bench, seconds, keep):
+    text = f"forward stands still for {seconds} s, kept for {keep} s: connections are reset"
+    with bench.check(text, seconds + 120) as figures:
         with world(bench, keep=keep) as at:
-            figures += stand_still(at, beyond)
+            figures += stand_still(at, seconds)
             took = at.load.all_ended(AT_ONCE, "the end of the old connections")
             figures.append(f"old connections ended {took:.1f} s after it")
             reset = sum(app.how.startswith("reset") for app, _ in at.load.pairs)
@@ -55,6 +65,40 @@ def stand_still(at, seconds):
     how = [probe.outcome(end - time.monotonic()) for probe in early]
     check("left hanging" not in how, f"accepted while it stood still, then: {how}")
     return [f"a new connection is answered in {answered:.1f} s"]
+
+
+class Watched(World):
+    """The programs say what they notice."""
+
+    def __init__(self, bench):
+        super().__init__(bench)
+        self.chain.log = DEBUG_LOG
+
+
+def clock_set(bench):
+    with bench.check("the clock is set: forward and agent look at their tunnels", 60) as figures:
+        with world(bench, kind=Watched) as at:
+            start = time.monotonic()
+            set_clock()
+            until(5, "a hint at forward", lambda: hinted(at.client))
+            until(5, "a hint at the agent", lambda: hinted(at.chain.agent))
+            figures.append(f"noticed after {time.monotonic() - start:.1f} s")
+            at.finish(figures)
+
+
+def hinted(process):
+    return HINT in process.err.read_text(errors="replace")
+
+
+def set_clock():
+    """Sets the real-time clock one nanosecond ahead, which is a jump like any other."""
+    offset, nanoseconds, at = 0x0100, 0x2000, 72  # ADJ_SETOFFSET, ADJ_NANO, the member `time`
+    change = ctypes.create_string_buffer(208)
+    struct.pack_into("I", change, 0, offset | nanoseconds)
+    struct.pack_into("qq", change, at, 0, 1)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.clock_adjtime(time.CLOCK_REALTIME, change) < 0:
+        raise Cannot(f"the clock cannot be set: {os.strerror(ctypes.get_errno())}")
 
 
 def runner_restarted(bench):

@@ -12,7 +12,8 @@ import time
 
 import raw
 from chain import CONTAINER, MIB, Chain, check, until
-from world import BACK, world
+from load import Load
+from world import BACK, World, connected, world
 
 # What each vanished client's service has sent and nobody has read.
 UNREAD = 64 << 10
@@ -165,6 +166,40 @@ def settled(process):
             return now
         last = now
     return last
+
+
+class Scarce(World):
+    """The runner may hold little."""
+
+    def flags(self, role):
+        return [*super().flags(role), *(["--memory", 16] if role == "runner" else [])]
+
+
+def bystanders_live(bench):
+    text = "memory is short: a client without a WebSocket goes first, and no bystander's connection"
+    with bench.check(text, 120) as figures:
+        with world(bench, keep=100, client_gate=True, kind=Scarce) as at:
+            bystanders = Load()
+            try:
+                port = at.chain.forward(bystanders.port, base=f"ws://{at.chain.host_url}")
+                bystanders.open(lambda: connected(port), 16, 64 << 10)
+                bystanders.moves(20, "the bystanders' first bytes")
+                at.client_gate.tell("refuse")
+                at.client_gate.tell("cut")
+                start = time.monotonic()
+                services = [service for _, service in at.load.pairs]
+                until(20, "the end of the other connections", lambda: all_ended(services))
+                took = time.monotonic() - start
+                figures.append(f"the other connections ended after {took:.1f} s")
+                for _ in range(3):
+                    bystanders.moves(10, "new bytes of the bystanders")
+                figures += bystanders.finish()
+            finally:
+                bystanders.close()
+
+
+def all_ended(ends):
+    return all(end.ended for end in ends)
 
 
 def forged_changes_nothing(bench):

@@ -36,15 +36,20 @@ CHECKS = {
     "link": cuts.link_lost,
     "closed": cuts.closed_regularly,
     "stopped-forward": ends.client_stopped,
+    "clock": ends.clock_set,
     "runner": ends.runner_restarted,
     "agent": ends.agent_restarted,
     "off": ends.turned_off,
     "killed-forward": ends.client_killed,
     "kept": kept.memory_returns,
     "idle": kept.idle_price,
+    "bystander": kept.bystanders_live,
     "forged": kept.forged_changes_nothing,
 }
-LONG = {"closed-real-time": cuts.closed_at_full_scale}
+LONG = {
+    "closed-real-time": cuts.closed_at_full_scale,
+    "stopped-forward-real-time": ends.client_stopped_for_long,
+}
 
 
 def run(name, options, database):

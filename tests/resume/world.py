@@ -208,8 +208,12 @@ class World:
         for process in self.place.processes:
             if process.name.startswith(("forward", "agent")):
                 text = process.err.read_text(errors="replace")
-                count = len(re.findall(r"the tunnel goes on", text))
-                told.append(f"{process.name} resumed {count} times")
+                again = re.findall(r"the tunnel goes on .*: (\d+) messages?, (\d+) KiB", text)
+                messages, kib = (sum(map(int, column)) for column in zip(*again or ["00"]))
+                told.append(
+                    f"{process.name} resumed {len(again)} times and sent {messages} messages "
+                    f"({kib} KiB) again"
+                )
         return told
 
     def close(self):
