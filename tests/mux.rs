@@ -34,6 +34,8 @@ mod prefixed;
 mod relay;
 #[path = "mux/resume/mod.rs"]
 mod resume;
+#[path = "mux/resume_hostile.rs"]
+mod resume_hostile;
 #[path = "mux/resume_tcp.rs"]
 mod resume_tcp;
 #[path = "mux/streams.rs"]

@@ -21,7 +21,7 @@ pub(super) struct Ring {
     max: usize,
     /// Most that the driver allows.
     allowed: usize,
-    /// What was held when the limit was lowered below it, until that is acknowledged.
+    /// What was held of the old limit when it was lowered, until that is acknowledged.
     excess: usize,
     /// Since the limit was last doubled: whether the ring was full, and bytes acknowledged.
     was_full: bool,
@@ -115,9 +115,12 @@ impl Ring {
 
     /// The ring may grow to `bytes`, within its configuration.
     pub(super) fn allow(&mut self, bytes: usize) {
+        let before = self.limit;
         self.allowed = bytes;
-        self.limit = self.clamp(self.limit);
-        self.excess = if self.is_full() { self.held } else { 0 };
+        self.limit = self.clamp(before);
+        if self.limit < before && self.is_full() {
+            self.excess = self.excess.max(self.held.min(before));
+        }
     }
 
     /// Messages sent since the tunnel began, whether transmitted or not.

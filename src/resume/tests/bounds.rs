@@ -209,3 +209,24 @@ fn an_idle_link_is_small() {
     pair.client.handle_message(at(0), ack(200));
     assert!(pair.client.room() <= 16 * size_of::<Bytes>());
 }
+
+/// A driver says what is allowed again and again, and may change its mind: the bound on control
+/// stays.
+#[test]
+fn a_limit_that_is_said_again_allows_no_more() {
+    let ping = Bytes::from_static(&PING);
+    for limits in [[usize::MAX; 2], [0; 2], [0, usize::MAX]] {
+        let mut pair = Pair::new();
+        let mut most = 0;
+        let ended = limits.into_iter().cycle().take(1000).find_map(|limit| {
+            pair.client.set_ring_limit(limit);
+            (0..1000).find_map(|_| {
+                most = most.max(pair.client.ring_bytes());
+                pair.client.sent(&ping).err()
+            })
+        });
+        let reason = ended.map(|ended| ended.reason);
+        assert_eq!(reason, Some(EndReason::Overflow), "{limits:?}");
+        assert!(most <= (1 << 20) + (4 << 20));
+    }
+}
