@@ -34,6 +34,8 @@ mod prefixed;
 mod relay;
 #[path = "mux/resume/mod.rs"]
 mod resume;
+#[path = "mux/resume_chain.rs"]
+mod resume_chain;
 #[path = "mux/resume_hostile.rs"]
 mod resume_hostile;
 #[path = "mux/resume_tcp.rs"]
