@@ -2,10 +2,9 @@
 
 /// Masks or unmasks in place.
 pub(crate) fn apply_mask(payload: &mut [u8], key: [u8; 4]) {
-    let [a, b, c, d] = key;
-    let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
+    let wide = widened(key);
     // In blocks, for which the compiler uses wide instructions.
-    let mut blocks = payload.chunks_exact_mut(64);
+    let mut blocks = payload.chunks_exact_mut(BLOCK);
     for block in &mut blocks {
         mask_words(block, wide);
     }
@@ -13,6 +12,33 @@ pub(crate) fn apply_mask(payload: &mut [u8], key: [u8; 4]) {
     for (byte, key) in rest.iter_mut().zip(key.into_iter().cycle()) {
         *byte ^= key;
     }
+}
+
+/// Writes the payload masked to `to`, which has its length. One pass costs little more than masking
+/// in place; a copy that is masked afterwards costs twice that.
+pub(crate) fn copy_masked(payload: &[u8], key: [u8; 4], to: &mut [u8]) {
+    let wide = widened(key);
+    let mut from = payload.chunks_exact(BLOCK);
+    let mut into = to.chunks_exact_mut(BLOCK);
+    for (from, into) in (&mut from).zip(&mut into) {
+        for (from, into) in from.chunks_exact(8).zip(into.chunks_exact_mut(8)) {
+            if let Ok(bytes) = <[u8; 8]>::try_from(from) {
+                into.copy_from_slice(&(u64::from_ne_bytes(bytes) ^ wide).to_ne_bytes());
+            }
+        }
+    }
+    // Whole blocks leave the key as it is.
+    let rest = from.remainder().iter().zip(into.into_remainder());
+    for ((from, into), key) in rest.zip(key.into_iter().cycle()) {
+        *into = from ^ key;
+    }
+}
+
+/// A multiple of a word.
+const BLOCK: usize = 64;
+
+fn widened([a, b, c, d]: [u8; 4]) -> u64 {
+    u64::from_ne_bytes([a, b, c, d, a, b, c, d])
 }
 
 /// Masks whole words. The remainder is shorter than a word.
@@ -39,6 +65,9 @@ mod tests {
             apply_mask(&mut payload, key);
             let expected = key.iter().cycle().map(|key| 0xa5 ^ key);
             assert!(payload.iter().copied().eq(expected.take(len)), "{len}");
+            let mut copy = vec![0; len];
+            copy_masked(&vec![0xa5; len], key, &mut copy);
+            assert_eq!(copy, payload);
         }
     }
 }

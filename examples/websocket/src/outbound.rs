@@ -17,7 +17,7 @@ use crate::close;
 use crate::limits::{
     FREE_ALLOWANCE, HEADER_MAX, MASKED_MAX, SCRATCH, SMALL, WRITE_BUFFER, WRITE_SLICES,
 };
-use crate::mask::apply_mask;
+use crate::mask::{apply_mask, copy_masked};
 use crate::random::random;
 
 /// Frames that wait to be written.
@@ -164,8 +164,8 @@ impl Outbound {
         socket: &mut (impl AsyncWrite + Unpin),
     ) -> Poll<io::Result<usize>> {
         MASKED.with_borrow_mut(|masked| {
-            self.mask(masked);
-            let mut masked = &masked[..];
+            let len = self.mask(masked);
+            let mut masked = masked.get(..len).unwrap_or_default();
             let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
             let mut count = 0;
             let mut whole = true;
@@ -191,16 +191,25 @@ impl Outbound {
         })
     }
 
-    /// Copies the first shared payloads, the last one in part, and masks the copies. What is not
-    /// written now is copied again for the next write.
-    fn mask(&self, masked: &mut Vec<u8>) {
-        masked.clear();
+    /// Copies the first shared payloads, the last one in part, and masks the copies. Returns how
+    /// many bytes. What is not written now is copied again for the next write.
+    fn mask(&self, masked: &mut Vec<u8>) -> usize {
+        let mut end = 0;
         for part in self.queue.iter().take(WRITE_SLICES) {
-            if let Part::Shared { payload, key } = part {
-                let room = MASKED_MAX.saturating_sub(masked.len());
-                copy_masked(payload.get(..room).unwrap_or(payload), *key, masked);
+            let Part::Shared { payload, key } = part else {
+                continue;
+            };
+            let start = end;
+            let payload = payload.get(..MASKED_MAX - start).unwrap_or(payload);
+            end += payload.len();
+            if masked.len() < end {
+                masked.resize(end, 0);
+            }
+            if let Some(copy) = masked.get_mut(start..end) {
+                copy_masked(payload, *key, copy);
             }
         }
+        end
     }
 
     fn advance(&mut self, mut written: usize) {
@@ -244,7 +253,7 @@ impl Outbound {
 
 thread_local! {
     /// Masked copies for one write. All WebSockets of a thread share it, so it stays in the cache
-    /// and an idle one holds nothing.
+    /// and an idle one holds nothing. It never shrinks: old bytes are overwritten.
     static MASKED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -285,20 +294,6 @@ impl Part {
                 payload.advance(count);
                 key.rotate_left(count % 4);
             }
-        }
-    }
-}
-
-/// Appends the payload, masked while the copy is in the fastest cache.
-fn copy_masked(payload: &[u8], key: [u8; 4], to: &mut Vec<u8>) {
-    // A multiple of the key's length.
-    const BLOCK: usize = 4 << 10;
-    to.reserve(payload.len());
-    for block in payload.chunks(BLOCK) {
-        let at = to.len();
-        to.extend_from_slice(block);
-        if let Some(copied) = to.get_mut(at..) {
-            apply_mask(copied, key);
         }
     }
 }
