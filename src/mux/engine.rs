@@ -73,12 +73,13 @@ impl<P: Path, R: Timer> Engine<P, R> {
 
     fn run(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
         for _ in 0..Self::ROUNDS {
-            match self.path.begin_round(cx, &self.tunnel.shared) {
+            let began = self.tunnel.shared.clock.timer_now();
+            match self.path.begin_round(cx, &self.tunnel.shared, began) {
                 Round::Same => {}
                 Round::Changed => self.forget_transport(),
                 Round::Over(closed) => return Poll::Ready(closed),
             }
-            let inflow = self.read(cx);
+            let inflow = self.read(cx, began);
             let now = self.tunnel.shared.clock.read();
             let more = matches!(inflow, Inflow::More);
             let finished = self.handle_inbox(cx, now, more);
@@ -86,7 +87,8 @@ impl<P: Path, R: Timer> Engine<P, R> {
                 Inflow::Over(error) => Some(error),
                 Inflow::Pending | Inflow::More => None,
             };
-            let round = self.path.end_of_inbox(&self.tunnel.shared, lost);
+            let shared = &self.tunnel.shared;
+            let round = self.path.end_of_inbox(shared, now.timer, lost);
             if let Round::Over(closed) = round {
                 return Poll::Ready(closed);
             }
@@ -99,13 +101,16 @@ impl<P: Path, R: Timer> Engine<P, R> {
             }
             let written = match self.write(cx, now.session) {
                 Ok(written) => written,
-                Err(error) => match self.path.end_of_inbox(&self.tunnel.shared, Some(error)) {
-                    Round::Over(closed) => return Poll::Ready(closed),
-                    Round::Same | Round::Changed => {
-                        self.forget_transport();
-                        continue;
+                Err(error) => {
+                    let shared = &self.tunnel.shared;
+                    match self.path.end_of_inbox(shared, now.timer, Some(error)) {
+                        Round::Over(closed) => return Poll::Ready(closed),
+                        Round::Same | Round::Changed => {
+                            self.forget_transport();
+                            continue;
+                        }
                     }
-                },
+                }
             };
             if let Some(closed) = self.wait(cx, now) {
                 return Poll::Ready(closed);
@@ -127,9 +132,9 @@ impl<P: Path, R: Timer> Engine<P, R> {
     }
 
     /// Reads a bounded amount of received messages, without the lock.
-    fn read(&mut self, cx: &mut Context<'_>) -> Inflow {
+    fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Inflow {
         self.looked = false;
-        self.reread = self.patience.pause(self.tunnel.shared.clock.timer_now());
+        self.reread = self.patience.pause(now);
         if self.reread.is_some() {
             return Inflow::Pending;
         }
@@ -204,6 +209,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
         state.settle();
         super::shared::register(&mut state.driver, cx);
         state.dispatch(now.session, &mut self.wake);
+        self.path.exchange(&mut state);
         let closed = state.closed.clone();
         drop(state);
         for waker in self.wake.drain(..) {

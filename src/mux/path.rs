@@ -8,7 +8,7 @@ use futures_core::Stream;
 use futures_sink::Sink;
 
 use super::TunnelError;
-use super::shared::Shared;
+use super::shared::{Shared, State};
 use super::stoppable::Now;
 use crate::resume::EndReason;
 use crate::session::{Instant, Session, Transmit, clean_text};
@@ -20,13 +20,17 @@ use crate::transport::{Carrier, Received};
 pub(super) trait Path {
     /// Looks for a better transport, and at the time, before the transport is read.
     #[inline]
-    fn begin_round(&mut self, _: &mut Context<'_>, _: &Shared) -> Round {
+    fn begin_round(&mut self, _: &mut Context<'_>, _: &Shared, _: Instant) -> Round {
         Round::Same
     }
 
-    /// Received messages were handled. `lost`: the transport is over.
+    /// Received messages were handled. Exchanges with the handles what both need, under the lock.
     #[inline]
-    fn end_of_inbox(&mut self, _: &Shared, lost: Option<TunnelError>) -> Round {
+    fn exchange(&mut self, _: &mut State) {}
+
+    /// As [`exchange`](Self::exchange), without the lock. `lost`: the transport is over.
+    #[inline]
+    fn end_of_inbox(&mut self, _: &Shared, _: Instant, lost: Option<TunnelError>) -> Round {
         lost.map_or(Round::Same, |error| Round::Over(Err(error)))
     }
 

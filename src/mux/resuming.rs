@@ -10,7 +10,7 @@ use futures_sink::Sink;
 
 use super::budget::Account;
 use super::path::{Direct, Finish, Inward, Path, Round};
-use super::shared::Shared;
+use super::shared::{Shared, State as SharedState};
 use super::source::{Arrival, Handover, Need, News, Source};
 use super::stoppable::Now;
 use super::{Attachment, TunnelError};
@@ -27,6 +27,12 @@ pub(super) struct Resuming<T, C, S> {
     current: Option<Direct<T, C>>,
     /// The carrier, while there is no transport.
     spare: Option<C>,
+    /// The peer was silent for too long.
+    silent: bool,
+    /// The budget that the tunnels share is more than half used.
+    is_tight: bool,
+    /// What the source knows of the bytes in the ring.
+    ring: usize,
     /// What is wrong with the transport, found in its messages.
     fault: Option<TunnelError>,
     /// Whether the handles believe that the tunnel has a transport.
@@ -58,6 +64,9 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
             source,
             current: Some(Direct { transport, carrier }),
             spare: None,
+            silent: false,
+            is_tight: false,
+            ring: 0,
             fault: None,
             told_attached: true,
             told_confirmed: false,
@@ -151,8 +160,7 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
     }
 
     /// Tells clock, source and handles what has changed.
-    fn publish(&mut self, shared: &Shared, lost: Option<TunnelError>) -> Round {
-        let now = shared.clock.timer_now();
+    fn publish(&mut self, shared: &Shared, now: Instant, lost: Option<TunnelError>) -> Round {
         if let Some(outcome) = self.outcome(now, lost.as_ref()) {
             return Round::Over(outcome);
         }
@@ -201,6 +209,7 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
                 state.session.handle_activity(session_now);
             }
             state.silent = false;
+            self.silent = false;
             state.attached.change(change);
             shared.set_detached(state.attached.is_detached());
             state.wake_watchers(&mut wake);
@@ -214,27 +223,16 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
         Round::Same
     }
 
-    /// Updates what the ring holds, and how much it may hold.
-    fn account(&mut self, shared: &Shared, now: Instant) {
-        let ring = self.link.ring_bytes();
-        let stats = self.link.stats();
-        let mut state = shared.lock();
-        let moved = ring != state.attached.ring;
-        state.attached.ring = ring;
-        state.attached.stats = stats;
-        self.link.set_idle(state.session.is_idle());
-        let is_scarce = state.account.as_ref().is_some_and(Account::is_scarce);
-        let is_tight = state.account.as_ref().is_some_and(Account::is_tight);
-        drop(state);
-        if is_tight {
+    /// Tells the source what the ring holds, what was sent again, and whether memory is short.
+    fn account(&mut self, now: Instant) {
+        if core::mem::take(&mut self.is_tight) {
             self.source.note(now, &News::Tight);
         }
-        self.link.set_ring_limit(match is_scarce {
-            true => 0,
-            false => usize::MAX,
-        });
+        let ring = self.link.ring_bytes();
+        let stats = self.link.stats();
         let (messages, bytes) = self.replayed;
         self.replayed = (stats.replayed, stats.replayed_bytes);
+        let moved = core::mem::replace(&mut self.ring, ring) != ring;
         if moved || self.replayed != (messages, bytes) {
             let replayed = (stats.replayed - messages, stats.replayed_bytes - bytes);
             self.source.note(now, &News::Moved { ring, replayed });
@@ -249,28 +247,33 @@ where
     S: Source<T>,
     E: Display,
 {
-    fn begin_round(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Round {
-        let now = shared.clock.timer_now();
-        self.account(shared, now);
+    fn begin_round(&mut self, cx: &mut Context<'_>, shared: &Shared, now: Instant) -> Round {
+        let (is_idle, is_probing, evicted, shutdown) = {
+            let mut state = shared.lock();
+            let evicted = core::mem::take(&mut state.evicted);
+            let session = &state.session;
+            (
+                session.is_idle(),
+                session.is_probing(),
+                evicted,
+                state.shutdown,
+            )
+        };
+        self.link.set_idle(is_idle);
         let mut lost = None;
         if let Some(Due::NotOpened) = self.link.handle_timeout(now) {
             self.detach(now);
             lost = Some(TunnelError::PeerDead);
         }
         let mut changed = lost.is_some();
-        if let Round::Over(outcome) = self.publish(shared, lost) {
+        if let Round::Over(outcome) = self.publish(shared, now, lost) {
             return Round::Over(outcome);
         }
-        let (need, evicted, shutdown) = {
-            let mut state = shared.lock();
-            let need = match self.link.state() {
-                State::Detached => Need::Lost,
-                State::Attached if state.session.is_probing() => Need::Doubt,
-                State::Attached => Need::None,
-                State::Opening | State::Ended => Need::Wait,
-            };
-            let evicted = core::mem::take(&mut state.evicted);
-            (need, evicted, state.shutdown)
+        let need = match self.link.state() {
+            State::Detached => Need::Lost,
+            State::Attached if is_probing => Need::Doubt,
+            State::Attached => Need::None,
+            State::Opening | State::Ended => Need::Wait,
         };
         if need == Need::Lost && shutdown {
             return Round::Over(Ok(()));
@@ -292,7 +295,7 @@ where
             }
             // There may be another.
             cx.waker().wake_by_ref();
-            if let Round::Over(outcome) = self.publish(shared, None) {
+            if let Round::Over(outcome) = self.publish(shared, now, None) {
                 return Round::Over(outcome);
             }
         }
@@ -302,17 +305,31 @@ where
         }
     }
 
-    fn end_of_inbox(&mut self, shared: &Shared, lost: Option<TunnelError>) -> Round {
-        let silent = core::mem::take(&mut shared.lock().silent);
+    fn exchange(&mut self, state: &mut SharedState) {
+        state.attached.ring = self.link.ring_bytes();
+        state.attached.stats = self.link.stats();
+        self.silent |= core::mem::take(&mut state.silent);
+        let account = state.account.as_ref();
+        self.is_tight = account.is_some_and(Account::is_tight);
+        self.link
+            .set_ring_limit(match account.is_some_and(Account::is_scarce) {
+                true => 0,
+                false => usize::MAX,
+            });
+    }
+
+    fn end_of_inbox(&mut self, shared: &Shared, now: Instant, lost: Option<TunnelError>) -> Round {
+        self.account(now);
+        let silent = core::mem::take(&mut self.silent);
         let silence = silent.then_some(TunnelError::PeerDead);
         let lost = self.fault.take().or(lost).or(silence);
         if lost.is_none() {
-            return self.publish(shared, None);
+            return self.publish(shared, now, None);
         }
         if self.link.ended().is_none() {
-            self.detach(shared.clock.timer_now());
+            self.detach(now);
         }
-        match self.publish(shared, lost) {
+        match self.publish(shared, now, lost) {
             Round::Same => Round::Changed,
             round => round,
         }
