@@ -3,6 +3,7 @@ use alloc::vec::Vec;
 use core::task::{Context, Poll, Waker};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::shared::register;
 use super::source::Handover;
 use crate::resume::EndReason;
 
@@ -59,7 +60,7 @@ impl<T> Handovers<T> {
     pub(super) fn poll_next(&self, cx: &Context<'_>) -> Poll<Handover<T>> {
         let mut queue = self.lock();
         if queue.waiting.is_empty() {
-            queue.waker = Some(cx.waker().clone());
+            register(&mut queue.waker, cx);
             return Poll::Pending;
         }
         let next = queue.waiting.remove(0);
