@@ -136,6 +136,7 @@ fn host_settings(
             sessions: SESSIONS,
             questions: 0,
             waiting: 0,
+            pipes: 2,
         },
         log: process.log.clone(),
     })

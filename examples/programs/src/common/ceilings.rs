@@ -25,6 +25,10 @@ const QUESTIONS: usize = 64;
 /// Callers that may wait for each query in progress.
 const WAITING: usize = 8;
 
+/// Pipes of the kernel at once, each for much data of a session. Together they hold a quarter of
+/// what Linux lets a user have in pipes.
+const PIPES: usize = 32;
+
 /// Most of a host. A session takes two descriptors, to the client and to the runner.
 #[derive(Debug, Clone, Copy)]
 pub struct HostCeilings {
@@ -34,6 +38,8 @@ pub struct HostCeilings {
     pub questions: usize,
     /// Callers that wait for a query.
     pub waiting: usize,
+    /// Pipes, of two descriptors each.
+    pub pipes: usize,
 }
 
 /// Most of a runner. A session, an agent and a connection take one descriptor each.
@@ -61,12 +67,14 @@ impl HostCeilings {
         let questions = QUESTIONS.min(left / 32).max(1);
         let waiting = questions * WAITING;
         let handshakes = HANDSHAKES.min(left / 8);
+        let pipes = PIPES.min(left / 32);
         // A query has a caller and a connection to the API.
-        let rest = left.saturating_sub(2 * questions + waiting + handshakes);
+        let rest = left.saturating_sub(2 * (questions + pipes) + waiting + handshakes);
         Self {
             handshakes,
             questions,
             waiting,
+            pipes,
             sessions: ceiling("--max-sessions", max_sessions, SESSIONS, rest / 2),
         }
     }
@@ -137,7 +145,8 @@ mod tests {
         for left in [0, 1, 48, 192, 1000, 19_808, 1 << 20, 1 << 30] {
             for flag in [None, Some(1), Some(1000), Some(usize::MAX)] {
                 let host = HostCeilings::within(left, flag);
-                let used = host.handshakes + 2 * (host.sessions + host.questions) + host.waiting;
+                let in_pairs = host.sessions + host.questions + host.pipes;
+                let used = host.handshakes + 2 * in_pairs + host.waiting;
                 assert!(used <= left.max(10), "{left} {flag:?}: {host:?}");
                 let runner = RunnerCeilings::within(left, flag, flag);
                 let serving = runner.serving;

@@ -4,6 +4,8 @@ mod questions;
 pub mod registry;
 mod relay;
 mod session;
+#[cfg_attr(not(target_os = "linux"), path = "no_splice.rs")]
+mod splice;
 
 use std::sync::Arc;
 
@@ -66,12 +68,13 @@ impl Host {
             sessions,
             questions,
             waiting,
+            pipes,
         } = settings.ceilings;
         Self {
             front: Arc::new(Front::new(handshakes, &settings.front, session::ANSWERING)),
             questions: Questions::new(questions, waiting),
             sessions: Sessions::by_address(sessions, &settings.front),
-            relays: Relays::new(settings.memory.clone()),
+            relays: Relays::new(settings.memory.clone(), pipes),
             settings,
             counters: Counters::default(),
         }

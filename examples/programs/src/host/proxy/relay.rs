@@ -1,8 +1,11 @@
-//! Copies raw bytes between two sockets, both ways.
+//! Moves raw bytes between two sockets, both ways.
 //!
 //! A direction reads into a buffer from a pool and writes at once. It keeps the buffer only while
 //! the other socket does not take all. An idle session therefore holds no buffer, and a blocked
 //! direction holds one.
+//!
+//! While much comes at once, a direction between plain TCP sockets uses a pipe of the kernel in
+//! place of the buffer, by the same rule.
 
 use std::future::poll_fn;
 use std::io;
@@ -17,6 +20,7 @@ use kohakuriver_tunnel::mux::Budget;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 
+use super::splice::{self, Pipe, Pipes};
 use crate::common::metrics::Counter;
 use crate::common::net::Link;
 
@@ -37,6 +41,12 @@ const SHORTEST_TURN: usize = 16 * 1024;
 /// Otherwise hundreds of flooding sessions would make the others wait for seconds.
 const ROUND: usize = 4 * 1024 * 1024;
 
+/// A read of this many bytes makes a direction use pipes. Fewer are copied faster.
+const MUCH: usize = 64 * 1024;
+
+/// With fewer bytes than this in a pipe, a direction copies again.
+const LITTLE: usize = 16 * 1024;
+
 /// Unused buffers kept for the next reads.
 const POOLED: usize = 8;
 
@@ -49,6 +59,7 @@ pub struct Relays {
     /// For data that was read and waits to be written.
     memory: Budget,
     pool: Mutex<Vec<Box<[u8]>>>,
+    pipes: Pipes,
     /// Directions that used their whole turn and wait for the next.
     waiting: AtomicUsize,
     pub to_runner: Counter,
@@ -56,8 +67,10 @@ pub struct Relays {
 }
 
 impl Relays {
-    pub fn new(memory: Budget) -> Self {
+    /// At most `pipes` pipes at once.
+    pub fn new(memory: Budget, pipes: usize) -> Self {
         Self {
+            pipes: Pipes::new(pipes, memory.clone()),
             memory,
             pool: Mutex::default(),
             waiting: AtomicUsize::new(0),
@@ -66,7 +79,7 @@ impl Relays {
         }
     }
 
-    /// Copies until both directions have ended. Each side comes with the bytes already read from
+    /// Relays until both directions have ended. Each side comes with the bytes already read from
     /// it.
     ///
     /// # Errors
@@ -117,13 +130,16 @@ struct Direction<'a> {
     state: State<'a>,
     counter: &'a Counter,
     relays: &'a Relays,
+    /// Much came at once.
+    bulk: bool,
     /// Counted in [`Relays::waiting`].
     waits: bool,
 }
 
-/// `Early -> Reading <-> Holding`, at the end of the input `-> Closing -> Closed`.
+/// `Early -> Reading <-> Holding, Piped`, at the end of the input `-> Closing -> Closed`.
 enum State<'a> {
-    /// Bytes that were read before the relay began are written first.
+    /// Bytes that are written before more are read: those from before the relay began, and those
+    /// of a pipe that the other socket refuses.
     Early(Bytes),
     Reading,
     /// Bytes read but not yet accepted by the other socket: `buffer[start..end]`.
@@ -132,6 +148,8 @@ enum State<'a> {
         start: usize,
         end: usize,
     },
+    /// Bytes in a pipe, not yet accepted by the other socket.
+    Piped(Pipe<'a>),
     Closing,
     Closed,
 }
@@ -143,6 +161,7 @@ impl<'a> Direction<'a> {
             state,
             counter,
             relays,
+            bulk: false,
             waits: false,
         }
     }
@@ -185,34 +204,7 @@ impl<'a> Direction<'a> {
                     }
                     self.state = State::Reading;
                 }
-                State::Reading => {
-                    let mut buffer = Buffer::take(self.relays);
-                    let most = buffer.bytes.len().min(turn);
-                    let mut filled = ReadBuf::new(buffer.bytes.get_mut(..most).unwrap_or_default());
-                    let read = Pin::new(&mut *from).poll_read(cx, &mut filled);
-                    let end = filled.filled().len();
-                    match read {
-                        Poll::Ready(Ok(())) if end > 0 => {
-                            self.state = State::Holding {
-                                buffer,
-                                start: 0,
-                                end,
-                            };
-                        }
-                        Poll::Ready(Ok(())) => {
-                            self.state = State::Closing;
-                        }
-                        Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                        Poll::Pending => {
-                            drop(buffer);
-                            // A TLS socket may hold records back until it is flushed.
-                            return match Pin::new(to).poll_flush(cx) {
-                                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                                _ => Poll::Pending,
-                            };
-                        }
-                    }
-                }
+                State::Reading => self.state = ready!(self.poll_read(cx, from, to, turn))?,
                 State::Holding { buffer, start, end } => {
                     let rest = buffer.bytes.get(*start..*end).unwrap_or_default();
                     if rest.is_empty() {
@@ -224,6 +216,19 @@ impl<'a> Direction<'a> {
                         moved += written;
                     }
                 }
+                State::Piped(pipe) if pipe.is_empty() => self.state = State::Reading,
+                State::Piped(pipe) => match ready!(pipe.poll_drain(cx, to.tcp())) {
+                    Ok(written) => {
+                        self.counter.add(written as u64);
+                        moved += written;
+                    }
+                    Err(error) if splice::is_refusal(&error) => {
+                        let bytes = pipe.copy_out()?;
+                        self.stop_splicing(&error);
+                        self.state = State::Early(bytes.into());
+                    }
+                    Err(error) => return Poll::Ready(Err(error)),
+                },
                 State::Closing => {
                     ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
                     self.state = State::Closed;
@@ -231,6 +236,58 @@ impl<'a> Direction<'a> {
                 State::Closed => return Poll::Ready(Ok(())),
             }
         }
+    }
+
+    /// Reads at most `most` bytes into a pipe or a buffer, and returns the next state.
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Link,
+        to: &mut Link,
+        most: usize,
+    ) -> Poll<io::Result<State<'a>>> {
+        let plain = matches!((&*from, &*to), (Link::Plain(_), Link::Plain(_)));
+        let pipe = (self.bulk && plain).then(|| self.relays.pipes.take());
+        if let Some(mut pipe) = pipe.flatten() {
+            match ready!(pipe.poll_fill(cx, from.tcp(), most)) {
+                Ok(read @ 1..) => {
+                    self.bulk = read >= LITTLE;
+                    return Poll::Ready(Ok(State::Piped(pipe)));
+                }
+                // The read below tells whether the input has ended.
+                Ok(0) => {}
+                Err(error) if splice::is_refusal(&error) => self.stop_splicing(&error),
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        let mut buffer = Buffer::take(self.relays);
+        let most = buffer.bytes.len().min(most);
+        let mut filled = ReadBuf::new(buffer.bytes.get_mut(..most).unwrap_or_default());
+        let read = Pin::new(&mut *from).poll_read(cx, &mut filled);
+        let end = filled.filled().len();
+        match read {
+            Poll::Ready(Ok(())) if end > 0 => {
+                self.bulk = end >= MUCH;
+                let start = 0;
+                Poll::Ready(Ok(State::Holding { buffer, start, end }))
+            }
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(State::Closing)),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => {
+                drop(buffer);
+                // A TLS socket may hold records back until it is flushed.
+                match Pin::new(to).poll_flush(cx) {
+                    Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+                    _ => Poll::Pending,
+                }
+            }
+        }
+    }
+
+    fn stop_splicing(&mut self, error: &io::Error) {
+        tracing::debug!("bytes are copied, because the system does not splice: {error}");
+        self.bulk = false;
+        self.relays.pipes.pause();
     }
 }
 
@@ -279,3 +336,6 @@ impl Drop for Buffer<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
