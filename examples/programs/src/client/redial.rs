@@ -13,8 +13,7 @@ use crate::client::pace::Pace;
 use crate::common::url::Url;
 use crate::common::ws::{ConnectError, Socket};
 
-/// After a WebSocket that held this long the waits start over. It was resumed, so it carried data both
-/// ways.
+/// After a WebSocket that held this long the waits start over.
 const HELD: Duration = Duration::from_secs(1);
 
 /// Connects a tunnel again. Clones share their pace.
