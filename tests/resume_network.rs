@@ -1,7 +1,7 @@
 //! Sessions on links, on a virtual network whose transports are cut, held, raced and forged.
 //!
-//! `RESUME_SEEDS` sets the number of runs or a range of seeds (`1000..2000`), `RESUME_SEED` the only
-//! one. The same seed gives the same run.
+//! `RESUME_SEEDS` sets the number of runs or a range of seeds (`1000..2000`), `RESUME_SEED` the
+//! only one. The same seed gives the same run.
 
 #![allow(
     clippy::unwrap_used,

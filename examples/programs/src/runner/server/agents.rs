@@ -22,8 +22,8 @@ use crate::common::ws::REPLACED;
 /// How long an agent counts as reconnecting after its loss, or after the start of this server.
 const COMES_BACK_WITHIN: Duration = Duration::from_secs(30);
 
-/// Time for a new agent to answer. Until then it takes nobody's place: its request may have been held
-/// on the way and be of an agent that is long gone.
+/// Time for a new agent to answer. Until then it takes nobody's place: its request may have been
+/// held on the way and be of an agent that is long gone.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Most containers remembered after the loss of their agents. For the others nobody waits.
