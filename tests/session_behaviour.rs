@@ -17,6 +17,8 @@ mod ends;
 mod hostile;
 #[path = "session_behaviour/limits.rs"]
 mod limits;
+#[path = "session_behaviour/room.rs"]
+mod room;
 #[path = "session_behaviour/tunnel.rs"]
 mod tunnel;
 #[path = "session_behaviour/v1.rs"]

@@ -22,6 +22,7 @@ const NOW: Instant = Instant::from_micros(0);
 fn config() -> Config {
     let mut config = Config::default();
     config.accept_backlog = STREAMS;
+    config.send_budget = 4 << 20;
     config
 }
 

@@ -250,7 +250,7 @@ fn a_fresh_stream_goes_ahead_of_queued_bulk() {
     network.run_for(millis(4), &mut bulk);
     let now = network.now();
     let session = &mut network.opener.session;
-    for _ in 0..16 {
+    for _ in 0..4 {
         session.poll_transmit(now).unwrap();
     }
     assert!(session.stats().unsent > 0);

@@ -38,6 +38,10 @@ pub(super) struct Engine<P, R> {
     reread: Option<Instant>,
     /// The transport was read since its messages were last handled.
     looked: bool,
+    /// Writers were woken since this task last yielded.
+    woke_writers: bool,
+    /// This task has just yielded to writers, so it writes now.
+    yielded: bool,
     /// Whether anything was written since the last flush.
     dirty: bool,
     /// When to give up a shutdown that the transport does not accept.
@@ -72,6 +76,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
     const BATCHES: usize = 16;
 
     fn run(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
+        self.yielded = core::mem::take(&mut self.woke_writers);
         for _ in 0..Self::ROUNDS {
             let began = self.tunnel.shared.clock.timer_now();
             match self.path.begin_round(cx, &self.tunnel.shared, began) {
@@ -119,8 +124,9 @@ impl<P: Path, R: Timer> Engine<P, R> {
             if finished && !self.dirty {
                 return Poll::Ready(Ok(()));
             }
-            if more {
-                // Yield, so that the tasks that read these messages run first.
+            if more || self.woke_writers {
+                // Yield, so that the tasks that read these messages run first, and those that were
+                // told to write.
                 break;
             }
             if !written && !work {
@@ -208,7 +214,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
         }
         state.settle();
         super::shared::register(&mut state.driver, cx);
-        state.dispatch(now.session, &mut self.wake);
+        self.woke_writers |= state.dispatch(now.session, &mut self.wake);
         self.path.exchange(&mut state);
         let closed = state.closed.clone();
         drop(state);
@@ -228,7 +234,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
                 return Ok(written);
             }
             if self.outbox.is_empty() {
-                if batches == Self::BATCHES {
+                if batches == Self::BATCHES || (self.woke_writers && !self.yielded) {
                     break;
                 }
                 batches += 1;
@@ -258,6 +264,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
     /// Takes a batch of messages from the session.
     fn fill_outbox(&mut self, now: Instant) {
         let mut state = self.tunnel.shared.lock();
+        state.session.keep_room(self.woke_writers);
         let mut bytes = 0;
         while bytes < Self::OUTBOX_BYTES && self.outbox.len() < Self::OUTBOX_MESSAGES {
             let Some(transmit) = self.path.poll_transmit(&mut state.session, now) else {
@@ -270,7 +277,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
             self.outbox.push_back(transmit);
         }
         state.settle();
-        state.dispatch(now, &mut self.wake);
+        self.woke_writers |= state.dispatch(now, &mut self.wake);
         drop(state);
         for waker in self.wake.drain(..) {
             waker.wake();
@@ -360,6 +367,8 @@ impl<P, R> Engine<P, R> {
             patience: Patience::default(),
             reread: None,
             looked: false,
+            woke_writers: false,
+            yielded: false,
             dirty: false,
             give_up: None,
         }

@@ -224,11 +224,15 @@ where
         let capacity = ready!(write.poll_capacity(cx))?;
         let chunk = match outbound.refused.take() {
             Some(chunk) => chunk,
-            None => match ready!(poll_chunk(cx, local, capacity))? {
-                Some(chunk) => chunk,
-                None => {
+            None => match poll_chunk(cx, local, capacity)? {
+                Poll::Ready(Some(chunk)) => chunk,
+                Poll::Ready(None) => {
                     write.finish();
                     return Poll::Ready(Ok(()));
+                }
+                Poll::Pending => {
+                    write.pass();
+                    return Poll::Pending;
                 }
             },
         };

@@ -203,7 +203,9 @@ impl State {
     }
 
     /// Collects the wakers for the session's events, to be called after the lock is released.
-    pub(super) fn dispatch(&mut self, now: Instant, wake: &mut Vec<Waker>) {
+    /// Returns whether a writer is among them.
+    pub(super) fn dispatch(&mut self, now: Instant, wake: &mut Vec<Waker>) -> bool {
+        let mut writers = false;
         while let Some(event) = self.session.poll_event() {
             match event {
                 Event::Readable(stream) => {
@@ -213,7 +215,11 @@ impl State {
                         wake.push(waiting);
                     }
                 }
-                Event::Writable(stream) => wake.extend(self.wakers(stream).write.take()),
+                Event::Writable(stream) => {
+                    let writer = self.wakers(stream).write.take();
+                    writers |= writer.is_some();
+                    wake.extend(writer);
+                }
                 Event::Established(stream) => {
                     let wakers = self.wakers(stream);
                     wakers.is_established = true;
@@ -238,6 +244,7 @@ impl State {
                 Event::PeerDead => self.close(Err(TunnelError::PeerDead), now, wake),
             }
         }
+        writers
     }
 
     /// Bytes queued on a stream.

@@ -102,6 +102,8 @@ pub struct ReadHalf {
 #[derive(Debug)]
 pub struct WriteHalf {
     handle: Arc<Handle>,
+    /// It had to wait for room, so room may be kept for it.
+    waited: bool,
 }
 
 impl TunnelStream {
@@ -112,7 +114,10 @@ impl TunnelStream {
                 handle: Arc::clone(&handle),
                 chunk: Bytes::new(),
             },
-            write: WriteHalf { handle },
+            write: WriteHalf {
+                handle,
+                waited: false,
+            },
         }
     }
 
@@ -224,16 +229,26 @@ impl WriteHalf {
 
     /// As [`capacity`](Self::capacity).
     pub fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Reset>> {
-        self.handle.with(
-            |state, id| match state.session.send_capacity(id).map_err(send_reset)? {
+        let capacity = self.handle.with(|state, id| {
+            match state.session.send_capacity(id).map_err(send_reset)? {
                 0 => {
                     state.session.request_writable(id);
                     register(&mut state.wakers(id).write, cx);
                     Poll::Pending
                 }
                 capacity => Poll::Ready(Ok(capacity)),
-            },
-        )
+            }
+        });
+        self.waited |= capacity.is_pending();
+        capacity
+    }
+
+    /// There is nothing to send now: others get the room that may be kept for this stream.
+    pub(super) fn pass(&mut self) {
+        if core::mem::take(&mut self.waited) {
+            self.handle
+                .with(|state, id| state.session.cancel_writable(id));
+        }
     }
 
     /// Sends bytes without a copy: at most as many as [`capacity`](Self::capacity) returned.

@@ -60,16 +60,17 @@ pub struct Config {
     /// The peer's transport pings are queued behind these bytes, and the peer ends the transport
     /// when they are not answered. At most half of `receive_budget` is used for this.
     pub v1_reach: usize,
-    /// Most bytes accepted for sending and not yet transmitted, over all streams. Default 4 MiB.
+    /// Most bytes accepted for sending and not yet transmitted, over all streams. Default 512 KiB.
     ///
     /// If the peer does not read its transport, this end holds at most this, one piece, and 4 KiB a
-    /// stream.
+    /// stream. With more, a stream waits longer behind what others have queued, and payload falls
+    /// out of the processor's caches; with less, the transport runs dry.
     pub send_budget: usize,
     /// Most bytes accepted for sending and not yet transmitted on one stream. Default 256 KiB.
     pub stream_send_buffer: usize,
     /// Largest payload of one DATA message on a stream in bytes, at most 1 MiB - 8. Default 64 KiB.
     pub max_piece: usize,
-    /// As `max_piece`, while more than four streams wait to send. Default 32 KiB.
+    /// As `max_piece`, while more than four streams wait to send. Default 64 KiB.
     ///
     /// With fewer streams a round is short, and a stream that was idle goes first anyway.
     pub contended_piece: usize,
@@ -115,10 +116,10 @@ impl Default for Config {
             v1_stream_buffer: 4 << 20,
             v1_stall: Duration::from_secs(2),
             v1_reach: 32 << 20,
-            send_budget: 4 << 20,
+            send_budget: 512 << 10,
             stream_send_buffer: 256 << 10,
             max_piece: 64 << 10,
-            contended_piece: 32 << 10,
+            contended_piece: 64 << 10,
             datagram_queue: 256,
             datagram_buffer: 1 << 20,
             datagram_budget: 16 << 20,

@@ -186,7 +186,8 @@ impl Session {
     /// A datagram flow ends in both directions.
     pub fn finish(&mut self, stream: StreamId) {
         if let Some(s) = self.streams.get_mut(stream) {
-            self.sending.finish(s);
+            self.sending.finish(s, &mut self.events);
+            self.sending.wake(&mut self.streams, &mut self.events);
         }
     }
 
@@ -212,10 +213,11 @@ impl Session {
         // Discarding grants credit, so a peer that waits for credit sends and learns that nobody
         // reads.
         self.receiving.discard(s);
-        self.sending.finish(s);
+        self.sending.finish(s, &mut self.events);
         if s.life.waits_for_peer() {
             self.linger.start_once(s, now);
         }
+        self.sending.wake(&mut self.streams, &mut self.events);
         self.reap(stream);
     }
 

@@ -47,16 +47,43 @@ impl Session {
     /// Requests one [`Event::Writable`](super::Event::Writable) as soon as
     /// [`send_capacity`](Self::send_capacity) is above zero; immediately if it is now.
     ///
+    /// Streams that wait for [`Config::send_budget`](super::Config::send_budget) get the event in
+    /// the order in which they asked, as many as there is room for. The room is kept until the
+    /// stream sends, ends, or [cancels](Self::cancel_writable); or until
+    /// [`poll_transmit`](Self::poll_transmit) has nothing to send, all events having been taken.
+    ///
     /// [`send`](Self::send) does this when it returns [`SendError::Blocked`], and
     /// [`send_slice`](Self::send_slice) when it accepts nothing. Has no effect on a stream that has
     /// ended.
     pub fn request_writable(&mut self, stream: StreamId) {
         let s = self.streams.get_mut(stream);
         if let Some(s) = s.filter(|s| check(s, Proto::Tcp).is_ok()) {
-            self.sending.block(s);
+            s.notice.want_writable(true);
             if self.sending.capacity(&s.send) > 0 {
                 self.events.writable(s);
+            } else {
+                self.line_up(stream);
             }
+        }
+    }
+
+    /// The stream waits for what it needs to send.
+    fn line_up(&mut self, stream: StreamId) {
+        if let Some(s) = self.streams.get_mut(stream) {
+            s.notice.want_writable(true);
+            if self.sending.capacity(&s.send) == 0 {
+                self.sending.line_up(s, &mut self.events);
+                self.sending.wake(&mut self.streams, &mut self.events);
+            }
+        }
+    }
+
+    /// Withdraws [`request_writable`](Self::request_writable), and passes on room that was kept for
+    /// the stream: its writer was told to send, and has nothing to send now.
+    pub fn cancel_writable(&mut self, stream: StreamId) {
+        if let Some(s) = self.streams.get_mut(stream) {
+            self.sending.pass(s);
+            self.sending.wake(&mut self.streams, &mut self.events);
         }
     }
 
@@ -73,7 +100,10 @@ impl Session {
             return check(s, s.proto());
         }
         check(s, Proto::Tcp)?;
-        self.sending.push(s, chunk).map_err(SendError::Blocked)
+        self.sending.push(s, chunk).map_err(|chunk| {
+            self.line_up(stream);
+            SendError::Blocked(chunk)
+        })
     }
 
     /// Queues a copy of as many bytes as there is room for. Returns how many.
@@ -86,7 +116,11 @@ impl Session {
     pub fn send_slice(&mut self, stream: StreamId, bytes: &[u8]) -> Result<usize, SendError> {
         let s = self.streams.get_mut(stream).ok_or(SendError::Unknown)?;
         check(s, Proto::Tcp)?;
-        Ok(self.sending.push_slice(s, bytes))
+        let taken = self.sending.push_slice(s, bytes);
+        if taken == 0 && !bytes.is_empty() {
+            self.line_up(stream);
+        }
+        Ok(taken)
     }
 
     /// Queues one datagram of a flow. Never blocks: when a bound is reached, the flow's oldest
@@ -136,6 +170,13 @@ impl Session {
     /// and senders wait.
     pub fn hold_data(&mut self, hold: bool) {
         self.sending.set_held(hold);
+    }
+
+    /// While `keep` is set, no room is given to others that was kept for a writer: those that were
+    /// told to send have not run yet.
+    #[cfg(feature = "mux")]
+    pub(crate) fn keep_room(&mut self, keep: bool) {
+        self.sending.set_keeping(keep);
     }
 
     fn next_control(&mut self, now: Instant) -> Option<Frame> {

@@ -111,7 +111,8 @@ impl Session {
             s.life.advance(next);
             s.send.establish();
             self.events.push(Event::Established(s.id()));
-            self.events.writable(s);
+            self.sending.line_up(s, &mut self.events);
+            self.sending.wake(&mut self.streams, &mut self.events);
         }
         Ok(())
     }
@@ -236,7 +237,8 @@ impl Session {
             self.reset(stream, Reason::Overflow, "more credit than can be counted");
             return Err(Violation::CreditOverflow { id });
         }
-        self.events.writable(s);
+        self.sending.line_up(s, &mut self.events);
+        self.sending.wake(&mut self.streams, &mut self.events);
         Ok(())
     }
 

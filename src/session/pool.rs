@@ -35,19 +35,9 @@ impl Pool {
         self.bytes
     }
 
-    /// Whether the budget is used up.
-    pub(super) const fn is_full(&self) -> bool {
-        self.bytes >= self.budget
-    }
-
     /// Whether the budget is exceeded.
     pub(super) const fn is_over(&self) -> bool {
         self.bytes > self.budget
-    }
-
-    /// Whether at least half of the budget is free.
-    pub(super) const fn is_half_free(&self) -> bool {
-        self.bytes <= self.budget / 2
     }
 
     /// Whether one more piece of `len` bytes fits, counting the overhead of pieces.

@@ -50,11 +50,11 @@ impl Session {
     /// While pressed, the session refuses new connections (ERROR, limit) and hardly holds more:
     /// windows do not grow, and streams queue little. For code that bounds many sessions together.
     pub fn set_pressed(&mut self, pressed: bool) {
-        let relieved = self.pressed && !pressed;
+        let changed = self.pressed != pressed;
         self.pressed = pressed;
         self.sending.set_pressed(pressed);
         self.receiving.set_pressed(pressed);
-        if relieved {
+        if changed {
             self.sending.wake(&mut self.streams, &mut self.events);
         }
     }

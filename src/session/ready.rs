@@ -43,6 +43,10 @@ impl Place {
         !core::mem::replace(&mut self.taken, true)
     }
 
+    pub(super) const fn is_taken(&self) -> bool {
+        self.taken
+    }
+
     pub(super) fn leave(&mut self) {
         self.taken = false;
     }

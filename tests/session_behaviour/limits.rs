@@ -324,6 +324,7 @@ fn a_pressed_session_takes_no_connections_and_queues_little() {
     assert!((1..=4096).contains(&queued), "{queued}");
     events(&mut acceptor);
     acceptor.set_pressed(false);
+    messages(&mut acceptor, at(0));
     assert_eq!(events(&mut acceptor), [Event::Writable(stream)]);
     assert!(fill(&mut acceptor, stream) > 4096);
     say(&mut acceptor, at(0), connect(3)).unwrap();

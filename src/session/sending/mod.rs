@@ -32,6 +32,12 @@ pub(super) struct Sending {
     flow_run: u32,
     /// Streams that wait for the send budget.
     waiting: List,
+    /// Room kept for streams that were told to send and have not sent yet.
+    promised: usize,
+    /// No promise lapses.
+    keeping: bool,
+    /// Promises of earlier epochs have lapsed.
+    epoch: u64,
     pressed: bool,
     /// Data of streams stays here.
     held: bool,
@@ -47,8 +53,20 @@ pub(super) struct SendHalf {
     turn: Turn,
     flow: Place,
     waiting: Place,
+    promise: Promise,
+    /// Bytes queued since the stream last had nothing to send.
+    burst: usize,
+    /// It had queued as much as the reserve before its last bytes, so these do not go first.
+    bulk: bool,
     /// CLOSE follows the queued data.
     finishing: bool,
+}
+
+/// Room that is kept for a stream until it sends, passes it on, or everything queued was sent.
+#[derive(Debug, Default, Clone, Copy)]
+struct Promise {
+    bytes: usize,
+    epoch: u64,
 }
 
 /// The next thing to send.
@@ -60,7 +78,7 @@ pub(super) enum Outgoing {
 }
 
 impl Sending {
-    /// Bytes that a stream may always queue, however much the others have queued.
+    /// Bytes that a stream may queue however much the others have queued, unless it is bulk.
     const RESERVE: usize = 4096;
     /// Queued chunks shorter than this are joined, because the overhead of a chunk would exceed its
     /// bytes.
@@ -82,9 +100,9 @@ impl Sending {
     pub(super) fn push(&mut self, s: &mut Stream, chunk: Chunk) -> Result<(), Chunk> {
         let half = &mut s.send;
         if chunk.len() > half.credit() || self.capacity(half) == 0 {
-            self.block(s);
             return Err(chunk);
         }
+        self.redeem(half, chunk.len());
         if chunk.len() < Self::SMALL && !half.queue.is_empty() {
             let piece = self.config.max_piece;
             half.queue
@@ -102,11 +120,9 @@ impl Sending {
         let capacity = self.capacity(&s.send);
         let taken = bytes.get(..capacity).unwrap_or(bytes);
         if taken.is_empty() {
-            if !bytes.is_empty() {
-                self.block(s);
-            }
             return 0;
         }
+        self.redeem(&mut s.send, taken.len());
         let piece = self.config.max_piece;
         s.send.queue.push_slice(taken, piece, &mut self.bytes);
         s.notice.want_writable(false);
@@ -139,17 +155,38 @@ impl Sending {
         self.dropped += 1;
     }
 
-    /// The stream waits for credit, for room in its queue, or for the send budget, and wants an
-    /// event.
-    pub(super) fn block(&mut self, s: &mut Stream) {
-        s.notice.want_writable(true);
-        if self.is_budget_full() {
-            self.waiting.push(s.id(), &mut s.send.waiting);
+    /// A stream that wants to send takes the next step towards it: it waits for credit, for its own
+    /// queue, or in line for the send budget; or it is told. [`wake`](Self::wake) has to follow.
+    pub(super) fn line_up(&mut self, s: &mut Stream, events: &mut Events) {
+        let id = s.id();
+        let half = &mut s.send;
+        if !s.notice.wants_writable() || half.credit() == 0 || self.is_stream_full(half) {
+            return;
+        }
+        if self.promise(half) > 0 || self.reserve(half) > 0 {
+            events.writable(s);
+        } else if !self.pressed {
+            self.waiting.push(id, &mut half.waiting);
         }
     }
 
-    /// CLOSE follows the queued data.
-    pub(super) fn finish(&mut self, s: &mut Stream) {
+    /// The stream has nothing to send for now: others get the room that was kept for it.
+    /// [`wake`](Self::wake) has to follow.
+    pub(super) fn pass(&mut self, s: &mut Stream) {
+        s.notice.want_writable(false);
+        self.take_back(&mut s.send);
+    }
+
+    fn take_back(&mut self, half: &mut SendHalf) {
+        self.promised -= self.promise(half);
+        half.promise.bytes = 0;
+    }
+
+    /// CLOSE follows the queued data. [`wake`](Self::wake) has to follow.
+    pub(super) fn finish(&mut self, s: &mut Stream, events: &mut Events) {
+        // Nobody can send any more.
+        events.writable(s);
+        self.pass(s);
         s.send.finishing = true;
         self.activate(s);
     }
@@ -163,14 +200,16 @@ impl Sending {
         match s.proto() {
             Proto::Tcp => {
                 let quantum = self.config.max_piece;
-                self.schedule.activate(id, &mut s.send.turn, quantum);
+                let bulk = s.send.bulk;
+                self.schedule.activate(id, &mut s.send.turn, quantum, bulk);
             }
             Proto::Udp => self.flows.push(id, &mut s.send.flow),
         }
     }
 
-    /// The stream has ended: drops its queue.
+    /// The stream has ended: drops its queue. [`wake`](Self::wake) has to follow.
     pub(super) fn retire(&mut self, s: &mut Stream) {
+        self.take_back(&mut s.send);
         let pool = match s.proto() {
             Proto::Tcp => &mut self.bytes,
             Proto::Udp => &mut self.datagrams,
@@ -231,13 +270,23 @@ impl Sending {
             let message = self.message(s, chunk);
             let more = has_more(s);
             self.schedule.sent(id, &mut s.send.turn, len, more, quantum);
-            if s.notice.wants_writable() && s.send.credit() > 0 {
-                events.writable(s);
-            }
+            self.line_up(s, events);
             self.wake(streams, events);
             return Some(Outgoing::Data(message));
         }
+        self.lapse(streams, events);
         None
+    }
+
+    /// Everything was sent. If those who were told to send have not done so since, others get the
+    /// room.
+    fn lapse(&mut self, streams: &mut Streams, events: &mut Events) {
+        let told = events.is_empty() && !self.keeping;
+        if told && self.promised > 0 && !self.waiting.is_empty() {
+            self.epoch = self.epoch.wrapping_add(1);
+            self.promised = 0;
+            self.wake(streams, events);
+        }
     }
 
     fn message(&mut self, s: &mut Stream, chunk: Chunk) -> Bytes {
@@ -253,14 +302,25 @@ impl Sending {
         })
     }
 
-    /// Wakes the streams that wait for the send budget, once half of it is free.
+    /// Tells streams that wait for the send budget to send, first come first served, and only as
+    /// many as there is room for. The room is kept for them.
     pub(super) fn wake(&mut self, streams: &mut Streams, events: &mut Events) {
-        if !self.bytes.is_half_free() {
-            return;
-        }
-        while let Some(id) = self.waiting.pop() {
-            if let Some(s) = streams.get_mut(id) {
-                s.send.waiting.leave();
+        while !self.waiting.is_empty() && (self.pressed || self.has_room()) {
+            let Some(s) = self.waiting.pop().and_then(|id| streams.get_mut(id)) else {
+                continue;
+            };
+            let half = &mut s.send;
+            half.waiting.leave();
+            let room = match self.pressed {
+                true => self.reserve(half),
+                false if self.is_stream_full(half) => 0,
+                false => self.piece(),
+            };
+            let bytes = room.min(half.credit());
+            if s.notice.wants_writable() && bytes > 0 {
+                let epoch = self.epoch;
+                self.promised += bytes;
+                half.promise = Promise { bytes, epoch };
                 events.writable(s);
             }
         }
@@ -271,6 +331,12 @@ impl Sending {
         self.pressed = pressed;
     }
 
+    /// While keeping, writers that were told have not had their chance to send.
+    #[cfg(feature = "mux")]
+    pub(super) fn set_keeping(&mut self, keeping: bool) {
+        self.keeping = keeping;
+    }
+
     /// While held, only datagrams are taken.
     pub(super) fn set_held(&mut self, held: bool) {
         self.held = held;
@@ -278,22 +344,70 @@ impl Sending {
 
     /// Bytes that the stream accepts now.
     pub(super) fn capacity(&self, half: &SendHalf) -> usize {
-        let piece = match self.schedule.is_contended() {
-            true => self.config.contended_piece,
-            false => self.config.max_piece,
-        };
-        // A bound is exceeded by at most one piece, so that pieces stay whole.
-        let stream_full = half.queue.len() >= self.config.stream_send_buffer;
-        let room = match (stream_full, self.is_budget_full()) {
-            (false, false) => piece,
-            (false, true) if half.queue.is_empty() => piece.min(Self::RESERVE),
-            _ => 0,
+        let room = match self.promise(half) {
+            0 if self.is_stream_full(half) => 0,
+            0 if self.waiting.is_empty() && self.has_room() => self.piece(),
+            0 => self.reserve(half),
+            promised => promised,
         };
         room.min(half.credit())
     }
 
-    fn is_budget_full(&self) -> bool {
-        self.pressed || self.bytes.is_full()
+    /// Room that is kept for the stream.
+    fn promise(&self, half: &SendHalf) -> usize {
+        match half.promise.epoch == self.epoch {
+            true => half.promise.bytes,
+            false => 0,
+        }
+    }
+
+    /// The stream queues so many bytes.
+    fn redeem(&mut self, half: &mut SendHalf, len: usize) {
+        let promised = self.promise(half);
+        if promised == 0 && half.turn.is_idle() {
+            half.burst = 0;
+        }
+        half.bulk = half.burst >= Self::RESERVE;
+        half.burst = half.burst.saturating_add(len);
+        // What is left is kept only if it is no tiny piece.
+        let left = promised.saturating_sub(len);
+        let left = if left < Self::RESERVE { 0 } else { left };
+        half.promise.bytes = left;
+        self.promised -= promised - left;
+    }
+
+    /// Most bytes of one message now.
+    fn piece(&self) -> usize {
+        match self.schedule.is_contended() {
+            true => self.config.contended_piece,
+            false => self.config.max_piece,
+        }
+    }
+
+    /// Bytes that the stream accepts without room in the budget: all of the reserve or nothing,
+    /// so that pieces stay whole.
+    fn reserve(&self, half: &SendHalf) -> usize {
+        match half.queue.is_empty() && (self.pressed || !self.is_bulk(half)) {
+            true => Self::RESERVE.min(self.piece()),
+            false => 0,
+        }
+    }
+
+    /// Whether the stream has queued as much as the reserve since it last had nothing to send.
+    fn is_bulk(&self, half: &SendHalf) -> bool {
+        let has_more = !half.turn.is_idle() || half.waiting.is_taken() || self.promise(half) > 0;
+        half.burst >= Self::RESERVE && has_more
+    }
+
+    fn is_stream_full(&self, half: &SendHalf) -> bool {
+        half.queue.len() >= self.config.stream_send_buffer
+    }
+
+    /// Whether the budget has room for a piece. It is exceeded by at most one piece, so that pieces
+    /// stay whole.
+    fn has_room(&self) -> bool {
+        let held = self.bytes.bytes() + self.promised;
+        !self.pressed && (held < self.config.send_budget || held == 0)
     }
 
     pub(super) fn has_output(&self) -> bool {
@@ -317,7 +431,10 @@ impl Sending {
             let of_proto = streams.iter().filter(move |s| s.proto() == proto);
             of_proto.map(|s| (s.send.queue.pieces(), s.send.queue.len()))
         };
-        self.bytes.audit(queues(Proto::Tcp)) && self.datagrams.audit(queues(Proto::Udp))
+        let promised: usize = streams.iter().map(|s| self.promise(&s.send)).sum();
+        self.bytes.audit(queues(Proto::Tcp))
+            && self.datagrams.audit(queues(Proto::Udp))
+            && self.promised == promised
     }
 }
 

@@ -33,16 +33,29 @@ enum Round {
     Bulk,
 }
 
+impl Turn {
+    /// Whether the stream had nothing to send when its turn came.
+    pub(super) fn is_idle(&self) -> bool {
+        self.round == Round::Idle
+    }
+}
+
 impl Schedule {
     /// Most fresh turns in a row while bulk waits.
     const MAX_FRESH_RUN: u32 = 16;
 
-    /// The stream has something to send.
-    pub(super) fn activate(&mut self, id: StreamId, turn: &mut Turn, quantum: usize) {
+    /// The stream has something to send. A `bulk` stream only waited for room, so it does not go
+    /// first.
+    pub(super) fn activate(&mut self, id: StreamId, turn: &mut Turn, quantum: usize, bulk: bool) {
         if turn.round == Round::Idle {
-            turn.round = Round::Fresh;
             turn.deficit = bytes(quantum);
-            self.fresh.push_back(id);
+            if bulk {
+                turn.round = Round::Bulk;
+                self.bulk.push_back(id);
+            } else {
+                turn.round = Round::Fresh;
+                self.fresh.push_back(id);
+            }
         }
     }
 
@@ -130,7 +143,7 @@ mod tests {
         let mut schedule = Schedule::default();
         let mut turns = [Turn::default(), Turn::default(), Turn::default()];
         for (slot, turn) in turns.iter_mut().enumerate() {
-            schedule.activate(id(slot), turn, QUANTUM);
+            schedule.activate(id(slot), turn, QUANTUM, false);
         }
         let len = |slot: usize| [1000, 100, 333][slot];
         let mut bytes = [0_usize; 3];
@@ -146,17 +159,17 @@ mod tests {
     fn a_newcomer_goes_first_once() {
         let mut schedule = Schedule::default();
         let mut turns: Vec<Turn> = (0..3).map(|_| Turn::default()).collect();
-        schedule.activate(id(0), &mut turns[0], QUANTUM);
-        schedule.activate(id(1), &mut turns[1], QUANTUM);
+        schedule.activate(id(0), &mut turns[0], QUANTUM, false);
+        schedule.activate(id(1), &mut turns[1], QUANTUM, false);
         for _ in 0..4 {
             send(&mut schedule, &mut turns, |_| 1000);
         }
-        schedule.activate(id(2), &mut turns[2], QUANTUM);
+        schedule.activate(id(2), &mut turns[2], QUANTUM, false);
         let next = schedule.pop().unwrap();
         assert_eq!(next, id(2));
         schedule.sent(next, &mut turns[2], 10, false, QUANTUM);
         // The queue ran empty: the stream keeps its place in the round and does not go first again.
-        schedule.activate(id(2), &mut turns[2], QUANTUM);
+        schedule.activate(id(2), &mut turns[2], QUANTUM, false);
         assert_ne!(schedule.pop().unwrap(), id(2));
     }
 
@@ -164,10 +177,10 @@ mod tests {
     fn a_flood_of_newcomers_does_not_starve_bulk() {
         let mut schedule = Schedule::default();
         let mut turns: Vec<Turn> = (0..200).map(|_| Turn::default()).collect();
-        schedule.activate(id(0), &mut turns[0], QUANTUM);
+        schedule.activate(id(0), &mut turns[0], QUANTUM, false);
         send(&mut schedule, &mut turns, |_| 1000);
         for (slot, turn) in turns.iter_mut().enumerate().skip(1) {
-            schedule.activate(id(slot), turn, QUANTUM);
+            schedule.activate(id(slot), turn, QUANTUM, false);
         }
         let first = (0..100).position(|_| send(&mut schedule, &mut turns, |_| 1000) == 0);
         assert!(first.is_some_and(|turns| turns <= Schedule::MAX_FRESH_RUN as usize));
