@@ -67,6 +67,8 @@ fn pair(now: Instant) -> (Link, Link) {
     );
     let opened = server.poll_output().unwrap();
     assert_eq!(client.handle_message(now, opened), Received::Attached);
+    let confirmation = client.poll_output().unwrap();
+    server.handle_message(now, confirmation);
     (client, server)
 }
 

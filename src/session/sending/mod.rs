@@ -304,7 +304,14 @@ impl Sending {
 
     /// Tells streams that wait for the send budget to send, first come first served, and only as
     /// many as there is room for. The room is kept for them.
+    #[inline]
     pub(super) fn wake(&mut self, streams: &mut Streams, events: &mut Events) {
+        if !self.waiting.is_empty() {
+            self.wake_waiting(streams, events);
+        }
+    }
+
+    fn wake_waiting(&mut self, streams: &mut Streams, events: &mut Events) {
         while !self.waiting.is_empty() && (self.pressed || self.has_room()) {
             let Some(s) = self.waiting.pop().and_then(|id| streams.get_mut(id)) else {
                 continue;
