@@ -44,6 +44,15 @@ fn restart_host(chain: &mut Chain) {
     chain.host = host_at(&address, &runner, &[]);
 }
 
+/// An agent of the runner at this address, with the keep [`LONG`]. It has registered.
+fn agent_at(runner: &str) -> Program {
+    let url = format!("ws://{runner}");
+    let args = ["--runner-url", &url, "--container-id", CONTAINER];
+    let agent = Program::start("agent", &[&args[..], &LONG].concat());
+    agent.complaint("registered at");
+    agent
+}
+
 /// A runner that keeps tunnels as long as forwards want, and dials 127.0.0.1.
 fn direct() -> Chain {
     let target = format!("{CONTAINER}=127.0.0.1");
@@ -150,10 +159,7 @@ async fn connections_outlive_the_websockets_of_both_legs() {
     let port = service(echo).await.port();
     let mut chain = Chain::with_runner(&LONG);
     let to_runner = Relay::to(&chain.runner.address()).await;
-    let url = format!("ws://{}", to_runner.address());
-    let args = ["--runner-url", &url, "--container-id", CONTAINER];
-    let agent = Program::start("agent", &[&args[..], &LONG].concat());
-    agent.complaint("registered at");
+    let agent = agent_at(&to_runner.address());
     let forward = chain.forward(port, &LONG);
     let traffic = Traffic::start(&forward, 16).await;
     for round in 1..=3 {
@@ -197,15 +203,13 @@ async fn a_restarted_runner_ends_connections_at_once() {
 async fn an_agent_is_replaced_by_one_that_answers_alone() {
     let port = service(echo).await.port();
     let chain = Chain::with_runner(&LONG);
-    let runner = format!("ws://{}", chain.runner.address());
-    let args = ["--runner-url", &runner, "--container-id", CONTAINER];
-    let agent = Program::start("agent", &[&args[..], &LONG].concat());
+    let agent = agent_at(&chain.runner.address());
     chain.runner.complaint("agent registered");
     let forward = chain.forward(port, &LONG);
     let mut stream = connect(&forward).await;
     expect_echo(&mut stream, b"before").await;
 
-    let url = format!("{runner}/ws/tunnel/{CONTAINER}");
+    let url = format!("ws://{}/ws/tunnel/{CONTAINER}", chain.runner.address());
     let mut late = Vec::new();
     for _ in 0..3 {
         let (mut client, _) = upgrade(&url, &[("sec-websocket-protocol", OFFER)], 1)
@@ -239,21 +243,14 @@ async fn an_agent_is_replaced_by_one_that_answers_alone() {
 async fn a_restarted_agent_ends_connections_at_once() {
     let port = service(echo).await.port();
     let chain = Chain::with_runner(&LONG);
-    let url = format!("ws://{}", chain.runner.address());
-    let args = ["--runner-url", &url, "--container-id", CONTAINER];
-    let start = || {
-        let agent = Program::start("agent", &[&args[..], &LONG].concat());
-        agent.complaint("registered at");
-        agent
-    };
-    let mut agent = start();
+    let mut agent = agent_at(&chain.runner.address());
     let forward = chain.forward(port, &LONG);
     for signal in ["KILL", "TERM"] {
         let mut stream = connect(&forward).await;
         expect_echo(&mut stream, b"before").await;
         agent.signal(signal);
         agent.exit(LIMIT);
-        agent = start();
+        agent = agent_at(&chain.runner.address());
         assert_eq!(ending(&mut stream).await, Some(ErrorKind::ConnectionReset));
         expect_echo(&mut connect(&forward).await, b"after").await;
     }

@@ -42,6 +42,14 @@ pub(crate) async fn transmitted(tunnel: &mux::Tunnel) {
 
 /// Sends `len` bytes to the echo on each of so many streams at once, and compares what returns.
 pub(crate) async fn echoes(mux: &Mux, streams: u64, len: usize) {
+    let mut tasks = echoing(mux, streams, len);
+    while let Some(task) = within(tasks.join_next()).await {
+        task.unwrap();
+    }
+}
+
+/// The tasks of [`echoes`].
+pub(crate) fn echoing(mux: &Mux, streams: u64, len: usize) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     for seed in 0..streams {
         let (mut read, mut write) = mux.open_tcp(7).unwrap().into_split();
@@ -58,9 +66,7 @@ pub(crate) async fn echoes(mux: &Mux, streams: u64, len: usize) {
             assert!(got == data);
         });
     }
-    while let Some(task) = within(tasks.join_next()).await {
-        task.unwrap();
-    }
+    tasks
 }
 
 /// Lets all other tasks do what they can do now.

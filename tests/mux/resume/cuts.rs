@@ -61,7 +61,7 @@ async fn contents_survive_many_cuts() {
     });
     echo(within_hours(accepted.recv()).await.unwrap());
     drop(first);
-    within_hours(echoes_of(&mux, 8, 500_000)).await;
+    within_hours(echoing(&mux, 8, 500_000).join_all()).await;
     let resumed = mux.tunnel().resumption();
     assert!(
         resumed.resumed > 100 && resumed.replayed > 100,
@@ -71,29 +71,6 @@ async fn contents_survive_many_cuts() {
     drop(mux);
     assert_eq!(within_hours(driver).await.unwrap(), Ok(()));
     assert!(accepted.try_recv().is_err());
-}
-
-/// As `echoes`, on a paused clock.
-async fn echoes_of(mux: &Mux, streams: u64, len: usize) {
-    let mut tasks = tokio::task::JoinSet::new();
-    for seed in 0..streams {
-        let (mut read, mut write) = mux.open_tcp(7).unwrap().into_split();
-        tasks.spawn(async move {
-            let data = noise(seed, len);
-            let sent = data.clone();
-            let writer = tokio::spawn(async move {
-                write.write_all(&sent).await.unwrap();
-                write.shutdown().await.unwrap();
-            });
-            let mut got = Vec::new();
-            read.read_to_end(&mut got).await.unwrap();
-            writer.await.unwrap();
-            assert!(got == data);
-        });
-    }
-    while let Some(task) = tasks.join_next().await {
-        task.unwrap();
-    }
 }
 
 /// As between an agent and its runner: the server opens connections at its client.

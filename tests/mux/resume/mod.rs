@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::pipe::{Packet, Packets, Pipe, Wire, pipe};
-use super::tunnel::{Ended, noise, within};
+use super::tunnel::{Ended, echoing, noise, within};
 
 const CARRIER: Packets = Packets { probes: true };
 
