@@ -1,7 +1,7 @@
 #!/bin/bash
 # Fuzzes each target for SECONDS (default 60) on the nightly toolchain, from its committed corpus:
 # as many at a time as there are cores. New inputs stay in target/ and do not change the corpus.
-# Usage: fuzz/run.sh [SECONDS] [TARGET...]
+# Usage: fuzz/run.sh [SECONDS] [TARGET...], or fuzz/run.sh --build to build them only.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -18,6 +18,7 @@ fi
 # RUSTUP_TOOLCHAIN, not `+nightly`: cargo-fuzz starts cargo again.
 export RUSTUP_TOOLCHAIN=$toolchain
 cargo fuzz build --features libfuzzer --fuzz-dir .
+[ "$seconds" != --build ] || exit 0
 
 # fuzz TARGET : its log is kept; what it found is printed.
 fuzz() {

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Builds the agent as README.md says. Checks that it is one static file of at most 3 MB that serves
 # real connections with an empty folder as its root. $1 is the folder of the other programs
-# (default: target/release/examples).
+# (default: target/release/examples), or --build to build it only.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -9,10 +9,11 @@ limit=3000000
 target=x86_64-unknown-linux-gnu
 programs=${1:-target/release/examples}
 [ "$(uname -sm)" = "Linux x86_64" ] || { echo "the build is for Linux on x86-64"; exit 77; }
-tests/services/install.sh
+[ "$programs" = --build ] || tests/services/install.sh
 
 env -u RUSTFLAGS cargo build --config examples/agent/static.toml --profile small \
     -p tunnel-programs --example agent --target $target
+[ "$programs" != --build ] || exit 0
 agent=${CARGO_TARGET_DIR:-target}/$target/small/examples/agent
 
 kind=$(file -b "$agent")
