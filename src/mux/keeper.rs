@@ -4,6 +4,7 @@ use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use core::task::{Context, Poll};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -147,6 +148,8 @@ struct Entry<T> {
     binding: Binding,
     handovers: Handovers<T>,
     shared: Weak<Shared>,
+    /// Bytes that the tunnel keeps.
+    ring: Arc<AtomicUsize>,
     /// Its number among those without a transport.
     waits: Option<u64>,
 }
@@ -216,9 +219,11 @@ impl<T> Keeper<T> {
     #[must_use]
     pub fn stats(&self) -> KeeperStats {
         let state = self.registry.lock();
+        let rings = state.tunnels.values();
         KeeperStats {
             tunnels: state.tunnels.len(),
             detached: state.waiting.all.len(),
+            ring_bytes: rings.map(|entry| entry.ring.load(Ordering::Relaxed)).sum(),
             ..state.stats
         }
     }
@@ -263,10 +268,12 @@ impl<T> Keeper<T> {
 
     pub(super) fn keep(&self, identity: Identity, binding: Binding, tunnel: &Tunnel) -> Kept<T> {
         let arrivals = Handovers::new();
+        let ring = Arc::<AtomicUsize>::default();
         let entry = Entry {
             binding,
             handovers: arrivals.clone(),
             shared: Arc::downgrade(&tunnel.shared),
+            ring: Arc::clone(&ring),
             waits: None,
         };
         self.registry.lock().tunnels.insert(identity.tunnel, entry);
@@ -274,7 +281,7 @@ impl<T> Keeper<T> {
             registry: Arc::clone(&self.registry),
             tunnel: identity.tunnel,
             arrivals,
-            ring: 0,
+            ring,
         }
     }
 }
@@ -403,15 +410,14 @@ pub struct Kept<T> {
     registry: Arc<Registry<T>>,
     tunnel: u64,
     arrivals: Handovers<T>,
-    /// Bytes that the tunnel keeps.
-    ring: usize,
+    /// Bytes that the tunnel keeps. They change with every message, so the registry's lock, which
+    /// all tunnels share, is not taken for them.
+    ring: Arc<AtomicUsize>,
 }
 
 impl<T> Kept<T> {
     fn end(&mut self, reason: Option<EndReason>) {
         let mut state = self.registry.lock();
-        let ring = core::mem::take(&mut self.ring);
-        state.stats.ring_bytes = state.stats.ring_bytes.saturating_sub(ring);
         let known = state.tunnels.get(&self.tunnel);
         if let Some(number) = known.and_then(|entry| entry.waits) {
             state.stop_waiting(number);
@@ -469,11 +475,12 @@ impl<T> Source<T> for Kept<T> {
             }
             News::Ended(reason) => self.end(reason),
             News::Moved { ring, replayed } => {
-                let stats = &mut self.registry.lock().stats;
-                stats.ring_bytes = (stats.ring_bytes + ring).saturating_sub(self.ring);
-                stats.replayed += replayed.0;
-                stats.replayed_bytes += replayed.1;
-                self.ring = ring;
+                self.ring.store(ring, Ordering::Relaxed);
+                if replayed != (0, 0) {
+                    let stats = &mut self.registry.lock().stats;
+                    stats.replayed += replayed.0;
+                    stats.replayed_bytes += replayed.1;
+                }
             }
             News::Tight => {
                 let mut state = self.registry.lock();
