@@ -30,6 +30,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 #[derive(Debug, Clone)]
 pub struct Budget {
     inner: Arc<Inner>,
+    turns: Arc<Turns>,
 }
 
 #[derive(Debug)]
@@ -38,6 +39,11 @@ struct Inner {
     held: AtomicUsize,
     /// Shares of the last third.
     shares: AtomicUsize,
+}
+
+/// What tunnels on one thread know of each other.
+#[derive(Debug, Default)]
+struct Turns {
     /// Tunnels whose peer floods.
     floods: AtomicUsize,
     /// Tunnels that had more to read than one turn allowed.
@@ -52,11 +58,22 @@ impl Budget {
             limit,
             held: AtomicUsize::new(0),
             shares: AtomicUsize::new(0),
-            floods: AtomicUsize::new(0),
-            busy: AtomicUsize::new(0),
         };
         Self {
             inner: Arc::new(inner),
+            turns: Arc::default(),
+        }
+    }
+
+    /// The same budget, for tunnels whose drivers run on another thread.
+    ///
+    /// What tunnels hold is counted together. Turns are shared between the tunnels of a thread: the
+    /// more of them have much to read, the less each reads at once.
+    #[must_use]
+    pub fn for_thread(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            turns: Arc::default(),
         }
     }
 
@@ -157,17 +174,17 @@ impl Account {
 
     /// Updates whether the peer floods; returns how many peers do.
     pub(super) fn note_flood(&mut self, flooded: bool) -> usize {
-        count(&self.budget.inner.floods, &mut self.flooded, flooded)
+        count(&self.budget.turns.floods, &mut self.flooded, flooded)
     }
 
     /// Updates whether there is more to read than one turn allows.
     pub(super) fn note_busy(&mut self, busy: bool) {
-        count(&self.budget.inner.busy, &mut self.busy, busy);
+        count(&self.budget.turns.busy, &mut self.busy, busy);
     }
 
     /// Number of tunnels with more to read than one turn allows.
     pub(super) fn busy(&self) -> usize {
-        self.budget.inner.busy.load(Ordering::Relaxed)
+        self.budget.turns.busy.load(Ordering::Relaxed)
     }
 
     pub(super) fn charge(&mut self, held: usize) {
@@ -231,6 +248,20 @@ mod tests {
         drop((greedy, modest));
         assert_eq!(budget.held(), 0);
     }
+
+    #[test]
+    fn threads_share_what_is_held_and_not_turns() {
+        let budget = Budget::new(3 << 20);
+        let mut here = Account::open(&budget);
+        let mut there = Account::open(&budget.for_thread());
+        here.note_busy(true);
+        assert_eq!((here.busy(), there.busy()), (1, 0));
+        assert_eq!((here.note_flood(true), there.note_flood(true)), (1, 1));
+        there.charge(1 << 20);
+        assert_eq!(budget.held(), 1 << 20);
+        assert_eq!(here.settle(2 << 20, 0, 1), Some(512 << 10));
+    }
+
     #[test]
     fn a_tunnel_for_many_has_a_share_for_each() {
         let budget = Budget::new(30 << 20);
