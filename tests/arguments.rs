@@ -60,6 +60,14 @@ fn what_contradicts_itself_is_refused() {
             &["--target a", "twice"],
         ),
         ("runner", &["--max-sessions", "0"], &["--max-sessions", "0"]),
+        ("runner", &["--threads", "0"], &["--threads", "'0'"]),
+        ("runner", &["--threads", "x"], &["--threads", "'x'"]),
+        ("runner", &["--threads", "100000"], &["--threads", "256"]),
+        (
+            "host",
+            &["--task", PLACE, "--threads", "0"],
+            &["--threads", "'0'"],
+        ),
         ("runner", &["--max-agents", "0"], &["--max-agents", "0"]),
         (
             "agent",

@@ -8,7 +8,7 @@ use clap::Parser;
 use crate::agent::registration::Settings;
 use crate::common::args::{LogArgs, LogFormat};
 use crate::common::connection::ConnectionArgs;
-use crate::common::program::{Failure, Logging, Process};
+use crate::common::program::{Basics, Failure, Process};
 use crate::common::tls::no_roots;
 use crate::common::url::{Url, is_name};
 
@@ -159,7 +159,7 @@ impl Args {
     }
 }
 
-impl Logging for Args {
+impl Basics for Args {
     fn log_format(&self) -> LogFormat {
         self.log.log_format
     }

@@ -11,7 +11,7 @@ use crate::client::keeper::Begin;
 use crate::client::spec::PortSpec;
 use crate::common::args::{LogArgs, LogFormat};
 use crate::common::connection::ConnectionArgs;
-use crate::common::program::{Failure, Logging, Process};
+use crate::common::program::{Basics, Failure, Process};
 use crate::common::route::{Route, Session};
 use crate::common::tls::public_roots;
 use crate::common::url::{Url, is_name};
@@ -303,7 +303,7 @@ impl Args {
     }
 }
 
-impl Logging for Args {
+impl Basics for Args {
     fn log_format(&self) -> LogFormat {
         self.log.log_format
     }

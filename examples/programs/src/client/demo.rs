@@ -54,7 +54,7 @@ pub async fn run(process: &Process) -> Result<(), Failure> {
     let (service, service_at) = loopback().map_err(cannot)?;
     let (runner, runner_at) = loopback().map_err(cannot)?;
     let (host, host_at) = loopback().map_err(cannot)?;
-    let memory = MemoryArgs::default().budget();
+    let memory = MemoryArgs::default().budget(&process.threads);
     let runner_settings = runner_settings(&memory, process);
     let host_settings = host_settings(runner_at, &memory, process)?;
     tokio::spawn(sample::serve(service));
@@ -115,6 +115,7 @@ fn runner_settings(memory: &Budget, process: &Process) -> server::Settings {
             serving: ServingCeilings::new(),
         },
         detached: Detached::default(),
+        threads: process.threads.clone(),
         log: process.log.clone(),
     }
 }
@@ -138,6 +139,7 @@ fn host_settings(
             waiting: 0,
             pipes: 2,
         },
+        threads: process.threads.clone(),
         log: process.log.clone(),
     })
 }

@@ -1,6 +1,7 @@
 //! Most of everything at once, as far as the file descriptors of this process allow.
 
 use super::program::raise_file_limit;
+use super::threads;
 
 /// Descriptors kept back from everything that peers can cause: for the listener, logs, files, name
 /// look-ups, and connections that are being closed.
@@ -25,8 +26,8 @@ const QUESTIONS: usize = 64;
 /// Callers that may wait for each query in progress.
 const WAITING: usize = 8;
 
-/// Pipes of the kernel at once, each for much data of a session. Together they hold a quarter of
-/// what Linux lets a user have in pipes.
+/// Pipes of the kernel at once, each for much data of a session. There are more if there are more
+/// threads. So many hold a quarter of what Linux lets a user have in pipes.
 const PIPES: usize = 32;
 
 /// Most of a host. A session takes two descriptors, to the client and to the runner.
@@ -38,7 +39,7 @@ pub struct HostCeilings {
     pub questions: usize,
     /// Callers that wait for a query.
     pub waiting: usize,
-    /// Pipes, of two descriptors each.
+    /// Pipes of each thread, of two descriptors each.
     pub pipes: usize,
 }
 
@@ -59,17 +60,18 @@ pub struct ServingCeilings {
 }
 
 impl HostCeilings {
-    pub fn new(max_sessions: Option<usize>) -> Self {
-        Self::within(usable(), max_sessions)
+    pub fn new(max_sessions: Option<usize>, threads: usize) -> Self {
+        Self::within(usable(threads), max_sessions, threads)
     }
 
-    fn within(left: usize, max_sessions: Option<usize>) -> Self {
+    fn within(left: usize, max_sessions: Option<usize>, threads: usize) -> Self {
         let questions = QUESTIONS.min(left / 32).max(1);
         let waiting = questions * WAITING;
         let handshakes = HANDSHAKES.min(left / 8);
-        let pipes = PIPES.min(left / 32);
+        let pipes = PIPES.max(threads).min(left / 32) / threads;
         // A query has a caller and a connection to the API.
-        let rest = left.saturating_sub(2 * (questions + pipes) + waiting + handshakes);
+        let in_pairs = questions + pipes * threads;
+        let rest = left.saturating_sub(2 * in_pairs + waiting + handshakes);
         Self {
             handshakes,
             questions,
@@ -81,8 +83,8 @@ impl HostCeilings {
 }
 
 impl RunnerCeilings {
-    pub fn new(max_sessions: Option<usize>, max_agents: Option<usize>) -> Self {
-        Self::within(usable(), max_sessions, max_agents)
+    pub fn new(max_sessions: Option<usize>, max_agents: Option<usize>, threads: usize) -> Self {
+        Self::within(usable(threads), max_sessions, max_agents)
     }
 
     fn within(left: usize, max_sessions: Option<usize>, max_agents: Option<usize>) -> Self {
@@ -104,7 +106,7 @@ impl RunnerCeilings {
 
 impl ServingCeilings {
     pub fn new() -> Self {
-        Self::within(usable())
+        Self::within(usable(1))
     }
 
     fn within(left: usize) -> Self {
@@ -131,9 +133,10 @@ fn ceiling(flag: &str, wanted: Option<usize>, default: usize, allowed: usize) ->
 }
 
 /// Descriptors for what peers cause.
-fn usable() -> usize {
+fn usable(threads: usize) -> usize {
     let limit = raise_file_limit();
-    limit - KEPT_BACK.min(limit / 4)
+    let kept_back = KEPT_BACK + (threads - 1) * threads::DESCRIPTORS;
+    limit - kept_back.min(limit / 4)
 }
 
 #[cfg(test)]
@@ -144,10 +147,12 @@ mod tests {
     fn everything_together_fits_into_the_descriptors() {
         for left in [0, 1, 48, 192, 1000, 19_808, 1 << 20, 1 << 30] {
             for flag in [None, Some(1), Some(1000), Some(usize::MAX)] {
-                let host = HostCeilings::within(left, flag);
-                let in_pairs = host.sessions + host.questions + host.pipes;
-                let used = host.handshakes + 2 * in_pairs + host.waiting;
-                assert!(used <= left.max(10), "{left} {flag:?}: {host:?}");
+                for threads in [1, 2, 64, 256] {
+                    let host = HostCeilings::within(left, flag, threads);
+                    let in_pairs = host.sessions + host.questions + host.pipes * threads;
+                    let used = host.handshakes + 2 * in_pairs + host.waiting;
+                    assert!(used <= left.max(10), "{left} {flag:?}: {host:?}");
+                }
                 let runner = RunnerCeilings::within(left, flag, flag);
                 let serving = runner.serving;
                 let own = runner.handshakes + runner.sessions + runner.agents;
@@ -160,8 +165,8 @@ mod tests {
     #[test]
     fn flags_only_lower() {
         let plenty = 1 << 20;
-        assert_eq!(HostCeilings::within(plenty, None).sessions, SESSIONS);
-        assert_eq!(HostCeilings::within(plenty, Some(7)).sessions, 7);
+        assert_eq!(HostCeilings::within(plenty, None, 2).sessions, SESSIONS);
+        assert_eq!(HostCeilings::within(plenty, Some(7), 2).sessions, 7);
         let runner = RunnerCeilings::within(plenty, Some(5), None);
         assert_eq!((runner.sessions, runner.agents), (5, AGENTS));
         let few = RunnerCeilings::within(800, Some(5000), Some(5000));

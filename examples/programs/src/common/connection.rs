@@ -66,7 +66,7 @@ impl ConnectionArgs {
         Ok(Connection {
             token: self.token.credential()?,
             dialer: Dialer::new(&self.tls, Some(&self.identity), roots, proxies)?,
-            tunnels: self.tunnels.settings(process.tunnels.clone()),
+            tunnels: self.tunnels.settings(process),
             wake: Wake::watched(),
         })
     }

@@ -3,9 +3,9 @@
 //! A refusal (ICMP "port unreachable") concerns a datagram that was sent before. The kernel keeps
 //! it as an error of the socket: the next call fails, but the socket does not become readable.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +25,11 @@ const REFUSED_FOR: Duration = Duration::from_millis(750);
 
 /// The largest UDP payload, and one byte more to notice a longer one.
 pub const DATAGRAM_MAX: usize = 65_536;
+
+thread_local! {
+    /// Buffer for one datagram of any flow of the thread. One for each flow would cost 64 KiB.
+    static DATAGRAM: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 pub struct ServiceFlow<'a> {
     flow: TunnelDatagram,
@@ -170,13 +175,13 @@ impl<'a> ServiceFlow<'a> {
         if let Ok(error) = pending {
             return Err(error);
         }
-        let mut buffer = self
-            .served
-            .datagram
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        match self.socket.try_recv(&mut buffer) {
-            Ok(len) => Ok(Some(Chunk::copied(buffer.get(..len).unwrap_or_default()))),
+        let received = DATAGRAM.with_borrow_mut(|buffer| -> io::Result<_> {
+            buffer.resize(DATAGRAM_MAX, 0);
+            let len = self.socket.try_recv(buffer)?;
+            Ok(Chunk::copied(buffer.get(..len).unwrap_or_default()))
+        });
+        match received {
+            Ok(datagram) => Ok(Some(datagram)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
         }

@@ -19,7 +19,7 @@ use hyper::header::{self, HeaderValue};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
@@ -30,6 +30,8 @@ use super::http::{Answer, HEAD_MAX};
 use super::metrics::Counter;
 use super::net::{self, Link};
 use super::program::Failure;
+use super::tcp::Tcp;
+use super::threads::Threads;
 use super::tls::IdentityArgs;
 use super::token::TokenArgs;
 use super::words;
@@ -109,6 +111,8 @@ pub struct Front {
     sources: Sources,
     /// The server's own time to answer a request, in addition to [`HTTP_PHASE`].
     answering: Duration,
+    /// Each has its connections, the upgraded ones too unless they are moved.
+    threads: Threads,
     pub turned_away: TurnedAway,
 }
 
@@ -124,13 +128,21 @@ pub struct TurnedAway {
 impl Front {
     /// Allows this many connections in their HTTP phase at once. Without the bound, silent
     /// connections would use up the file descriptors.
-    pub fn new(handshakes: usize, settings: &FrontSettings, answering: Duration) -> Self {
+    ///
+    /// Connections are spread over `threads`.
+    pub fn new(
+        handshakes: usize,
+        settings: &FrontSettings,
+        answering: Duration,
+        threads: Threads,
+    ) -> Self {
         let each = settings.max_per_address.unwrap_or(usize::MAX);
         Self {
             tls: settings.tls.clone(),
             handshakes: Arc::new(Handshakes::new(handshakes, each)),
             sources: Sources::by_address(settings.proxies.clone()),
             answering,
+            threads,
             turned_away: TurnedAway::default(),
         }
     }
@@ -148,7 +160,8 @@ impl Front {
             let caller = self.caller(address);
             net::tune_link(&stream);
             let (front, handler) = (Arc::clone(&self), handler.clone());
-            tokio::spawn(async move { front.connection(stream, caller, handler).await });
+            let thread = self.threads.least_loaded();
+            thread.spawn(async move { front.connection(stream.into(), caller, handler).await });
             accepted += 1;
             if accepted % AT_ONCE == 0 {
                 // Sessions have their turn, and displaced connections close their descriptors.
@@ -171,7 +184,7 @@ impl Front {
         }
     }
 
-    async fn connection<H, F>(&self, stream: TcpStream, caller: Caller, handler: H)
+    async fn connection<H, F>(&self, stream: Tcp, caller: Caller, handler: H)
     where
         H: Fn(Request<Incoming>, Caller) -> F,
         F: Future<Output = Answer>,
@@ -212,7 +225,7 @@ impl Front {
 
 /// Serves one request. Returns when the connection is closed or upgraded.
 async fn speak_http<F>(
-    stream: TcpStream,
+    stream: Tcp,
     tls: Option<&TlsAcceptor>,
     handler: impl Fn(Request<Incoming>) -> F,
 ) -> io::Result<()>

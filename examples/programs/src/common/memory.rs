@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use clap::Args;
 use kohakuriver_tunnel::mux::Budget;
-use tokio::runtime::Handle;
 use tokio::time::sleep;
 use tunnel_websocket::Account;
+
+use super::threads::Threads;
 
 /// The default is this fraction of the machine's memory, which other programs use too.
 const SHARE: u64 = 8;
@@ -34,10 +35,10 @@ pub struct MemoryArgs {
 
 impl MemoryArgs {
     /// The budget of the process. Memory that becomes free is returned to the system.
-    pub fn budget(&self) -> Budget {
+    pub fn budget(&self, threads: &Threads) -> Budget {
         let bytes = self.memory.map_or_else(default_bytes, |mib| mib << 20);
         let budget = Budget::new(usize::try_from(bytes).unwrap_or(usize::MAX));
-        tokio::spawn(give_back(budget.clone()));
+        tokio::spawn(give_back(budget.clone(), threads.clone()));
         budget
     }
 }
@@ -95,9 +96,8 @@ fn control_group(limit: &str) -> Option<u64> {
 
 /// Returns free memory to the system after a burst. By itself glibc keeps what lies between blocks
 /// in use, which is nearly all of it.
-async fn give_back(budget: Budget) {
-    let tasks = Handle::current().metrics();
-    let in_use = || budget.held() + tasks.num_alive_tasks() * TASK_COST;
+async fn give_back(budget: Budget, threads: Threads) {
+    let in_use = || budget.held() + threads.alive_tasks() * TASK_COST;
     let mut most = in_use();
     let mut trims = 0;
     loop {

@@ -27,6 +27,8 @@ pub mod secret;
 pub mod serve;
 pub mod sessions;
 pub mod signals;
+pub mod tcp;
+pub mod threads;
 pub mod tls;
 pub mod token;
 pub mod trust;

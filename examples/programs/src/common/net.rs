@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsStream;
 
+use super::tcp::Tcp;
 use super::words;
 
 /// How long an address may be silent before the next one is tried beside it.
@@ -25,16 +26,16 @@ const NOT_SENT_MAX: u32 = 128 * 1024;
 /// A connection between two programs.
 #[derive(Debug)]
 pub enum Link {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Plain(Tcp),
+    Tls(Box<TlsStream<Tcp>>),
 }
 
 impl Link {
     /// The TCP socket.
     pub fn tcp(&self) -> &TcpStream {
         match self {
-            Self::Plain(stream) => stream,
-            Self::Tls(stream) => stream.get_ref().0,
+            Self::Plain(tcp) => tcp.stream(),
+            Self::Tls(stream) => stream.get_ref().0.stream(),
         }
     }
 

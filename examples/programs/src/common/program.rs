@@ -18,6 +18,7 @@ use super::log::Log;
 use super::net;
 use super::output::Output;
 use super::signals::Signals;
+use super::threads::{self, Threads};
 use super::tunnel::Tunnels;
 
 /// Why a program fails.
@@ -65,9 +66,14 @@ pub struct About {
     pub hint: &'static str,
 }
 
-/// Arguments that say how to log.
-pub trait Logging {
+/// Arguments of every program.
+pub trait Basics {
     fn log_format(&self) -> LogFormat;
+
+    /// Threads to run on.
+    fn threads(&self) -> usize {
+        1
+    }
 
     /// Level of logging unless RUST_LOG is set.
     fn log_level(&self) -> &str {
@@ -80,16 +86,17 @@ pub trait Logging {
 pub struct Process {
     pub log: Log,
     pub tunnels: Tunnels,
+    pub threads: Threads,
     stdout: Arc<Output>,
 }
 
 /// Runs a program to its exit code, or until a signal tells it to end.
 ///
-/// A program runs on one thread: it moves bytes between sockets, and waking other threads costs
-/// more than they gain.
+/// `main` runs on the first of its threads. A task is never moved to another thread: it moves bytes
+/// between sockets, and waking other threads costs more than they gain.
 pub fn run<A, F>(about: &About, main: impl FnOnce(A, Process) -> F) -> ExitCode
 where
-    A: Parser + Logging,
+    A: Parser + Basics,
     F: Future<Output = Result<(), Failure>>,
 {
     let args = match A::try_parse() {
@@ -112,18 +119,22 @@ where
     raise_file_limit();
     let log = Log::new(args.log_format());
     let ended = log.start(args.log_level()).and_then(|()| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Failure::failed(format!("cannot start the event loop: {error}")))?;
+        let runtime = threads::runtime()?;
         let ended = runtime.block_on(async {
+            let (threads, mut workers) = Threads::start(args.threads())?;
             let process = Process {
                 log: log.clone(),
                 tunnels: Tunnels::default(),
+                threads,
                 stdout: Arc::new(Output::new("stdout", std::io::stdout())),
             };
             tokio::spawn(log.clone().report_missing());
-            until_signal(process.tunnels.clone(), main(args, process)).await
+            let ended = tokio::select! {
+                ended = until_signal(process.tunnels.clone(), main(args, process)) => ended,
+                failure = workers.failed() => Err(failure),
+            };
+            workers.stop().await;
+            ended
         });
         // A name look-up may still use a helper thread. Nothing waits for it.
         runtime.shutdown_background();

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kohakuriver_tunnel::mux::{Incoming, IncomingTcp, IncomingUdp, RelayError};
@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::ceilings::ServingCeilings;
 use super::dials::{Dials, Parties, Party, Refused};
-use super::flow::{DATAGRAM_MAX, ServiceFlow};
+use super::flow::ServiceFlow;
 use super::metrics::Counter;
 use super::net;
 use super::places::Place;
@@ -39,8 +39,6 @@ pub struct Served {
     pub flow_refusals: Counter,
     /// Datagrams that could not be sent, for example because they are too large for the path.
     pub flow_failures: Counter,
-    /// Buffer for one datagram of any flow. One for each would cost 64 KiB per flow.
-    pub datagram: Mutex<Box<[u8]>>,
 }
 
 impl Served {
@@ -55,7 +53,6 @@ impl Served {
             refused: Counter::default(),
             flow_refusals: Counter::default(),
             flow_failures: Counter::default(),
-            datagram: Mutex::new(vec![0; DATAGRAM_MAX].into_boxed_slice()),
         }
     }
 }

@@ -131,7 +131,7 @@ impl Dialer {
         net::within(limit, async {
             let stream = self.reach(url, limit).await?;
             if !url.tls {
-                return Ok(Link::Plain(stream));
+                return Ok(Link::Plain(stream.into()));
             }
             let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text.to_owned());
             let Some(tls) = &self.tls else {
@@ -139,7 +139,7 @@ impl Dialer {
             };
             let name = ServerName::try_from(url.host.clone());
             let name = name.map_err(|_| invalid("its name cannot be in a certificate"))?;
-            let stream = tls.connect(name, stream).await.map_err(|error| {
+            let stream = tls.connect(name, stream.into()).await.map_err(|error| {
                 io::Error::new(error.kind(), words::client_tls(&error, self.trust))
             })?;
             Ok(Link::Tls(Box::new(stream.into())))

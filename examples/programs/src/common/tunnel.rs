@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::memory::{Charged, MemoryArgs};
+use super::program::Process;
 use super::resume::ResumeArgs;
 use super::words;
 use super::ws::{self, Socket, WebSocketCarrier};
@@ -97,9 +98,12 @@ pub struct Settings {
 }
 
 impl TunnelArgs {
-    pub fn settings(&self, tunnels: Tunnels) -> Settings {
+    pub fn settings(&self, process: &Process) -> Settings {
         let bytes = |mib: u64| usize::try_from(mib << 20).unwrap_or(usize::MAX);
-        let mut settings = Settings::new(self.memory.budget(), tunnels);
+        let mut settings = Settings::new(
+            self.memory.budget(&process.threads),
+            process.tunnels.clone(),
+        );
         settings.resume = self.resume.config();
         settings.config.v1_stall = Duration::from_secs_f64(self.v1_stall);
         settings.config.v1_stream_buffer = bytes(self.v1_buffer);
@@ -112,6 +116,17 @@ impl TunnelArgs {
 }
 
 impl Settings {
+    /// The same for the tunnels of another thread.
+    pub fn for_thread(&self) -> Self {
+        Self {
+            config: self.config.clone(),
+            budget: self.budget.for_thread(),
+            // Each tunnel looks at it whenever it runs, which takes a lock.
+            tunnels: self.tunnels.for_thread(),
+            resume: self.resume.clone(),
+        }
+    }
+
     pub fn new(budget: Budget, tunnels: Tunnels) -> Self {
         let mut config = Config::default();
         // The program takes each request at once and accepts it when the service has answered, so a
@@ -300,6 +315,13 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 }
 
 impl Tunnels {
+    fn for_thread(&self) -> Self {
+        Self {
+            stopping: self.stopping.child_token(),
+            open: self.open.clone(),
+        }
+    }
+
     /// A driver that ends its tunnel when the program ends.
     pub fn drive<D>(&self, driver: D, tunnel: &Tunnel) -> Driving
     where

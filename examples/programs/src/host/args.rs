@@ -10,8 +10,9 @@ use crate::common::args::{LogArgs, LogFormat, twice};
 use crate::common::ceilings::HostCeilings;
 use crate::common::front::FrontArgs;
 use crate::common::memory::MemoryArgs;
-use crate::common::program::{Failure, Logging, Process};
+use crate::common::program::{Basics, Failure, Process};
 use crate::common::proxies::Proxies;
+use crate::common::threads::ThreadArgs;
 use crate::common::tls::{ClientTlsArgs, Dialer, public_roots};
 use crate::common::url::{Url, is_name};
 use crate::host::api::ClusterApi;
@@ -62,6 +63,9 @@ pub struct Args {
     memory: MemoryArgs,
 
     #[command(flatten)]
+    threads: ThreadArgs,
+
+    #[command(flatten)]
     tls: ClientTlsArgs,
 
     #[command(flatten)]
@@ -106,16 +110,24 @@ impl Args {
             registries,
             front: self.front.settings()?,
             dialer,
-            memory: self.memory.budget(),
-            ceilings: HostCeilings::new(self.front.max_sessions.map(NonZeroUsize::get)),
+            memory: self.memory.budget(&process.threads),
+            ceilings: HostCeilings::new(
+                self.front.max_sessions.map(NonZeroUsize::get),
+                process.threads.count(),
+            ),
+            threads: process.threads.clone(),
             log: process.log.clone(),
         })
     }
 }
 
-impl Logging for Args {
+impl Basics for Args {
     fn log_format(&self) -> LogFormat {
         self.log.log_format
+    }
+
+    fn threads(&self) -> usize {
+        self.threads.count()
     }
 }
 

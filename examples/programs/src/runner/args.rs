@@ -9,8 +9,9 @@ use clap::{Parser, Subcommand};
 use crate::common::args::{LogArgs, LogFormat, twice};
 use crate::common::ceilings::RunnerCeilings;
 use crate::common::front::FrontArgs;
-use crate::common::program::{Failure, Logging, Process};
+use crate::common::program::{Basics, Failure, Process};
 use crate::common::secret::Secret;
+use crate::common::threads::ThreadArgs;
 use crate::common::token;
 use crate::common::tunnel::TunnelArgs;
 use crate::common::url::is_name;
@@ -107,6 +108,9 @@ pub struct Args {
     agent_key_file: Option<PathBuf>,
 
     #[command(flatten)]
+    threads: ThreadArgs,
+
+    #[command(flatten)]
     log: LogArgs,
 
     #[command(subcommand)]
@@ -177,24 +181,33 @@ impl Args {
             front,
             agent_token,
             agent_key: agent_key.as_ref().map(key_from).transpose()?,
-            tunnels: self.tunnels.settings(process.tunnels.clone()),
+            tunnels: self.tunnels.settings(process),
             ceilings: RunnerCeilings::new(
                 self.front.max_sessions.map(NonZeroUsize::get),
                 self.max_agents.map(NonZeroUsize::get),
+                process.threads.count(),
             ),
             detached: Detached {
                 all: self.max_detached.map(NonZeroUsize::get),
                 per_container: self.max_detached_per_container.map(NonZeroUsize::get),
                 per_address: self.max_detached_per_address.map(NonZeroUsize::get),
             },
+            threads: process.threads.clone(),
             log: process.log.clone(),
         })
     }
 }
 
-impl Logging for Args {
+impl Basics for Args {
     fn log_format(&self) -> LogFormat {
         self.log.log_format
+    }
+
+    fn threads(&self) -> usize {
+        match self.command {
+            Some(Command::AgentToken { .. }) => 1,
+            None => self.threads.count(),
+        }
     }
 }
 

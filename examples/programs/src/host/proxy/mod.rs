@@ -25,6 +25,7 @@ use crate::common::log::Log;
 use crate::common::metrics::{Counter, Gauge, Page};
 use crate::common::route::Route;
 use crate::common::sessions::Sessions;
+use crate::common::threads::{PerThread, Threads};
 use crate::common::tls::Dialer;
 
 /// Settings of the proxy.
@@ -39,6 +40,7 @@ pub struct Settings {
     /// For data that was read and waits to be written.
     pub memory: Budget,
     pub ceilings: HostCeilings,
+    pub threads: Threads,
     pub log: Log,
 }
 
@@ -48,7 +50,7 @@ pub struct Host {
     sessions: Sessions,
     questions: Questions,
     counters: Counters,
-    relays: Relays,
+    relays: PerThread<Relays>,
 }
 
 #[derive(Default)]
@@ -71,10 +73,17 @@ impl Host {
             pipes,
         } = settings.ceilings;
         Self {
-            front: Arc::new(Front::new(handshakes, &settings.front, session::ANSWERING)),
+            front: Arc::new(Front::new(
+                handshakes,
+                &settings.front,
+                session::ANSWERING,
+                settings.threads.clone(),
+            )),
             questions: Questions::new(questions, waiting),
             sessions: Sessions::by_address(sessions, &settings.front),
-            relays: Relays::new(settings.memory.clone(), pipes),
+            relays: settings
+                .threads
+                .each(|| Relays::new(settings.memory.clone(), pipes)),
             settings,
             counters: Counters::default(),
         }
@@ -108,6 +117,8 @@ impl Host {
 
     fn page(&self) -> Answer {
         let counters = &self.counters;
+        let relayed =
+            |to: fn(&Relays) -> &Counter| self.relays.iter().map(|one| to(one).value()).sum();
         Page::default()
             .gauge("host_sessions", "Sessions open now.", counters.open.value())
             .counters(
@@ -125,8 +136,8 @@ impl Host {
                 "Bytes relayed, WebSocket framing included.",
                 "to",
                 &[
-                    ("runner", self.relays.to_runner.value()),
-                    ("client", self.relays.to_client.value()),
+                    ("runner", relayed(|relays| &relays.to_runner)),
+                    ("client", relayed(|relays| &relays.to_client)),
                 ],
             )
             .counters(

@@ -54,7 +54,7 @@ const POOLED: usize = 8;
 /// left to send.
 const LAST_WORDS: Duration = Duration::from_secs(30);
 
-/// Shared by all sessions of a host.
+/// Shared by all sessions of a host's thread.
 pub struct Relays {
     /// For data that was read and waits to be written.
     memory: Budget,

@@ -73,7 +73,8 @@ pub async fn join(
                 header(header::SEC_WEBSOCKET_PROTOCOL),
             );
             let client = hyper::upgrade::on(&mut request);
-            tokio::spawn(async move {
+            let thread = host.settings.threads.clone();
+            thread.here().spawn(async move {
                 let ended = run(&host, client, response).await;
                 match ended {
                     Ok(()) => tracing::debug!(%peer, task = %session, "ended"),
@@ -256,5 +257,5 @@ async fn run(host: &Host, client: OnUpgrade, response: Response<Incoming>) -> st
         Ok((client, runner))
     };
     let (client, runner) = net::within(ws::HANDSHAKE_TIMEOUT, both).await?;
-    host.relays.join(client, runner).await
+    host.relays.here().join(client, runner).await
 }

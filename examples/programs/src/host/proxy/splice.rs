@@ -22,7 +22,7 @@ const POOLED: usize = 4;
 /// How many requests get no pipe after the system has refused one.
 const PAUSE: usize = 1000;
 
-/// The pipes of a process.
+/// The pipes of a thread.
 pub struct Pipes {
     most: usize,
     memory: Budget,

@@ -31,9 +31,10 @@ use crate::common::http::{self, Answer, BadRequest};
 use crate::common::log::Log;
 use crate::common::metrics::{Counter, Gauge, Page};
 use crate::common::places::Place;
-use crate::common::route::Route;
+use crate::common::route::{Route, Session};
 use crate::common::serve::Served;
 use crate::common::sessions::Sessions;
+use crate::common::threads::{PerThread, Thread, Threads};
 use crate::common::tunnel::{self, Upgraded};
 use crate::common::{net, ws};
 
@@ -54,6 +55,7 @@ pub struct Settings {
     pub ceilings: RunnerCeilings,
     /// Most tunnels without a WebSocket.
     pub detached: Detached,
+    pub threads: Threads,
     pub log: Log,
 }
 
@@ -65,6 +67,7 @@ pub struct Runner {
     sessions: Sessions,
     counters: Counters,
     served: Served,
+    tunnels: PerThread<tunnel::Settings>,
 }
 
 #[derive(Default)]
@@ -89,12 +92,15 @@ impl Runner {
             Some(_) => Sessions::by_address(ceilings.sessions, &settings.front),
             None => Sessions::freely(ceilings.sessions),
         };
-        let front = Front::new(ceilings.handshakes, &settings.front, Duration::ZERO);
+        // Its connections move to other threads once they have said which container they are for.
+        let single = Threads::single();
+        let front = Front::new(ceilings.handshakes, &settings.front, Duration::ZERO, single);
         Self {
             agents: Agents::new(ceilings.agents),
             kept: Kept::new(&settings.tunnels, ceilings, settings.detached),
             front: Arc::new(front),
             sessions,
+            tunnels: settings.threads.each(|| settings.tunnels.for_thread()),
             settings,
             counters: Counters::default(),
             served: Served::new(ceilings.serving),
@@ -139,7 +145,8 @@ impl Runner {
                     true => self.sessions.try_take(&caller),
                     false => Some(self.place(&caller).await?),
                 };
-                tokio::spawn(async move {
+                let runner = Arc::clone(&self);
+                runner.thread_of(&session).spawn(async move {
                     if let Some(upgraded) = upgraded(upgrade, choice, peer).await {
                         session::serve(&self, upgraded, session, binding, caller, place).await;
                     }
@@ -163,7 +170,8 @@ impl Runner {
                 let mut answer = ws::accept_answer(&key, choice.answer);
                 let agents = HeaderValue::from(self.agents.count() + 1);
                 answer.headers_mut().insert(ws::AGENTS, agents);
-                tokio::spawn(async move {
+                let runner = Arc::clone(&self);
+                runner.settings.threads.of(&name).spawn(async move {
                     if let Some(upgraded) = upgraded(upgrade, choice, peer).await {
                         let agent = (caller, place);
                         self.serve_agent(upgraded, name, binding, agent).await;
@@ -176,17 +184,34 @@ impl Runner {
         Ok(ws::accept_answer(&key, choice.answer))
     }
 
+    /// Where to serve a session: beside the agent of its container, or anywhere if the runner dials
+    /// the container itself.
+    fn thread_of(&self, session: &Session) -> &Thread {
+        let Settings {
+            targets, threads, ..
+        } = &self.settings;
+        match targets.contains_key(&session.name) {
+            true => threads.least_loaded(),
+            false => threads.of(&session.name),
+        }
+    }
+
     /// A place for a new session. If there is none, a tunnel without a WebSocket gives up its own.
     pub async fn place(&self, caller: &Caller) -> Result<Place<Source>, BadRequest> {
-        /// Turns of the tasks until an evicted session has ended.
+        /// Turns of the tasks until an evicted session of this thread has ended.
         const TURNS: usize = 16;
-        let mut turns = 0;
-        while self.sessions.is_full() && turns < TURNS {
-            if turns == 0 && !self.kept.clients.evict_oldest() {
-                break;
+        /// Looks until one of another thread has ended, one every millisecond.
+        const LOOKS: usize = 100;
+        if self.sessions.is_full() && self.kept.clients.evict_oldest() {
+            for turn in 0..TURNS + LOOKS {
+                if !self.sessions.is_full() {
+                    break;
+                }
+                match turn < TURNS {
+                    true => tokio::task::yield_now().await,
+                    false => tokio::time::sleep(Duration::from_millis(1)).await,
+                }
             }
-            turns += 1;
-            tokio::task::yield_now().await;
         }
         self.sessions.take(caller)
     }
@@ -200,7 +225,7 @@ impl Runner {
         (caller, place): (Caller, Option<Place<Source>>),
     ) {
         let peer = caller.address;
-        let tunnels = &self.settings.tunnels;
+        let tunnels = self.tunnels.here();
         let v2 = upgraded.is_v2();
         let (mux, driver) = if upgraded.resumable {
             let keeper = &self.kept.agents;

@@ -114,7 +114,7 @@ async fn begin(
     caller: &Caller,
     mut place: Option<Place<Source>>,
 ) -> Result<Option<Began>, String> {
-    let tunnels = &runner.settings.tunnels;
+    let tunnels = runner.tunnels.here();
     if !upgraded.resumable {
         let welcomed = upgraded.welcome(tunnels).await;
         let (acceptor, driver) = welcomed.map_err(|error| error.to_string())?;

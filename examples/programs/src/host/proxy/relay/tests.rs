@@ -39,8 +39,14 @@ async fn joined(pipes: usize) -> Joined {
     let (runner, to_runner) = pair().await;
     let shared = Arc::clone(&relays);
     let ended = tokio::spawn(async move {
-        let client = (Link::Plain(to_client), Bytes::from_static(b"early up "));
-        let runner = (Link::Plain(to_runner), Bytes::from_static(b"early down "));
+        let client = (
+            Link::Plain(to_client.into()),
+            Bytes::from_static(b"early up "),
+        );
+        let runner = (
+            Link::Plain(to_runner.into()),
+            Bytes::from_static(b"early down "),
+        );
         shared.join(client, runner).await
     });
     Joined {

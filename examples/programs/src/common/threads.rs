@@ -1,0 +1,350 @@
+//! The threads of a program, each with a single-threaded runtime.
+//!
+//! A task stays on the thread that it was spawned on. What tasks share for each message is kept
+//! [once per thread](PerThread), so threads meet only where connections begin and end. A socket
+//! follows its task ([`Tcp`](super::net::Tcp)).
+
+use std::cell::Cell;
+use std::future::pending;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::iter::once;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::program::Failure;
+
+/// Most threads, which are more than the cores that a few sockets can occupy.
+const MOST: usize = 256;
+
+/// File descriptors that a thread's runtime holds.
+pub const DESCRIPTORS: usize = 4;
+
+/// How long the end of the program waits for the other threads to drop their tasks.
+const STOP_WITHIN: Duration = Duration::from_secs(1);
+
+thread_local! {
+    /// Position in [`Threads`]. The main thread, and any that is not of the program, has 0.
+    static POSITION: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Flags of a program that uses several threads.
+#[derive(Args, Debug, Clone, Copy)]
+pub struct ThreadArgs {
+    /// Threads that carry connections [default: as many as the cores that this process may use].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MOST as i64))]
+    threads: Option<u16>,
+}
+
+impl ThreadArgs {
+    pub fn count(self) -> usize {
+        let cores = || thread::available_parallelism().map_or(1, usize::from);
+        self.threads.map_or_else(cores, usize::from).min(MOST)
+    }
+}
+
+/// The threads that tasks can be spawned on. Cheap to clone.
+#[derive(Clone)]
+pub struct Threads(Arc<All>);
+
+struct All {
+    main: Thread,
+    others: Vec<Thread>,
+}
+
+/// One of the [`Threads`].
+pub struct Thread {
+    runtime: Handle,
+    /// Tasks from [`spawn`](Self::spawn) that have not ended.
+    load: Arc<AtomicUsize>,
+}
+
+/// The threads of a program besides the main one.
+pub struct Workers {
+    stop: CancellationToken,
+    /// The name of each thread that has ended.
+    ended: mpsc::UnboundedReceiver<String>,
+}
+
+/// A value for each thread.
+pub struct PerThread<T> {
+    main: Line<T>,
+    others: Box<[Line<T>]>,
+}
+
+/// Keeps the values of two threads from sharing a cache line, or two that are fetched together.
+#[repr(align(128))]
+struct Line<T>(T);
+
+impl Threads {
+    /// The calling thread, which runs the runtime, and more up to `count`.
+    ///
+    /// # Errors
+    /// The system does not allow so many threads or file descriptors.
+    pub fn start(count: usize) -> Result<(Self, Workers), Failure> {
+        let stop = CancellationToken::new();
+        let (ending, ended) = mpsc::unbounded_channel();
+        let others = (1..count).map(|position| {
+            let runtime = runtime()?;
+            let thread = Thread::of(runtime.handle());
+            let stopped = stop.clone().cancelled_owned();
+            start_thread(position, ending.clone(), move || {
+                runtime.block_on(stopped);
+                runtime.shutdown_background();
+            })?;
+            Ok(thread)
+        });
+        let all = All {
+            others: others.collect::<Result<_, Failure>>()?,
+            main: Thread::of(&Handle::current()),
+        };
+        Ok((Self(Arc::new(all)), Workers { stop, ended }))
+    }
+
+    /// The calling thread alone.
+    pub fn single() -> Self {
+        Self(Arc::new(All {
+            main: Thread::of(&Handle::current()),
+            others: Vec::new(),
+        }))
+    }
+
+    pub fn count(&self) -> usize {
+        1 + self.0.others.len()
+    }
+
+    /// The calling thread.
+    pub fn here(&self) -> &Thread {
+        self.at(position())
+    }
+
+    /// The thread of whatever has this name.
+    pub fn of(&self, name: &str) -> &Thread {
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        let position = hasher.finish() % self.count() as u64;
+        self.at(usize::try_from(position).unwrap_or_default())
+    }
+
+    /// The thread with fewest tasks that were spawned through its [`Thread`].
+    pub fn least_loaded(&self) -> &Thread {
+        let load = |thread: &&Thread| thread.load.load(Ordering::Relaxed);
+        self.iter().min_by_key(load).unwrap_or(&self.0.main)
+    }
+
+    /// Makes a value for each thread.
+    pub fn each<T>(&self, mut make: impl FnMut() -> T) -> PerThread<T> {
+        let main = Line(make());
+        let others = self.0.others.iter().map(|_| Line(make())).collect();
+        PerThread { main, others }
+    }
+
+    /// Tasks that have not ended, however they were spawned.
+    pub fn alive_tasks(&self) -> usize {
+        let alive = |thread: &Thread| thread.runtime.metrics().num_alive_tasks();
+        self.iter().map(alive).sum()
+    }
+
+    fn at(&self, position: usize) -> &Thread {
+        self.iter().nth(position).unwrap_or(&self.0.main)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Thread> {
+        once(&self.0.main).chain(&self.0.others)
+    }
+}
+
+impl Thread {
+    fn of(runtime: &Handle) -> Self {
+        Self {
+            runtime: runtime.clone(),
+            load: Arc::default(),
+        }
+    }
+
+    /// Runs a task on this thread.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let counted = Counted::new(&self.load);
+        self.runtime.spawn(async move {
+            let _counted = counted;
+            task.await;
+        });
+    }
+}
+
+/// A task that has not ended.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(load: &Arc<AtomicUsize>) -> Self {
+        load.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(load))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Workers {
+    /// Waits until a thread ends although nothing has stopped it.
+    pub async fn failed(&mut self) -> Failure {
+        match self.ended.recv().await {
+            Some(name) => Failure::failed(format!("the thread {name} has ended by a panic")),
+            None => pending().await,
+        }
+    }
+
+    /// Drops the tasks of the threads and ends these.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        let all = async { while self.ended.recv().await.is_some() {} };
+        // One that is blocked, for example by a file system, ends with the process.
+        let _ = timeout(STOP_WITHIN, all).await;
+    }
+}
+
+impl<T> PerThread<T> {
+    /// The value of the calling thread.
+    pub fn here(&self) -> &T {
+        let other = position().checked_sub(1);
+        let other = other.and_then(|other| self.others.get(other));
+        &other.unwrap_or(&self.main).0
+    }
+
+    /// The values of all threads.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        once(&self.main).chain(&self.others).map(|line| &line.0)
+    }
+}
+
+/// The position of the calling thread among the threads of the program.
+pub fn position() -> usize {
+    POSITION.get()
+}
+
+/// The runtime of one thread.
+///
+/// # Errors
+/// The system has no file descriptors for it.
+pub fn runtime() -> Result<Runtime, Failure> {
+    let runtime = Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Failure::failed(format!("cannot start the event loop: {error}")))
+}
+
+fn start_thread(
+    position: usize,
+    ending: mpsc::UnboundedSender<String>,
+    run: impl FnOnce() + Send + 'static,
+) -> Result<(), Failure> {
+    let name = format!("thread-{position}");
+    let cannot =
+        |error: io::Error| Failure::failed(format!("cannot start {name}, a thread: {error}"));
+    let ended = Ended(name.clone(), ending);
+    let started = thread::Builder::new().name(name.clone()).spawn(move || {
+        let _ended = ended;
+        POSITION.set(position);
+        run();
+    });
+    started.map(drop).map_err(cannot)
+}
+
+/// Tells its name when the thread ends, in whatever way.
+struct Ended(String, mpsc::UnboundedSender<String>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.1.send(std::mem::take(&mut self.0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Mutex;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    async fn position_of(thread: &Thread) -> usize {
+        let (tell, told) = oneshot::channel();
+        thread.spawn(async move { tell.send(position()).unwrap() });
+        told.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_name_has_one_thread_and_names_have_all() {
+        let (threads, workers) = Threads::start(3).unwrap();
+        let mut seen = BTreeSet::new();
+        for name in (0..64).map(|name| name.to_string()) {
+            let position = position_of(threads.of(&name)).await;
+            assert_eq!(position_of(threads.of(&name)).await, position);
+            seen.insert(position);
+        }
+        assert_eq!(seen, BTreeSet::from([0, 1, 2]));
+        workers.stop().await;
+    }
+
+    #[tokio::test]
+    async fn tasks_are_spread_and_each_thread_has_its_value() {
+        let (threads, workers) = Threads::start(4).unwrap();
+        let values = Arc::new(threads.each(|| Mutex::new(Vec::new())));
+        let mut ends = Vec::new();
+        for task in 0..8 {
+            let (end, ended) = oneshot::channel::<()>();
+            let (tell, told) = oneshot::channel();
+            let values = Arc::clone(&values);
+            threads.least_loaded().spawn(async move {
+                values.here().lock().unwrap().push(task);
+                let _ = tell.send(position());
+                let _ = ended.await;
+            });
+            ends.push((told.await.unwrap(), end));
+        }
+        let counts: Vec<_> = values.iter().map(|one| one.lock().unwrap().len()).collect();
+        assert_eq!(counts, [2; 4]);
+        // What ends makes room.
+        ends.retain(|(position, _)| *position != 2);
+        while threads.0.others[1].load.load(Ordering::Relaxed) > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(position_of(threads.least_loaded()).await, 2);
+        workers.stop().await;
+    }
+
+    #[tokio::test]
+    async fn stopping_drops_the_tasks() {
+        let (threads, workers) = Threads::start(3).unwrap();
+        let held = Arc::new(());
+        for thread in &threads.0.others {
+            let held = Arc::clone(&held);
+            thread.spawn(async move {
+                let _held = held;
+                pending::<()>().await;
+            });
+        }
+        workers.stop().await;
+        assert_eq!(Arc::strong_count(&held), 1);
+    }
+
+    #[tokio::test]
+    async fn the_panic_of_a_thread_is_told() {
+        let (ending, ended) = mpsc::unbounded_channel();
+        let stop = CancellationToken::new();
+        let mut workers = Workers { stop, ended };
+        start_thread(7, ending, || panic!("as a test")).unwrap();
+        let failure = workers.failed().await.to_string();
+        assert!(failure.contains("thread-7"), "{failure}");
+    }
+}

@@ -1,0 +1,322 @@
+//! Host and runner on several threads.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use kohakuriver_tunnel::wire::{Kind, Proto};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
+use tunnel_test_support::certificates::Certificates;
+use tunnel_test_support::chain::{
+    CONTAINER, Chain, connect, echo, ending, expect_echo, pattern, service, start_runner,
+};
+use tunnel_test_support::client::{Client, frame, session};
+use tunnel_test_support::program::Program;
+use tunnel_test_support::relay::Relay;
+use tunnel_test_support::{LIMIT, soon};
+
+const MIB: usize = 1 << 20;
+
+/// A keep that no test waits for.
+const LONG: [&str; 2] = ["--resume-keep", "3600"];
+
+fn agent(runner: &str, name: &str, more: &[&str]) -> Program {
+    let args = ["--runner-url", runner, "--container-id", name];
+    let agent = Program::start("agent", &[&args[..], more].concat());
+    agent.complaint("registered at");
+    agent
+}
+
+fn forward(host: &str, task: &str, port: u16, more: &[&str]) -> Program {
+    let port = port.to_string();
+    let args = ["--host", host, task, &port, "--local-port", "0"];
+    Program::start("forward", &[&args[..], more].concat())
+}
+
+/// Nanoseconds of CPU of each thread that carries connections.
+#[cfg(target_os = "linux")]
+fn work(program: &Program) -> BTreeMap<String, u64> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", program.pid())).unwrap();
+    let time = |folder: std::path::PathBuf| {
+        let name = std::fs::read_to_string(folder.join("comm")).unwrap();
+        let stat = std::fs::read_to_string(folder.join("schedstat")).unwrap();
+        let time = stat.split(' ').next().unwrap().parse().unwrap();
+        (name.trim().to_owned(), time)
+    };
+    let times = tasks.map(|task| time(task.unwrap().path()));
+    let is_log = |name: &str| matches!(name, "stdout" | "stderr");
+    times.filter(|(name, _)| !is_log(name)).collect()
+}
+
+/// The percentage of a program's work since `before` that each of its threads has done.
+#[cfg(target_os = "linux")]
+fn shares(program: &Program, before: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+    let spent = work(program).into_iter().map(|(name, time)| {
+        let spent = time - before[&name];
+        (name, spent)
+    });
+    let spent: BTreeMap<_, _> = spent.collect();
+    let all = spent.values().sum::<u64>().max(1);
+    let share = |(name, time): (String, u64)| (name, time * 100 / all);
+    spent.into_iter().map(share).collect()
+}
+
+/// Sends this much there and back.
+async fn carry(stream: &mut TcpStream, bytes: usize) {
+    let message = pattern(bytes as u64, 256 * 1024);
+    let (mut read, mut write) = stream.split();
+    let rounds = bytes / message.len();
+    let sending = async {
+        for _ in 0..rounds {
+            write.write_all(&message).await.unwrap();
+        }
+    };
+    let receiving = async {
+        let mut came = vec![0; message.len()];
+        for _ in 0..rounds {
+            read.read_exact(&mut came).await.unwrap();
+            assert!(came == message, "the echo differs");
+        }
+    };
+    soon("an echo", async { tokio::join!(sending, receiving) }).await;
+}
+
+/// The sum of all values of a metric.
+async fn metric(program: &Program, name: &str) -> u64 {
+    let mut stream = TcpStream::connect(program.address()).await.unwrap();
+    let request = b"GET /metrics HTTP/1.0\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut page = String::new();
+    let read = stream.read_to_string(&mut page);
+    soon("metrics", read).await.unwrap();
+    let start = format!("kohakuriver_tunnel_{name}");
+    let lines = page.lines().filter_map(|line| line.strip_prefix(&start));
+    let values = lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap());
+    values.sum()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn sessions_are_spread_over_the_threads_and_counted_together() {
+    let target = format!("{CONTAINER}=127.0.0.1");
+    let runner = start_runner("127.0.0.1:0", &["--target", &target, "--threads", "4"]);
+    let task = format!("42={CONTAINER}@http://{}", runner.address());
+    let args = ["--listen", "127.0.0.1:0", "--task", &task, "--threads", "4"];
+    let host = Program::start("host", &args);
+    let url = format!("ws://{}", host.address());
+    let port = service(echo).await.port();
+    let forwards: Vec<_> = (0..8).map(|_| forward(&url, "42", port, &[])).collect();
+    let mut streams = Vec::new();
+    for forward in &forwards {
+        let mut stream = connect(forward).await;
+        expect_echo(&mut stream, b"first").await;
+        streams.push(stream);
+    }
+    let before = (work(&host), work(&runner));
+    for stream in &mut streams {
+        carry(stream, 16 * MIB).await;
+    }
+    for (program, before) in [(&host, &before.0), (&runner, &before.1)] {
+        let shares = shares(program, before);
+        assert_eq!(shares.len(), 4, "{shares:?}");
+        assert!(shares.values().all(|share| *share >= 10), "{shares:?}");
+    }
+    assert_eq!(metric(&host, "host_sessions ").await, 8);
+    assert_eq!(metric(&runner, "runner_sessions ").await, 8);
+    let bytes = metric(&host, "host_bytes_total{to=\"client\"}").await;
+    assert!(bytes >= 8 * 16 * MIB as u64, "{bytes}");
+    drop(streams);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn containers_with_agents_are_served_on_any_thread() {
+    for threads in ["2", "4"] {
+        let runner = start_runner("127.0.0.1:0", &["--threads", threads]);
+        let url = format!("ws://{}", runner.address());
+        let names: Vec<_> = (0..6).map(|number| format!("box-{number}")).collect();
+        let tasks = names
+            .iter()
+            .map(|name| format!("{name}={name}@http://{}", runner.address()));
+        let tasks: Vec<_> = tasks.collect();
+        let tasks = tasks.iter().flat_map(|task| ["--task", task]);
+        let args = ["--listen", "127.0.0.1:0", "--threads", threads];
+        let host = Program::start("host", &args.into_iter().chain(tasks).collect::<Vec<_>>());
+        let host = format!("ws://{}", host.address());
+        let port = service(echo).await.port();
+        let mut chains = Vec::new();
+        for name in &names {
+            let agent = agent(&url, name, &[]);
+            let forward = forward(&host, name, port, &[]);
+            let mut stream = connect(&forward).await;
+            expect_echo(&mut stream, &pattern(1, MIB)).await;
+            chains.push((agent, forward, stream));
+        }
+        // Each is replaced by a newer one.
+        for (name, (old, forward, stream)) in names.iter().zip(&mut chains) {
+            let newer = agent(&url, name, &[]);
+            old.complaint("replaced by a newer registration");
+            assert!(ending(stream).await.is_some());
+            *stream = connect(forward).await;
+            expect_echo(stream, &pattern(2, MIB)).await;
+            *old = newer;
+        }
+        assert_eq!(metric(&runner, "runner_agents ").await, names.len() as u64);
+    }
+}
+
+/// The next WebSocket of a tunnel is accepted on whichever thread, and works on that of the tunnel.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_tunnel_goes_on_on_its_own_thread() {
+    let target = format!("{CONTAINER}=127.0.0.1");
+    let args = ["--target", &target, "--threads", "3"];
+    let runner = start_runner("127.0.0.1:0", &[&args[..], &LONG].concat());
+    let task = format!("42={CONTAINER}@http://{}", runner.address());
+    let host = Program::start("host", &["--listen", "127.0.0.1:0", "--task", &task]);
+    let port = service(echo).await.port();
+    let mut cuts = 0;
+    let mut chains = Vec::new();
+    for _ in 0..3 {
+        let relay = Relay::to(&host.address()).await;
+        let url = format!("ws://{}", relay.address());
+        let forward = forward(&url, "42", port, &LONG);
+        let mut stream = connect(&forward).await;
+        expect_echo(&mut stream, b"first").await;
+        chains.push((relay, forward, stream));
+    }
+    let mut seen = Vec::new();
+    for (relay, forward, stream) in &mut chains {
+        relay.cut();
+        cuts += 1;
+        forward.complaint("the tunnel goes on after ");
+        expect_echo(stream, b"it goes on").await;
+        let before = work(&runner);
+        carry(stream, 64 * MIB).await;
+        let shares = shares(&runner, &before);
+        let (busiest, share) = shares.iter().max_by_key(|(_, share)| **share).unwrap();
+        assert!(*share >= 95, "{shares:?}");
+        seen.push(busiest.clone());
+    }
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 3, "{seen:?}");
+    let resumed = "runner_tunnels_resumed_total{of=\"client\"}";
+    assert_eq!(metric(&runner, resumed).await, cuts);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_tunnel_to_an_agent_goes_on_beside_its_clients() {
+    let runner = start_runner("127.0.0.1:0", &[&["--threads", "4"], &LONG[..]].concat());
+    let task = format!("42={CONTAINER}@http://{}", runner.address());
+    let host = Program::start("host", &["--listen", "127.0.0.1:0", "--task", &task]);
+    let to_runner = Relay::to(&runner.address()).await;
+    let agent = agent(&format!("ws://{}", to_runner.address()), CONTAINER, &LONG);
+    let to_host = Relay::to(&host.address()).await;
+    let port = service(echo).await.port();
+    let forward = forward(&format!("ws://{}", to_host.address()), "42", port, &LONG);
+    let mut stream = connect(&forward).await;
+    for round in 1..=3 {
+        expect_echo(&mut stream, &pattern(round, MIB)).await;
+        to_runner.cut();
+        to_host.cut();
+        let resumed = |program: &Program| program.lines_with("the tunnel goes on after ");
+        let both = async {
+            while resumed(&agent).min(resumed(&forward)) < round as usize {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        soon("both to go on", both).await;
+    }
+    expect_echo(&mut stream, b"last").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn sockets_with_tls_move_too() {
+    let Certificates { ca, cert, key, .. } =
+        &Certificates::issued(&["localhost", "127.0.0.1"], |_| {});
+    let listen = [
+        "--listen",
+        "127.0.0.1:0",
+        "--cert",
+        cert,
+        "--key",
+        key,
+        "--threads",
+        "4",
+    ];
+    let runner = Program::start("runner", &listen);
+    let url = format!("wss://{}", runner.address());
+    let names: Vec<_> = (0..4).map(|number| format!("box-{number}")).collect();
+    let tasks = names
+        .iter()
+        .map(|name| format!("{name}={name}@https://{}", runner.address()));
+    let tasks: Vec<_> = tasks.collect();
+    let tasks = tasks.iter().flat_map(|task| ["--task", task]);
+    let args = listen.into_iter().chain(["--ca", ca]).chain(tasks);
+    let host = Program::start("host", &args.collect::<Vec<_>>());
+    let host = format!("wss://localhost:{}", host.port());
+    let port = service(echo).await.port();
+    for name in &names {
+        let _agent = agent(&url, name, &["--ca", ca]);
+        let forward = forward(&host, name, port, &["--ca", ca]);
+        let mut stream = connect(&forward).await;
+        for size in [1, 1000, MIB] {
+            expect_echo(&mut stream, &pattern(size as u64, size)).await;
+        }
+    }
+}
+
+async fn not_a_ping(client: &mut Client) -> Message {
+    loop {
+        let next = soon("a message", client.next()).await.unwrap().unwrap();
+        if !next.is_ping() && next.clone().into_data().first() != Some(&(Kind::Ping as u8)) {
+            return next;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_signal_lets_the_connections_of_all_threads_finish() {
+    let port = service(echo).await.port();
+    let target = format!("{CONTAINER}=127.0.0.1");
+    let mut chain = Chain::with_runner(&["--target", &target, "--threads", "4"]);
+    let url = format!("ws://{}/api/tunnel/{CONTAINER}", chain.runner.address());
+    let mut clients = Vec::new();
+    for _ in 0..8 {
+        let mut client = session(&url, true).await;
+        let connect = frame(Kind::Connect, Proto::Tcp, 1, port, b"");
+        client.send(connect).await.unwrap();
+        let connected = not_a_ping(&mut client).await.into_data();
+        assert_eq!(connected[0], Kind::Connected as u8);
+        clients.push(client);
+    }
+    chain.runner.signal("TERM");
+    for client in &mut clients {
+        let goaway = not_a_ping(client).await.into_data();
+        assert_eq!(goaway[0], Kind::GoAway as u8);
+        let data = frame(Kind::Data, Proto::Tcp, 1, 0, b"last");
+        client.send(data).await.unwrap();
+        let data = not_a_ping(client).await.into_data();
+        assert_eq!(data[8..], *b"last");
+        let close = frame(Kind::Close, Proto::Tcp, 1, 0, b"");
+        client.send(close).await.unwrap();
+    }
+    assert_eq!(chain.runner.exit(LIMIT), 0);
+    for mut client in clients {
+        while let Some(Ok(_)) = soon("the end", client.next()).await {}
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn one_thread_is_no_thread_more() {
+    let threads = |count: &str| {
+        let runner = start_runner("127.0.0.1:0", &["--threads", count]);
+        work(&runner).into_keys().collect::<Vec<_>>()
+    };
+    assert_eq!(threads("1"), ["runner"]);
+    assert_eq!(threads("3"), ["runner", "thread-1", "thread-2"]);
+}
