@@ -10,6 +10,7 @@ mod pipe;
 mod tunnel;
 
 use counting::counts;
+use kohakuriver_tunnel::mux::TunnelStream;
 use kohakuriver_tunnel::session::{Config, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tunnel::{Link, Tunnel, within};
@@ -23,8 +24,21 @@ struct Cost {
 }
 
 async fn bulk(name: &str, mut tunnel: Tunnel) -> Cost {
+    let (near, far) = tunnel.stream().await;
+    carry(name, near, far).await
+}
+
+/// Through two tunnels, whose streams are joined.
+async fn joined(name: &str, mut first: Tunnel, mut second: Tunnel) -> Cost {
+    let ((near, here), (there, far)) = (first.stream().await, second.stream().await);
+    let join = tokio::spawn(here.join(there));
+    let cost = carry(name, near, far).await;
+    join.abort();
+    cost
+}
+
+async fn carry(name: &str, mut near: TunnelStream, mut far: TunnelStream) -> Cost {
     const MESSAGES: usize = 1000;
-    let (mut near, mut far) = tunnel.stream().await;
     let message = vec![7; MESSAGE];
     let mut got = vec![0; MESSAGE];
     let mut turn = async |from: usize, to: usize| {
@@ -88,4 +102,13 @@ async fn a_message_costs_few_allocations() {
     let over_tcp = Link::WebSocket.v2().await;
     let each = round_trips("websocket", over_tcp).await;
     assert!(each <= 8.0);
+}
+
+#[tokio::test]
+async fn a_message_that_nobody_else_holds_is_joined_without_a_copy() {
+    let tunnel = || tunnel::piped(Version::V2, Config::default()).0;
+    let cost = joined("joined", tunnel(), tunnel()).await;
+    // The one allocation is that of the sender, which copies what it is given.
+    assert!(cost.bytes <= 1.2 * MESSAGE as f64);
+    assert!(cost.allocations <= 5.0);
 }

@@ -1,21 +1,20 @@
 use core::future::{Future, poll_fn};
 use core::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
-
 use super::grace::Grace;
 use super::relay::Relayed;
 use super::stream::{ReadHalf, TunnelStream, WriteHalf};
-use crate::session::{Reason, Reset, SendError};
+use crate::session::{Reason, Reset};
 use crate::wire::Chunk;
 
 impl TunnelStream {
     /// Joins the stream with one of another tunnel until both directions have ended. Each direction
     /// ends separately.
     ///
-    /// The join itself copies no payload: it passes the bytes that one session received to the
-    /// other. They have no headroom, so the second tunnel copies them once, behind the header of
-    /// its own message, when it transmits them.
+    /// The join copies no payload: it passes on what one session received. The other writes the
+    /// header of its own message over the one received, so a message goes on without a copy if
+    /// nobody else holds its memory. If the transport returns slices of one read buffer, the
+    /// payload is copied once, behind a header.
     ///
     /// Each stream keeps its credit. While one stream takes nothing, at most one message is read
     /// from the other. If one is reset, earlier data still reaches the other, followed by the reset
@@ -95,7 +94,7 @@ struct Join {
 #[derive(Debug, Default)]
 struct Lane {
     /// Read, and not yet accepted by the other stream.
-    rest: Bytes,
+    rest: Chunk,
     carried: u64,
     state: State,
 }
@@ -212,7 +211,7 @@ impl Lane {
     ) -> Poll<State> {
         loop {
             if self.rest.is_empty() {
-                match ready!(from.poll_chunk(cx)) {
+                match ready!(from.poll_headed(cx)) {
                     Ok(Some(chunk)) => self.rest = chunk,
                     Ok(None) => {
                         to.finish();
@@ -221,20 +220,10 @@ impl Lane {
                     Err(reset) => return Poll::Ready(State::Failing(reset)),
                 }
             }
-            let capacity = match to.poll_capacity(cx) {
-                Poll::Ready(Ok(capacity)) => capacity,
+            match to.poll_send(cx, &mut self.rest) {
+                Poll::Ready(Ok(sent)) => self.carried += sent as u64,
                 Poll::Ready(Err(_)) => return Poll::Ready(State::Cut),
                 Poll::Pending => return Poll::Ready(State::Blocked),
-            };
-            let len = capacity.min(self.rest.len());
-            match to.send(Chunk::from(self.rest.slice(..len))) {
-                Ok(()) => {
-                    self.rest.advance(len);
-                    self.carried += len as u64;
-                }
-                // Other streams used the room meanwhile.
-                Err(SendError::Blocked(_)) => {}
-                Err(_) => return Poll::Ready(State::Cut),
             }
         }
     }

@@ -187,20 +187,32 @@ impl ReadHalf {
 
     /// As [`chunk`](Self::chunk).
     pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Reset>> {
+        let chunk = ready!(self.poll_headed(cx))?;
+        Poll::Ready(Ok(chunk.map(Chunk::into_payload)))
+    }
+
+    /// As [`poll_chunk`](Self::poll_chunk), with the headroom that the chunk may have.
+    pub(super) fn poll_headed(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Chunk>, Reset>> {
         if !self.chunk.is_empty() {
-            return Poll::Ready(Ok(Some(core::mem::take(&mut self.chunk))));
+            return Poll::Ready(Ok(Some(core::mem::take(&mut self.chunk).into())));
         }
         let now = self.handle.shared.now();
-        self.handle
-            .with(|state, id| match state.session.recv(id, now) {
-                Ok(Recv::Data(bytes)) => Poll::Ready(Ok(Some(bytes))),
+        self.handle.with(|state, id| {
+            if let Some(chunk) = state.session.recv_chunk(id, now) {
+                return Poll::Ready(Ok(Some(chunk)));
+            }
+            match state.session.recv(id, now) {
                 Ok(Recv::Finished) => Poll::Ready(Ok(None)),
-                Ok(Recv::Blocked) => {
+                Ok(Recv::Blocked | Recv::Data(_)) => {
                     register(&mut state.wakers(id).read, cx);
                     Poll::Pending
                 }
                 Err(error) => Poll::Ready(Err(reset_of(error))),
-            })
+            }
+        })
     }
 
     /// Waits for a reset without reading: for code that cannot accept data now, or has read to the
@@ -257,6 +269,26 @@ impl WriteHalf {
     /// [`SendError`].
     pub fn send(&mut self, chunk: Chunk) -> Result<(), SendError> {
         self.handle.with(|state, id| state.session.send(id, chunk))
+    }
+
+    /// Sends as much of the chunk as there is room for, at least one byte. Returns how many bytes;
+    /// the chunk keeps the rest.
+    ///
+    /// # Errors
+    /// [`SendError`], never `Blocked`.
+    pub(super) fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunk: &mut Chunk,
+    ) -> Poll<Result<usize, SendError>> {
+        self.handle.with(|state, id| {
+            let sent = state.session.send_part(id, chunk)?;
+            if sent == 0 && !chunk.is_empty() {
+                register(&mut state.wakers(id).write, cx);
+                return Poll::Pending;
+            }
+            Poll::Ready(Ok(sent))
+        })
     }
 
     /// Ends this direction after the data sent so far.

@@ -14,7 +14,7 @@ use super::{
     Config, Event, Instant, OpenError, Reason, Reset, Role, State, Stats, StreamError, StreamId,
     StreamStats, Version, Violation,
 };
-use crate::wire::{ClientId, Frame, Proto};
+use crate::wire::{Chunk, ClientId, Frame, Proto};
 use bytes::Bytes;
 
 /// One end of one tunnel. See the [module](super) for how to drive it, and for an example.
@@ -170,15 +170,21 @@ impl Session {
     /// # Errors
     /// [`StreamError::Reset`] after all data was read.
     pub fn recv(&mut self, stream: StreamId, now: Instant) -> Result<Recv, StreamError> {
-        let s = self.streams.get_mut(stream).ok_or(StreamError::Unknown)?;
-        match self.receiving.read(now, s) {
-            Some(chunk) => Ok(Recv::Data(chunk)),
-            None => match s.life.reset() {
-                Some(reset) => Err(StreamError::Reset(reset.clone())),
-                None if s.life.state().can_receive() => Ok(Recv::Blocked),
-                None => Ok(Recv::Finished),
-            },
+        if let Some(chunk) = self.recv_chunk(stream, now) {
+            return Ok(Recv::Data(chunk.into_payload()));
         }
+        let s = self.streams.get(stream).ok_or(StreamError::Unknown)?;
+        match s.life.reset() {
+            Some(reset) => Err(StreamError::Reset(reset.clone())),
+            None if s.life.state().can_receive() => Ok(Recv::Blocked),
+            None => Ok(Recv::Finished),
+        }
+    }
+
+    /// As [`recv`](Self::recv), with the headroom that the data may have. `None` if there is none.
+    pub(crate) fn recv_chunk(&mut self, stream: StreamId, now: Instant) -> Option<Chunk> {
+        let s = self.streams.get_mut(stream)?;
+        self.receiving.read(now, s)
     }
 
     /// Ends this direction: sends CLOSE after the queued data. The peer may still send.

@@ -123,6 +123,23 @@ impl Session {
         Ok(taken)
     }
 
+    /// Queues as much of the chunk as there is room for, without a copy. Returns how many bytes, 0 as
+    /// [`send_slice`](Self::send_slice). The chunk keeps the rest.
+    #[cfg(feature = "mux")]
+    pub(crate) fn send_part(
+        &mut self,
+        stream: StreamId,
+        chunk: &mut Chunk,
+    ) -> Result<usize, SendError> {
+        let s = self.streams.get_mut(stream).ok_or(SendError::Unknown)?;
+        check(s, Proto::Tcp)?;
+        let taken = self.sending.push_part(s, chunk);
+        if taken == 0 && !chunk.is_empty() {
+            self.line_up(stream);
+        }
+        Ok(taken)
+    }
+
     /// Queues one datagram of a flow. Never blocks: when a bound is reached, the flow's oldest
     /// datagrams are dropped and counted.
     ///

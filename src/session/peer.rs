@@ -9,7 +9,7 @@ use super::receiving::Taken;
 use super::stream::Stream;
 use super::streams::OnWire;
 use super::{Event, Instant, Reason, Reset, Role, State, Violation};
-use crate::wire::{ClientId, Frame, Kind, Proto};
+use crate::wire::{ClientId, Frame, HEADER_LEN, Kind, Proto};
 
 impl Session {
     /// Handles one message of the peer. Call it only while [`can_receive`](Self::can_receive) is
@@ -23,10 +23,7 @@ impl Session {
             return Ok(());
         }
         self.keepalive.heard(now);
-        let outcome = match Frame::decode(message) {
-            Ok(frame) => self.handle_frame(now, frame),
-            Err(error) => Err(error.into()),
-        };
+        let outcome = self.handle_frame(now, message);
         if let Err(violation) = outcome {
             self.counters.violations += 1;
             self.events.violation(violation);
@@ -34,22 +31,23 @@ impl Session {
         outcome
     }
 
-    fn handle_frame(&mut self, now: Instant, frame: Frame<Bytes>) -> Result<(), Violation> {
+    fn handle_frame(&mut self, now: Instant, message: Bytes) -> Result<(), Violation> {
+        let frame = Frame::decode(&*message)?;
         let kind = frame.kind();
         if !self.dialect.knows(kind) {
             return Err(Violation::NotInVersion(kind));
         }
         match frame {
-            Frame::Data { proto, id, payload } => self.handle_data(now, proto, id, payload),
+            Frame::Data { proto, id, .. } => self.handle_data(now, proto, id, message),
             Frame::Window { id, credit } => self.handle_window(id, credit),
             Frame::Connect { proto, id, port } => self.handle_connect(now, proto, id, port),
             Frame::Connected { id, .. } => self.handle_connected(id),
             Frame::Close { id, .. } => self.handle_close(now, id),
-            Frame::Error { id, code, text, .. } => self.handle_error(id, code, &text),
-            Frame::Ping { id, payload } => self.handle_ping(id, &payload),
+            Frame::Error { id, code, text, .. } => self.handle_error(id, code, text),
+            Frame::Ping { id, payload } => self.handle_ping(id, payload),
             Frame::Pong { payload, .. } => {
                 self.counters.empty += 1;
-                self.keepalive.handle_pong(now, &payload);
+                self.keepalive.handle_pong(now, payload);
                 Ok(())
             }
             Frame::GoAway => {
@@ -122,12 +120,13 @@ impl Session {
         now: Instant,
         proto: Proto,
         id: ClientId,
-        payload: Bytes,
+        message: Bytes,
     ) -> Result<(), Violation> {
+        let len = message.len().saturating_sub(HEADER_LEN);
         let s = match self.streams.on_wire(id) {
             OnWire::Live(s) => s,
             OnWire::Ended => {
-                let received = self.streams.receive_late(id, payload.len());
+                let received = self.streams.receive_late(id, len);
                 self.answer_late_data(proto, id);
                 return received.map_err(|excess| Violation::CreditOverrun { id, excess });
             }
@@ -138,7 +137,7 @@ impl Session {
             }
         };
         let stream = s.id();
-        self.counters.empty += u64::from(payload.is_empty() && proto == Proto::Tcp);
+        self.counters.empty += u64::from(len == 0 && proto == Proto::Tcp);
         if s.proto() != proto {
             let kind = Kind::Data;
             return Err(Violation::WrongProto { kind, id });
@@ -157,12 +156,12 @@ impl Session {
             return Ok(());
         }
         if proto == Proto::Udp {
-            if self.receiving.take_datagram(now, s, payload) != Taken::Nothing {
+            if self.receiving.take_datagram(now, s, message) != Taken::Nothing {
                 self.events.readable(s);
             }
             return Ok(());
         }
-        match self.receiving.take(now, s, payload, self.keepalive.rtt()) {
+        match self.receiving.take(now, s, message, self.keepalive.rtt()) {
             Taken::Nothing => return Ok(()),
             Taken::Overrun(excess) => {
                 self.reset(stream, Reason::Overflow, "more bytes than were granted");

@@ -1,5 +1,5 @@
 use bytes::buf::Limit;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{HEADER_LEN, Header};
 
@@ -127,12 +127,32 @@ impl Chunk {
         Self(Storage::Headroom(buffer))
     }
 
+    /// The payload of a received message of at least a header. If nobody else holds the message,
+    /// its header becomes headroom; otherwise the payload is shared.
+    pub(crate) fn received(message: Bytes) -> Self {
+        Self(match message.try_into_mut() {
+            Ok(message) => Storage::Headroom(message),
+            Err(mut message) => {
+                message.advance(HEADER_LEN.min(message.len()));
+                Storage::Shared(message)
+            }
+        })
+    }
+
     fn from_headroom(mut buffer: BytesMut) -> Self {
         if buffer.len() < HEADER_LEN {
             buffer.clear();
             buffer.put_bytes(0, HEADER_LEN);
         }
         Self(Storage::Headroom(buffer))
+    }
+
+    /// Bytes that [`append`](Self::append) takes.
+    pub(crate) fn room(&self) -> usize {
+        match &self.0 {
+            Storage::Headroom(buffer) => buffer.capacity() - buffer.len(),
+            Storage::Shared(_) => 0,
+        }
     }
 
     /// Appends as much of `payload` as fits without a new allocation; returns how many bytes.
@@ -182,7 +202,10 @@ impl Chunk {
     #[must_use]
     pub fn into_payload(self) -> Bytes {
         match self.0 {
-            Storage::Headroom(mut buffer) => buffer.split_off(HEADER_LEN).freeze(),
+            Storage::Headroom(mut buffer) => {
+                buffer.advance(HEADER_LEN);
+                buffer.freeze()
+            }
             Storage::Shared(payload) => payload,
         }
     }
@@ -216,6 +239,13 @@ fn copy_behind(header: Header, payload: &[u8]) -> Bytes {
     message.put_slice(&header.to_bytes());
     message.put_slice(payload);
     message.freeze()
+}
+
+impl Default for Chunk {
+    /// No payload. Allocates nothing.
+    fn default() -> Self {
+        Self(Storage::Shared(Bytes::new()))
+    }
 }
 
 impl From<&[u8]> for Chunk {

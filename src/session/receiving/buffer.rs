@@ -1,18 +1,20 @@
 use alloc::collections::VecDeque;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::super::pool::Pool;
+use crate::wire::{Chunk, HEADER_LEN};
 
 /// Bytes that a stream has received and the application has not read.
 ///
 /// Small payloads are copied together, so that they neither pin the transport's buffer nor use more
-/// memory than their length.
+/// memory than their length. Each piece has headroom, unless it shares its memory: one that is sent
+/// on becomes a message without a copy.
 #[derive(Debug, Default)]
 pub(super) struct ReceiveBuffer {
-    chunks: VecDeque<Bytes>,
+    chunks: VecDeque<Chunk>,
     /// Small payloads after the last chunk.
-    tail: BytesMut,
+    tail: Chunk,
     len: usize,
 }
 
@@ -20,42 +22,48 @@ impl ReceiveBuffer {
     /// Payloads below this are copied.
     const SMALL: usize = 4096;
 
-    pub(super) fn push(&mut self, payload: Bytes, pool: &mut Pool) {
-        self.len += payload.len();
-        let before = self.pieces();
+    /// Adds the payload of a message. It is copied if it is small, or `copies`.
+    pub(super) fn push(&mut self, message: Bytes, copies: bool, pool: &mut Pool) {
+        let payload = payload(&message);
         let len = payload.len();
+        let before = self.pieces();
+        self.len += len;
         if len < Self::SMALL {
-            if self.tail.capacity() - self.tail.len() < payload.len() {
+            if self.tail.room() < len {
                 self.cut_tail();
                 let queued = !self.chunks.is_empty();
-                let room = if queued { Self::SMALL } else { payload.len() };
-                self.tail = BytesMut::with_capacity(room);
+                let room = if queued { Self::SMALL - len } else { 0 };
+                self.tail = Chunk::copied_with_room(payload, room);
+            } else {
+                self.tail.append(payload);
             }
-            self.tail.extend_from_slice(&payload);
         } else {
             self.cut_tail();
-            self.chunks.push_back(payload);
+            self.chunks.push_back(match copies {
+                true => Chunk::copied(payload),
+                false => Chunk::received(message),
+            });
         }
         pool.add(self.pieces() - before, len);
     }
 
     /// Adds a datagram. It is never merged with another, and copied if it would pin much more than
     /// its size.
-    pub(super) fn push_datagram(&mut self, payload: Bytes, pool: &mut Pool) {
+    pub(super) fn push_datagram(&mut self, message: Bytes, pool: &mut Pool) {
+        let payload = payload(&message);
         self.len += payload.len();
         pool.add(1, payload.len());
-        self.chunks.push_back(if payload.len() < Self::SMALL {
-            Bytes::copy_from_slice(&payload)
-        } else {
-            payload
+        self.chunks.push_back(match payload.len() < Self::SMALL {
+            true => Chunk::copied(payload),
+            false => Chunk::received(message),
         });
     }
 
-    pub(super) fn pop(&mut self, pool: &mut Pool) -> Option<Bytes> {
+    pub(super) fn pop(&mut self, pool: &mut Pool) -> Option<Chunk> {
         let chunk = match self.chunks.pop_front() {
             Some(chunk) => chunk,
             None if self.tail.is_empty() => return None,
-            None => core::mem::take(&mut self.tail).freeze(),
+            None => core::mem::take(&mut self.tail),
         };
         self.len -= chunk.len();
         pool.remove(1, chunk.len());
@@ -87,40 +95,69 @@ impl ReceiveBuffer {
 
     fn cut_tail(&mut self) {
         if !self.tail.is_empty() {
-            let tail = core::mem::take(&mut self.tail).freeze();
-            self.chunks.push_back(tail);
+            self.chunks.push_back(core::mem::take(&mut self.tail));
         }
     }
 }
 
+fn payload(message: &[u8]) -> &[u8] {
+    message.get(HEADER_LEN..).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::*;
+    use crate::wire::Header;
+
+    /// A message with this payload.
+    fn message(payload: &[u8]) -> Bytes {
+        [&[3; HEADER_LEN], payload].concat().into()
+    }
 
     #[test]
     fn small_payloads_are_joined_and_order_is_kept() {
         let (mut buffer, mut pool) = (ReceiveBuffer::default(), Pool::new(0));
-        let big = Bytes::from(alloc::vec![7; ReceiveBuffer::SMALL]);
-        for part in [
-            Bytes::from_static(b"ab"),
-            Bytes::from_static(b"c"),
-            big.clone(),
-        ] {
-            buffer.push(part, &mut pool);
+        let big = alloc::vec![7; ReceiveBuffer::SMALL];
+        for part in [&b"ab"[..], b"c", &big] {
+            buffer.push(message(part), false, &mut pool);
         }
         for _ in 0..1000 {
-            buffer.push(Bytes::from_static(b"x"), &mut pool);
+            buffer.push(message(b"x"), false, &mut pool);
         }
         assert_eq!(buffer.len(), 3 + big.len() + 1000);
         assert_eq!(pool.bytes(), buffer.len());
-        let mut joined = BytesMut::new();
+        let mut joined = Vec::new();
         let mut pieces = 0;
         while let Some(chunk) = buffer.pop(&mut pool) {
-            joined.extend_from_slice(&chunk);
+            joined.extend_from_slice(chunk.payload());
             pieces += 1;
         }
         assert!(joined.starts_with(b"abc\x07") && joined.ends_with(b"xxx"));
         assert!(pieces <= 4 && buffer.is_empty());
         assert!(pool.audit([(0, 0)].into_iter()));
+    }
+
+    #[test]
+    fn a_large_payload_is_copied_only_if_asked_or_if_somebody_else_holds_it() {
+        let payload = alloc::vec![7; ReceiveBuffer::SMALL];
+        for (copies, shared, moves) in [
+            (false, false, false),
+            (true, false, true),
+            (false, true, true),
+        ] {
+            let (mut buffer, mut pool) = (ReceiveBuffer::default(), Pool::new(0));
+            let received = message(&payload);
+            let held = shared.then(|| received.clone());
+            let place = received.as_ptr();
+            buffer.push(received, copies, &mut pool);
+            let header = Header::from_bytes([3, 0, 0, 0, 0, 9, 0, 0]).unwrap();
+            let sent = buffer.pop(&mut pool).unwrap().seal(header);
+            assert_eq!(sent[..HEADER_LEN], header.to_bytes());
+            assert_eq!(sent[HEADER_LEN..], payload);
+            assert_eq!(sent.as_ptr() != place, moves);
+            assert!(held.is_none_or(|held| held == message(&payload)));
+        }
     }
 }

@@ -21,7 +21,7 @@ use super::ready::{List, Place};
 use super::stream::Stream;
 use super::streams::Streams;
 use super::{Config, Instant, MAX_DATAGRAM, Role, Stats, StreamId};
-use crate::wire::{Frame, Proto};
+use crate::wire::{Chunk, Frame, HEADER_LEN, Proto};
 
 /// The receiving half of a session: buffers, the budgets on them, credit, and the stall of v1.
 #[derive(Debug, Default)]
@@ -85,15 +85,16 @@ impl Receiving {
         }
     }
 
-    /// Receives bytes of a stream. `rtt` is the round trip to the peer, if known.
+    /// Receives the bytes of a stream that `message` carries. `rtt` is the round trip to the peer,
+    /// if known.
     pub(super) fn take(
         &mut self,
         now: Instant,
         s: &mut Stream,
-        payload: Bytes,
+        message: Bytes,
         rtt: Option<Duration>,
     ) -> Taken {
-        let len = payload.len();
+        let len = message.len().saturating_sub(HEADER_LEN);
         self.count_payload(now, s, len);
         if len == 0 {
             return Taken::Nothing;
@@ -110,11 +111,8 @@ impl Receiving {
             self.queue_grant(s);
             return Taken::Nothing;
         }
-        let payload = match self.thrifty {
-            true => Bytes::copy_from_slice(&payload),
-            false => payload,
-        };
-        s.recv.buffer.push(payload, &mut self.bytes);
+        let buffer = &mut s.recv.buffer;
+        buffer.push(message, self.thrifty, &mut self.bytes);
         if s.life.state().is_pending() {
             let unread = s.recv.unread();
             self.early.update(&mut s.recv.early, unread);
@@ -136,9 +134,9 @@ impl Receiving {
         Taken::Kept { give_up }
     }
 
-    /// Receives a datagram. A full queue drops its oldest one.
-    pub(super) fn take_datagram(&mut self, now: Instant, s: &mut Stream, payload: Bytes) -> Taken {
-        let len = payload.len();
+    /// Receives the datagram that `message` carries. A full queue drops its oldest one.
+    pub(super) fn take_datagram(&mut self, now: Instant, s: &mut Stream, message: Bytes) -> Taken {
+        let len = message.len().saturating_sub(HEADER_LEN);
         self.count_payload(now, s, len);
         s.recv.window.count(len);
         if s.recv.discards {
@@ -158,7 +156,7 @@ impl Receiving {
             self.dropped += 1;
         }
         if self.datagrams.has_room(len) {
-            buffer.push_datagram(payload, &mut self.datagrams);
+            buffer.push_datagram(message, &mut self.datagrams);
         } else {
             self.dropped += 1;
         }
@@ -171,7 +169,7 @@ impl Receiving {
     }
 
     /// The next bytes of a stream, or the next datagram of a flow, for the application.
-    pub(super) fn read(&mut self, now: Instant, s: &mut Stream) -> Option<Bytes> {
+    pub(super) fn read(&mut self, now: Instant, s: &mut Stream) -> Option<Chunk> {
         if s.proto() == Proto::Udp {
             return s.recv.buffer.pop(&mut self.datagrams);
         }

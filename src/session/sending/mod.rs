@@ -98,10 +98,30 @@ impl Sending {
     /// Queues bytes of a stream without a copy, unless they are few. Returns them if they exceed
     /// the credit or there is no room.
     pub(super) fn push(&mut self, s: &mut Stream, chunk: Chunk) -> Result<(), Chunk> {
-        let half = &mut s.send;
-        if chunk.len() > half.credit() || self.capacity(half) == 0 {
+        if chunk.len() > s.send.credit() || self.capacity(&s.send) == 0 {
             return Err(chunk);
         }
+        self.queue(s, chunk);
+        Ok(())
+    }
+
+    /// Queues as much of the chunk as there is room for, as [`push`](Self::push) does. Returns how
+    /// many bytes; the chunk keeps the rest.
+    #[cfg(feature = "mux")]
+    pub(super) fn push_part(&mut self, s: &mut Stream, chunk: &mut Chunk) -> usize {
+        let taken = self.capacity(&s.send).min(chunk.len());
+        if taken > 0 {
+            let part = match taken < chunk.len() {
+                true => chunk.split_to(taken),
+                false => core::mem::take(chunk),
+            };
+            self.queue(s, part);
+        }
+        taken
+    }
+
+    fn queue(&mut self, s: &mut Stream, chunk: Chunk) {
+        let half = &mut s.send;
         self.redeem(half, chunk.len());
         if chunk.len() < Self::SMALL && !half.queue.is_empty() {
             let piece = self.config.max_piece;
@@ -112,7 +132,6 @@ impl Sending {
         }
         s.notice.want_writable(false);
         self.activate(s);
-        Ok(())
     }
 
     /// Queues a copy of as many bytes as there is room for. Returns how many.
