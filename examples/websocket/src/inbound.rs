@@ -19,7 +19,7 @@ use crate::header::Header;
 use crate::limits::{
     BYTES_PER_TURN, COPIED_BELOW, FRAMES_PER_TURN, FREE_ALLOWANCE, READ_AHEAD_MAX, READ_MIN,
 };
-use crate::mask::apply_mask;
+use crate::mask::{apply_mask, unmasked};
 use crate::partial::{Partial, message};
 
 /// Bytes read, and the state of the message that they belong to.
@@ -95,11 +95,7 @@ impl Inbound {
             }
             self.frames += 1;
             self.buffer.advance(header.size);
-            let mut payload = self.buffer.split_to(header.len);
-            if let Some(key) = header.mask {
-                apply_mask(&mut payload, key);
-            }
-            if let Some(found) = self.take_frame(&header, payload)? {
+            if let Some(found) = self.take_frame(&header)? {
                 return Ok(found);
             }
         }
@@ -124,16 +120,21 @@ impl Inbound {
         Ok(())
     }
 
-    fn take_frame(&mut self, header: &Header, payload: BytesMut) -> Result<Option<Found>, Error> {
+    /// Takes the payload of a frame off the buffer.
+    fn take_frame(&mut self, header: &Header) -> Result<Option<Found>, Error> {
+        if let (OpCode::Data(kind), true, None) = (header.opcode, header.is_final, &self.partial) {
+            let payload = self.take_message(header);
+            self.bytes = 0;
+            return message(kind, payload).map(|message| Some(Found::Data(message)));
+        }
+        let mut payload = self.buffer.split_to(header.len);
+        if let Some(key) = header.mask {
+            apply_mask(&mut payload, key);
+        }
         let kind = match header.opcode {
             OpCode::Control(control) => return take_control(control, &payload).map(Some),
             OpCode::Data(kind) => kind,
         };
-        if header.is_final && self.partial.is_none() {
-            let payload = self.unpinned(payload);
-            self.bytes = 0;
-            return message(kind, payload).map(|message| Some(Found::Data(message)));
-        }
         let mut partial = self.partial.take().unwrap_or_else(|| Partial::new(kind));
         let grown = partial.held().max(partial.len() + payload.len());
         if !self.charge.hold(self.allocated + grown) {
@@ -149,13 +150,23 @@ impl Inbound {
         Ok(None)
     }
 
-    /// A slow reader may keep a payload for long, so a payload must not pin a read buffer of many
-    /// times its size.
-    fn unpinned(&self, payload: BytesMut) -> BytesMut {
-        if payload.len() < COPIED_BELOW.min(self.read_size / 8) {
-            return BytesMut::from(&*payload);
-        }
-        payload
+    /// Takes the payload of a whole message. One that was masked gets memory of its own: that costs
+    /// little more than unmasking it in place, whoever gets it may write to it, and the buffer is
+    /// read into again. One that was not masked shares the buffer.
+    ///
+    /// A slow reader may keep a payload for long, so it must not pin a buffer of many times its
+    /// size.
+    fn take_message(&mut self, header: &Header) -> Bytes {
+        let payload = self.buffer.get(..header.len).unwrap_or_default();
+        let copy = match header.mask {
+            Some(key) => unmasked(payload, key),
+            None if payload.len() < COPIED_BELOW.min(self.read_size / 8) => {
+                Bytes::copy_from_slice(payload)
+            }
+            None => return self.buffer.split_to(header.len).freeze(),
+        };
+        self.buffer.advance(header.len);
+        copy
     }
 
     /// Reads more of a frame that misses `missing` bytes. `Ok(0)` is the end of the input.
@@ -210,14 +221,17 @@ impl Inbound {
         let room = self.buffer.capacity() - len;
         // In proportion to the bytes that arrived: announcing a length costs the peer nothing.
         let wanted = self.whole_frames(self.read_size.max(missing.min(len)));
-        if room >= wanted.min(missing.max(READ_MIN)) {
+        // An empty buffer that nobody else holds is filled from its start again.
+        let reclaimed = len == 0 && self.buffer.try_reclaim(wanted);
+        if reclaimed || room >= wanted.min(missing.max(READ_MIN)) {
             return Ok(());
         }
         let partial = self.partial.as_ref().map_or(0, Partial::held);
         let grown = self.allocated.max(len + wanted);
         if self.charge.hold(partial + grown) {
-            self.buffer.reserve(wanted);
-            self.allocated = self.allocated.max(self.buffer.capacity());
+            if !self.buffer.try_reclaim(wanted) {
+                self.move_to(len + wanted);
+            }
             return Ok(());
         }
         // Memory is short, so read only what the frame needs.
@@ -229,11 +243,16 @@ impl Inbound {
         if !self.charge.hold(partial + len + least) {
             return Err(Error::NoMemory);
         }
-        let mut exact = BytesMut::with_capacity(len + least);
-        exact.extend_from_slice(&self.buffer);
-        self.allocated = exact.capacity();
-        self.buffer = exact;
+        self.move_to(len + least);
         Ok(())
+    }
+
+    /// Moves what was read to a new buffer of this size.
+    fn move_to(&mut self, size: usize) {
+        let mut buffer = BytesMut::with_capacity(size);
+        buffer.extend_from_slice(&self.buffer);
+        self.allocated = buffer.capacity();
+        self.buffer = buffer;
     }
 
     /// Whether nothing is incomplete.

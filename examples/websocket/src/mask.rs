@@ -1,5 +1,7 @@
 //! Masking (RFC 6455 section 5.3).
 
+use bytes::Bytes;
+
 /// Masks or unmasks in place.
 pub(crate) fn apply_mask(payload: &mut [u8], key: [u8; 4]) {
     let wide = widened(key);
@@ -32,6 +34,24 @@ pub(crate) fn copy_masked(payload: &[u8], key: [u8; 4], to: &mut [u8]) {
     for ((from, into), key) in rest.zip(key.into_iter().cycle()) {
         *into = from ^ key;
     }
+}
+
+/// The payload unmasked, in memory of its own. One pass, as [`copy_masked`].
+pub(crate) fn unmasked(payload: &[u8], key: [u8; 4]) -> Bytes {
+    let wide = widened(key);
+    let words = payload.chunks_exact(8);
+    // Whole words leave the key as it is.
+    let rest = words.remainder().iter().zip(key.into_iter().cycle());
+    let rest = rest.map(|(byte, key)| byte ^ key);
+    // Of words, because memory for bytes would have to be written before.
+    let mut copy = Vec::with_capacity(payload.len().div_ceil(8));
+    copy.extend(words.map(|word| {
+        let word = <[u8; 8]>::try_from(word).map_or(0, u64::from_ne_bytes);
+        (word ^ wide).to_ne_bytes()
+    }));
+    let mut copy = copy.into_flattened();
+    copy.extend(rest);
+    copy.into()
 }
 
 /// A multiple of a word.
@@ -68,6 +88,7 @@ mod tests {
             let mut copy = vec![0; len];
             copy_masked(&vec![0xa5; len], key, &mut copy);
             assert_eq!(copy, payload);
+            assert_eq!(unmasked(&vec![0xa5; len], key), payload);
         }
     }
 }

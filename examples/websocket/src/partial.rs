@@ -1,6 +1,6 @@
 //! A message in fragments (RFC 6455 section 5.4).
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tungstenite::Message;
 use tungstenite::protocol::frame::Utf8Bytes;
 use tungstenite::protocol::frame::coding::Data;
@@ -65,13 +65,12 @@ impl Partial {
     }
 
     pub(crate) fn into_message(self) -> Result<Message, Error> {
-        message(self.kind, self.payload)
+        message(self.kind, self.payload.freeze())
     }
 }
 
 /// Makes a whole message of this kind.
-pub(crate) fn message(kind: Data, payload: BytesMut) -> Result<Message, Error> {
-    let payload = payload.freeze();
+pub(crate) fn message(kind: Data, payload: Bytes) -> Result<Message, Error> {
     match kind {
         Data::Text => Utf8Bytes::try_from(payload)
             .map(Message::Text)
