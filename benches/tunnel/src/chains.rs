@@ -1,35 +1,42 @@
-//! Starts the measured processes: the service, chains of relays, chains of the programs, and other
-//! tools.
+//! Starts what is measured: the service, chains of relays, chains of the programs.
 
-use std::io;
+use std::cell::Cell;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path as Folder;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::load;
+use crate::process;
+use crate::slow::Path;
+
+/// What the figures of CPU time and memory are told apart by.
+pub const CLIENT: &str = "client";
+pub const SERVER: &str = "server";
+const RELAY: &str = "relay";
 
 /// A process that is killed when dropped.
 #[derive(Debug)]
 pub struct Process {
-    pub name: &'static str,
+    /// Empty: it is not part of the figures.
+    role: &'static str,
     child: Child,
 }
 
 impl Process {
-    fn start(name: &'static str, command: &mut Command) -> Result<Self, String> {
+    pub fn start(
+        name: &'static str,
+        role: &'static str,
+        command: &mut Command,
+    ) -> Result<Self, String> {
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .map_err(|error| format!("cannot start {name}: {error}"))?;
-        Ok(Self { name, child })
-    }
-
-    pub fn id(&self) -> u32 {
-        self.child.id()
+        Ok(Self { role, child })
     }
 }
 
@@ -46,41 +53,109 @@ pub struct Chain {
     pub name: String,
     pub port: u16,
     pub processes: Vec<Process>,
+    /// A failure of another's tool is a result; one of ours ends the run.
+    pub peer: bool,
+    /// Measures that failed.
+    pub failures: Cell<u8>,
+}
+
+impl Chain {
+    pub fn new(name: impl Into<String>, port: u16, processes: Vec<Process>) -> Self {
+        Self {
+            name: name.into(),
+            port,
+            processes,
+            peer: false,
+            failures: Cell::new(0),
+        }
+    }
+
+    /// What `of` gives for the processes of a role, or for the average relay.
+    fn sum(&self, role: &str, of: impl Fn(u32) -> f64) -> f64 {
+        let sum = |role| {
+            let processes = self.processes.iter().filter(|one| one.role == role);
+            let each: Vec<f64> = processes.map(|one| of(one.child.id())).collect();
+            (each.iter().sum::<f64>(), each.len())
+        };
+        let (relays, count) = sum(RELAY);
+        if count > 0 {
+            relays / count as f64
+        } else {
+            sum(role).0
+        }
+    }
+
+    pub fn cpu_seconds(&self, role: &str) -> f64 {
+        self.sum(role, process::cpu_seconds)
+    }
+
+    /// Bytes.
+    pub fn memory(&self, role: &str) -> f64 {
+        self.sum(role, |id| process::memory(id) as f64)
+    }
+
+    /// Bytes, since `forget_peak`.
+    pub fn peak(&self, role: &str) -> f64 {
+        self.sum(role, |id| process::peak(id) as f64)
+    }
+
+    pub fn forget_peak(&self) {
+        for process in &self.processes {
+            process::forget_peak(process.child.id());
+        }
+    }
+
+    pub fn is_relays(&self) -> bool {
+        self.processes.iter().any(|process| process.role == RELAY)
+    }
 }
 
 /// Starts this program again, as another part.
-fn own(part: &'static str, arguments: &[u16]) -> Result<Process, String> {
+fn own(part: &'static str, role: &'static str, arguments: &[u32]) -> Result<Process, String> {
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
-    let arguments = arguments.iter().map(u16::to_string);
-    Process::start(part, Command::new(program).arg(part).args(arguments))
+    let arguments = arguments.iter().map(u32::to_string);
+    Process::start(part, role, Command::new(program).arg(part).args(arguments))
 }
 
 pub fn service() -> Result<Chain, String> {
     let port = free_port()?;
-    let processes = vec![own("serve", &[port])?];
+    let processes = vec![own("serve", "service", &[port.into()])?];
     await_port(port, "the service")?;
-    Ok(Chain {
-        name: "service".into(),
-        port,
-        processes,
-    })
+    Ok(Chain::new("service", port, processes))
 }
 
-/// That many bare relays in a row, each a process.
-pub fn relays(count: usize, service: u16) -> Result<Chain, String> {
+/// The port where a client reaches a server: the server's own, or that of a path in front of it.
+pub fn reach(server: u16, link: Option<Path>, processes: &mut Vec<Process>) -> Result<u16, String> {
+    let Some(path) = link else {
+        return Ok(server);
+    };
+    let port = free_port()?;
+    let round_trip = u32::try_from(path.round_trip.as_millis()).unwrap_or(u32::MAX);
+    let arguments = [
+        port.into(),
+        server.into(),
+        round_trip,
+        path.mbit,
+        path.stall_mib,
+    ];
+    processes.push(own("slow", "", &arguments)?);
+    await_port(port, "the path")?;
+    Ok(port)
+}
+
+/// That many bare relays in a row, each a process. A path lies in front of the first that is
+/// started.
+pub fn relays(count: usize, service: u16, link: Option<Path>) -> Result<Chain, String> {
     let mut port = service;
     let mut processes = Vec::new();
-    for _ in 0..count {
+    for number in 0..count {
         let next = free_port()?;
-        processes.push(own("relay", &[next, port])?);
+        processes.push(own("relay", RELAY, &[next.into(), port.into()])?);
         await_port(next, "a relay")?;
-        port = next;
+        let link = link.filter(|_| number == 0);
+        port = reach(next, link, &mut processes)?;
     }
-    Ok(Chain {
-        name: format!("{count} bare relays"),
-        port,
-        processes,
-    })
+    Ok(Chain::new("relays", port, processes))
 }
 
 /// How a chain of the programs differs from the usual one.
@@ -88,29 +163,38 @@ pub fn relays(count: usize, service: u16) -> Result<Chain, String> {
 pub struct Way {
     /// Tunnels are resumed.
     pub resume: bool,
-    /// A long path lies between the client and what it dials.
-    pub slow: bool,
+    /// Lies between the client and what it dials.
+    pub link: Option<Path>,
 }
 
 impl Default for Way {
     fn default() -> Self {
         Self {
             resume: true,
-            slow: false,
+            link: None,
         }
+    }
+}
+
+/// The roles of the chain with that many links.
+pub fn roles(links: usize) -> &'static [&'static str] {
+    match links {
+        3 => &[CLIENT, SERVER],
+        4 => &[CLIENT, "host", "runner"],
+        _ => &[CLIENT, "host", "runner", "agent"],
     }
 }
 
 /// The programs, with that many links from the application to the service: 3 without a host, 4 with
 /// one, 5 with an agent too.
-pub fn programs(folder: &Path, links: usize, service: u16, way: Way) -> Result<Chain, String> {
-    let start = |name: &'static str, arguments: &[String]| {
+pub fn programs(folder: &Folder, links: usize, service: u16, way: Way) -> Result<Chain, String> {
+    let start = |name: &'static str, role: &'static str, arguments: &[String]| {
         let mut command = Command::new(folder.join(name));
         command.args(arguments);
         if !way.resume && name != "host" {
             command.arg("--no-resume");
         }
-        Process::start(name, &mut command)
+        Process::start(name, role, &mut command)
     };
     let flag = |name: &str, value: String| [name.to_owned(), value];
     let box_name = "bench";
@@ -121,182 +205,52 @@ pub fn programs(folder: &Path, links: usize, service: u16, way: Way) -> Result<C
     if links < 5 {
         arguments.extend(flag("--target", format!("{box_name}=127.0.0.1")));
     }
-    processes.push(start("runner", &arguments)?);
+    let role = if links == 3 { SERVER } else { "runner" };
+    processes.push(start("runner", role, &arguments)?);
     await_port(runner, "runner")?;
     if links == 5 {
         let mut arguments = flag("--runner-url", format!("http://127.0.0.1:{runner}")).to_vec();
         arguments.extend(flag("--container-id", box_name.into()));
-        processes.push(start("agent", &arguments)?);
+        processes.push(start("agent", "agent", &arguments)?);
     }
     let (front, path) = if links > 3 {
         let host = free_port()?;
         let mut arguments = flag("--listen", format!("127.0.0.1:{host}")).to_vec();
         let task = format!("bench={box_name}@http://127.0.0.1:{runner}");
         arguments.extend(flag("--task", task));
-        processes.push(start("host", &arguments)?);
+        processes.push(start("host", "host", &arguments)?);
         await_port(host, "host")?;
         (host, "bench")
     } else {
         (runner, box_name)
     };
-    let front = if way.slow {
-        let next = free_port()?;
-        processes.push(own("slow", &[next, front])?);
-        await_port(next, "the long path")?;
-        next
-    } else {
-        front
-    };
+    let front = reach(front, way.link, &mut processes)?;
     let server = format!("ws://127.0.0.1:{front}/api/tunnel/{path}");
-    for proto in ["tcp", "udp"] {
+    for (proto, role) in [("tcp", CLIENT), ("udp", "")] {
         let mut arguments = flag("--host", server.clone()).to_vec();
         arguments.extend(flag("--remote-port", service.to_string()));
         arguments.extend(flag("--local-port", local.to_string()));
         arguments.extend(flag("--proto", proto.into()));
-        let name = if proto == "tcp" {
-            "forward"
-        } else {
-            "forward (udp)"
-        };
-        let mut program = Command::new(folder.join("forward"));
-        program.args(arguments);
-        if !way.resume {
-            program.arg("--no-resume");
-        }
-        processes.push(Process::start(name, &mut program)?);
+        processes.push(start("forward", role, &arguments)?);
     }
     await_echo(local, "the chain of programs")?;
-    let name = ["client", "host", "runner", "agent"];
-    let name = match links {
-        3 => [name[0], name[2]].join(" + "),
-        4 => name[..3].join(" + "),
-        _ => name.join(" + "),
-    };
-    Ok(Chain {
-        name,
-        port: local,
-        processes,
-    })
+    Ok(Chain::new("ours", local, processes))
 }
 
-/// `ssh -L` through its own server, or the reason why it is not available.
-pub fn openssh(service: u16) -> Result<Chain, String> {
-    let [ssh, sshd, keygen] = ["ssh", "sshd", "ssh-keygen"].map(find);
-    let (Some(ssh), Some(sshd), Some(keygen)) = (ssh, sshd, keygen) else {
-        return Err("ssh, sshd or ssh-keygen is not installed".into());
-    };
-    let folder = std::env::temp_dir().join(format!("tunnel-bench-{}", std::process::id()));
-    let _folder = Folder::create(folder.clone()).map_err(|error| error.to_string())?;
-    let (key, config) = (folder.join("key"), folder.join("sshd_config"));
-    let made = Command::new(keygen)
-        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-        .arg(&key)
-        .status();
-    if !made.is_ok_and(|status| status.success()) {
-        return Err("ssh-keygen makes no key".into());
-    }
-    let (server, local) = (free_port()?, free_port()?);
-    let path = |file: &str| folder.join(file).display().to_string();
-    let text = format!(
-        "ListenAddress 127.0.0.1\nPort {server}\nHostKey {}\nAuthorizedKeysFile {}\n\
-         StrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\n",
-        path("key"),
-        path("key.pub"),
-    );
-    std::fs::write(&config, text).map_err(|error| error.to_string())?;
-    if Path::new("/run").is_dir() {
-        // Distributions create this directory when they start the server.
-        let _ = std::fs::create_dir("/run/sshd");
-    }
-    let daemon = Process::start("sshd", Command::new(sshd).arg("-D").arg("-f").arg(&config))?;
-    await_port(server, "sshd")?;
-    let user = std::env::var("USER").unwrap_or_else(|_| "root".into());
-    let mut client = Command::new(ssh);
-    client.args([
-        "-N",
-        "-o",
-        "StrictHostKeyChecking=no",
-        "-o",
-        "BatchMode=yes",
-    ]);
-    client.args(["-o", "UserKnownHostsFile=/dev/null", "-F", "none", "-i"]);
-    client.arg(&key);
-    client.args(["-p", &server.to_string()]);
-    client.args(["-L", &format!("127.0.0.1:{local}:127.0.0.1:{service}")]);
-    client.arg(format!("{user}@127.0.0.1"));
-    let client = Process::start("ssh", &mut client)?;
-    await_echo(local, "ssh")?;
-    Ok(Chain {
-        name: "OpenSSH".into(),
-        port: local,
-        processes: vec![daemon, client],
-    })
-}
-
-/// The `penguin` program of rusty-penguin, or the reason why it is not available.
-pub fn penguin(service: u16) -> Result<Chain, String> {
-    let program = find("penguin").ok_or("penguin is not installed")?;
-    let (server, local) = (free_port()?, free_port()?);
-    let mut daemon = Command::new(&program);
-    daemon.args([
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        &server.to_string(),
-    ]);
-    let daemon = Process::start("penguin server", &mut daemon)?;
-    await_port(server, "penguin server")?;
-    let mut client = Command::new(&program);
-    client.args(["client", &format!("ws://127.0.0.1:{server}")]);
-    client.arg(format!("127.0.0.1:{local}:127.0.0.1:{service}"));
-    let client = Process::start("penguin client", &mut client)?;
-    await_echo(local, "penguin")?;
-    Ok(Chain {
-        name: "penguin".into(),
-        port: local,
-        processes: vec![daemon, client],
-    })
-}
-
-struct Folder(PathBuf);
-
-impl Folder {
-    fn create(path: PathBuf) -> io::Result<Self> {
-        std::fs::create_dir_all(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// The program of that name. `sshd` requires its full path.
-fn find(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    folders.push("/usr/sbin".into());
-    let files = folders.into_iter().map(|folder| folder.join(name));
-    files.into_iter().find(|file| file.is_file())
-}
-
-fn free_port() -> Result<u16, String> {
+pub fn free_port() -> Result<u16, String> {
     let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr());
     let address = bound.map_err(|error| format!("no free port: {error}"))?;
     Ok(address.port())
 }
 
-fn await_port(port: u16, what: &str) -> Result<(), String> {
+pub fn await_port(port: u16, what: &str) -> Result<(), String> {
     until(what, || {
         TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
     })
 }
 
 /// Waits until a byte comes back through it.
-fn await_echo(port: u16, what: &str) -> Result<(), String> {
+pub fn await_echo(port: u16, what: &str) -> Result<(), String> {
     until(what, || load::round_trips(port, 1).is_ok())
 }
 

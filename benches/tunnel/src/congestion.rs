@@ -6,49 +6,49 @@
 //! no other program on the machine is affected.
 
 use std::env;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::Command;
 
 use socket2::SockRef;
 
-/// Set for the process that runs in the namespace.
+/// Set for the process that runs in the namespace, to the arguments that the user gave.
 const INSIDE: &str = "TUNNEL_BENCH_NAMESPACE";
 
-/// Brings loopback up, names the algorithm ($0) in its routes, and becomes the rest of the
-/// arguments.
-const SCRIPT: &str = r#"
-ip link set lo up || exit
+/// Brings loopback up, and becomes the arguments.
+const ENTER: &str = "ip link set lo up && exec \"$@\"";
+
+/// Names the algorithm ($0) in the routes of loopback.
+const CHANGE: &str = r#"
 for prefix in 127.0.0.0/8 127.0.0.1; do
     ip route change local $prefix dev lo proto kernel scope host src 127.0.0.1 table local \
         congctl "$0" || exit
 done
-exec "$@"
 "#;
 
-/// Replaces this process by itself in a network namespace. Returns if it runs in one already, or if
-/// that is not permitted, which it prints.
-pub fn enter_namespace(algorithm: &str, programs: &Path) {
-    if env::var_os(INSIDE).is_some() {
+/// Replaces this process by itself, with `more` arguments, in a network namespace. Returns if it
+/// runs in one already, or if that is not permitted, which it prints.
+pub fn enter_namespace(more: &[OsString]) {
+    if inside().is_some() {
         return;
     }
     let ways: [&[&str]; 2] = [&["--net"], &["--map-root-user", "--net"]];
     for way in ways {
-        let probe = unshare(way, algorithm).arg("true").output();
+        let probe = unshare(way).args(["sh", "-c", CHANGE, "reno"]).output();
         if !probe.is_ok_and(|probe| probe.status.success()) {
             continue;
         }
         let Ok(program) = env::current_exe() else {
             break;
         };
-        let failed = unshare(way, algorithm)
+        let given: Vec<OsString> = env::args_os().skip(1).collect();
+        let failed = unshare(way)
             .arg(program)
-            .args(env::args_os().skip(1))
-            .arg("--programs")
-            .arg(programs)
-            .env(INSIDE, "1")
+            .args(&given)
+            .args(more)
+            .env(INSIDE, given.join(OsStr::new(" ")))
             .exec();
         eprintln!("cannot start again in a network namespace: {failed}");
         return;
@@ -60,9 +60,29 @@ pub fn enter_namespace(algorithm: &str, programs: &Path) {
     );
 }
 
-fn unshare(way: &[&str], algorithm: &str) -> Command {
+/// The arguments that the user gave, in the process that runs in the namespace.
+pub fn inside() -> Option<String> {
+    env::var_os(INSIDE).map(|given| given.to_string_lossy().into_owned())
+}
+
+/// Gives the algorithm to all connections that are made from now on. Without a namespace nothing
+/// changes.
+pub fn set(algorithm: &str) -> Result<(), String> {
+    if inside().is_none() {
+        return Ok(());
+    }
+    let changed = Command::new("sh").args(["-c", CHANGE, algorithm]).output();
+    let changed = changed.map_err(|error| error.to_string())?;
+    if changed.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&changed.stderr).trim().to_owned();
+    Err(format!("no congestion control {algorithm}: {said}"))
+}
+
+fn unshare(way: &[&str]) -> Command {
     let mut command = Command::new("unshare");
-    command.args(way).args(["sh", "-c", SCRIPT, algorithm]);
+    command.args(way).args(["sh", "-c", ENTER, "sh"]);
     command
 }
 

@@ -2,14 +2,18 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::pattern::Pattern;
-use crate::service::{DOWNLOAD, ECHO, UPLOAD, WHOLE};
+use crate::service::{DOWNLOAD, ECHO, FOR_A_TIME, UPLOAD, WHOLE};
 
 /// Longer than any measurement has to wait for a byte.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Between round trips beside other traffic.
+const INTERVAL: Duration = Duration::from_millis(1);
 
 const MIB: f64 = (1 << 20) as f64;
 
@@ -17,6 +21,7 @@ fn connect(port: u16) -> io::Result<TcpStream> {
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
     Ok(stream)
 }
 
@@ -70,9 +75,9 @@ pub fn download(port: u16, connections: usize, mib: u64) -> io::Result<f64> {
     Ok((len * connections as u64) as f64 / MIB / start.elapsed().as_secs_f64())
 }
 
-/// MiB/s of echo, counted one way: each connection sends all, ends its direction, and gets all
-/// back.
-pub fn echo(port: u16, connections: usize, kib: u64) -> io::Result<f64> {
+/// MiB/s of echo, counted one way: each connection sends all and gets all back. `half_close`: it
+/// ends its direction after the last byte, before the last byte comes back.
+pub fn echo(port: u16, connections: usize, kib: u64, half_close: bool) -> io::Result<f64> {
     let len = kib << 10;
     let pattern = Pattern::new();
     let start = Instant::now();
@@ -83,14 +88,17 @@ pub fn echo(port: u16, connections: usize, kib: u64) -> io::Result<f64> {
             let sending = scope.spawn(|| {
                 stream.write_all(&[ECHO])?;
                 pattern.send(&mut stream, len)?;
-                stream.shutdown(Shutdown::Write)
+                if half_close {
+                    stream.shutdown(Shutdown::Write)?;
+                }
+                io::Result::Ok(())
             });
             pattern.receive(&mut back, len)?;
-            let rest = back.read(&mut [0; 1])?;
-            if rest != 0 {
+            sending.join().map_err(|_| io::Error::other("panicked"))??;
+            if half_close && back.read(&mut [0; 1])? != 0 {
                 return Err(io::Error::other("more came back than was sent"));
             }
-            sending.join().map_err(|_| io::Error::other("panicked"))?
+            Ok(())
         })
     })?;
     Ok((len * connections as u64) as f64 / MIB / start.elapsed().as_secs_f64())
@@ -98,12 +106,56 @@ pub fn echo(port: u16, connections: usize, kib: u64) -> io::Result<f64> {
 
 /// Microseconds of each round trip of 64 bytes, one after the other, sorted.
 pub fn round_trips(port: u16, count: usize) -> io::Result<Vec<f64>> {
+    let mut numbers = 0..count;
+    let mut times = pings(port, Duration::ZERO, || numbers.next().is_some())?;
+    times.sort_by(f64::total_cmp);
+    Ok(times)
+}
+
+/// The same on `pinging` connections, while `bulk` downloads run beside them for that long.
+pub fn round_trips_beside(
+    port: u16,
+    bulk: usize,
+    time: Duration,
+    pinging: usize,
+) -> io::Result<Vec<f64>> {
+    let pattern = Pattern::new();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let bulk = scope.spawn(|| {
+            let ended = at_once(bulk, || {
+                let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+                let mut stream = request(port, FOR_A_TIME, millis)?;
+                pattern.receive_all(&mut stream)
+            });
+            over.store(true, Ordering::Relaxed);
+            ended
+        });
+        thread::sleep(time / 8);
+        let times = at_once(pinging, || {
+            pings(port, INTERVAL, || !over.load(Ordering::Relaxed))
+        });
+        let ended = bulk.join().map_err(|_| io::Error::other("panicked"))?;
+        if ended?.contains(&0) {
+            return Err(io::Error::other(
+                "a download beside it came to a standstill",
+            ));
+        }
+        let mut times = times?.concat();
+        times.sort_by(f64::total_cmp);
+        Ok(times)
+    })
+}
+
+/// Round trips on one connection for as long as asked, one after the other. None begins within the
+/// `interval` after the last began: with none between, the short ones would outnumber the long.
+fn pings(port: u16, interval: Duration, mut go_on: impl FnMut() -> bool) -> io::Result<Vec<f64>> {
     let mut stream = connect(port)?;
     stream.write_all(&[ECHO])?;
     let sent = [0x5a; 64];
     let mut came = [0; 64];
-    let mut times = Vec::with_capacity(count);
-    for _ in 0..count {
+    let mut times = Vec::new();
+    while go_on() {
         let start = Instant::now();
         stream.write_all(&sent)?;
         stream.read_exact(&mut came)?;
@@ -111,24 +163,11 @@ pub fn round_trips(port: u16, count: usize) -> io::Result<Vec<f64>> {
         if came != sent {
             return Err(io::Error::other("a round trip came back damaged"));
         }
-    }
-    times.sort_by(f64::total_cmp);
-    Ok(times)
-}
-
-/// The same, while a download of `mib` runs beside it.
-pub fn round_trips_beside(port: u16, mib: u64) -> io::Result<Vec<f64>> {
-    thread::scope(|scope| {
-        let bulk = scope.spawn(|| download(port, 1, mib));
-        let mut times = Vec::new();
-        while !bulk.is_finished() {
-            times.extend(round_trips(port, 50)?);
+        if let Some(wait) = interval.checked_sub(start.elapsed()) {
+            thread::sleep(wait);
         }
-        let ended = bulk.join().map_err(|_| io::Error::other("panicked"))?;
-        ended?;
-        times.sort_by(f64::total_cmp);
-        Ok(times)
-    })
+    }
+    Ok(times)
 }
 
 /// The value that this share of the sorted values does not exceed.

@@ -3,6 +3,8 @@
 use std::fs;
 use std::process::Command;
 
+use crate::congestion;
+
 pub fn about(runs: usize) -> Vec<String> {
     let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
     let cpus = read("/proc/cpuinfo");
@@ -16,18 +18,20 @@ pub fn about(runs: usize) -> Vec<String> {
     let kernel = read("/proc/sys/kernel/osrelease");
     let date = Command::new("date").args(["-u", "+%Y-%m-%d"]).output();
     let date = date.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    let here = || std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+    let given = congestion::inside().unwrap_or_else(here);
     vec![
-        format!("{}, median of {runs} pairs", date.unwrap_or_default()),
+        format!("{}, median of {runs} rounds", date.unwrap_or_default()),
         format!("{model}, {cores} cores, Linux {}", kernel.trim()),
-        command(std::env::args().skip(1).collect()),
+        command(&given),
     ]
 }
 
 /// The command that makes this run.
-fn command(flags: Vec<String>) -> String {
+fn command(given: &str) -> String {
     let cargo = "cargo run --release --manifest-path benches/tunnel/Cargo.toml";
-    match flags.as_slice() {
-        [] => cargo.into(),
-        flags => format!("{cargo} -- {}", flags.join(" ")),
+    match given {
+        "" => cargo.into(),
+        given => format!("{cargo} -- {given}"),
     }
 }

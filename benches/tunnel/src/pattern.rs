@@ -1,6 +1,7 @@
 //! Contents that can be checked at the speed of a memory comparison.
 
 use std::io::{self, Read, Write};
+use std::time::{Duration, Instant};
 
 /// Bytes of one read or write.
 pub const PIECE: usize = 64 << 10;
@@ -46,18 +47,42 @@ impl Pattern {
         Ok(())
     }
 
+    /// Sends until that much time is over. At least one piece.
+    pub fn send_for(&self, to: &mut impl Write, time: Duration) -> io::Result<()> {
+        let start = Instant::now();
+        let mut at = 0;
+        loop {
+            let piece = self.at(at, PIECE as u64);
+            to.write_all(piece)?;
+            at += piece.len() as u64;
+            if start.elapsed() >= time {
+                return Ok(());
+            }
+        }
+    }
+
     /// Reads exactly `len` bytes.
     ///
     /// # Errors
     /// The connection's error, or `InvalidData` that names the position of the first difference.
     pub fn receive(&self, from: &mut impl Read, len: u64) -> io::Result<()> {
+        if self.receive_all(&mut from.take(len))? < len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
+    }
+
+    /// Reads to the end and gives the number of bytes.
+    ///
+    /// # Errors
+    /// As for `receive`.
+    pub fn receive_all(&self, from: &mut impl Read) -> io::Result<u64> {
         let mut buffer = vec![0; PIECE];
         let mut at = 0;
-        while at < len {
-            let most = (len - at).min(PIECE as u64) as usize;
-            let read = from.read(&mut buffer[..most])?;
+        loop {
+            let read = from.read(&mut buffer)?;
             if read == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+                return Ok(at);
             }
             if buffer[..read] != *self.at(at, read as u64) {
                 let text = format!("wrong contents within {read} bytes from {at}");
@@ -65,6 +90,5 @@ impl Pattern {
             }
             at += read as u64;
         }
-        Ok(())
     }
 }

@@ -1,14 +1,15 @@
 //! A simple and fast bare TCP relay: a thread for each direction, 64 KiB at a time.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::thread;
 
 use crate::pattern::PIECE;
+use crate::socket;
 
 /// Relays until the process ends.
 pub fn serve(port: u16, target: u16) -> io::Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+    let listener = socket::listen(port, None)?;
     for near in listener.incoming() {
         let near = near?;
         let thread = thread::Builder::new().stack_size(256 << 10);

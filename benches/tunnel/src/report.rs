@@ -1,43 +1,119 @@
-//! The figures as a table.
+//! The figures as tables.
 
 use std::fmt::Write as _;
 
-/// One measure of one chain beside the bare relays.
+/// What is measured.
 #[derive(Debug, Clone)]
-pub struct Row {
-    pub measure: &'static str,
+pub struct Figure {
+    pub name: String,
     pub unit: &'static str,
     pub higher_is_better: bool,
-    /// Pairs of (bare, ours), measured one after the other.
-    pub pairs: Vec<(f64, f64)>,
+    /// CPU time or memory: a table of its own.
+    pub cost: bool,
+}
+
+impl Figure {
+    pub fn new(name: impl Into<String>, unit: &'static str, higher_is_better: bool) -> Self {
+        Self {
+            name: name.into(),
+            unit,
+            higher_is_better,
+            cost: false,
+        }
+    }
+
+    pub fn cost(name: impl Into<String>, unit: &'static str) -> Self {
+        Self {
+            cost: true,
+            ..Self::new(name, unit, false)
+        }
+    }
+}
+
+/// A figure of all columns.
+#[derive(Debug, Clone)]
+pub struct Row {
+    pub figure: Figure,
+    /// For each column the value of each round. Round for round they belong together.
+    pub values: Vec<Vec<f64>>,
+    /// For each column why it could not be measured.
+    pub failed: Vec<Option<String>>,
+}
+
+/// Median, least and greatest of some values.
+#[derive(Debug, Clone, Copy)]
+pub struct Spread {
+    pub median: f64,
+    pub least: f64,
+    pub greatest: f64,
+}
+
+impl Spread {
+    fn of(mut values: Vec<f64>) -> Option<Self> {
+        let median = median(&mut values);
+        let (least, greatest) = (*values.first()?, *values.last()?);
+        (!median.is_nan()).then_some(Self {
+            median,
+            least,
+            greatest,
+        })
+    }
 }
 
 impl Row {
-    /// Median, least and greatest of the pairs' ratios.
-    pub fn ratio(&self) -> (f64, f64, f64) {
-        let mut ratios: Vec<f64> = self.pairs.iter().map(|(bare, ours)| ours / bare).collect();
-        ratios.sort_by(f64::total_cmp);
-        let ends = (ratios.first(), ratios.last());
-        let (Some(least), Some(greatest)) = ends else {
-            return (f64::NAN, f64::NAN, f64::NAN);
-        };
-        (median(&mut ratios.clone()), *least, *greatest)
+    /// The ratios of a column to the first, round for round.
+    pub fn ratio(&self, column: usize) -> Option<Spread> {
+        let (base, values) = (self.values.first()?, self.values.get(column)?);
+        Spread::of(
+            base.iter()
+                .zip(values)
+                .map(|(base, value)| value / base)
+                .collect(),
+        )
     }
 
-    fn values(&self) -> (f64, f64) {
-        let (mut bare, mut ours): (Vec<f64>, Vec<f64>) = self.pairs.iter().copied().unzip();
-        (median(&mut bare), median(&mut ours))
+    /// The same, so that more is always better.
+    pub fn better(&self, column: usize) -> Option<f64> {
+        let ratio = self.ratio(column)?.median;
+        let better = if self.figure.higher_is_better {
+            ratio
+        } else {
+            1.0 / ratio
+        };
+        better.is_finite().then_some(better)
+    }
+
+    fn cell(&self, column: usize) -> String {
+        if let Some(Some(why)) = self.failed.get(column) {
+            return format!("**failed**: {}", why.replace('|', "/"));
+        }
+        let values = self.values.get(column).cloned().unwrap_or_default();
+        let Some(value) = Spread::of(values) else {
+            return String::new();
+        };
+        let value = rounded(value.median);
+        match self.ratio(column) {
+            Some(ratio) if column > 0 => {
+                let Spread {
+                    median,
+                    least,
+                    greatest,
+                } = ratio;
+                format!("**{median:.2}** ({least:.2} to {greatest:.2}) {value}")
+            }
+            _ => value,
+        }
     }
 }
 
-/// The rows of one chain.
-#[derive(Debug)]
+/// The figures of one chain, each beside the first column's.
+#[derive(Debug, Default)]
 pub struct Section {
-    pub chain: String,
-    pub beside: String,
-    /// What the two values of a pair are called.
-    pub columns: [&'static str; 2],
+    pub title: String,
+    pub columns: Vec<String>,
     pub rows: Vec<Row>,
+    /// What could not be measured at all, and why.
+    pub missing: Vec<(String, String)>,
     /// Facts without a counterpart in a relay.
     pub notes: Vec<String>,
 }
@@ -47,27 +123,18 @@ pub fn median(values: &mut [f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-pub fn markdown(sections: &[Section], about: &[String]) -> String {
+pub fn markdown(sections: &[Section], about: &[String], notes: &[String]) -> String {
     let mut text = String::new();
     for line in about {
         let _ = writeln!(text, "{line}  ");
     }
+    for note in notes {
+        let _ = writeln!(text, "\n{note}");
+    }
     for section in sections {
-        let _ = writeln!(text, "\n### {} beside {}\n", section.chain, section.beside);
-        let [first, second] = section.columns;
-        let _ = writeln!(
-            text,
-            "| measure | {first} | {second} | ratio | least to greatest |\n|---|---|---|---|---|"
-        );
-        for row in &section.rows {
-            let ((bare, ours), (ratio, least, greatest)) = (row.values(), row.ratio());
-            let (bare, ours) = (rounded(bare), rounded(ours));
-            let (measure, unit) = (row.measure, row.unit);
-            let _ = writeln!(
-                text,
-                "| {measure}, {unit} | {bare} | {ours} | **{ratio:.2}** | \
-                 {least:.2} to {greatest:.2} |"
-            );
+        let _ = writeln!(text, "\n### {}", section.title);
+        for cost in [false, true] {
+            table(&mut text, section, cost);
         }
         for note in &section.notes {
             let _ = writeln!(text, "\n{note}");
@@ -76,15 +143,36 @@ pub fn markdown(sections: &[Section], about: &[String]) -> String {
     text
 }
 
-/// The ratios alone, on one line.
+fn table(text: &mut String, section: &Section, cost: bool) {
+    let rows = || section.rows.iter().filter(|row| row.figure.cost == cost);
+    if rows().next().is_none() {
+        return;
+    }
+    let kind = if cost { "cost" } else { "measure" };
+    let columns = &section.columns;
+    let _ = writeln!(text, "\n| {kind} | {} |", columns.join(" | "));
+    let _ = writeln!(text, "|---|{}", "---|".repeat(columns.len()));
+    for row in rows() {
+        let cells: Vec<String> = (0..columns.len()).map(|column| row.cell(column)).collect();
+        let Figure { name, unit, .. } = &row.figure;
+        let _ = writeln!(text, "| {name}, {unit} | {} |", cells.join(" | "));
+    }
+    for (name, why) in section.missing.iter().filter(|_| !cost) {
+        let (why, rest) = (why.replace('|', "/"), " |".repeat(columns.len() - 1));
+        let _ = writeln!(text, "| **{name}: NOT MEASURED** | {why} |{rest}");
+    }
+}
+
+/// The ratios of the second column alone, on one line.
 pub fn summary(sections: &[Section]) -> String {
     let sections = sections.iter().map(|section| {
-        let ratios = section.rows.iter().map(|row| {
-            let (ratio, _, _) = row.ratio();
-            format!("{} {ratio:.2}", row.measure)
+        let rows = section.rows.iter().filter(|row| !row.figure.cost);
+        let ratios = rows.filter_map(|row| {
+            let ratio = row.ratio(1)?.median;
+            Some(format!("{} {ratio:.2}", row.figure.name))
         });
         let ratios: Vec<String> = ratios.collect();
-        format!("{}: {}", section.chain, ratios.join("; "))
+        format!("{}: {}", section.title, ratios.join("; "))
     });
     let sections: Vec<String> = sections.collect();
     format!("ratios: {}", sections.join(" | "))

@@ -2,10 +2,12 @@
 //! its job.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::thread;
+use std::time::Duration;
 
 use crate::pattern::{PIECE, Pattern};
+use crate::socket;
 
 /// Echoes everything.
 pub const ECHO: u8 = b'E';
@@ -14,13 +16,16 @@ pub const UPLOAD: u8 = b'U';
 /// Sends that many bytes.
 pub const DOWNLOAD: u8 = b'D';
 
+/// Sends for that many milliseconds, then ends.
+pub const FOR_A_TIME: u8 = b'T';
+
 /// The answer to a correct upload, and to a damaged one.
 pub const WHOLE: u8 = b'K';
 pub const BROKEN: u8 = b'X';
 
 /// Serves until the process ends.
 pub fn serve(port: u16) -> io::Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+    let listener = socket::listen(port, None)?;
     let datagrams = UdpSocket::bind((Ipv4Addr::LOCALHOST, port))?;
     thread::spawn(move || echo_datagrams(&datagrams));
     for stream in listener.incoming() {
@@ -64,6 +69,9 @@ fn serve_one(mut stream: TcpStream) -> io::Result<()> {
     let pattern = Pattern::new();
     if wish == [DOWNLOAD] {
         return pattern.send(&mut stream, len);
+    }
+    if wish == [FOR_A_TIME] {
+        return pattern.send_for(&mut stream, Duration::from_millis(len));
     }
     let verdict = match pattern.receive(&mut stream, len) {
         Ok(()) => WHOLE,

@@ -1,123 +1,237 @@
-//! A TCP relay that delays and limits, as a long path does.
+//! A TCP relay as a long path is: one link for all its connections, with a rate, a delay and a
+//! queue, and connections that stall as after a loss.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::net::{Shutdown, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::pattern::PIECE;
+use crate::socket;
 
 /// What a router queues beside what is under way.
-const QUEUE: f64 = (1 << 20) as f64;
+const QUEUE: usize = 1 << 20;
+/// Bytes that take their turn on the link at once.
+const PIECE: usize = 16 << 10;
+/// Socket buffers belong to the path: they are small, and do not grow.
+const BUFFER: usize = 128 << 10;
+/// How long a connection stands still: the least that TCP waits before it sends again.
+const STALL: Duration = Duration::from_millis(200);
+/// The link's clock may be late by this much. It makes up for it.
+const LATE: Duration = Duration::from_millis(5);
 
-/// Each direction of every connection is such a path.
+/// Each direction is such a path. All connections share its rate.
 #[derive(Debug, Clone, Copy)]
 pub struct Path {
-    /// One way.
-    pub delay: Duration,
-    pub bytes_per_second: f64,
+    pub round_trip: Duration,
+    pub mbit: u32,
+    /// Each direction of each connection stalls once in about as many MiB; 0: never.
+    pub stall_mib: u32,
 }
 
 impl Path {
-    pub fn new(round_trip: Duration, mbit: u32) -> Self {
-        Self {
-            delay: round_trip / 2,
-            bytes_per_second: f64::from(mbit) * 1e6 / 8.0,
-        }
+    fn bytes_per_second(self) -> f64 {
+        f64::from(self.mbit) * 1e6 / 8.0
     }
 
-    /// Bytes that fit into the path and its queue.
-    fn capacity(self) -> usize {
-        (self.bytes_per_second * self.delay.as_secs_f64() + QUEUE) as usize
+    /// Bytes of one connection that are under way or queued.
+    fn window(self) -> usize {
+        (self.bytes_per_second() * self.round_trip.as_secs_f64() / 2.0) as usize + QUEUE
     }
 }
 
 /// Relays until the process ends.
 pub fn serve(port: u16, target: u16, path: Path) -> io::Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
-    for near in listener.incoming() {
-        let near = near?;
+    let listener = socket::listen(port, Some(BUFFER))?;
+    let [there, back] = [Link::start(path), Link::start(path)];
+    for number in 1.. {
+        let (near, _) = listener.accept()?;
         near.set_nodelay(true)?;
+        let (there, back) = (Arc::clone(&there), Arc::clone(&back));
         thread::spawn(move || {
-            let far = TcpStream::connect((Ipv4Addr::LOCALHOST, target))?;
-            far.set_nodelay(true)?;
-            lay(near.try_clone()?, far.try_clone()?, path);
-            lay(far, near, path);
+            let far = socket::new(Some(BUFFER))?;
+            far.connect(&socket::address(target).into())?;
+            let far = TcpStream::from(far);
+            lay(near.try_clone()?, far.try_clone()?, there, 2 * number);
+            lay(far, near, back, 2 * number + 1);
             io::Result::Ok(())
         });
     }
     Ok(())
 }
 
-/// Bytes that are under way. An empty piece is the end.
+fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn once<'a, T>(
+    (lock, changed): &'a (Mutex<T>, Condvar),
+    ready: impl Fn(&T) -> bool,
+) -> MutexGuard<'a, T> {
+    let waited = changed.wait_while(held(lock), |state| !ready(state));
+    waited.unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One direction of the path.
+struct Link {
+    path: Path,
+    queue: (Mutex<Queue>, Condvar),
+}
+
+#[derive(Default)]
+struct Queue {
+    pieces: VecDeque<(Arc<Line>, Vec<u8>)>,
+    bytes: usize,
+}
+
+/// One direction of one connection.
+#[derive(Default)]
+struct Line {
+    state: (Mutex<UnderWay>, Condvar),
+}
+
 #[derive(Default)]
 struct UnderWay {
-    pieces: VecDeque<(Instant, Vec<u8>)>,
+    /// What has left the link, and when it arrives. An empty piece is the end.
+    arriving: VecDeque<(Instant, Vec<u8>)>,
+    queued: usize,
     bytes: usize,
     broken: bool,
 }
 
-type Shared = Arc<(Mutex<UnderWay>, Condvar)>;
+impl Link {
+    fn start(path: Path) -> Arc<Self> {
+        let link = Arc::new(Self {
+            path,
+            queue: Default::default(),
+        });
+        let other = Arc::clone(&link);
+        thread::spawn(move || other.send());
+        link
+    }
 
-/// One direction: two threads.
-fn lay(from: TcpStream, to: TcpStream, path: Path) {
-    let shared = Shared::default();
-    let other = Arc::clone(&shared);
-    thread::spawn(move || enter(from, &shared, path));
-    thread::spawn(move || leave(to, &other, path));
+    /// Sends one piece after the other, of whichever connection.
+    fn send(&self) {
+        let mut free = Instant::now();
+        loop {
+            let mut queue = once(&self.queue, |queue| !queue.pieces.is_empty());
+            let Some((line, piece)) = queue.pieces.pop_front() else {
+                continue;
+            };
+            queue.bytes -= piece.len();
+            drop(queue);
+            self.queue.1.notify_all();
+            let takes = Duration::from_secs_f64(piece.len() as f64 / self.path.bytes_per_second());
+            free = free.max(Instant::now() - LATE) + takes;
+            let ahead = free.saturating_duration_since(Instant::now());
+            // A sleep for each piece would cost more than the piece.
+            if ahead > Duration::from_millis(1) {
+                thread::sleep(ahead);
+            }
+            // Being late makes the rate up, it does not shorten the path.
+            let due = free.max(Instant::now()) + self.path.round_trip / 2;
+            let mut state = held(&line.state.0);
+            state.queued -= piece.len();
+            state.arriving.push_back((due, piece));
+            drop(state);
+            line.state.1.notify_all();
+        }
+    }
 }
 
-fn enter(mut from: TcpStream, shared: &Shared, path: Path) {
+/// One direction of a connection: two threads.
+fn lay(from: TcpStream, to: TcpStream, link: Arc<Link>, number: u64) {
+    let line = Arc::new(Line::default());
+    let (path, other) = (link.path, Arc::clone(&line));
+    thread::spawn(move || enter(from, &link, &line));
+    thread::spawn(move || leave(to, &other, path, number));
+}
+
+fn enter(mut from: TcpStream, link: &Link, line: &Arc<Line>) {
     let mut buffer = vec![0; PIECE];
     loop {
         let len = from.read(&mut buffer).unwrap_or_default();
-        let (lock, changed) = &**shared;
-        let full = |state: &mut UnderWay| state.bytes >= path.capacity() && !state.broken;
-        let state = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = changed.wait_while(state, full);
-        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        let window = link.path.window();
+        let mut state = once(&line.state, |state| state.bytes < window || state.broken);
+        // A connection that has nothing in the queue need not wait until there is room.
+        let first = state.queued == 0;
         state.bytes += len;
-        let due = Instant::now() + path.delay;
-        state.pieces.push_back((due, buffer[..len].to_vec()));
+        state.queued += len;
         let broken = state.broken;
         drop(state);
-        changed.notify_all();
+        let mut queue = once(&link.queue, |queue| first || queue.bytes < QUEUE);
+        queue.bytes += len;
+        let piece = buffer.get(..len).unwrap_or_default().to_vec();
+        queue.pieces.push_back((Arc::clone(line), piece));
+        drop(queue);
+        link.queue.1.notify_all();
         if len == 0 || broken {
             return;
         }
     }
 }
 
-fn leave(mut to: TcpStream, shared: &Shared, path: Path) {
-    // When the link has sent everything before.
-    let mut free = Instant::now();
+fn leave(mut to: TcpStream, line: &Line, path: Path, number: u64) {
+    let mut stalls = Stalls::new(path.stall_mib, number);
     loop {
-        let (lock, changed) = &**shared;
-        let state = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = changed.wait_while(state, |state| state.pieces.is_empty());
-        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
-        let Some((due, piece)) = state.pieces.pop_front() else {
+        let mut state = once(&line.state, |state| !state.arriving.is_empty());
+        let Some((due, piece)) = state.arriving.pop_front() else {
             continue;
         };
-        state.bytes -= piece.len();
         drop(state);
-        changed.notify_all();
-        let takes = Duration::from_secs_f64(piece.len() as f64 / path.bytes_per_second);
-        // A late wake-up does not slow the link down.
-        free = free.max(Instant::now() - Duration::from_millis(5)).max(due) + takes;
-        thread::sleep(free.saturating_duration_since(Instant::now()));
+        thread::sleep(due.saturating_duration_since(Instant::now()));
         if piece.is_empty() {
             let _ = to.shutdown(Shutdown::Write);
             return;
         }
-        if to.write_all(&piece).is_err() {
-            let mut state = lock.lock().unwrap_or_else(PoisonError::into_inner);
-            state.broken = true;
-            drop(state);
-            changed.notify_all();
+        if stalls.hits(piece.len()) {
+            thread::sleep(STALL);
+        }
+        let broken = to.write_all(&piece).is_err();
+        let mut state = held(&line.state.0);
+        state.bytes -= piece.len();
+        state.broken |= broken;
+        drop(state);
+        line.state.1.notify_all();
+        if broken {
             return;
         }
+    }
+}
+
+/// When a connection stalls: the same in every run, not the same for every connection.
+struct Stalls {
+    mean: u64,
+    random: u64,
+    left: u64,
+}
+
+impl Stalls {
+    fn new(mib: u32, number: u64) -> Self {
+        let mut stalls = Self {
+            mean: u64::from(mib) << 20,
+            random: 0x9e37_79b9_7f4a_7c15 ^ (number << 32 | number),
+            left: 0,
+        };
+        stalls.left = stalls.next();
+        stalls
+    }
+
+    /// From half the mean to one and a half.
+    fn next(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.mean / 2 + self.random % self.mean.max(1)
+    }
+
+    fn hits(&mut self, len: usize) -> bool {
+        self.left = self.left.saturating_sub(len as u64);
+        let hit = self.mean > 0 && self.left == 0;
+        if hit {
+            self.left = self.next();
+        }
+        hit
     }
 }
