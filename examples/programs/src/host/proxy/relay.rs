@@ -47,8 +47,9 @@ const MUCH: usize = 64 * 1024;
 /// With fewer bytes than this in a pipe, a direction copies again.
 const LITTLE: usize = 16 * 1024;
 
-/// Unused buffers kept for the next reads.
-const POOLED: usize = 8;
+/// Unused buffers kept for the next reads, and charged, so that a read does not change what other
+/// threads count too.
+const POOLED: usize = 4;
 
 /// How long one direction may outlive the other. After one side has closed, a WebSocket has little
 /// left to send.
@@ -304,7 +305,7 @@ fn write(cx: &mut Context<'_>, to: &mut Link, bytes: &[u8]) -> Poll<io::Result<u
     }
 }
 
-/// The buffer of one read. Dropping it returns it to the pool and the budget.
+/// The buffer of one read. Dropping it returns it to the pool or the budget.
 struct Buffer<'a> {
     bytes: Box<[u8]>,
     /// `None` for a small buffer, which is not charged.
@@ -313,25 +314,30 @@ struct Buffer<'a> {
 
 impl<'a> Buffer<'a> {
     fn take(relays: &'a Relays) -> Self {
-        if !relays.memory.take(BUFFER) {
-            let bytes = vec![0; SMALL_BUFFER].into_boxed_slice();
-            let charged = None;
-            return Self { bytes, charged };
-        }
         let pooled = relays.lock_pool().pop();
-        let bytes = pooled.unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice());
-        let charged = Some(relays);
-        Self { bytes, charged }
+        let new = |size| vec![0; size].into_boxed_slice();
+        let charged = pooled.or_else(|| relays.memory.take(BUFFER).then(|| new(BUFFER)));
+        match charged {
+            Some(bytes) => Self {
+                bytes,
+                charged: Some(relays),
+            },
+            None => Self {
+                bytes: new(SMALL_BUFFER),
+                charged: None,
+            },
+        }
     }
 }
 
 impl Drop for Buffer<'_> {
     fn drop(&mut self) {
         if let Some(relays) = self.charged {
-            relays.memory.give_back(BUFFER);
             let mut pool = relays.lock_pool();
             if pool.len() < POOLED {
                 pool.push(std::mem::take(&mut self.bytes));
+            } else {
+                relays.memory.give_back(BUFFER);
             }
         }
     }
