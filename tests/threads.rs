@@ -1,7 +1,9 @@
 //! Host and runner on several threads.
+// What a thread has done is read from /proc.
+#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
@@ -37,7 +39,6 @@ fn forward(host: &str, task: &str, port: u16, more: &[&str]) -> Program {
 }
 
 /// Nanoseconds of CPU of each thread that carries connections.
-#[cfg(target_os = "linux")]
 fn work(program: &Program) -> BTreeMap<String, u64> {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", program.pid())).unwrap();
     let time = |folder: std::path::PathBuf| {
@@ -52,7 +53,6 @@ fn work(program: &Program) -> BTreeMap<String, u64> {
 }
 
 /// The percentage of a program's work since `before` that each of its threads has done.
-#[cfg(target_os = "linux")]
 fn shares(program: &Program, before: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
     let spent = work(program).into_iter().map(|(name, time)| {
         let spent = time - before[&name];
@@ -62,6 +62,16 @@ fn shares(program: &Program, before: &BTreeMap<String, u64>) -> BTreeMap<String,
     let all = spent.values().sum::<u64>().max(1);
     let share = |(name, time): (String, u64)| (name, time * 100 / all);
     spent.into_iter().map(share).collect()
+}
+
+/// The only thread of a program that has something to do while `working`.
+async fn only_thread(program: &Program, working: impl Future<Output = ()>) -> String {
+    let before = work(program);
+    working.await;
+    let shares = shares(program, &before);
+    let (busiest, share) = shares.iter().max_by_key(|(_, share)| **share).unwrap();
+    assert!(*share >= 95, "{shares:?}");
+    busiest.clone()
 }
 
 /// Sends this much there and back.
@@ -98,7 +108,6 @@ async fn metric(program: &Program, name: &str) -> u64 {
     values.sum()
 }
 
-#[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn sessions_are_spread_over_the_threads_and_counted_together() {
     let target = format!("{CONTAINER}=127.0.0.1");
@@ -134,6 +143,7 @@ async fn sessions_are_spread_over_the_threads_and_counted_together() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn containers_with_agents_are_served_on_any_thread() {
     for threads in ["2", "4"] {
+        let mut seen = BTreeSet::new();
         let runner = start_runner("127.0.0.1:0", &["--threads", threads]);
         let url = format!("ws://{}", runner.address());
         let names: Vec<_> = (0..6).map(|number| format!("box-{number}")).collect();
@@ -151,7 +161,8 @@ async fn containers_with_agents_are_served_on_any_thread() {
             let agent = agent(&url, name, &[]);
             let forward = forward(&host, name, port, &[]);
             let mut stream = connect(&forward).await;
-            expect_echo(&mut stream, &pattern(1, MIB)).await;
+            expect_echo(&mut stream, b"first").await;
+            seen.insert(only_thread(&runner, carry(&mut stream, 32 * MIB)).await);
             chains.push((agent, forward, stream));
         }
         // Each is replaced by a newer one.
@@ -163,12 +174,12 @@ async fn containers_with_agents_are_served_on_any_thread() {
             expect_echo(stream, &pattern(2, MIB)).await;
             *old = newer;
         }
+        assert!(seen.len() > 1, "{seen:?}");
         assert_eq!(metric(&runner, "runner_agents ").await, names.len() as u64);
     }
 }
 
 /// The next WebSocket of a tunnel is accepted on whichever thread, and works on that of the tunnel.
-#[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_tunnel_goes_on_on_its_own_thread() {
     let target = format!("{CONTAINER}=127.0.0.1");
@@ -187,21 +198,14 @@ async fn a_tunnel_goes_on_on_its_own_thread() {
         expect_echo(&mut stream, b"first").await;
         chains.push((relay, forward, stream));
     }
-    let mut seen = Vec::new();
+    let mut seen = BTreeSet::new();
     for (relay, forward, stream) in &mut chains {
         relay.cut();
         cuts += 1;
         forward.complaint("the tunnel goes on after ");
         expect_echo(stream, b"it goes on").await;
-        let before = work(&runner);
-        carry(stream, 64 * MIB).await;
-        let shares = shares(&runner, &before);
-        let (busiest, share) = shares.iter().max_by_key(|(_, share)| **share).unwrap();
-        assert!(*share >= 95, "{shares:?}");
-        seen.push(busiest.clone());
+        seen.insert(only_thread(&runner, carry(stream, 64 * MIB)).await);
     }
-    seen.sort();
-    seen.dedup();
     assert_eq!(seen.len(), 3, "{seen:?}");
     let resumed = "runner_tunnels_resumed_total{of=\"client\"}";
     assert_eq!(metric(&runner, resumed).await, cuts);
@@ -230,7 +234,7 @@ async fn a_tunnel_to_an_agent_goes_on_beside_its_clients() {
         };
         soon("both to go on", both).await;
     }
-    expect_echo(&mut stream, b"last").await;
+    only_thread(&runner, carry(&mut stream, 32 * MIB)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -310,7 +314,6 @@ async fn a_signal_lets_the_connections_of_all_threads_finish() {
     }
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn one_thread_is_no_thread_more() {
     let threads = |count: &str| {
