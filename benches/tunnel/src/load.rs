@@ -3,11 +3,12 @@
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::pattern::Pattern;
-use crate::service::{DOWNLOAD, ECHO, FOR_A_TIME, UPLOAD, WHOLE};
+use crate::service::{DOWNLOAD, ECHO, FOR_A_TIME, READY, UPLOAD, WHOLE};
 
 /// Longer than any measurement has to wait for a byte.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -37,8 +38,38 @@ fn at_once<T: Send>(count: usize, work: impl Fn() -> io::Result<T> + Sync) -> io
     })
 }
 
+/// As many connections are opened at once: fewer than the shortest backlog among the tools.
+const OPENING: usize = 100;
+
+/// How many connections are being opened.
+#[derive(Default)]
+struct Opening {
+    count: Mutex<usize>,
+    fewer: Condvar,
+}
+
+impl Opening {
+    /// Opens a connection as far as the service, when it is its turn.
+    fn open(&self, port: u16) -> io::Result<TcpStream> {
+        let held = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.fewer.wait_while(held, |count| *count >= OPENING);
+        *waited.unwrap_or_else(PoisonError::into_inner) += 1;
+        let opened = connect(port).and_then(|mut stream| {
+            stream.write_all(&[READY])?;
+            stream.read_exact(&mut [0])?;
+            Ok(stream)
+        });
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.fewer.notify_one();
+        opened
+    }
+}
+
 fn request(port: u16, wish: u8, len: u64) -> io::Result<TcpStream> {
-    let mut stream = connect(port)?;
+    ask(connect(port)?, wish, len)
+}
+
+fn ask(mut stream: TcpStream, wish: u8, len: u64) -> io::Result<TcpStream> {
     let mut request = [wish; 9];
     request[1..].copy_from_slice(&len.to_be_bytes());
     stream.write_all(&request)?;
@@ -48,10 +79,10 @@ fn request(port: u16, wish: u8, len: u64) -> io::Result<TcpStream> {
 /// MiB/s into the service over that many connections, `mib` in total.
 pub fn upload(port: u16, connections: usize, mib: u64) -> io::Result<f64> {
     let len = (mib << 20) / connections as u64;
-    let pattern = Pattern::new();
+    let (pattern, opening) = (Pattern::new(), Opening::default());
     let start = Instant::now();
     at_once(connections, || {
-        let mut stream = request(port, UPLOAD, len)?;
+        let mut stream = ask(opening.open(port)?, UPLOAD, len)?;
         pattern.send(&mut stream, len)?;
         let mut verdict = [0];
         stream.read_exact(&mut verdict)?;
@@ -66,10 +97,10 @@ pub fn upload(port: u16, connections: usize, mib: u64) -> io::Result<f64> {
 /// MiB/s out of the service.
 pub fn download(port: u16, connections: usize, mib: u64) -> io::Result<f64> {
     let len = (mib << 20) / connections as u64;
-    let pattern = Pattern::new();
+    let (pattern, opening) = (Pattern::new(), Opening::default());
     let start = Instant::now();
     at_once(connections, || {
-        let mut stream = request(port, DOWNLOAD, len)?;
+        let mut stream = ask(opening.open(port)?, DOWNLOAD, len)?;
         pattern.receive(&mut stream, len)
     })?;
     Ok((len * connections as u64) as f64 / MIB / start.elapsed().as_secs_f64())

@@ -56,7 +56,7 @@ struct Args {
     /// Only over these: loopback, a path of 50 ms, a path whose connections stall
     #[arg(long, value_name = "PATH", value_delimiter = ',')]
     over: Vec<Over>,
-    /// Idle connections for the measurement of memory
+    /// Idle connections for the measurement of memory; at most 2,000 beside other tools
     #[arg(long, default_value_t = 10_000)]
     idle: usize,
     /// Without other tools
@@ -234,8 +234,8 @@ impl Sizes {
                 mib: 512,
                 crowd_mib: 1_000,
                 beside: Duration::from_secs(1),
-                far_mib: 128,
-                far_beside: Duration::from_secs(4),
+                far_mib: 64,
+                far_beside: Duration::from_secs(3),
                 round_trips: 5_000,
                 connections: 2_000,
                 datagrams: 5_000,

@@ -213,7 +213,7 @@ fn round_trip<'a>(count: usize) -> Measure<'a> {
     })
 }
 
-/// On loopback. `brief`: without the costs and the crowd.
+/// On loopback. `brief`: with half the bytes, and without the costs and the crowd.
 pub fn near<'a>(
     sizes: &Sizes,
     roles: &'a [&'static str],
@@ -221,12 +221,13 @@ pub fn near<'a>(
     brief: bool,
 ) -> Vec<Measure<'a>> {
     let mut measures = Vec::new();
+    let mib = if brief { sizes.mib / 2 } else { sizes.mib };
     for connections in [1, 4, 100] {
         for up in [true, false] {
             measures.push(if brief || connections == 4 {
-                plain(connections, up, sizes.mib)
+                plain(connections, up, mib)
             } else {
-                transfer((connections, up), sizes.mib, roles, service)
+                transfer((connections, up), mib, roles, service)
             });
         }
     }

@@ -85,6 +85,10 @@ impl Row {
 
     fn cell(&self, column: usize) -> String {
         if let Some(Some(why)) = self.failed.get(column) {
+            // The measure that the cost belongs to says why.
+            if self.figure.cost {
+                return "**failed**".into();
+            }
             return format!("**failed**: {}", why.replace('|', "/"));
         }
         let values = self.values.get(column).cloned().unwrap_or_default();

@@ -9,6 +9,8 @@ use std::time::Duration;
 use crate::pattern::{PIECE, Pattern};
 use crate::socket;
 
+/// Answers with one byte, then takes the next wish.
+pub const READY: u8 = b'R';
 /// Echoes everything.
 pub const ECHO: u8 = b'E';
 /// Receives and checks that many bytes, then answers with one byte.
@@ -49,6 +51,10 @@ fn serve_one(mut stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut wish = [0; 1];
     stream.read_exact(&mut wish)?;
+    if wish == [READY] {
+        stream.write_all(&wish)?;
+        stream.read_exact(&mut wish)?;
+    }
     if wish == [ECHO] {
         // Small at first: most connections only wait.
         let mut buffer = vec![0; 512];
