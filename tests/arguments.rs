@@ -60,6 +60,11 @@ fn what_contradicts_itself_is_refused() {
             &["--target a", "twice"],
         ),
         ("runner", &["--max-sessions", "0"], &["--max-sessions", "0"]),
+        (
+            "forward",
+            &["42", "80", "--threads", "0"],
+            &["--threads", "'0'"],
+        ),
         ("runner", &["--threads", "0"], &["--threads", "'0'"]),
         ("runner", &["--threads", "x"], &["--threads", "'x'"]),
         ("runner", &["--threads", "100000"], &["--threads", "256"]),

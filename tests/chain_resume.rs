@@ -9,12 +9,11 @@ use futures_util::{SinkExt, StreamExt};
 use kohakuriver_tunnel::resume::{EndReason, Message, OFFER, Open, Opened, Secret};
 use kohakuriver_tunnel::wire::{Kind, Proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message as WsMessage;
 use tunnel_test_support::chain::{
-    CONTAINER, Chain, connect, echo, ending, eventually, expect_echo, pattern, service,
-    start_runner,
+    CONTAINER, Chain, connect, echo, ending, eventually, expect_echo, expect_metric, host_at,
+    metric, pattern, service, start_runner,
 };
 use tunnel_test_support::client::{Client, frame, greeted, upgrade};
 use tunnel_test_support::files::Folder;
@@ -27,22 +26,6 @@ const LONG: [&str; 2] = ["--resume-keep", "3600"];
 
 const OF_CLIENTS: &str = "runner_tunnels_resumed_total{of=\"client\"}";
 const OF_AGENTS: &str = "runner_tunnels_resumed_total{of=\"agent\"}";
-
-/// A host at an address, for task 42 at this runner.
-fn host_at(address: &str, runner: &str, more: &[&str]) -> Program {
-    let task = format!("42={CONTAINER}@http://{runner}");
-    let args = ["--listen", address, "--task", &task];
-    let host = Program::start("host", &[&args[..], more].concat());
-    host.address();
-    host
-}
-
-/// Kills the host and starts it again at its address.
-fn restart_host(chain: &mut Chain) {
-    let (address, runner) = (chain.host.address(), chain.runner.address());
-    chain.host.kill();
-    chain.host = host_at(&address, &runner, &[]);
-}
 
 /// An agent of the runner at this address, with the keep [`LONG`]. It has registered.
 fn agent_at(runner: &str) -> Program {
@@ -57,30 +40,6 @@ fn agent_at(runner: &str) -> Program {
 fn direct() -> Chain {
     let target = format!("{CONTAINER}=127.0.0.1");
     Chain::with_runner(&[&LONG[..], &["--target", &target]].concat())
-}
-
-/// The value of a metric of a program, `name` with its labels.
-async fn metric(program: &Program, name: &str) -> u64 {
-    let mut stream = TcpStream::connect(program.address()).await.unwrap();
-    let request = b"GET /metrics HTTP/1.0\r\n\r\n";
-    stream.write_all(request).await.unwrap();
-    let mut page = String::new();
-    soon("metrics", stream.read_to_string(&mut page))
-        .await
-        .unwrap();
-    let start = format!("kohakuriver_tunnel_{name} ");
-    let line = page.lines().find_map(|line| line.strip_prefix(&start));
-    line.unwrap_or_else(|| panic!("no {name} in {page}"))
-        .parse()
-        .unwrap()
-}
-
-/// Waits until a metric has this value.
-async fn expect_metric(program: &Program, name: &str, value: u64) {
-    eventually(&format!("{name} {value}"), LIMIT, || async {
-        (metric(program, name).await == value).then_some(())
-    })
-    .await;
 }
 
 /// Waits for this many lines on a program's stderr.
@@ -143,7 +102,7 @@ async fn connections_outlive_a_host_that_is_killed_again_and_again() {
     let forward = chain.forward(port, &LONG);
     let traffic = Traffic::start(&forward, 64).await;
     for round in 1..=4 {
-        restart_host(&mut chain);
+        chain.restart_host();
         lines(&forward, "the tunnel goes on after ", round).await;
     }
     traffic.stop().await;
@@ -168,7 +127,7 @@ async fn connections_outlive_the_websockets_of_both_legs() {
     }
     for round in 1..=3 {
         to_runner.cut();
-        restart_host(&mut chain);
+        chain.restart_host();
         lines(&agent, "the tunnel goes on after ", 3 + round).await;
         lines(&forward, "the tunnel goes on after ", round).await;
     }
@@ -269,7 +228,7 @@ async fn it_is_off_where_either_side_turns_it_off() {
         let forward = chain.forward(port, forward);
         let mut stream = connect(&forward).await;
         expect_echo(&mut stream, b"before").await;
-        restart_host(&mut chain);
+        chain.restart_host();
         assert_eq!(ending(&mut stream).await, Some(ErrorKind::ConnectionReset));
         forward.complaint("reconnected to");
         expect_echo(&mut connect(&forward).await, b"after").await;

@@ -123,8 +123,8 @@ impl Session {
         Ok(taken)
     }
 
-    /// Queues as much of the chunk as there is room for, without a copy. Returns how many bytes, 0 as
-    /// [`send_slice`](Self::send_slice). The chunk keeps the rest.
+    /// Queues as much of the chunk as there is room for, without a copy. Returns how many bytes, 0
+    /// as [`send_slice`](Self::send_slice). The chunk keeps the rest.
     #[cfg(feature = "mux")]
     pub(crate) fn send_part(
         &mut self,

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use crate::program::Program;
-use crate::soon;
+use crate::{LIMIT, soon};
 
 /// The container of task 42.
 pub const CONTAINER: &str = "kohakuriver-vps-42";
@@ -32,10 +32,15 @@ impl Chain {
 
     pub fn with_runner(args: &[&str]) -> Self {
         let runner = start_runner("127.0.0.1:0", args);
-        let task = format!("42={CONTAINER}@http://{}", runner.address());
-        let host = Program::start("host", &["--listen", "127.0.0.1:0", "--task", &task]);
-        host.address();
+        let host = host_at("127.0.0.1:0", &runner.address(), &[]);
         Self { host, runner }
+    }
+
+    /// Kills the host and starts it again at its address.
+    pub fn restart_host(&mut self) {
+        let (address, runner) = (self.host.address(), self.runner.address());
+        self.host.kill();
+        self.host = host_at(&address, &runner, &[]);
     }
 
     pub fn host_url(&self) -> String {
@@ -61,6 +66,15 @@ impl Chain {
     pub fn agent(&self) -> Program {
         start_agent(&self.runner.address())
     }
+}
+
+/// A host at an address, for task 42 at this runner.
+pub fn host_at(address: &str, runner: &str, more: &[&str]) -> Program {
+    let task = format!("42={CONTAINER}@http://{runner}");
+    let args = ["--listen", address, "--task", &task];
+    let host = Program::start("host", &[&args[..], more].concat());
+    host.address();
+    host
 }
 
 pub fn start_runner(listen: &str, args: &[&str]) -> Program {
@@ -218,6 +232,30 @@ pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
     }
     bytes.truncate(len);
     bytes
+}
+
+/// The value of a metric of a program, `name` with its labels.
+pub async fn metric(program: &Program, name: &str) -> u64 {
+    let mut stream = TcpStream::connect(program.address()).await.unwrap();
+    let request = b"GET /metrics HTTP/1.0\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut page = String::new();
+    soon("metrics", stream.read_to_string(&mut page))
+        .await
+        .unwrap();
+    let start = format!("kohakuriver_tunnel_{name} ");
+    let line = page.lines().find_map(|line| line.strip_prefix(&start));
+    line.unwrap_or_else(|| panic!("no {name} in {page}"))
+        .parse()
+        .unwrap()
+}
+
+/// Waits until a metric has this value.
+pub async fn expect_metric(program: &Program, name: &str, value: u64) {
+    eventually(&format!("{name} {value}"), LIMIT, || async {
+        (metric(program, name).await == value).then_some(())
+    })
+    .await;
 }
 
 /// Retries until it works, for things that recover by themselves.

@@ -13,6 +13,7 @@ use crate::common::args::{LogArgs, LogFormat};
 use crate::common::connection::ConnectionArgs;
 use crate::common::program::{Basics, Failure, Process};
 use crate::common::route::{Route, Session};
+use crate::common::threads::ThreadArgs;
 use crate::common::tls::public_roots;
 use crate::common::url::{Url, is_name};
 
@@ -111,6 +112,9 @@ pub struct Args {
 
     #[command(flatten)]
     connection: ConnectionArgs,
+
+    #[command(flatten)]
+    threads: ThreadArgs,
 
     #[command(flatten)]
     log: LogArgs,
@@ -306,6 +310,10 @@ impl Args {
 impl Basics for Args {
     fn log_format(&self) -> LogFormat {
         self.log.log_format
+    }
+
+    fn threads(&self) -> usize {
+        self.threads.count()
     }
 }
 

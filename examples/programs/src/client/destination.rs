@@ -33,6 +33,12 @@ pub enum Refusal {
     Failed(ConnectError),
 }
 
+/// A session that began.
+pub struct Connected {
+    pub mux: Mux,
+    pub v2: bool,
+}
+
 impl Destination {
     /// The URL of a session.
     pub fn url(&self, only: Only) -> Url {
@@ -49,7 +55,12 @@ impl Destination {
     ///
     /// # Errors
     /// The host cannot be reached or refuses.
-    pub async fn connect(&self, url: &Url, shared: bool, redial: Redial) -> Result<Mux, Refusal> {
+    pub async fn connect(
+        &self,
+        url: &Url,
+        shared: bool,
+        redial: Redial,
+    ) -> Result<Connected, Refusal> {
         let failed = |error: ConnectError| match shared && error.may_lack_path() {
             true => Refusal::EachItsOwn("no session for any port is served"),
             false => Refusal::Failed(error),
@@ -66,7 +77,7 @@ impl Destination {
         let (mux, driver) = session.map_err(|error| failed(error.into()))?;
         tracing::debug!(v2, "session begins at {url}");
         tokio::spawn(driver);
-        Ok(mux)
+        Ok(Connected { mux, v2 })
     }
 
     /// The next WebSocket of a session.

@@ -6,19 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
-use kohakuriver_tunnel::mux::{Attachment, Mux, TunnelError};
+use kohakuriver_tunnel::mux::Mux;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use crate::client::connector::Connector;
 use crate::client::destination::{Destination, Only, Refusal};
+use crate::client::lanes::Lanes;
 use crate::client::link::{Link, State};
 use crate::client::outage::Outage;
 use crate::client::pace::Pace;
-use crate::client::redial::Redial;
 use crate::common::program::Failure;
-use crate::common::resume::SentAgain;
-use crate::common::url::Url;
-use crate::common::words;
+use crate::common::threads::Threads;
 use crate::common::ws::ConnectError;
 
 /// After a tunnel that held this long the waits start over.
@@ -33,19 +32,14 @@ pub enum Begin {
     Wait(Option<Duration>),
 }
 
-/// One tunnel and its ports.
+/// A session's first tunnel and its ports.
 pub struct Keeper {
-    destination: Arc<Destination>,
-    url: Url,
+    connector: Connector,
     ports: Vec<Port>,
-    /// The session is for any port because there are several ports, and each can have its own
-    /// session instead.
-    splits: bool,
     pace: Pace,
-    outage: Arc<Outage>,
+    lanes: Arc<Lanes>,
     /// The tunnel, from its first connection to its end.
     mux: Option<Mux>,
-    woken: watch::Receiver<()>,
 }
 
 struct Port {
@@ -54,8 +48,13 @@ struct Port {
 }
 
 impl Keeper {
-    /// A keeper for the tunnel of these ports, not connected yet, and a link for each port.
-    pub fn new(destination: Destination, ports: impl Iterator<Item = Only>) -> (Self, Vec<Link>) {
+    /// A keeper for the tunnel of these ports, not connected yet, and a link for each port. Further
+    /// tunnels run on `threads`.
+    pub fn new(
+        destination: Destination,
+        ports: impl Iterator<Item = Only>,
+        threads: &Threads,
+    ) -> (Self, Vec<Link>) {
         let host = destination.host.authority();
         let outage = Outage::new(format!("task {} at {host}", destination.task));
         let down = || State::Down("not connected yet".to_owned());
@@ -70,15 +69,20 @@ impl Keeper {
         let first = ports.first().and_then(|port| port.only);
         let several = ports.iter().any(|port| port.only != first);
         let woken = destination.connection.wake.subscribe();
+        let pace = Pace::new(wanted.subscribe(), woken.clone());
         let keeper = Self {
-            url: destination.url(first.filter(|_| !several)),
-            splits: several && destination.whole.is_none(),
-            destination: Arc::new(destination),
+            connector: Connector {
+                url: destination.url(first.filter(|_| !several)),
+                splits: several && destination.whole.is_none(),
+                destination: Arc::new(destination),
+                pace: pace.of_another(),
+                outage: Arc::new(outage),
+                woken,
+            },
             ports,
-            pace: Pace::new(wanted.subscribe(), woken.clone()),
-            outage: Arc::new(outage),
+            pace,
+            lanes: Lanes::on(threads),
             mux: None,
-            woken,
         };
         (keeper, links)
     }
@@ -114,11 +118,11 @@ impl Keeper {
                 Some(Err(Refusal::Failed(error))) => error,
                 None => return Err(self.gave_up(begin, last)),
             };
-            let reason = self.destination.told(&error);
+            let reason = self.connector.destination.told(&error);
             if begin == Begin::AtOnce || error.is_forbidden() {
                 return Err(Failure::refused(reason));
             }
-            self.outage.waits(&reason);
+            self.connector.outage.waits(&reason);
             last = Some(reason);
             let paused = before(deadline, self.pace.pause(error.is_lasting())).await;
             if paused.is_none() {
@@ -134,8 +138,17 @@ impl Keeper {
         std::future::pending().await
     }
 
-    /// Keeps one tunnel up until each port needs its own.
+    /// Keeps one tunnel up, and opens others beside it, until each port needs its own.
     async fn keep_in_one(&mut self) -> Vec<Self> {
+        let lanes = Arc::clone(&self.lanes);
+        tokio::select! {
+            never = lanes.tend(self.connector.clone()) => match never {},
+            split = self.keep_first() => split,
+        }
+    }
+
+    async fn keep_first(&mut self) -> Vec<Self> {
+        let outage = Arc::clone(&self.connector.outage);
         loop {
             if let Some(mux) = self.mux.take() {
                 let since = Instant::now();
@@ -148,17 +161,17 @@ impl Keeper {
             loop {
                 self.pace.pause(refused).await;
                 match self.connect().await {
-                    Ok(()) => break self.outage.ends(),
+                    Ok(()) => break outage.ends(),
                     Err(Refusal::EachItsOwn(why)) => {
                         tracing::debug!("a tunnel for each port: {why}");
                         let split = self.split();
-                        self.outage.spreads(split.len());
+                        outage.spreads(split.len());
                         return split;
                     }
                     Err(Refusal::Failed(error)) => {
-                        let reason = self.destination.told(&error);
+                        let reason = self.connector.destination.told(&error);
                         if let ConnectError::Refused { .. } = error {
-                            self.outage.refused(&reason);
+                            outage.refused(&reason);
                         } else {
                             tracing::debug!("{reason}");
                         }
@@ -171,87 +184,49 @@ impl Keeper {
     }
 
     async fn connect(&mut self) -> Result<(), Refusal> {
-        let destination = Arc::clone(&self.destination);
-        let (outage, pace) = (Arc::clone(&self.outage), self.pace.of_another());
-        let redial = Redial::new(destination, self.url.clone(), outage, pace);
-        let connecting = self.destination.connect(&self.url, self.splits, redial);
-        let mux = connecting.await?;
-        self.tell(&State::Up(mux.clone()));
-        self.mux = Some(mux);
+        let connected = self.connector.connect().await?;
+        self.lanes.first(&connected);
+        self.tell(&State::Up(connected.mux.clone(), Arc::clone(&self.lanes)));
+        self.mux = Some(connected.mux);
         Ok(())
     }
 
     /// Waits until the tunnel has ended or takes no new connections. The ports are down then, and
     /// while the tunnel waits for its next WebSocket.
     async fn outlast(&mut self, mux: &Mux) {
-        let tunnel = mux.tunnel();
-        let mut attachments = tunnel.attachments();
-        let mut now = tunnel.attachment();
-        let mut down = false;
-        loop {
-            match now {
-                Attachment::Detached(cause) if !down => {
-                    down = true;
-                    let cause = lost(&cause);
-                    self.outage.begins(&cause);
-                    self.tell(&State::Down(cause));
-                }
-                Attachment::Resumed(resumption) if down => {
-                    down = false;
-                    self.tell(&State::Up(mux.clone()));
-                    self.outage.goes_on(resumption.into());
-                }
-                // The old WebSocket was still there, or lost just now.
-                Attachment::Resumed(resumption) => {
-                    self.tell(&State::Up(mux.clone()));
-                    let again = SentAgain::from(resumption);
-                    tracing::info!("the tunnel goes on over another WebSocket: {again}");
-                }
-                _ => {}
-            }
-            let changed = loop {
-                tokio::select! {
-                    () = tunnel.draining() => break None,
-                    changed = attachments.changed() => break changed,
-                    Ok(()) = self.woken.changed() => tunnel.probe(),
-                }
+        let (ports, lanes) = (&self.ports, &self.lanes);
+        let over = self.connector.outlast(mux, |down| {
+            let state = match down {
+                Some(cause) => State::Down(cause.to_owned()),
+                None => State::Up(mux.clone(), Arc::clone(lanes)),
             };
-            match changed {
-                Some(changed) => now = changed,
-                None => break,
-            }
+            tell(ports, &state);
+        });
+        let over = over.await;
+        match over.down {
+            true => self.connector.outage.gives_up(&over.cause),
+            false => self.connector.outage.begins(&over.cause),
         }
-        let cause = match tunnel.close_reason() {
-            Some(Err(error @ (TunnelError::NotResumed(_) | TunnelError::NotConnected(_)))) => {
-                error.to_string()
-            }
-            Some(Err(error)) => lost(&error),
-            Some(Ok(())) => "the tunnel was closed".to_owned(),
-            None => "the other side is about to end".to_owned(),
-        };
-        match down {
-            true => self.outage.gives_up(&cause),
-            false => self.outage.begins(&cause),
-        }
-        self.tell(&State::Down(cause));
+        self.tell(&State::Down(over.cause));
     }
 
     /// One keeper for each remote port, instead of this one.
     fn split(&mut self) -> Vec<Self> {
         let mut split: Vec<Self> = Vec::new();
         for port in std::mem::take(&mut self.ports) {
-            let url = self.destination.url(port.only);
-            match split.iter_mut().find(|one| one.url == url) {
+            let url = self.connector.destination.url(port.only);
+            match split.iter_mut().find(|one| one.connector.url == url) {
                 Some(one) => one.ports.push(port),
                 None => split.push(Self {
-                    destination: Arc::clone(&self.destination),
-                    url,
+                    connector: Connector {
+                        url,
+                        splits: false,
+                        ..self.connector.clone()
+                    },
                     ports: vec![port],
-                    splits: false,
                     pace: self.pace.of_another(),
-                    outage: Arc::clone(&self.outage),
+                    lanes: self.lanes.of_another(),
                     mux: None,
-                    woken: self.woken.clone(),
                 }),
             }
         }
@@ -259,18 +234,21 @@ impl Keeper {
     }
 
     fn tell(&self, state: &State) {
-        for port in &self.ports {
-            port.state.send_replace(state.clone());
-        }
+        tell(&self.ports, state);
     }
 
     fn gave_up(&self, begin: Begin, last: Option<String>) -> Failure {
-        let silent = || format!("no answer from {}", self.destination.host.authority());
+        let silent = || {
+            format!(
+                "no answer from {}",
+                self.connector.destination.host.authority()
+            )
+        };
         let last = last.unwrap_or_else(silent);
         match begin {
             Begin::Wait(Some(limit)) => Failure::refused(format!(
                 "{last}; no longer waiting for task {} after {} s",
-                self.destination.task,
+                self.connector.destination.task,
                 limit.as_secs()
             )),
             Begin::Wait(None) | Begin::AtOnce => Failure::refused(last),
@@ -286,6 +264,8 @@ async fn before<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> 
     }
 }
 
-fn lost(cause: &TunnelError) -> String {
-    format!("lost the tunnel: {}", words::tunnel(cause))
+fn tell(ports: &[Port], state: &State) {
+    for port in ports {
+        port.state.send_replace(state.clone());
+    }
 }

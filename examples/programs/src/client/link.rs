@@ -6,6 +6,8 @@ use kohakuriver_tunnel::mux::Mux;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::client::lanes::{Lanes, Seat};
+
 /// The current tunnel of a port.
 #[derive(Clone)]
 pub struct Link {
@@ -15,7 +17,7 @@ pub struct Link {
 
 #[derive(Clone)]
 pub enum State {
-    Up(Mux),
+    Up(Mux, Arc<Lanes>),
     /// Why it was lost, or why the last attempt failed.
     Down(String),
 }
@@ -26,15 +28,30 @@ impl Link {
         Self { state, wanted }
     }
 
-    /// The tunnel. Waits for it until `deadline` while it is down.
+    /// The first tunnel. Waits for it until `deadline` while it is down.
     ///
     /// # Errors
     /// Why it is down.
     pub async fn up(&mut self, deadline: Instant) -> Result<Mux, String> {
+        self.wait(deadline).await.map(|(mux, _)| mux)
+    }
+
+    /// A place for a new connection, on one of the tunnels of the session. Waits for the first of
+    /// them until `deadline` while it is down.
+    ///
+    /// # Errors
+    /// Why it is down.
+    pub async fn seat(&mut self, deadline: Instant) -> Result<Seat, String> {
+        self.wait(deadline).await.map(|(_, lanes)| lanes.choose())
+    }
+
+    async fn wait(&mut self, deadline: Instant) -> Result<(Mux, Arc<Lanes>), String> {
         loop {
             let down = match &*self.state.borrow_and_update() {
-                State::Up(mux) if mux.tunnel().is_attached() => return Ok(mux.clone()),
-                State::Up(_) => "the tunnel was just lost".to_owned(),
+                State::Up(mux, lanes) if mux.tunnel().is_attached() => {
+                    return Ok((mux.clone(), Arc::clone(lanes)));
+                }
+                State::Up(..) => "the tunnel was just lost".to_owned(),
                 State::Down(cause) => cause.clone(),
             };
             self.wanted.send_replace(());
@@ -45,10 +62,10 @@ impl Link {
         }
     }
 
-    /// The tunnel, if it is up now.
+    /// The first tunnel, if it is up now.
     pub fn now(&self) -> Option<Mux> {
         match &*self.state.borrow() {
-            State::Up(mux) => Some(mux.clone()),
+            State::Up(mux, _) => Some(mux.clone()),
             State::Down(_) => {
                 self.wanted.send_replace(());
                 None

@@ -31,7 +31,11 @@ pub async fn forward(command: Command, process: &Process) -> Result<(), Failure>
     } = command;
     // Bound but not listening: until the tunnel is up, applications are refused and do not hang.
     let bound = ports.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
-    let (keeper, links) = Keeper::new(destination, ports.iter().map(Forward::only));
+    let (keeper, links) = Keeper::new(
+        destination,
+        ports.iter().map(Forward::only),
+        &process.threads,
+    );
     let keepers = keeper.begin(begin).await?;
     let mut work = JoinSet::new();
     for keeper in keepers {

@@ -1,10 +1,12 @@
 //! The local client `forward`: ports of a container or VM as ports of this machine.
 
 mod args;
+mod connector;
 mod demo;
 mod destination;
 mod flows;
 mod keeper;
+mod lanes;
 mod link;
 mod listener;
 mod outage;

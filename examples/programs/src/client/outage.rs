@@ -93,6 +93,17 @@ impl Outage {
         now.down = (now.down + tunnels).saturating_sub(1);
     }
 
+    /// A tunnel is over that no other one replaces. `down` if it had lost its WebSocket.
+    pub fn leaves(&self, cause: &str, down: bool) {
+        if self.is_news(cause) {
+            tracing::warn!("{cause}: its connections have ended; others have their own tunnels");
+        }
+        if down {
+            let mut now = self.lock();
+            now.down = now.down.saturating_sub(1);
+        }
+    }
+
     /// Why the first session, which is waited for, did not begin.
     pub fn waits(&self, reason: &str) {
         if self.is_news(reason) {

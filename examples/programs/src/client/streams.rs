@@ -7,15 +7,17 @@ use std::time::Duration;
 use kohakuriver_tunnel::mux::{Mux, RelayError, TunnelStream};
 use kohakuriver_tunnel::session::Reset;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::client::args::Forward;
+use crate::client::lanes::Seat;
 use crate::client::link::Link;
 use crate::common::accept::Accepting;
 use crate::common::net;
 use crate::common::program::Failure;
 use crate::common::retry;
+use crate::common::tcp::Tcp;
 
 /// Most connections of one port, including those that wait for the tunnel. Without the bound, an
 /// application in a loop could use up the file descriptors.
@@ -38,21 +40,50 @@ pub async fn serve(listener: TcpListener, forward: Forward, link: Link) -> Failu
             continue;
         };
         let (forward, link) = (Arc::clone(&forward), link.clone());
-        tokio::spawn(async move {
-            connection(socket, peer, &forward, link).await;
-            drop(place);
-        });
+        tokio::spawn(connection(socket, peer, forward, link, place));
     }
 }
 
-async fn connection(mut socket: TcpStream, peer: SocketAddr, forward: &Forward, link: Link) {
+/// Serves a connection on the thread of the tunnel that it takes.
+async fn connection(
+    socket: TcpStream,
+    peer: SocketAddr,
+    forward: Arc<Forward>,
+    mut link: Link,
+    place: OwnedSemaphorePermit,
+) {
+    let deadline = Instant::now() + forward.wait;
+    let seat = match Box::pin(link.seat(deadline)).await {
+        Ok(seat) => seat,
+        Err(reason) => return refused(&socket, &forward, &reason),
+    };
+    let socket = Tcp::from(socket);
+    let elsewhere = seat.is_elsewhere();
+    let carrying = |seat| carry(socket, peer, forward, link, seat, deadline, place);
+    match elsewhere {
+        true => seat.spawn(carrying),
+        false => carrying(seat).await,
+    }
+}
+
+fn refused(socket: &TcpStream, forward: &Forward, reason: &str) {
+    tracing::warn!("port {}: {reason}", forward.remote);
+    net::reset_on_drop(socket);
+}
+
+async fn carry(
+    mut socket: Tcp,
+    peer: SocketAddr,
+    forward: Arc<Forward>,
+    link: Link,
+    seat: Seat,
+    deadline: Instant,
+    _place: OwnedSemaphorePermit,
+) {
     let port = forward.remote;
-    let (mux, stream) = match Box::pin(open(forward, link)).await {
+    let (mux, stream) = match Box::pin(open(&forward, link, &seat, deadline)).await {
         Ok(opened) => opened,
-        Err(reason) => {
-            tracing::warn!("port {port}: {reason}");
-            return net::reset_on_drop(&socket);
-        }
+        Err(reason) => return refused(socket.stream(), &forward, &reason),
     };
     tracing::debug!(%peer, port, "connected");
     let grace = || tokio::time::sleep(LAST_WORDS);
@@ -66,7 +97,7 @@ async fn connection(mut socket: TcpStream, peer: SocketAddr, forward: &Forward, 
             } else {
                 tracing::warn!("{line}");
             }
-            net::reset_on_drop(&socket);
+            net::reset_on_drop(socket.stream());
         }
         Err(RelayError::Local(error)) => {
             tracing::debug!(%peer, port, "ended by the application: {error}");
@@ -75,9 +106,19 @@ async fn connection(mut socket: TcpStream, peer: SocketAddr, forward: &Forward, 
     }
 }
 
-/// Opens a stream on the tunnel, which may have to come up again first.
-async fn open(forward: &Forward, mut link: Link) -> Result<(Mux, TunnelStream), String> {
-    let deadline = Instant::now() + forward.wait;
+/// Opens a stream on the tunnel of this seat. If that has just ended, on the first one, which may
+/// have to come up again.
+async fn open(
+    forward: &Forward,
+    mut link: Link,
+    seat: &Seat,
+    deadline: Instant,
+) -> Result<(Mux, TunnelStream), String> {
+    if let Some(mux) = seat.mux() {
+        if let Ok(stream) = mux.open_tcp(forward.remote) {
+            return Ok((mux.clone(), stream));
+        }
+    }
     loop {
         let mux = link.up(deadline).await?;
         match mux.open_tcp(forward.remote) {

@@ -153,7 +153,8 @@ impl Threads {
         self.iter().map(alive).sum()
     }
 
-    fn at(&self, position: usize) -> &Thread {
+    /// The thread at a position; the main one has 0.
+    pub fn at(&self, position: usize) -> &Thread {
         self.iter().nth(position).unwrap_or(&self.0.main)
     }
 

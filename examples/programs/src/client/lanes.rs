@@ -1,0 +1,361 @@
+//! The tunnels of a session, each on a thread of its own: when they are opened and closed, and
+//! which of them a new connection takes.
+//!
+//! As far as `--threads` allows, there is a tunnel that is not busy: when all are busy, another one
+//! is opened. A tunnel is busy while it moves at least [`BUSY`] bytes in a [`TICK`]. A new
+//! connection takes the tunnel with the fewest connections, where a busy one counts as if it had
+//! [`BUSY_COUNTS`] more, so that what is interactive stays apart from bulk. Beyond [`FEW`]
+//! connections a tunnel, all further ones take the first: it is fairer to many than the kernel is
+//! to several transports. A tunnel other than the first is closed when it was without connections
+//! for [`IDLE_TICKS`].
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kohakuriver_tunnel::mux::Mux;
+use tokio::sync::Notify;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use crate::client::connector::Connector;
+use crate::client::destination::Connected;
+use crate::common::threads::{Thread, Threads};
+
+/// Time between two looks at the tunnels.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Bytes in both directions, in one tick: 20 Mbit/s.
+const BUSY: u64 = 256 << 10;
+
+const BUSY_COUNTS: usize = 4;
+
+const FEW: usize = 16;
+
+/// 10 s.
+const IDLE_TICKS: u32 = 100;
+
+/// After an attempt to open another tunnel failed.
+const PAUSE: Duration = Duration::from_secs(30);
+
+/// Longest time for the end of a tunnel without connections.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// Shared by the ports of a session.
+pub struct Lanes {
+    /// The first tunnel runs on the main one.
+    threads: Threads,
+    state: Mutex<State>,
+    used: Notify,
+}
+
+struct State {
+    /// The first tunnel and one for each thread. The first place is always there, up or down.
+    lanes: Vec<Lane>,
+    /// In version 1 there is only one tunnel.
+    v2: bool,
+    opening: bool,
+    /// No tunnel is opened before this.
+    not_before: Instant,
+}
+
+/// A tunnel, or the place for one.
+#[derive(Default)]
+struct Lane {
+    mux: Option<Mux>,
+    load: Load,
+    /// Bytes that it had moved at the last tick.
+    moved: u64,
+    idle_ticks: u32,
+    closing: Arc<Notify>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Load {
+    connections: usize,
+    busy: bool,
+}
+
+/// The place of a connection. It counts until it is dropped.
+pub struct Seat {
+    lanes: Arc<Lanes>,
+    index: usize,
+    mux: Option<Mux>,
+}
+
+impl Lanes {
+    /// Without a tunnel yet.
+    pub fn on(threads: &Threads) -> Arc<Self> {
+        let lanes = (0..threads.count()).map(|_| Lane::default()).collect();
+        Arc::new(Self {
+            threads: threads.clone(),
+            state: Mutex::new(State {
+                lanes,
+                v2: false,
+                opening: false,
+                not_before: Instant::now(),
+            }),
+            used: Notify::new(),
+        })
+    }
+
+    /// Those of another session.
+    pub fn of_another(&self) -> Arc<Self> {
+        Self::on(&self.threads)
+    }
+
+    /// The first tunnel was connected.
+    pub fn first(&self, connected: &Connected) {
+        let mut state = self.lock();
+        state.v2 = connected.v2;
+        if let Some(lane) = state.lanes.first_mut() {
+            lane.mux = Some(connected.mux.clone());
+            lane.moved = 0;
+        }
+    }
+
+    /// The place of a new connection.
+    pub fn choose(self: &Arc<Self>) -> Seat {
+        let mut state = self.lock();
+        let open = state.lanes.iter().enumerate();
+        let loads = open.map(|(index, lane)| (index == 0 || lane.is_up()).then_some(lane.load));
+        let index = choose(&loads.collect::<Vec<_>>());
+        let mut mux = None;
+        if let Some(lane) = state.lanes.get_mut(index) {
+            lane.load.connections += 1;
+            lane.idle_ticks = 0;
+            mux = lane.mux.clone().filter(|_| index > 0);
+        }
+        drop(state);
+        self.used.notify_one();
+        Seat {
+            lanes: Arc::clone(self),
+            index,
+            mux,
+        }
+    }
+
+    /// Opens and closes tunnels. When it is dropped, those other than the first are closed.
+    pub async fn tend(self: &Arc<Self>, connector: Connector) -> Infallible {
+        let _closed = Closed(self);
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            while self.look() {
+                if let Some((index, thread)) = self.opens() {
+                    let lanes = Arc::clone(self);
+                    thread.spawn(lanes.run(index, connector.clone()));
+                }
+                ticks.tick().await;
+            }
+            self.used.notified().await;
+        }
+    }
+
+    /// Measures the loads and closes what is idle. Returns whether there is anything to look at.
+    fn look(&self) -> bool {
+        let mut state = self.lock();
+        let mut any = false;
+        for (index, lane) in state.lanes.iter_mut().enumerate() {
+            lane.look();
+            if index > 0 && lane.idle_ticks >= IDLE_TICKS {
+                lane.close();
+            }
+            any |= lane.load.connections > 0 || index > 0 && lane.mux.is_some();
+        }
+        any
+    }
+
+    /// The place and the thread of a tunnel that is to be opened now, if any.
+    fn opens(&self) -> Option<(usize, &Thread)> {
+        let mut state = self.lock();
+        let may = state.v2 && !state.opening && state.not_before <= Instant::now();
+        let open = |lane: &Lane| lane.mux.is_some().then_some(lane.load);
+        let loads: Vec<_> = state.lanes.iter().map(open).collect();
+        let index = wanted(&loads).filter(|index| may && *index > 0)?;
+        state.opening = true;
+        Some((index, self.threads.at(index)))
+    }
+
+    /// A tunnel other than the first, from its connection to its end.
+    async fn run(self: Arc<Self>, index: usize, connector: Connector) {
+        let mut connector = connector.for_thread();
+        let mux = match connector.connect().await {
+            Ok(connected) => connected.mux,
+            Err(refusal) => {
+                tracing::debug!("no other tunnel: {refusal:?}");
+                let mut state = self.lock();
+                state.opening = false;
+                state.not_before = Instant::now() + PAUSE;
+                return;
+            }
+        };
+        tracing::debug!(index, "another tunnel");
+        let closing = self.opened(index, &mux);
+        tokio::select! {
+            over = connector.outlast(&mux, |_| ()) => {
+                self.ended(index, &closing);
+                connector.outage.leaves(&over.cause, over.down);
+            }
+            () = closing.notified() => {
+                let _ = timeout(CLOSING, mux.tunnel().close()).await;
+            }
+        }
+    }
+
+    fn opened(&self, index: usize, mux: &Mux) -> Arc<Notify> {
+        let mut state = self.lock();
+        state.opening = false;
+        match state.lanes.get_mut(index) {
+            Some(lane) => {
+                lane.mux = Some(mux.clone());
+                lane.moved = 0;
+                lane.idle_ticks = 0;
+                lane.closing = Arc::default();
+                Arc::clone(&lane.closing)
+            }
+            None => Arc::default(),
+        }
+    }
+
+    fn ended(&self, index: usize, closing: &Arc<Notify>) {
+        if let Some(lane) = self.lock().lanes.get_mut(index) {
+            // Not if another one is there already.
+            if Arc::ptr_eq(&lane.closing, closing) {
+                lane.mux = None;
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lane {
+    fn is_up(&self) -> bool {
+        let attached = |mux: &Mux| mux.tunnel().is_attached();
+        self.mux.as_ref().is_some_and(attached)
+    }
+
+    fn look(&mut self) {
+        let stats = self.mux.as_ref().map(|mux| mux.tunnel().stats());
+        let moved = stats.map_or(0, |stats| stats.bytes_sent + stats.bytes_received);
+        self.load.busy = moved.saturating_sub(self.moved) >= BUSY;
+        self.moved = moved;
+        self.idle_ticks = match self.load.connections {
+            0 => self.idle_ticks.saturating_add(1),
+            _ => 0,
+        };
+    }
+
+    fn close(&mut self) {
+        if self.mux.take().is_some() {
+            self.closing.notify_one();
+        }
+    }
+}
+
+struct Closed<'a>(&'a Lanes);
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.lanes.iter_mut().skip(1).for_each(Lane::close);
+    }
+}
+
+impl Seat {
+    /// Whether its tunnel is on another thread than the main one.
+    pub fn is_elsewhere(&self) -> bool {
+        self.index > 0
+    }
+
+    /// Runs a task on the thread of its tunnel.
+    pub fn spawn<F>(self, task: impl FnOnce(Self) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let threads = self.lanes.threads.clone();
+        threads.at(self.index).spawn(task(self));
+    }
+
+    /// Its tunnel, unless that is the first one.
+    pub fn mux(&self) -> Option<&Mux> {
+        self.mux.as_ref()
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let Some(lane) = self.lanes.lock().lanes.get_mut(self.index) {
+            lane.load.connections -= 1;
+        }
+    }
+}
+
+/// The tunnel of a new connection. `None` is one that is not there.
+fn choose(loads: &[Option<Load>]) -> usize {
+    let weight = |load: &Load| load.connections + if load.busy { BUSY_COUNTS } else { 0 };
+    let there = loads.iter().enumerate();
+    let there = there.filter_map(|(index, load)| load.as_ref().map(|load| (index, load)));
+    let least = there.min_by_key(|(_, load)| weight(load));
+    match least {
+        Some((index, load)) if load.connections < FEW => index,
+        _ => 0,
+    }
+}
+
+/// Which tunnel is to be opened: the first that is not there, if all others are busy.
+fn wanted(loads: &[Option<Load>]) -> Option<usize> {
+    let idle = loads.iter().flatten().any(|load| !load.busy);
+    let free = || loads.iter().position(Option::is_none);
+    if idle { None } else { free() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BUSY_COUNTS, FEW, Load, choose, wanted};
+
+    const QUIET: Option<Load> = load(0, false);
+
+    const fn load(connections: usize, busy: bool) -> Option<Load> {
+        Some(Load { connections, busy })
+    }
+
+    #[test]
+    fn a_connection_takes_the_tunnel_with_the_fewest() {
+        assert_eq!(choose(&[QUIET, QUIET]), 0);
+        assert_eq!(choose(&[load(1, false), QUIET]), 1);
+        assert_eq!(choose(&[load(1, false), load(1, false), QUIET]), 2);
+        assert_eq!(choose(&[load(2, false), load(1, false), None]), 1);
+    }
+
+    #[test]
+    fn quiet_tunnels_come_before_busy_ones() {
+        let many = load(BUSY_COUNTS, false);
+        assert_eq!(choose(&[load(1, true), many]), 1);
+        assert_eq!(choose(&[many, load(1, true)]), 0);
+        // But not at any price.
+        assert_eq!(choose(&[load(BUSY_COUNTS + 2, false), load(1, true)]), 1);
+    }
+
+    #[test]
+    fn many_connections_share_the_first() {
+        let full = load(FEW, true);
+        assert_eq!(choose(&[load(100, true), full]), 0);
+        assert_eq!(choose(&[load(100, true), load(FEW - 1, true)]), 1);
+    }
+
+    #[test]
+    fn another_is_wanted_while_all_are_busy() {
+        let busy = load(1, true);
+        assert_eq!(wanted(&[QUIET, None]), None);
+        assert_eq!(wanted(&[busy, None, None]), Some(1));
+        assert_eq!(wanted(&[busy, QUIET, None]), None);
+        assert_eq!(wanted(&[busy, busy, None]), Some(2));
+        assert_eq!(wanted(&[busy, None, busy]), Some(1));
+        assert_eq!(wanted(&[busy, busy]), None);
+        // The first is not there while it was never connected.
+        assert_eq!(wanted(&[None, None]), Some(0));
+    }
+}

@@ -1,0 +1,142 @@
+//! A client that opens further tunnels, each on a thread of its own.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tunnel_test_support::chain::{
+    Chain, connect, echo, expect_echo, expect_metric, host_at, metric, pattern, service,
+};
+use tunnel_test_support::program::Program;
+use tunnel_test_support::soon;
+
+const SESSIONS: &str = "runner_sessions";
+const DETACHED: &str = "runner_tunnels_detached";
+
+/// Sends to an echo and verifies what comes back, until it is aborted.
+async fn bulk(forward: &Program) -> JoinHandle<()> {
+    let stream = connect(forward).await;
+    let (mut read, mut write) = stream.into_split();
+    let block = pattern(9, 1 << 20);
+    let expected = block.clone();
+    tokio::spawn(async move {
+        let sending = async { while write.write_all(&block).await.is_ok() {} };
+        let receiving = async {
+            let mut received = vec![0; expected.len()];
+            while read.read_exact(&mut received).await.is_ok() {
+                assert!(received == expected, "the echo differs");
+            }
+        };
+        tokio::join!(sending, receiving);
+        panic!("the connection ended");
+    })
+}
+
+async fn echoes(forward: &Program) -> TcpStream {
+    let mut stream = connect(forward).await;
+    expect_echo(&mut stream, b"hello").await;
+    stream
+}
+
+#[tokio::test]
+async fn a_busy_tunnel_gets_a_second_beside_it_until_that_is_idle() {
+    let chain = Chain::direct();
+    let remote = service(echo).await.port();
+    let forward = chain.forward(remote, &["--threads", "3"]);
+    let first = echoes(&forward).await;
+    expect_metric(&chain.runner, SESSIONS, 1).await;
+
+    // The bulk keeps one busy: there is always another, and a third is not needed.
+    let bulk = bulk(&forward).await;
+    expect_metric(&chain.runner, SESSIONS, 2).await;
+    let mut second = echoes(&forward).await;
+    assert_eq!(metric(&chain.runner, SESSIONS).await, 2);
+
+    bulk.abort();
+    let _ = bulk.await;
+    // It has a connection, so it stays.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    expect_echo(&mut second, b"still there").await;
+    assert_eq!(metric(&chain.runner, SESSIONS).await, 2);
+    drop(second);
+    expect_metric(&chain.runner, SESSIONS, 1).await;
+
+    let mut first = first;
+    expect_echo(&mut first, b"and the first too").await;
+    assert_eq!(forward.lines_with("lost"), 0, "{:?}", forward.stderr());
+}
+
+#[tokio::test]
+async fn one_thread_has_one_tunnel() {
+    let chain = Chain::direct();
+    let remote = service(echo).await.port();
+    let forward = chain.forward(remote, &["--threads", "1"]);
+    let bulk = bulk(&forward).await;
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        assert_eq!(metric(&chain.runner, SESSIONS).await, 1);
+    }
+    assert!(!bulk.is_finished());
+    bulk.abort();
+}
+
+#[tokio::test]
+async fn all_tunnels_of_a_client_go_on_after_a_loss() {
+    let mut chain = Chain::direct();
+    let remote = service(echo).await.port();
+    let forward = chain.forward(remote, &["--threads", "2"]);
+    let bulk = bulk(&forward).await;
+    expect_metric(&chain.runner, SESSIONS, 2).await;
+    let mut second = echoes(&forward).await;
+
+    chain.restart_host();
+    expect_metric(&chain.runner, DETACHED, 0).await;
+    expect_echo(&mut second, b"after the loss").await;
+    forward.complaint("the tunnel goes on");
+    assert!(!bulk.is_finished());
+    bulk.abort();
+    // One line for all of them.
+    assert_eq!(
+        forward.lines_with("reconnecting to"),
+        1,
+        "{:?}",
+        forward.stderr()
+    );
+    assert_eq!(metric(&chain.runner, SESSIONS).await, 2);
+}
+
+#[tokio::test]
+async fn new_connections_do_without_a_second_tunnel_that_is_refused() {
+    let chain = Chain::direct();
+    let remote = service(echo).await.port();
+    let host = host_at(
+        "127.0.0.1:0",
+        &chain.runner.address(),
+        &["--max-sessions", "1"],
+    );
+    let url = format!("ws://{}", host.address());
+    let forward = Program::start(
+        "forward",
+        &[
+            "--host",
+            &url,
+            "42",
+            &remote.to_string(),
+            "--local-port",
+            "0",
+            "--threads",
+            "2",
+        ],
+    );
+    let bulk = bulk(&forward).await;
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        drop(soon("an echo beside bulk", echoes(&forward)).await);
+    }
+    assert_eq!(metric(&chain.runner, SESSIONS).await, 1);
+    assert!(!bulk.is_finished());
+    bulk.abort();
+    assert_eq!(forward.stderr().len(), 0, "{:?}", forward.stderr());
+}
