@@ -6,13 +6,10 @@ use std::time::Duration;
 
 use crate::chains::{self, Chain, Way};
 use crate::install::{Found, version};
-use crate::measures::{self, Measure};
+use crate::measures::{self, FEW, Measure};
 use crate::report::{Section, median};
 use crate::slow::Path;
 use crate::{Over, Sizes, load};
-
-/// Rounds of what would take too long with all.
-const FEW: usize = 3;
 
 pub struct Field<'a> {
     pub programs: &'a Folder,
