@@ -68,6 +68,27 @@ async fn every_size_arrives_both_ways_in_both_roles() {
     }
 }
 
+/// Whoever gets a masked message may write to it, so a header is replaced without a copy.
+#[tokio::test]
+async fn messages_that_were_masked_share_no_memory() {
+    let (mut ours, mut theirs) = pair(Role::Server).await;
+    within(async {
+        for seed in 0..20 {
+            let message = Message::Binary(payload(20_000, seed));
+            theirs.feed(message).await.unwrap();
+        }
+        theirs.flush().await.unwrap();
+        let mut held = Vec::new();
+        for _ in 0..20 {
+            held.push(ours.next().await.unwrap().unwrap().into_data());
+        }
+        for (seed, message) in (0..).zip(held) {
+            assert_eq!(message.try_into_mut().unwrap(), payload(20_000, seed));
+        }
+    })
+    .await;
+}
+
 /// A message with other holders must not be masked in place.
 #[tokio::test]
 async fn a_shared_message_is_sent_and_stays_as_it_is() {
