@@ -159,9 +159,11 @@ impl Front {
             let (stream, address) = accepting.next().await;
             let caller = self.caller(address);
             net::tune_link(&stream);
+            // Here, and not in the task: this thread's runtime watches it so far.
+            let stream = Tcp::from(stream);
             let (front, handler) = (Arc::clone(&self), handler.clone());
             let thread = self.threads.least_loaded();
-            thread.spawn(async move { front.connection(stream.into(), caller, handler).await });
+            thread.spawn(async move { front.connection(stream, caller, handler).await });
             accepted += 1;
             if accepted % AT_ONCE == 0 {
                 // Sessions have their turn, and displaced connections close their descriptors.

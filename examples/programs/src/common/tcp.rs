@@ -23,7 +23,7 @@ pub struct Tcp {
 }
 
 impl From<TcpStream> for Tcp {
-    /// For a stream from the calling thread.
+    /// For a stream that was made on the calling thread.
     fn from(stream: TcpStream) -> Self {
         let watched_by = threads::position();
         Self { stream, watched_by }
