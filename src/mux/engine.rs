@@ -195,7 +195,10 @@ impl<P: Path, R: Timer> Engine<P, R> {
         if core::mem::take(&mut self.looked) {
             let useless = (state.useless() - useless) as usize + core::mem::take(&mut self.skipped);
             let flood = self.turn.is_flood(useless) || (heard && state.pressed);
-            self.patience.note(now.timer, flood, state.account.as_mut());
+            // A read may have got nothing only because the transport yielded.
+            if heard {
+                self.patience.note(now.timer, flood, state.account.as_mut());
+            }
             if let Some(account) = &mut state.account {
                 account.note_busy(more && !flood);
             }
