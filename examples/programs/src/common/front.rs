@@ -34,6 +34,7 @@ use super::tcp::Tcp;
 use super::threads::Threads;
 use super::tls::IdentityArgs;
 use super::token::TokenArgs;
+use super::turns::Turns;
 use super::words;
 
 /// Time for everything the client does on a connection: the TLS handshake, the request, reading the
@@ -41,7 +42,7 @@ use super::words;
 const HTTP_PHASE: Duration = Duration::from_secs(10);
 
 /// Connections accepted before other tasks run. With more, sessions would wait behind a flood. With
-/// fewer, new connections would wait for every busy session.
+/// fewer, a flood would fill the listener's backlog.
 const AT_ONCE: u64 = 8;
 
 /// Flags of a program that clients connect to.
@@ -194,10 +195,11 @@ impl Front {
         let until = Instant::now() + HTTP_PHASE;
         let (peer, handshake) = (caller.address, Arc::clone(&caller.handshake));
         let asked = AtomicBool::new(false);
-        let mut http = pin!(speak_http(stream, self.tls.as_ref(), |request| {
+        let http = pin!(speak_http(stream, self.tls.as_ref(), |request| {
             asked.store(true, Ordering::Relaxed);
             handler(request, caller.clone())
         }));
+        let mut http = Turns::newcomer().run(http);
         let in_time = async {
             match timeout_at(until, &mut http).await {
                 Err(_) if asked.load(Ordering::Relaxed) => {

@@ -33,6 +33,7 @@ pub mod tls;
 pub mod token;
 pub mod trust;
 pub mod tunnel;
+pub mod turns;
 pub mod url;
 pub mod wake;
 pub mod words;

@@ -31,6 +31,10 @@ pub const DESCRIPTORS: usize = 4;
 /// How long the end of the program waits for the other threads to drop their tasks.
 const STOP_WITHIN: Duration = Duration::from_secs(1);
 
+/// Polls of tasks before an event loop looks at its sockets. With tokio's 61, a message would wait
+/// for 61 polls of busy tasks before the task that it is for even counts as ready.
+const EVENT_INTERVAL: u32 = 4;
+
 thread_local! {
     /// Position in [`Threads`]. The main thread, and any that is not of the program, has 0.
     static POSITION: Cell<usize> = const { Cell::new(0) };
@@ -239,7 +243,10 @@ pub fn position() -> usize {
 /// # Errors
 /// The system has no file descriptors for it.
 pub fn runtime() -> Result<Runtime, Failure> {
-    let runtime = Builder::new_current_thread().enable_all().build();
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .event_interval(EVENT_INTERVAL)
+        .build();
     runtime.map_err(|error| Failure::failed(format!("cannot start the event loop: {error}")))
 }
 

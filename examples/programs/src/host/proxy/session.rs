@@ -1,5 +1,6 @@
 //! One session, from the client's upgrade request to two joined sockets.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use super::registry::{Refusal, TaskPlace};
 use crate::common::front::Caller;
 use crate::common::http::{self, Answer, BadRequest};
 use crate::common::route::Session;
+use crate::common::turns::Turns;
 use crate::common::ws::{self, WebSocketCarrier};
 use crate::common::{net, token};
 
@@ -257,5 +259,6 @@ async fn run(host: &Host, client: OnUpgrade, response: Response<Incoming>) -> st
         Ok((client, runner))
     };
     let (client, runner) = net::within(ws::HANDSHAKE_TIMEOUT, both).await?;
-    host.relays.here().join(client, runner).await
+    let relay = pin!(host.relays.here().join(client, runner));
+    Turns::session().run(relay).await
 }

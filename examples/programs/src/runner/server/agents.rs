@@ -17,6 +17,7 @@ use crate::common::handshakes::Handshake;
 use crate::common::places::{Full, Place, Places, Sizes};
 use crate::common::resume;
 use crate::common::tunnel::{self, Driving};
+use crate::common::turns::Turns;
 use crate::common::ws::REPLACED;
 
 /// How long an agent counts as reconnecting after its loss, or after the start of this server.
@@ -121,7 +122,8 @@ impl Agents {
 
     /// Keeps an agent registered from its answer until its tunnel ends. Until then it has the place
     /// of a handshake.
-    pub async fn serve(&self, agent: NewAgent, mut driver: Driving, handshake: &Handshake) {
+    pub async fn serve(&self, agent: NewAgent, driver: Driving, handshake: &Handshake) {
+        let mut driver = Turns::session().run(driver);
         let (name, peer, v2) = (agent.name.clone(), agent.peer, agent.v2);
         let connection = self.arrive();
         let tunnel = agent.mux.tunnel().clone();

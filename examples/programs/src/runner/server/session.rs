@@ -21,6 +21,7 @@ use crate::common::places::Place;
 use crate::common::route::Session;
 use crate::common::serve::{self, FLOW_IDLE, LAST_WORDS, unless_abandoned};
 use crate::common::tunnel::{self, Driving, Upgraded};
+use crate::common::turns::Turns;
 use crate::common::ws::WebSocketCarrier;
 use crate::common::{resume, retry};
 
@@ -66,7 +67,8 @@ pub async fn serve(
     runner.counters.sessions.add(1);
     tracing::debug!(%peer, container = %session, v2, "session begins");
     let tunnel = acceptor.tunnel().clone();
-    let driver = tokio::spawn(driver);
+    let turns = Turns::session();
+    let driver = tokio::spawn(turns.run(driver));
     let party = runner.served.parties.party();
     let accepting = async {
         while let Some(incoming) = acceptor.accept().await {
@@ -78,9 +80,10 @@ pub async fn serve(
             }
             let runner = Arc::clone(runner);
             let container = session.name.clone();
-            tokio::spawn(async move {
+            let connection = async move {
                 connection(&runner, &container, party, incoming, v2).await;
-            });
+            };
+            tokio::spawn(turns.run(Box::pin(connection)));
         }
     };
     let mut attachments = tunnel.attachments();

@@ -1,0 +1,481 @@
+//! Turns for busy connections, so that the others do not wait for all of them.
+//!
+//! An event loop polls ready tasks in order. If thousands always have more to do, each of the
+//! others waits for thousands of polls. The tasks of a busy connection therefore wait in line, and
+//! one task of that line at a time is in the event loop's queue. A connection that sleeps between
+//! short pieces of work never waits. Without busy connections there is no line, and one that is
+//! alone waits for nobody.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use futures_util::task::AtomicWaker;
+
+/// Time of work that a connection may do without waiting in line, after it has slept long enough.
+const BURST: Duration = Duration::from_micros(200);
+
+/// A quiet connection sleeps this many times as long as it works. Waiting for a turn with work to
+/// do is not sleep, so a flood does not become quiet because many others flood too.
+const SLEEPS: u32 = 10;
+
+/// A busy connection is quiet again once it has slept this long.
+const REST: Duration = Duration::from_millis(1);
+
+/// Most that one poll counts for. Beyond it, the system has probably run another process meanwhile.
+const POLL_MAX: Duration = Duration::from_micros(100);
+
+thread_local! {
+    /// A task stays on the thread of its event loop.
+    static LINE: RefCell<Line> = RefCell::default();
+}
+
+/// The turns of one connection, for all of its tasks.
+#[derive(Debug, Clone)]
+pub struct Turns(Arc<Mutex<Member>>);
+
+/// A task of a connection.
+#[derive(Debug)]
+pub struct InTurn<F> {
+    work: F,
+    turns: Turns,
+    ticket: Option<u64>,
+    alarm: Arc<Alarm>,
+    /// Wakes this task through the alarm.
+    waker: Waker,
+}
+
+/// The waker of a task, which notices that it is used.
+#[derive(Debug, Default)]
+struct Alarm {
+    task: AtomicWaker,
+    rang: AtomicBool,
+}
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.rang.store(true, Ordering::Relaxed);
+        self.task.wake();
+    }
+}
+
+impl Turns {
+    /// Of a connection in its HTTP phase.
+    pub fn newcomer() -> Self {
+        Self::new(Class::Newcomer)
+    }
+
+    /// Of a connection with a session.
+    pub fn session() -> Self {
+        Self::new(Class::Session)
+    }
+
+    fn new(class: Class) -> Self {
+        let member = Member {
+            class,
+            effort: Effort::new(Instant::now()),
+            waiting: BTreeMap::new(),
+            position: None,
+            is_called: false,
+        };
+        Self(Arc::new(Mutex::new(member)))
+    }
+
+    /// Does `work` in turns with that of others, while this connection is busy.
+    pub fn run<F: Future + Unpin>(&self, work: F) -> InTurn<F> {
+        let alarm = Arc::<Alarm>::default();
+        InTurn {
+            work,
+            turns: self.clone(),
+            ticket: None,
+            waker: Waker::from(Arc::clone(&alarm)),
+            alarm,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Member> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<F: Future + Unpin> Future for InTurn<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let began = Instant::now();
+        if this.ticket.is_some() || this.turns.lock().is_busy(began) {
+            let called = with_line(|line| line.is_called(&this.turns, &mut this.ticket, cx));
+            if !called {
+                call();
+                return Poll::Pending;
+            }
+        }
+        this.alarm.task.register(cx.waker());
+        this.alarm.rang.store(false, Ordering::Relaxed);
+        let polled = Pin::new(&mut this.work).poll(&mut Context::from_waker(&this.waker));
+        let has_more = this.alarm.rang.load(Ordering::Relaxed);
+        this.turns
+            .lock()
+            .effort
+            .add(began, Instant::now(), has_more);
+        this.leave();
+        polled
+    }
+}
+
+impl<F> InTurn<F> {
+    fn leave(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            drop(with_line(|line| line.leave(&self.turns, ticket)));
+            call();
+        }
+    }
+}
+
+impl<F> Drop for InTurn<F> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+fn with_line<T: Default>(act: impl FnOnce(&mut Line) -> T) -> T {
+    // While the thread ends, there is no line any more.
+    let done = LINE.try_with(|line| act(&mut line.borrow_mut()));
+    done.unwrap_or_default()
+}
+
+/// Wakes the next task. A waker is foreign code, so the line is not borrowed meanwhile.
+fn call() {
+    if let Some(next) = with_line(Line::call) {
+        next.wake();
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Newcomer,
+    Session,
+}
+
+/// A connection's part of the line.
+#[derive(Debug)]
+struct Member {
+    class: Class,
+    effort: Effort,
+    /// Its tasks that wait, by ticket.
+    waiting: BTreeMap<u64, Waker>,
+    /// Its position in the line.
+    position: Option<u64>,
+    /// One of its tasks was called and has not left yet. Then it is nowhere in the line.
+    is_called: bool,
+}
+
+impl Member {
+    fn is_busy(&mut self, now: Instant) -> bool {
+        self.effort.is_busy(now, self.waiting.is_empty())
+    }
+}
+
+/// Connections by position.
+type Queue = BTreeMap<u64, Turns>;
+
+/// The busy connections of a thread that wait, first come first served.
+#[derive(Debug, Default)]
+struct Line {
+    /// Of tickets and positions.
+    numbers: u64,
+    newcomers: Queue,
+    sessions: Queue,
+    /// The turn before went to a newcomer.
+    was_newcomer: bool,
+    /// Was woken and will run next. Tasks that were ready before run before it.
+    called: Option<u64>,
+}
+
+impl Line {
+    /// Whether this task may run now. Otherwise it is in line afterwards, and will be woken.
+    fn is_called(&mut self, turns: &Turns, ticket: &mut Option<u64>, cx: &Context<'_>) -> bool {
+        let number = *ticket.get_or_insert_with(|| self.next_number());
+        if self.called == Some(number) {
+            return true;
+        }
+        let mut member = turns.lock();
+        match member.waiting.get_mut(&number) {
+            Some(waiting) => waiting.clone_from(cx.waker()),
+            None => drop(member.waiting.insert(number, cx.waker().clone())),
+        }
+        self.queue_up(&mut member, turns);
+        false
+    }
+
+    /// The task of this ticket does not wait any more.
+    fn leave(&mut self, turns: &Turns, ticket: u64) -> Option<Waker> {
+        let mut member = turns.lock();
+        let waiting = member.waiting.remove(&ticket);
+        if self.called == Some(ticket) {
+            self.called = None;
+            member.is_called = false;
+            self.queue_up(&mut member, turns);
+        }
+        if member.waiting.is_empty() {
+            if let Some(position) = member.position.take() {
+                self.queue(member.class).remove(&position);
+            }
+        }
+        waiting
+    }
+
+    /// At the end, if tasks of it wait and it has no position.
+    fn queue_up(&mut self, member: &mut Member, turns: &Turns) {
+        let waits = !member.is_called && !member.waiting.is_empty();
+        if waits && member.position.is_none() {
+            let position = self.next_number();
+            member.position = Some(position);
+            self.queue(member.class).insert(position, turns.clone());
+        }
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
+    fn queue(&mut self, class: Class) -> &mut Queue {
+        match class {
+            Class::Newcomer => &mut self.newcomers,
+            Class::Session => &mut self.sessions,
+        }
+    }
+
+    /// The waker of the task that runs next, unless one was called already.
+    fn call(&mut self) -> Option<Waker> {
+        if self.called.is_some() {
+            return None;
+        }
+        let takes_newcomer = !self.was_newcomer || self.sessions.is_empty();
+        self.was_newcomer = takes_newcomer && !self.newcomers.is_empty();
+        let class = match self.was_newcomer {
+            true => Class::Newcomer,
+            false => Class::Session,
+        };
+        let (_, turns) = self.queue(class).pop_first()?;
+        let mut member = turns.lock();
+        member.position = None;
+        let (ticket, waker) = member.waiting.pop_first()?;
+        member.is_called = true;
+        self.called = Some(ticket);
+        Some(waker)
+    }
+}
+
+/// How much a connection has worked lately.
+#[derive(Debug)]
+struct Effort {
+    /// When it will have slept enough for its work.
+    slept: Instant,
+    ended: Instant,
+    /// It was woken while it worked.
+    has_more: bool,
+    is_busy: bool,
+}
+
+impl Effort {
+    /// A new connection is busy until it sleeps.
+    fn new(now: Instant) -> Self {
+        Self {
+            slept: now + BURST * SLEEPS,
+            ended: now,
+            has_more: false,
+            is_busy: true,
+        }
+    }
+
+    fn is_busy(&mut self, now: Instant, is_idle: bool) -> bool {
+        self.wait(now);
+        if is_idle && now.saturating_duration_since(self.ended) >= REST {
+            self.is_busy = false;
+        }
+        if self.slept.saturating_duration_since(now) > BURST * SLEEPS {
+            self.is_busy = true;
+        }
+        self.is_busy
+    }
+
+    fn add(&mut self, began: Instant, ended: Instant, has_more: bool) {
+        self.wait(began);
+        let took = ended.saturating_duration_since(began).min(POLL_MAX);
+        self.slept = self.slept.max(began) + took * SLEEPS;
+        self.ended = ended;
+        self.has_more = has_more;
+    }
+
+    /// Does not count the time as sleep if there was something to do.
+    fn wait(&mut self, until: Instant) {
+        if self.has_more {
+            self.slept += until.saturating_duration_since(self.ended);
+            self.ended = until;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::atomic::AtomicUsize;
+
+    use tokio::runtime::Builder;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    const BUSY: usize = 100;
+    const ROUNDS: usize = 50;
+
+    type Count = Arc<AtomicUsize>;
+
+    fn run<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+        let runtime = Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async { tokio::spawn(work).await.unwrap() })
+    }
+
+    /// Goes to the end of the event loop's queue.
+    async fn requeue() {
+        let mut again = true;
+        poll_fn(|cx| {
+            if !std::mem::take(&mut again) {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// A task that always has more to do, and counts.
+    async fn work_without_end(count: Count) {
+        loop {
+            count.fetch_add(1, Ordering::Relaxed);
+            requeue().await;
+        }
+    }
+
+    fn start(turns: &Turns, count: &Count) -> JoinHandle<()> {
+        let work = Box::pin(work_without_end(Arc::clone(count)));
+        tokio::spawn(turns.run(work))
+    }
+
+    /// Polls of busy tasks while another task has `ROUNDS` polls.
+    async fn polls_beside(start: impl Fn(&Count)) -> usize {
+        let count = Count::default();
+        for _ in 0..BUSY {
+            start(&count);
+        }
+        // All have begun.
+        requeue().await;
+        let before = count.load(Ordering::Relaxed);
+        for _ in 0..ROUNDS {
+            requeue().await;
+        }
+        count.load(Ordering::Relaxed) - before
+    }
+
+    #[test]
+    fn others_wait_for_one_busy_task_and_not_for_all() {
+        let plain = run(polls_beside(|count| {
+            drop(tokio::spawn(work_without_end(Arc::clone(count))));
+        }));
+        assert_eq!(plain, BUSY * ROUNDS);
+        let in_turn = run(polls_beside(|count| {
+            drop(start(&Turns::session(), count));
+        }));
+        // Some more if the system has stopped this thread meanwhile.
+        assert!((1..=10 * ROUNDS).contains(&in_turn), "{in_turn}");
+    }
+
+    #[test]
+    fn busy_connections_take_turns_however_many_tasks_they_have() {
+        let counts = run(async {
+            let counts = [(); 4].map(|()| Count::default());
+            for (count, tasks) in counts.iter().zip([3, 1, 1, 1]) {
+                let turns = Turns::session();
+                for _ in 0..tasks {
+                    start(&turns, count);
+                }
+            }
+            let sum = || {
+                counts
+                    .iter()
+                    .map(|count| count.load(Ordering::Relaxed))
+                    .sum::<usize>()
+            };
+            while sum() < 1000 {
+                requeue().await;
+            }
+            counts.map(|count| count.load(Ordering::Relaxed))
+        });
+        assert!(counts.iter().all(|count| *count > 200), "{counts:?}");
+    }
+
+    #[test]
+    fn whoever_leaves_the_line_holds_up_nobody() {
+        let left = run(async {
+            let count = Count::default();
+            let tasks = [(); 20].map(|()| start(&Turns::session(), &count));
+            let newcomers = [(); 20].map(|()| start(&Turns::newcomer(), &count));
+            for task in tasks.iter().chain(&newcomers) {
+                requeue().await;
+                task.abort();
+            }
+            for task in tasks.into_iter().chain(newcomers) {
+                assert!(task.await.unwrap_err().is_cancelled());
+            }
+            let last = start(&Turns::session(), &count);
+            let before = count.load(Ordering::Relaxed);
+            while count.load(Ordering::Relaxed) < before + 10 {
+                requeue().await;
+            }
+            last.abort();
+            let _ = last.await;
+            with_line(|line| line.newcomers.len() + line.sessions.len())
+        });
+        assert_eq!(left, 0);
+    }
+
+    #[test]
+    fn only_sleep_makes_quiet() {
+        let start = Instant::now();
+        let after = |micros| start + Duration::from_micros(micros);
+        let mut effort = Effort::new(start);
+        assert!(effort.is_busy(after(0), true), "a newcomer is busy");
+        assert!(!effort.is_busy(after(1500), true));
+
+        // Short pieces of work between sleeps.
+        for at in (10_000..500_000).step_by(2000) {
+            assert!(!effort.is_busy(after(at), true));
+            effort.add(after(at), after(at + 50), false);
+        }
+        // A flood that has a short turn now and then.
+        let mut at = 1_000_000;
+        for _ in 0..100 {
+            effort.is_busy(after(at), true);
+            effort.add(after(at), after(at + 5), true);
+            at += 50_000;
+        }
+        assert!(effort.is_busy(after(at), true));
+        // Its last turn has left nothing to do.
+        effort.add(after(at), after(at + 5), false);
+        assert!(effort.is_busy(after(at + 500), true));
+        assert!(effort.is_busy(after(at + 100_000), false), "others wait");
+        assert!(!effort.is_busy(after(at + 100_000), true));
+    }
+}
