@@ -68,6 +68,38 @@ async fn a_host_without_a_trusted_certificate_is_not_spoken_to() {
     assert_eq!(forward.stderr().len(), 1);
 }
 
+/// Where the operating system keeps its roots, as a file or a folder.
+#[tokio::test]
+async fn roots_of_the_system_are_believed_beside_those_built_in() {
+    let Certificates { ca, cert, key, .. } = &certificates();
+    let Certificates { ca: other, .. } = &certificates();
+    let target = format!("{CONTAINER}=127.0.0.1");
+    let runner = ["--listen", "127.0.0.1:0", "--target", &target];
+    let runner = Program::start("runner", &runner);
+    let task = format!("42={CONTAINER}@http://{}", runner.address());
+    let listen = ["--listen", "127.0.0.1:0", "--cert", cert, "--key", key];
+    let host = Program::start("host", &[&listen[..], &["--task", &task]].concat());
+    let port = service(echo).await.port().to_string();
+    let url = format!("wss://localhost:{}", host.port());
+    let args = ["42", &port, "--local-port", "0", "--host", &url];
+
+    let system = [
+        ("SSL_CERT_FILE", ca.as_str()),
+        ("SSL_CERT_DIR", "/dev/null"),
+    ];
+    let forward = Program::start_with("forward", &args, &system);
+    expect_echo(&mut connect(&forward).await, b"through").await;
+
+    // With another authority in its place, nobody known has issued the certificate.
+    let system = [
+        ("SSL_CERT_FILE", other.as_str()),
+        ("SSL_CERT_DIR", "/dev/null"),
+    ];
+    let mut forward = Program::start_with("forward", &args, &system);
+    assert_eq!(forward.exit(Duration::from_secs(12)), 3);
+    forward.complaint("nobody known here issued its certificate");
+}
+
 #[test]
 fn unusable_files_are_exit_code_2() {
     for args in [
