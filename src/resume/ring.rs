@@ -23,7 +23,7 @@ pub(super) struct Ring {
     allowed: usize,
     /// What was held of the old limit when it was lowered, until that is acknowledged.
     excess: usize,
-    /// Since the limit was last doubled: whether the ring was full, and bytes acknowledged.
+    /// Since the limit last grew: whether the ring was full, and bytes acknowledged.
     was_full: bool,
     acked: usize,
 }
@@ -83,7 +83,7 @@ impl Ring {
         if self.was_full && self.acked >= self.limit {
             self.was_full = false;
             self.acked = 0;
-            self.limit = self.clamp(self.limit.saturating_mul(2));
+            self.limit = self.clamp(self.limit.saturating_mul(4));
         }
         if self.messages.len() <= Self::IDLE_CAPACITY / 2
             && self.messages.capacity() > Self::IDLE_CAPACITY

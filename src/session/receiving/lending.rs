@@ -1,7 +1,7 @@
 use core::time::Duration;
 
 use super::super::{Config, Instant, StreamId};
-use super::window::ReceiveWindow;
+use super::window::{Neighbours, ReceiveWindow};
 
 /// Credit lent to windows beyond the initial window, and the stream for which others leave room.
 #[derive(Debug, Default)]
@@ -43,8 +43,13 @@ impl Lending {
         let interactive = self
             .interactive
             .is_some_and(|(other, at)| other != stream && now - at < Self::INTERACTIVE_FOR);
+        let neighbours = match interactive {
+            true => Neighbours::Interactive,
+            false if self.lent > window.grown() => Neighbours::Bulk,
+            false => Neighbours::None,
+        };
         let before = window.size();
-        let wanted = window.wanted_size(now, rtt, interactive, config.max_window);
+        let wanted = window.wanted_size(now, rtt, neighbours, config.max_window);
         if wanted <= before {
             window.resize(wanted);
             self.lent -= (before - wanted) as usize;

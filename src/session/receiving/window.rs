@@ -10,6 +10,8 @@ use super::super::{INITIAL_WINDOW, Instant};
 pub(super) struct ReceiveWindow {
     /// Bytes that the peer may have in flight beyond those read.
     size: u32,
+    /// The size without the extra, which follows the stream's neighbours.
+    base: u32,
     /// Total bytes that the peer may send, as granted so far.
     limit: u64,
     received: u64,
@@ -18,18 +20,33 @@ pub(super) struct ReceiveWindow {
     epoch_bytes: u64,
 }
 
+/// The other streams of the tunnel, as far as windows are concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Neighbours {
+    /// None whose window has grown.
+    None,
+    Bulk,
+    /// One that receives small pieces. They queue behind everything in flight.
+    Interactive,
+}
+
 impl ReceiveWindow {
     /// Shortest interval of a measurement, because messages come in bursts.
     const SHORTEST_EPOCH: Duration = Duration::from_millis(2);
-    /// The window of a stream that fills the initial window within the shortest epoch, however
-    /// short the round trip: the reader reads one half while the other is in flight. With less, two
-    /// ends on one machine wait for each other in turn. With more, round trips beside it take
-    /// longer and nothing gets faster.
+    /// The least window of a fast stream, however short the round trip: the reader reads one half
+    /// while the other is in flight. With less, two ends on one machine wait for each other in
+    /// turn. With more, round trips beside it take longer and little gets faster. A stream is fast
+    /// if it fills the initial window within the shortest epoch.
     const FAST_WINDOW: u32 = 2 * INITIAL_WINDOW;
+    /// The window of a stream over a long path that is the only one whose window has grown, once a
+    /// quarter of the initial window has arrived and was read in one round trip. A transfer need
+    /// not begin with small windows.
+    const ALONE_WINDOW: u32 = 4 << 20;
 
     pub(super) fn new(now: Instant) -> Self {
         Self {
             size: INITIAL_WINDOW,
+            base: INITIAL_WINDOW,
             limit: u64::from(INITIAL_WINDOW),
             received: 0,
             consumed: 0,
@@ -66,20 +83,29 @@ impl ReceiveWindow {
 
     /// The new size of the window, given the round trip.
     ///
-    /// The window grows if the reader keeps up. The extra of [`FAST_WINDOW`](Self::FAST_WINDOW) is
-    /// withdrawn while another stream is `interactive`, which would queue behind it.
+    /// The window grows if the reader keeps up. What it has beyond the needs of the path is less
+    /// when there are other streams.
     pub(super) fn wanted_size(
         &mut self,
         now: Instant,
         rtt: Duration,
-        interactive: bool,
+        neighbours: Neighbours,
         max: u32,
     ) -> u32 {
         let elapsed = now - self.epoch;
-        if elapsed < rtt.max(Self::SHORTEST_EPOCH) {
-            return self.size;
-        }
         let unread = self.received - self.consumed;
+        let keeps_up = unread <= u64::from(self.size) / 2;
+        if elapsed < rtt.max(Self::SHORTEST_EPOCH) {
+            // What has arrived and what was read of it.
+            let least = self.epoch_bytes.min(self.consumed);
+            let starting = least >= u64::from(INITIAL_WINDOW / 4) && keeps_up;
+            return match neighbours {
+                Neighbours::None if starting && rtt >= Self::SHORTEST_EPOCH => {
+                    self.size.max(Self::ALONE_WINDOW.min(max))
+                }
+                _ => self.size,
+            };
+        }
         let micros = |span: Duration| u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
         let per = |span| self.epoch_bytes.saturating_mul(micros(span)) / micros(elapsed).max(1);
         let per_trip = u32::try_from(per(rtt).saturating_mul(2)).unwrap_or(max);
@@ -87,15 +113,20 @@ impl ReceiveWindow {
         let fast = per(Self::SHORTEST_EPOCH) >= u64::from(INITIAL_WINDOW);
         self.epoch = now;
         self.epoch_bytes = 0;
-        let least = match (interactive, fast) {
-            (true, _) if self.size <= Self::FAST_WINDOW => INITIAL_WINDOW,
-            (false, true) => self.size.max(Self::FAST_WINDOW.min(max)),
-            _ => self.size,
+        let least = if fast { Self::FAST_WINDOW.min(max) } else { 0 };
+        let extra = match neighbours {
+            Neighbours::Interactive => 0,
+            Neighbours::Bulk => least.max(self.size.min(Self::FAST_WINDOW)),
+            Neighbours::None => least.max(self.size),
         };
-        if unread > u64::from(self.size) / 2 {
-            return least.min(self.size);
+        if !keeps_up {
+            return self.size.min(extra.max(self.base));
         }
-        least.max(per_trip)
+        // On a short path the extra makes more arrive than the path needs.
+        if rtt >= Self::SHORTEST_EPOCH || self.size <= self.base {
+            self.base = self.base.max(per_trip);
+        }
+        self.base.max(extra)
     }
 
     /// Bytes that the peer may have in flight beyond those read.
@@ -148,12 +179,12 @@ mod tests {
 
     #[test]
     fn a_window_that_holds_the_sender_back_doubles_each_round_trip() {
-        for interactive in [false, true] {
-            doubles_each_round_trip(interactive);
+        for neighbours in [Neighbours::None, Neighbours::Bulk, Neighbours::Interactive] {
+            doubles_each_round_trip(neighbours);
         }
     }
 
-    fn doubles_each_round_trip(interactive: bool) {
+    fn doubles_each_round_trip(neighbours: Neighbours) {
         let mut window = ReceiveWindow::new(at(0));
         for trip in 1..=4 {
             let size = window.size;
@@ -161,7 +192,7 @@ mod tests {
                 .receive((window.limit - window.received) as usize)
                 .unwrap();
             window.consume((window.received - window.consumed) as usize);
-            let wanted = window.wanted_size(at(trip * 100), RTT, interactive, u32::MAX);
+            let wanted = window.wanted_size(at(trip * 100), RTT, neighbours, u32::MAX);
             assert_eq!(wanted, 2 * size);
             window.resize(wanted);
             assert!(window.grant_is_due());
@@ -170,26 +201,104 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_fast_stream_gets_two_windows_and_no_more() {
+    /// Fills the window several times within the shortest epoch, then sets it to its new size.
+    fn fill(window: &mut ReceiveWindow, millis: u64, neighbours: Neighbours) -> u32 {
+        for _ in 0..4 {
+            let len = window.limit.saturating_sub(window.received);
+            window.receive(len as usize).unwrap();
+            window.consume(len as usize);
+            window.take_grant();
+        }
         let short = Duration::from_micros(50);
+        let wanted = window.wanted_size(at(millis), short, neighbours, u32::MAX);
+        window.resize(wanted);
+        wanted
+    }
+
+    #[test]
+    fn the_extra_of_a_fast_stream_is_withdrawn_beside_an_interactive_one() {
+        let fast = ReceiveWindow::FAST_WINDOW;
         let mut window = ReceiveWindow::new(at(0));
-        let mut fill = |millis, interactive| {
-            for _ in 0..4 {
-                let len = window.limit - window.received;
-                window.receive(len as usize).unwrap();
-                window.consume(len as usize);
-                window.take_grant();
-            }
-            let wanted = window.wanted_size(at(millis), short, interactive, u32::MAX);
-            window.resize(wanted);
-            wanted
+        assert_eq!(fill(&mut window, 2, Neighbours::None), fast);
+        assert_eq!(fill(&mut window, 4, Neighbours::Bulk), fast);
+        assert_eq!(
+            fill(&mut window, 6, Neighbours::Interactive),
+            INITIAL_WINDOW
+        );
+        assert_eq!(
+            fill(&mut window, 8, Neighbours::Interactive),
+            INITIAL_WINDOW
+        );
+        assert_eq!(fill(&mut window, 10, Neighbours::Bulk), fast);
+    }
+
+    #[test]
+    fn the_extra_of_a_stream_alone_follows_its_neighbours() {
+        for (neighbours, expected) in [
+            (Neighbours::None, ReceiveWindow::ALONE_WINDOW),
+            (Neighbours::Bulk, ReceiveWindow::FAST_WINDOW),
+            (Neighbours::Interactive, INITIAL_WINDOW),
+        ] {
+            let mut window = ReceiveWindow::new(at(0));
+            let quarter = INITIAL_WINDOW as usize / 4;
+            window.receive(quarter).unwrap();
+            window.consume(quarter);
+            let alone = window.wanted_size(at(1), RTT, Neighbours::None, u32::MAX);
+            assert_eq!(alone, ReceiveWindow::ALONE_WINDOW);
+            window.resize(alone);
+            let later = window.wanted_size(at(100), RTT, neighbours, u32::MAX);
+            assert_eq!(later, expected, "{neighbours:?}");
+        }
+    }
+
+    #[test]
+    fn a_stream_that_begins_alone_need_not_wait_for_its_round_trip() {
+        let begin_over = |rtt, received: usize, read: usize, neighbours| {
+            let mut window = ReceiveWindow::new(at(0));
+            window.receive(received).unwrap();
+            window.consume(read);
+            window.wanted_size(at(1), rtt, neighbours, u32::MAX)
         };
-        assert_eq!(fill(2, false), ReceiveWindow::FAST_WINDOW);
-        assert_eq!(fill(4, false), ReceiveWindow::FAST_WINDOW);
-        assert_eq!(fill(6, true), INITIAL_WINDOW);
-        assert_eq!(fill(8, true), INITIAL_WINDOW);
-        assert_eq!(fill(10, false), ReceiveWindow::FAST_WINDOW);
+        let begin = |received, read, neighbours| begin_over(RTT, received, read, neighbours);
+        let (alone, quarter) = (ReceiveWindow::ALONE_WINDOW, INITIAL_WINDOW as usize / 4);
+        assert_eq!(begin(quarter, quarter, Neighbours::None), alone);
+        assert_eq!(begin(3 * quarter, quarter, Neighbours::None), alone);
+        assert_eq!(begin(quarter, quarter, Neighbours::Bulk), INITIAL_WINDOW);
+        assert_eq!(
+            begin(quarter, quarter, Neighbours::Interactive),
+            INITIAL_WINDOW
+        );
+        let short = Duration::from_micros(1900);
+        let near = begin_over(short, quarter, quarter, Neighbours::None);
+        assert_eq!(near, INITIAL_WINDOW);
+        let less = quarter - 1;
+        assert_eq!(begin(less, less, Neighbours::None), INITIAL_WINDOW);
+        // The reader does not keep up.
+        assert_eq!(begin(quarter, less, Neighbours::None), INITIAL_WINDOW);
+        assert_eq!(
+            begin(4 * quarter, quarter, Neighbours::None),
+            INITIAL_WINDOW
+        );
+    }
+
+    #[test]
+    fn what_a_long_path_needs_is_not_withdrawn() {
+        let mut window = ReceiveWindow::new(at(0));
+        let mut size = window.size;
+        for trip in 1..=6 {
+            window
+                .receive((window.limit - window.received) as usize)
+                .unwrap();
+            window.consume((window.received - window.consumed) as usize);
+            size = window.wanted_size(at(trip * 100), RTT, Neighbours::None, u32::MAX);
+            window.resize(size);
+            window.take_grant();
+        }
+        assert!(size > ReceiveWindow::ALONE_WINDOW);
+        window.receive(1000).unwrap();
+        window.consume(1000);
+        let wanted = window.wanted_size(at(900), RTT, Neighbours::Interactive, u32::MAX);
+        assert_eq!(wanted, size);
     }
 
     #[test]
@@ -197,10 +306,10 @@ mod tests {
         let mut window = ReceiveWindow::new(at(0));
         window.receive(1000).unwrap();
         window.consume(1000);
-        let wanted = window.wanted_size(at(100), RTT, false, u32::MAX);
+        let wanted = window.wanted_size(at(100), RTT, Neighbours::None, u32::MAX);
         assert_eq!(wanted, INITIAL_WINDOW);
         window.receive(INITIAL_WINDOW as usize - 1000).unwrap();
-        let wanted = window.wanted_size(at(200), RTT, false, u32::MAX);
+        let wanted = window.wanted_size(at(200), RTT, Neighbours::None, u32::MAX);
         assert_eq!(wanted, INITIAL_WINDOW, "unread");
     }
 
