@@ -13,7 +13,8 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tunnel_test_support::certificates::Certificates;
 use tunnel_test_support::chain::{
-    CONTAINER, Chain, connect, echo, ending, expect_echo, pattern, service, start_runner,
+    CONTAINER, Chain, connect, echo, ending, eventually, expect_echo, pattern, service,
+    start_runner,
 };
 use tunnel_test_support::client::{Client, frame, session};
 use tunnel_test_support::program::Program;
@@ -350,12 +351,17 @@ async fn a_signal_lets_the_connections_of_all_threads_finish() {
     }
 }
 
-#[test]
-fn one_thread_is_no_thread_more() {
-    let threads = |count: &str| {
+#[tokio::test]
+async fn one_thread_is_no_thread_more() {
+    for (count, expected) in [
+        ("1", &["runner"][..]),
+        ("3", &["runner", "thread-1", "thread-2"]),
+    ] {
         let runner = start_runner("127.0.0.1:0", &["--threads", count]);
-        work(&runner).into_keys().collect::<Vec<_>>()
-    };
-    assert_eq!(threads("1"), ["runner"]);
-    assert_eq!(threads("3"), ["runner", "thread-1", "thread-2"]);
+        // A thread gives itself its name once it runs.
+        eventually("the threads", LIMIT, || async {
+            (work(&runner).into_keys().eq(expected.iter().copied())).then_some(())
+        })
+        .await;
+    }
 }
