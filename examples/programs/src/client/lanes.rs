@@ -7,7 +7,7 @@
 //! [`BUSY_COUNTS`] more, so that what is interactive stays apart from bulk. Beyond [`FEW`]
 //! connections a tunnel, all further ones take the first: it is fairer to many than the kernel is
 //! to several transports. A tunnel other than the first is closed when it was without connections
-//! for [`IDLE_TICKS`].
+//! for [`IDLE`].
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,14 +15,20 @@ use std::time::Duration;
 
 use kohakuriver_tunnel::mux::Mux;
 use tokio::sync::Notify;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::connector::Connector;
 use crate::client::destination::Connected;
 use crate::common::threads::{Thread, Threads};
 
-/// Time between two looks at the tunnels.
+/// Time between two looks at the tunnels, while something moves or is new.
 const TICK: Duration = Duration::from_millis(100);
+
+/// The same otherwise.
+const CALM_TICK: Duration = Duration::from_secs(1);
+
+/// How long the short ticks go on.
+const LIVELY: Duration = Duration::from_secs(2);
 
 /// Bytes in both directions, in one tick: 20 Mbit/s.
 const BUSY: u64 = 256 << 10;
@@ -31,8 +37,7 @@ const BUSY_COUNTS: usize = 4;
 
 const FEW: usize = 16;
 
-/// 10 s.
-const IDLE_TICKS: u32 = 100;
+const IDLE: Duration = Duration::from_secs(10);
 
 /// After an attempt to open another tunnel failed.
 const PAUSE: Duration = Duration::from_secs(30);
@@ -51,7 +56,7 @@ pub struct Lanes {
 struct State {
     /// The first tunnel and one for each thread. The first place is always there, up or down.
     lanes: Vec<Lane>,
-    /// In version 1 there is only one tunnel.
+    /// In version 1 there is only one tunnel, and before the first and after the last one none.
     v2: bool,
     opening: bool,
     /// No tunnel is opened before this.
@@ -63,9 +68,10 @@ struct State {
 struct Lane {
     mux: Option<Mux>,
     load: Load,
-    /// Bytes that it had moved at the last tick.
+    /// Bytes that it had moved at the last look.
     moved: u64,
-    idle_ticks: u32,
+    /// Time without connections.
+    idle: Duration,
     closing: Arc<Notify>,
 }
 
@@ -122,7 +128,7 @@ impl Lanes {
         let mut mux = None;
         if let Some(lane) = state.lanes.get_mut(index) {
             lane.load.connections += 1;
-            lane.idle_ticks = 0;
+            lane.idle = Duration::ZERO;
             mux = lane.mux.clone().filter(|_| index > 0);
         }
         drop(state);
@@ -137,32 +143,56 @@ impl Lanes {
     /// Opens and closes tunnels. When it is dropped, those other than the first are closed.
     pub async fn tend(self: &Arc<Self>, connector: Connector) -> Infallible {
         let _closed = Closed(self);
-        let mut ticks = interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        if self.threads.count() == 1 {
+            return std::future::pending().await;
+        }
+        let mut seen = Instant::now();
+        let mut lively_until = seen;
         loop {
-            while self.look() {
-                if let Some((index, thread)) = self.opens() {
-                    let lanes = Arc::clone(self);
-                    thread.spawn(lanes.run(index, connector.clone()));
+            if seen >= lively_until {
+                let calm = if self.is_unused() {
+                    Duration::MAX
+                } else {
+                    CALM_TICK
+                };
+                if timeout(calm, self.used.notified()).await.is_ok() {
+                    lively_until = Instant::now() + LIVELY;
                 }
-                ticks.tick().await;
             }
-            self.used.notified().await;
+            if seen < lively_until {
+                sleep(TICK).await;
+            }
+            let now = Instant::now();
+            if self.look(now - seen) {
+                lively_until = now + LIVELY;
+            }
+            seen = now;
+            if let Some((index, thread)) = self.opens() {
+                let lanes = Arc::clone(self);
+                thread.spawn(lanes.run(index, connector.clone()));
+            }
         }
     }
 
-    /// Measures the loads and closes what is idle. Returns whether there is anything to look at.
-    fn look(&self) -> bool {
+    /// Whether there is nothing to look at until the next connection.
+    fn is_unused(&self) -> bool {
+        let state = self.lock();
+        let mut lanes = state.lanes.iter().enumerate();
+        lanes.all(|(index, lane)| lane.load.connections == 0 && (index == 0 || lane.mux.is_none()))
+    }
+
+    /// Measures the loads since the last look and closes what is idle. Returns whether anything
+    /// moves.
+    fn look(&self, elapsed: Duration) -> bool {
         let mut state = self.lock();
-        let mut any = false;
+        let mut moves = false;
         for (index, lane) in state.lanes.iter_mut().enumerate() {
-            lane.look();
-            if index > 0 && lane.idle_ticks >= IDLE_TICKS {
+            moves |= lane.look(elapsed);
+            if index > 0 && lane.idle >= IDLE {
                 lane.close();
             }
-            any |= lane.load.connections > 0 || index > 0 && lane.mux.is_some();
         }
-        any
+        moves
     }
 
     /// The place and the thread of a tunnel that is to be opened now, if any.
@@ -190,7 +220,9 @@ impl Lanes {
             }
         };
         tracing::debug!(index, "another tunnel");
-        let closing = self.opened(index, &mux);
+        let Some(closing) = self.opened(index, &mux) else {
+            return;
+        };
         tokio::select! {
             over = connector.outlast(&mux, |_| ()) => {
                 self.ended(index, &closing);
@@ -202,19 +234,18 @@ impl Lanes {
         }
     }
 
-    fn opened(&self, index: usize, mux: &Mux) -> Arc<Notify> {
+    /// `None` if it is not wanted any more.
+    fn opened(&self, index: usize, mux: &Mux) -> Option<Arc<Notify>> {
         let mut state = self.lock();
         state.opening = false;
-        match state.lanes.get_mut(index) {
-            Some(lane) => {
-                lane.mux = Some(mux.clone());
-                lane.moved = 0;
-                lane.idle_ticks = 0;
-                lane.closing = Arc::default();
-                Arc::clone(&lane.closing)
-            }
-            None => Arc::default(),
-        }
+        let wanted = state.v2;
+        let lane = state.lanes.get_mut(index).filter(|_| wanted)?;
+        *lane = Lane {
+            mux: Some(mux.clone()),
+            load: lane.load,
+            ..Lane::default()
+        };
+        Some(Arc::clone(&lane.closing))
     }
 
     fn ended(&self, index: usize, closing: &Arc<Notify>) {
@@ -237,15 +268,18 @@ impl Lane {
         self.mux.as_ref().is_some_and(attached)
     }
 
-    fn look(&mut self) {
+    /// Returns whether it has moved more than keepalives do.
+    fn look(&mut self, elapsed: Duration) -> bool {
         let stats = self.mux.as_ref().map(|mux| mux.tunnel().stats());
-        let moved = stats.map_or(0, |stats| stats.bytes_sent + stats.bytes_received);
-        self.load.busy = moved.saturating_sub(self.moved) >= BUSY;
-        self.moved = moved;
-        self.idle_ticks = match self.load.connections {
-            0 => self.idle_ticks.saturating_add(1),
-            _ => 0,
+        let total = stats.map_or(0, |stats| stats.bytes_sent + stats.bytes_received);
+        let moved = total.saturating_sub(self.moved);
+        self.moved = total;
+        self.load.busy = is_busy(moved, elapsed);
+        self.idle = match self.load.connections {
+            0 => self.idle.saturating_add(elapsed),
+            _ => Duration::ZERO,
         };
+        moved > 0
     }
 
     fn close(&mut self) {
@@ -260,6 +294,7 @@ struct Closed<'a>(&'a Lanes);
 impl Drop for Closed<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
+        state.v2 = false;
         state.lanes.iter_mut().skip(1).for_each(Lane::close);
     }
 }
@@ -293,6 +328,11 @@ impl Drop for Seat {
     }
 }
 
+/// Whether that many bytes in that time are [`BUSY`].
+fn is_busy(bytes: u64, elapsed: Duration) -> bool {
+    u128::from(bytes) * TICK.as_micros() >= u128::from(BUSY) * elapsed.as_micros().max(1)
+}
+
 /// The tunnel of a new connection. `None` is one that is not there.
 fn choose(loads: &[Option<Load>]) -> usize {
     let weight = |load: &Load| load.connections + if load.busy { BUSY_COUNTS } else { 0 };
@@ -314,12 +354,20 @@ fn wanted(loads: &[Option<Load>]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BUSY_COUNTS, FEW, Load, choose, wanted};
+    use super::{BUSY, BUSY_COUNTS, CALM_TICK, FEW, Load, TICK, choose, is_busy, wanted};
 
     const QUIET: Option<Load> = load(0, false);
 
     const fn load(connections: usize, busy: bool) -> Option<Load> {
         Some(Load { connections, busy })
+    }
+
+    #[test]
+    fn a_tunnel_is_busy_at_a_rate() {
+        assert!(is_busy(BUSY, TICK));
+        assert!(!is_busy(BUSY - 1, TICK));
+        assert!(!is_busy(BUSY, CALM_TICK));
+        assert!(is_busy(10 * BUSY, CALM_TICK));
     }
 
     #[test]
