@@ -24,6 +24,9 @@ use tunnel_test_support::{LIMIT, soon};
 /// A keep that no test waits for.
 const LONG: [&str; 2] = ["--resume-keep", "3600"];
 
+/// The same for a forward with one tunnel, however busy it is.
+const LONG_IN_ONE: [&str; 4] = ["--resume-keep", "3600", "--threads", "1"];
+
 const OF_CLIENTS: &str = "runner_tunnels_resumed_total{of=\"client\"}";
 const OF_AGENTS: &str = "runner_tunnels_resumed_total{of=\"agent\"}";
 
@@ -99,7 +102,7 @@ impl Traffic {
 async fn connections_outlive_a_host_that_is_killed_again_and_again() {
     let port = service(echo).await.port();
     let mut chain = direct();
-    let forward = chain.forward(port, &LONG);
+    let forward = chain.forward(port, &LONG_IN_ONE);
     let traffic = Traffic::start(&forward, 64).await;
     for round in 1..=4 {
         chain.restart_host();
@@ -119,7 +122,7 @@ async fn connections_outlive_the_websockets_of_both_legs() {
     let mut chain = Chain::with_runner(&LONG);
     let to_runner = Relay::to(&chain.runner.address()).await;
     let agent = agent_at(&to_runner.address());
-    let forward = chain.forward(port, &LONG);
+    let forward = chain.forward(port, &LONG_IN_ONE);
     let traffic = Traffic::start(&forward, 16).await;
     for round in 1..=3 {
         to_runner.cut();

@@ -135,8 +135,8 @@ fn ceiling(flag: &str, wanted: Option<usize>, default: usize, allowed: usize) ->
 /// Descriptors for what peers cause.
 fn usable(threads: usize) -> usize {
     let limit = raise_file_limit();
-    let kept_back = KEPT_BACK + (threads - 1) * threads::DESCRIPTORS;
-    limit - kept_back.min(limit / 4)
+    let of_threads = (threads - 1) * threads::DESCRIPTORS;
+    limit - KEPT_BACK.min(limit / 4) - of_threads.min(limit / 4)
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use tokio::net::TcpListener;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use super::accept::Accepting;
@@ -43,7 +43,10 @@ const HTTP_PHASE: Duration = Duration::from_secs(10);
 
 /// Connections accepted before other tasks run. With more, sessions would wait behind a flood. With
 /// fewer, a flood would fill the listener's backlog.
-const AT_ONCE: u64 = 8;
+const AT_ONCE: usize = 8;
+
+/// Longest wait for displaced connections of other threads to close before the next are accepted.
+const CLOSING: Duration = Duration::from_millis(10);
 
 /// Flags of a program that clients connect to.
 #[derive(Args, Debug, Clone)]
@@ -155,7 +158,7 @@ impl Front {
         F: Future<Output = Answer> + Send + 'static,
     {
         let mut accepting = Accepting::on(listener);
-        let mut accepted = 0_u64;
+        let mut accepted = 0_usize;
         loop {
             let (stream, address) = accepting.next().await;
             let caller = self.caller(address);
@@ -169,6 +172,8 @@ impl Front {
             if accepted % AT_ONCE == 0 {
                 // Sessions have their turn, and displaced connections close their descriptors.
                 tokio::task::yield_now().await;
+                let closed = self.handshakes.leaving_below(AT_ONCE);
+                let _ = timeout(CLOSING, closed).await;
             }
         }
     }

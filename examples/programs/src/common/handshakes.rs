@@ -8,6 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::addresses::Source;
@@ -18,12 +19,16 @@ pub struct Handshakes {
     /// Most connections of one source.
     each: usize,
     state: Mutex<State>,
+    /// A displaced connection is closed.
+    left: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     begun: u64,
     count: usize,
+    /// Displaced connections that are not closed yet.
+    leaving: usize,
     /// By source, in the order in which they began.
     unfinished: HashMap<Source, BTreeMap<u64, CancellationToken>>,
 }
@@ -44,6 +49,19 @@ impl Handshakes {
             most: most.max(1),
             each: each.max(1),
             state: Mutex::default(),
+            left: Notify::new(),
+        }
+    }
+
+    /// Waits until fewer than `most` displaced connections are still to be closed. They may be on
+    /// other threads.
+    pub async fn leaving_below(&self, most: usize) {
+        loop {
+            let left = self.left.notified();
+            if self.lock().leaving < most {
+                return;
+            }
+            left.await;
         }
     }
 
@@ -96,6 +114,7 @@ impl State {
             .and_then(|begun| begun.keys().next().copied());
         if let Some(displaced) = oldest.and_then(|oldest| self.remove(source, oldest)) {
             displaced.cancel();
+            self.leaving += 1;
         }
     }
 
@@ -132,7 +151,11 @@ impl Handshake {
 
 impl Drop for Handshake {
     fn drop(&mut self) {
-        self.settle();
+        let mut state = self.of.lock();
+        if state.remove(self.source, self.number).is_none() && self.displaced.is_cancelled() {
+            state.leaving -= 1;
+            self.of.left.notify_waiters();
+        }
     }
 }
 
