@@ -226,7 +226,8 @@ impl Lanes {
         tokio::select! {
             over = connector.outlast(&mux, |_| ()) => {
                 self.ended(index, &closing);
-                connector.outage.leaves(&over.cause, over.down);
+                let lost = matches!(mux.tunnel().close_reason(), Some(Err(_)));
+                connector.outage.leaves(&over.cause, over.down, lost);
             }
             () = closing.notified() => {
                 let _ = timeout(CLOSING, mux.tunnel().close()).await;

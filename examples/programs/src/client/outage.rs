@@ -93,9 +93,10 @@ impl Outage {
         now.down = (now.down + tunnels).saturating_sub(1);
     }
 
-    /// A tunnel is over that no other one replaces. `down` if it had lost its WebSocket.
-    pub fn leaves(&self, cause: &str, down: bool) {
-        if self.is_news(cause) {
+    /// A tunnel is over that no other one replaces. `down` if it had lost its WebSocket, `lost` if
+    /// its connections did not end by themselves.
+    pub fn leaves(&self, cause: &str, down: bool, lost: bool) {
+        if lost && self.is_news(cause) {
             tracing::warn!("{cause}: its connections have ended; others have their own tunnels");
         }
         if down {
