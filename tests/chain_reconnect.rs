@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::http::StatusCode;
 use tunnel_test_support::chain::{
-    CONTAINER, Chain, connect, echo, ending, eventually, expect_echo, service,
+    CONTAINER, Chain, connect, echo, ending, eventually, expect_echo, metric, service,
 };
 use tunnel_test_support::program::Program;
 use tunnel_test_support::{free_port, soon};
@@ -31,17 +31,6 @@ fn host_at(address: &str, task: &str, runner: &str, environment: &[(&str, &str)]
     let host = Program::start_with("host", &args, environment);
     host.address();
     host
-}
-
-async fn metric(address: &str, name: &str) -> u64 {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = b"GET /metrics HTTP/1.0\r\n\r\n";
-    stream.write_all(request).await.unwrap();
-    let mut page = String::new();
-    let read = stream.read_to_string(&mut page);
-    soon("metrics", read).await.unwrap();
-    let line = page.lines().find(|line| line.starts_with(name)).unwrap();
-    line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
 /// Waits until an application's connection works. Each attempt makes the forward retry sooner.
@@ -222,8 +211,7 @@ async fn several_ports_share_a_websocket_and_an_outage_is_one_line() {
         let stream = TcpStream::connect(address_of(&forward, *port)).await;
         expect_echo(&mut stream.unwrap(), b"shared").await;
     }
-    let sessions = "kohakuriver_tunnel_host_sessions ";
-    assert_eq!(metric(&address, sessions).await, 1);
+    assert_eq!(metric(&chain.host, "host_sessions").await, 1);
 
     chain.host.kill();
     forward.complaint("reconnecting to");
@@ -233,7 +221,7 @@ async fn several_ports_share_a_websocket_and_an_outage_is_one_line() {
         let stream = TcpStream::connect(address_of(&forward, *port)).await;
         expect_echo(&mut stream.unwrap(), b"shared again").await;
     }
-    assert_eq!(metric(&address, sessions).await, 1);
+    assert_eq!(metric(&chain.host, "host_sessions").await, 1);
     assert_eq!(forward.stderr().len(), 2, "{:?}", forward.stderr());
 }
 
@@ -253,8 +241,7 @@ async fn ports_of_both_protocols_share_a_websocket() {
     let mut reply = [0; 100];
     let len = soon("echo", socket.recv(&mut reply)).await.unwrap();
     assert_eq!(&reply[..len], b"udp");
-    let sessions = metric(&chain.host.address(), "kohakuriver_tunnel_host_sessions ").await;
-    assert_eq!(sessions, 1);
+    assert_eq!(metric(&chain.host, "host_sessions").await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tunnel_test_support::certificates::Certificates;
 use tunnel_test_support::chain::{
-    CONTAINER, Chain, connect, echo, ending, eventually, expect_echo, pattern, service,
+    CONTAINER, Chain, connect, echo, ending, eventually, expect_echo, metric, pattern, service,
     start_runner,
 };
 use tunnel_test_support::client::{Client, frame, session};
@@ -47,6 +47,19 @@ fn forward(host: &str, task: &str, port: u16, more: &[&str]) -> Program {
         "1",
     ];
     Program::start("forward", &[&args[..], more].concat())
+}
+
+/// A host for tasks with the names of their containers, all at one runner.
+fn host_of(containers: &[String], runner: &str, args: &[&str]) -> Program {
+    let tasks = containers
+        .iter()
+        .map(|name| format!("{name}={name}@{runner}"));
+    let tasks: Vec<_> = tasks.collect();
+    let tasks = tasks.iter().flat_map(|task| ["--task", task]);
+    Program::start(
+        "host",
+        &args.iter().copied().chain(tasks).collect::<Vec<_>>(),
+    )
 }
 
 /// Nanoseconds of CPU of each thread that carries connections.
@@ -124,20 +137,6 @@ async fn carry(stream: &mut TcpStream, bytes: usize) {
     soon("an echo", async { tokio::join!(sending, receiving) }).await;
 }
 
-/// The sum of all values of a metric.
-async fn metric(program: &Program, name: &str) -> u64 {
-    let mut stream = TcpStream::connect(program.address()).await.unwrap();
-    let request = b"GET /metrics HTTP/1.0\r\n\r\n";
-    stream.write_all(request).await.unwrap();
-    let mut page = String::new();
-    let read = stream.read_to_string(&mut page);
-    soon("metrics", read).await.unwrap();
-    let start = format!("kohakuriver_tunnel_{name}");
-    let lines = page.lines().filter_map(|line| line.strip_prefix(&start));
-    let values = lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap());
-    values.sum()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn sessions_are_spread_over_the_threads_and_counted_together() {
     let target = format!("{CONTAINER}=127.0.0.1");
@@ -166,8 +165,8 @@ async fn sessions_are_spread_over_the_threads_and_counted_together() {
         seen.insert(only_thread(&runner, carry(stream, 8 * MIB)).await);
     }
     assert_eq!(seen.len(), 4, "{seen:?}");
-    assert_eq!(metric(&host, "host_sessions ").await, 8);
-    assert_eq!(metric(&runner, "runner_sessions ").await, 8);
+    assert_eq!(metric(&host, "host_sessions").await, 8);
+    assert_eq!(metric(&runner, "runner_sessions").await, 8);
     let bytes = metric(&host, "host_bytes_total{to=\"client\"}").await;
     assert!(bytes >= 8 * 8 * MIB as u64, "{bytes}");
     drop(streams);
@@ -180,13 +179,8 @@ async fn containers_with_agents_are_served_on_any_thread() {
         let runner = start_runner("127.0.0.1:0", &["--threads", threads]);
         let url = format!("ws://{}", runner.address());
         let names: Vec<_> = (0..6).map(|number| format!("box-{number}")).collect();
-        let tasks = names
-            .iter()
-            .map(|name| format!("{name}={name}@http://{}", runner.address()));
-        let tasks: Vec<_> = tasks.collect();
-        let tasks = tasks.iter().flat_map(|task| ["--task", task]);
         let args = ["--listen", "127.0.0.1:0", "--threads", threads];
-        let host = Program::start("host", &args.into_iter().chain(tasks).collect::<Vec<_>>());
+        let host = host_of(&names, &format!("http://{}", runner.address()), &args);
         let host = format!("ws://{}", host.address());
         let port = service(echo).await.port();
         let mut chains = Vec::new();
@@ -208,7 +202,7 @@ async fn containers_with_agents_are_served_on_any_thread() {
             *old = newer;
         }
         assert!(seen.len() > 1, "{seen:?}");
-        assert_eq!(metric(&runner, "runner_agents ").await, names.len() as u64);
+        assert_eq!(metric(&runner, "runner_agents").await, names.len() as u64);
     }
 }
 
@@ -291,13 +285,8 @@ async fn sockets_with_tls_move_too() {
     let runner = Program::start("runner", &listen);
     let url = format!("wss://{}", runner.address());
     let names: Vec<_> = (0..4).map(|number| format!("box-{number}")).collect();
-    let tasks = names
-        .iter()
-        .map(|name| format!("{name}={name}@https://{}", runner.address()));
-    let tasks: Vec<_> = tasks.collect();
-    let tasks = tasks.iter().flat_map(|task| ["--task", task]);
-    let args = listen.into_iter().chain(["--ca", ca]).chain(tasks);
-    let host = Program::start("host", &args.collect::<Vec<_>>());
+    let args = [&listen[..], &["--ca", ca]].concat();
+    let host = host_of(&names, &format!("https://{}", runner.address()), &args);
     let host = format!("wss://localhost:{}", host.port());
     let port = service(echo).await.port();
     for name in &names {
