@@ -36,7 +36,6 @@ pub enum Begin {
 pub struct Keeper {
     connector: Connector,
     ports: Vec<Port>,
-    pace: Pace,
     lanes: Arc<Lanes>,
     /// The tunnel, from its first connection to its end.
     mux: Option<Mux>,
@@ -69,18 +68,16 @@ impl Keeper {
         let first = ports.first().and_then(|port| port.only);
         let several = ports.iter().any(|port| port.only != first);
         let woken = destination.connection.wake.subscribe();
-        let pace = Pace::new(wanted.subscribe(), woken.clone());
         let keeper = Self {
             connector: Connector {
                 url: destination.url(first.filter(|_| !several)),
                 splits: several && destination.whole.is_none(),
                 destination: Arc::new(destination),
-                pace: pace.of_another(),
+                pace: Pace::new(wanted.subscribe(), woken.clone()),
                 outage: Arc::new(outage),
                 woken,
             },
             ports,
-            pace,
             lanes: Lanes::on(threads),
             mux: None,
         };
@@ -124,7 +121,7 @@ impl Keeper {
             }
             self.connector.outage.waits(&reason);
             last = Some(reason);
-            let paused = before(deadline, self.pace.pause(error.is_lasting())).await;
+            let paused = before(deadline, self.connector.pace.pause(error.is_lasting())).await;
             if paused.is_none() {
                 return Err(self.gave_up(begin, last));
             }
@@ -154,12 +151,12 @@ impl Keeper {
                 let since = Instant::now();
                 self.outlast(&mux).await;
                 if since.elapsed() > HELD {
-                    self.pace.held();
+                    self.connector.pace.held();
                 }
             }
             let mut refused = false;
             loop {
-                self.pace.pause(refused).await;
+                self.connector.pace.pause(refused).await;
                 match self.connect().await {
                     Ok(()) => break outage.ends(),
                     Err(Refusal::EachItsOwn(why)) => {
@@ -221,10 +218,10 @@ impl Keeper {
                     connector: Connector {
                         url,
                         splits: false,
+                        pace: self.connector.pace.of_another(),
                         ..self.connector.clone()
                     },
                     ports: vec![port],
-                    pace: self.pace.of_another(),
                     lanes: self.lanes.of_another(),
                     mux: None,
                 }),
