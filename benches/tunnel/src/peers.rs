@@ -145,26 +145,31 @@ fn wstunnel(program: &Folder, service: u16, link: Option<Path>) -> Result<Chain,
 }
 
 fn penguin(program: &Folder, service: u16, link: Option<Path>) -> Result<Chain, String> {
-    let port = free_port()?;
-    let mut server = Command::new(program);
-    server.args(["server", "--host", "127.0.0.1", "--port"]);
-    server.arg(port.to_string());
-    pair(&mut server, port, link, |front, local| {
-        let mut client = Command::new(program);
-        client.args(["client", &format!("ws://127.0.0.1:{front}/ws")]);
-        client.arg(format!("127.0.0.1:{local}:127.0.0.1:{service}"));
-        client
+    by_port(program, service, link, |front| {
+        format!("ws://127.0.0.1:{front}/ws")
     })
 }
 
 fn chisel(program: &Folder, service: u16, link: Option<Path>) -> Result<Chain, String> {
+    by_port(program, service, link, |front| {
+        format!("http://127.0.0.1:{front}")
+    })
+}
+
+/// A tool whose server takes `--host` and `--port`, and whose client a URL and what to forward.
+fn by_port(
+    program: &Folder,
+    service: u16,
+    link: Option<Path>,
+    url: impl FnOnce(u16) -> String,
+) -> Result<Chain, String> {
     let port = free_port()?;
     let mut server = Command::new(program);
     server.args(["server", "--host", "127.0.0.1", "--port"]);
     server.arg(port.to_string());
     pair(&mut server, port, link, |front, local| {
         let mut client = Command::new(program);
-        client.args(["client", &format!("http://127.0.0.1:{front}")]);
+        client.args(["client", &url(front)]);
         client.arg(format!("127.0.0.1:{local}:127.0.0.1:{service}"));
         client
     })
