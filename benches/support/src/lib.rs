@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+const PROGRAMS: [&str; 4] = ["forward", "host", "runner", "agent"];
+
 /// Builds the programs in their current state and gives their folder.
 ///
 /// # Errors
@@ -12,7 +14,8 @@ pub fn build_programs() -> Result<PathBuf, String> {
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
-        .args(["build", "--release", "--quiet", "--examples"])
+        .args(["build", "--release", "--quiet"])
+        .args(PROGRAMS.iter().flat_map(|name| ["--example", name]))
         .current_dir(&project)
         .status()
         .map_err(|error| format!("cannot run cargo: {error}"))?;
