@@ -44,3 +44,5 @@ mod resume_tcp;
 mod streams;
 #[path = "mux/tunnel.rs"]
 mod tunnel;
+#[path = "mux/wakers.rs"]
+mod wakers;

@@ -72,7 +72,9 @@ impl Acceptor {
         if state.closed.is_some() {
             return Poll::Ready(None);
         }
-        register(&mut state.acceptor, cx);
+        let replaced = register(&mut state.acceptor, cx);
+        drop(state);
+        drop(replaced);
         Poll::Pending
     }
 

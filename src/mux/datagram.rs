@@ -3,9 +3,9 @@ use core::task::{Context, Poll};
 
 use bytes::Bytes;
 
-use super::shared::{Handle, State, register};
-use super::stream::send_reset;
-use crate::session::{Reason, Recv, Reset, SendError, StreamError, StreamStats};
+use super::shared::{Awaited, Handle, State};
+use super::stream::{reset_of, send_reset};
+use crate::session::{Reason, Recv, Reset, SendError, StreamStats};
 use crate::wire::Chunk;
 
 /// A datagram flow through the tunnel. Dropping it ends the flow.
@@ -57,21 +57,15 @@ impl TunnelDatagram {
     /// As [`recv`](Self::recv).
     pub fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Reset>> {
         let now = self.handle.shared.now();
-        self.handle
-            .with(|state, id| match state.session.recv(id, now) {
-                Ok(Recv::Data(datagram)) => Poll::Ready(Ok(datagram)),
-                Ok(Recv::Blocked) => {
-                    register(&mut state.wakers(id).read, cx);
-                    Poll::Pending
-                }
-                Ok(Recv::Finished) => {
-                    Poll::Ready(Err(Reset::new(Reason::Gone, "closed by the other side")))
-                }
-                Err(StreamError::Reset(reset)) => Poll::Ready(Err(reset)),
-                Err(error) => {
-                    Poll::Ready(Err(Reset::new(Reason::Gone, &alloc::format!("{error}"))))
-                }
-            })
+        self.handle.poll(cx, Awaited::Readable, |state, id| {
+            let reset = match state.session.recv(id, now) {
+                Ok(Recv::Data(datagram)) => return Poll::Ready(Ok(datagram)),
+                Ok(Recv::Blocked) => return Poll::Pending,
+                Ok(Recv::Finished) => Reset::new(Reason::Gone, "closed by the other side"),
+                Err(error) => reset_of(error),
+            };
+            Poll::Ready(Err(reset))
+        })
     }
 
     /// Counters of the flow.

@@ -8,6 +8,7 @@ use super::budget::Account;
 use super::closing::{CLOSE_TIMEOUT, Closing};
 use super::path::{Finish, Inward, Path, Round};
 use super::patience::Patience;
+use super::shared::{register, wake_all};
 use super::stoppable::Now;
 use super::turn::Turn;
 use super::{Timer, Tunnel, TunnelError};
@@ -216,14 +217,13 @@ impl<P: Path, R: Timer> Engine<P, R> {
             state.drain(&mut self.wake);
         }
         state.settle();
-        super::shared::register(&mut state.driver, cx);
+        let replaced = register(&mut state.driver, cx);
         self.woke_writers |= state.dispatch(now.session, &mut self.wake);
         self.path.exchange(&mut state);
         let closed = state.closed.clone();
         drop(state);
-        for waker in self.wake.drain(..) {
-            waker.wake();
-        }
+        drop(replaced);
+        wake_all(&mut self.wake);
         closed
     }
 
@@ -282,9 +282,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
         state.settle();
         self.woke_writers |= state.dispatch(now, &mut self.wake);
         drop(state);
-        for waker in self.wake.drain(..) {
-            waker.wake();
-        }
+        wake_all(&mut self.wake);
     }
 
     /// Arms the timer for the session's next timeout.
@@ -380,9 +378,7 @@ impl<P, R> Engine<P, R> {
     fn end(&mut self, closed: Result<(), TunnelError>) {
         let now = self.tunnel.shared.now();
         self.tunnel.shared.lock().close(closed, now, &mut self.wake);
-        for waker in self.wake.drain(..) {
-            waker.wake();
-        }
+        wake_all(&mut self.wake);
     }
 }
 

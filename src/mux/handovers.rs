@@ -60,7 +60,9 @@ impl<T> Handovers<T> {
     pub(super) fn poll_next(&self, cx: &Context<'_>) -> Poll<Handover<T>> {
         let mut queue = self.lock();
         if queue.waiting.is_empty() {
-            register(&mut queue.waker, cx);
+            let replaced = register(&mut queue.waker, cx);
+            drop(queue);
+            drop(replaced);
             return Poll::Pending;
         }
         let next = queue.waiting.remove(0);

@@ -1,7 +1,7 @@
 use core::future::poll_fn;
 use core::task::Poll;
 
-use super::shared::{Handle, register};
+use super::shared::{Awaited, Handle};
 use super::{TunnelDatagram, TunnelStream};
 use crate::session::{Reason, State};
 use crate::wire::{ClientId, Proto};
@@ -206,13 +206,12 @@ impl Asked {
 
     async fn abandoned(&self) {
         poll_fn(|cx| {
-            let mut state = self.handle.shared.lock();
-            let id = self.handle.id;
-            if state.session.state(id).is_none_or(|s| s == State::Closed) {
-                return Poll::Ready(());
-            }
-            register(&mut state.wakers(id).read, cx);
-            Poll::Pending
+            self.handle.poll(cx, Awaited::Readable, |state, id| {
+                match state.session.state(id) {
+                    None | Some(State::Closed) => Poll::Ready(()),
+                    Some(_) => Poll::Pending,
+                }
+            })
         })
         .await;
     }

@@ -1,5 +1,4 @@
 use alloc::string::ToString;
-use alloc::vec::Vec;
 use core::fmt::Display;
 use core::task::{Context, Poll, ready};
 use core::time::Duration;
@@ -202,23 +201,19 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
         self.told_attached = is_attached;
         self.resumptions = resumptions;
         if let Some(change) = change {
-            let mut wake = Vec::new();
             let session_now = shared.now();
-            let mut state = shared.lock();
-            if is_attached {
-                state.session.handle_activity(session_now);
-            }
-            state.silent = false;
             self.silent = false;
-            state.attached.change(change);
-            shared.set_detached(state.attached.is_detached());
-            state.wake_watchers(&mut wake);
-            // Joins tell the other tunnel.
-            state.wake_readers(&mut wake);
-            drop(state);
-            for waker in wake {
-                waker.wake();
-            }
+            shared.waking(|state, wake| {
+                if is_attached {
+                    state.session.handle_activity(session_now);
+                }
+                state.silent = false;
+                state.attached.change(change);
+                shared.set_detached(state.attached.is_detached());
+                state.wake_watchers(wake);
+                // Joins tell the other tunnel.
+                state.wake_readers(wake);
+            });
         }
         Round::Same
     }

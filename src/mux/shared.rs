@@ -5,7 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
-use core::task::{Context, Waker};
+use core::task::{Context, Poll, Waker};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::attachment::Attached;
@@ -64,10 +64,18 @@ pub(super) struct State {
 
 #[derive(Debug, Default)]
 pub(super) struct StreamWakers {
-    pub(super) read: Option<Waker>,
-    pub(super) write: Option<Waker>,
-    pub(super) established: Option<Waker>,
+    read: Option<Waker>,
+    write: Option<Waker>,
+    established: Option<Waker>,
     pub(super) is_established: bool,
+}
+
+/// What a task waits for on a stream.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Awaited {
+    Readable,
+    Writable,
+    Established,
 }
 
 impl Shared {
@@ -126,27 +134,40 @@ impl Shared {
 
     /// The peer of a resumable tunnel has answered.
     pub(super) fn confirm(&self) {
-        let mut wake = Vec::new();
-        let mut state = self.lock();
-        state.attached.confirmed = true;
-        state.wake_watchers(&mut wake);
-        drop(state);
-        for waker in wake {
-            waker.wake();
-        }
+        self.waking(|state, wake| {
+            state.attached.confirmed = true;
+            state.wake_watchers(wake);
+        });
     }
 
-    /// Calls `f` on the session, and wakes the driver if that produced work.
+    /// Calls `act` on the session, and wakes the driver if that produced work.
     pub(super) fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
+        self.waking(|state, _| act(state))
+    }
+
+    /// As [`with`](Self::with), and wakes the tasks whose wakers `act` collects.
+    pub(super) fn waking<R>(&self, act: impl FnOnce(&mut State, &mut Vec<Waker>) -> R) -> R {
+        let mut wake = Vec::new();
         let mut state = self.lock();
-        let outcome = act(&mut state);
+        let outcome = act(&mut state, &mut wake);
         state.settle();
         let driver = state.driver_if_needed();
         drop(state);
         if let Some(driver) = driver {
             driver.wake();
         }
+        wake_all(&mut wake);
         outcome
+    }
+}
+
+impl StreamWakers {
+    fn waiting_for(&mut self, awaited: Awaited) -> &mut Option<Waker> {
+        match awaited {
+            Awaited::Readable => &mut self.read,
+            Awaited::Writable => &mut self.write,
+            Awaited::Established => &mut self.established,
+        }
     }
 }
 
@@ -253,11 +274,16 @@ impl State {
         stats.map_or(0, |stats| stats.unsent)
     }
 
-    pub(super) fn register_transmitted(&mut self, stream: StreamId, cx: &Context<'_>) {
-        if let Some(id) = self.session.client_id(stream) {
-            let waiting = (stream, cx.waker().clone());
-            self.transmitted.insert(id.0, waiting);
-        }
+    /// As [`register`].
+    pub(super) fn register_transmitted(
+        &mut self,
+        stream: StreamId,
+        cx: &Context<'_>,
+    ) -> Option<Waker> {
+        let id = self.session.client_id(stream)?;
+        let waiting = (stream, cx.waker().clone());
+        let replaced = self.transmitted.insert(id.0, waiting);
+        replaced.map(|(_, waker)| waker)
     }
 
     /// Wakes the task that waits for this message, if it is the last of its stream.
@@ -367,9 +393,28 @@ impl Handle {
         self.shared.lock().session.stream_stats(self.id)
     }
 
-    /// Calls `f` on the session and the stream.
+    /// Calls `act` on the session and the stream.
     pub(super) fn with<R>(&self, act: impl FnOnce(&mut State, StreamId) -> R) -> R {
         self.shared.with(|state| act(state, self.id))
+    }
+
+    /// As [`with`](Self::with). While the result is pending, the task is woken for this event.
+    pub(super) fn poll<R>(
+        &self,
+        cx: &Context<'_>,
+        awaited: Awaited,
+        act: impl FnOnce(&mut State, StreamId) -> Poll<R>,
+    ) -> Poll<R> {
+        let (outcome, replaced) = self.with(|state, id| {
+            let outcome = act(state, id);
+            let replaced = match outcome {
+                Poll::Pending => register(state.wakers(id).waiting_for(awaited), cx),
+                Poll::Ready(_) => None,
+            };
+            (outcome, replaced)
+        });
+        drop(replaced);
+        outcome
     }
 }
 
@@ -382,15 +427,24 @@ impl Drop for Handle {
             state.handles -= 1;
             (core::mem::take(state.wakers(id)), transmitted)
         });
-        // Dropped without the lock, because they may hold the last references to their tasks.
+        // As with `register`.
         drop(wakers);
     }
 }
 
-/// Stores the waker of the waiting task. Does not clone one that is the same.
-pub(super) fn register(place: &mut Option<Waker>, cx: &Context<'_>) {
+/// Stores the waker of the waiting task, unless it is there already. Returns the one that it
+/// replaces, to be dropped without the lock: it may be the last reference to its task.
+#[must_use]
+pub(super) fn register(place: &mut Option<Waker>, cx: &Context<'_>) -> Option<Waker> {
     match place {
-        Some(waker) => waker.clone_from(cx.waker()),
-        None => *place = Some(cx.waker().clone()),
+        Some(waker) if waker.will_wake(cx.waker()) => None,
+        _ => place.replace(cx.waker().clone()),
+    }
+}
+
+/// To be called without the lock.
+pub(super) fn wake_all(wake: &mut Vec<Waker>) {
+    for waker in wake.drain(..) {
+        waker.wake();
     }
 }

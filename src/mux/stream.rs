@@ -7,7 +7,7 @@ use std::io;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::shared::{Handle, register};
+use super::shared::{Awaited, Handle};
 use crate::session::{Reason, Recv, Reset, SendError, StreamError, StreamStats};
 use crate::wire::Chunk;
 
@@ -127,17 +127,17 @@ impl TunnelStream {
     /// # Errors
     /// [`Reset`] if it was refused.
     pub async fn established(&self) -> Result<(), Reset> {
+        let handle = &self.read.handle;
         poll_fn(|cx| {
-            let mut state = self.read.handle.shared.lock();
-            let id = self.read.handle.id;
-            if state.wakers(id).is_established {
-                return Poll::Ready(Ok(()));
-            }
-            if let Some(reset) = state.session.reset_of(id) {
-                return Poll::Ready(Err(reset.clone()));
-            }
-            register(&mut state.wakers(id).established, cx);
-            Poll::Pending
+            handle.poll(cx, Awaited::Established, |state, id| {
+                if state.wakers(id).is_established {
+                    return Poll::Ready(Ok(()));
+                }
+                match state.session.reset_of(id) {
+                    Some(reset) => Poll::Ready(Err(reset.clone())),
+                    None => Poll::Pending,
+                }
+            })
         })
         .await
     }
@@ -200,16 +200,13 @@ impl ReadHalf {
             return Poll::Ready(Ok(Some(core::mem::take(&mut self.chunk).into())));
         }
         let now = self.handle.shared.now();
-        self.handle.with(|state, id| {
+        self.handle.poll(cx, Awaited::Readable, |state, id| {
             if let Some(chunk) = state.session.recv_chunk(id, now) {
                 return Poll::Ready(Ok(Some(chunk)));
             }
             match state.session.recv(id, now) {
                 Ok(Recv::Finished) => Poll::Ready(Ok(None)),
-                Ok(Recv::Blocked | Recv::Data(_)) => {
-                    register(&mut state.wakers(id).read, cx);
-                    Poll::Pending
-                }
+                Ok(Recv::Blocked | Recv::Data(_)) => Poll::Pending,
                 Err(error) => Poll::Ready(Err(reset_of(error))),
             }
         })
@@ -220,12 +217,12 @@ impl ReadHalf {
     ///
     /// Ready as soon as the reset is known, even if there is data from before it.
     pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Reset> {
-        let mut state = self.handle.shared.lock();
-        if let Some(reset) = state.session.reset_of(self.handle.id) {
-            return Poll::Ready(reset.clone());
-        }
-        register(&mut state.wakers(self.handle.id).read, cx);
-        Poll::Pending
+        self.handle.poll(cx, Awaited::Readable, |state, id| {
+            match state.session.reset_of(id) {
+                Some(reset) => Poll::Ready(reset.clone()),
+                None => Poll::Pending,
+            }
+        })
     }
 }
 
@@ -241,11 +238,10 @@ impl WriteHalf {
 
     /// As [`capacity`](Self::capacity).
     pub fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Reset>> {
-        let capacity = self.handle.with(|state, id| {
+        let capacity = self.handle.poll(cx, Awaited::Writable, |state, id| {
             match state.session.send_capacity(id).map_err(send_reset)? {
                 0 => {
                     state.session.request_writable(id);
-                    register(&mut state.wakers(id).write, cx);
                     Poll::Pending
                 }
                 capacity => Poll::Ready(Ok(capacity)),
@@ -281,13 +277,11 @@ impl WriteHalf {
         cx: &mut Context<'_>,
         chunk: &mut Chunk,
     ) -> Poll<Result<usize, SendError>> {
-        self.handle.with(|state, id| {
-            let sent = state.session.send_part(id, chunk)?;
-            if sent == 0 && !chunk.is_empty() {
-                register(&mut state.wakers(id).write, cx);
-                return Poll::Pending;
+        self.handle.poll(cx, Awaited::Writable, |state, id| {
+            match state.session.send_part(id, chunk)? {
+                0 if !chunk.is_empty() => Poll::Pending,
+                sent => Poll::Ready(Ok(sent)),
             }
-            Poll::Ready(Ok(sent))
         })
     }
 
@@ -305,13 +299,13 @@ impl WriteHalf {
     /// Waits until all sent data was transmitted, or dropped by a reset.
     pub(super) fn poll_transmitted(&mut self, cx: &Context<'_>) -> Poll<()> {
         let mut state = self.handle.shared.lock();
-        match state.unsent(self.handle.id) {
-            0 => Poll::Ready(()),
-            _ => {
-                state.register_transmitted(self.handle.id, cx);
-                Poll::Pending
-            }
+        if state.unsent(self.handle.id) == 0 {
+            return Poll::Ready(());
         }
+        let replaced = state.register_transmitted(self.handle.id, cx);
+        drop(state);
+        drop(replaced);
+        Poll::Pending
     }
 
     /// Bytes sent and not yet transmitted.
@@ -368,13 +362,10 @@ impl AsyncWrite for WriteHalf {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        self.handle.with(|state, id| {
+        self.handle.poll(cx, Awaited::Writable, |state, id| {
             let sent = state.session.send_slice(id, bytes);
             match sent.map_err(write_error)? {
-                0 => {
-                    register(&mut state.wakers(id).write, cx);
-                    Poll::Pending
-                }
+                0 => Poll::Pending,
                 sent => Poll::Ready(Ok(sent)),
             }
         })
@@ -435,7 +426,7 @@ pub(super) fn io_error(reset: Reset) -> io::Error {
     io::Error::new(kind, reset)
 }
 
-fn reset_of(error: StreamError) -> Reset {
+pub(super) fn reset_of(error: StreamError) -> Reset {
     match error {
         StreamError::Reset(reset) => reset,
         // The session knows the stream as long as its handle exists.

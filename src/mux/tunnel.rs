@@ -1,5 +1,4 @@
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::future::poll_fn;
 use core::task::{Context, Poll};
 use core::time::Duration;
@@ -43,11 +42,7 @@ impl Tunnel {
     /// Stops new connections; open streams continue. The peer is informed (v2, PROTOCOL.md section
     /// 5.7).
     pub fn drain(&self) {
-        let mut wake = Vec::new();
-        self.shared.with(|state| state.drain(&mut wake));
-        for waker in wake {
-            waker.wake();
-        }
+        self.shared.waking(State::drain);
     }
 
     /// Ends the tunnel in good order: [drains](Self::drain) it, and waits for the open streams to
@@ -68,15 +63,11 @@ impl Tunnel {
     /// Resets every stream and ends the tunnel within 1 s, even if the transport accepts nothing.
     /// As after [`close`](Self::close), the driver may take longer to close the transport.
     pub fn shutdown(&self) {
-        let mut wake = Vec::new();
-        self.shared.with(|state| {
-            state.drain(&mut wake);
+        self.shared.waking(|state, wake| {
+            state.drain(wake);
             state.session.shutdown();
             state.shutdown = true;
         });
-        for waker in wake {
-            waker.wake();
-        }
     }
 
     /// As [`shutdown`](Self::shutdown), and closes the transport with a code and a reason if it has
@@ -217,7 +208,9 @@ impl<'a> Watch<'a> {
         }
         let key = *self.key.get_or_insert(state.next_watcher);
         state.next_watcher = state.next_watcher.max(key + 1);
-        state.watchers.insert(key, cx.waker().clone());
+        let replaced = state.watchers.insert(key, cx.waker().clone());
+        drop(state);
+        drop(replaced);
         Poll::Pending
     }
 }
@@ -226,7 +219,7 @@ impl Drop for Watch<'_> {
     fn drop(&mut self) {
         let Some(key) = self.key else { return };
         let watcher = self.shared.lock().watchers.remove(&key);
-        // Dropped without the lock, because it may hold the last reference to its task.
+        // As with `register`.
         drop(watcher);
     }
 }

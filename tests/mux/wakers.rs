@@ -1,0 +1,78 @@
+//! A waker is foreign code: it is woken and dropped while no lock is held.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+
+use kohakuriver_tunnel::mux;
+use kohakuriver_tunnel::session::{Config, Version};
+use tokio::io::AsyncWrite;
+
+use super::pipe::{Packets, pipe};
+use super::tunnel::{builder, piped};
+
+/// A task that looks at the tunnel when it is woken and when it ends.
+struct Curious(mux::Tunnel);
+
+impl Wake for Curious {
+    fn wake(self: Arc<Self>) {
+        let _ = self.0.stats();
+    }
+}
+
+impl Drop for Curious {
+    fn drop(&mut self) {
+        let _ = self.0.stats();
+    }
+}
+
+/// Polls from one task after the other, each of which ends at once.
+fn polled_by_two<F: Future>(tunnel: &mux::Tunnel, future: F) {
+    let mut future = pin!(future);
+    for _ in 0..2 {
+        let waker = Waker::from(Arc::new(Curious(tunnel.clone())));
+        let polled = future.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(polled.is_pending());
+    }
+}
+
+#[tokio::test]
+async fn a_task_that_is_replaced_may_use_the_tunnel_as_it_ends() {
+    let (near, far, _wires) = pipe(8);
+    let builder = builder(Version::V2, Config::default());
+    let (mux, mut driver) = builder.clone().opener(near, Packets::default());
+    let (mut acceptor, _far_driver) = builder.acceptor(far, Packets::default());
+    let tunnel = mux.tunnel();
+    let stream = mux.open_tcp(1).unwrap();
+    let flow = mux.open_udp(1).unwrap();
+    polled_by_two(tunnel, stream.established());
+    let (mut read, mut write) = stream.into_split();
+    polled_by_two(tunnel, read.chunk());
+    polled_by_two(tunnel, poll_fn(|cx| read.poll_reset(cx)));
+    polled_by_two(tunnel, flow.recv());
+    polled_by_two(tunnel, tunnel.closed());
+    polled_by_two(acceptor.tunnel(), acceptor.tunnel().draining());
+    let accepting = acceptor.tunnel().clone();
+    polled_by_two(&accepting, acceptor.accept());
+    let unheard = poll_fn(|cx| {
+        // Until the window is full.
+        while pin!(&mut write).poll_write(cx, &[0; 4096])?.is_ready() {}
+        Poll::<std::io::Result<()>>::Pending
+    });
+    polled_by_two(tunnel, unheard);
+    polled_by_two(tunnel, write.capacity());
+    polled_by_two(tunnel, &mut driver);
+}
+
+#[tokio::test]
+async fn a_task_that_is_woken_may_use_the_tunnel() {
+    let (tunnel, _wires) = piped(Version::V2, Config::default());
+    let mux = &tunnel.near;
+    let stream = mux.open_tcp(1).unwrap();
+    polled_by_two(mux.tunnel(), stream.established());
+    polled_by_two(mux.tunnel(), mux.tunnel().draining());
+    mux.tunnel().drain();
+    mux.tunnel().shutdown();
+    super::tunnel::within(mux.tunnel().closed()).await.unwrap();
+}
