@@ -5,11 +5,11 @@ use bytes::Bytes;
 use super::ending::Ending;
 use super::endpoint::Session;
 use super::life::Verdict;
-use super::receiving::Taken;
+use super::receiving::{Taken, payload};
 use super::stream::Stream;
 use super::streams::OnWire;
 use super::{Event, Instant, Reason, Reset, Role, State, Violation};
-use crate::wire::{ClientId, Frame, HEADER_LEN, Kind, Proto};
+use crate::wire::{ClientId, Frame, Kind, Proto};
 
 impl Session {
     /// Handles one message of the peer. Call it only while [`can_receive`](Self::can_receive) is
@@ -122,7 +122,7 @@ impl Session {
         id: ClientId,
         message: Bytes,
     ) -> Result<(), Violation> {
-        let len = message.len().saturating_sub(HEADER_LEN);
+        let len = payload(&message).len();
         let s = match self.streams.on_wire(id) {
             OnWire::Live(s) => s,
             OnWire::Ended => {

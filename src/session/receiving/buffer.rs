@@ -100,7 +100,8 @@ impl ReceiveBuffer {
     }
 }
 
-fn payload(message: &[u8]) -> &[u8] {
+/// The payload of a message.
+pub(in super::super) fn payload(message: &[u8]) -> &[u8] {
     message.get(HEADER_LEN..).unwrap_or_default()
 }
 

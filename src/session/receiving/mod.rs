@@ -11,6 +11,7 @@ use core::time::Duration;
 use bytes::Bytes;
 
 use self::buffer::ReceiveBuffer;
+pub(super) use self::buffer::payload;
 use self::early::{Early, Excess};
 use self::lending::Lending;
 use self::stall::{Conversation, Stalls};
@@ -21,7 +22,7 @@ use super::ready::{List, Place};
 use super::stream::Stream;
 use super::streams::Streams;
 use super::{Config, Instant, MAX_DATAGRAM, Role, Stats, StreamId};
-use crate::wire::{Chunk, Frame, HEADER_LEN, Proto};
+use crate::wire::{Chunk, Frame, Proto};
 
 /// The receiving half of a session: buffers, the budgets on them, credit, and the stall of v1.
 #[derive(Debug, Default)]
@@ -94,7 +95,7 @@ impl Receiving {
         message: Bytes,
         rtt: Option<Duration>,
     ) -> Taken {
-        let len = message.len().saturating_sub(HEADER_LEN);
+        let len = payload(&message).len();
         self.count_payload(now, s, len);
         if len == 0 {
             return Taken::Nothing;
@@ -136,7 +137,7 @@ impl Receiving {
 
     /// Receives the datagram that `message` carries. A full queue drops its oldest one.
     pub(super) fn take_datagram(&mut self, now: Instant, s: &mut Stream, message: Bytes) -> Taken {
-        let len = message.len().saturating_sub(HEADER_LEN);
+        let len = payload(&message).len();
         self.count_payload(now, s, len);
         s.recv.window.count(len);
         if s.recv.discards {
