@@ -105,6 +105,27 @@ fn a_host_whose_log_nobody_reads_goes_on_and_says_later_what_was_lost() {
 }
 
 #[test]
+fn the_name_of_a_program_selects_its_lines() {
+    let host = |filter| {
+        let args = ["--task", TASK, "--listen", "127.0.0.1:0"];
+        let host = Program::start_with("host", &args, &[("RUST_LOG", filter)]);
+        let address = host.address().parse().unwrap();
+        // A line at debug, then one at info or above.
+        ask(address, "NONSENSE\r\n\r\n");
+        refused(address);
+        host
+    };
+    for filter in ["info,host=debug", "host=debug", "host"] {
+        host(filter).complaint("HTTP phase");
+    }
+    for filter in ["info,runner=debug", "debug,host=info"] {
+        let host = host(filter);
+        host.complaint("refused");
+        assert_eq!(host.stderr().len(), 1, "{filter}");
+    }
+}
+
+#[test]
 fn lines_of_one_kind_are_limited_and_counted() {
     const REFUSALS: usize = 3000;
     let host = Program::start("host", &["--task", TASK, "--listen", "127.0.0.1:0"]);

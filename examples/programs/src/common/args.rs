@@ -8,8 +8,9 @@ use clap::{Args, ValueEnum};
 /// Flags that every program has.
 #[derive(Args, Debug, Clone)]
 pub struct LogArgs {
-    /// Format of the log on stderr. RUST_LOG chooses what is logged, for example `debug`. Of one
-    /// kind, 20 lines a second are shown and the rest is counted; debug and trace have no limit.
+    /// Format of the log on stderr. RUST_LOG chooses what is logged, for example `debug`, or
+    /// `warn,NAME=debug` with the name of this program. Of one kind, 20 lines a second are shown
+    /// and the rest is counted; debug and trace have no limit.
     #[arg(long, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
     pub log_format: LogFormat,
 }

@@ -30,6 +30,9 @@ const LINES_PER_SECOND: u32 = 20;
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// How the targets of the programs' own lines begin.
+const MODULES: &str = env!("CARGO_CRATE_NAME");
+
 /// Characters shown of a line that represents many.
 const EXAMPLE_MAX: usize = 80;
 
@@ -67,19 +70,20 @@ impl Log {
         }))
     }
 
-    /// Logs from now on what RUST_LOG, or else `level`, selects.
+    /// Logs from now on what RUST_LOG, or else `level`, selects. In it, `name` stands for the
+    /// modules of the programs.
     ///
     /// # Errors
     /// RUST_LOG cannot be read.
-    pub fn start(&self, level: &str) -> Result<(), Failure> {
+    pub fn start(&self, name: &str, level: &str) -> Result<(), Failure> {
         let wanted = std::env::var("RUST_LOG")
             .ok()
             .filter(|text| !text.is_empty());
         let directives = wanted.as_deref().unwrap_or(level);
-        let filter: Targets = directives.parse().map_err(|_| {
+        let filter = filter(name, directives).ok_or_else(|| {
             Failure::usage(format!(
                 "cannot read the log filter {directives:?}: \
-                 use for example RUST_LOG=debug or RUST_LOG=info,hyper=warn"
+                 use for example RUST_LOG=debug or RUST_LOG=warn,{name}=debug"
             ))
         })?;
         let lines = registry().with(filter).with(self.layer());
@@ -192,6 +196,14 @@ impl Log {
         self.0.hidden.fetch_add(1, Ordering::Relaxed);
         false
     }
+}
+
+/// The directives, with the modules of the programs where they have the name of one.
+fn filter(name: &str, directives: &str) -> Option<Targets> {
+    let filter: Targets = directives.parse().ok()?;
+    let named = filter.iter().find(|(target, _)| *target == name);
+    let level = named.map(|(_, level)| level);
+    Some(filter.with_targets(level.map(|level| (MODULES, level))))
 }
 
 impl<S: Subscriber> Layer<S> for Log {

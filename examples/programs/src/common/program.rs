@@ -118,7 +118,7 @@ where
     keep_memory();
     raise_file_limit();
     let log = Log::new(args.log_format());
-    let ended = log.start(args.log_level()).and_then(|()| {
+    let ended = log.start(about.name, args.log_level()).and_then(|()| {
         let runtime = threads::runtime()?;
         let ended = runtime.block_on(async {
             let (threads, mut workers) = Threads::start(args.threads())?;
