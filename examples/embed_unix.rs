@@ -1,6 +1,8 @@
 //! A tunnel without WebSocket and HTTP, over a Unix socket. Over TCP, TLS, vsock or an SSH channel
 //! only the type of the socket would differ.
 //!
+//! Where tokio has no Unix sockets (Windows) it runs over TCP: give `127.0.0.1:7000` as PATH.
+//!
 //! `serve` lets others reach the TCP ports of this machine. `open` joins one of them to its stdin
 //! and stdout, as netcat would.
 //!
@@ -15,7 +17,11 @@ use kohakuriver_tunnel::mux::{self, Incoming, length_prefixed};
 use kohakuriver_tunnel::session::Reason;
 use kohakuriver_tunnel::transport::Plain;
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::net::TcpStream;
+#[cfg(not(unix))]
+use tokio::net::{TcpListener as Listener, TcpStream as Socket};
+#[cfg(unix)]
+use tokio::net::{UnixListener as Listener, UnixStream as Socket};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -28,7 +34,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 async fn open(path: &str, port: u16) -> Result<(), Box<dyn Error>> {
-    let socket = UnixStream::connect(path).await?;
+    let socket = Socket::connect(path).await?;
     // Both ends come from this program, so there is no version to agree on: the builder's is 2.
     let (mux, driver) = mux::builder().opener(length_prefixed(socket), Plain);
     tokio::spawn(driver);
@@ -46,7 +52,10 @@ async fn open(path: &str, port: u16) -> Result<(), Box<dyn Error>> {
 }
 
 async fn serve(path: &str) -> Result<(), Box<dyn Error>> {
-    let listener = UnixListener::bind(path)?;
+    #[cfg(unix)]
+    let listener = Listener::bind(path)?;
+    #[cfg(not(unix))]
+    let listener = Listener::bind(path).await?;
     println!("Listening on {path}");
     loop {
         let (socket, _) = listener.accept().await?;
