@@ -7,21 +7,13 @@
     missing_docs
 )]
 
-#[path = "session_behaviour/credit.rs"]
 mod credit;
-#[path = "session_behaviour/datagrams.rs"]
 mod datagrams;
-#[path = "session_behaviour/ends.rs"]
 mod ends;
-#[path = "session_behaviour/hostile.rs"]
 mod hostile;
-#[path = "session_behaviour/limits.rs"]
 mod limits;
-#[path = "session_behaviour/room.rs"]
 mod room;
-#[path = "session_behaviour/tunnel.rs"]
 mod tunnel;
-#[path = "session_behaviour/v1.rs"]
 mod v1;
 
 use std::time::Duration;

@@ -11,27 +11,16 @@
     missing_docs
 )]
 
-#[path = "resume_network/apps.rs"]
 mod apps;
-#[path = "resume_network/chaos.rs"]
 mod chaos;
-#[path = "resume_network/connector.rs"]
 mod connector;
-#[path = "resume_network/drive.rs"]
 mod drive;
-#[path = "resume_network/end.rs"]
 mod end;
-#[path = "resume_network/finish.rs"]
 mod finish;
-#[path = "resume_network/keeper.rs"]
 mod keeper;
-#[path = "resume_network/network.rs"]
 mod network;
-#[path = "resume_network/rng.rs"]
 mod rng;
-#[path = "resume_network/scenario.rs"]
 mod scenario;
-#[path = "resume_network/wire.rs"]
 mod wire;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

@@ -9,16 +9,11 @@
     missing_docs
 )]
 
-#[path = "conformance/closing.rs"]
 mod closing;
-#[path = "conformance/control.rs"]
 mod control;
-#[path = "conformance/fragments.rs"]
 mod fragments;
-#[path = "conformance/framing.rs"]
 mod framing;
-#[path = "conformance/peer.rs"]
 mod peer;
+#[path = "../support/mod.rs"]
 mod support;
-#[path = "conformance/text.rs"]
 mod text;

@@ -1,19 +1,11 @@
 //! Allocations per message on a running tunnel.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
-mod counting;
-#[path = "mux/pipe.rs"]
-#[allow(dead_code)]
-mod pipe;
-#[path = "mux/tunnel.rs"]
-#[allow(dead_code)]
-mod tunnel;
-
-use counting::counts;
 use kohakuriver_tunnel::mux::TunnelStream;
 use kohakuriver_tunnel::session::{Config, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tunnel::{Link, Tunnel, within};
+
+use super::counting::counts;
+use super::tunnel::{Link, Tunnel, piped, within};
 
 const MESSAGE: usize = 64 << 10;
 
@@ -90,10 +82,10 @@ async fn round_trips(name: &str, mut tunnel: Tunnel) -> f64 {
 async fn a_message_costs_few_allocations() {
     let config = Config::default;
     let v2 = Version::V2;
-    let cost = bulk("pipe", tunnel::piped(v2, config()).0).await;
+    let cost = bulk("pipe", piped(v2, config()).0).await;
     assert!(cost.allocations <= 4.0);
     assert!(cost.bytes <= 2.5 * MESSAGE as f64);
-    let each = round_trips("pipe", tunnel::piped(v2, config()).0).await;
+    let each = round_trips("pipe", piped(v2, config()).0).await;
     assert!(each <= 8.0);
 
     let over_tcp = Link::WebSocket.v2().await;
@@ -106,7 +98,7 @@ async fn a_message_costs_few_allocations() {
 
 #[tokio::test]
 async fn a_message_that_nobody_else_holds_is_joined_without_a_copy() {
-    let tunnel = || tunnel::piped(Version::V2, Config::default()).0;
+    let tunnel = || piped(Version::V2, Config::default()).0;
     let cost = joined("joined", tunnel(), tunnel()).await;
     // The one allocation is that of the sender, which copies what it is given.
     assert!(cost.bytes <= 1.2 * MESSAGE as f64);

@@ -10,12 +10,10 @@
     missing_docs
 )]
 
-#[path = "session_model/checks.rs"]
 mod checks;
-#[path = "session_model/model.rs"]
 mod model;
+#[path = "../network/mod.rs"]
 mod network;
-#[path = "session_model/op.rs"]
 mod op;
 
 use std::time::Duration;
