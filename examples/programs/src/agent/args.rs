@@ -10,7 +10,7 @@ use crate::common::args::{LogArgs, LogFormat};
 use crate::common::connection::ConnectionArgs;
 use crate::common::program::{Basics, Failure, Process};
 use crate::common::tls::no_roots;
-use crate::common::url::{Url, is_name};
+use crate::common::url::{Url, check_name, is_name};
 
 /// The path of a registration, before the name.
 const REGISTRATION: &str = "/ws/tunnel/";
@@ -110,10 +110,8 @@ impl Args {
             .container_id
             .clone()
             .or_else(|| variable("KOHAKURIVER_CONTAINER_ID"));
-        if let Some(name) = name.as_deref().filter(|name| !is_name(name)) {
-            return Err(Failure::usage(format!(
-                "{name:?} is no container name: use letters, digits, dots, dashes and underscores"
-            )));
+        if let Some(name) = &name {
+            check_name("container name", name).map_err(Failure::usage)?;
         }
         // The parser has removed a trailing slash, and the name may be missing.
         let path = format!("{}/", base.path);

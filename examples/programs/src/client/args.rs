@@ -15,7 +15,7 @@ use crate::common::program::{Basics, Failure, Process};
 use crate::common::route::{Route, Session};
 use crate::common::threads::ThreadArgs;
 use crate::common::tls::public_roots;
-use crate::common::url::{Url, is_name};
+use crate::common::url::{Url, check_name};
 
 /// The path of a session for one port, before the task.
 const ONE_PORT: &str = "/ws/forward/";
@@ -225,13 +225,13 @@ impl Args {
         let text = self.host.clone().unwrap_or_else(default_host);
         let base = Url::parse(&text).map_err(wrong)?;
         if let Some((_, task)) = base.path.rsplit_once("/api/tunnel/") {
-            let task = checked_task(task)?;
+            check_name("task id", task).map_err(wrong)?;
             let words = match self.words.split_first() {
                 // The task may be repeated before the ports.
                 Some((first, rest)) if *first == task && !rest.is_empty() => rest,
                 _ => &self.words,
             };
-            return Ok((task, base, true, words.to_vec()));
+            return Ok((task.to_owned(), base, true, words.to_vec()));
         }
         if let Some((before, _)) = base.path.split_once(ONE_PORT) {
             return self.one_port(&base, before);
@@ -240,7 +240,8 @@ impl Args {
             return Err(wrong("no task is given"));
         };
         let base = Url::parse_base(&text).map_err(wrong)?;
-        Ok((checked_task(task)?, base, false, ports.to_vec()))
+        check_name("task id", task).map_err(wrong)?;
+        Ok((task.clone(), base, false, ports.to_vec()))
     }
 
     /// As [`destination`](Self::destination), from the URL of a session for one port.
@@ -319,16 +320,6 @@ impl Basics for Args {
 
 fn wrong(what: impl Into<String>) -> Failure {
     Failure::usage(format!("{}; {}", what.into(), crate::client::ABOUT.hint))
-}
-
-fn checked_task(task: &str) -> Result<String, Failure> {
-    if is_name(task) {
-        Ok(task.to_owned())
-    } else {
-        Err(wrong(format!(
-            "{task:?} is no task id: use letters, digits, dots, dashes and underscores"
-        )))
-    }
 }
 
 fn default_host() -> String {

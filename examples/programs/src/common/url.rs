@@ -150,6 +150,19 @@ pub fn is_name(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(plain) && !text.starts_with('.')
 }
 
+/// Checks a name that a user gave; `what` is what it names.
+///
+/// # Errors
+/// Says what is right.
+pub fn check_name(what: &str, name: &str) -> Result<(), String> {
+    match is_name(name) {
+        true => Ok(()),
+        false => Err(format!(
+            "{name:?} is no {what}: use letters, digits, dots, dashes and underscores"
+        )),
+    }
+}
+
 fn is_host(host: &str) -> bool {
     let in_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     let is_name = host.bytes().all(in_name) && !host.starts_with('.') && !host.contains("..");

@@ -14,7 +14,7 @@ use crate::common::program::{Basics, Failure, Process};
 use crate::common::proxies::Proxies;
 use crate::common::threads::ThreadArgs;
 use crate::common::tls::{ClientTlsArgs, Dialer, public_roots};
-use crate::common::url::{Url, is_name};
+use crate::common::url::{Url, check_name};
 use crate::host::api::ClusterApi;
 use crate::host::proxy::{FixedTasks, Registry, Settings, TaskPlace};
 use crate::host::tasks::TaskFile;
@@ -144,21 +144,7 @@ fn parse_task(text: &str) -> Result<(String, TaskPlace), String> {
     let form = "--task: write TASK=CONTAINER@RUNNER-URL, \
                 for example 42=kohakuriver-vps-42@http://127.0.0.1:8001";
     let (task, place) = text.split_once('=').ok_or(form)?;
-    check_task(task)?;
+    check_name("task id", task)?;
     let place = TaskPlace::parse(place).map_err(|wrong| format!("--task {task}: {wrong}"))?;
     Ok((task.to_owned(), place))
-}
-
-/// Checks the name of a task.
-///
-/// # Errors
-/// Says what is wrong.
-pub fn check_task(task: &str) -> Result<(), String> {
-    if is_name(task) {
-        Ok(())
-    } else {
-        Err(format!(
-            "{task:?} is no task id: use letters, digits, dots, dashes and underscores"
-        ))
-    }
 }

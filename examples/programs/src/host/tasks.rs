@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use hyper::header::HeaderValue;
 use serde::Deserialize;
 
-use crate::host::args::check_task;
+use crate::common::url::check_name;
 use crate::host::proxy::registry::{Refusal, Registry, TaskPlace};
 
 pub struct TaskFile {
@@ -85,7 +85,7 @@ fn parse(path: &Path, text: &str) -> Result<HashMap<String, TaskPlace>, String> 
         unusable(path, &format!("line {line}: {}", error.message()))
     })?;
     let place = |(task, place): (String, String)| {
-        check_task(&task)?;
+        check_name("task id", &task)?;
         let place = TaskPlace::parse(&place).map_err(|wrong| format!("task {task}: {wrong}"))?;
         Ok((task, place))
     };

@@ -14,7 +14,7 @@ use crate::common::secret::Secret;
 use crate::common::threads::ThreadArgs;
 use crate::common::token;
 use crate::common::tunnel::TunnelArgs;
-use crate::common::url::is_name;
+use crate::common::url::check_name;
 use crate::runner::server::{AgentKey, Detached, Settings};
 
 /// The variable with the token of the agents, if no file is named.
@@ -132,9 +132,7 @@ impl Args {
     /// # Errors
     /// There is no key, or the name is not valid.
     pub fn token_of(&self, name: &str) -> Result<String, Failure> {
-        if !is_name(name) {
-            return Err(Failure::usage(not_a_name(name)));
-        }
+        check_name("container name", name).map_err(Failure::usage)?;
         let key = self.agent_key()?.ok_or_else(|| {
             Failure::usage(format!(
                 "no key is given to derive the token from: set --agent-key-file FILE or {AGENT_KEY}"
@@ -220,9 +218,7 @@ fn parse_target(text: &str) -> Result<(String, String), String> {
     let (name, address) = text
         .split_once('=')
         .ok_or("write NAME=ADDRESS, for example vm-42=192.168.122.42")?;
-    if !is_name(name) {
-        return Err(not_a_name(name));
-    }
+    check_name("container name", name)?;
     let address = address.trim_start_matches('[').trim_end_matches(']');
     let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:%".contains(&byte);
     let is_address = address.parse::<std::net::IpAddr>().is_ok() || !address.contains(':');
@@ -233,10 +229,6 @@ fn parse_target(text: &str) -> Result<(String, String), String> {
         ));
     }
     Ok((name.to_owned(), address.to_owned()))
-}
-
-fn not_a_name(name: &str) -> String {
-    format!("{name:?} is no container name: use letters, digits, dots, dashes and underscores")
 }
 
 fn parse_switch(text: &str) -> Result<bool, String> {
