@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use crate::agent::registration::Settings;
-use crate::common::args::{LogArgs, LogFormat};
+use crate::common::args::{LogArgs, LogFormat, variable};
 use crate::common::connection::ConnectionArgs;
 use crate::common::program::{Basics, Failure, Process};
 use crate::common::tls::no_roots;
@@ -165,10 +165,6 @@ impl Basics for Args {
     fn log_level(&self) -> &str {
         &self.log_level
     }
-}
-
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 fn missing(what: &str, how: &str) -> Failure {

@@ -9,7 +9,7 @@ use kohakuriver_tunnel::wire::Proto;
 use crate::client::destination::{Destination, Only};
 use crate::client::keeper::Begin;
 use crate::client::spec::PortSpec;
-use crate::common::args::{LogArgs, LogFormat};
+use crate::common::args::{LogArgs, LogFormat, variable};
 use crate::common::connection::ConnectionArgs;
 use crate::common::program::{Basics, Failure, Process};
 use crate::common::route::{Route, Session};
@@ -323,7 +323,6 @@ fn wrong(what: impl Into<String>) -> Failure {
 }
 
 fn default_host() -> String {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let host = variable("KOHAKURIVER_HOST").unwrap_or_else(|| "localhost".to_owned());
     if host.contains("://") {
         return host;

@@ -44,6 +44,11 @@ pub fn one_line(error: &Error) -> String {
     line
 }
 
+/// The value of an environment variable, unless it is empty.
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
 /// The first name that occurs twice.
 pub fn twice<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let mut seen = HashSet::new();

@@ -19,7 +19,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt, registry};
 
-use super::args::LogFormat;
+use super::args::{LogFormat, variable};
 use super::output::Output;
 use super::program::Failure;
 
@@ -76,9 +76,7 @@ impl Log {
     /// # Errors
     /// RUST_LOG cannot be read.
     pub fn start(&self, name: &str, level: &str) -> Result<(), Failure> {
-        let wanted = std::env::var("RUST_LOG")
-            .ok()
-            .filter(|text| !text.is_empty());
+        let wanted = variable("RUST_LOG");
         let directives = wanted.as_deref().unwrap_or(level);
         let filter = filter(name, directives).ok_or_else(|| {
             Failure::usage(format!(

@@ -19,6 +19,7 @@ use kohakuriver_tunnel::session::clean_text;
 use tokio::net::TcpStream;
 use tower_service::Service;
 
+use super::args::variable;
 use super::net::{self, Link};
 use super::program::Failure;
 use super::url::Url;
@@ -75,9 +76,8 @@ impl Proxies {
     /// The URL of a proxy is not usable.
     pub fn from_environment() -> Result<Self, Failure> {
         for name in VARIABLES {
-            match std::env::var(name) {
-                Ok(url) if !url.is_empty() => check(name, &url)?,
-                _ => {}
+            if let Some(url) = variable(name) {
+                check(name, &url)?;
             }
         }
         Ok(Self(Arc::new(Matcher::from_env())))
