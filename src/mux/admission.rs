@@ -166,18 +166,13 @@ where
     E: Display,
 {
     let limit = until - timer.clock().now();
-    let first = handshake::within(timer, limit, handshake::next(transport, carrier)).await;
-    match first.ok_or(ConnectError::TimedOut)? {
-        None => Err(ConnectError::Closed(None)),
-        Some(Err(error)) => Err(ConnectError::Transport(error.to_string())),
-        Some(Ok(Received::End(reason))) => {
-            Err(ConnectError::Closed(reason.map(super::error::clean)))
-        }
-        Some(Ok(Received::Message(message))) => Ok(match Message::decode(&message) {
-            Ok(Message::Open(open)) => Some(open),
-            _ => None,
-        }),
-        Some(Ok(_)) => Ok(None),
+    let Received::Message(message) = handshake::first(transport, carrier, timer, limit).await?
+    else {
+        return Ok(None);
+    };
+    match Message::decode(&message) {
+        Ok(Message::Open(open)) => Ok(Some(open)),
+        _ => Ok(None),
     }
 }
 

@@ -42,22 +42,37 @@ where
     if carrier.text(String::new()).is_none() {
         return Err(ConnectError::NoTexts);
     }
+    let Received::Text(text) = first(transport, carrier, timer, limit).await? else {
+        return Err(ConnectError::Unexpected);
+    };
+    match Greeting::parse(&text) {
+        Greeting::Connected => Ok(()),
+        Greeting::Refused(reason) => {
+            let code = within(timer, CLOSE_TIMEOUT, close_code(transport, carrier)).await;
+            let code = code.flatten();
+            Err(ConnectError::Refused { reason, code })
+        }
+    }
+}
+
+/// The first message of the peer, unless it ends the transport.
+pub(super) async fn first<T, C, E>(
+    transport: &mut T,
+    carrier: &mut C,
+    timer: &mut impl Timer,
+    limit: Duration,
+) -> Result<Received<C::Message>, ConnectError>
+where
+    T: Stream<Item = Result<C::Message, E>> + Unpin,
+    C: Carrier,
+    E: Display,
+{
     let first = within(timer, limit, next(transport, carrier)).await;
     match first.ok_or(ConnectError::TimedOut)? {
         None => Err(ConnectError::Closed(None)),
         Some(Err(error)) => Err(ConnectError::Transport(error.to_string())),
         Some(Ok(Received::End(reason))) => Err(ConnectError::Closed(reason.map(clean))),
-        Some(Ok(Received::Text(text))) => match Greeting::parse(&text) {
-            Greeting::Connected => Ok(()),
-            Greeting::Refused(reason) => {
-                let code = within(timer, CLOSE_TIMEOUT, close_code(transport, carrier)).await;
-                let code = code.flatten();
-                Err(ConnectError::Refused { reason, code })
-            }
-        },
-        Some(Ok(Received::Message(_) | Received::Skip | Received::Other(_))) => {
-            Err(ConnectError::Unexpected)
-        }
+        Some(Ok(received)) => Ok(received),
     }
 }
 
@@ -161,7 +176,7 @@ pub(super) async fn within<F: Future>(
 }
 
 /// The next message other than a ping.
-pub(super) async fn next<T, C, E>(
+async fn next<T, C, E>(
     transport: &mut T,
     carrier: &mut C,
 ) -> Option<Result<Received<C::Message>, E>>
