@@ -97,7 +97,7 @@ where
 
 /// Sends a refusal with its reason.
 pub(super) async fn refuse<T, C, E>(
-    mut transport: T,
+    transport: T,
     mut carrier: C,
     timer: &mut impl Timer,
     code: u16,
@@ -106,19 +106,9 @@ pub(super) async fn refuse<T, C, E>(
     T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
     C: Carrier,
 {
-    let goodbye = async {
-        if let Some(text) = carrier.text(Greeting::Refused(why.into()).to_text()) {
-            send(&mut transport, text).await?;
-        }
-        match carrier.close(code, why) {
-            Some(close) => send(&mut transport, close).await?,
-            None => poll_fn(|cx| Pin::new(&mut transport).poll_close(cx)).await?,
-        }
-        poll_fn(|cx| poll_end(cx, &mut transport, &mut carrier)).await;
-        Ok::<_, E>(())
-    };
-    // The result does not matter here.
-    let _ = within(timer, REFUSE_TIMEOUT, goodbye).await;
+    let text = carrier.text(Greeting::Refused(why.into()).to_text());
+    let close = carrier.close(code, why);
+    part(transport, carrier, timer, text.into_iter().chain(close)).await;
 }
 
 /// Sends the last messages, closes the transport and waits for the peer's close.
