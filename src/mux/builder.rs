@@ -198,7 +198,7 @@ impl<R: Timer> Builder<R> {
     /// # Errors
     /// As [`connect`](Self::connect).
     pub async fn hear_greeting<T, C, E>(
-        mut self,
+        &mut self,
         transport: &mut T,
         carrier: &mut C,
     ) -> Result<(), ConnectError>
@@ -217,7 +217,7 @@ impl<R: Timer> Builder<R> {
     /// # Errors
     /// As [`welcome`](Self::welcome).
     pub async fn say_greeting<T, C, E>(
-        mut self,
+        &mut self,
         transport: &mut T,
         carrier: &mut C,
     ) -> Result<(), ConnectError>

@@ -18,7 +18,7 @@ type Socket = WebSocketStream<TcpStream>;
 
 async fn serve(keeper: Keeper<Socket>, socket: TcpStream) {
     let mut socket = WebSocketStream::from_raw_socket(socket, Side::Server, None).await;
-    let (builder, mut carrier) = (mux::builder(), Tungstenite);
+    let (mut builder, mut carrier) = (mux::builder(), Tungstenite);
     if builder
         .say_greeting(&mut socket, &mut carrier)
         .await
@@ -27,7 +27,7 @@ async fn serve(keeper: Keeper<Socket>, socket: TcpStream) {
         return;
     }
     let binding = Binding::new("route", "group", "peer");
-    let admitted = mux::builder().admit(&keeper, socket, Tungstenite, binding);
+    let admitted = builder.admit(&keeper, socket, Tungstenite, binding);
     let Ok(Admission::New(opening)) = admitted.await else {
         return;
     };
@@ -68,7 +68,7 @@ async fn dial(to: SocketAddr) -> Result<Socket, ConnectFailure> {
     let failed = |error: &dyn ToString| ConnectFailure::again(&error.to_string());
     let socket = TcpStream::connect(to).await.map_err(|e| failed(&e))?;
     let mut socket = WebSocketStream::from_raw_socket(socket, Side::Client, None).await;
-    let (builder, mut carrier) = (mux::builder(), Tungstenite);
+    let (mut builder, mut carrier) = (mux::builder(), Tungstenite);
     let heard = builder.hear_greeting(&mut socket, &mut carrier).await;
     heard.map_err(|e| failed(&e))?;
     Ok(socket)

@@ -178,11 +178,10 @@ impl Upgraded {
         N::Future: Send,
     {
         let resumable = self.resumable;
-        let (builder, mut socket) = self.on(tunnels);
+        let (mut builder, mut socket) = self.on(tunnels);
         let tunnels = &tunnels.tunnels;
         if resumable {
-            let hearing = builder.clone();
-            hearing
+            builder
                 .hear_greeting(&mut socket, &mut WebSocketCarrier)
                 .await?;
             let (mux, driver) = builder.resuming_opener(socket, WebSocketCarrier, redial);
@@ -200,7 +199,7 @@ impl Upgraded {
     /// The peer refuses, sends no greeting, or does not resume tunnels.
     pub async fn reconnect(self, tunnels: &Settings) -> Result<Socket, ws::ConnectError> {
         let resumable = self.resumable;
-        let (builder, mut socket) = self.on(tunnels);
+        let (mut builder, mut socket) = self.on(tunnels);
         builder
             .hear_greeting(&mut socket, &mut WebSocketCarrier)
             .await?;
@@ -230,10 +229,9 @@ impl Upgraded {
         binding: Binding,
         greets: bool,
     ) -> Result<Admission<Socket, WebSocketCarrier>, ConnectError> {
-        let (builder, mut socket) = self.on(tunnels);
+        let (mut builder, mut socket) = self.on(tunnels);
         if greets {
-            let saying = builder.clone();
-            saying
+            builder
                 .say_greeting(&mut socket, &mut WebSocketCarrier)
                 .await?;
         }
