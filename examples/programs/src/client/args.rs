@@ -101,7 +101,8 @@ pub struct Args {
     )]
     udp_idle: u64,
 
-    /// Most UDP peers per port; a further one replaces the one that was silent for longest.
+    /// Maximum number of UDP peers per port. A further one replaces the one that was silent for
+    /// longest.
     #[arg(
         long,
         default_value_t = 16_000,

@@ -51,14 +51,15 @@ const CLOSING: Duration = Duration::from_millis(10);
 /// Flags of a program that clients connect to.
 #[derive(Args, Debug, Clone)]
 pub struct FrontArgs {
-    /// Most client sessions; more are answered with 503 [default: 4096, or fewer if the limit of
-    /// open files is low].
+    /// Maximum number of client sessions; further ones are answered with 503 [default: 4096, or
+    /// fewer if the limit of open files is low].
     #[arg(long, value_name = "N")]
     pub max_sessions: Option<NonZeroUsize>,
 
-    /// Most sessions of one source address (IPv6: of one /64). By default a host allows an address
-    /// as many as it leaves free for others. A runner has no such bound, because its clients come
-    /// from its host; set it if clients connect directly, with --proxy for the host.
+    /// Maximum number of sessions of one source address (IPv6: of one /64). By default a host
+    /// allows an address as many as it leaves free for others. A runner has no such bound, because
+    /// its clients come from its host. Set it if clients connect directly, with --proxy for the
+    /// host.
     #[arg(long, value_name = "N")]
     max_per_address: Option<NonZeroUsize>,
 

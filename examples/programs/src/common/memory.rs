@@ -27,8 +27,8 @@ const TASK_COST: usize = 16 << 10;
 
 #[derive(Args, Debug, Clone, Default)]
 pub struct MemoryArgs {
-    /// Most memory in MiB that peers can make this process hold [default: an eighth of the memory
-    /// of the machine or the control group].
+    /// Maximum memory in MiB that peers can make this process hold [default: an eighth of the
+    /// memory of the machine or the control group].
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     memory: Option<u64>,
 }

@@ -29,7 +29,7 @@ pub struct ResumeArgs {
     )]
     resume_keep: u32,
 
-    /// Most MiB that a tunnel keeps of what it sent, until the other side has confirmed it. A
+    /// Maximum MiB that a tunnel keeps of what it sent, until the other side has confirmed it. A
     /// tunnel begins with 1 MiB, and a fast one over a long path takes more. The sum is bounded by
     /// --memory.
     #[arg(

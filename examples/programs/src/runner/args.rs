@@ -59,8 +59,8 @@ pub struct Args {
     #[command(flatten)]
     front: FrontArgs,
 
-    /// Most agents at once; more are answered with 503. Without it 16384, or an eighth of the open
-    /// files. Clients cannot take their places.
+    /// Maximum number of agents; further ones are answered with 503 [default: 16384, or an eighth
+    /// of the open files if that is less]. Clients cannot take their places.
     #[arg(long, value_name = "N")]
     max_agents: Option<NonZeroUsize>,
 
@@ -79,18 +79,17 @@ pub struct Args {
     #[command(flatten)]
     tunnels: TunnelArgs,
 
-    /// Most sessions that wait for their next WebSocket; beyond that the one that has waited for
-    /// longest ends [default: as many as sessions]. They have places of sessions, and a new session
-    /// takes the place of the oldest if there is no other.
+    /// Maximum number of sessions that wait for their next WebSocket [default: as many as
+    /// sessions]. Beyond it, the one that has waited for longest ends. Each of them counts as a
+    /// session, and the oldest ends when a new session finds no other place.
     #[arg(long, value_name = "N")]
     max_detached: Option<NonZeroUsize>,
 
-    /// Most of them of one container [default: a quarter of the sessions].
+    /// The same for one container [default: a quarter of the sessions].
     #[arg(long, value_name = "N")]
     max_detached_per_container: Option<NonZeroUsize>,
 
-    /// Most of them of one source address [default: no bound, because clients come from their
-    /// host].
+    /// The same for one source address [default: no bound, because clients come from their host].
     #[arg(long, value_name = "N")]
     max_detached_per_address: Option<NonZeroUsize>,
 
