@@ -64,8 +64,8 @@ impl TunnelStream {
         let mut join = Join {
             one: self,
             other,
-            there: Lane::default(),
-            back: Lane::default(),
+            there: Direction::default(),
+            back: Direction::default(),
             detached: (false, false),
         };
         let mut grace = Grace::new(grace);
@@ -84,15 +84,15 @@ struct Join {
     one: TunnelStream,
     other: TunnelStream,
     /// From `one` to `other`.
-    there: Lane,
-    back: Lane,
+    there: Direction,
+    back: Direction,
     /// Whether the tunnel of `one`, or of `other`, waits for a transport.
     detached: (bool, bool),
 }
 
 /// One direction.
 #[derive(Debug, Default)]
-struct Lane {
+struct Direction {
     /// Read, and not yet accepted by the other stream.
     rest: Chunk,
     carried: u64,
@@ -109,7 +109,7 @@ enum State {
     Finished,
     /// The source was reset; earlier data is in flight.
     Failing(Reset),
-    /// The destination was reset. The other lane passes that on, after its data.
+    /// The destination was reset. The other direction passes that on, after its data.
     Cut,
 }
 
@@ -176,7 +176,7 @@ impl Drop for Join {
     }
 }
 
-impl Lane {
+impl Direction {
     /// Carries available data. Ready when the source was reset, after all earlier data.
     fn poll(
         &mut self,
