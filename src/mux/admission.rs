@@ -14,7 +14,7 @@ use crate::session::Role;
 use crate::transport::{Carrier, Received};
 
 /// What became of a transport on which the peer resumes tunnels, from
-/// [`Builder::admit`](super::Builder::admit).
+/// [`Builder::admit`](super::Builder::admit). [`Keeper`] has an example.
 #[derive(Debug)]
 // Matched at once.
 #[allow(clippy::large_enum_variant)]
@@ -27,7 +27,7 @@ pub enum Admission<T, C, R = TokioTimer> {
     Refused(EndReason),
 }
 
-/// A new tunnel that a peer asks for. Dropping it drops the transport.
+/// A new tunnel that a peer asks for. Dropping it drops the transport. [`Keeper`] has an example.
 #[derive(Debug)]
 #[must_use = "the peer waits"]
 pub struct Opening<T, C, R = TokioTimer> {

@@ -7,6 +7,7 @@ use crate::resume::{Resumption, Stats};
 /// Whether a tunnel has a transport, and how that changed last.
 ///
 /// A tunnel that is not [resumed](super::Builder::resume) is attached until its end.
+/// [`Attachments`] has an example.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Attachment {
@@ -20,6 +21,22 @@ pub enum Attachment {
 }
 
 /// Changes of a tunnel's [`Attachment`], from [`Tunnel::attachments`].
+///
+/// ```
+/// use kohakuriver_tunnel::mux::{Attachment, Tunnel};
+///
+/// /// Says when the tunnel waits for a transport, and when it goes on, until it ends.
+/// async fn watch(tunnel: Tunnel) {
+///     let mut attachments = tunnel.attachments();
+///     while let Some(changed) = attachments.changed().await {
+///         match changed {
+///             Attachment::Detached(cause) => println!("waits for a transport: {cause}"),
+///             Attachment::Resumed(again) => println!("goes on after {:?}", again.detached),
+///             _ => {}
+///         }
+///     }
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Attachments {
     tunnel: Tunnel,

@@ -69,6 +69,7 @@ where
 }
 
 /// Runs a tunnel that outlives its transports, as a [`Driver`] runs one that does not.
+/// [`Connect`](super::Connect) and [`Keeper`](super::Keeper) have examples.
 ///
 /// When a transport is lost, it waits for the next one of its source: [`Redial`](super::Redial) at
 /// the client, [`Kept`](super::Kept) at the server. Handles and streams stay as they are. Without a

@@ -19,12 +19,47 @@ use crate::session::Instant;
 ///
 /// [`Builder::admit`](super::Builder::admit) finds the tunnel of each new transport here. Cheap to
 /// clone. One keeper serves all routes of a server; a [`Binding`] keeps them apart.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::{
+///     self, Acceptor, Admission, Binding, Keeper, KeeperLimits, LengthPrefixed, length_prefixed,
+/// };
+/// use kohakuriver_tunnel::resume::Config;
+/// use kohakuriver_tunnel::transport::Plain;
+/// use tokio::net::{TcpListener, TcpStream};
+///
+/// # async fn serve(_: Acceptor) {}
+/// # fn os_random(bytes: &mut [u8]) { bytes.fill(4) }
+/// async fn listen(listener: TcpListener) -> std::io::Result<()> {
+///     let limits = KeeperLimits::default().with_per_peer(8);
+///     let keeper: Keeper<LengthPrefixed<TcpStream>> =
+///         Keeper::new(Config::default(), limits, os_random);
+///     loop {
+///         let (socket, peer) = listener.accept().await?;
+///         let keeper = keeper.clone();
+///         tokio::spawn(async move {
+///             let binding = Binding::new("/tunnel", "everybody", peer.ip().to_string());
+///             let socket = length_prefixed(socket);
+///             match mux::builder().admit(&keeper, socket, Plain, binding).await {
+///                 Ok(Admission::New(opening)) => {
+///                     let (acceptor, driver) = opening.acceptor();
+///                     tokio::spawn(driver);
+///                     serve(acceptor).await;
+///                 }
+///                 Ok(Admission::Resumed) => println!("{} went on", keeper.stats().resumed),
+///                 Ok(Admission::Refused(reason)) => println!("{peer} cannot go on: {reason}"),
+///                 Err(error) => println!("{peer}: {error}"),
+///             }
+///         });
+///     }
+/// }
+/// ```
 pub struct Keeper<T> {
     registry: Arc<Registry<T>>,
 }
 
 /// What a tunnel is bound to: a transport takes it over only if it came on the same route, whatever
-/// secret it shows. Also says whom to count it for.
+/// secret it shows. Also says whom to count it for. [`Keeper`] has an example.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
     /// Route, target, and class of credential, in any form. Must be equal.
@@ -52,6 +87,13 @@ impl Binding {
 
 /// Most tunnels that are kept without a transport. Beyond that, the one that has been without for
 /// longest ends: [`EndReason::Evicted`].
+///
+/// ```
+/// use kohakuriver_tunnel::mux::KeeperLimits;
+///
+/// let limits = KeeperLimits::default().with_detached(100).with_per_group(25);
+/// assert_eq!((limits.detached, limits.per_group, limits.per_peer), (100, 25, 64));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeeperLimits {
@@ -96,7 +138,7 @@ impl KeeperLimits {
     }
 }
 
-/// Counters of a [`Keeper`].
+/// Counters of a [`Keeper`], from [`Keeper::stats`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct KeeperStats {

@@ -13,7 +13,7 @@ use crate::session::{Instant, clean_text};
 
 /// Connects a client's tunnel again, each time with a new transport (PROTOCOL.md section 5.10).
 ///
-/// A closure from [`Dial`] to a future is one, as in [`Builder::resume`](super::Builder::resume).
+/// A closure from [`Dial`] to a future is one.
 ///
 /// The future ends with a transport whose handshake is complete and whose
 /// [greeting](super::Builder::hear_greeting), if its route has one, was heard. It may wait before
@@ -21,6 +21,31 @@ use crate::session::{Instant, clean_text};
 /// meanwhile, when the tunnel ends, or after the [time](super::Builder::dial_timeout) for one
 /// attempt. After a failure that is not [final](ConnectFailure::is_final) the connector is asked
 /// again at once, though at most ten times a second, and once a second if it keeps failing.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use kohakuriver_tunnel::mux::{self, ConnectFailure, Dial, Mux, length_prefixed};
+/// use kohakuriver_tunnel::transport::Plain;
+/// use tokio::net::TcpStream;
+///
+/// /// A tunnel that goes on over one TCP connection after the other.
+/// async fn connect(address: &'static str) -> std::io::Result<Mux> {
+///     let first = length_prefixed(TcpStream::connect(address).await?);
+///     let again = move |dial: Dial| async move {
+///         if !dial.attached {
+///             tokio::time::sleep(Duration::from_secs(dial.attempt.min(10).into())).await;
+///         }
+///         match TcpStream::connect(address).await {
+///             Ok(socket) => Ok(length_prefixed(socket)),
+///             Err(error) => Err(ConnectFailure::again(&error.to_string())),
+///         }
+///     };
+///     let (mux, driver) = mux::builder().resuming_opener(first, Plain, again);
+///     tokio::spawn(driver);
+///     Ok(mux)
+/// }
+/// ```
 pub trait Connect {
     /// What it connects.
     type Transport;
@@ -44,7 +69,7 @@ where
     }
 }
 
-/// Circumstances of an attempt to connect.
+/// Circumstances of an attempt to connect. [`Connect`] has an example.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Dial {
@@ -57,6 +82,18 @@ pub struct Dial {
 }
 
 /// Why a connector has no transport.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::ConnectFailure;
+///
+/// fn failure(status: u16) -> ConnectFailure {
+///     match status {
+///         401 | 403 => ConnectFailure::last("this client is not let in any more"),
+///         status => ConnectFailure::again(&format!("the server answered {status}")),
+///     }
+/// }
+/// assert!(failure(401).is_final() && !failure(503).is_final());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectFailure {
     text: String,
@@ -96,7 +133,8 @@ impl fmt::Display for ConnectFailure {
 
 impl core::error::Error for ConnectFailure {}
 
-/// Transports from a [`Connect`]: where a client's tunnel gets the next one.
+/// Transports from a [`Connect`]: where a client's tunnel gets the next one. Only the type of a
+/// [`ResumingDriver`](super::ResumingDriver) names it.
 pub struct Redial<N: Connect> {
     connector: N,
     /// The attempt under way.
