@@ -1,5 +1,6 @@
 """Starts a chain of programs, each ours or theirs, and the services and apps at its ends."""
 
+import argparse
 import asyncio
 import hashlib
 import os
@@ -32,6 +33,20 @@ class Skipped(Exception):
 def check(condition, text):
     if not condition:
         raise Failed(text)
+
+
+def argument_parser(description):
+    """A parser with the flag that names our programs."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--ours",
+        default=ROOT / "target/release/examples",
+        metavar="DIR",
+        help="where our programs are",
+    )
+    return parser
 
 
 async def within(seconds, what, awaitable):

@@ -6,7 +6,6 @@ faults.py --chain theirs,theirs,theirs,theirs           # forward, host, runner,
 faults.py --only half_close_keeps_the_reply
 """
 
-import argparse
 import asyncio
 import collections
 import hashlib
@@ -21,8 +20,9 @@ import time
 
 from websockets.asyncio.server import serve
 
-from chain import CONTAINER, MIB, ROLES, ROOT, App, Chain, Failed, Service, Skipped
-from chain import check, free_port, refusing_socket, terminate_cleanly, until, within
+from chain import CONTAINER, MIB, ROLES, App, Chain, Failed, Service, Skipped
+from chain import argument_parser, check, free_port, refusing_socket, terminate_cleanly
+from chain import until, within
 from matrix import combination_argument
 
 CHECKS = []
@@ -514,15 +514,7 @@ async def run(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--ours",
-        default=ROOT / "target/release/examples",
-        metavar="DIR",
-        help="where our programs are",
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument(
         "--chain", default=("ours",) * len(ROLES), type=combination_argument, metavar="SIDES"
     )

@@ -8,14 +8,13 @@ Each run starts two new forwards, so that each draws a new first id. Every conne
 that name it and must get its own texts back.
 """
 
-import argparse
 import asyncio
 import pathlib
 import shutil
 import sys
 import tempfile
 
-from chain import ROOT, App, Chain, Failed, Service, terminate_cleanly, within
+from chain import App, Chain, Failed, Service, argument_parser, terminate_cleanly, within
 
 CONNECTIONS = 40
 TURNS = 3
@@ -75,15 +74,7 @@ async def run(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--ours",
-        default=ROOT / "target/release/examples",
-        metavar="DIR",
-        help="where our programs are",
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--host", default="ours", choices=("ours", "theirs"))
     parser.add_argument("--agent", default="theirs", choices=("ours", "theirs"))
     parser.add_argument("--runs", type=int, default=100)

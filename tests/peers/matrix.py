@@ -19,12 +19,12 @@ import time
 from chain import (
     MIB,
     ROLES,
-    ROOT,
     SIDES,
     App,
     Chain,
     Failed,
     Service,
+    argument_parser,
     check,
     refusing_socket,
     terminate_cleanly,
@@ -194,15 +194,7 @@ def combination_argument(text):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--ours",
-        default=ROOT / "target/release/examples",
-        metavar="DIR",
-        help="where our programs are",
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument(
         "--only",
         action="append",

@@ -12,7 +12,6 @@ service's checksum. With neighbours, a v1 reader may be cut, but only by a reset
 file would look like a complete file.
 """
 
-import argparse
 import asyncio
 import hashlib
 import itertools
@@ -22,7 +21,8 @@ import sys
 import tempfile
 import time
 
-from chain import MIB, ROLES, ROOT, SIDES, App, Chain, Failed, Service, terminate_cleanly, within
+from chain import MIB, ROLES, SIDES, App, Chain, Failed, Service
+from chain import argument_parser, terminate_cleanly, within
 from matrix import combination_argument
 
 OURS = ("ours",) * len(ROLES)
@@ -184,15 +184,7 @@ def seconds(text):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--ours",
-        default=ROOT / "target/release/examples",
-        metavar="DIR",
-        help="where our programs are",
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument(
         "--only",
         action="append",
