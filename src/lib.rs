@@ -55,6 +55,9 @@ pub mod wire;
 #[cfg_attr(docsrs, doc(cfg(feature = "transport")))]
 pub mod transport;
 
+/// The crate of the buffers in this interface: `bytes::Bytes`.
+pub use bytes;
+
 /// The README's snippets are tests. They use every feature.
 #[cfg(all(doctest, feature = "codec", feature = "transport", feature = "mux"))]
 #[doc = include_str!("../README.md")]

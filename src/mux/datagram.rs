@@ -16,7 +16,7 @@ use crate::wire::Chunk;
 /// /// Asks a name server at the other side.
 /// async fn ask(mux: &Mux, query: Vec<u8>) -> std::io::Result<Vec<u8>> {
 ///     let flow = mux.open_udp(53)?;
-///     flow.send(bytes::Bytes::from(query))?;
+///     flow.send(query)?;
 ///     Ok(flow.recv().await?.into())
 /// }
 /// ```

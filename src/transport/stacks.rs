@@ -55,7 +55,7 @@ macro_rules! carrier {
         impl $crate::transport::Carrier for $name {
             type Message = $message;
 
-            fn binary(&mut self, message: $crate::transport::carrier_types::Bytes) -> $message {
+            fn binary(&mut self, message: $crate::bytes::Bytes) -> $message {
                 type CarrierMessage = $message;
                 CarrierMessage::Binary(message.into())
             }
@@ -110,7 +110,7 @@ macro_rules! carrier {
         impl $crate::transport::Carrier for $name {
             type Message = $message;
 
-            fn binary(&mut self, message: $crate::transport::carrier_types::Bytes) -> $message {
+            fn binary(&mut self, message: $crate::bytes::Bytes) -> $message {
                 <$message>::binary(message)
             }
 
@@ -160,10 +160,8 @@ macro_rules! carrier {
     };
 }
 
-/// Used by [`carrier!`](crate::carrier!), whose users need not have these crates.
+/// Used by [`carrier!`](crate::carrier!), whose users need not have `alloc`.
 #[doc(hidden)]
 pub mod carrier_types {
     pub use alloc::string::String;
-
-    pub use bytes::Bytes;
 }

@@ -262,6 +262,13 @@ impl<const N: usize> From<&[u8; N]> for Chunk {
     }
 }
 
+impl From<alloc::vec::Vec<u8>> for Chunk {
+    /// As from [`Bytes`].
+    fn from(payload: alloc::vec::Vec<u8>) -> Self {
+        Bytes::from(payload).into()
+    }
+}
+
 impl From<Bytes> for Chunk {
     /// Shares the bytes. Sealing them costs a copy, because they have no headroom.
     fn from(payload: Bytes) -> Self {
