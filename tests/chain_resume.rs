@@ -4,6 +4,7 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use kohakuriver_tunnel::resume::{EndReason, Message, OFFER, Open, Opened, Secret};
@@ -387,6 +388,18 @@ async fn connected(client: &mut Client, port: u16) {
     }
 }
 
+/// The connection still echoes.
+async fn expect_connection(client: &mut Client, port: u16) {
+    let say = frame(Kind::Data, Proto::Tcp, 1, port, b"still here");
+    soon("data", client.send(say)).await.unwrap();
+    loop {
+        let message = soon("echo", client.next()).await.unwrap().unwrap();
+        if message.into_data().ends_with(b"still here") {
+            return;
+        }
+    }
+}
+
 /// A runner that dials 127.0.0.1, and the URL of its sessions.
 fn bare_runner(args: &[&str]) -> (Program, String) {
     let target = format!("{CONTAINER}=127.0.0.1");
@@ -479,17 +492,7 @@ async fn forged_stale_and_replayed_opens_change_nothing() {
     let Message::Opened(now) = layer(&mut client).await else {
         panic!("it does not go on");
     };
-    let say = |text: &'static [u8]| frame(Kind::Data, Proto::Tcp, 1, port, text);
-    let check = async |client: &mut Client| {
-        soon("data", client.send(say(b"still here"))).await.unwrap();
-        loop {
-            let message = soon("echo", client.next()).await.unwrap().unwrap();
-            if message.into_data().ends_with(b"still here") {
-                return;
-            }
-        }
-    };
-    check(&mut client).await;
+    expect_connection(&mut client, port).await;
     let other = format!("ws://{}/ws/forward/{CONTAINER}/{port}", runner.address());
     for number in 0..250_u32 {
         let mut guess = [0; Secret::LEN];
@@ -527,11 +530,32 @@ async fn forged_stale_and_replayed_opens_change_nothing() {
         ),
         "{stale:?}"
     );
-    check(&mut client).await;
+    expect_connection(&mut client, port).await;
     assert_eq!(metric(&runner, "runner_sessions").await, 1);
     let refused = "runner_resume_refused_total{reason=\"unknown\"}";
     assert_eq!(metric(&runner, refused).await, 1000);
     assert_eq!(metric(&runner, OF_CLIENTS).await, 1);
+}
+
+/// The client has OPENED, and its WebSocket is lost before the runner hears so. It is away for
+/// longer than a tunnel without connections is kept.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_client_whose_first_acknowledgement_is_lost_goes_on() {
+    let port = service(echo).await.port();
+    let (runner, url) = bare_runner(&LONG);
+    let mut client = asking(&url, new_tunnel()).await;
+    let Message::Opened(kept) = layer(&mut client).await else {
+        panic!("not opened");
+    };
+    connected(&mut client, port).await;
+    drop(client);
+    expect_metric(&runner, DETACHED, 1).await;
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    let mut client = asking(&url, again(&kept, 2)).await;
+    let answer = layer(&mut client).await;
+    assert!(matches!(answer, Message::Opened(_)), "{answer:?}");
+    expect_connection(&mut client, port).await;
+    assert_eq!(metric(&runner, EXPIRED).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -571,7 +595,7 @@ async fn the_memory_of_tunnels_that_nobody_comes_back_for_is_freed() {
         expect_metric(&runner, "runner_tunnels_ring_bytes", 0).await;
         if round == 1 {
             // Free memory is returned within a few seconds.
-            tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+            tokio::time::sleep(Duration::from_secs(5)).await;
             before = runner.resident();
         }
     }

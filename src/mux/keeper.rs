@@ -86,7 +86,8 @@ impl Binding {
 }
 
 /// Most tunnels that are kept without a transport. Beyond that, the one that has been without for
-/// longest ends: [`EndReason::Evicted`].
+/// longest ends: [`EndReason::Evicted`]. Tunnels whose client has not
+/// [answered](Tunnel::confirmed) go before all others.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::KeeperLimits;
@@ -192,17 +193,25 @@ struct Entry<T> {
     shared: Weak<Shared>,
     /// Bytes that the tunnel keeps.
     ring: Arc<AtomicUsize>,
-    /// Its number among those without a transport.
-    waits: Option<u64>,
+    /// Its turn among those without a transport.
+    waits: Option<Rank>,
 }
 
-/// Tunnels without a transport, in the order in which they lost it.
+/// When a tunnel without a transport has to go: first those that may be of nobody, then by the
+/// order in which they lost it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    confirmed: bool,
+    number: u64,
+}
+
+/// Tunnels without a transport.
 #[derive(Default)]
 struct Waiting {
     next: u64,
-    all: BTreeMap<u64, Place>,
-    groups: BTreeMap<String, BTreeSet<u64>>,
-    peers: BTreeMap<String, BTreeSet<u64>>,
+    all: BTreeMap<Rank, Place>,
+    groups: BTreeMap<String, BTreeSet<Rank>>,
+    peers: BTreeMap<String, BTreeSet<Rank>>,
 }
 
 struct Place {
@@ -249,7 +258,8 @@ impl<T> Keeper<T> {
         tunnels.any(|entry| entry.binding.route == route)
     }
 
-    /// Ends the tunnel that has been without a transport for longest. False if there is none.
+    /// Ends the tunnel that has been without a transport for longest, or one whose client has not
+    /// answered. False if there is none.
     pub fn evict_oldest(&self) -> bool {
         let victim = self.registry.lock().oldest();
         let victim = victim.map(|(_, shared)| shared);
@@ -366,45 +376,46 @@ impl<T> State<T> {
     }
 
     /// The tunnel has lost its transport. Returns those that have to end for it.
-    fn wait(&mut self, tunnel: u64, limits: KeeperLimits) -> Vec<Weak<Shared>> {
+    fn wait(&mut self, tunnel: u64, confirmed: bool, limits: KeeperLimits) -> Vec<Weak<Shared>> {
         let Some(entry) = self.tunnels.get_mut(&tunnel) else {
             return Vec::new();
         };
         let number = self.waiting.next;
         self.waiting.next += 1;
-        entry.waits = Some(number);
+        let rank = Rank { confirmed, number };
+        entry.waits = Some(rank);
         let group = entry.binding.group.clone();
         let peer = entry.binding.peer.clone();
-        let numbers = self.waiting.groups.entry(group.clone()).or_default();
-        numbers.insert(number);
-        let of_group = first_beyond(numbers, limits.per_group);
-        let numbers = self.waiting.peers.entry(peer.clone()).or_default();
-        numbers.insert(number);
-        let of_peer = first_beyond(numbers, limits.per_peer);
+        let ranks = self.waiting.groups.entry(group.clone()).or_default();
+        ranks.insert(rank);
+        let of_group = first_beyond(ranks, limits.per_group);
+        let ranks = self.waiting.peers.entry(peer.clone()).or_default();
+        ranks.insert(rank);
+        let of_peer = first_beyond(ranks, limits.per_peer);
         let place = Place {
             tunnel,
             group,
             peer,
         };
-        self.waiting.all.insert(number, place);
+        self.waiting.all.insert(rank, place);
         let mut victims = Vec::new();
-        for number in [of_group, of_peer].into_iter().flatten() {
-            victims.extend(self.stop_waiting(number));
+        for rank in [of_group, of_peer].into_iter().flatten() {
+            victims.extend(self.stop_waiting(rank));
         }
         while self.waiting.all.len() > limits.detached {
-            let Some(number) = self.waiting.all.keys().next().copied() else {
+            let Some(rank) = self.waiting.all.keys().next().copied() else {
                 break;
             };
-            victims.extend(self.stop_waiting(number));
+            victims.extend(self.stop_waiting(rank));
         }
         victims
     }
 
-    /// Takes the one that has waited longest from those that wait.
+    /// Takes the one whose rank it is from those that wait.
     fn oldest(&mut self) -> Option<(u64, Weak<Shared>)> {
-        let (number, place) = self.waiting.all.first_key_value()?;
-        let (number, tunnel) = (*number, place.tunnel);
-        Some((tunnel, self.stop_waiting(number)?))
+        let (rank, place) = self.waiting.all.first_key_value()?;
+        let (rank, tunnel) = (*rank, place.tunnel);
+        Some((tunnel, self.stop_waiting(rank)?))
     }
 
     /// No more is asked of the tunnel.
@@ -415,26 +426,26 @@ impl<T> State<T> {
     }
 
     /// Takes a tunnel from those that wait, if it is one of them.
-    fn stop_waiting(&mut self, number: u64) -> Option<Weak<Shared>> {
-        let place = self.waiting.all.remove(&number)?;
-        remove(&mut self.waiting.groups, &place.group, number);
-        remove(&mut self.waiting.peers, &place.peer, number);
+    fn stop_waiting(&mut self, rank: Rank) -> Option<Weak<Shared>> {
+        let place = self.waiting.all.remove(&rank)?;
+        remove(&mut self.waiting.groups, &place.group, rank);
+        remove(&mut self.waiting.peers, &place.peer, rank);
         let entry = self.tunnels.get_mut(&place.tunnel)?;
         entry.waits = None;
         Some(Weak::clone(&entry.shared))
     }
 }
 
-/// The first of more than `limit` numbers.
-fn first_beyond(numbers: &BTreeSet<u64>, limit: usize) -> Option<u64> {
-    let first = numbers.first().copied();
-    first.filter(|_| numbers.len() > limit)
+/// The first of more than `limit` ranks.
+fn first_beyond(ranks: &BTreeSet<Rank>, limit: usize) -> Option<Rank> {
+    let first = ranks.first().copied();
+    first.filter(|_| ranks.len() > limit)
 }
 
-fn remove(of: &mut BTreeMap<String, BTreeSet<u64>>, name: &str, number: u64) {
-    if let Some(numbers) = of.get_mut(name) {
-        numbers.remove(&number);
-        if numbers.is_empty() {
+fn remove(of: &mut BTreeMap<String, BTreeSet<Rank>>, name: &str, rank: Rank) {
+    if let Some(ranks) = of.get_mut(name) {
+        ranks.remove(&rank);
+        if ranks.is_empty() {
             of.remove(name);
         }
     }
@@ -461,8 +472,8 @@ impl<T> Kept<T> {
     fn end(&mut self, reason: Option<EndReason>) {
         let mut state = self.registry.lock();
         let known = state.tunnels.get(&self.tunnel);
-        if let Some(number) = known.and_then(|entry| entry.waits) {
-            state.stop_waiting(number);
+        if let Some(rank) = known.and_then(|entry| entry.waits) {
+            state.stop_waiting(rank);
         }
         state.forget_ending(self.tunnel);
         let entry = state.tunnels.remove(&self.tunnel);
@@ -507,12 +518,13 @@ impl<T> Source<T> for Kept<T> {
                 state.stats.resumed += 1;
                 state.forget_ending(self.tunnel);
                 let known = state.tunnels.get(&self.tunnel);
-                if let Some(number) = known.and_then(|entry| entry.waits) {
-                    state.stop_waiting(number);
+                if let Some(rank) = known.and_then(|entry| entry.waits) {
+                    state.stop_waiting(rank);
                 }
             }
-            News::Detached => {
-                let victims = self.registry.lock().wait(self.tunnel, self.registry.limits);
+            News::Detached { confirmed } => {
+                let limits = self.registry.limits;
+                let victims = self.registry.lock().wait(self.tunnel, confirmed, limits);
                 evict(&victims);
             }
             News::Ended(reason) => self.end(reason),

@@ -272,7 +272,7 @@ impl<N: Connect> Source<N::Transport> for Redial<N> {
                 self.attached_at = now;
                 self.attempts = 0;
             }
-            News::Detached if now - self.attached_at >= Self::STABLE => self.fruitless = 0,
+            News::Detached { .. } if now - self.attached_at >= Self::STABLE => self.fruitless = 0,
             News::Ended(_) => self.current = None,
             _ => {}
         }

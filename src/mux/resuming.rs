@@ -187,7 +187,8 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
         let change = match (is_attached, resumed) {
             (false, _) if !self.told_attached => None,
             (false, _) => {
-                self.source.note(now, &News::Detached);
+                let confirmed = self.link.is_confirmed();
+                self.source.note(now, &News::Detached { confirmed });
                 let cause = lost.unwrap_or(TunnelError::Ended(None));
                 Some(Attachment::Detached(cause))
             }

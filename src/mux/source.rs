@@ -57,7 +57,10 @@ pub enum News<'a> {
     /// The tunnel goes on.
     Attached,
     /// The transport is lost.
-    Detached,
+    Detached {
+        /// The peer has answered.
+        confirmed: bool,
+    },
     /// The tunnel has ended. `None`: in good order.
     Ended(Option<EndReason>),
     /// Bytes kept now; messages and bytes sent again since the last time.

@@ -23,8 +23,7 @@ pub struct Config {
     /// What a vanished client holds at a service (a transaction, a lock) outlives it by this.
     pub keep: Duration,
     /// As `keep`, while the tunnel has no connections (see
-    /// [`Link::set_idle`](super::Link::set_idle)), or its client is not known to be there (see
-    /// [`Link::is_confirmed`](super::Link::is_confirmed)). Default 10 s.
+    /// [`Link::set_idle`](super::Link::set_idle)). Default 10 s.
     pub idle_keep: Duration,
     /// Size of the ring of kept messages at first, in bytes, where each message counts 64 bytes
     /// more than its length. Default 1 MiB.

@@ -47,9 +47,8 @@ impl Keep {
             .map_or(Duration::ZERO, |since| now - since)
     }
 
-    /// `confirmed`: the client is known to be there.
-    pub(super) fn over_at(&self, confirmed: bool) -> Option<Instant> {
-        let keep = match self.idle || !confirmed {
+    pub(super) fn over_at(&self) -> Option<Instant> {
+        let keep = match self.idle {
             true => self.keep.min(self.idle_keep),
             false => self.keep,
         };

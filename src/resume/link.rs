@@ -359,7 +359,7 @@ impl Link {
             return None;
         }
         let is_due = |time: Option<Instant>| time.is_some_and(|time| time <= now);
-        if is_due(self.keep_until()) {
+        if is_due(self.keep.over_at()) {
             let has_transport = self.state == State::Opening;
             let ended = self.fail(EndReason::Expired, "");
             if !has_transport {
@@ -420,7 +420,7 @@ impl Link {
         if self.ended.is_some() {
             return None;
         }
-        let times = [self.opened_by, self.keep_until()];
+        let times = [self.opened_by, self.keep.over_at()];
         times.into_iter().flatten().min()
     }
 
@@ -439,8 +439,7 @@ impl Link {
     /// Whether the other end is known to be there: it has answered this end, and not merely sent
     /// OPEN, which something on the way may have held for any time.
     ///
-    /// A server's new tunnel must not take the place of another one before. Without a transport it
-    /// is kept for at most [`Config::idle_keep`] until then.
+    /// A server's new tunnel must not take the place of another one before.
     #[must_use]
     pub const fn is_confirmed(&self) -> bool {
         match &self.side {
@@ -521,12 +520,6 @@ impl Link {
     fn has_opened(&self) -> bool {
         let answered = self.first.is_none() || self.resumption.is_none();
         self.state == State::Attached && answered
-    }
-
-    /// When the tunnel has been without a transport for too long.
-    fn keep_until(&self) -> Option<Instant> {
-        let is_client = matches!(self.side, Side::Client(_));
-        self.keep.over_at(is_client || self.is_confirmed())
     }
 
     /// Whether the server has never answered.

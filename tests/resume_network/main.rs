@@ -25,11 +25,15 @@ mod wire;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use kohakuriver_tunnel::resume::{Link, State};
 
 use self::finish::Totals;
 use self::network::Network;
 use self::rng::Rng;
 use self::scenario::{HOUR, Scenario, Shape};
+use self::wire::{MILLI, SECOND};
 
 fn seeds() -> std::ops::Range<u64> {
     let number = |text: &str| text.parse::<u64>().unwrap();
@@ -85,6 +89,53 @@ fn the_same_seed_gives_the_same_run() {
         });
         assert_eq!(first, second);
     }
+}
+
+/// The client has OPENED, and its first ACK is lost. It is away for longer than a tunnel without
+/// connections is kept.
+#[test]
+fn a_tunnel_whose_first_acknowledgement_is_lost_is_kept_as_any_other() {
+    let mut kept = 0;
+    for seed in 0..50 {
+        let mut rng = Rng::new(seed);
+        let mut scenario = Scenario::choose(&mut rng);
+        scenario.shape = Shape::Direct;
+        (scenario.cuts, scenario.drip, scenario.requests) = (0, false, false);
+        (scenario.expires, scenario.ends, scenario.young) = (false, false, false);
+        scenario.line.delay = 10 * MILLI;
+        scenario.resume = scenario
+            .resume
+            .with_keep(HOUR)
+            .with_idle_keep(Duration::from_secs(1));
+        let mut network = Network::of(scenario, rng);
+        let client = network.tunnels[0].client;
+        let step = |network: &mut Network| {
+            let next = network.next_moment().unwrap();
+            network.advance(next);
+        };
+        while link(&network, client).identity().is_none() {
+            step(&mut network);
+        }
+        let transport = network.ends[client].transport.unwrap();
+        network.transports[transport].cut(network.now, &mut network.rng);
+        let server = network.tunnels[0].server.unwrap();
+        while [client, server].map(|end| link(&network, end).state()) != [State::Detached; 2] {
+            step(&mut network);
+            network.tunnels[0].next_dial = None;
+        }
+        let has_streams = network.ends[server].session.stats().streams > 0;
+        // Otherwise it arrived before the cut did.
+        if has_streams && !link(&network, server).is_confirmed() {
+            network.tunnels[0].next_dial = Some(network.now + 60 * SECOND);
+            network.run_to_the_end(&mut Totals::default());
+            kept += 1;
+        }
+    }
+    assert!(kept > 10, "{kept}");
+}
+
+fn link(network: &Network, end: usize) -> &Link {
+    network.ends[end].link.as_ref().unwrap()
 }
 
 #[test]

@@ -58,6 +58,33 @@ async fn the_oldest_of_those_without_a_transport_goes_first() {
     assert!(keeper.has("route") && !keeper.has("other"));
 }
 
+/// What may be of nobody goes before what a client has that answered, however long that is away.
+#[tokio::test]
+async fn a_client_that_has_not_answered_goes_before_an_older_one_that_has() {
+    let (mut server, mut accepted) = Server::new(resume::Config::default());
+    let limits = KeeperLimits::default().with_detached(1);
+    server.keeper = Keeper::new(resume::Config::default(), limits, random());
+    let mut client = Liar::new(&server).await;
+    let kept = within(accepted.recv()).await.unwrap();
+    say(&mut client.pipe, Message::Ack { received: 0 }).await;
+    assert!(within(kept.tunnel().confirmed()).await);
+    let opened = client.opened;
+    let mut changes = kept.tunnel().attachments();
+    drop(client);
+    within(changes.changed()).await.unwrap();
+
+    drop(Liar::new(&server).await);
+    let late = within(accepted.recv()).await.unwrap();
+    let closed = within(late.tunnel().closed()).await;
+    let Err(TunnelError::NotResumed(ended)) = closed else {
+        panic!("{closed:?}")
+    };
+    assert_eq!(ended.reason, EndReason::Evicted);
+    let next = open(opened.tunnel, opened.secret, 2, 0);
+    let (answer, _pipe) = Liar::answer(&server, next).await;
+    assert!(matches!(answer, Message::Opened(_)), "{answer:?}");
+}
+
 /// What a client without a transport does not read goes before what others hold.
 #[tokio::test]
 async fn a_bystander_is_not_reset_for_a_client_without_a_transport() {
