@@ -3,15 +3,19 @@
 
 use std::io::ErrorKind;
 
+use kohakuriver_tunnel::resume::OFFER;
 use tunnel_test_support::LIMIT;
 use tunnel_test_support::chain::{
-    CONTAINER, Chain, connect, echo, ending, expect_echo, service, start_runner,
+    CONTAINER, Chain, connect, echo, ending, expect_echo, expect_metric, metric, service,
+    start_runner,
 };
+use tunnel_test_support::client::upgrade;
 use tunnel_test_support::files::Folder;
 use tunnel_test_support::program::Program;
 use tunnel_test_support::relay::Relay;
 
 const LONG: [&str; 2] = ["--resume-keep", "3600"];
+const EXPIRED: &str = "runner_tunnels_not_resumed_total{cause=\"expired\"}";
 
 /// A host at an address, for the tasks in a file.
 fn host_at(address: &str, tasks: &str) -> Program {
@@ -58,7 +62,8 @@ async fn connections_do_not_go_on_to_a_task_that_is_gone_or_has_moved() {
     }
 }
 
-/// An agent whose token is not taken any more does not go on, and its connections end.
+/// An agent whose token is not taken any more does not go on. Its connections end when the runner
+/// keeps its tunnel no longer: whoever is refused proves nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_agent_that_is_not_let_in_any_more_does_not_go_on() {
     let port = service(echo).await.port();
@@ -70,7 +75,7 @@ async fn an_agent_that_is_not_let_in_any_more_does_not_go_on() {
     chain.runner.kill();
     chain.runner = start_runner(
         &address,
-        &[&LONG[..], &["--agent-token-file", &valid]].concat(),
+        &["--resume-keep", "3", "--agent-token-file", &valid],
     );
     let to_runner = Relay::to(&address).await;
     let url = format!("ws://{}", to_runner.address());
@@ -97,6 +102,51 @@ async fn an_agent_that_is_not_let_in_any_more_does_not_go_on() {
     assert_eq!(agent.exit(LIMIT), 3);
     agent.complaint("401");
     assert_eq!(agent.lines_with("the tunnel goes on after "), 1);
+    assert_eq!(ending(&mut stream).await, Some(ErrorKind::ConnectionReset));
+    assert_eq!(metric(&chain.runner, EXPIRED).await, 1);
     let log = agent.stderr().join("\n") + &chain.runner.stderr().join("\n");
     assert!(!log.contains("the-agents-token") && !log.contains("another-token"));
+}
+
+/// Anybody can be refused in the name of an agent, also where its own next request comes from.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_refused_stranger_ends_no_tunnel() {
+    let port = service(echo).await.port();
+    let folder = Folder::new();
+    let token = folder.write("token", "the-agents-token", 0o600);
+    let mut chain = Chain::for_agents();
+    let address = chain.runner.address();
+    chain.runner.kill();
+    chain.runner = start_runner(
+        &address,
+        &[&LONG[..], &["--agent-token-file", &token]].concat(),
+    );
+    let to_runner = Relay::to(&address).await;
+    let url = format!("ws://{}", to_runner.address());
+    let args = [
+        "--runner-url",
+        &url,
+        "--container-id",
+        CONTAINER,
+        "--token-file",
+        &token,
+    ];
+    let agent = Program::start("agent", &[&args[..], &LONG].concat());
+    agent.complaint("registered at");
+    let forward = chain.forward(port, &LONG);
+    let mut stream = connect(&forward).await;
+    expect_echo(&mut stream, b"before").await;
+
+    to_runner.shut();
+    expect_metric(&chain.runner, "runner_tunnels_detached", 1).await;
+    let route = format!("ws://{address}/ws/tunnel/{CONTAINER}");
+    let offer = ("sec-websocket-protocol", OFFER);
+    for authorization in ["", "Bearer another-token"] {
+        let headers = [offer, ("authorization", authorization)];
+        let refused = upgrade(&route, &headers, 1).await;
+        assert_eq!(refused.err(), Some(401));
+    }
+    to_runner.cut();
+    agent.complaint("the tunnel goes on after ");
+    expect_echo(&mut stream, b"after").await;
 }
