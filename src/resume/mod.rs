@@ -52,13 +52,16 @@
 //! ```
 
 mod ack;
+mod attach;
 mod config;
+mod ending;
 mod error;
 mod keep;
 mod link;
 mod message;
 mod offer;
 mod outcome;
+mod peer;
 mod ring;
 mod secret;
 mod side;

@@ -71,7 +71,7 @@ FAULTS = {
     ],
     "one_type_counted_by_one_end_alone": [
         (
-            "src/resume/link.rs",
+            "src/resume/peer.rs",
             "        if counts(&message) {\n            self.received += 1;",
             "        if counts(&message) && message.first() != Some(&0x08) {\n"
             "            self.received += 1;",
@@ -112,7 +112,7 @@ FAULTS = {
     ],
     "client_that_counts_as_there_for_what_it_sent_before": [
         (
-            "src/resume/link.rs",
+            "src/resume/peer.rs",
             "        self.confirm();\n        if counts(&message) {",
             "        if let Side::Server(server) = &mut self.side {\n"
             "            server.acknowledged();\n        }\n"
