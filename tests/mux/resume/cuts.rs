@@ -6,9 +6,7 @@ use super::*;
 async fn a_stream_survives_a_cut() {
     let (server, mut accepted) = Server::new(resume::Config::default());
     let (mux, driver) = server.client(mux::builder());
-    let mut stream = mux.open_tcp(7).unwrap();
-    echo(within(accepted.recv()).await.unwrap());
-    ping_pong(&mut stream).await;
+    let mut stream = first_stream(&mux, &mut accepted).await;
     assert!(mux.tunnel().is_attached());
     for cuts in 1..=5 {
         let mut changes = mux.tunnel().attachments();

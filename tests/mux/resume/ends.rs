@@ -10,9 +10,7 @@ async fn without_a_transport_a_shutdown_ends_the_tunnel_at_once() {
         let builder = mux::builder();
         let (mux, driver) = builder.resuming_opener(server.dial(), CARRIER, connector);
         let driver = tokio::spawn(driver);
-        let mut stream = mux.open_tcp(7).unwrap();
-        echo(within(accepted.recv()).await.unwrap());
-        ping_pong(&mut stream).await;
+        let mut stream = first_stream(&mux, &mut accepted).await;
         let tunnel = mux.tunnel().clone();
         let mut changes = tunnel.attachments();
         if end != "shutdown" && end != "driver" {
@@ -109,9 +107,7 @@ async fn a_tunnel_without_a_client_ends_after_its_keep() {
     for (with_stream, seconds) in [(true, 120), (false, 10)] {
         let (server, mut accepted) = Server::new(resume::Config::default());
         let (mux, driver) = server.client(mux::builder());
-        let mut stream = mux.open_tcp(7).unwrap();
-        echo(within(accepted.recv()).await.unwrap());
-        ping_pong(&mut stream).await;
+        let mut stream = first_stream(&mux, &mut accepted).await;
         if !with_stream {
             stream.shutdown().await.unwrap();
             within(stream.read(&mut [0])).await.unwrap();

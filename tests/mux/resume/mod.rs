@@ -168,6 +168,14 @@ async fn resumed(changes: &mut mux::Attachments) -> resume::Resumption {
     }
 }
 
+/// A client's first stream, which is echoed.
+async fn first_stream(mux: &Mux, accepted: &mut mpsc::UnboundedReceiver<Acceptor>) -> TunnelStream {
+    let mut stream = mux.open_tcp(7).unwrap();
+    echo(within(accepted.recv()).await.unwrap());
+    ping_pong(&mut stream).await;
+    stream
+}
+
 async fn ping_pong(stream: &mut TunnelStream) {
     stream.write_all(b"ping").await.unwrap();
     let mut got = [0; 4];

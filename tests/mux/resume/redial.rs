@@ -11,9 +11,7 @@ const FAST: Duration = Duration::from_millis(1);
 async fn a_silent_transport_is_replaced_before_it_counts_as_dead() {
     let (server, mut accepted) = Server::new(resume::Config::default());
     let (mux, _driver) = server.client(mux::builder());
-    let mut stream = mux.open_tcp(7).unwrap();
-    echo(within(accepted.recv()).await.unwrap());
-    ping_pong(&mut stream).await;
+    let stream = first_stream(&mux, &mut accepted).await;
     let mut changes = mux.tunnel().attachments();
     for wire in server.newest() {
         wire.hold(true);
@@ -43,9 +41,7 @@ async fn a_silent_transport_is_replaced_before_it_counts_as_dead() {
 async fn a_probe_replaces_a_dead_transport_at_once() {
     let (server, mut accepted) = Server::new(resume::Config::default());
     let (mux, _driver) = server.client(mux::builder());
-    let mut stream = mux.open_tcp(7).unwrap();
-    echo(within(accepted.recv()).await.unwrap());
-    ping_pong(&mut stream).await;
+    let mut stream = first_stream(&mux, &mut accepted).await;
     let mut changes = mux.tunnel().attachments();
     for wire in server.newest() {
         wire.hold(true);
@@ -82,9 +78,7 @@ async fn a_probe_that_is_answered_changes_nothing() {
     let builder = mux::builder();
     let (mux, driver) = builder.resuming_opener(server.dial(), CARRIER, connector);
     tokio::spawn(driver);
-    let mut stream = mux.open_tcp(7).unwrap();
-    echo(within(accepted.recv()).await.unwrap());
-    ping_pong(&mut stream).await;
+    let mut stream = first_stream(&mux, &mut accepted).await;
     for probes in 1..4 {
         // The pace of attempts.
         tokio::time::sleep(Duration::from_secs(5)).await;
@@ -106,9 +100,7 @@ async fn attempts_are_counted_paced_and_end_with_the_keep() {
     let config = resume::Config::default().with_keep(keep);
     let (server, mut accepted) = Server::new(config.clone());
     let (mux, driver) = server.client(mux::builder().resume(config));
-    let mut stream = mux.open_tcp(7).unwrap();
-    echo(within(accepted.recv()).await.unwrap());
-    ping_pong(&mut stream).await;
+    let mut stream = first_stream(&mux, &mut accepted).await;
     let mut changes = mux.tunnel().attachments();
     server.refuses.store(7, Ordering::Relaxed);
     server.cut();
@@ -151,9 +143,7 @@ async fn a_connector_that_hangs_is_asked_again() {
     let builder = mux::builder().dial_timeout(Duration::from_secs(20));
     let (mux, driver) = builder.resuming_opener(server.dial(), CARRIER, connector);
     tokio::spawn(driver);
-    let mut stream = mux.open_tcp(7).unwrap();
-    echo(within(accepted.recv()).await.unwrap());
-    ping_pong(&mut stream).await;
+    let mut stream = first_stream(&mux, &mut accepted).await;
     let mut changes = mux.tunnel().attachments();
     server.cut();
     let resumption = resumed(&mut changes).await;
@@ -169,9 +159,7 @@ async fn the_last_word_of_a_connector_ends_the_tunnel() {
     let builder = mux::builder();
     let (mux, driver) = builder.resuming_opener(server.dial(), CARRIER, connector);
     let driver = tokio::spawn(driver);
-    let mut stream = mux.open_tcp(7).unwrap();
-    echo(within(accepted.recv()).await.unwrap());
-    ping_pong(&mut stream).await;
+    let mut stream = first_stream(&mux, &mut accepted).await;
     // While the old transport is there, the word is not needed.
     mux.tunnel().probe();
     ping_pong(&mut stream).await;

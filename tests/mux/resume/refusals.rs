@@ -6,9 +6,7 @@ use super::*;
 async fn forged_stale_and_replayed_opens_change_nothing() {
     let (server, mut accepted) = Server::new(resume::Config::default());
     let (mux, _driver) = server.client(mux::builder());
-    let mut stream = mux.open_tcp(7).unwrap();
-    echo(within(accepted.recv()).await.unwrap());
-    ping_pong(&mut stream).await;
+    let mut stream = first_stream(&mux, &mut accepted).await;
     let mut liar = Liar::new(&server).await;
     let _acceptor = within(accepted.recv()).await.unwrap();
     let opened = liar.opened;

@@ -157,9 +157,7 @@ async fn a_tunnel_without_a_transport_goes_when_memory_is_short() {
     let (mut server, mut accepted) = Server::new(resume::Config::default());
     server.builder = mux::builder().budget(&budget);
     let (mux, _driver) = server.client(mux::builder());
-    let mut stream = mux.open_tcp(7).unwrap();
-    echo(within(accepted.recv()).await.unwrap());
-    ping_pong(&mut stream).await;
+    let mut stream = first_stream(&mux, &mut accepted).await;
     let liar = Liar::new(&server).await;
     let gone = within(accepted.recv()).await.unwrap();
     let mut changes = gone.tunnel().attachments();
