@@ -79,7 +79,7 @@ impl<T, C: Carrier, R: Timer> Opening<T, C, R> {
         let (identity, secret) = keeper.identity();
         let now = tunnel.shared.clock.timer_now();
         let link = Link::server(keeper.config(), identity, &open, secret, now);
-        let kept = keeper.keep(identity, binding, &tunnel);
+        let kept = keeper.keep(identity, binding, &tunnel, role);
         ResumingDriver::new(transport, carrier, link, kept, timer, tunnel)
     }
 }

@@ -1,6 +1,8 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use super::waiting::Waiting;
+
 /// A bound in bytes on what many tunnels, and other parts of a program that a peer can make grow,
 /// hold together.
 ///
@@ -11,6 +13,10 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 /// little is therefore never affected, and the sum stays within the limit (PROTOCOL.md section 7).
 /// An opener's tunnel, such as the one to a container's agent, may carry streams of many users. It
 /// has as many shares as streams, up to 64.
+///
+/// Before that, while more than half is held, tunnels of a [`Keeper`](super::Keeper) that have no
+/// transport end, one after the other: first acceptors' tunnels, and of these first those whose
+/// client has not [answered](super::Tunnel::confirmed), then those without for longest.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::{self, Budget};
@@ -39,6 +45,7 @@ struct Inner {
     held: AtomicUsize,
     /// Shares of the last third.
     shares: AtomicUsize,
+    waiting: Waiting,
 }
 
 /// What tunnels on one thread know of each other.
@@ -58,6 +65,7 @@ impl Budget {
             limit,
             held: AtomicUsize::new(0),
             shares: AtomicUsize::new(0),
+            waiting: Waiting::default(),
         };
         Self {
             inner: Arc::new(inner),
@@ -105,6 +113,15 @@ impl Budget {
     #[must_use]
     pub fn held(&self) -> usize {
         self.inner.held.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn waiting(&self) -> &Waiting {
+        &self.inner.waiting
+    }
+
+    /// A tunnel without a transport ends.
+    pub(super) fn relieve(&self) {
+        self.inner.waiting.end_first();
     }
 
     /// Bytes that may be held before tunnels have to keep to their shares.
@@ -166,10 +183,14 @@ impl Account {
         self.budget.held() > self.budget.inner.limit / Self::PINNED_SHARE
     }
 
-    /// Whether so much is held in total that tunnels without a transport have to go, before others
-    /// have to keep to their shares.
-    pub(super) fn is_tight(&self) -> bool {
-        self.budget.held() > self.budget.inner.limit / 2
+    /// The budget, if so much is held in total that tunnels without a transport have to go, before
+    /// others have to keep to their shares.
+    pub(super) fn tight(&self) -> Option<&Budget> {
+        (self.budget.held() > self.budget.inner.limit / 2).then_some(&self.budget)
+    }
+
+    pub(super) const fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     /// Updates whether the peer floods; returns how many peers do.

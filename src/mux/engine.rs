@@ -221,8 +221,12 @@ impl<P: Path, R: Timer> Engine<P, R> {
         self.woke_writers |= state.dispatch(now.session, &mut self.wake);
         self.path.exchange(&mut state);
         let closed = state.closed.clone();
+        let tight = state.account.as_ref().and_then(Account::tight).cloned();
         drop(state);
         drop(replaced);
+        if let Some(budget) = tight {
+            budget.relieve();
+        }
         wake_all(&mut self.wake);
         closed
     }

@@ -12,8 +12,9 @@ use super::Tunnel;
 use super::handovers::Handovers;
 use super::shared::Shared;
 use super::source::{Answer, Arrival, Handover, Need, News, Source};
+use super::waiting::Waits;
 use crate::resume::{Config, EndReason, Identity, Open, Secret};
-use crate::session::Instant;
+use crate::session::{Instant, Role};
 
 /// The tunnels of a server that outlive their transports (PROTOCOL.md section 5.10).
 ///
@@ -182,8 +183,6 @@ struct State<T> {
     random: Random,
     tunnels: BTreeMap<u64, Entry<T>>,
     waiting: Waiting,
-    /// Ends because memory is short, and has not ended yet.
-    ending: Option<u64>,
     stats: KeeperStats,
 }
 
@@ -193,7 +192,7 @@ struct Entry<T> {
     shared: Weak<Shared>,
     /// Bytes that the tunnel keeps.
     ring: Arc<AtomicUsize>,
-    /// Its turn among those without a transport.
+    /// Its rank among those without a transport.
     waits: Option<Rank>,
 }
 
@@ -234,7 +233,6 @@ impl<T> Keeper<T> {
             random: Box::new(random),
             tunnels: BTreeMap::new(),
             waiting: Waiting::default(),
-            ending: None,
             stats: KeeperStats::default(),
         };
         let instance = state.number();
@@ -262,7 +260,6 @@ impl<T> Keeper<T> {
     /// answered. False if there is none.
     pub fn evict_oldest(&self) -> bool {
         let victim = self.registry.lock().oldest();
-        let victim = victim.map(|(_, shared)| shared);
         evict(victim.as_slice());
         victim.is_some()
     }
@@ -318,13 +315,20 @@ impl<T> Keeper<T> {
         (Identity { instance, tunnel }, state.secret())
     }
 
-    pub(super) fn keep(&self, identity: Identity, binding: Binding, tunnel: &Tunnel) -> Kept<T> {
+    pub(super) fn keep(
+        &self,
+        identity: Identity,
+        binding: Binding,
+        tunnel: &Tunnel,
+        role: Role,
+    ) -> Kept<T> {
         let arrivals = Handovers::new();
         let ring = Arc::<AtomicUsize>::default();
+        let shared = Arc::downgrade(&tunnel.shared);
         let entry = Entry {
             binding,
             handovers: arrivals.clone(),
-            shared: Arc::downgrade(&tunnel.shared),
+            shared: Weak::clone(&shared),
             ring: Arc::clone(&ring),
             waits: None,
         };
@@ -332,8 +336,11 @@ impl<T> Keeper<T> {
         Kept {
             registry: Arc::clone(&self.registry),
             tunnel: identity.tunnel,
+            shared,
+            role,
             arrivals,
             ring,
+            waits: None,
         }
     }
 }
@@ -411,18 +418,10 @@ impl<T> State<T> {
         victims
     }
 
-    /// Takes the one whose rank it is from those that wait.
-    fn oldest(&mut self) -> Option<(u64, Weak<Shared>)> {
-        let (rank, place) = self.waiting.all.first_key_value()?;
-        let (rank, tunnel) = (*rank, place.tunnel);
-        Some((tunnel, self.stop_waiting(rank)?))
-    }
-
-    /// No more is asked of the tunnel.
-    fn forget_ending(&mut self, tunnel: u64) {
-        if self.ending == Some(tunnel) {
-            self.ending = None;
-        }
+    /// Takes the first from those that wait.
+    fn oldest(&mut self) -> Option<Weak<Shared>> {
+        let (rank, _) = self.waiting.all.first_key_value()?;
+        self.stop_waiting(*rank)
     }
 
     /// Takes a tunnel from those that wait, if it is one of them.
@@ -454,7 +453,7 @@ fn remove(of: &mut BTreeMap<String, BTreeSet<Rank>>, name: &str, rank: Rank) {
 /// Asks drivers to end their tunnels. Without the registry's lock, because it locks each tunnel.
 fn evict(victims: &[Weak<Shared>]) {
     for victim in victims.iter().filter_map(Weak::upgrade) {
-        victim.with(|state| state.evicted = true);
+        victim.evict();
     }
 }
 
@@ -462,10 +461,14 @@ fn evict(victims: &[Weak<Shared>]) {
 pub struct Kept<T> {
     registry: Arc<Registry<T>>,
     tunnel: u64,
+    shared: Weak<Shared>,
+    role: Role,
     arrivals: Handovers<T>,
     /// Bytes that the tunnel keeps. They change with every message, so the registry's lock, which
     /// all tunnels share, is not taken for them.
     ring: Arc<AtomicUsize>,
+    /// While it has no transport.
+    waits: Option<Waits>,
 }
 
 impl<T> Kept<T> {
@@ -475,7 +478,6 @@ impl<T> Kept<T> {
         if let Some(rank) = known.and_then(|entry| entry.waits) {
             state.stop_waiting(rank);
         }
-        state.forget_ending(self.tunnel);
         let entry = state.tunnels.remove(&self.tunnel);
         if entry.is_some() {
             let stats = &mut state.stats;
@@ -488,6 +490,7 @@ impl<T> Kept<T> {
             }
         }
         drop(state);
+        self.waits = None;
         self.arrivals.close();
     }
 }
@@ -516,13 +519,15 @@ impl<T> Source<T> for Kept<T> {
             News::Attached => {
                 let mut state = self.registry.lock();
                 state.stats.resumed += 1;
-                state.forget_ending(self.tunnel);
                 let known = state.tunnels.get(&self.tunnel);
                 if let Some(rank) = known.and_then(|entry| entry.waits) {
                     state.stop_waiting(rank);
                 }
+                drop(state);
+                self.waits = None;
             }
             News::Detached { confirmed } => {
+                self.waits = Waits::begin(&self.shared, self.role, confirmed);
                 let limits = self.registry.limits;
                 let victims = self.registry.lock().wait(self.tunnel, confirmed, limits);
                 evict(&victims);
@@ -534,17 +539,6 @@ impl<T> Source<T> for Kept<T> {
                     let stats = &mut self.registry.lock().stats;
                     stats.replayed += replayed.0;
                     stats.replayed_bytes += replayed.1;
-                }
-            }
-            News::Tight => {
-                let mut state = self.registry.lock();
-                // One at a time: each frees memory.
-                if state.ending.is_none() {
-                    if let Some((tunnel, shared)) = state.oldest() {
-                        state.ending = Some(tunnel);
-                        drop(state);
-                        evict(&[shared]);
-                    }
                 }
             }
             News::Peer(peer) => {

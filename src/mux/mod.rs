@@ -125,6 +125,7 @@ mod stream;
 mod timer;
 mod tunnel;
 mod turn;
+mod waiting;
 
 pub use self::acceptor::Acceptor;
 pub use self::admission::{Admission, Opening};

@@ -28,8 +28,6 @@ pub(super) struct Resuming<T, C, S> {
     spare: Option<C>,
     /// The peer was silent for too long.
     silent: bool,
-    /// The budget that the tunnels share is more than half used.
-    is_tight: bool,
     /// What the source knows of the bytes in the ring.
     ring: usize,
     /// What is wrong with the transport, found in its messages.
@@ -64,7 +62,6 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
             current: Some(Direct { transport, carrier }),
             spare: None,
             silent: false,
-            is_tight: false,
             ring: 0,
             fault: None,
             told_attached: true,
@@ -219,11 +216,8 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
         Round::Same
     }
 
-    /// Tells the source what the ring holds, what was sent again, and whether memory is short.
+    /// Tells the source what the ring holds, and what was sent again.
     fn account(&mut self, now: Instant) {
-        if core::mem::take(&mut self.is_tight) {
-            self.source.note(now, &News::Tight);
-        }
         let ring = self.link.ring_bytes();
         let stats = self.link.stats();
         let (messages, bytes) = self.replayed;
@@ -305,13 +299,11 @@ where
         state.attached.ring = self.link.ring_bytes();
         state.attached.stats = self.link.stats();
         self.silent |= core::mem::take(&mut state.silent);
-        let account = state.account.as_ref();
-        self.is_tight = account.is_some_and(Account::is_tight);
-        self.link
-            .set_ring_limit(match account.is_some_and(Account::is_scarce) {
-                true => 0,
-                false => usize::MAX,
-            });
+        let is_scarce = state.account.as_ref().is_some_and(Account::is_scarce);
+        self.link.set_ring_limit(match is_scarce {
+            true => 0,
+            false => usize::MAX,
+        });
     }
 
     fn end_of_inbox(&mut self, shared: &Shared, now: Instant, lost: Option<TunnelError>) -> Round {

@@ -140,6 +140,11 @@ impl Shared {
         });
     }
 
+    /// The place of the tunnel is needed. It ends, if it still has no transport.
+    pub(super) fn evict(&self) {
+        self.with(|state| state.evicted = true);
+    }
+
     /// Calls `act` on the session, and wakes the driver if that produced work.
     pub(super) fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
         self.waking(|state, _| act(state))

@@ -70,8 +70,6 @@ pub enum News<'a> {
         /// Messages and bytes.
         replayed: (u64, u64),
     },
-    /// More is held by the tunnels of the budget than should be.
-    Tight,
     /// The name of the peer's address, or the like.
     Peer(&'a str),
 }

@@ -2,6 +2,7 @@
 
 mod cuts;
 mod ends;
+mod memory;
 mod redial;
 mod refusals;
 mod room;

@@ -175,3 +175,70 @@ async fn a_tunnel_without_a_transport_goes_when_memory_is_short() {
     assert_eq!(server.keeper.stats().evicted, 1);
     ping_pong(&mut stream).await;
 }
+
+/// Whoever notices it, here a tunnel that is not resumed: clients go first, however short they are
+/// away, and then the tunnel that may carry streams of many users.
+#[tokio::test]
+async fn clients_without_a_transport_go_before_agents() {
+    let budget = mux::Budget::new(8 << 20);
+    let builder = mux::builder().budget(&budget);
+    let (server, mut accepted) = Server::new(resume::Config::default());
+    let (mut near, far, _) = pipe(8);
+    say(
+        &mut near,
+        Message::Open(open(0, Secret::new([0; 16]), 1, 0)),
+    )
+    .await;
+    let agents = keeper(resume::Config::default());
+    let admitted = builder.clone().admit(&agents, far, CARRIER, binding());
+    let Ok(Admission::New(opening)) = admitted.await else {
+        panic!("not admitted")
+    };
+    let (agent, driver) = opening.opener();
+    tokio::spawn(driver);
+    let server = Server {
+        builder: builder.clone(),
+        ..server
+    };
+    let liar = Liar::new(&server).await;
+    let client = within(accepted.recv()).await.unwrap();
+    let ends = Arc::<Mutex<Vec<(&str, Ended)>>>::default();
+    let leave = async |pipe: &mut Pipe, tunnel: &mux::Tunnel, name: &'static str| {
+        say(pipe, Message::Ack { received: 0 }).await;
+        assert!(within(tunnel.confirmed()).await);
+        let mut changes = tunnel.attachments();
+        pipe.close().await.unwrap();
+        within(changes.changed()).await.unwrap();
+        let (tunnel, ends) = (tunnel.clone(), Arc::clone(&ends));
+        tokio::spawn(async move {
+            let closed = tunnel.closed().await;
+            ends.lock().unwrap().push((name, closed));
+        });
+    };
+    leave(&mut near, agent.tunnel(), "agent").await;
+    let Liar { mut pipe, .. } = liar;
+    leave(&mut pipe, client.tunnel(), "client").await;
+
+    let (mux, driver) = {
+        let (near, far, _) = super::pipe(8);
+        let (acceptor, driver) = builder.acceptor(far, CARRIER);
+        tokio::spawn(driver);
+        echo(acceptor);
+        mux::builder().opener(near, CARRIER)
+    };
+    tokio::spawn(driver);
+    let mut stream = mux.open_tcp(7).unwrap();
+    ping_pong(&mut stream).await;
+    assert!(ends.lock().unwrap().is_empty());
+    assert!(budget.take(5 << 20));
+    while ends.lock().unwrap().len() < 2 {
+        ping_pong(&mut stream).await;
+    }
+    for (name, (first, ended)) in ["client", "agent"].iter().zip(&*ends.lock().unwrap()) {
+        assert_eq!(name, first);
+        let Err(TunnelError::NotResumed(ended)) = ended else {
+            panic!("{ended:?}")
+        };
+        assert_eq!(ended.reason, EndReason::Evicted);
+    }
+}
