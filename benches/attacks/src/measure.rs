@@ -10,11 +10,11 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tunnel_bench_support::resident;
+use tunnel_bench_support::{await_port, free_port, resident};
 
 use crate::attacks::{Attack, Place};
 use crate::client::{AFTER, ATTACKED, Client, quantile, works_within};
-use crate::programs::{self, Ports, Program, Starter, free_port};
+use crate::programs::{self, Ports, Program, Starter};
 use crate::services::{self, Crowd, SilentPort};
 use crate::swarm::{Field, Tally};
 
@@ -175,7 +175,7 @@ pub fn measure(
         let log = logs.join("attackers.log");
         let attackers = Program::start("attackers", log, &mut command, false)?;
         if turned {
-            programs::await_port(hostile, "the attacker")?;
+            await_port(hostile, "the attacker")?;
             crowd.turn_to(hostile);
         }
         let stop = Instant::now() + plan.attack;

@@ -1,20 +1,18 @@
 //! Starts the four programs and reads from Linux what they use.
 
 use std::fs::{self, File, Permissions};
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tunnel_bench_support::{READY, await_port, until};
 
 use crate::attacks::{DIRECT, Flavour, INSIDE, ROGUE};
 
 /// The token that the cluster's interface accepts.
 pub const TOKEN: &str = "well-behaved";
-
-const READY: Duration = Duration::from_secs(20);
 
 /// A process that is killed when dropped.
 pub struct Program {
@@ -254,33 +252,4 @@ pub fn descriptors(id: u32) -> u64 {
         Ok(about) if about.len() > 0 => about.len(),
         _ => fs::read_dir(&folder).map_or(0, |entries| entries.count() as u64),
     }
-}
-
-pub fn free_port() -> Result<u16, String> {
-    let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr());
-    let address = bound.map_err(|error| format!("no free port: {error}"))?;
-    Ok(address.port())
-}
-
-pub fn await_port(port: u16, what: &str) -> Result<(), String> {
-    until(READY, what, || {
-        let connected = TcpStream::connect((Ipv4Addr::LOCALHOST, port));
-        Ok(connected.is_ok_and(|mut stream| stream.flush().is_ok()))
-    })
-}
-
-/// Polls until it holds.
-pub fn until(
-    within: Duration,
-    what: &str,
-    mut ready: impl FnMut() -> Result<bool, String>,
-) -> Result<(), String> {
-    let deadline = Instant::now() + within;
-    while !ready()? {
-        if Instant::now() > deadline {
-            return Err(format!("{what}: not within {} s", within.as_secs()));
-        }
-        sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }

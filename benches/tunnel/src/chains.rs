@@ -1,11 +1,10 @@
 //! Starts what is measured: the service, chains of relays, chains of the programs.
 
 use std::cell::Cell;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path as Folder;
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+
+use tunnel_bench_support::{READY, await_port, free_port, until};
 
 use crate::load;
 use crate::process;
@@ -237,30 +236,7 @@ pub fn programs(folder: &Folder, links: usize, service: u16, way: Way) -> Result
     Ok(Chain::new("ours", local, processes))
 }
 
-pub fn free_port() -> Result<u16, String> {
-    let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr());
-    let address = bound.map_err(|error| format!("no free port: {error}"))?;
-    Ok(address.port())
-}
-
-pub fn await_port(port: u16, what: &str) -> Result<(), String> {
-    until(what, || {
-        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
-    })
-}
-
 /// Waits until a byte comes back through it.
 pub fn await_echo(port: u16, what: &str) -> Result<(), String> {
-    until(what, || load::round_trips(port, 1).is_ok())
-}
-
-fn until(what: &str, mut ready: impl FnMut() -> bool) -> Result<(), String> {
-    let deadline = Instant::now() + Duration::from_secs(15);
-    while !ready() {
-        if Instant::now() > deadline {
-            return Err(format!("{what} does not answer within 15 s"));
-        }
-        sleep(Duration::from_millis(20));
-    }
-    Ok(())
+    until(READY, what, || Ok(load::round_trips(port, 1).is_ok()))
 }

@@ -5,7 +5,9 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path as Folder, PathBuf};
 use std::process::Command;
 
-use crate::chains::{CLIENT, Chain, Process, SERVER, await_echo, await_port, free_port, reach};
+use tunnel_bench_support::{await_port, free_port};
+
+use crate::chains::{CLIENT, Chain, Process, SERVER, await_echo, reach};
 use crate::slow::Path;
 
 /// A tool and how it gets here.
