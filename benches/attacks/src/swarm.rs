@@ -90,7 +90,10 @@ pub fn run(attack: &'static Attack, field: Field) -> io::Result<()> {
 async fn attacking(attack: &'static Attack, field: Arc<Field>) -> io::Result<()> {
     let mut tasks = JoinSet::new();
     if let Some(serve) = attack.server {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, field.hostile)).await?;
+        let socket = small_socket()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind((Ipv4Addr::LOCALHOST, field.hostile).into())?;
+        let listener = socket.listen(1024)?;
         tasks.spawn(serving(listener, serve));
     }
     if let Some(join) = attack.agent {
@@ -149,13 +152,20 @@ async fn tell() {
     }
 }
 
-/// Connects from one of the attackers' addresses, with small buffers.
-pub async fn connect(field: &Field, port: u16, number: usize) -> io::Result<TcpStream> {
+/// A socket with small buffers, also for the connections that it accepts.
+///
+/// The memory of real attackers' sockets is their own. Here it would count against the limit for
+/// all sockets of the machine, and beyond that limit Linux drops what others send.
+fn small_socket() -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
-    // The memory of real attackers' sockets is their own. Here it would count against the limit for
-    // all sockets of the machine, and beyond that limit Linux drops what others send.
     socket.set_send_buffer_size(32 << 10)?;
     socket.set_recv_buffer_size(4096)?;
+    Ok(socket)
+}
+
+/// Connects from one of the attackers' addresses.
+pub async fn connect(field: &Field, port: u16, number: usize) -> io::Result<TcpStream> {
+    let socket = small_socket()?;
     socket.set_nodelay(true)?;
     let last = u8::try_from(1 + number % field.addresses.clamp(1, 250)).unwrap_or(1);
     socket.bind((Ipv4Addr::new(127, 0, 2, last), 0).into())?;
