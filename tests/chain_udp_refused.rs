@@ -7,8 +7,9 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use kohakuriver_tunnel::wire::{Frame, Kind, Proto};
 use tokio::net::UdpSocket;
+use tokio_tungstenite::accept_async;
 use tokio_tungstenite::tungstenite::Message;
-use tunnel_test_support::chain::{CONTAINER, Chain, eventually, serve_udp_echo};
+use tunnel_test_support::chain::{CONTAINER, Chain, eventually, serve_udp_echo, service};
 use tunnel_test_support::client::{self, Client};
 use tunnel_test_support::free_udp_port;
 use tunnel_test_support::program::Program;
@@ -124,6 +125,123 @@ async fn a_refused_udp_port_is_one_line_until_it_answers() {
     peer_of(&forward).await.send(b"gone again?").await.unwrap();
     let again = || async { (forward.lines_with(&line) == 2).then_some(()) };
     eventually("a second line", ONE_TRY, again).await;
+}
+
+/// Serves flows in version 1: sends datagrams that begin with "answer" back, and closes a flow at
+/// any other, or says nothing.
+async fn serve_v1(mut socket: Client, closes: bool) {
+    while let Some(Ok(message)) = socket.next().await {
+        let Message::Binary(bytes) = message else {
+            continue;
+        };
+        let frame = Frame::decode(bytes).unwrap();
+        let (id, payload) = (frame.id().0, frame.payload());
+        let answer = match frame.kind() {
+            Kind::Connect => (Kind::Connected, &b""[..]),
+            Kind::Data if payload.starts_with(b"answer") => (Kind::Data, payload),
+            Kind::Data if closes => (Kind::Close, &b""[..]),
+            _ => continue,
+        };
+        let answer = client::frame(answer.0, Proto::Udp, id, 0, answer.1);
+        socket.send(answer).await.unwrap();
+    }
+}
+
+/// A host of version 1 that serves flows itself.
+async fn host_v1(closes: bool) -> String {
+    let host = service(move |stream| async move {
+        if let Ok(mut socket) = accept_async(stream).await {
+            socket.send(Message::text("CONNECTED")).await.unwrap();
+            serve_v1(socket, closes).await;
+        }
+    });
+    format!("ws://{}", host.await)
+}
+
+/// An agent of version 1 that serves flows itself.
+async fn agent_v1(chain: &Chain, closes: bool) {
+    let url = format!("ws://{}/ws/tunnel/{CONTAINER}", chain.runner.address());
+    let (agent, _) = client::upgrade(&url, &[], 1).await.unwrap();
+    tokio::spawn(serve_v1(agent, closes));
+}
+
+/// There is one line, and another one once there was an answer.
+async fn told_once_until_it_answers(forward: &Program, line: &str) {
+    let socket = peer_of(forward).await;
+    for _ in 0..3 {
+        socket.send(b"anybody?").await.unwrap();
+        tokio::time::sleep(TOLD / 2).await;
+    }
+    forward.complaint(line);
+    socket.send(b"nobody?").await.unwrap();
+    tokio::time::sleep(ONE_TRY + TOLD).await;
+    assert_eq!(forward.lines_with(line), 1);
+    assert_eq!(forward.stderr().len(), 1, "{:?}", forward.stderr());
+
+    echoed_at_once(&socket, b"answer").await;
+    // Not within the milliseconds of the answer.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    peer_of(forward).await.send(b"gone again?").await.unwrap();
+    let again = || async { (forward.lines_with(line) == 2).then_some(()) };
+    eventually("a second line", 2 * ONE_TRY, again).await;
+}
+
+fn forward_of_v1(url: &str) -> Program {
+    let words = ["--host", url, "42", "53", "--proto", "udp"];
+    let forward = Program::start("forward", &[&words[..], &["--local-port", "0"]].concat());
+    forward.address();
+    forward
+}
+
+const CLOSED: &str = "port 53/udp: closed without an answer";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_flow_that_a_part_of_version_1_closes_is_one_line_until_it_answers() {
+    let forward = forward_of_v1(&host_v1(true).await);
+    told_once_until_it_answers(&forward, CLOSED).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_flow_that_an_agent_of_version_1_closes_is_one_line_until_it_answers() {
+    let chain = Chain::for_agents();
+    agent_v1(&chain, true).await;
+    told_once_until_it_answers(&forward(&chain, 53), CLOSED).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn silence_behind_a_part_of_version_1_is_one_line_until_it_answers() {
+    let forward = forward_of_v1(&host_v1(false).await);
+    let line = "port 53/udp: nothing has come back for 5 s";
+    told_once_until_it_answers(&forward, line).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_service_that_never_answers_is_no_fault_in_version_2() {
+    let chain = Chain::direct();
+    let service = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let forward = forward(&chain, service.local_addr().unwrap().port());
+    let socket = peer_of(&forward).await;
+    socket.send(b"a line for the log").await.unwrap();
+    tokio::time::sleep(ONE_TRY + TOLD).await;
+    assert!(forward.stderr().is_empty(), "{:?}", forward.stderr());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_client_of_version_1_keeps_its_flow_when_its_agent_closes_it() {
+    let chain = Chain::for_agents();
+    agent_v1(&chain, true).await;
+    let mut client = session(&chain, 53, false).await;
+    client.send(frame(Kind::Connect, 53, b"")).await.unwrap();
+    for _ in 0..2 {
+        client.send(frame(Kind::Data, 0, b"x")).await.unwrap();
+        let kinds = heard(&mut client).await;
+        let mut kinds = kinds.iter().map(Frame::kind);
+        assert!(kinds.all(|kind| kind == Kind::Connected));
+    }
+    client.send(frame(Kind::Data, 0, b"answer")).await.unwrap();
+    let answers = heard(&mut client).await;
+    assert_eq!(answers.len(), 1, "{answers:?}");
+    assert_eq!(answers[0].payload()[..], *b"answer");
 }
 
 /// A session for one UDP port, after its `CONNECTED`.

@@ -1,6 +1,7 @@
 //! A UDP port. Each local peer has a flow through the tunnel, which ends when the peer is idle.
 
 use std::cmp::Reverse;
+use std::collections::hash_map::Entry;
 use std::collections::{BinaryHeap, HashMap};
 use std::io;
 use std::net::SocketAddr;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use kohakuriver_tunnel::mux::TunnelDatagram;
+use kohakuriver_tunnel::mux::{Tunnel, TunnelDatagram};
 use kohakuriver_tunnel::session::{Reason, Reset};
 use kohakuriver_tunnel::wire::Chunk;
 use tokio::net::UdpSocket;
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 use crate::client::args::Forward;
 use crate::client::link::Link;
 use crate::client::streams;
-use crate::common::flow::DATAGRAM_MAX;
+use crate::common::flow::{self, ANSWER_WITHIN, DATAGRAM_MAX};
 use crate::common::program::Failure;
 
 /// Datagrams read from the socket before other tasks get their turn.
@@ -36,7 +37,10 @@ pub async fn serve(socket: UdpSocket, forward: Forward, link: Link) -> Failure {
         started: Instant::now(),
         opened: 0,
         dropped: 0,
+        asked: None,
+        sent: Instant::now(),
         told: Arc::default(),
+        heard: Arc::default(),
         buffer: vec![0; DATAGRAM_MAX].into_boxed_slice(),
     };
     loop {
@@ -53,20 +57,35 @@ struct Flows {
     /// flows that have ended stay until they are due.
     due: BinaryHeap<Reverse<(Instant, u64, SocketAddr)>>,
     /// One task per flow, for the other direction.
-    readers: JoinSet<(SocketAddr, u64, Reset)>,
+    readers: JoinSet<Ended>,
     started: Instant,
     opened: u64,
     /// Datagrams from local peers that were dropped because the tunnel was down.
     dropped: u64,
-    /// A refusal was logged, and no datagram has come back since. The readers clear it.
+    /// When the first datagram was sent of those after which no look was taken yet.
+    asked: Option<Instant>,
+    /// When the last one was sent.
+    sent: Instant,
+    /// A refusal or silence was logged, and no datagram has come back since. The readers clear it.
     told: Arc<AtomicBool>,
+    /// Milliseconds from the start to the last datagram that came back. The readers write it.
+    heard: Arc<AtomicU64>,
     /// For one datagram.
     buffer: Box<[u8]>,
+}
+
+/// How the tunnel ended a flow.
+struct Ended {
+    peer: SocketAddr,
+    number: u64,
+    reset: Reset,
+    answered: bool,
 }
 
 struct Flow {
     number: u64,
     tunnel: Arc<TunnelDatagram>,
+    watch: Tunnel,
     /// Milliseconds since the start. Both directions write it.
     last_used: Arc<AtomicU64>,
     reader: AbortHandle,
@@ -76,6 +95,7 @@ impl Flows {
     async fn turn(&mut self) {
         let far = || Instant::now() + Duration::from_secs(3600);
         let due = self.due.peek().map_or_else(far, |Reverse((at, ..))| *at);
+        let silent = self.asked.map_or_else(far, |asked| asked + ANSWER_WITHIN);
         tokio::select! {
             ready = self.socket.readable() => {
                 // The read reports an error of the socket.
@@ -83,13 +103,14 @@ impl Flows {
                 self.receive_burst();
             }
             Some(ended) = self.readers.join_next() => {
-                if let Ok((peer, number, reset)) = ended {
-                    self.ended(peer, number, &reset);
+                if let Ok(ended) = ended {
+                    self.ended(&ended);
                 }
             }
             () = tokio::time::sleep_until(due) => {
                 while self.forget_idle() {}
             }
+            () = tokio::time::sleep_until(silent) => self.look_for_silence(),
         }
     }
 
@@ -118,11 +139,13 @@ impl Flows {
             // If the flow has just ended, its reader reports it and the next datagram opens
             // another.
             let _ = flow.tunnel.send(datagram);
+            self.note_sent();
             return;
         }
         match self.open(peer) {
             Some(tunnel) => {
                 let _ = tunnel.send(datagram);
+                self.note_sent();
             }
             None => {
                 self.dropped += 1;
@@ -132,7 +155,8 @@ impl Flows {
     }
 
     fn open(&mut self, peer: SocketAddr) -> Option<Arc<TunnelDatagram>> {
-        let tunnel = self.link.now()?.open_udp(self.forward.remote).ok()?;
+        let mux = self.link.now()?;
+        let tunnel = mux.open_udp(self.forward.remote).ok()?;
         while self.by_peer.len() >= self.forward.udp_peers && self.forget_oldest() {}
         self.opened += 1;
         let number = self.opened;
@@ -146,11 +170,13 @@ impl Flows {
                 at: Arc::clone(&last_used),
                 started: self.started,
                 told: Arc::clone(&self.told),
+                heard: Arc::clone(&self.heard),
             },
         ));
         let flow = Flow {
             number,
             tunnel: Arc::clone(&tunnel),
+            watch: mux.tunnel().clone(),
             last_used,
             reader,
         };
@@ -207,26 +233,62 @@ impl Flows {
         true
     }
 
-    fn ended(&mut self, peer: SocketAddr, number: u64, reset: &Reset) {
-        if self.by_peer.get(&peer).is_some_and(|f| f.number == number) {
-            tracing::debug!(%peer, "flow ended: {reset}");
-            self.by_peer.remove(&peer);
-            self.tell(reset);
+    fn ended(&mut self, ended: &Ended) {
+        let Ended { peer, reset, .. } = ended;
+        let Entry::Occupied(entry) = self.by_peer.entry(*peer) else {
+            return;
+        };
+        if entry.get().number != ended.number {
+            return;
+        }
+        tracing::debug!(%peer, "flow ended: {reset}");
+        let flow = entry.remove();
+        let port = self.forward.remote;
+        match reset.reason {
+            // The end of the tunnel is logged elsewhere.
+            _ if flow.watch.close_reason().is_some() => self.asked = None,
+            Reason::Gone if self.link.is_v1() && !ended.answered => {
+                let used = Duration::from_millis(flow.last_used.load(Ordering::Relaxed));
+                if (self.started + used).elapsed() < ANSWER_WITHIN {
+                    self.tell(&format!("port {port}/udp: {}", flow::REFUSED_BY_CLOSE));
+                }
+            }
+            // An ordinary end.
+            Reason::Gone | Reason::TimedOut => {}
+            _ => self.tell(&streams::told(port, reset)),
+        }
+    }
+
+    fn note_sent(&mut self) {
+        self.sent = Instant::now();
+        self.asked.get_or_insert(self.sent);
+    }
+
+    /// Peers of version 1 may refuse a port in silence.
+    fn look_for_silence(&mut self) {
+        let Some(asked) = self.asked.take() else {
+            return;
+        };
+        // To a whole millisecond.
+        let heard = Duration::from_millis(self.heard.load(Ordering::Relaxed) + 1);
+        let heard = self.started + heard;
+        if heard > asked {
+            self.asked = Some(self.sent).filter(|sent| *sent > heard);
+        } else if self.link.is_v1() {
+            self.tell(&format!(
+                "port {}/udp: nothing has come back for {} s: no service listens there, or it does \
+                 not answer",
+                self.forward.remote,
+                ANSWER_WITHIN.as_secs()
+            ));
         }
     }
 
     /// Logs one line for the port, and no other until a datagram comes back: applications retry.
-    fn tell(&self, reset: &Reset) {
-        // An ordinary end, or the end of the tunnel, which is logged elsewhere.
-        if matches!(reset.reason, Reason::Gone | Reason::TimedOut) {
-            return;
-        }
+    fn tell(&self, line: &str) {
         if !self.told.swap(true, Ordering::Relaxed) {
             let port = self.forward.remote;
-            tracing::warn!(
-                "{}; this line comes once until port {port} answers",
-                streams::told(port, reset)
-            );
+            tracing::warn!("{line}; this line comes once until port {port} answers");
         }
     }
 
@@ -250,6 +312,7 @@ struct Used {
     at: Arc<AtomicU64>,
     started: Instant,
     told: Arc<AtomicBool>,
+    heard: Arc<AtomicU64>,
 }
 
 /// Carries datagrams back to a peer until the flow ends.
@@ -258,18 +321,28 @@ async fn read(
     socket: Arc<UdpSocket>,
     tunnel: Arc<TunnelDatagram>,
     used: Used,
-) -> (SocketAddr, u64, Reset) {
+) -> Ended {
+    let mut answered = false;
     loop {
         match tunnel.recv().await {
             Ok(datagram) => {
                 let now = millis_since(used.started);
                 used.at.store(now, Ordering::Relaxed);
+                used.heard.store(now, Ordering::Relaxed);
                 used.told.store(false, Ordering::Relaxed);
+                answered = true;
                 if let Err(error) = socket.send_to(&datagram, peer).await {
                     tracing::debug!(%peer, "a datagram could not be sent: {error}");
                 }
             }
-            Err(reset) => return (peer, number, reset),
+            Err(reset) => {
+                return Ended {
+                    peer,
+                    number,
+                    reset,
+                    answered,
+                };
+            }
         }
     }
 }

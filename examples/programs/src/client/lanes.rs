@@ -119,6 +119,11 @@ impl Lanes {
         }
     }
 
+    /// Whether the first tunnel speaks version 2.
+    pub fn is_v2(&self) -> bool {
+        self.lock().v2
+    }
+
     /// The place of a new connection.
     pub fn choose(self: &Arc<Self>) -> Seat {
         let mut state = self.lock();

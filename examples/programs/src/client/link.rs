@@ -62,6 +62,11 @@ impl Link {
         }
     }
 
+    /// Whether the first tunnel is up and speaks version 1.
+    pub fn is_v1(&self) -> bool {
+        matches!(&*self.state.borrow(), State::Up(_, lanes) if !lanes.is_v2())
+    }
+
     /// The first tunnel, if it is up now.
     pub fn now(&self) -> Option<Mux> {
         match &*self.state.borrow() {

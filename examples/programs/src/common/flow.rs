@@ -23,6 +23,13 @@ use super::serve::{FLOW_IDLE, Served, reason};
 /// service that restarts, short enough for somebody who waits for an answer.
 const REFUSED_FOR: Duration = Duration::from_millis(750);
 
+/// A flow that ends sooner after a datagram, without an answer, was refused. Peers of version 1
+/// only close it, and cannot say why.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// What is said then.
+pub const REFUSED_BY_CLOSE: &str = "closed without an answer, so probably nothing listens there";
+
 /// The largest UDP payload, and one byte more to notice a longer one.
 pub const DATAGRAM_MAX: usize = 65_536;
 

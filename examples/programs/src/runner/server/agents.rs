@@ -57,6 +57,7 @@ struct State {
 #[derive(Clone)]
 pub struct Tunnel {
     pub mux: Mux,
+    pub v2: bool,
     /// As many attempts as an agent makes at once, and as many connections as the tunnel has
     /// streams.
     pub dials: Dials,
@@ -211,7 +212,7 @@ impl Agents {
             mux,
             peer,
             place,
-            ..
+            v2,
         } = agent;
         let ceilings = ServingCeilings {
             dials: DIALS,
@@ -226,7 +227,7 @@ impl Agents {
         state.lost.remove(&name);
         let agent = Agent {
             connection,
-            tunnel: Tunnel { mux, dials },
+            tunnel: Tunnel { mux, v2, dials },
             peer,
             place,
             warned: None,

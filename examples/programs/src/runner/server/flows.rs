@@ -6,12 +6,24 @@ use kohakuriver_tunnel::mux::TunnelDatagram;
 use kohakuriver_tunnel::session::Reset;
 use tokio::time::{Instant, sleep_until};
 
+use crate::common::flow::ANSWER_WITHIN;
 use crate::common::serve::FLOW_IDLE;
 
-/// Joins two flows until either ends or both are idle. Returns the reason if the agent ended its
-/// flow.
-pub async fn join(client: &TunnelDatagram, agent: &TunnelDatagram) -> Option<Reset> {
+/// How an agent ended its flow.
+pub struct Ended {
+    pub reset: Reset,
+    /// A datagram was sent just before, and none ever came back.
+    pub unanswered: bool,
+}
+
+/// Joins two flows until either ends or both are idle. Returns how, if the agent ended its flow.
+pub async fn join(client: &TunnelDatagram, agent: &TunnelDatagram) -> Option<Ended> {
     let mut last_used = Instant::now();
+    let mut answered = false;
+    let ended = |reset, answered: bool, last_used: Instant| {
+        let unanswered = !answered && last_used.elapsed() < ANSWER_WITHIN;
+        Some(Ended { reset, unanswered })
+    };
     let mut idle = pin!(sleep_until(last_used + FLOW_IDLE));
     loop {
         tokio::select! {
@@ -19,7 +31,7 @@ pub async fn join(client: &TunnelDatagram, agent: &TunnelDatagram) -> Option<Res
                 Ok(datagram) => {
                     last_used = Instant::now();
                     if let Err(reset) = agent.send(datagram) {
-                        return Some(reset);
+                        return ended(reset, answered, last_used);
                     }
                 }
                 Err(_) => return None,
@@ -27,11 +39,12 @@ pub async fn join(client: &TunnelDatagram, agent: &TunnelDatagram) -> Option<Res
             received = agent.recv() => match received {
                 Ok(datagram) => {
                     last_used = Instant::now();
+                    answered = true;
                     if client.send(datagram).is_err() {
                         return None;
                     }
                 }
-                Err(reset) => return Some(reset),
+                Err(reset) => return ended(reset, answered, last_used),
             },
             () = &mut idle => {
                 if last_used.elapsed() >= FLOW_IDLE {

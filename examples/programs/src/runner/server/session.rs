@@ -16,6 +16,7 @@ use super::agents::Tunnel;
 use super::{Runner, flows};
 use crate::common::addresses::Source;
 use crate::common::dials::Party;
+use crate::common::flow;
 use crate::common::front::Caller;
 use crate::common::places::Place;
 use crate::common::route::Session;
@@ -242,7 +243,7 @@ impl At<'_> {
                 let turn = agent.dials.turn(self.party, until).await?;
                 Ok::<_, Reset>((turn, self.open(deadline, |mux| mux.open_tcp(port)).await?))
             };
-            let (_turn, (mux, stream, place)) =
+            let (_turn, (agent, stream, place)) =
                 unless_abandoned(abandoned.as_mut(), opening).await??;
             let answer = tokio::time::timeout(AGENT_ANSWER, stream.established());
             let answer = unless_abandoned(abandoned.as_mut(), answer)
@@ -251,7 +252,7 @@ impl At<'_> {
             match answer {
                 Ok(Ok(())) => return Ok((stream, place)),
                 // The agent has gone. No data is lost yet, so its successor is asked.
-                Ok(Err(_)) if mux.tunnel().close_reason().is_some() => {}
+                Ok(Err(_)) if agent.mux.tunnel().close_reason().is_some() => {}
                 Ok(Err(reset)) => return Err(reset),
                 Err(_) => {
                     let text = format!("port {port}: the agent does not answer");
@@ -268,13 +269,14 @@ impl At<'_> {
     /// flow. For those of version 1 this function does, with their next datagram.
     async fn join_flow(&self, incoming: IncomingUdp, v2: bool) -> Result<(), (Incoming, Reset)> {
         let opened = unless_abandoned(incoming.abandoned(), self.open_flow()).await;
-        let (mut agent, mut place) = match opened.and_then(|opened| opened) {
+        let (mut agent, mut flow, mut place) = match opened.and_then(|opened| opened) {
             Ok(opened) => opened,
             Err(reset) => return Err((incoming.into(), reset)),
         };
         self.runner.counters.joined.add(1);
         let client = incoming.accept();
-        while let Some(reset) = flows::join(&client, &agent).await {
+        while let Some(ended) = flows::join(&client, &flow).await {
+            let reset = self.why(&agent, ended);
             if v2 || !matches!(reset.reason, Reason::Refused | Reason::Unreachable) {
                 client.reset(reset.reason, &reset.text);
                 break;
@@ -283,7 +285,7 @@ impl At<'_> {
             let Ok(Ok(datagram)) = tokio::time::timeout(FLOW_IDLE, client.recv()).await else {
                 break;
             };
-            (agent, place) = match self.open_flow().await {
+            (agent, flow, place) = match self.open_flow().await {
                 Ok(opened) => opened,
                 Err(reset) => {
                     client.reset(reset.reason, &reset.text);
@@ -291,16 +293,24 @@ impl At<'_> {
                 }
             };
             // A failure shows once they are joined.
-            let _ = agent.send(datagram);
+            let _ = flow.send(datagram);
         }
         Ok(())
     }
 
-    async fn open_flow(&self) -> Result<(TunnelDatagram, Place<Party>), Reset> {
+    /// Why an agent ended a flow. One of version 1 closes it when the port is refused.
+    fn why(&self, agent: &Tunnel, ended: flows::Ended) -> Reset {
+        let closed = ended.unanswered && ended.reset.reason == Reason::Gone;
+        if closed && !agent.v2 && agent.mux.tunnel().close_reason().is_none() {
+            let text = format!("port {}/udp: {}", self.port, flow::REFUSED_BY_CLOSE);
+            return Reset::new(Reason::Refused, &text);
+        }
+        ended.reset
+    }
+
+    async fn open_flow(&self) -> Result<(Tunnel, TunnelDatagram, Place<Party>), Reset> {
         let deadline = Instant::now() + AGENT_WITHIN;
-        let opening = self.open(deadline, |mux| mux.open_udp(self.port));
-        let (_, flow, place) = opening.await?;
-        Ok((flow, place))
+        self.open(deadline, |mux| mux.open_udp(self.port)).await
     }
 
     /// Opens a stream or flow at the agent, with a place among its connections.
@@ -308,12 +318,12 @@ impl At<'_> {
         &self,
         deadline: Instant,
         open: impl Fn(&Mux) -> Result<T, OpenError>,
-    ) -> Result<(Mux, T, Place<Party>), Reset> {
+    ) -> Result<(Tunnel, T, Place<Party>), Reset> {
         loop {
             let agent = self.agent(deadline).await?;
             let place = agent.dials.socket(self.party)?;
             match open(&agent.mux) {
-                Ok(opened) => return Ok((agent.mux, opened, place)),
+                Ok(opened) => return Ok((agent, opened, place)),
                 Err(error) => retry::await_successor(error, deadline)
                     .await
                     .map_err(not_opened)?,
