@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::limits::{CONTROL_MAX, FRAGMENTS_MAX};
+use crate::limits::CONTROL_MAX;
 
 /// Why a connection ended, or why a message cannot be sent.
 #[derive(Debug, thiserror::Error)]
@@ -20,8 +20,8 @@ pub enum Error {
     /// continue forever.
     #[error("the other side sent an empty fragment that is not the last")]
     EmptyFragment,
-    /// The peer sent a message in too many fragments.
-    #[error("the other side sent a message in more than {FRAGMENTS_MAX} fragments")]
+    /// The peer sent a message in too many small fragments.
+    #[error("the other side sent a message in too many small fragments")]
     TooManyFragments,
     /// The peer sent a message that is too long.
     #[error("the other side sent a message of {size} bytes, too long: {max} are taken")]

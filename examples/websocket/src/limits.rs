@@ -6,9 +6,12 @@ pub const FRAMES_PER_TURN: usize = 64;
 /// Bytes read before the task yields, unless they completed a message.
 pub const BYTES_PER_TURN: usize = 256 << 10;
 
-/// Most fragments of one message: twice as many as the Autobahn suite sends. Honest peers send
-/// fewer. More would only cost time.
-pub const FRAGMENTS_MAX: usize = 128 << 10;
+/// Fragments of one message that may be of any size. Honest peers send fewer.
+pub const FRAGMENTS_FREE: usize = 1024;
+
+/// Average size in bytes of the fragments beyond [`FRAGMENTS_FREE`], at least. Smaller ones would
+/// only cost time. The Autobahn suite sends 64 bytes each.
+pub const FRAGMENT_MIN: usize = 16;
 
 /// Bytes that may wait to be written before the sink accepts no more; [`FREE_ALLOWANCE`] if the
 /// account is exhausted. Beyond the bound there are at most the message that crossed it, one pong

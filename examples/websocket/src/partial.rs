@@ -6,7 +6,7 @@ use tungstenite::protocol::frame::Utf8Bytes;
 use tungstenite::protocol::frame::coding::Data;
 
 use crate::error::{Error, Violation};
-use crate::limits::FRAGMENTS_MAX;
+use crate::limits::{FRAGMENT_MIN, FRAGMENTS_FREE};
 
 /// The part of a message received so far.
 #[derive(Debug)]
@@ -34,10 +34,10 @@ impl Partial {
             return Err(Error::EmptyFragment);
         }
         self.fragments += 1;
-        if self.fragments > FRAGMENTS_MAX {
+        self.payload.extend_from_slice(payload);
+        if self.fragments > FRAGMENTS_FREE + self.payload.len() / FRAGMENT_MIN {
             return Err(Error::TooManyFragments);
         }
-        self.payload.extend_from_slice(payload);
         if self.kind == Data::Text {
             self.check_text()?;
         }

@@ -16,7 +16,9 @@ use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use support::{MAX, frame, open, other, sockets, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tunnel_websocket::limits::{FRAGMENTS_MAX, FREE_ALLOWANCE, READ_AHEAD_MAX, WRITE_BUFFER};
+use tunnel_websocket::limits::{
+    FRAGMENT_MIN, FRAGMENTS_FREE, FREE_ALLOWANCE, READ_AHEAD_MAX, WRITE_BUFFER,
+};
 use tunnel_websocket::{Account, Error, Message, Role, WebSocket};
 
 const ROLES: [Role; 2] = [Role::Client, Role::Server];
@@ -238,11 +240,12 @@ async fn an_empty_fragment_in_the_middle_is_the_end() {
 }
 
 #[tokio::test]
-async fn fragments_of_a_message_are_counted() {
+async fn small_fragments_of_a_message_are_counted() {
     for role in ROLES {
         let peer = other(role);
         let mut bytes = frame(peer, BINARY_BEGIN, b"");
-        for _ in 0..FRAGMENTS_MAX {
+        // Each takes one place, and every sixteenth brings another one.
+        for _ in 0..FRAGMENTS_FREE * FRAGMENT_MIN / (FRAGMENT_MIN - 1) + 1 {
             bytes.extend(frame(peer, CONTINUATION, b"x"));
         }
         let (error, code) = verdict(role, bytes).await;

@@ -56,8 +56,8 @@ async fn a_message_within_another_ends_it() {
 
 #[tokio::test]
 async fn many_fragments_make_one_message() {
-    for size in [1, 64, 256, 2000] {
-        let payload: Vec<u8> = (0..size * 1000).map(|at: usize| at as u8).collect();
+    for (size, count) in [(1, 1000), (64, 4000), (256, 1000), (2000, 1000)] {
+        let payload: Vec<u8> = (0..size * count).map(|at: usize| at as u8).collect();
         let mut case = Case::default().more(BINARY, "");
         for fragment in payload.chunks(size) {
             case = case.more(CONTINUATION, fragment);
