@@ -226,16 +226,18 @@ impl Session {
 
     fn handle_window(&mut self, id: ClientId, credit: u32) -> Result<(), Violation> {
         let Some(s) = known(self.streams.on_wire(id), id, Kind::Window)? else {
+            self.counters.empty += 1;
             return Ok(());
         };
         if self.dialect.verdict(s, Kind::Window)? != Verdict::Take {
             return Ok(());
         }
-        if s.send.grant(credit).is_none() {
+        let Some(of_use) = s.send.grant(credit) else {
             let stream = s.id();
             self.reset(stream, Reason::Overflow, "more credit than can be counted");
             return Err(Violation::CreditOverflow { id });
-        }
+        };
+        self.counters.empty += u64::from(!of_use);
         self.sending.line_up(s, &mut self.events);
         self.sending.wake(&mut self.streams, &mut self.events);
         Ok(())

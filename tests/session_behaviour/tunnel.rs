@@ -314,6 +314,34 @@ fn messages_without_content_are_counted() {
     assert_eq!(pair.acceptor.stats().violations, 0);
 }
 
+/// A peer may grant a window in parts, but not forever while nothing is sent.
+#[test]
+fn credit_that_nobody_needs_is_counted() {
+    let mut pair = Pair::new(Version::V2);
+    let (_, accepted) = pair.stream();
+    let before = pair.acceptor.stats().empty;
+    let unneeded = |pair: &mut Pair, times: u32| {
+        for _ in 0..times {
+            let credit = Frame::Window {
+                id: ClientId(1),
+                credit: 1,
+            };
+            say(&mut pair.acceptor, at(0), credit).unwrap();
+        }
+        pair.acceptor.stats().empty - before
+    };
+    assert_eq!(unneeded(&mut pair, 16), 0);
+    assert_eq!(unneeded(&mut pair, 5), 5);
+    pair.acceptor.send_slice(accepted, b"used").unwrap();
+    pair.run();
+    assert_eq!(unneeded(&mut pair, 16), 5);
+    pair.acceptor.reset(accepted, Reason::Reset, "");
+    pair.acceptor.release(accepted, pair.now);
+    pair.run();
+    assert_eq!(unneeded(&mut pair, 2), 7, "late");
+    assert_eq!(pair.acceptor.stats().violations, 0);
+}
+
 #[test]
 fn data_is_held_and_control_is_not() {
     let mut pair = Pair::new(Version::V2);

@@ -60,6 +60,8 @@ pub(super) struct SendHalf {
     bulk: bool,
     /// CLOSE follows the queued data.
     finishing: bool,
+    /// How often credit came since something was sent.
+    grants: u8,
 }
 
 /// Room that is kept for a stream until it sends, passes it on, or everything queued was sent.
@@ -312,6 +314,7 @@ impl Sending {
         let len = chunk.len();
         self.sent += len as u64;
         s.send.credit.spend(len);
+        s.send.grants = 0;
         s.recv.note_asked();
         chunk.seal(Header {
             kind: Kind::Data,
@@ -465,6 +468,10 @@ impl Sending {
 }
 
 impl SendHalf {
+    /// Grants after which further ones are of no use until something was sent. A window is granted
+    /// in a few parts.
+    const GRANTS: u8 = 16;
+
     pub(super) fn new(credit: u64) -> Self {
         let credit = Credit::new(credit);
         Self {
@@ -478,9 +485,11 @@ impl SendHalf {
         self.credit.establish();
     }
 
-    /// Adds credit. `None` if the sum overflows.
-    pub(super) fn grant(&mut self, credit: u32) -> Option<()> {
-        self.credit.grant(credit)
+    /// Adds credit. `None` if the sum overflows, otherwise whether it may be of use.
+    pub(super) fn grant(&mut self, credit: u32) -> Option<bool> {
+        self.credit.grant(credit)?;
+        self.grants = self.grants.saturating_add(1);
+        Some(self.grants <= Self::GRANTS)
     }
 
     /// Whether the application has ended this direction.
