@@ -49,7 +49,7 @@ struct Tries {
 /// Registers again and again, until there is no point in trying.
 pub async fn keep(settings: Settings) -> Failure {
     let settings = Arc::new(settings);
-    let served = Arc::new(Served::new(ServingCeilings::new()));
+    let served = Arc::new(Served::new(ServingCeilings::new(), false));
     let tries = Arc::new(Mutex::new(Tries {
         retry: Retry::of_agent(),
         failures: 0,

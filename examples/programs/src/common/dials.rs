@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use kohakuriver_tunnel::session::{Reason, Reset};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::ceilings::ServingCeilings;
 use super::metrics::Counter;
@@ -13,6 +14,10 @@ use super::places::{Place, Places, Sizes};
 /// A session may have this many times as many lasting connections as are left free. A single user
 /// gets eight ninths of them. Of the attempts, which end soon, half is enough.
 pub const LASTING: usize = 8;
+
+/// How long an attempt that failed keeps its turn. A port that refuses answers at once, so without
+/// this a flood of attempts would be as fast as the processor.
+const REST: Duration = Duration::from_millis(100);
 
 /// A session, or whatever else has a share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,6 +82,14 @@ impl Dials {
         Ok(turn)
     }
 
+    /// Gives the turn of an attempt that failed back after a while.
+    pub fn rest(turn: Place<Party>) {
+        tokio::spawn(async move {
+            sleep(REST).await;
+            drop(turn);
+        });
+    }
+
     /// The place of a connection.
     ///
     /// # Errors
@@ -87,5 +100,32 @@ impl Dials {
             let text = "this session has its share of the connections there";
             Reset::new(Reason::Limit, text)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn attempts_that_fail_at_once_are_limited() {
+        let ceilings = ServingCeilings {
+            dials: 9,
+            connections: 100,
+        };
+        let dials = Dials::new(ceilings, Arc::default());
+        let (flood, other) = (Party(1), Party(2));
+        let until = Instant::now() + Duration::from_secs(60);
+        let at_once = |party| dials.turn(party, until).now_or_never().transpose().unwrap();
+        let mut failed = 0;
+        while let Some(turn) = at_once(flood) {
+            Dials::rest(turn);
+            failed += 1;
+        }
+        assert_eq!(failed, 5, "a party that is alone gets half of them");
+        assert!(at_once(other).is_some());
+        dials.turn(flood, until).await.unwrap();
     }
 }

@@ -30,6 +30,8 @@ pub const FLOW_IDLE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Served {
     pub parties: Parties,
+    /// Attempts that fail keep their turns for a while.
+    rests: bool,
     dials: Dials,
     pub refused_dials: Arc<Refused>,
     pub streams: Counter,
@@ -42,10 +44,13 @@ pub struct Served {
 }
 
 impl Served {
-    pub fn new(ceilings: ServingCeilings) -> Self {
+    /// `rests`: each party is a session. For an agent all sessions of its container are one party,
+    /// and the runner limits each of them.
+    pub fn new(ceilings: ServingCeilings, rests: bool) -> Self {
         let refused_dials = Arc::<Refused>::default();
         Self {
             parties: Parties::default(),
+            rests,
             dials: Dials::new(ceilings, Arc::clone(&refused_dials)),
             refused_dials,
             streams: Counter::default(),
@@ -76,7 +81,7 @@ async fn stream(incoming: IncomingTcp, host: &str, served: &Served, party: Party
     let port = incoming.port();
     let connect = async |addresses: Vec<_>| net::connect_any(&addresses).await;
     // Boxed, so that a connected stream does not keep what connecting needed.
-    let dials = (&served.dials, party);
+    let dials = (served, party);
     let (mut socket, _place) =
         match Box::pin(dial(port, incoming.abandoned(), host, dials, connect)).await {
             Ok(connected) => connected,
@@ -106,7 +111,7 @@ async fn flow(incoming: IncomingUdp, host: &str, v2: bool, served: &Served, part
         let first = addresses.first().ok_or_else(net::no_address)?;
         Ok((ServiceFlow::open(*first).await?, addresses))
     };
-    let (abandoned, dials) = (incoming.abandoned(), (&served.dials, party));
+    let (abandoned, dials) = (incoming.abandoned(), (served, party));
     let dialled = Box::pin(dial(port, abandoned, host, dials, connect)).await;
     let ((socket, addresses), _place) = match dialled {
         Ok(connected) => connected,
@@ -125,14 +130,14 @@ async fn dial<T>(
     port: u16,
     abandoned: impl Future<Output = ()>,
     host: &str,
-    (dials, party): (&Dials, Party),
+    (served, party): (&Served, Party),
     connect: impl AsyncFnOnce(Vec<SocketAddr>) -> io::Result<T>,
 ) -> Result<(T, Place<Party>), Reset> {
     let failed = |reason, text: &str| Reset::new(reason, &format!("port {port}: {text}"));
     let until = Instant::now() + CONNECT_TIMEOUT;
     let connecting = async {
-        let _turn = dials.turn(party, until).await?;
-        let place = dials.socket(party)?;
+        let turn = served.dials.turn(party, until).await?;
+        let place = served.dials.socket(party)?;
         let connected = async {
             let unknown = |error| io::Error::new(io::ErrorKind::NotFound, error);
             let addresses = net::resolve(host, port).await.map_err(unknown)?;
@@ -140,7 +145,12 @@ async fn dial<T>(
         };
         match timeout_at(until, connected).await {
             Ok(Ok(connected)) => Ok((connected, place)),
-            Ok(Err(error)) => Err(failed(reason(&error), &net::plain(&error))),
+            Ok(Err(error)) => {
+                if served.rests {
+                    Dials::rest(turn);
+                }
+                Err(failed(reason(&error), &net::plain(&error)))
+            }
             Err(_) => {
                 let text = format!("no answer within {} s", CONNECT_TIMEOUT.as_secs());
                 Err(failed(Reason::TimedOut, &text))

@@ -103,7 +103,7 @@ impl Runner {
             tunnels: settings.threads.each(|| settings.tunnels.for_thread()),
             settings,
             counters: Counters::default(),
-            served: Served::new(ceilings.serving),
+            served: Served::new(ceilings.serving, true),
         }
     }
 

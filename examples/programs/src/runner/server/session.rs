@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::agents::Tunnel;
 use super::{Runner, flows};
 use crate::common::addresses::Source;
-use crate::common::dials::Party;
+use crate::common::dials::{Dials, Party};
 use crate::common::flow;
 use crate::common::front::Caller;
 use crate::common::places::Place;
@@ -243,7 +243,7 @@ impl At<'_> {
                 let turn = agent.dials.turn(self.party, until).await?;
                 Ok::<_, Reset>((turn, self.open(deadline, |mux| mux.open_tcp(port)).await?))
             };
-            let (_turn, (agent, stream, place)) =
+            let (turn, (agent, stream, place)) =
                 unless_abandoned(abandoned.as_mut(), opening).await??;
             let answer = tokio::time::timeout(AGENT_ANSWER, stream.established());
             let answer = unless_abandoned(abandoned.as_mut(), answer)
@@ -253,7 +253,10 @@ impl At<'_> {
                 Ok(Ok(())) => return Ok((stream, place)),
                 // The agent has gone. No data is lost yet, so its successor is asked.
                 Ok(Err(_)) if agent.mux.tunnel().close_reason().is_some() => {}
-                Ok(Err(reset)) => return Err(reset),
+                Ok(Err(reset)) => {
+                    Dials::rest(turn);
+                    return Err(reset);
+                }
                 Err(_) => {
                     let text = format!("port {port}: the agent does not answer");
                     stream.reset(Reason::TimedOut, &text);
