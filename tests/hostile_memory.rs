@@ -9,6 +9,7 @@ use tunnel_test_support::chain::{
     CONTAINER, Chain, SilentPort, connect, echo, eventually, expect_echo, service,
 };
 use tunnel_test_support::client::{Client, frame, session};
+use tunnel_test_support::program::Program;
 
 const MIB: usize = 1 << 20;
 
@@ -46,15 +47,32 @@ async fn flood(mut client: Client, port: u16) -> Client {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn data_for_connections_that_nobody_makes_stays_within_the_budget() {
-    let silent = SilentPort::open();
-    let echo = service(echo).await;
     let target = format!("{CONTAINER}=127.0.0.1");
     let memory = BUDGET.to_string();
     let chain = Chain::with_runner(&["--target", &target, "--memory", &memory]);
+    held_within_the_budget(&chain, &[&chain.runner]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_does_an_agent_hold_more_or_the_runner_for_it() {
+    let memory = BUDGET.to_string();
+    let chain = Chain::with_runner(&["--memory", &memory]);
+    let url = format!("ws://{}", chain.runner.address());
+    let args = ["--runner-url", &url, "--container-id", CONTAINER];
+    let agent = Program::start("agent", &[&args[..], &["--memory", &memory]].concat());
+    agent.complaint("registered at");
+    held_within_the_budget(&chain, &[&chain.runner, &agent]).await;
+}
+
+/// Ten floods, beside a client that behaves.
+async fn held_within_the_budget(chain: &Chain, programs: &[&Program]) {
+    let silent = SilentPort::open();
+    let echo = service(echo).await;
     let forward = chain.forward(echo.port(), &[]);
     let mut beside = connect(&forward).await;
     expect_echo(&mut beside, b"before").await;
-    let before = chain.runner.resident();
+    let resident = || programs.iter().map(|program| program.resident());
+    let before: Vec<usize> = resident().collect();
 
     let url = format!("ws://{}/api/tunnel/{CONTAINER}", chain.runner.address());
     let mut floods = Vec::new();
@@ -62,28 +80,24 @@ async fn data_for_connections_that_nobody_makes_stays_within_the_budget() {
         let client = session(&url, index % 5 != 0).await;
         floods.push(tokio::spawn(flood(client, silent.port())));
     }
-    let mut most = 0;
     while !floods.iter().all(tokio::task::JoinHandle::is_finished) {
-        most = most.max(chain.runner.resident());
+        for (now, before) in resident().zip(&before) {
+            assert!(now <= before + BUDGET * MIB + BESIDES, "{} MiB", now / MIB);
+        }
         expect_echo(&mut beside, b"meanwhile").await;
     }
-    println!("{} MiB before, {} MiB at most", before / MIB, most / MIB);
-    assert!(
-        most <= before + BUDGET * MIB + BESIDES,
-        "{} MiB",
-        most / MIB
-    );
     // A new connection of a client that holds nothing is served too.
     expect_echo(&mut connect(&forward).await, b"new").await;
 
     for flood in floods {
         drop(flood.await.unwrap());
     }
-    eventually(
-        "memory is given back",
-        Duration::from_secs(20),
-        async || (chain.runner.resident() <= before + 16 * MIB).then_some(()),
-    )
+    let limit = Duration::from_secs(20);
+    eventually("memory is given back", limit, async || {
+        let mut pairs = resident().zip(&before);
+        let given_back = pairs.all(|(now, before)| now <= before + 16 * MIB);
+        given_back.then_some(())
+    })
     .await;
     expect_echo(&mut beside, b"after").await;
 }
