@@ -68,11 +68,14 @@ pub struct Config {
     pub send_budget: usize,
     /// Most bytes accepted for sending and not yet transmitted on one stream. Default 256 KiB.
     pub stream_send_buffer: usize,
-    /// Largest payload of one DATA message on a stream in bytes, at most 1 MiB - 8. Default 64 KiB.
+    /// Largest payload of one DATA message on a stream in bytes, at most 1 MiB - 8. Default
+    /// 130,900: with the headers of a WebSocket it fills two segments of a loopback interface.
     pub max_piece: usize,
-    /// As `max_piece`, while more than four streams wait to send. Default 64 KiB.
+    /// As `max_piece`, while more than four streams wait to send or the transport takes less than 1
+    /// Gbit/s, and always in v1, where the receiver judges a reader by the pieces that it takes
+    /// (PROTOCOL.md section 4.2). Default 64 KiB.
     ///
-    /// With fewer streams a round is short, and a stream that was idle goes first anyway.
+    /// Otherwise a round is short, and a stream that was idle goes first anyway.
     pub contended_piece: usize,
     /// Most datagrams queued on one flow in each direction; a further one drops the oldest. Default
     /// 256.
@@ -118,7 +121,7 @@ impl Default for Config {
             v1_reach: 32 << 20,
             send_budget: 512 << 10,
             stream_send_buffer: 256 << 10,
-            max_piece: 64 << 10,
+            max_piece: 130_900,
             contended_piece: 64 << 10,
             datagram_queue: 256,
             datagram_buffer: 1 << 20,

@@ -76,8 +76,11 @@ impl Session {
     /// A new tunnel. `version` is the result of the handshake (PROTOCOL.md section 5.1).
     #[must_use]
     pub fn new(role: Role, version: Version, config: Config, now: Instant) -> Self {
-        let config = config.clamped();
+        let mut config = config.clamped();
         let dialect = Dialect::new(version, role);
+        if !dialect.has_credit() {
+            config.max_piece = config.contended_piece;
+        }
         Self {
             dialect,
             streams: Streams::new(&config),

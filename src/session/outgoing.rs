@@ -33,8 +33,8 @@ impl Session {
     /// Bytes that [`send`](Self::send) accepts on the stream now: the right amount for one message.
     ///
     /// At most [`Config::max_piece`](super::Config::max_piece), less while many streams wait to
-    /// send. Zero when there is no credit or no room; [`request_writable`](Self::request_writable)
-    /// then requests an event.
+    /// send or the transport is slower than 1 Gbit/s. Zero when there is no credit or no room;
+    /// [`request_writable`](Self::request_writable) then requests an event.
     ///
     /// # Errors
     /// [`SendError`], never `Blocked`.
@@ -172,7 +172,10 @@ impl Session {
         if self.keepalive.take_probe() {
             return Some(Transmit::Ping);
         }
-        let message = match self.sending.next(&mut self.streams, &mut self.events)? {
+        let next = self
+            .sending
+            .next(&mut self.streams, &mut self.events, now)?;
+        let message = match next {
             Outgoing::Data(message) => message,
             Outgoing::Close(stream) => self.close(stream, now)?,
         };

@@ -304,7 +304,11 @@ async fn a_stalled_reader_holds_back_its_writer_and_no_other() {
 /// A service that reads nothing must not keep the streams of clients that gave up on it.
 #[tokio::test(start_paused = true)]
 async fn grace_bounds_what_a_stalled_reader_keeps() {
-    let mut chain = Chain::v2(Link::Pipe).await;
+    let pieces = || mux::builder().config(Config::default().with_max_piece(64 << 10));
+    let mut chain = Chain {
+        client: Link::Pipe.built(pieces(), pieces()).await,
+        service: Link::Pipe.built(pieces(), pieces()).await,
+    };
     let (client, here, there, mut service) = chain.streams().await;
     let grace = || tokio::time::sleep(Duration::from_secs(5));
     let joined = tokio::spawn(here.join_with_grace(there, grace));
@@ -374,7 +378,7 @@ async fn a_finished_join_resets_nothing() {
     service.shutdown().await.unwrap();
     assert_eq!(within(client.read(&mut [0])).await.unwrap(), 0);
     there.hold(true);
-    let data = noise(4, 100_000);
+    let data = noise(4, 200_000);
     client.write_all(&data).await.unwrap();
     client.shutdown().await.unwrap();
     within(joined).await.unwrap().unwrap();

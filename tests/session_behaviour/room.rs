@@ -55,6 +55,31 @@ fn transmit(pair: &mut Pair) -> Option<usize> {
 }
 
 #[test]
+fn pieces_are_long_only_where_a_fast_transport_has_credit() {
+    let default = Config::default();
+    for version in BOTH {
+        let mut pair = Pair::with(version, default.clone());
+        let (stream, accepted) = pair.stream();
+        // 2 Gbit/s, then 0.5.
+        for (micros, fast) in [(262, true), (1_048, false)] {
+            for _ in 0..100 {
+                pair.opener.send_slice(stream, &[1; 1 << 16]).unwrap();
+                pair.now = pair.now + Duration::from_micros(micros);
+                pair.run();
+                while let Ok(Recv::Data(_)) = pair.acceptor.recv(accepted, pair.now) {}
+                pair.run();
+            }
+            let piece = match fast && version == Version::V2 {
+                true => default.max_piece,
+                false => default.contended_piece,
+            };
+            let capacity = pair.opener.send_capacity(stream).unwrap();
+            assert_eq!(capacity, piece, "{version:?}, {micros} us");
+        }
+    }
+}
+
+#[test]
 fn writers_are_told_in_order_and_as_many_as_fit() {
     for version in BOTH {
         let (mut pair, streams, accepted) = waiting(version, 40);

@@ -1,12 +1,14 @@
 //! Data that waits to be sent, the peer's credit, and the order of streams.
 
 mod credit;
+mod pace;
 mod queue;
 mod schedule;
 
 use bytes::Bytes;
 
 use self::credit::Credit;
+use self::pace::Pace;
 use self::queue::SendQueue;
 use self::schedule::{Schedule, Turn};
 use super::events::Events;
@@ -14,7 +16,7 @@ use super::pool::Pool;
 use super::ready::{List, Place};
 use super::stream::Stream;
 use super::streams::Streams;
-use super::{Config, Stats, StreamId};
+use super::{Config, Instant, Stats, StreamId};
 use crate::wire::{Chunk, Header, Kind, Proto};
 
 /// The sending half of a session: queues, the budgets on them, and the order.
@@ -26,6 +28,7 @@ pub(super) struct Sending {
     /// Datagrams queued on flows.
     datagrams: Pool,
     schedule: Schedule,
+    pace: Pace,
     /// Flows with something to send.
     flows: List,
     /// Datagrams sent since the last piece of a stream.
@@ -220,7 +223,7 @@ impl Sending {
         let id = s.id();
         match s.proto() {
             Proto::Tcp => {
-                let quantum = self.config.max_piece;
+                let quantum = self.piece();
                 let bulk = s.send.bulk;
                 self.schedule.activate(id, &mut s.send.turn, quantum, bulk);
             }
@@ -239,7 +242,12 @@ impl Sending {
     }
 
     /// The next message with data, or the end of a stream: datagrams first, then streams in turn.
-    pub(super) fn next(&mut self, streams: &mut Streams, events: &mut Events) -> Option<Outgoing> {
+    pub(super) fn next(
+        &mut self,
+        streams: &mut Streams,
+        events: &mut Events,
+        now: Instant,
+    ) -> Option<Outgoing> {
         let streams_wait = !self.held && !self.schedule.is_empty();
         if !streams_wait || self.flow_run < Self::MAX_FLOW_RUN {
             if let Some(message) = self.next_datagram(streams) {
@@ -251,7 +259,7 @@ impl Sending {
         if self.held {
             return None;
         }
-        self.next_piece(streams, events)
+        self.next_piece(streams, events, now)
             .or_else(|| self.next_datagram(streams))
     }
 
@@ -273,13 +281,18 @@ impl Sending {
         None
     }
 
-    fn next_piece(&mut self, streams: &mut Streams, events: &mut Events) -> Option<Outgoing> {
-        let quantum = self.config.max_piece;
+    fn next_piece(
+        &mut self,
+        streams: &mut Streams,
+        events: &mut Events,
+        now: Instant,
+    ) -> Option<Outgoing> {
+        let quantum = self.piece();
         while let Some(id) = self.schedule.pop() {
             let Some(s) = streams.get_mut(id) else {
                 continue;
             };
-            let Some(chunk) = s.send.queue.pop(quantum, &mut self.bytes) else {
+            let Some(chunk) = s.send.queue.pop(self.config.max_piece, &mut self.bytes) else {
                 let close = has_close(s);
                 self.schedule.sent(id, &mut s.send.turn, 0, false, quantum);
                 if close {
@@ -288,6 +301,7 @@ impl Sending {
                 continue;
             };
             let len = chunk.len();
+            self.pace.sent(len, now);
             let message = self.message(s, chunk);
             let more = has_more(s);
             self.schedule.sent(id, &mut s.send.turn, len, more, quantum);
@@ -407,7 +421,7 @@ impl Sending {
 
     /// Most bytes of one message now.
     fn piece(&self) -> usize {
-        match self.schedule.is_contended() {
+        match self.schedule.is_contended() || !self.pace.is_fast() {
             true => self.config.contended_piece,
             false => self.config.max_piece,
         }

@@ -91,10 +91,10 @@ impl Schedule {
             };
             list.push_front(id);
         } else if more || fresh {
-            // The overdraft is less than one message, so the deficit is above zero within a few
-            // rounds.
+            // A message may be longer than the quantum, which shrinks while many streams wait. Of
+            // such an overdraft no more is deducted than the next turn.
             let quantum = bytes(quantum);
-            turn.deficit = (turn.deficit + quantum).min(quantum);
+            turn.deficit = (turn.deficit + quantum).clamp(-quantum, quantum);
             turn.round = Round::Bulk;
             self.bulk.push_back(id);
         } else {

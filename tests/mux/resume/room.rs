@@ -118,7 +118,7 @@ async fn a_bystander_is_not_reset_for_a_client_without_a_transport() {
     let change = within(changes.changed()).await.unwrap();
     assert!(matches!(change, Attachment::Detached(_)), "{change:?}");
     // More than the client's leg takes.
-    within(sender.write_all(&noise(2, 400_000))).await.unwrap();
+    within(sender.write_all(&noise(2, 500_000))).await.unwrap();
     within(async {
         while agent.tunnel().stats().unread <= 240_000 {
             tokio::task::yield_now().await;
