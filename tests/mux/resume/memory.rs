@@ -235,7 +235,7 @@ async fn run(seed: u64) -> mux::KeeperStats {
 #[test]
 fn clients_that_are_away_cost_no_bystander_a_connection() {
     let mut all = (0, 0);
-    for seed in 0..3 {
+    for seed in 0..5 {
         // The tasks end with their runtime.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
