@@ -301,7 +301,7 @@ impl At<'_> {
         Ok(())
     }
 
-    /// Why an agent ended a flow. One of version 1 closes it when the port is refused.
+    /// Why an agent ended a flow. One of version 1 can only close it when the port is refused.
     fn why(&self, agent: &Tunnel, ended: flows::Ended) -> Reset {
         let closed = ended.unanswered && ended.reset.reason == Reason::Gone;
         if closed && !agent.v2 && agent.mux.tunnel().close_reason().is_none() {
