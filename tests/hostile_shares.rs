@@ -59,7 +59,10 @@ async fn is_served(client: &mut Client, id: u32, port: u16) -> bool {
     client.send(connect(id, Proto::Tcp, port)).await.unwrap();
     let answer = async {
         loop {
-            let message = client.next().await.unwrap().unwrap().into_data();
+            // After a silence there are pings too.
+            let Message::Binary(message) = client.next().await.unwrap().unwrap() else {
+                continue;
+            };
             let header = Header::from_bytes(message[..8].try_into().unwrap());
             match header {
                 Ok(Header {
