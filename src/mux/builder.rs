@@ -267,8 +267,7 @@ impl<R: Timer> Builder<R> {
         C: Carrier,
         E: Display,
     {
-        let limit = self.greeting_timeout;
-        handshake::hear(&mut transport, &mut carrier, &mut self.timer, limit).await?;
+        self.hear_greeting(&mut transport, &mut carrier).await?;
         Ok(self.opener(transport, carrier))
     }
 
@@ -287,8 +286,7 @@ impl<R: Timer> Builder<R> {
         C: Carrier,
         E: Display,
     {
-        let limit = self.greeting_timeout;
-        handshake::say(&mut transport, &mut carrier, &mut self.timer, limit).await?;
+        self.say_greeting(&mut transport, &mut carrier).await?;
         Ok(self.acceptor(transport, carrier))
     }
 
