@@ -18,9 +18,8 @@ use hyper_util::rt::TokioIo;
 use kohakuriver_tunnel::carrier;
 use kohakuriver_tunnel::mux::{self, Mux};
 use kohakuriver_tunnel::session::Version;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::http::HeaderValue;
-use tokio_tungstenite::{connect_async_with_config, tungstenite};
+use tokio_tungstenite::connect_async_with_config;
+use tokio_tungstenite::tungstenite::{self, ClientRequestBuilder};
 use tonic::transport::{Endpoint, Uri};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -76,12 +75,9 @@ async fn health(mux: &Mux, port: u16) -> Result<String, Box<dyn Error>> {
 
 /// As in `embed_client`.
 async fn connect(url: &str) -> Result<Mux, Box<dyn Error>> {
-    let protocol = "sec-websocket-protocol";
-    let mut request = url.into_client_request()?;
-    let offer = HeaderValue::from_static(Version::OFFER);
-    request.headers_mut().insert(protocol, offer);
+    let request = ClientRequestBuilder::new(url.parse()?).with_sub_protocol(Version::OFFER);
     let (socket, answer) = connect_async_with_config(request, None, true).await?;
-    let chosen = answer.headers().get(protocol);
+    let chosen = answer.headers().get("sec-websocket-protocol");
     let version = Version::answered(chosen.and_then(|name| name.to_str().ok()))?;
     let (mux, driver) = mux::builder().version(version).connect(socket, Ws).await?;
     tokio::spawn(driver);

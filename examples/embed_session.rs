@@ -15,14 +15,10 @@ use std::time::Duration;
 use kohakuriver_tunnel::session::{
     Config, Event, Greeting, Instant, Recv, Role, Session, StreamId, Transmit, Version,
 };
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::stream::MaybeTlsStream;
-use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
+use tokio_tungstenite::tungstenite::{self, ClientRequestBuilder, Message, WebSocket};
 
 type Socket = WebSocket<MaybeTlsStream<TcpStream>>;
-
-const HEADER: &str = "sec-websocket-protocol";
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -97,11 +93,9 @@ fn take_events(
 
 /// Makes a WebSocket, agrees on a version, and waits for the greeting.
 fn connect(url: &str) -> Result<(Socket, Version), Box<dyn Error>> {
-    let mut request = url.into_client_request()?;
-    let headers = request.headers_mut();
-    headers.insert(HEADER, HeaderValue::from_static(Version::OFFER));
+    let request = ClientRequestBuilder::new(url.parse()?).with_sub_protocol(Version::OFFER);
     let (mut socket, answer) = tungstenite::connect(request)?;
-    let chosen = answer.headers().get(HEADER);
+    let chosen = answer.headers().get("sec-websocket-protocol");
     let version = Version::answered(chosen.and_then(|value| value.to_str().ok()))?;
     if let MaybeTlsStream::Plain(tcp) = socket.get_ref() {
         tcp.set_nodelay(true)?; // or a small message waits for the peer's delayed acknowledgement
