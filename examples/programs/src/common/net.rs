@@ -21,6 +21,7 @@ const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 
 /// Unsent bytes that the kernel may hold for a tunnel's socket. A keystroke cannot overtake them,
 /// so they are few.
+#[cfg(target_os = "linux")]
 const NOT_SENT_MAX: u32 = 128 * 1024;
 
 /// A connection between two programs.
