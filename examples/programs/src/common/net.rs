@@ -253,15 +253,20 @@ pub async fn within<T>(
     }
 }
 
-/// The text of an I/O error in lower case, without Rust's suffix `(os error 111)`.
+/// The text of an I/O error in lower case.
 pub fn plain(error: &io::Error) -> String {
-    let mut text = error.to_string();
-    if let Some(at) = text.find(" (os error ") {
-        text.truncate(at);
-    }
+    let text = without_number(error.to_string());
     let mut letters = text.chars();
     match letters.next() {
         Some(first) => first.to_lowercase().chain(letters).collect(),
         None => "failed".to_owned(),
     }
+}
+
+/// The text without what Rust puts behind that of an I/O error: ` (os error 111)`.
+pub fn without_number(mut text: String) -> String {
+    if let Some(at) = text.find(" (os error ") {
+        text.truncate(at);
+    }
+    text
 }

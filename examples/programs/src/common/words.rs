@@ -72,13 +72,9 @@ pub fn connection(error: io::Error) -> io::Error {
     }
 }
 
-/// Why a tunnel or its WebSocket ended, without Rust's suffix `(os error 104)`.
+/// Why a tunnel or its WebSocket ended.
 pub fn tunnel(error: &TunnelError) -> String {
-    let mut text = error.to_string();
-    if let Some(at) = text.find(" (os error ") {
-        text.truncate(at);
-    }
-    text
+    net::without_number(error.to_string())
 }
 
 /// Why no HTTP answer came.
