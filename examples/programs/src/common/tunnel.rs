@@ -179,18 +179,17 @@ impl Upgraded {
     {
         let resumable = self.resumable;
         let (mut builder, mut socket) = self.on(tunnels);
+        builder
+            .hear_greeting(&mut socket, &mut WebSocketCarrier)
+            .await?;
         let tunnels = &tunnels.tunnels;
-        if resumable {
-            builder
-                .hear_greeting(&mut socket, &mut WebSocketCarrier)
-                .await?;
-            let (mux, driver) = builder.resuming_opener(socket, WebSocketCarrier, redial);
-            let driving = tunnels.drive(driver, mux.tunnel());
-            return Ok((mux, driving));
-        }
-        let (mux, driver) = builder.connect(socket, WebSocketCarrier).await?;
-        let driving = tunnels.drive(driver, mux.tunnel());
-        Ok((mux, driving))
+        Ok(match resumable {
+            true => {
+                let opened = builder.resuming_opener(socket, WebSocketCarrier, redial);
+                tunnels.drive(opened, Mux::tunnel)
+            }
+            false => tunnels.drive(builder.opener(socket, WebSocketCarrier), Mux::tunnel),
+        })
     }
 
     /// The next WebSocket of a client's tunnel, after its greeting.
@@ -212,9 +211,8 @@ impl Upgraded {
     /// The peer is gone.
     pub async fn welcome(self, tunnels: &Settings) -> Result<(Acceptor, Driving), ConnectError> {
         let (builder, socket) = self.on(tunnels);
-        let (acceptor, driver) = builder.welcome(socket, WebSocketCarrier).await?;
-        let driving = tunnels.tunnels.drive(driver, acceptor.tunnel());
-        Ok((acceptor, driving))
+        let welcomed = builder.welcome(socket, WebSocketCarrier).await?;
+        Ok(tunnels.tunnels.drive(welcomed, Acceptor::tunnel))
     }
 
     /// A server's end, of a peer that resumes tunnels: finds the tunnel that it asks for. With
@@ -243,9 +241,8 @@ impl Upgraded {
     /// A runner's end of the tunnel to an agent.
     pub fn opener(self, tunnels: &Settings) -> (Mux, Driving) {
         let (builder, socket) = self.on(tunnels);
-        let (mux, driver) = builder.opener(socket, WebSocketCarrier);
-        let driving = tunnels.tunnels.drive(driver, mux.tunnel());
-        (mux, driving)
+        let opened = builder.opener(socket, WebSocketCarrier);
+        tunnels.tunnels.drive(opened, Mux::tunnel)
     }
 
     /// An agent's end. `redial` connects it again.
@@ -256,14 +253,13 @@ impl Upgraded {
         let resumable = self.resumable;
         let (builder, socket) = self.on(tunnels);
         let tunnels = &tunnels.tunnels;
-        if resumable {
-            let (acceptor, driver) = builder.resuming_acceptor(socket, WebSocketCarrier, redial);
-            let driving = tunnels.drive(driver, acceptor.tunnel());
-            return (acceptor, driving);
+        match resumable {
+            true => {
+                let accepted = builder.resuming_acceptor(socket, WebSocketCarrier, redial);
+                tunnels.drive(accepted, Acceptor::tunnel)
+            }
+            false => tunnels.drive(builder.acceptor(socket, WebSocketCarrier), Acceptor::tunnel),
         }
-        let (acceptor, driver) = builder.acceptor(socket, WebSocketCarrier);
-        let driving = tunnels.drive(driver, acceptor.tunnel());
-        (acceptor, driving)
     }
 
     /// The next WebSocket of an agent's tunnel.
@@ -320,13 +316,14 @@ impl Tunnels {
         }
     }
 
-    /// A driver that ends its tunnel when the program ends.
-    pub fn drive<D>(&self, driver: D, tunnel: &Tunnel) -> Driving
+    /// A handle and its driver, which ends their `tunnel` when the program ends.
+    pub fn drive<H, D>(&self, (handle, driver): (H, D), tunnel: fn(&H) -> &Tunnel) -> (H, Driving)
     where
         D: Future<Output = Ended> + Send + 'static,
     {
-        let driving = drive(driver, tunnel.clone(), self.stopping.clone());
-        Box::pin(self.open.track_future(driving))
+        let tunnel = tunnel(&handle).clone();
+        let driving = drive(driver, tunnel, self.stopping.clone());
+        (handle, Box::pin(self.open.track_future(driving)))
     }
 
     /// Ends all tunnels. The peers are told, open connections get a moment to end, then the

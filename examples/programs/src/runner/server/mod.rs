@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, StatusCode};
-use kohakuriver_tunnel::mux::{Admission, Binding};
+use kohakuriver_tunnel::mux::{Admission, Binding, Mux};
 use kohakuriver_tunnel::resume::Choice;
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::protocol::Role;
@@ -235,11 +235,7 @@ impl Runner {
                 () = caller.handshake.displaced() => return,
             };
             match admitted {
-                Ok(Admission::New(opening)) => {
-                    let (mux, driver) = opening.opener();
-                    let driver = tunnels.tunnels.drive(driver, mux.tunnel());
-                    (mux, driver)
-                }
+                Ok(Admission::New(opening)) => tunnels.tunnels.drive(opening.opener(), Mux::tunnel),
                 Ok(Admission::Resumed) => return,
                 Ok(Admission::Refused(reason)) => {
                     return tracing::info!(container = name, %peer, "agent cannot go on: {reason}");

@@ -145,8 +145,8 @@ async fn begin(
                     }
                 }
             }
-            let (acceptor, driver) = opening.acceptor();
-            let driver = tunnels.tunnels.drive(driver, acceptor.tunnel());
+            let accepted = opening.acceptor();
+            let (acceptor, driver) = tunnels.tunnels.drive(accepted, Acceptor::tunnel);
             Ok(Some((acceptor, driver, place)))
         }
         Admission::Resumed => Ok(None),
