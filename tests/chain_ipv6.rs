@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use tokio::net::UdpSocket;
 use tunnel_test_support::certificates::Certificates;
 use tunnel_test_support::chain::{CONTAINER, connect, echo, expect_echo, serve_udp_echo};
-use tunnel_test_support::chain::{service_at, start_runner};
+use tunnel_test_support::chain::{agent_at, service_at, start_runner};
 use tunnel_test_support::program::Program;
 use tunnel_test_support::soon;
 
@@ -52,10 +52,7 @@ async fn every_part_is_reached_over_ipv6() {
         let runner = start_runner(ANY, args);
         let _agent = (!direct).then(|| {
             let url = format!("ws://{}", runner.address());
-            let args = ["--runner-url", &url, "--container-id", CONTAINER];
-            let agent = Program::start("agent", &args);
-            agent.complaint("registered at");
-            agent
+            agent_at(&url, &[])
         });
         let task = format!("42={CONTAINER}@http://{}", runner.address());
         let host = Program::start("host", &["--listen", ANY, "--task", &task]);
@@ -70,16 +67,7 @@ async fn certificates_for_ipv6_addresses_are_believed() {
     let identity = ["--listen", ANY, "--cert", cert, "--key", key];
     let runner = Program::start("runner", &identity);
     let url = format!("wss://{}", runner.address());
-    let args = [
-        "--runner-url",
-        &url,
-        "--container-id",
-        CONTAINER,
-        "--ca",
-        ca,
-    ];
-    let agent = Program::start("agent", &args);
-    agent.complaint("registered at");
+    let _agent = agent_at(&url, &["--ca", ca]);
     let task = format!("42={CONTAINER}@https://{}", runner.address());
     let args = ["--ca", ca, "--task", &task];
     let host = Program::start("host", &[&identity[..], &args].concat());

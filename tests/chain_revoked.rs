@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use kohakuriver_tunnel::resume::OFFER;
 use tunnel_test_support::LIMIT;
 use tunnel_test_support::chain::{
-    CONTAINER, Chain, connect, echo, ending, expect_echo, expect_metric, metric, service,
+    CONTAINER, Chain, agent_at, connect, echo, ending, expect_echo, expect_metric, metric, service,
     start_runner,
 };
 use tunnel_test_support::client::upgrade;
@@ -79,16 +79,7 @@ async fn an_agent_that_is_not_let_in_any_more_does_not_go_on() {
     );
     let to_runner = Relay::to(&address).await;
     let url = format!("ws://{}", to_runner.address());
-    let args = [
-        "--runner-url",
-        &url,
-        "--container-id",
-        CONTAINER,
-        "--token-file",
-        &own,
-    ];
-    let mut agent = Program::start("agent", &[&args[..], &LONG].concat());
-    agent.complaint("registered at");
+    let mut agent = agent_at(&url, &[&["--token-file", &own], &LONG[..]].concat());
     let forward = chain.forward(port, &LONG);
     let mut stream = connect(&forward).await;
     expect_echo(&mut stream, b"before").await;
@@ -123,16 +114,7 @@ async fn a_refused_stranger_ends_no_tunnel() {
     );
     let to_runner = Relay::to(&address).await;
     let url = format!("ws://{}", to_runner.address());
-    let args = [
-        "--runner-url",
-        &url,
-        "--container-id",
-        CONTAINER,
-        "--token-file",
-        &token,
-    ];
-    let agent = Program::start("agent", &[&args[..], &LONG].concat());
-    agent.complaint("registered at");
+    let agent = agent_at(&url, &[&["--token-file", &token], &LONG[..]].concat());
     let forward = chain.forward(port, &LONG);
     let mut stream = connect(&forward).await;
     expect_echo(&mut stream, b"before").await;

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use tunnel_test_support::certificates::Certificates;
-use tunnel_test_support::chain::{CONTAINER, connect, echo, expect_echo, pattern, service};
+use tunnel_test_support::chain::{
+    CONTAINER, agent_at, connect, echo, expect_echo, pattern, service,
+};
 use tunnel_test_support::program::Program;
 
 fn certificates() -> Certificates {
@@ -22,16 +24,7 @@ async fn every_hop_can_be_encrypted() {
         &[&listen[..], &["--ca", ca, "--task", &task]].concat(),
     );
     let url = format!("wss://{}", runner.address());
-    let args = [
-        "--runner-url",
-        &url,
-        "--container-id",
-        CONTAINER,
-        "--ca",
-        ca,
-    ];
-    let agent = Program::start("agent", &args);
-    agent.complaint("registered at");
+    let _agent = agent_at(&url, &["--ca", ca]);
 
     let port = service(echo).await.port().to_string();
     let url = format!("wss://localhost:{}", host.port());

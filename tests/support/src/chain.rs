@@ -86,12 +86,13 @@ pub fn start_runner(listen: &str, args: &[&str]) -> Program {
 }
 
 pub fn start_agent(runner: &str) -> Program {
-    let url = format!("ws://{runner}");
-    let args = ["--runner-url", &url, "--container-id", CONTAINER];
-    let agent = Program::start(
-        "agent",
-        &[&args[..], &["--reconnect-delay", "0.5"]].concat(),
-    );
+    agent_at(&format!("ws://{runner}"), &["--reconnect-delay", "0.5"])
+}
+
+/// An agent that has registered at this URL.
+pub fn agent_at(url: &str, more: &[&str]) -> Program {
+    let args = ["--runner-url", url, "--container-id", CONTAINER];
+    let agent = Program::start("agent", &[&args[..], more].concat());
     agent.complaint("registered at");
     agent
 }
