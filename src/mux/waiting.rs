@@ -43,12 +43,14 @@ impl Waiting {
         if state.ending.is_some() {
             return;
         }
-        if let Some((rank, shared)) = state.all.pop_first() {
-            state.ending = Some(rank);
-            drop(state);
-            if let Some(shared) = shared.upgrade() {
-                shared.evict();
-            }
+        let first = state.all.first_key_value();
+        let Some((rank, shared)) = first.map(|(rank, shared)| (*rank, Weak::clone(shared))) else {
+            return;
+        };
+        state.ending = Some(rank);
+        drop(state);
+        if let Some(shared) = shared.upgrade() {
+            shared.evict();
         }
     }
 
