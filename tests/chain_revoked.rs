@@ -7,7 +7,6 @@ use kohakuriver_tunnel::resume::OFFER;
 use tunnel_test_support::LIMIT;
 use tunnel_test_support::chain::{
     CONTAINER, Chain, agent_at, connect, echo, ending, expect_echo, expect_metric, metric, service,
-    start_runner,
 };
 use tunnel_test_support::client::upgrade;
 use tunnel_test_support::files::Folder;
@@ -70,14 +69,8 @@ async fn an_agent_that_is_not_let_in_any_more_does_not_go_on() {
     let folder = Folder::new();
     let valid = folder.write("valid", "the-agents-token", 0o600);
     let own = folder.write("own", "the-agents-token", 0o600);
-    let mut chain = Chain::for_agents();
-    let address = chain.runner.address();
-    chain.runner.kill();
-    chain.runner = start_runner(
-        &address,
-        &["--resume-keep", "3", "--agent-token-file", &valid],
-    );
-    let to_runner = Relay::to(&address).await;
+    let chain = Chain::with_runner(&["--resume-keep", "3", "--agent-token-file", &valid]);
+    let to_runner = Relay::to(&chain.runner.address()).await;
     let url = format!("ws://{}", to_runner.address());
     let mut agent = agent_at(&url, &[&["--token-file", &own], &LONG[..]].concat());
     let forward = chain.forward(port, &LONG);
@@ -105,14 +98,8 @@ async fn a_refused_stranger_ends_no_tunnel() {
     let port = service(echo).await.port();
     let folder = Folder::new();
     let token = folder.write("token", "the-agents-token", 0o600);
-    let mut chain = Chain::for_agents();
-    let address = chain.runner.address();
-    chain.runner.kill();
-    chain.runner = start_runner(
-        &address,
-        &[&LONG[..], &["--agent-token-file", &token]].concat(),
-    );
-    let to_runner = Relay::to(&address).await;
+    let chain = Chain::with_runner(&[&LONG[..], &["--agent-token-file", &token]].concat());
+    let to_runner = Relay::to(&chain.runner.address()).await;
     let url = format!("ws://{}", to_runner.address());
     let agent = agent_at(&url, &[&["--token-file", &token], &LONG[..]].concat());
     let forward = chain.forward(port, &LONG);
@@ -121,7 +108,7 @@ async fn a_refused_stranger_ends_no_tunnel() {
 
     to_runner.shut();
     expect_metric(&chain.runner, "runner_tunnels_detached", 1).await;
-    let route = format!("ws://{address}/ws/tunnel/{CONTAINER}");
+    let route = format!("ws://{}/ws/tunnel/{CONTAINER}", chain.runner.address());
     let offer = ("sec-websocket-protocol", OFFER);
     for authorization in ["", "Bearer another-token"] {
         let headers = [offer, ("authorization", authorization)];
