@@ -293,7 +293,11 @@ impl End {
             64..96 => self.session.set_pressed(false),
             96..128 => self.shed(usize::from(which - 96) * 1_000),
             128..192 => self.session.handle_activity(now),
-            192..240 => self.session.drain(),
+            192..216 => self.session.set_share(None),
+            216..232 => self
+                .session
+                .set_share(Some(usize::from(which - 216) * 1_000)),
+            232..240 => self.session.drain(),
             240..250 => self.session.shutdown(),
             _ => self.session.handle_closed(now, Reason::Gone, "fuzz"),
         }
@@ -337,6 +341,10 @@ impl End {
         assert!(stats.unsent <= config.send_budget + config.datagram_budget + reserve);
         assert!(stats.streams <= config.max_streams);
         assert_eq!(stats.violations, self.violations);
+        // It does not wait for its peer or for a reader for ever.
+        let session = &self.session;
+        let waits = !session.can_receive() && !session.is_closed();
+        assert!(!waits || session.has_transmit() || session.poll_timeout().is_some());
         if self.session.is_closed() {
             assert!(!self.session.has_transmit() && self.session.poll_timeout().is_none());
             for stream in &self.handles {

@@ -7,16 +7,17 @@ use super::waiting::Waiting;
 /// hold together.
 ///
 /// [`Config`](crate::session::Config) bounds each tunnel; a server of many tunnels needs a bound on
-/// their sum. A tunnel joins by [`Builder::budget`](super::Builder::budget). While more than two
-/// thirds are held, a tunnel that holds more than its share of the last third takes no new
-/// connections, and its streams that hold most are reset with reason overflow. A tunnel that holds
-/// little is therefore never affected, and the sum stays within the limit (PROTOCOL.md section 7).
-/// An opener's tunnel, such as the one to a container's agent, may carry streams of many users. It
-/// has as many shares as streams, up to 64.
-///
-/// Before that, while more than half is held, tunnels of a [`Keeper`](super::Keeper) that have no
-/// transport end, one after the other: first acceptors' tunnels, and of these first those whose
-/// client has not [answered](super::Tunnel::confirmed), then those without for longest.
+/// their sum. A tunnel joins by [`Builder::budget`](super::Builder::budget). Each has a share of the
+/// last third. An opener's tunnel, such as the one to a container's agent, may carry streams of many
+/// users. It has as many shares as streams, up to 64. A tunnel that holds less than its share is
+/// never affected by others, and the sum stays within the limit (PROTOCOL.md section 7):
+/// - While more than half is held, tunnels of a [`Keeper`](super::Keeper) that have no transport
+///   end, one after the other: first acceptors' tunnels, and of these first those whose client has
+///   not [answered](super::Tunnel::confirmed), then those without for longest. A tunnel whose
+///   streams hold almost its share does not read its transport for as long as its readers make room
+///   ([`Session::set_share`](crate::session::Session::set_share)).
+/// - While more than two thirds are held, a tunnel above its share takes no new connections, and its
+///   streams that hold most are reset with reason overflow.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::{self, Budget};
@@ -46,6 +47,17 @@ struct Inner {
     /// Shares of the last third.
     shares: AtomicUsize,
     waiting: Waiting,
+}
+
+/// How much a tunnel may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Allowance {
+    /// As much as its session may.
+    All,
+    /// That much, if its readers are as fast.
+    Share(usize),
+    /// No more than that. It holds more now.
+    Exceeded(usize),
 }
 
 /// What tunnels on one thread know of each other.
@@ -162,20 +174,22 @@ impl Account {
     }
 
     /// Updates what the tunnel holds, what it keeps besides until the peer acknowledges it, and for
-    /// how many parties. If it holds too much, returns how much it may hold. Resetting streams
-    /// frees nothing of what is kept.
-    pub(super) fn settle(&mut self, held: usize, kept: usize, parties: usize) -> Option<usize> {
+    /// how many parties. Resetting streams frees nothing of what is kept.
+    pub(super) fn settle(&mut self, held: usize, kept: usize, parties: usize) -> Allowance {
         let shares = parties.min(Self::MOST_SHARES);
         self.share(shares);
         if (held + kept).abs_diff(self.charged) >= Self::GRAIN {
             self.charge(held + kept);
         }
-        if self.budget.held() <= self.budget.soft_limit() {
-            return None;
+        if self.tight().is_none() {
+            return Allowance::All;
         }
         let all = self.budget.inner.shares.load(Ordering::Relaxed);
         let share = self.budget.inner.limit / 3 / all.max(1) * shares;
-        (held > share).then_some(share)
+        match self.budget.held() > self.budget.soft_limit() && held > share {
+            true => Allowance::Exceeded(share),
+            false => Allowance::Share(share),
+        }
     }
 
     /// Whether so much is held in total that payloads must not pin buffers larger than themselves.
@@ -256,13 +270,17 @@ mod tests {
         let budget = Budget::new(3 << 20);
         let mut greedy = Account::open(&budget);
         let mut modest = Account::open(&budget);
-        assert_eq!(greedy.settle(2 << 20, 0, 1), None);
-        assert_eq!(modest.settle(512 << 10, 0, 1), None);
+        assert_eq!(greedy.settle(1 << 20, 0, 1), Allowance::All);
+        assert_eq!(greedy.settle(2 << 20, 0, 1), Allowance::Share(512 << 10));
+        assert_eq!(modest.settle(512 << 10, 0, 1), Allowance::Share(512 << 10));
         // Both tunnels share the last third.
-        assert_eq!(modest.settle((512 << 10) + 1, 0, 1), Some(512 << 10));
-        assert_eq!(greedy.settle(2 << 20, 0, 1), Some(512 << 10));
+        assert_eq!(
+            modest.settle((512 << 10) + 1, 0, 1),
+            Allowance::Exceeded(512 << 10)
+        );
+        assert_eq!(greedy.settle(2 << 20, 0, 1), Allowance::Exceeded(512 << 10));
         greedy.charge(512 << 10);
-        assert_eq!(modest.settle(1 << 20, 0, 1), None);
+        assert_eq!(modest.settle(1 << 20, 0, 1), Allowance::All);
         assert!(!budget.take(1 << 20));
         assert!(budget.take(512 << 10));
         budget.give_back(512 << 10);
@@ -280,7 +298,7 @@ mod tests {
         assert_eq!((here.note_flood(true), there.note_flood(true)), (1, 1));
         there.charge(1 << 20);
         assert_eq!(budget.held(), 1 << 20);
-        assert_eq!(here.settle(2 << 20, 0, 1), Some(512 << 10));
+        assert_eq!(here.settle(2 << 20, 0, 1), Allowance::Exceeded(512 << 10));
     }
 
     #[test]
@@ -288,11 +306,14 @@ mod tests {
         let budget = Budget::new(30 << 20);
         let mut shared = Account::open(&budget);
         let mut greedy = Account::open(&budget);
-        assert_eq!(shared.settle(4 << 20, 0, 4), None);
-        assert_eq!(greedy.settle(24 << 20, 0, 1), Some(2 << 20));
-        assert_eq!(shared.settle(8 << 20, 0, 4), None);
-        assert_eq!(shared.settle((8 << 20) + 1, 0, 4), Some(8 << 20));
+        assert_eq!(shared.settle(4 << 20, 0, 4), Allowance::All);
+        assert_eq!(greedy.settle(24 << 20, 0, 1), Allowance::Exceeded(2 << 20));
+        assert_eq!(shared.settle(8 << 20, 0, 4), Allowance::Share(8 << 20));
+        assert_eq!(
+            shared.settle((8 << 20) + 1, 0, 4),
+            Allowance::Exceeded(8 << 20)
+        );
         drop(shared);
-        assert_eq!(greedy.settle(24 << 20, 0, 1), Some(10 << 20));
+        assert_eq!(greedy.settle(24 << 20, 0, 1), Allowance::Exceeded(10 << 20));
     }
 }

@@ -211,7 +211,7 @@ impl Direction {
     ) -> Poll<State> {
         loop {
             if self.rest.is_empty() {
-                match ready!(from.poll_headed(cx)) {
+                match ready!(from.poll_headed(cx, 0)) {
                     Ok(Some(chunk)) => self.rest = chunk,
                     Ok(None) => {
                         to.finish();

@@ -12,7 +12,7 @@ use super::Tunnel;
 use super::handovers::Handovers;
 use super::shared::Shared;
 use super::source::{Answer, Arrival, Handover, Need, News, Source};
-use super::waiting::Waits;
+use super::waiting::{Line, Rank, Waits};
 use crate::resume::{Config, EndReason, Identity, Open, Secret};
 use crate::session::{Instant, Role};
 
@@ -87,8 +87,9 @@ impl Binding {
 }
 
 /// Most tunnels that are kept without a transport. Beyond that, the one that has been without for
-/// longest ends: [`EndReason::Evicted`]. Tunnels whose client has not
-/// [answered](Tunnel::confirmed) go before all others.
+/// longest ends: [`EndReason::Evicted`]. Tunnels whose peer has not
+/// [answered](Tunnel::confirmed) go before others. Tunnels of openers, such as those to agents, go
+/// last, because they carry streams of many users.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::KeeperLimits;
@@ -196,19 +197,10 @@ struct Entry<T> {
     waits: Option<Rank>,
 }
 
-/// When a tunnel without a transport has to go: first those that may be of nobody, then by the
-/// order in which they lost it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
-    confirmed: bool,
-    number: u64,
-}
-
 /// Tunnels without a transport.
 #[derive(Default)]
 struct Waiting {
-    next: u64,
-    all: BTreeMap<Rank, Place>,
+    all: Line<Place>,
     groups: BTreeMap<String, BTreeSet<Rank>>,
     peers: BTreeMap<String, BTreeSet<Rank>>,
 }
@@ -256,10 +248,10 @@ impl<T> Keeper<T> {
         tunnels.any(|entry| entry.binding.route == route)
     }
 
-    /// Ends the tunnel that has been without a transport for longest, or one whose client has not
-    /// answered. False if there is none.
+    /// Ends the first of the tunnels without a transport, in the order of [`KeeperLimits`]. False if
+    /// there is none.
     pub fn evict_oldest(&self) -> bool {
-        let victim = self.registry.lock().oldest();
+        let victim = self.registry.lock().first();
         evict(victim.as_slice());
         victim.is_some()
     }
@@ -383,50 +375,52 @@ impl<T> State<T> {
     }
 
     /// The tunnel has lost its transport. Returns those that have to end for it.
-    fn wait(&mut self, tunnel: u64, confirmed: bool, limits: KeeperLimits) -> Vec<Weak<Shared>> {
+    fn wait(
+        &mut self,
+        tunnel: u64,
+        role: Role,
+        confirmed: bool,
+        limits: KeeperLimits,
+    ) -> Vec<Weak<Shared>> {
         let Some(entry) = self.tunnels.get_mut(&tunnel) else {
             return Vec::new();
         };
-        let number = self.waiting.next;
-        self.waiting.next += 1;
-        let rank = Rank { confirmed, number };
-        entry.waits = Some(rank);
-        let group = entry.binding.group.clone();
-        let peer = entry.binding.peer.clone();
-        let ranks = self.waiting.groups.entry(group.clone()).or_default();
-        ranks.insert(rank);
-        let of_group = first_beyond(ranks, limits.per_group);
-        let ranks = self.waiting.peers.entry(peer.clone()).or_default();
-        ranks.insert(rank);
-        let of_peer = first_beyond(ranks, limits.per_peer);
         let place = Place {
             tunnel,
-            group,
-            peer,
+            group: entry.binding.group.clone(),
+            peer: entry.binding.peer.clone(),
         };
-        self.waiting.all.insert(rank, place);
+        let (group, peer) = (place.group.clone(), place.peer.clone());
+        let rank = self.waiting.all.join(role, confirmed, place);
+        entry.waits = Some(rank);
+        let ranks = self.waiting.groups.entry(group).or_default();
+        ranks.insert(rank);
+        let of_group = first_beyond(ranks, limits.per_group);
+        let ranks = self.waiting.peers.entry(peer).or_default();
+        ranks.insert(rank);
+        let of_peer = first_beyond(ranks, limits.per_peer);
         let mut victims = Vec::new();
         for rank in [of_group, of_peer].into_iter().flatten() {
             victims.extend(self.stop_waiting(rank));
         }
         while self.waiting.all.len() > limits.detached {
-            let Some(rank) = self.waiting.all.keys().next().copied() else {
+            let Some(victim) = self.first() else {
                 break;
             };
-            victims.extend(self.stop_waiting(rank));
+            victims.push(victim);
         }
         victims
     }
 
     /// Takes the first from those that wait.
-    fn oldest(&mut self) -> Option<Weak<Shared>> {
-        let (rank, _) = self.waiting.all.first_key_value()?;
-        self.stop_waiting(*rank)
+    fn first(&mut self) -> Option<Weak<Shared>> {
+        let (rank, _) = self.waiting.all.first()?;
+        self.stop_waiting(rank)
     }
 
     /// Takes a tunnel from those that wait, if it is one of them.
     fn stop_waiting(&mut self, rank: Rank) -> Option<Weak<Shared>> {
-        let place = self.waiting.all.remove(&rank)?;
+        let place = self.waiting.all.leave(rank)?;
         remove(&mut self.waiting.groups, &place.group, rank);
         remove(&mut self.waiting.peers, &place.peer, rank);
         let entry = self.tunnels.get_mut(&place.tunnel)?;
@@ -529,7 +523,9 @@ impl<T> Source<T> for Kept<T> {
             News::Detached { confirmed } => {
                 self.waits = Waits::begin(&self.shared, self.role, confirmed);
                 let limits = self.registry.limits;
-                let victims = self.registry.lock().wait(self.tunnel, confirmed, limits);
+                let mut state = self.registry.lock();
+                let victims = state.wait(self.tunnel, self.role, confirmed, limits);
+                drop(state);
                 evict(&victims);
             }
             News::Ended(reason) => self.end(reason),

@@ -20,7 +20,7 @@ const COPY_MAX: usize = 4096;
 /// Most bytes that one read asks for.
 const READ_BUFFER: usize = 256 << 10;
 /// Most bytes and chunks taken from the tunnel for one write to the local side. A stalled local
-/// side holds this in addition to the session's bounds.
+/// side holds this in addition to the session's bounds. It counts for the process's.
 const WRITE_BATCH: usize = 128 << 10;
 const WRITE_SLICES: usize = 16;
 
@@ -315,11 +315,11 @@ impl Inbound {
     fn gather(&mut self, cx: &mut Context<'_>, read: &mut ReadHalf) -> Poll<Result<(), Reset>> {
         let mut bytes = 0;
         while bytes < WRITE_BATCH && self.chunks.len() < WRITE_SLICES {
-            let Some(chunk) = ready!(read.poll_chunk(cx))? else {
+            let Some(chunk) = ready!(read.poll_headed(cx, bytes))? else {
                 return Poll::Ready(Ok(()));
             };
             bytes += chunk.len();
-            self.chunks.push_back(chunk);
+            self.chunks.push_back(chunk.into_payload());
         }
         Poll::Pending
     }

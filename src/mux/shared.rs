@@ -9,7 +9,7 @@ use core::task::{Context, Poll, Waker};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::attachment::Attached;
-use super::budget::Account;
+use super::budget::{Account, Allowance};
 use super::stoppable::TunnelClock;
 use super::{Budget, TunnelError};
 use crate::session::{Event, Instant, Reason, Session, StreamId, StreamStats};
@@ -208,11 +208,15 @@ impl State {
         };
         let session = &self.session;
         let kept = self.attached.ring;
-        let share = account.settle(session.memory(), kept, session.parties());
+        let allowance = account.settle(session.memory(), kept, session.parties());
         self.session.set_thrifty(account.is_scarce());
-        self.pressed = share.is_some();
+        self.session.set_share(match allowance {
+            Allowance::All => None,
+            Allowance::Share(share) | Allowance::Exceeded(share) => Some(share),
+        });
+        self.pressed = matches!(allowance, Allowance::Exceeded(_));
         self.session.set_pressed(self.pressed);
-        if let Some(share) = share {
+        if let Allowance::Exceeded(share) = allowance {
             self.session.shed(share);
             account.charge(self.session.memory() + kept);
         }

@@ -187,21 +187,23 @@ impl ReadHalf {
 
     /// As [`chunk`](Self::chunk).
     pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Reset>> {
-        let chunk = ready!(self.poll_headed(cx))?;
+        let chunk = ready!(self.poll_headed(cx, 0))?;
         Poll::Ready(Ok(chunk.map(Chunk::into_payload)))
     }
 
-    /// As [`poll_chunk`](Self::poll_chunk), with the headroom that the chunk may have.
+    /// As [`poll_chunk`](Self::poll_chunk), with the headroom that the chunk may have. The caller
+    /// still has `kept` bytes of earlier chunks.
     pub(super) fn poll_headed(
         &mut self,
         cx: &mut Context<'_>,
+        kept: usize,
     ) -> Poll<Result<Option<Chunk>, Reset>> {
         if !self.chunk.is_empty() {
             return Poll::Ready(Ok(Some(core::mem::take(&mut self.chunk).into())));
         }
         let now = self.handle.shared.now();
         self.handle.poll(cx, Awaited::Readable, |state, id| {
-            if let Some(chunk) = state.session.recv_chunk(id, now) {
+            if let Some(chunk) = state.session.take_chunk(id, kept, now) {
                 return Poll::Ready(Ok(Some(chunk)));
             }
             match state.session.recv(id, now) {

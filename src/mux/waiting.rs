@@ -6,6 +6,22 @@ use super::Budget;
 use super::shared::Shared;
 use crate::session::Role;
 
+/// Tunnels without a transport, in the order in which they have to go.
+#[derive(Debug)]
+pub(super) struct Line<T> {
+    next: u64,
+    all: BTreeMap<Rank, T>,
+}
+
+/// A place in the order: first those that may be of nobody, last those that carry streams of many
+/// users, otherwise as they lost their transports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    is_opener: bool,
+    confirmed: bool,
+    number: u64,
+}
+
 /// The tunnels of a budget that wait for a transport. They go when memory is short, one at a time:
 /// each frees memory.
 #[derive(Debug, Default)]
@@ -13,20 +29,9 @@ pub(super) struct Waiting(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    next: u64,
-    all: BTreeMap<Rank, Weak<Shared>>,
+    line: Line<Weak<Shared>>,
     /// Was asked to end, and has not ended yet.
     ending: Option<Rank>,
-}
-
-/// The order in which they go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
-    /// Carries streams of many users.
-    is_opener: bool,
-    /// Otherwise it may be of nobody.
-    confirmed: bool,
-    number: u64,
 }
 
 /// A tunnel's place among those that wait.
@@ -36,6 +41,41 @@ pub(super) struct Waits {
     rank: Rank,
 }
 
+impl<T> Line<T> {
+    pub(super) fn join(&mut self, role: Role, confirmed: bool, tunnel: T) -> Rank {
+        let rank = Rank {
+            is_opener: role == Role::Opener,
+            confirmed,
+            number: self.next,
+        };
+        self.next += 1;
+        self.all.insert(rank, tunnel);
+        rank
+    }
+
+    pub(super) fn leave(&mut self, rank: Rank) -> Option<T> {
+        self.all.remove(&rank)
+    }
+
+    pub(super) fn first(&self) -> Option<(Rank, &T)> {
+        let first = self.all.first_key_value();
+        first.map(|(rank, tunnel)| (*rank, tunnel))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+}
+
+impl<T> Default for Line<T> {
+    fn default() -> Self {
+        Self {
+            next: 0,
+            all: BTreeMap::new(),
+        }
+    }
+}
+
 impl Waiting {
     /// Asks the first one to end, unless another was asked and is still there.
     pub(super) fn end_first(&self) {
@@ -43,8 +83,8 @@ impl Waiting {
         if state.ending.is_some() {
             return;
         }
-        let first = state.all.first_key_value();
-        let Some((rank, shared)) = first.map(|(rank, shared)| (*rank, Weak::clone(shared))) else {
+        let first = state.line.first();
+        let Some((rank, shared)) = first.map(|(rank, shared)| (rank, Weak::clone(shared))) else {
             return;
         };
         state.ending = Some(rank);
@@ -65,13 +105,7 @@ impl Waits {
         let tunnel = shared.upgrade()?;
         let budget = tunnel.lock().account.as_ref()?.budget().clone();
         let mut state = budget.waiting().lock();
-        let rank = Rank {
-            is_opener: role == Role::Opener,
-            confirmed,
-            number: state.next,
-        };
-        state.next += 1;
-        state.all.insert(rank, Weak::clone(shared));
+        let rank = state.line.join(role, confirmed, Weak::clone(shared));
         drop(state);
         Some(Self { budget, rank })
     }
@@ -81,7 +115,7 @@ impl Drop for Waits {
     /// The tunnel has a transport, or has ended.
     fn drop(&mut self) {
         let mut state = self.budget.waiting().lock();
-        state.all.remove(&self.rank);
+        state.line.leave(self.rank);
         if state.ending == Some(self.rank) {
             state.ending = None;
         }

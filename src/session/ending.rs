@@ -94,9 +94,9 @@ impl Session {
             return None;
         }
         let linger = self.linger.next_timeout();
-        let stall = self.receiving.stalled_until();
+        let look = self.receiving.next_look();
         let keepalive = self.keepalive.next_timeout();
-        [linger, stall, keepalive].into_iter().flatten().min()
+        [linger, look, keepalive].into_iter().flatten().min()
     }
 
     /// Handles everything that is due at `now`.
@@ -107,10 +107,11 @@ impl Session {
         if let Some(stalled) = self.receiving.look_at_stall(now, &self.streams) {
             self.give_up(stalled);
         }
-        let stalled_until = self.receiving.stalled_until();
+        self.receiving.look_at_shortage(now);
+        let next_look = self.receiving.next_look();
         while let Some(stream) = self.linger.due(now) {
             let s = self.streams.get_mut(stream);
-            if let (Some(s), Some(until)) = (s, stalled_until) {
+            if let (Some(s), Some(until)) = (s, next_look) {
                 if self.linger.outlast(s, until, now) {
                     continue;
                 }
@@ -118,7 +119,7 @@ impl Session {
             let text = "the other side did not end the connection";
             self.reset(stream, Reason::Gone, text);
         }
-        if self.receiving.stalled_until().is_some() {
+        if self.receiving.next_look().is_some() {
             // The transport is not read, so silence proves nothing.
             self.keepalive.heard(now);
         } else if self.keepalive.handle_timeout(now) {

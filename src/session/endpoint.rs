@@ -14,7 +14,7 @@ use super::{
     Config, Event, Instant, OpenError, Reason, Reset, Role, State, Stats, StreamError, StreamId,
     StreamStats, Version, Violation,
 };
-use crate::wire::{Chunk, ClientId, Frame, Proto};
+use crate::wire::{ClientId, Frame, Proto};
 use bytes::Bytes;
 
 /// One end of one tunnel. See the [module](super) for how to drive it, and for an example.
@@ -79,6 +79,7 @@ impl Session {
         let mut config = config.clamped();
         let dialect = Dialect::new(version, role);
         if !dialect.has_credit() {
+            // The receiver judges a reader by the pieces that it takes.
             config.max_piece = config.contended_piece;
         }
         Self {
@@ -173,7 +174,8 @@ impl Session {
     /// # Errors
     /// [`StreamError::Reset`] after all data was read.
     pub fn recv(&mut self, stream: StreamId, now: Instant) -> Result<Recv, StreamError> {
-        if let Some(chunk) = self.recv_chunk(stream, now) {
+        let s = self.streams.get_mut(stream);
+        if let Some(chunk) = s.and_then(|s| self.receiving.read(now, s)) {
             return Ok(Recv::Data(chunk.into_payload()));
         }
         let s = self.streams.get(stream).ok_or(StreamError::Unknown)?;
@@ -185,9 +187,19 @@ impl Session {
     }
 
     /// As [`recv`](Self::recv), with the headroom that the data may have. `None` if there is none.
-    pub(crate) fn recv_chunk(&mut self, stream: StreamId, now: Instant) -> Option<Chunk> {
+    /// What is returned counts as held until the next call, and `kept` bytes of earlier calls.
+    #[cfg(feature = "mux")]
+    pub(crate) fn take_chunk(
+        &mut self,
+        stream: StreamId,
+        kept: usize,
+        now: Instant,
+    ) -> Option<crate::wire::Chunk> {
         let s = self.streams.get_mut(stream)?;
-        self.receiving.read(now, s)
+        let chunk = self.receiving.read(now, s);
+        let taken = chunk.as_ref().map_or(0, crate::wire::Chunk::len);
+        self.receiving.set_taken(s, kept + taken);
+        chunk
     }
 
     /// Ends this direction: sends CLOSE after the queued data. The peer may still send.
@@ -282,7 +294,8 @@ impl Session {
     }
 
     /// Whether the transport may be read. False while a v1 stream is full (see
-    /// [`Config::v1_stall`]) or too many answers wait to be transmitted ([`Config::max_replies`]).
+    /// [`Config::v1_stall`]), while all streams hold almost [`Config::receive_budget`], or while too
+    /// many answers wait to be transmitted ([`Config::max_replies`]).
     /// `accept`, `recv`, `discard`, `reset`, `release`, `poll_transmit` and `handle_timeout` can
     /// make it true again.
     #[must_use]

@@ -52,10 +52,10 @@ impl Linger {
         }
     }
 
-    /// Postpones deadlines until a linger time after the stall: the peer's CLOSE may be in the
-    /// transport, which is not read.
-    pub(super) fn outlast(&mut self, s: &mut Stream, stalled_until: Instant, now: Instant) -> bool {
-        let later = stalled_until + self.span;
+    /// Postpones deadlines while the transport is not read, because the peer's CLOSE may be in it:
+    /// they are a linger time after it may be read again.
+    pub(super) fn outlast(&mut self, s: &mut Stream, next_look: Instant, now: Instant) -> bool {
+        let later = next_look + self.span;
         if later > now {
             self.set(s, later);
         }

@@ -37,6 +37,7 @@
 //! # Ok::<(), kohakuriver_tunnel::session::OpenError>(())
 //! ```
 
+mod budget;
 mod config;
 mod control;
 mod counters;
@@ -54,7 +55,6 @@ mod life;
 mod linger;
 mod outgoing;
 mod peer;
-mod pool;
 mod pressure;
 mod ready;
 mod receiving;

@@ -180,7 +180,7 @@ impl Session {
                 }
             }
         }
-        if let Some(largest_holder) = self.receiving.largest_holder(&self.streams) {
+        if let Some(largest_holder) = self.receiving.bound(now, &self.streams) {
             self.overflow(largest_holder, "too many bytes were not read");
         }
         Ok(())

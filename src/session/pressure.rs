@@ -16,8 +16,9 @@ impl Session {
     /// Estimate of the bytes a remembered id costs.
     const ENDED_COST: usize = 128;
 
-    /// Bytes that the peer makes this tunnel hold: all queued bytes, and an estimate for streams,
-    /// answers and remembered ids.
+    /// Bytes that the peer makes this tunnel hold: all queued bytes, in `mux` also those that
+    /// applications have taken and not used yet, and an estimate for streams, answers and remembered
+    /// ids.
     ///
     /// Streams and ids of an opener are not counted, because this end opened them. Their cost is
     /// charged where the request came from.
@@ -31,7 +32,7 @@ impl Session {
                     + self.streams.remembered() * Self::ENDED_COST
             }
         };
-        let queued = self.receiving.unread() + self.sending.unsent();
+        let queued = self.receiving.memory() + self.sending.unsent();
         streams + queued + self.control.len() * Self::CONTROL_COST
     }
 
@@ -45,6 +46,14 @@ impl Session {
             Role::Acceptor => 1,
         };
         if self.closed { streams.min(most) } else { most }
+    }
+
+    /// All streams together may hold `bytes` that were received. Close to that the
+    /// transport is not read while readers make room, as close to
+    /// [`Config::receive_budget`](super::Config::receive_budget); no stream is reset. `None`: as
+    /// many as the budget allows. For code that bounds many sessions together.
+    pub fn set_share(&mut self, bytes: Option<usize>) {
+        self.receiving.set_share(bytes.unwrap_or(usize::MAX));
     }
 
     /// While pressed, the session refuses new connections (ERROR, limit) and hardly holds more:
@@ -81,7 +90,7 @@ impl Session {
         let streams = self.streams.iter();
         let mut holders: Vec<_> = streams
             .map(|s| {
-                let held = s.recv.unread() + s.send.unsent();
+                let held = s.recv.held() + s.send.unsent();
                 (s.recv.is_first_victim(), held, s.id())
             })
             .filter(|(_, held, _)| *held > 0)

@@ -9,6 +9,7 @@ use kohakuriver_tunnel::mux::{self, Budget};
 use kohakuriver_tunnel::session::{Config, Reason, Version};
 use kohakuriver_tunnel::wire::{ClientId, Header, Kind, Proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
 
 use super::pipe::{Packet, Packets, pipe};
 use super::tunnel::{Link, accept_tcp, echoes, noise, within};
@@ -131,6 +132,78 @@ async fn a_shared_budget_strands_nobody() {
         let (mux, _) = link.tunnel(Version::V2, config).await.echo();
         echoes(&mux, 50, 300_000).await;
     }
+}
+
+/// The initial windows of all are more than the session, or the process, may hold.
+#[tokio::test]
+async fn many_uploads_at_once_wait_for_slow_readers() {
+    let config = Config::default().with_receive_budget(1 << 20);
+    let small = mux::builder().config(config);
+    let shared = mux::builder().budget(&Budget::new(3 << 20));
+    for accepting in [small, shared] {
+        let mut tunnel = Link::Pipe.built(mux::builder(), accepting).await;
+        let mut streams = Vec::new();
+        for _ in 0..16 {
+            streams.push(tunnel.stream().await);
+        }
+        let data = noise(4, 400_000);
+        let mut tasks = JoinSet::new();
+        let mut readers = Vec::new();
+        for (mut near, far) in streams {
+            let sent = data.clone();
+            tasks.spawn(async move {
+                near.write_all(&sent).await.unwrap();
+                near.shutdown().await.unwrap();
+                assert_eq!(near.read(&mut [0]).await.unwrap(), 0);
+            });
+            readers.push(far);
+        }
+        within(async {
+            while tunnel.far.stats().unread < 7 << 17 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        for mut far in readers {
+            let sent = data.clone();
+            tasks.spawn(async move {
+                let mut all = Vec::new();
+                far.read_to_end(&mut all).await.unwrap();
+                assert!(all == sent);
+                far.shutdown().await.unwrap();
+            });
+        }
+        within(tasks.join_all()).await;
+        assert_eq!(tunnel.far.stats().resets, 0);
+    }
+}
+
+/// A local side that does not read makes its relay hold what it has taken from the tunnel.
+#[tokio::test]
+async fn what_a_relay_holds_counts() {
+    const LEN: usize = 100_000;
+    let budget = Budget::new(100 << 20);
+    let accepting = mux::builder().budget(&budget);
+    let mut tunnel = Link::Pipe.built(mux::builder(), accepting).await;
+    let (mut near, far) = tunnel.stream().await;
+    let (mut local, mut service) = tokio::io::duplex(16);
+    let relay = tokio::spawn(async move { far.relay(&mut local).await });
+    near.write_all(&noise(1, LEN)).await.unwrap();
+    near.shutdown().await.unwrap();
+    within(async {
+        while tunnel.far.stats().bytes_received < LEN as u64 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(tunnel.far.stats().unread < LEN);
+    assert!(budget.held() >= LEN - 16, "{}", budget.held());
+    let mut all = Vec::new();
+    within(service.read_to_end(&mut all)).await.unwrap();
+    assert_eq!(all.len(), LEN);
+    drop((service, near));
+    let _ = within(relay).await;
+    assert!(budget.held() < LEN / 2, "{}", budget.held());
 }
 
 /// One budget for many tunnels: floods are reset, and the others are not affected.

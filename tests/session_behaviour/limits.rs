@@ -88,6 +88,10 @@ fn the_receive_budget_resets_the_stream_that_holds_most() {
         let (greedy, theirs) = pair.stream();
         fill(&mut pair.opener, greedy);
         pair.run();
+        // Its readers may make room now. If they do not, others go on.
+        assert!(!pair.acceptor.can_receive());
+        pair.wait(Duration::from_secs(2));
+        assert!(pair.acceptor.can_receive());
         let (third, _) = pair.stream();
         fill(&mut pair.opener, third);
         pair.run();
@@ -104,6 +108,66 @@ fn the_receive_budget_resets_the_stream_that_holds_most() {
     }
 }
 
+/// The initial windows of all exceed the budget, and the credit for them cannot be revoked.
+#[test]
+fn no_stream_is_reset_while_readers_make_room() {
+    const SIZE: usize = 256 << 10;
+    let small = config(|config| {
+        config.receive_budget = 300 << 10;
+        config.send_budget = 10 * SIZE;
+    });
+    for version in BOTH {
+        let mut pair = Pair::with(version, small.clone());
+        let streams: Vec<_> = (0..10).map(|_| pair.stream()).collect();
+        for (opened, _) in &streams {
+            let mut data = vec![7; SIZE];
+            while !data.is_empty() {
+                let sent = pair.opener.send_slice(*opened, &data).unwrap();
+                assert!(sent > 0);
+                data.drain(..sent);
+            }
+            pair.opener.finish(*opened);
+        }
+        let (mut read, mut pauses) = ([0; 10], 0);
+        while read != [SIZE; 10] {
+            pair.run();
+            pauses += usize::from(!pair.acceptor.can_receive());
+            assert!(pair.acceptor.stats().unread <= 300 << 10);
+            // Slow, but as fast as it must be: a 64th of the budget within two seconds.
+            pair.wait(Duration::from_millis(500));
+            let unread = |stream| pair.acceptor.stream_stats(stream).unwrap().unread;
+            let (turn, (_, stream)) = streams
+                .iter()
+                .enumerate()
+                .max_by_key(|(_, s)| unread(s.1))
+                .unwrap();
+            match pair.acceptor.recv(*stream, pair.now) {
+                Ok(Recv::Data(data)) => read[turn] += data.len(),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(pauses > 10, "{version:?}: {pauses}");
+        assert_eq!(pair.acceptor.stats().resets, 0);
+    }
+}
+
+/// A reader that is behind a tunnel without a transport makes no room however long others wait.
+#[test]
+fn nothing_pauses_for_a_reader_that_cannot_read() {
+    let small = config(|config| config.receive_budget = 300 << 10);
+    for expendable in [false, true] {
+        let mut pair = Pair::with(Version::V2, small.clone());
+        let (opened, theirs) = pair.stream();
+        pair.acceptor.set_expendable(theirs, expendable);
+        fill(&mut pair.opener, opened);
+        let (next, _) = pair.stream();
+        fill(&mut pair.opener, next);
+        pair.run();
+        assert_eq!(pair.acceptor.can_receive(), expendable);
+        assert_eq!(pair.acceptor.reset_of(theirs).is_some(), expendable);
+    }
+}
+
 /// Its bytes are dropped, so its reader must not take the rest for everything.
 #[test]
 fn the_receive_budget_never_truncates_in_silence() {
@@ -114,6 +178,7 @@ fn the_receive_budget_never_truncates_in_silence() {
     pair.opener.finish(done);
     pair.acceptor.finish(theirs);
     pair.run();
+    pair.wait(Duration::from_secs(2));
     assert_eq!(pair.acceptor.state(theirs), Some(State::Closed));
     let (next, _) = pair.stream();
     fill(&mut pair.opener, next);

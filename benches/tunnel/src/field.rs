@@ -48,7 +48,7 @@ impl Field<'_> {
     pub fn far(&self, over: Over, algorithm: &str) -> Result<Section, String> {
         let (name, path) = match over {
             Over::Stalls => (
-                "20 ms, 1 Gbit/s, stalls of 200 ms",
+                "20 ms, 1 Gbit/s, stalls of 200 ms".to_owned(),
                 Path {
                     round_trip: Duration::from_millis(20),
                     mbit: 1000,
@@ -56,9 +56,9 @@ impl Field<'_> {
                 },
             ),
             _ => (
-                "50 ms, 1 Gbit/s",
+                format!("{} ms, 1 Gbit/s", self.sizes.far_round_trip.as_millis()),
                 Path {
-                    round_trip: Duration::from_millis(50),
+                    round_trip: self.sizes.far_round_trip,
                     mbit: 1000,
                     stall_mib: 0,
                 },

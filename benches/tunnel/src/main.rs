@@ -53,9 +53,15 @@ struct Args {
     /// Only the chain with this many links: 3 client and runner, 4 with host, 5 with agent
     #[arg(long, value_name = "LINKS", value_parser = clap::value_parser!(u8).range(3..=5))]
     chain: Option<u8>,
-    /// Only over these: loopback, a path of 50 ms, a path whose connections stall
+    /// Only over these: loopback, a far path, a path whose connections stall
     #[arg(long, value_name = "PATH", value_delimiter = ',')]
     over: Vec<Over>,
+    /// Round trip of the far path in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    round_trip: u16,
+    /// MiB of a transfer over the far path and over the one that stalls: 64, or 32 with --quick
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=4096))]
+    far_mib: Option<u64>,
     /// Idle connections for the measurement of memory; at most 2,000 beside other tools
     #[arg(long, default_value_t = 10_000)]
     idle: usize,
@@ -201,6 +207,7 @@ struct Sizes {
     mib: u64,
     crowd_mib: u64,
     beside: Duration,
+    far_round_trip: Duration,
     far_mib: u64,
     far_beside: Duration,
     round_trips: usize,
@@ -215,13 +222,16 @@ impl Sizes {
         let limit = rlimit::getrlimit(rlimit::Resource::NOFILE);
         let most = limit.map_or(1_000, |(soft, _)| soft / 2 - 64);
         let idle = args.idle.min(usize::try_from(most).unwrap_or(usize::MAX));
+        let far_round_trip = Duration::from_millis(args.round_trip.into());
+        let far_mib = |usual| args.far_mib.unwrap_or(usual);
         if args.quick {
             Self {
                 runs: 3,
                 mib: 128,
                 crowd_mib: 125,
                 beside: Duration::from_millis(300),
-                far_mib: 32,
+                far_round_trip,
+                far_mib: far_mib(32),
                 far_beside: Duration::from_secs(2),
                 round_trips: 1_000,
                 connections: 800,
@@ -234,7 +244,8 @@ impl Sizes {
                 mib: 512,
                 crowd_mib: 1_000,
                 beside: Duration::from_secs(1),
-                far_mib: 64,
+                far_round_trip,
+                far_mib: far_mib(64),
                 far_beside: Duration::from_secs(3),
                 round_trips: 5_000,
                 connections: 2_000,
@@ -265,6 +276,27 @@ fn run(args: &Args) -> Result<(), String> {
     };
     let mut sections = Vec::new();
     let mut controls = Vec::new();
+    let ended = measure(args, &field, &mut sections, &mut controls);
+    let mut about = machine::about(sizes.runs);
+    about.insert(
+        2,
+        format!("congestion control: {}", controls.join("; then ")),
+    );
+    let mut notes = field::notes(&peers);
+    if let Err(error) = &ended {
+        notes.push(format!("**The run ended early**: {error}."));
+    }
+    write(args, &sections, &about, &notes)?;
+    ended
+}
+
+/// Measures what `args` ask for. An error leaves the sections that were complete before.
+fn measure(
+    args: &Args,
+    field: &Field<'_>,
+    sections: &mut Vec<report::Section>,
+    controls: &mut Vec<String>,
+) -> Result<(), String> {
     for (number, algorithm) in args.congestion.iter().enumerate() {
         let all = number == 0;
         if !all && (!args.near_three() || congestion::inside().is_none()) {
@@ -275,7 +307,8 @@ fn run(args: &Args) -> Result<(), String> {
         println!("congestion control: {control}");
         controls.push(control);
         if args.resumption {
-            sections = resumption::price(&programs, &service, &sizes, args.loopback)?;
+            *sections =
+                resumption::price(field.programs, field.service, field.sizes, args.loopback)?;
             continue;
         }
         for links in 3..=5_u8 {
@@ -296,12 +329,7 @@ fn run(args: &Args) -> Result<(), String> {
             }
         }
     }
-    let mut about = machine::about(sizes.runs);
-    about.insert(
-        2,
-        format!("congestion control: {}", controls.join("; then ")),
-    );
-    write(args, &sections, &about, &field::notes(&peers))
+    Ok(())
 }
 
 /// The other tools of this run, installed if need be.

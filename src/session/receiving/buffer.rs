@@ -2,7 +2,7 @@ use alloc::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::super::pool::Pool;
+use super::super::budget::QueueBudget;
 use crate::wire::{Chunk, HEADER_LEN};
 
 /// Bytes that a stream has received and the application has not read.
@@ -23,7 +23,7 @@ impl ReceiveBuffer {
     const SMALL: usize = 4096;
 
     /// Adds the payload of a message. It is copied if it is small, or `copies`.
-    pub(super) fn push(&mut self, message: Bytes, copies: bool, pool: &mut Pool) {
+    pub(super) fn push(&mut self, message: Bytes, copies: bool, budget: &mut QueueBudget) {
         let payload = payload(&message);
         let len = payload.len();
         let before = self.pieces();
@@ -44,29 +44,29 @@ impl ReceiveBuffer {
                 false => Chunk::received(message),
             });
         }
-        pool.add(self.pieces() - before, len);
+        budget.add(self.pieces() - before, len);
     }
 
     /// Adds a datagram. It is never merged with another, and copied if it would pin much more than
     /// its size.
-    pub(super) fn push_datagram(&mut self, message: Bytes, pool: &mut Pool) {
+    pub(super) fn push_datagram(&mut self, message: Bytes, budget: &mut QueueBudget) {
         let payload = payload(&message);
         self.len += payload.len();
-        pool.add(1, payload.len());
+        budget.add(1, payload.len());
         self.chunks.push_back(match payload.len() < Self::SMALL {
             true => Chunk::copied(payload),
             false => Chunk::received(message),
         });
     }
 
-    pub(super) fn pop(&mut self, pool: &mut Pool) -> Option<Chunk> {
+    pub(super) fn pop(&mut self, budget: &mut QueueBudget) -> Option<Chunk> {
         let chunk = match self.chunks.pop_front() {
             Some(chunk) => chunk,
             None if self.tail.is_empty() => return None,
             None => core::mem::take(&mut self.tail),
         };
         self.len -= chunk.len();
-        pool.remove(1, chunk.len());
+        budget.remove(1, chunk.len());
         if self.chunks.is_empty() && self.chunks.capacity() > 8 {
             // An idle stream should hold little memory.
             self.chunks = VecDeque::new();
@@ -74,8 +74,8 @@ impl ReceiveBuffer {
         Some(chunk)
     }
 
-    pub(super) fn clear(&mut self, pool: &mut Pool) {
-        pool.remove(self.pieces(), self.len);
+    pub(super) fn clear(&mut self, budget: &mut QueueBudget) {
+        budget.remove(self.pieces(), self.len);
         *self = Self::default();
     }
 
@@ -119,25 +119,25 @@ mod tests {
 
     #[test]
     fn small_payloads_are_joined_and_order_is_kept() {
-        let (mut buffer, mut pool) = (ReceiveBuffer::default(), Pool::new(0));
+        let (mut buffer, mut budget) = (ReceiveBuffer::default(), QueueBudget::new(0));
         let big = alloc::vec![7; ReceiveBuffer::SMALL];
         for part in [&b"ab"[..], b"c", &big] {
-            buffer.push(message(part), false, &mut pool);
+            buffer.push(message(part), false, &mut budget);
         }
         for _ in 0..1000 {
-            buffer.push(message(b"x"), false, &mut pool);
+            buffer.push(message(b"x"), false, &mut budget);
         }
         assert_eq!(buffer.len(), 3 + big.len() + 1000);
-        assert_eq!(pool.bytes(), buffer.len());
+        assert_eq!(budget.bytes(), buffer.len());
         let mut joined = Vec::new();
         let mut pieces = 0;
-        while let Some(chunk) = buffer.pop(&mut pool) {
+        while let Some(chunk) = buffer.pop(&mut budget) {
             joined.extend_from_slice(chunk.payload());
             pieces += 1;
         }
         assert!(joined.starts_with(b"abc\x07") && joined.ends_with(b"xxx"));
         assert!(pieces <= 4 && buffer.is_empty());
-        assert!(pool.audit([(0, 0)].into_iter()));
+        assert!(budget.audit([(0, 0)].into_iter()));
     }
 
     #[test]
@@ -148,13 +148,13 @@ mod tests {
             (true, false, true),
             (false, true, true),
         ] {
-            let (mut buffer, mut pool) = (ReceiveBuffer::default(), Pool::new(0));
+            let (mut buffer, mut budget) = (ReceiveBuffer::default(), QueueBudget::new(0));
             let received = message(&payload);
             let held = shared.then(|| received.clone());
             let place = received.as_ptr();
-            buffer.push(received, copies, &mut pool);
+            buffer.push(received, copies, &mut budget);
             let header = Header::from_bytes([3, 0, 0, 0, 0, 9, 0, 0]).unwrap();
-            let sent = buffer.pop(&mut pool).unwrap().seal(header);
+            let sent = buffer.pop(&mut budget).unwrap().seal(header);
             assert_eq!(sent[..HEADER_LEN], header.to_bytes());
             assert_eq!(sent[HEADER_LEN..], payload);
             assert_eq!(sent.as_ptr() != place, moves);

@@ -3,6 +3,7 @@
 mod buffer;
 mod early;
 mod lending;
+mod shortage;
 mod stall;
 mod window;
 
@@ -14,10 +15,11 @@ use self::buffer::ReceiveBuffer;
 pub(super) use self::buffer::payload;
 use self::early::{Early, Excess};
 use self::lending::Lending;
+use self::shortage::Shortage;
 use self::stall::{Conversation, Stalls};
 use self::window::ReceiveWindow;
+use super::budget::QueueBudget;
 use super::dialect::Dialect;
-use super::pool::Pool;
 use super::ready::{List, Place};
 use super::stream::Stream;
 use super::streams::Streams;
@@ -25,21 +27,24 @@ use super::{Config, Instant, MAX_DATAGRAM, Role, Stats, StreamId};
 use crate::wire::{Chunk, Frame, Proto};
 
 /// The receiving half of a session: buffers, the budgets on them, credit, and the stall of v1.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Receiving {
     config: Config,
     has_credit: bool,
     /// At an acceptor the peer asks, and the answers are still sent.
     asks: bool,
     /// Bytes held by byte streams.
-    bytes: Pool,
+    bytes: QueueBudget,
     /// Datagrams held by flows.
-    datagrams: Pool,
+    datagrams: QueueBudget,
+    /// Bytes that applications have taken from streams and not used yet.
+    taken: usize,
     lending: Lending,
     /// Streams with credit to announce.
     grants: List,
     early: Early,
     stalls: Stalls,
+    shortage: Shortage,
     thrifty: bool,
     received: u64,
     dropped: u64,
@@ -49,6 +54,8 @@ pub(super) struct Receiving {
 #[derive(Debug)]
 pub(super) struct RecvHalf {
     buffer: ReceiveBuffer,
+    /// See [`Receiving::taken`].
+    taken: usize,
     window: ReceiveWindow,
     grant: Place,
     early: Excess,
@@ -80,9 +87,17 @@ impl Receiving {
             config: config.clone(),
             has_credit: dialect.has_credit(),
             asks: dialect.role() == Role::Opener,
-            bytes: Pool::new(config.receive_budget),
-            datagrams: Pool::new(config.datagram_budget),
-            ..Self::default()
+            bytes: QueueBudget::new(config.receive_budget),
+            datagrams: QueueBudget::new(config.datagram_budget),
+            taken: 0,
+            lending: Lending::default(),
+            grants: List::default(),
+            early: Early::default(),
+            stalls: Stalls::default(),
+            shortage: Shortage::new(config.receive_budget),
+            thrifty: false,
+            received: 0,
+            dropped: 0,
         }
     }
 
@@ -175,12 +190,20 @@ impl Receiving {
             return s.recv.buffer.pop(&mut self.datagrams);
         }
         let chunk = s.recv.buffer.pop(&mut self.bytes)?;
+        self.shortage.shrink(self.held());
         s.recv.window.consume(chunk.len());
         self.queue_grant(s);
         if self.stalls.read(s.id(), chunk.len()) && self.has_room(s) {
             self.stalls.end(now);
         }
         Some(chunk)
+    }
+
+    /// The application still has `bytes` of what it took from the stream.
+    pub(super) fn set_taken(&mut self, s: &mut Stream, bytes: usize) {
+        self.taken -= core::mem::replace(&mut s.recv.taken, bytes);
+        self.taken += bytes;
+        self.shortage.shrink(self.held());
     }
 
     /// The stream was accepted: its data is not early any more.
@@ -196,13 +219,14 @@ impl Receiving {
         self.queue_grant(s);
     }
 
-    /// Discards the received data of the stream.
+    /// Discards the received data of the stream. The application drops what it has taken.
     pub(super) fn drop_unread(&mut self, s: &mut Stream) {
-        let pool = match s.proto() {
+        let budget = match s.proto() {
             Proto::Tcp => &mut self.bytes,
             Proto::Udp => &mut self.datagrams,
         };
-        s.recv.buffer.clear(pool);
+        s.recv.buffer.clear(budget);
+        self.set_taken(s, 0);
         self.stalls.forget(s.id());
     }
 
@@ -251,6 +275,11 @@ impl Receiving {
         }
     }
 
+    /// Checks at the deadline whether the transport stays unread for want of room.
+    pub(super) fn look_at_shortage(&mut self, now: Instant) {
+        self.shortage.look(now, self.held());
+    }
+
     /// Checks at the deadline whether the stall continues. Returns the stream to reset, if any.
     pub(super) fn look_at_stall(&mut self, now: Instant, streams: &Streams) -> Option<StreamId> {
         self.reconsider_stall(now, streams);
@@ -291,6 +320,11 @@ impl Receiving {
         self.stalls.blame(now, &self.config)
     }
 
+    /// All streams may hold that many bytes, for the sake of other sessions.
+    pub(super) fn set_share(&mut self, share: usize) {
+        self.shortage.set_share(share, self.held());
+    }
+
     /// While pressed, windows do not grow.
     pub(super) fn set_pressed(&mut self, pressed: bool) {
         self.lending.stop(pressed);
@@ -308,22 +342,26 @@ impl Receiving {
 
     /// Whether the transport may be read.
     pub(super) fn may_receive(&self) -> bool {
-        self.stalls.may_receive()
+        self.stalls.may_receive() && self.shortage.may_receive()
     }
 
-    /// When to check the stall again.
-    pub(super) fn stalled_until(&self) -> Option<Instant> {
-        self.stalls.until()
+    /// When to check again whether the transport may be read.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        let both = [self.stalls.until(), self.shortage.until()];
+        both.into_iter().flatten().min()
     }
 
-    /// The byte stream to reset if byte streams exceed the budget: of the expendable ones, or else
-    /// of all, the one that holds most.
-    pub(super) fn largest_holder(&self, streams: &Streams) -> Option<StreamId> {
+    /// Byte streams hold more than before. Stops the transport while that helps. Returns the stream
+    /// to reset if they exceed the budget: of the expendable ones, or else of all, the one that
+    /// holds most.
+    pub(super) fn bound(&mut self, now: Instant, streams: &Streams) -> Option<StreamId> {
+        let bytes = || streams.iter().filter(|s| s.proto() == Proto::Tcp);
+        let helps = || !bytes().any(|s| s.recv.is_first_victim());
+        self.shortage.grow(now, self.held(), helps);
         if !self.bytes.is_over() {
             return None;
         }
-        let bytes = streams.iter().filter(|s| s.proto() == Proto::Tcp);
-        let victim = bytes.max_by_key(|s| (s.recv.is_first_victim(), s.recv.unread()));
+        let victim = bytes().max_by_key(|s| (s.recv.is_first_victim(), s.recv.unread()));
         victim.map(Stream::id)
     }
 
@@ -332,20 +370,31 @@ impl Receiving {
         self.bytes.bytes() + self.datagrams.bytes()
     }
 
+    /// Bytes of streams, unread or taken.
+    const fn held(&self) -> usize {
+        self.bytes.bytes() + self.taken
+    }
+
+    /// As [`unread`](Self::unread), with what applications have taken.
+    pub(super) const fn memory(&self) -> usize {
+        self.held() + self.datagrams.bytes()
+    }
+
     pub(super) fn count(&self, stats: &mut Stats) {
         stats.bytes_received = self.received;
         stats.datagrams_dropped_receiving = self.dropped;
         stats.unread = self.unread();
     }
 
-    /// Whether pools and totals match the streams.
+    /// Whether budgets and totals match the streams.
     pub(super) fn audit(&self, streams: &Streams) -> bool {
         let buffers = |proto| {
             let of_proto = streams.iter().filter(move |s| s.proto() == proto);
             of_proto.map(|s| (s.recv.buffer.pieces(), s.recv.buffer.len()))
         };
         let live = streams.iter().filter(|s| !s.life.is_closed());
-        self.bytes.audit(buffers(Proto::Tcp))
+        self.taken == streams.iter().map(|s| s.recv.taken).sum::<usize>()
+            && self.bytes.audit(buffers(Proto::Tcp))
             && self.datagrams.audit(buffers(Proto::Udp))
             && self.lending.audit(live.map(|s| &s.recv.window))
             && self.early.audit(streams.iter().map(|s| &s.recv.early))
@@ -356,6 +405,7 @@ impl RecvHalf {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             buffer: ReceiveBuffer::default(),
+            taken: 0,
             window: ReceiveWindow::new(now),
             grant: Place::default(),
             early: Excess::default(),
@@ -387,6 +437,11 @@ impl RecvHalf {
     /// Bytes not read.
     pub(super) const fn unread(&self) -> usize {
         self.buffer.len()
+    }
+
+    /// Bytes not read, or taken and not used yet.
+    pub(super) const fn held(&self) -> usize {
+        self.buffer.len() + self.taken
     }
 
     /// Payload bytes received.

@@ -11,8 +11,8 @@ use self::credit::Credit;
 use self::pace::Pace;
 use self::queue::SendQueue;
 use self::schedule::{Schedule, Turn};
+use super::budget::QueueBudget;
 use super::events::Events;
-use super::pool::Pool;
 use super::ready::{List, Place};
 use super::stream::Stream;
 use super::streams::Streams;
@@ -24,9 +24,9 @@ use crate::wire::{Chunk, Header, Kind, Proto};
 pub(super) struct Sending {
     config: Config,
     /// Bytes queued on byte streams.
-    bytes: Pool,
+    bytes: QueueBudget,
     /// Datagrams queued on flows.
-    datagrams: Pool,
+    datagrams: QueueBudget,
     schedule: Schedule,
     pace: Pace,
     /// Flows with something to send.
@@ -94,8 +94,8 @@ impl Sending {
     pub(super) fn new(config: &Config) -> Self {
         Self {
             config: config.clone(),
-            bytes: Pool::new(config.send_budget),
-            datagrams: Pool::new(config.datagram_budget),
+            bytes: QueueBudget::new(config.send_budget),
+            datagrams: QueueBudget::new(config.datagram_budget),
             ..Self::default()
         }
     }
@@ -234,11 +234,11 @@ impl Sending {
     /// The stream has ended: drops its queue. [`wake`](Self::wake) has to follow.
     pub(super) fn retire(&mut self, s: &mut Stream) {
         self.take_back(&mut s.send);
-        let pool = match s.proto() {
+        let budget = match s.proto() {
             Proto::Tcp => &mut self.bytes,
             Proto::Udp => &mut self.datagrams,
         };
-        s.send.queue.clear(pool);
+        s.send.queue.clear(budget);
     }
 
     /// The next message with data, or the end of a stream: datagrams first, then streams in turn.
@@ -468,7 +468,7 @@ impl Sending {
         stats.unsent = self.unsent();
     }
 
-    /// Whether the pools match the queues of the streams.
+    /// Whether the budgets match the queues of the streams.
     pub(super) fn audit(&self, streams: &Streams) -> bool {
         let queues = |proto| {
             let of_proto = streams.iter().filter(move |s| s.proto() == proto);

@@ -1,6 +1,6 @@
 use alloc::collections::VecDeque;
 
-use super::super::pool::Pool;
+use super::super::budget::QueueBudget;
 use crate::wire::Chunk;
 
 /// Data queued by the application on one stream or flow.
@@ -11,14 +11,14 @@ pub(super) struct SendQueue {
 }
 
 impl SendQueue {
-    pub(super) fn push(&mut self, chunk: Chunk, pool: &mut Pool) {
-        pool.add(1, chunk.len());
+    pub(super) fn push(&mut self, chunk: Chunk, budget: &mut QueueBudget) {
+        budget.add(1, chunk.len());
         self.len += chunk.len();
         self.chunks.push_back(chunk);
     }
 
     /// Copies bytes into the last chunk if it has room, else into new chunks.
-    pub(super) fn push_slice(&mut self, mut bytes: &[u8], piece: usize, pool: &mut Pool) {
+    pub(super) fn push_slice(&mut self, mut bytes: &[u8], piece: usize, budget: &mut QueueBudget) {
         let before = self.chunks.len();
         let len = bytes.len();
         self.len += len;
@@ -40,11 +40,11 @@ impl SendQueue {
             self.chunks.push_back(Chunk::copied_with_room(front, room));
             bytes = rest;
         }
-        pool.add(self.chunks.len() - before, len);
+        budget.add(self.chunks.len() - before, len);
     }
 
     /// Takes at most `piece` bytes from the front.
-    pub(super) fn pop(&mut self, piece: usize, pool: &mut Pool) -> Option<Chunk> {
+    pub(super) fn pop(&mut self, piece: usize, budget: &mut QueueBudget) -> Option<Chunk> {
         let front = self.chunks.front_mut()?;
         let (chunk, pieces) = if front.len() > piece {
             (front.split_to(piece), 0)
@@ -52,7 +52,7 @@ impl SendQueue {
             (self.chunks.pop_front()?, 1)
         };
         self.len -= chunk.len();
-        pool.remove(pieces, chunk.len());
+        budget.remove(pieces, chunk.len());
         if self.chunks.is_empty() && self.chunks.capacity() > 8 {
             // An idle stream should hold little memory.
             self.chunks = VecDeque::new();
@@ -61,8 +61,8 @@ impl SendQueue {
     }
 
     /// Drops everything.
-    pub(super) fn clear(&mut self, pool: &mut Pool) {
-        pool.remove(self.chunks.len(), self.len);
+    pub(super) fn clear(&mut self, budget: &mut QueueBudget) {
+        budget.remove(self.chunks.len(), self.len);
         *self = Self::default();
     }
 

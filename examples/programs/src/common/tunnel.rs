@@ -132,8 +132,8 @@ impl Settings {
         // The program takes each request at once and accepts it when the service has answered, so a
         // burst of slow ones is no reason to refuse any.
         config.accept_backlog = config.max_streams;
-        // A thousand streams may use their initial windows at once. What all sessions hold has its
-        // own bound.
+        // A thousand streams may use their initial windows at once, and none waits for another.
+        // What all sessions hold has its own bound.
         config.receive_budget = 256 << 20;
         Self {
             config,

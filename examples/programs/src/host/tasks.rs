@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
 use hyper::header::HeaderValue;
@@ -21,7 +22,11 @@ struct Loaded {
     tasks: HashMap<String, TaskPlace>,
     /// The last text of the file, usable or not.
     text: String,
+    /// The file's state when the text was read. `None` if it may change once more and look the same.
+    stamp: Option<Stamp>,
 }
+
+type Stamp = (SystemTime, u64);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -36,14 +41,20 @@ impl TaskFile {
     /// # Errors
     /// Names the file and says what is wrong with it.
     pub fn open(path: PathBuf) -> Result<Self, String> {
+        let stamp = stamp(&path);
         let text = read(&path)?;
         let tasks = parse(&path, &text)?;
-        let loaded = Mutex::new(Loaded { tasks, text });
+        let loaded = Mutex::new(Loaded { tasks, text, stamp });
         Ok(Self { path, loaded })
     }
 
     fn current(&self, task: &str) -> Option<TaskPlace> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamp = stamp(&self.path);
+        if stamp.is_some() && stamp == loaded.stamp {
+            return loaded.tasks.get(task).cloned();
+        }
+        loaded.stamp = stamp;
         match read(&self.path) {
             Ok(text) if text == loaded.text => {}
             Ok(text) => {
@@ -72,6 +83,16 @@ impl Registry for TaskFile {
         let place = self.current(task);
         Box::pin(async move { Ok(place) })
     }
+}
+
+/// The time of the last change and the size, once the file has been the same for a while: a change
+/// right after another can have the same time.
+fn stamp(path: &Path) -> Option<Stamp> {
+    const SETTLED: Duration = Duration::from_secs(2);
+    let file = fs::metadata(path).ok()?;
+    let changed = file.modified().ok()?;
+    let settled = changed.elapsed().is_ok_and(|age| age >= SETTLED);
+    settled.then_some((changed, file.len()))
 }
 
 fn read(path: &Path) -> Result<String, String> {

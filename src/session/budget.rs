@@ -1,21 +1,21 @@
-/// The total that the queues of many streams hold, and its budget. Every queue method that changes
-/// a queue takes the pool, so the two cannot diverge.
+/// What the queues of many streams may hold together, and what they hold. Every queue method that
+/// changes a queue takes the budget, so the two cannot diverge.
 #[derive(Debug, Default)]
-pub(super) struct Pool {
-    /// Bytes.
-    budget: usize,
+pub(super) struct QueueBudget {
+    /// Most bytes.
+    limit: usize,
     bytes: usize,
     /// Entries of the queues: for flows, datagrams.
     pieces: usize,
 }
 
-impl Pool {
+impl QueueBudget {
     /// Overhead of each piece in bytes: an empty datagram uses memory too.
     const OVERHEAD: usize = 64;
 
-    pub(super) const fn new(budget: usize) -> Self {
+    pub(super) const fn new(limit: usize) -> Self {
         Self {
-            budget,
+            limit,
             bytes: 0,
             pieces: 0,
         }
@@ -37,15 +37,15 @@ impl Pool {
 
     /// Whether the budget is exceeded.
     pub(super) const fn is_over(&self) -> bool {
-        self.bytes > self.budget
+        self.bytes > self.limit
     }
 
     /// Whether one more piece of `len` bytes fits, counting the overhead of pieces.
     pub(super) const fn has_room(&self, len: usize) -> bool {
-        self.bytes + len + (self.pieces + 1) * Self::OVERHEAD <= self.budget
+        self.bytes + len + (self.pieces + 1) * Self::OVERHEAD <= self.limit
     }
 
-    /// Whether these queues, by pieces and bytes, match the pool.
+    /// Whether these queues, by pieces and bytes, match the total.
     pub(super) fn audit(&self, queues: impl Iterator<Item = (usize, usize)>) -> bool {
         let sum = queues.fold((0, 0), |sum, queue| (sum.0 + queue.0, sum.1 + queue.1));
         sum == (self.pieces, self.bytes)
