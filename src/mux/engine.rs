@@ -86,7 +86,11 @@ impl<P: Path, R: Timer> Engine<P, R> {
                 Round::Over(closed) => return Poll::Ready(closed),
             }
             let inflow = self.read(cx, began);
-            let now = self.tunnel.shared.clock.read();
+            let clock = &self.tunnel.shared.clock;
+            let now = match self.inbox.is_empty() {
+                true => clock.at(began),
+                false => clock.read(),
+            };
             let more = matches!(inflow, Inflow::More);
             let finished = self.handle_inbox(cx, now, more);
             let lost = match inflow {
@@ -105,8 +109,8 @@ impl<P: Path, R: Timer> Engine<P, R> {
                 self.forget_transport();
                 continue;
             }
-            let written = match self.write(cx, now.session) {
-                Ok(written) => written,
+            let unwritten = match self.write(cx, now.session) {
+                Ok(unwritten) => unwritten,
                 Err(error) => {
                     let shared = &self.tunnel.shared;
                     match self.path.end_of_inbox(shared, now.timer, Some(error)) {
@@ -130,7 +134,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
                 // told to write.
                 break;
             }
-            if !written && !work {
+            if !unwritten && !work {
                 return Poll::Pending;
             }
         }
@@ -231,18 +235,17 @@ impl<P: Path, R: Timer> Engine<P, R> {
         closed
     }
 
-    /// Writes messages of the session while the transport accepts them. Returns whether anything
-    /// was written.
+    /// Writes messages of the session while the transport accepts them. Returns whether it stopped
+    /// while there may be more.
     fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, TunnelError> {
-        let mut written = false;
         let mut batches = 0;
-        loop {
+        let unwritten = loop {
             if self.path.poll_ready(cx)?.is_pending() {
-                return Ok(written);
+                return Ok(false);
             }
             if self.outbox.is_empty() {
                 if batches == Self::BATCHES || (self.woke_writers && !self.yielded) {
-                    break;
+                    break true;
                 }
                 batches += 1;
                 self.fill_outbox(now);
@@ -256,16 +259,15 @@ impl<P: Path, R: Timer> Engine<P, R> {
                         continue;
                     }
                 }
-                None => break,
+                None => break false,
             }
             self.dirty = true;
-            written = true;
-        }
+        };
         if self.dirty {
             let flushed = self.path.poll_flush(cx)?;
             self.dirty = flushed.is_pending();
         }
-        Ok(written)
+        Ok(unwritten)
     }
 
     /// Takes a batch of messages from the session.

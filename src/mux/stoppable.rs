@@ -52,7 +52,11 @@ impl TunnelClock {
 
     /// Both times.
     pub(super) fn read(&self) -> Now {
-        let timer = self.timer.now();
+        self.at(self.timer.now())
+    }
+
+    /// Both times when it is `timer` by the timer's clock, not long ago.
+    pub(super) fn at(&self, timer: Instant) -> Now {
         let session = match &self.pauses {
             None => timer,
             Some(pauses) => lock(pauses).session_time(timer),

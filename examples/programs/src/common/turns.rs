@@ -102,6 +102,11 @@ impl Turns {
         }
     }
 
+    /// Distinguishes connections while they exist.
+    fn id(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+
     fn lock(&self) -> MutexGuard<'_, Member> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -114,7 +119,7 @@ impl<F: Future + Unpin> Future for InTurn<F> {
         let this = &mut *self;
         let began = Instant::now();
         if this.ticket.is_some() || this.turns.lock().is_busy(began) {
-            let called = with_line(|line| line.is_called(&this.turns, &mut this.ticket, cx));
+            let called = with_line(|line| line.may_run(&this.turns, &mut this.ticket, cx));
             if !called {
                 call();
                 return Poll::Pending;
@@ -200,13 +205,19 @@ struct Line {
     was_newcomer: bool,
     /// Was woken and will run next. Tasks that were ready before run before it.
     called: Option<u64>,
+    /// The connection whose task ran last: see [`Turns::id`].
+    last: usize,
 }
 
 impl Line {
     /// Whether this task may run now. Otherwise it is in line afterwards, and will be woken.
-    fn is_called(&mut self, turns: &Turns, ticket: &mut Option<u64>, cx: &Context<'_>) -> bool {
+    fn may_run(&mut self, turns: &Turns, ticket: &mut Option<u64>, cx: &Context<'_>) -> bool {
+        if ticket.is_none() && self.is_alone(turns) {
+            return true;
+        }
         let number = *ticket.get_or_insert_with(|| self.next_number());
         if self.called == Some(number) {
+            self.last = turns.id();
             return true;
         }
         let mut member = turns.lock();
@@ -243,6 +254,12 @@ impl Line {
             member.position = Some(position);
             self.queue(member.class).insert(position, turns.clone());
         }
+    }
+
+    /// Whether nobody else is in line, and the task that ran last was one of this connection.
+    fn is_alone(&self, turns: &Turns) -> bool {
+        let is_empty = self.newcomers.is_empty() && self.sessions.is_empty();
+        is_empty && self.called.is_none() && self.last == turns.id()
     }
 
     fn next_number(&mut self) -> u64 {
