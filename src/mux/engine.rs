@@ -7,7 +7,7 @@ use core::task::{Context, Poll, Waker};
 use super::budget::Account;
 use super::closing::{CLOSE_TIMEOUT, Closing};
 use super::path::{Finish, Inward, Path, Round};
-use super::patience::Patience;
+use super::patience::{Inrush, Patience};
 use super::shared::{register, wake_all};
 use super::stoppable::Now;
 use super::turn::Turn;
@@ -193,19 +193,25 @@ impl<P: Path, R: Timer> Engine<P, R> {
         if self.skipped > 0 {
             state.session.handle_activity(now.session);
         }
-        let useless = state.useless();
+        let before = state.useless();
         for message in self.inbox.drain(..) {
             self.path.handle_message(&mut state.session, now, message);
         }
         if core::mem::take(&mut self.looked) {
-            let useless = (state.useless() - useless) as usize + core::mem::take(&mut self.skipped);
-            let flood = self.turn.is_flood(useless) || (heard && state.pressed);
+            let useless = state.useless().since(before);
+            let skipped = core::mem::take(&mut self.skipped);
+            let inrush = self.turn.inrush(skipped, useless, heard && state.pressed);
             // A read may have got nothing only because the transport yielded.
             if heard {
-                self.patience.note(now.timer, flood, state.account.as_mut());
+                let account = state.account.as_mut();
+                self.patience.note(now.timer, inrush, account);
             }
             if let Some(account) = &mut state.account {
-                account.note_busy(more && !flood);
+                account.note_busy(more && inrush == Inrush::Fair);
+            }
+            if self.patience.has_run_out(now.timer) && !state.shutdown {
+                let goodbye = Some((1008, "a flood of messages without use".into()));
+                state.shut_down(goodbye, &mut self.wake);
             }
         }
         let due = state

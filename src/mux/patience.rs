@@ -6,12 +6,45 @@ use crate::session::Instant;
 /// How long a peer that floods is not read, so that other tasks get the processor.
 ///
 /// Meanwhile TCP flow control makes the peer wait, and nothing is lost. A peer that sends data for
-/// its streams is not slowed down unless memory is short.
+/// its streams is not slowed down unless memory is short. One that sends nothing of use for long
+/// loses its tunnel: what is unread could take minutes, also after it has left.
 #[derive(Debug, Default)]
 pub(super) struct Patience {
     /// Floods in a row.
     floods: u32,
     until: Option<Instant>,
+    /// Since when the peer has sent hardly anything but what no honest peer sends.
+    senseless: Option<Instant>,
+}
+
+/// Numbers of the peer's messages that had no use.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Useless {
+    /// What no honest peer sends often.
+    pub(super) senseless: u64,
+    /// Requests for connections beyond a bound.
+    pub(super) refused: u64,
+}
+
+/// What one read of the transport was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Inrush {
+    /// Of use.
+    Fair,
+    /// Many connections that were refused, or more than a tunnel may hold while memory is short.
+    Excessive,
+    /// Pings, violations, credit that nobody needs.
+    Senseless,
+}
+
+impl Useless {
+    /// Those that came after `before`.
+    pub(super) const fn since(self, before: Self) -> Self {
+        Self {
+            senseless: self.senseless - before.senseless,
+            refused: self.refused - before.refused,
+        }
+    }
 }
 
 impl Patience {
@@ -22,10 +55,14 @@ impl Patience {
     /// The longest pause for each flooding tunnel of the budget: together they are read a thousand
     /// times a second, however many there are.
     const EACH: Duration = Duration::from_millis(1);
+    /// How long a senseless flood may last.
+    const ENOUGH: Duration = Duration::from_secs(30);
 
-    /// Updates the pause after one read of the transport: by whether it was a flood of useless
-    /// messages, or because the tunnel holds more than its share of an exhausted budget.
-    pub(super) fn note(&mut self, now: Instant, flood: bool, account: Option<&mut Account>) {
+    /// Updates the pause after one read of the transport.
+    pub(super) fn note(&mut self, now: Instant, inrush: Inrush, account: Option<&mut Account>) {
+        let flood = inrush != Inrush::Fair;
+        let senseless = inrush == Inrush::Senseless;
+        self.senseless = senseless.then(|| self.senseless.unwrap_or(now));
         let all = account.map_or(1, |account| account.note_flood(flood));
         self.until = None;
         if flood {
@@ -37,6 +74,12 @@ impl Patience {
         } else {
             self.floods = 0;
         }
+    }
+
+    /// Whether the tunnel has to end.
+    pub(super) fn has_run_out(&self, now: Instant) -> bool {
+        self.senseless
+            .is_some_and(|since| now - since >= Self::ENOUGH)
     }
 
     /// When reading resumes, if it is paused.
@@ -56,16 +99,35 @@ mod tests {
     fn pauses_grow_with_a_flood_and_end_with_it() {
         let now = Instant::from_micros(7_000_000);
         let mut patience = Patience::default();
-        patience.note(now, false, None);
+        patience.note(now, Inrush::Fair, None);
         assert_eq!(patience.pause(now), None);
         for millis in [2, 4, 8, 16, 32, 64, 64] {
-            patience.note(now, true, None);
+            patience.note(now, Inrush::Excessive, None);
             let until = now + Duration::from_millis(millis);
             assert_eq!(patience.pause(now), Some(until));
             assert_eq!(patience.pause(until), None);
         }
-        patience.note(now, false, None);
+        patience.note(now, Inrush::Fair, None);
         assert_eq!(patience.pause(now), None);
+    }
+
+    #[test]
+    fn it_runs_out_if_nothing_of_use_comes_between() {
+        let at = |seconds: u64| Instant::from_micros(seconds * 1_000_000);
+        let mut patience = Patience::default();
+        for (second, inrush, runs_out) in [
+            (1, Inrush::Senseless, false),
+            (15, Inrush::Senseless, false),
+            (16, Inrush::Excessive, false),
+            (22, Inrush::Senseless, false),
+            (30, Inrush::Fair, false),
+            (31, Inrush::Senseless, false),
+            (60, Inrush::Senseless, false),
+            (61, Inrush::Senseless, true),
+        ] {
+            patience.note(at(second), inrush, None);
+            assert_eq!(patience.has_run_out(at(second)), runs_out, "{second}");
+        }
     }
 
     #[test]
@@ -79,13 +141,13 @@ mod tests {
         let mut account = Account::open(&budget);
         let mut patience = Patience::default();
         for millis in [2, 4, 8, 16, 32, 64, 128, 256, 500, 500] {
-            patience.note(now, true, Some(&mut account));
+            patience.note(now, Inrush::Senseless, Some(&mut account));
             let until = now + Duration::from_millis(millis);
             assert_eq!(patience.pause(now), Some(until));
         }
         others[0].note_flood(false);
         others.truncate(100);
-        patience.note(now, true, Some(&mut account));
+        patience.note(now, Inrush::Senseless, Some(&mut account));
         let until = now + Duration::from_millis(100);
         assert_eq!(patience.pause(now), Some(until));
     }

@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::attachment::Attached;
 use super::budget::{Account, Allowance};
+use super::patience::Useless;
 use super::stoppable::TunnelClock;
 use super::{Budget, TunnelError};
 use crate::session::{Event, Instant, Reason, Session, StreamId, StreamStats};
@@ -195,10 +196,22 @@ impl State {
         self.handles == 0 || (self.closing && self.session.is_idle())
     }
 
-    /// Number of the peer's messages that had no use.
-    pub(super) fn useless(&self) -> u64 {
+    /// Resets every stream and ends the tunnel.
+    pub(super) fn shut_down(&mut self, goodbye: Option<(u16, String)>, wake: &mut Vec<Waker>) {
+        if goodbye.is_some() {
+            self.goodbye = goodbye;
+        }
+        self.drain(wake);
+        self.session.shutdown();
+        self.shutdown = true;
+    }
+
+    pub(super) fn useless(&self) -> Useless {
         let stats = self.session.stats();
-        stats.violations + stats.refused + stats.empty
+        Useless {
+            senseless: stats.violations + stats.empty,
+            refused: stats.refused,
+        }
     }
 
     /// Keeps the tunnel within its budget.

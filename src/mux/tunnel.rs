@@ -63,19 +63,17 @@ impl Tunnel {
     /// Resets every stream and ends the tunnel within 1 s, even if the transport accepts nothing.
     /// As after [`close`](Self::close), the driver may take longer to close the transport.
     pub fn shutdown(&self) {
-        self.shared.waking(|state, wake| {
-            state.drain(wake);
-            state.session.shutdown();
-            state.shutdown = true;
-        });
+        self.shared
+            .waking(|state, wake| state.shut_down(None, wake));
     }
 
     /// As [`shutdown`](Self::shutdown), and closes the transport with a code and a reason if it has
     /// such messages ([`Carrier::close`](crate::transport::Carrier::close), PROTOCOL.md section
     /// 4.1).
     pub fn shutdown_with(&self, code: u16, why: &str) {
-        self.shared.lock().goodbye = Some((code, why.into()));
-        self.shutdown();
+        let goodbye = Some((code, why.into()));
+        self.shared
+            .waking(|state, wake| state.shut_down(goodbye, wake));
     }
 
     /// Measures the round trip; see [`rtt`](Self::rtt). v2 only.

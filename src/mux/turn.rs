@@ -1,3 +1,5 @@
+use super::patience::{Inrush, Useless};
+
 /// How much one read of a transport may take before other tunnels run.
 ///
 /// If many tunnels of a budget have more to read than that, each turn is shorter, so that a round
@@ -35,10 +37,19 @@ impl Turn {
         }
     }
 
-    /// Whether that many useless messages are a flood: pings and pongs, violations, connections
-    /// beyond a bound. Honest peers ping every few seconds.
-    pub(super) const fn is_flood(self, useless: usize) -> bool {
-        useless >= self.messages / 2
+    /// What a read was in which `skipped` messages of the transport itself, such as pings, and
+    /// `useless` ones came. Honest peers ping every few seconds. `excess`: while memory is short,
+    /// the tunnel holds more than its share.
+    pub(super) fn inrush(self, skipped: usize, useless: Useless, excess: bool) -> Inrush {
+        let many = self.messages as u64 / 2;
+        let senseless = skipped as u64 + useless.senseless;
+        if senseless >= many {
+            Inrush::Senseless
+        } else if senseless + useless.refused >= many || excess {
+            Inrush::Excessive
+        } else {
+            Inrush::Fair
+        }
     }
 }
 
@@ -54,6 +65,15 @@ mod tests {
         assert_eq!(Turn::among(1_000_000), Turn::SHORTEST);
         let turn = Turn::among(256);
         assert_eq!((turn.messages, turn.bytes), (32, 64 << 10));
-        assert!(turn.is_flood(16) && !turn.is_flood(15));
+    }
+
+    #[test]
+    fn half_a_turn_without_use_is_a_flood() {
+        let turn = Turn::LONGEST;
+        let useless = |senseless, refused| Useless { senseless, refused };
+        assert_eq!(turn.inrush(15, useless(16, 0), true), Inrush::Excessive);
+        assert_eq!(turn.inrush(16, useless(16, 0), false), Inrush::Senseless);
+        assert_eq!(turn.inrush(0, useless(15, 16), false), Inrush::Fair);
+        assert_eq!(turn.inrush(0, useless(0, 32), false), Inrush::Excessive);
     }
 }

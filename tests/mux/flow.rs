@@ -324,3 +324,27 @@ async fn a_flood_of_pings_is_slowed_down() {
     // 2, 4, 8, 16, 32 ms.
     assert!(began.elapsed() >= Duration::from_millis(62));
 }
+
+/// What is unread could take minutes, also after the peer has left.
+#[tokio::test(start_paused = true)]
+async fn a_flood_that_goes_on_ends_the_tunnel() {
+    let (mut near, far, _) = pipe(100);
+    let (acceptor, driver) = mux::builder().acceptor(far, Packets::default());
+    let _driver = tokio::spawn(driver);
+    let began = tokio::time::Instant::now();
+    let flood = async {
+        loop {
+            // The clock only goes on while everybody waits.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            for _ in 0..64 {
+                let _ = near.send(Packet::Ping).await;
+            }
+        }
+    };
+    tokio::select! {
+        ended = acceptor.tunnel().closed() => ended.unwrap(),
+        () = flood => {}
+    }
+    let lasted = began.elapsed();
+    assert!((30..40).contains(&lasted.as_secs()), "{lasted:?}");
+}
