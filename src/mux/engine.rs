@@ -209,7 +209,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
             if let Some(account) = &mut state.account {
                 account.note_busy(more && inrush == Inrush::Fair);
             }
-            if self.patience.has_run_out(now.timer) && !state.shutdown {
+            if heard && self.patience.has_run_out(now.timer) && !state.shutdown {
                 let goodbye = Some((1008, "a flood of messages without use".into()));
                 state.shut_down(goodbye, &mut self.wake);
             }

@@ -57,14 +57,16 @@ impl Patience {
     const EACH: Duration = Duration::from_millis(1);
     /// How long a senseless flood may last.
     const ENOUGH: Duration = Duration::from_secs(30);
+    /// Two floods with more time between them are two.
+    const LULL: Duration = Duration::from_secs(5);
 
     /// Updates the pause after one read of the transport.
     pub(super) fn note(&mut self, now: Instant, inrush: Inrush, account: Option<&mut Account>) {
         let flood = inrush != Inrush::Fair;
-        let senseless = inrush == Inrush::Senseless;
-        self.senseless = senseless.then(|| self.senseless.unwrap_or(now));
         let all = account.map_or(1, |account| account.note_flood(flood));
-        self.until = None;
+        let goes_on = self.until.take().is_some_and(|it| now - it < Self::LULL);
+        let since = self.senseless.filter(|_| goes_on).unwrap_or(now);
+        self.senseless = (inrush == Inrush::Senseless).then_some(since);
         if flood {
             self.floods = (self.floods + 1).min(16);
             let factor = 1 << (self.floods - 1);
@@ -76,7 +78,7 @@ impl Patience {
         }
     }
 
-    /// Whether the tunnel has to end.
+    /// Whether the tunnel has to end, `now` that the peer has flooded again.
     pub(super) fn has_run_out(&self, now: Instant) -> bool {
         self.senseless
             .is_some_and(|since| now - since >= Self::ENOUGH)
@@ -115,17 +117,16 @@ mod tests {
     fn it_runs_out_if_nothing_of_use_comes_between() {
         let at = |seconds: u64| Instant::from_micros(seconds * 1_000_000);
         let mut patience = Patience::default();
-        for (second, inrush, runs_out) in [
-            (1, Inrush::Senseless, false),
-            (15, Inrush::Senseless, false),
-            (16, Inrush::Excessive, false),
-            (22, Inrush::Senseless, false),
-            (30, Inrush::Fair, false),
-            (31, Inrush::Senseless, false),
-            (60, Inrush::Senseless, false),
-            (61, Inrush::Senseless, true),
-        ] {
+        for second in 0..200 {
+            let inrush = match second {
+                20 => Inrush::Fair,
+                40 => Inrush::Excessive,
+                // Each is a flood of its own.
+                60..125 if second % 6 != 0 => continue,
+                _ => Inrush::Senseless,
+            };
             patience.note(at(second), inrush, None);
+            let runs_out = second >= 120 + 30;
             assert_eq!(patience.has_run_out(at(second)), runs_out, "{second}");
         }
     }
