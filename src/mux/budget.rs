@@ -7,17 +7,17 @@ use super::waiting::Waiting;
 /// hold together.
 ///
 /// [`Config`](crate::session::Config) bounds each tunnel; a server of many tunnels needs a bound on
-/// their sum. A tunnel joins by [`Builder::budget`](super::Builder::budget). Each has a share of the
-/// last third. An opener's tunnel, such as the one to a container's agent, may carry streams of many
-/// users. It has as many shares as streams, up to 64. A tunnel that holds less than its share is
-/// never affected by others, and the sum stays within the limit (PROTOCOL.md section 7):
+/// their sum. A tunnel joins by [`Builder::budget`](super::Builder::budget). Each has a share of
+/// the last third. An opener's tunnel, such as the one to a container's agent, may carry streams of
+/// many users. It has as many shares as streams, up to 64. A tunnel that holds less than its share
+/// is never affected by others, and the sum stays within the limit (PROTOCOL.md section 7):
 /// - While more than half is held, tunnels of a [`Keeper`](super::Keeper) that have no transport
 ///   end, one after the other: first acceptors' tunnels, and of these first those whose client has
 ///   not [answered](super::Tunnel::confirmed), then those without for longest. A tunnel whose
 ///   streams hold almost its share does not read its transport for as long as its readers make room
 ///   ([`Session::set_share`](crate::session::Session::set_share)).
-/// - While more than two thirds are held, a tunnel above its share takes no new connections, and its
-///   streams that hold most are reset with reason overflow.
+/// - While more than two thirds are held, a tunnel above its share takes no new connections, and
+///   its streams that hold most are reset with reason overflow.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::{self, Budget};

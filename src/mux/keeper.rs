@@ -248,8 +248,8 @@ impl<T> Keeper<T> {
         tunnels.any(|entry| entry.binding.route == route)
     }
 
-    /// Ends the first of the tunnels without a transport, in the order of [`KeeperLimits`]. False if
-    /// there is none.
+    /// Ends the first of the tunnels without a transport, in the order of [`KeeperLimits`]. False
+    /// if there is none.
     pub fn evict_oldest(&self) -> bool {
         let victim = self.registry.lock().first();
         evict(victim.as_slice());

@@ -36,9 +36,9 @@ pub struct Config {
     /// Most bytes received and not yet read, over all streams. Default 64 MiB.
     ///
     /// Bounds what a peer can make this end hold. From seven eighths of it on (a half, if that is
-    /// little more than one message), the transport is not read until readers have made room, or for
-    /// 2 s in which they make hardly any (PROTOCOL.md section 5.5). When it is exceeded, the stream that holds most is reset with reason overflow.
-    /// Growing windows may borrow half of it.
+    /// little more than one message), the transport is not read until readers have made room, or
+    /// for 2 s in which they make hardly any (PROTOCOL.md section 5.5). When it is exceeded, the
+    /// stream that holds most is reset with reason overflow. Growing windows may borrow half of it.
     pub receive_budget: usize,
     /// Largest window of one stream in bytes, at most 2^31 - 1. Default 32 MiB.
     ///
@@ -144,7 +144,8 @@ impl Config {
     /// sending and 4 KiB more a stream, 32 KiB of datagrams in each direction, and pieces of 4 KiB.
     /// In v2 a stream may send 256 KiB before the first WINDOW (PROTOCOL.md section 5.5): one
     /// paused reader keeps its stream, but of two the one that holds most is reset with reason
-    /// overflow after 2 s. Windows do not grow, so a stream carries at most 256 KiB in a round trip.
+    /// overflow after 2 s. Windows do not grow, so a stream carries at most 256 KiB in a round
+    /// trip.
     ///
     /// The memory of the transport is not included: bound its messages and its buffers too.
     ///

@@ -294,10 +294,9 @@ impl Session {
     }
 
     /// Whether the transport may be read. False while a v1 stream is full (see
-    /// [`Config::v1_stall`]), while all streams hold almost [`Config::receive_budget`], or while too
-    /// many answers wait to be transmitted ([`Config::max_replies`]).
-    /// `accept`, `recv`, `discard`, `reset`, `release`, `poll_transmit` and `handle_timeout` can
-    /// make it true again.
+    /// [`Config::v1_stall`]), while all streams hold almost [`Config::receive_budget`], or while
+    /// too many answers wait to be transmitted ([`Config::max_replies`]). `accept`, `recv`,
+    /// `discard`, `reset`, `release`, `poll_transmit` and `handle_timeout` can make it true again.
     #[must_use]
     pub fn can_receive(&self) -> bool {
         self.receiving.may_receive() && !self.control.is_congested()

@@ -17,8 +17,8 @@ impl Session {
     const ENDED_COST: usize = 128;
 
     /// Bytes that the peer makes this tunnel hold: all queued bytes, in `mux` also those that
-    /// applications have taken and not used yet, and an estimate for streams, answers and remembered
-    /// ids.
+    /// applications have taken and not used yet, and an estimate for streams, answers and
+    /// remembered ids.
     ///
     /// Streams and ids of an opener are not counted, because this end opened them. Their cost is
     /// charged where the request came from.

@@ -57,7 +57,12 @@ struct Args {
     #[arg(long, value_name = "PATH", value_delimiter = ',')]
     over: Vec<Over>,
     /// Round trip of the far path in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(
+        long,
+        value_name = "MS",
+        default_value_t = 50,
+        value_parser = clap::value_parser!(u16).range(1..=1000)
+    )]
     round_trip: u16,
     /// MiB of a transfer over the far path and over the one that stalls: 64, or 32 with --quick
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=4096))]

@@ -22,7 +22,8 @@ struct Loaded {
     tasks: HashMap<String, TaskPlace>,
     /// The last text of the file, usable or not.
     text: String,
-    /// The file's state when the text was read. `None` if it may change once more and look the same.
+    /// The file's state when the text was read. `None` if it may change once more and look the
+    /// same.
     stamp: Option<Stamp>,
 }
 
