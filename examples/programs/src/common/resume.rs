@@ -19,8 +19,8 @@ pub struct ResumeArgs {
     no_resume: bool,
 
     /// Seconds that the connections of a tunnel wait for its next WebSocket; the shorter of both
-    /// sides' values counts. What a vanished client holds at a service, such as a transaction or a
-    /// lock, is freed after this time.
+    /// sides' values counts. A tunnel without connections is kept for at most 10 s. What a vanished
+    /// client holds at a service, such as a transaction or a lock, is freed after this time.
     #[arg(
         long,
         value_name = "SECONDS",
@@ -29,29 +29,8 @@ pub struct ResumeArgs {
     )]
     resume_keep: u32,
 
-    /// As --resume-keep, for a tunnel without connections.
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        default_value_t = 10,
-        value_parser = clap::value_parser!(u32).range(0..=86_400),
-        hide_short_help = true
-    )]
-    resume_idle_keep: u32,
-
-    /// Seconds that the other side may take to answer when a WebSocket is to carry a tunnel on.
-    /// Then this side tries another one.
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        default_value_t = 10,
-        value_parser = clap::value_parser!(u32).range(1..=3_600),
-        hide_short_help = true
-    )]
-    resume_answer: u32,
-
     /// Maximum MiB that a tunnel keeps of what it sent, until the other side has confirmed it. A
-    /// tunnel begins with less, and a fast one over a long path takes more. The sum is bounded by
+    /// tunnel begins with 1 MiB, and a fast one over a long path takes more. The sum is bounded by
     /// --memory.
     #[arg(
         long,
@@ -60,29 +39,14 @@ pub struct ResumeArgs {
         value_parser = clap::value_parser!(u32).range(1..=1024)
     )]
     resume_ring: u32,
-
-    /// MiB that a tunnel begins with, at most --resume-ring.
-    #[arg(
-        long,
-        value_name = "MIB",
-        default_value_t = 1,
-        value_parser = clap::value_parser!(u32).range(1..=1024),
-        hide_short_help = true
-    )]
-    resume_first_ring: u32,
 }
 
 impl ResumeArgs {
     /// `None` if it is turned off.
     pub fn config(&self) -> Option<Config> {
-        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
-        let bytes = |mib: u32| usize::try_from(u64::from(mib) << 20).unwrap_or(usize::MAX);
-        let config = Config::default()
-            .with_keep(seconds(self.resume_keep))
-            .with_idle_keep(seconds(self.resume_idle_keep))
-            .with_opening_timeout(seconds(self.resume_answer))
-            .with_ring_min(bytes(self.resume_first_ring.min(self.resume_ring)))
-            .with_ring_max(bytes(self.resume_ring));
+        let keep = Duration::from_secs(self.resume_keep.into());
+        let ring = usize::try_from(u64::from(self.resume_ring) << 20).unwrap_or(usize::MAX);
+        let config = Config::default().with_keep(keep).with_ring_max(ring);
         (!self.no_resume).then_some(config)
     }
 }
