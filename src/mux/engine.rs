@@ -205,13 +205,13 @@ impl<P: Path, R: Timer> Engine<P, R> {
             if heard {
                 let account = state.account.as_mut();
                 self.patience.note(now.timer, inrush, account);
+                if self.patience.has_run_out(now.timer) && !state.shutdown {
+                    let goodbye = Some((1008, "a flood of messages without use".into()));
+                    state.shut_down(goodbye, &mut self.wake);
+                }
             }
             if let Some(account) = &mut state.account {
                 account.note_busy(more && inrush == Inrush::Fair);
-            }
-            if heard && self.patience.has_run_out(now.timer) && !state.shutdown {
-                let goodbye = Some((1008, "a flood of messages without use".into()));
-                state.shut_down(goodbye, &mut self.wake);
             }
         }
         let due = state

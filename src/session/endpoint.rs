@@ -196,10 +196,7 @@ impl Session {
         now: Instant,
     ) -> Option<crate::wire::Chunk> {
         let s = self.streams.get_mut(stream)?;
-        let chunk = self.receiving.read(now, s);
-        let taken = chunk.as_ref().map_or(0, crate::wire::Chunk::len);
-        self.receiving.set_taken(s, kept + taken);
-        chunk
+        self.receiving.lend(now, s, kept)
     }
 
     /// Ends this direction: sends CLOSE after the queued data. The peer may still send.

@@ -53,7 +53,7 @@ impl Session {
     /// [`Config::receive_budget`](super::Config::receive_budget); no stream is reset. `None`: as
     /// many as the budget allows. For code that bounds many sessions together.
     pub fn set_share(&mut self, bytes: Option<usize>) {
-        self.receiving.set_share(bytes.unwrap_or(usize::MAX));
+        self.receiving.set_share(bytes);
     }
 
     /// While pressed, the session refuses new connections (ERROR, limit) and hardly holds more:

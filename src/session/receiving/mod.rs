@@ -27,7 +27,7 @@ use super::{Config, Instant, MAX_DATAGRAM, Role, Stats, StreamId};
 use crate::wire::{Chunk, Frame, Proto};
 
 /// The receiving half of a session: buffers, the budgets on them, credit, and the stall of v1.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Receiving {
     config: Config,
     has_credit: bool,
@@ -89,15 +89,8 @@ impl Receiving {
             asks: dialect.role() == Role::Opener,
             bytes: QueueBudget::new(config.receive_budget),
             datagrams: QueueBudget::new(config.datagram_budget),
-            taken: 0,
-            lending: Lending::default(),
-            grants: List::default(),
-            early: Early::default(),
-            stalls: Stalls::default(),
             shortage: Shortage::new(config.receive_budget),
-            thrifty: false,
-            received: 0,
-            dropped: 0,
+            ..Self::default()
         }
     }
 
@@ -186,11 +179,25 @@ impl Receiving {
 
     /// The next bytes of a stream, or the next datagram of a flow, for the application.
     pub(super) fn read(&mut self, now: Instant, s: &mut Stream) -> Option<Chunk> {
+        let chunk = self.pop(now, s);
+        self.shortage.shrink(self.held());
+        chunk
+    }
+
+    /// As [`read`](Self::read). What is returned counts as held until the next call, and `kept`
+    /// bytes of earlier calls.
+    #[cfg(feature = "mux")]
+    pub(super) fn lend(&mut self, now: Instant, s: &mut Stream, kept: usize) -> Option<Chunk> {
+        let chunk = self.pop(now, s);
+        self.set_taken(s, kept + chunk.as_ref().map_or(0, Chunk::len));
+        chunk
+    }
+
+    fn pop(&mut self, now: Instant, s: &mut Stream) -> Option<Chunk> {
         if s.proto() == Proto::Udp {
             return s.recv.buffer.pop(&mut self.datagrams);
         }
         let chunk = s.recv.buffer.pop(&mut self.bytes)?;
-        self.shortage.shrink(self.held());
         s.recv.window.consume(chunk.len());
         self.queue_grant(s);
         if self.stalls.read(s.id(), chunk.len()) && self.has_room(s) {
@@ -200,7 +207,7 @@ impl Receiving {
     }
 
     /// The application still has `bytes` of what it took from the stream.
-    pub(super) fn set_taken(&mut self, s: &mut Stream, bytes: usize) {
+    fn set_taken(&mut self, s: &mut Stream, bytes: usize) {
         self.taken -= core::mem::replace(&mut s.recv.taken, bytes);
         self.taken += bytes;
         self.shortage.shrink(self.held());
@@ -321,7 +328,7 @@ impl Receiving {
     }
 
     /// All streams may hold that many bytes, for the sake of other sessions.
-    pub(super) fn set_share(&mut self, share: usize) {
+    pub(super) fn set_share(&mut self, share: Option<usize>) {
         self.shortage.set_share(share, self.held());
     }
 

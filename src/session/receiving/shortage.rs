@@ -7,17 +7,18 @@ use super::super::Instant;
 
 /// A pause before [`Config::receive_budget`](super::Config::receive_budget) is exceeded and a
 /// stream has to be reset: readers that are only slow make room meanwhile.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Shortage {
     /// Bytes that all streams may hold.
     budget: usize,
     /// The same, for the sake of other sessions.
-    share: usize,
+    share: Option<usize>,
     phase: Phase,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy)]
 enum Phase {
+    #[default]
     Ample,
     /// The transport is not read.
     Pausing {
@@ -27,9 +28,7 @@ enum Phase {
     },
     /// The readers were too slow. Others must not wait for them again and again, so until then the
     /// budget decides.
-    Lapsed {
-        until: Instant,
-    },
+    Lapsed { until: Instant },
 }
 
 impl Shortage {
@@ -40,16 +39,15 @@ impl Shortage {
     /// The longest message of ours. What remains of a budget has room for one.
     const MESSAGE: usize = 128 << 10;
 
-    pub(super) const fn new(budget: usize) -> Self {
+    pub(super) fn new(budget: usize) -> Self {
         Self {
             budget,
-            share: usize::MAX,
-            phase: Phase::Ample,
+            ..Self::default()
         }
     }
 
     /// The streams hold `held` bytes, and from now on may hold `share`.
-    pub(super) fn set_share(&mut self, share: usize, held: usize) {
+    pub(super) fn set_share(&mut self, share: Option<usize>, held: usize) {
         self.share = share;
         self.shrink(held);
     }
@@ -104,7 +102,7 @@ impl Shortage {
 
     /// Bytes from which on the transport is not read.
     fn high(&self) -> usize {
-        let limit = self.budget.min(self.share);
+        let limit = self.share.unwrap_or(self.budget).min(self.budget);
         limit - (limit / 8).max(Self::MESSAGE.min(limit / 2))
     }
 
@@ -184,11 +182,11 @@ mod tests {
     #[test]
     fn a_share_is_a_smaller_budget() {
         let mut shortage = Shortage::new(BUDGET);
-        shortage.set_share(32 << 20, 30 << 20);
+        shortage.set_share(Some(32 << 20), 30 << 20);
         assert!(shortage.may_receive());
         shortage.grow(at(0), 30 << 20, || true);
         assert!(!shortage.may_receive());
-        shortage.set_share(usize::MAX, 30 << 20);
+        shortage.set_share(None, 30 << 20);
         assert!(shortage.may_receive());
     }
 }
