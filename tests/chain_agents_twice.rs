@@ -84,10 +84,38 @@ async fn an_agent_that_yields_takes_no_place_but_a_free_one() {
     let chain = Chain::for_agents();
     let yields = Some("kohakuriver-tunnel-if-free");
     let (first, _) = register(&chain, yields).await.unwrap();
+    chain.runner.complaint("agent registered");
     assert_eq!(register(&chain, yields).await.err(), Some(409));
     drop(first);
     let registered = || async { register(&chain, yields).await.ok() };
     eventually("the place", Duration::from_secs(5), registered).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn of_agents_that_yield_and_come_at_once_one_is_registered() {
+    let chain = Chain::for_agents();
+    let yields = Some("kohakuriver-tunnel-if-free");
+    let coming = (0..20).map(|_| register(&chain, yields));
+    let answers = futures_util::future::join_all(coming).await;
+    let accepted: Vec<_> = answers.into_iter().flatten().collect();
+    let others = accepted.len() - 1;
+    let ends = accepted.into_iter().map(|(mut agent, _)| async move {
+        loop {
+            match agent.next().await {
+                Some(Ok(Message::Close(frame))) => return u16::from(frame.unwrap().code),
+                Some(Ok(_)) => {}
+                ended => panic!("no close code: {ended:?}"),
+            }
+        }
+    });
+    let mut ends: futures_util::stream::FuturesUnordered<_> = ends.collect();
+    for _ in 0..others {
+        assert_eq!(soon("the others' end", ends.next()).await, Some(4001));
+    }
+    let last = tokio::time::timeout(Duration::from_millis(300), ends.next());
+    assert!(last.await.is_err());
+    assert_eq!(chain.runner.lines_with("agent registered"), 1);
+    assert_eq!(chain.runner.lines_with("replaced by a newer one"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -71,6 +71,8 @@ pub struct NewAgent {
     /// `None` if it takes over that of an older one.
     pub place: Option<Place<Source>>,
     pub v2: bool,
+    /// Replaces no other agent.
+    pub yields: bool,
 }
 
 struct Agent {
@@ -82,6 +84,13 @@ struct Agent {
     place: Option<Place<Source>>,
     /// When a replacement of this name was last warned about.
     warned: Option<Instant>,
+}
+
+impl Agent {
+    /// True also while its tunnel waits for a WebSocket.
+    fn is_open(&self) -> bool {
+        self.tunnel.mux.tunnel().close_reason().is_none()
+    }
 }
 
 impl Agents {
@@ -112,9 +121,7 @@ impl Agents {
 
     /// Whether an agent of this name is registered, also while its tunnel waits for a WebSocket.
     pub fn is_taken(&self, name: &str) -> bool {
-        let state = self.lock();
-        let agent = state.live.get(name);
-        agent.is_some_and(|agent| agent.tunnel.mux.tunnel().close_reason().is_none())
+        self.lock().live.get(name).is_some_and(Agent::is_open)
     }
 
     pub fn count(&self) -> u64 {
@@ -143,7 +150,7 @@ impl Agents {
         if !self.register(agent, connection) {
             tunnel.shutdown_with(REPLACED, REPLACED_WHY);
             let _ = driver.await;
-            return tracing::debug!(container = name, %peer, "an agent that a newer one preceded");
+            return tracing::debug!(container = name, %peer, "another agent came first");
         }
         tracing::info!(container = name, %peer, v2, "agent registered");
         let ended = loop {
@@ -205,7 +212,7 @@ impl Agents {
         state.connections
     }
 
-    /// False if an agent of this name has come later, and is registered.
+    /// False if the agent of this name that is registered came later, or if this one yields to it.
     fn register(&self, agent: NewAgent, connection: u64) -> bool {
         let NewAgent {
             name,
@@ -213,6 +220,7 @@ impl Agents {
             peer,
             place,
             v2,
+            yields,
         } = agent;
         let ceilings = ServingCeilings {
             dials: DIALS,
@@ -221,7 +229,7 @@ impl Agents {
         let dials = Dials::new(ceilings, Arc::clone(&self.refused));
         let mut state = self.lock();
         let live = state.live.get(&name);
-        if live.is_some_and(|live| live.connection > connection) {
+        if live.is_some_and(|live| live.connection > connection || yields && live.is_open()) {
             return false;
         }
         state.lost.remove(&name);

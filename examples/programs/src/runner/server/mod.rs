@@ -173,7 +173,7 @@ impl Runner {
                 let runner = Arc::clone(&self);
                 runner.settings.threads.of(&name).spawn(async move {
                     if let Some(upgraded) = upgraded(upgrade, choice, peer).await {
-                        let agent = (caller, place);
+                        let agent = (caller, place, yields);
                         self.serve_agent(upgraded, name, binding, agent).await;
                     }
                 });
@@ -222,7 +222,7 @@ impl Runner {
         upgraded: Upgraded,
         name: String,
         binding: Binding,
-        (caller, place): (Caller, Option<Place<Source>>),
+        (caller, place, yields): (Caller, Option<Place<Source>>, bool),
     ) {
         let peer = caller.address;
         let tunnels = self.tunnels.here();
@@ -254,6 +254,7 @@ impl Runner {
             peer,
             place,
             v2,
+            yields,
         };
         self.agents.serve(agent, driver, &caller.handshake).await;
     }
