@@ -83,7 +83,7 @@ impl Ring {
         if self.was_full && self.acked >= self.limit {
             self.was_full = false;
             self.acked = 0;
-            self.limit = self.clamp(self.limit.saturating_mul(4));
+            self.limit = self.clamp(self.max);
         }
         if self.messages.len() <= Self::IDLE_CAPACITY / 2
             && self.messages.capacity() > Self::IDLE_CAPACITY

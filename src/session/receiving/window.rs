@@ -39,9 +39,9 @@ impl ReceiveWindow {
     /// if it fills the initial window within the shortest epoch.
     const FAST_WINDOW: u32 = 2 * INITIAL_WINDOW;
     /// The window of a stream over a long path that is the only one whose window has grown, once a
-    /// quarter of the initial window has arrived and was read in one round trip. A transfer need
-    /// not begin with small windows.
-    const ALONE_WINDOW: u32 = 4 << 20;
+    /// quarter of the initial window has arrived and was read in one round trip: twice what 1 Gbit/s
+    /// has in flight, between these two. A transfer need not begin with small windows.
+    const ALONE_WINDOW: (u32, u32) = (4 << 20, 16 << 20);
 
     pub(super) fn new(now: Instant) -> Self {
         Self {
@@ -101,7 +101,7 @@ impl ReceiveWindow {
             let starting = least >= u64::from(INITIAL_WINDOW / 4) && keeps_up;
             return match neighbours {
                 Neighbours::None if starting && rtt >= Self::SHORTEST_EPOCH => {
-                    self.size.max(Self::ALONE_WINDOW.min(max))
+                    self.size.max(Self::alone(rtt).min(max))
                 }
                 _ => self.size,
             };
@@ -127,6 +127,13 @@ impl ReceiveWindow {
             self.base = self.base.max(per_trip);
         }
         self.base.max(extra)
+    }
+
+    fn alone(rtt: Duration) -> u32 {
+        const BYTES_PER_MICROSECOND: u128 = 2 * 125;
+        let (least, most) = Self::ALONE_WINDOW;
+        let in_flight = rtt.as_micros().saturating_mul(BYTES_PER_MICROSECOND);
+        u32::try_from(in_flight).unwrap_or(most).clamp(least, most)
     }
 
     /// Bytes that the peer may have in flight beyond those read.
@@ -235,7 +242,7 @@ mod tests {
     #[test]
     fn the_extra_of_a_stream_alone_follows_its_neighbours() {
         for (neighbours, expected) in [
-            (Neighbours::None, ReceiveWindow::ALONE_WINDOW),
+            (Neighbours::None, ReceiveWindow::alone(RTT)),
             (Neighbours::Bulk, ReceiveWindow::FAST_WINDOW),
             (Neighbours::Interactive, INITIAL_WINDOW),
         ] {
@@ -244,7 +251,7 @@ mod tests {
             window.receive(quarter).unwrap();
             window.consume(quarter);
             let alone = window.wanted_size(at(1), RTT, Neighbours::None, u32::MAX);
-            assert_eq!(alone, ReceiveWindow::ALONE_WINDOW);
+            assert_eq!(alone, ReceiveWindow::alone(RTT));
             window.resize(alone);
             let later = window.wanted_size(at(100), RTT, neighbours, u32::MAX);
             assert_eq!(later, expected, "{neighbours:?}");
@@ -260,7 +267,7 @@ mod tests {
             window.wanted_size(at(1), rtt, neighbours, u32::MAX)
         };
         let begin = |received, read, neighbours| begin_over(RTT, received, read, neighbours);
-        let (alone, quarter) = (ReceiveWindow::ALONE_WINDOW, INITIAL_WINDOW as usize / 4);
+        let (alone, quarter) = (ReceiveWindow::alone(RTT), INITIAL_WINDOW as usize / 4);
         assert_eq!(begin(quarter, quarter, Neighbours::None), alone);
         assert_eq!(begin(3 * quarter, quarter, Neighbours::None), alone);
         assert_eq!(begin(quarter, quarter, Neighbours::Bulk), INITIAL_WINDOW);
@@ -282,10 +289,19 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_alone_begins_with_what_its_path_needs() {
+        let alone = |millis| ReceiveWindow::alone(Duration::from_millis(millis));
+        assert_eq!(alone(2), 4 << 20);
+        assert_eq!(alone(50), 12_500_000);
+        assert_eq!(alone(160), 16 << 20);
+        assert_eq!(ReceiveWindow::alone(Duration::MAX), 16 << 20);
+    }
+
+    #[test]
     fn what_a_long_path_needs_is_not_withdrawn() {
         let mut window = ReceiveWindow::new(at(0));
         let mut size = window.size;
-        for trip in 1..=6 {
+        for trip in 1..=7 {
             window
                 .receive((window.limit - window.received) as usize)
                 .unwrap();
@@ -294,7 +310,7 @@ mod tests {
             window.resize(size);
             window.take_grant();
         }
-        assert!(size > ReceiveWindow::ALONE_WINDOW);
+        assert!(size > ReceiveWindow::alone(RTT));
         window.receive(1000).unwrap();
         window.consume(1000);
         let wanted = window.wanted_size(at(900), RTT, Neighbours::Interactive, u32::MAX);
