@@ -65,6 +65,11 @@ fn what_contradicts_itself_is_refused() {
             &["42", "80", "--threads", "0"],
             &["--threads", "'0'"],
         ),
+        (
+            "forward",
+            &["42", "80", "--tunnels", "0"],
+            &["--tunnels", "'0'"],
+        ),
         ("runner", &["--threads", "0"], &["--threads", "'0'"]),
         ("runner", &["--threads", "x"], &["--threads", "'x'"]),
         ("runner", &["--threads", "100000"], &["--threads", "256"]),

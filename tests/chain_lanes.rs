@@ -1,4 +1,4 @@
-//! A client that opens further tunnels, each on a thread of its own.
+//! A client that opens further tunnels.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::time::Duration;
@@ -69,10 +69,10 @@ async fn a_busy_tunnel_gets_a_second_beside_it_until_that_is_idle() {
 }
 
 #[tokio::test]
-async fn one_thread_has_one_tunnel() {
+async fn with_one_tunnel_there_is_no_second() {
     let chain = Chain::direct();
     let remote = service(echo).await.port();
-    let forward = chain.forward(remote, &["--threads", "1"]);
+    let forward = chain.forward(remote, &["--tunnels", "1"]);
     let bulk = bulk(&forward).await;
     for _ in 0..10 {
         tokio::time::sleep(Duration::from_millis(150)).await;
@@ -86,7 +86,7 @@ async fn one_thread_has_one_tunnel() {
 async fn all_tunnels_of_a_client_go_on_after_a_loss() {
     let mut chain = Chain::direct();
     let remote = service(echo).await.port();
-    let forward = chain.forward(remote, &["--threads", "2"]);
+    let forward = chain.forward(remote, &["--threads", "1"]);
     let bulk = bulk(&forward).await;
     expect_metric(&chain.runner, SESSIONS, 2).await;
     let mut second = echoes(&forward).await;

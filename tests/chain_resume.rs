@@ -26,7 +26,7 @@ use tunnel_test_support::{LIMIT, soon};
 const LONG: [&str; 2] = ["--resume-keep", "3600"];
 
 /// The same for a forward with one tunnel, however busy it is.
-const LONG_IN_ONE: [&str; 4] = ["--resume-keep", "3600", "--threads", "1"];
+const LONG_IN_ONE: [&str; 4] = ["--resume-keep", "3600", "--tunnels", "1"];
 
 const OF_CLIENTS: &str = "runner_tunnels_resumed_total{of=\"client\"}";
 const OF_AGENTS: &str = "runner_tunnels_resumed_total{of=\"agent\"}";

@@ -35,7 +35,6 @@ fn agent(runner: &str, name: &str, more: &[&str]) -> Program {
 
 fn forward(host: &str, task: &str, port: u16, more: &[&str]) -> Program {
     let port = port.to_string();
-    // One thread has one tunnel.
     let args = [
         "--host",
         host,
@@ -43,7 +42,7 @@ fn forward(host: &str, task: &str, port: u16, more: &[&str]) -> Program {
         &port,
         "--local-port",
         "0",
-        "--threads",
+        "--tunnels",
         "1",
     ];
     Program::start("forward", &[&args[..], more].concat())

@@ -10,7 +10,7 @@ use crate::client::lanes::{Lanes, Seat};
 
 /// The current tunnel of a port.
 #[derive(Clone)]
-pub struct Link {
+pub struct Access {
     state: watch::Receiver<State>,
     wanted: Arc<watch::Sender<()>>,
 }
@@ -22,7 +22,7 @@ pub enum State {
     Down(String),
 }
 
-impl Link {
+impl Access {
     /// `wanted` is notified when somebody waits for a tunnel that is down.
     pub fn new(state: watch::Receiver<State>, wanted: Arc<watch::Sender<()>>) -> Self {
         Self { state, wanted }

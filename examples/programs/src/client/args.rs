@@ -17,6 +17,9 @@ use crate::common::threads::ThreadArgs;
 use crate::common::tls::public_roots;
 use crate::common::url::{Url, check_name};
 
+/// Tunnels of a session, beyond which more gain nothing.
+const MOST_TUNNELS: i64 = 256;
+
 /// The path of a session for one port, before the task.
 const ONE_PORT: &str = "/ws/forward/";
 
@@ -111,6 +114,15 @@ pub struct Args {
     )]
     udp_peers: u32,
 
+    /// Most WebSockets of a session. While all are busy, another one is opened [default: as many as
+    /// threads, and at least 2].
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u16).range(1..=MOST_TUNNELS)
+    )]
+    tunnels: Option<u16>,
+
     #[command(flatten)]
     connection: ConnectionArgs,
 
@@ -132,6 +144,8 @@ pub struct Command {
     pub destination: Destination,
     pub ports: Vec<Forward>,
     pub begin: Begin,
+    /// Most of a session. `None` follows from the number of threads.
+    pub tunnels: Option<usize>,
 }
 
 /// One local port and its destination.
@@ -205,6 +219,7 @@ impl Args {
             destination,
             ports,
             begin,
+            tunnels: self.tunnels.map(usize::from),
         })))
     }
 

@@ -96,6 +96,7 @@ pub async fn run(process: &Process) -> Result<(), Failure> {
         destination,
         ports: vec![forward],
         begin: Begin::AtOnce,
+        tunnels: None,
     };
     listener::forward(command, process).await
 }

@@ -16,8 +16,8 @@ use tokio::net::UdpSocket;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
+use crate::client::access::Access;
 use crate::client::args::Forward;
-use crate::client::link::Link;
 use crate::client::streams;
 use crate::common::flow::{self, ANSWER_WITHIN, DATAGRAM_MAX};
 use crate::common::program::Failure;
@@ -26,11 +26,11 @@ use crate::common::program::Failure;
 const BURST: usize = 64;
 
 /// Serves the port until dropped.
-pub async fn serve(socket: UdpSocket, forward: Forward, link: Link) -> Failure {
+pub async fn serve(socket: UdpSocket, forward: Forward, access: Access) -> Failure {
     let mut flows = Flows {
         socket: Arc::new(socket),
         forward,
-        link,
+        access,
         by_peer: HashMap::new(),
         due: BinaryHeap::new(),
         readers: JoinSet::new(),
@@ -51,7 +51,7 @@ pub async fn serve(socket: UdpSocket, forward: Forward, link: Link) -> Failure {
 struct Flows {
     socket: Arc<UdpSocket>,
     forward: Forward,
-    link: Link,
+    access: Access,
     by_peer: HashMap<SocketAddr, Flow>,
     /// When to look at each flow again: the earliest moment at which it can be idle. Entries of
     /// flows that have ended stay until they are due.
@@ -155,7 +155,7 @@ impl Flows {
     }
 
     fn open(&mut self, peer: SocketAddr) -> Option<Arc<TunnelDatagram>> {
-        let mux = self.link.now()?;
+        let mux = self.access.now()?;
         let tunnel = mux.open_udp(self.forward.remote).ok()?;
         while self.by_peer.len() >= self.forward.udp_peers && self.forget_oldest() {}
         self.opened += 1;
@@ -247,7 +247,7 @@ impl Flows {
         match reset.reason {
             // The end of the tunnel is logged elsewhere.
             _ if flow.watch.close_reason().is_some() => self.asked = None,
-            Reason::Gone if self.link.is_v1() && !ended.answered => {
+            Reason::Gone if self.access.is_v1() && !ended.answered => {
                 let used = Duration::from_millis(flow.last_used.load(Ordering::Relaxed));
                 if (self.started + used).elapsed() < ANSWER_WITHIN {
                     self.tell(&format!("port {port}/udp: {}", flow::REFUSED_BY_CLOSE));
@@ -274,7 +274,7 @@ impl Flows {
         let heard = self.started + heard;
         if heard > asked {
             self.asked = Some(self.sent).filter(|sent| *sent > heard);
-        } else if self.link.is_v1() {
+        } else if self.access.is_v1() {
             self.tell(&format!(
                 "port {}/udp: nothing has come back for {} s: no service listens there, or it does \
                  not answer",

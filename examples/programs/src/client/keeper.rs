@@ -10,14 +10,13 @@ use kohakuriver_tunnel::mux::Mux;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use crate::client::access::{Access, State};
 use crate::client::connector::Connector;
 use crate::client::destination::{Destination, Only, Refusal};
 use crate::client::lanes::Lanes;
-use crate::client::link::{Link, State};
 use crate::client::outage::Outage;
 use crate::client::pace::Pace;
 use crate::common::program::Failure;
-use crate::common::threads::Threads;
 use crate::common::ws::ConnectError;
 
 /// After a tunnel that held this long the waits start over.
@@ -47,13 +46,12 @@ struct Port {
 }
 
 impl Keeper {
-    /// A keeper for the tunnel of these ports, not connected yet, and a link for each port. Further
-    /// tunnels run on `threads`.
+    /// A keeper for the tunnels of these ports, not connected yet, and the access of each port.
     pub fn new(
         destination: Destination,
         ports: impl Iterator<Item = Only>,
-        threads: &Threads,
-    ) -> (Self, Vec<Link>) {
+        lanes: Arc<Lanes>,
+    ) -> (Self, Vec<Access>) {
         let host = destination.host.authority();
         let outage = Outage::new(format!("task {} at {host}", destination.task));
         let down = || State::Down("not connected yet".to_owned());
@@ -63,8 +61,8 @@ impl Keeper {
         };
         let ports: Vec<Port> = ports.map(port).collect();
         let wanted = Arc::new(watch::Sender::new(()));
-        let link = |port: &Port| Link::new(port.state.subscribe(), Arc::clone(&wanted));
-        let links = ports.iter().map(link).collect();
+        let access = |port: &Port| Access::new(port.state.subscribe(), Arc::clone(&wanted));
+        let accesses = ports.iter().map(access).collect();
         let first = ports.first().and_then(|port| port.only);
         let several = ports.iter().any(|port| port.only != first);
         let woken = destination.connection.wake.subscribe();
@@ -78,10 +76,10 @@ impl Keeper {
                 woken,
             },
             ports,
-            lanes: Lanes::on(threads),
+            lanes,
             mux: None,
         };
-        (keeper, links)
+        (keeper, accesses)
     }
 
     /// Connects for the first time. Returns the keepers: one, or one for each session.

@@ -1,13 +1,14 @@
-//! The tunnels of a session, each on a thread of its own: when they are opened and closed, and
-//! which of them a new connection takes.
+//! The tunnels of a session, spread over the threads: when they are opened and closed, and which of
+//! them a new connection takes.
 //!
-//! As far as `--threads` allows, there is a tunnel that is not busy: when all are busy, another one
-//! is opened. A tunnel is busy while it moves at least [`BUSY`] bytes in a [`TICK`]. A new
-//! connection takes the tunnel with the fewest connections, where a busy one counts as if it had
-//! [`BUSY_COUNTS`] more, so that what is interactive stays apart from bulk. Beyond [`FEW`]
-//! connections a tunnel, all further ones take the first: it is fairer to many than the kernel is
-//! to several transports. A tunnel other than the first is closed when it was without connections
-//! for [`IDLE`].
+//! As far as `--tunnels` allows, there is a tunnel that is not busy: when all are busy, another one
+//! is opened. A tunnel is busy while it moves at least [`BUSY`] bytes in a [`TICK`], and for
+//! [`BUSY_FOR`] after that: a transport with bulk may stand still for a moment. A new
+//! connection takes the tunnel with the fewest connections of those that are not busy, so that what
+//! is interactive stays apart from bulk. If all are busy, it takes the one with the fewest. Beyond
+//! [`FEW`] connections a tunnel, all further ones take the first: it is fairer to many than the
+//! kernel is to several transports. A tunnel other than the first is closed when it was without
+//! connections for [`IDLE`].
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::connector::Connector;
 use crate::client::destination::Connected;
-use crate::common::threads::{Thread, Threads};
+use crate::common::threads::Threads;
 
 /// Time between two looks at the tunnels, while something moves or is new.
 const TICK: Duration = Duration::from_millis(100);
@@ -33,7 +34,11 @@ const LIVELY: Duration = Duration::from_secs(2);
 /// Bytes in both directions, in one tick: 20 Mbit/s.
 const BUSY: u64 = 256 << 10;
 
-const BUSY_COUNTS: usize = 4;
+const BUSY_FOR: Duration = Duration::from_secs(1);
+
+/// Tunnels by default, if there are fewer threads: when a transport of bulk stands still after a
+/// loss, what is interactive goes on.
+const LEAST: usize = 2;
 
 const FEW: usize = 16;
 
@@ -54,7 +59,7 @@ pub struct Lanes {
 }
 
 struct State {
-    /// The first tunnel and one for each thread. The first place is always there, up or down.
+    /// The place of the first tunnel is always there, up or down.
     lanes: Vec<Lane>,
     /// In version 1 there is only one tunnel, and before the first and after the last one none.
     v2: bool,
@@ -70,6 +75,8 @@ struct Lane {
     load: Load,
     /// Bytes that it had moved at the last look.
     moved: u64,
+    /// Time for which it still counts as busy.
+    busy_for: Duration,
     /// Time without connections.
     idle: Duration,
     closing: Arc<Notify>,
@@ -89,9 +96,10 @@ pub struct Seat {
 }
 
 impl Lanes {
-    /// Without a tunnel yet.
-    pub fn on(threads: &Threads) -> Arc<Self> {
-        let lanes = (0..threads.count()).map(|_| Lane::default()).collect();
+    /// Without a tunnel yet. `most` bounds their number; by default there is one for each thread.
+    pub fn on(threads: &Threads, most: Option<usize>) -> Arc<Self> {
+        let most = most.unwrap_or_else(|| threads.count().max(LEAST));
+        let lanes = (0..most).map(|_| Lane::default()).collect();
         Arc::new(Self {
             threads: threads.clone(),
             state: Mutex::new(State {
@@ -106,7 +114,8 @@ impl Lanes {
 
     /// Those of another session.
     pub fn of_another(&self) -> Arc<Self> {
-        Self::on(&self.threads)
+        let most = self.lock().lanes.len();
+        Self::on(&self.threads, Some(most))
     }
 
     /// The first tunnel was connected.
@@ -148,9 +157,6 @@ impl Lanes {
     /// Opens and closes tunnels. When it is dropped, those other than the first are closed.
     pub async fn tend(self: &Arc<Self>, connector: Connector) -> Infallible {
         let _closed = Closed(self);
-        if self.threads.count() == 1 {
-            return std::future::pending().await;
-        }
         let mut seen = Instant::now();
         let mut lively_until = seen;
         loop {
@@ -172,8 +178,9 @@ impl Lanes {
                 lively_until = now + LIVELY;
             }
             seen = now;
-            if let Some((index, thread)) = self.opens() {
+            if let Some(index) = self.opens() {
                 let lanes = Arc::clone(self);
+                let thread = self.threads.at(self.position(index));
                 thread.spawn(lanes.run(index, connector.clone()));
             }
         }
@@ -200,20 +207,28 @@ impl Lanes {
         moves
     }
 
-    /// The place and the thread of a tunnel that is to be opened now, if any.
-    fn opens(&self) -> Option<(usize, &Thread)> {
+    /// The thread of a tunnel. Several share one if there are fewer threads.
+    fn position(&self, index: usize) -> usize {
+        index % self.threads.count()
+    }
+
+    /// The place of a tunnel that is to be opened now, if any.
+    fn opens(&self) -> Option<usize> {
         let mut state = self.lock();
         let may = state.v2 && !state.opening && state.not_before <= Instant::now();
         let open = |lane: &Lane| lane.mux.is_some().then_some(lane.load);
         let loads: Vec<_> = state.lanes.iter().map(open).collect();
         let index = wanted(&loads).filter(|index| may && *index > 0)?;
         state.opening = true;
-        Some((index, self.threads.at(index)))
+        Some(index)
     }
 
     /// A tunnel other than the first, from its connection to its end.
     async fn run(self: Arc<Self>, index: usize, connector: Connector) {
-        let mut connector = connector.for_thread();
+        let mut connector = match self.position(index) {
+            0 => connector,
+            _ => connector.for_thread(),
+        };
         let mux = match connector.connect().await {
             Ok(connected) => connected.mux,
             Err(refusal) => {
@@ -280,7 +295,11 @@ impl Lane {
         let total = stats.map_or(0, |stats| stats.bytes_sent + stats.bytes_received);
         let moved = total.saturating_sub(self.moved);
         self.moved = total;
-        self.load.busy = is_busy(moved, elapsed);
+        self.busy_for = match is_busy(moved, elapsed) {
+            true => BUSY_FOR,
+            false => self.busy_for.saturating_sub(elapsed),
+        };
+        self.load.busy = !self.busy_for.is_zero();
         self.idle = match self.load.connections {
             0 => self.idle.saturating_add(elapsed),
             _ => Duration::ZERO,
@@ -308,7 +327,7 @@ impl Drop for Closed<'_> {
 impl Seat {
     /// Whether its tunnel is on another thread than the main one.
     pub fn is_elsewhere(&self) -> bool {
-        self.index > 0
+        self.lanes.position(self.index) > 0
     }
 
     /// Runs a task on the thread of its tunnel.
@@ -316,8 +335,11 @@ impl Seat {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let threads = self.lanes.threads.clone();
-        threads.at(self.index).spawn(task(self));
+        let lanes = Arc::clone(&self.lanes);
+        lanes
+            .threads
+            .at(lanes.position(self.index))
+            .spawn(task(self));
     }
 
     /// Its tunnel, unless that is the first one.
@@ -341,14 +363,12 @@ fn is_busy(bytes: u64, elapsed: Duration) -> bool {
 
 /// The tunnel of a new connection. `None` is one that is not there.
 fn choose(loads: &[Option<Load>]) -> usize {
-    let weight = |load: &Load| load.connections + if load.busy { BUSY_COUNTS } else { 0 };
     let there = loads.iter().enumerate();
-    let there = there.filter_map(|(index, load)| load.as_ref().map(|load| (index, load)));
-    let least = there.min_by_key(|(_, load)| weight(load));
-    match least {
-        Some((index, load)) if load.connections < FEW => index,
-        _ => 0,
-    }
+    let few = there.filter_map(|(index, load)| {
+        let load = load.filter(|load| load.connections < FEW)?;
+        Some((load.busy, load.connections, index))
+    });
+    few.min().map_or(0, |(_, _, index)| index)
 }
 
 /// Which tunnel is to be opened: the first that is not there, if all others are busy.
@@ -360,7 +380,7 @@ fn wanted(loads: &[Option<Load>]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BUSY, BUSY_COUNTS, CALM_TICK, FEW, Load, TICK, choose, is_busy, wanted};
+    use super::{BUSY, CALM_TICK, FEW, Load, TICK, choose, is_busy, wanted};
 
     const QUIET: Option<Load> = load(0, false);
 
@@ -386,11 +406,12 @@ mod tests {
 
     #[test]
     fn quiet_tunnels_come_before_busy_ones() {
-        let many = load(BUSY_COUNTS, false);
+        let many = load(FEW - 1, false);
         assert_eq!(choose(&[load(1, true), many]), 1);
         assert_eq!(choose(&[many, load(1, true)]), 0);
+        assert_eq!(choose(&[load(2, true), load(1, true)]), 1);
         // But not at any price.
-        assert_eq!(choose(&[load(BUSY_COUNTS + 2, false), load(1, true)]), 1);
+        assert_eq!(choose(&[load(FEW, false), load(1, true)]), 1);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use tokio::task::JoinSet;
 
 use crate::client::args::{Command, Forward};
 use crate::client::keeper::Keeper;
+use crate::client::lanes::Lanes;
 use crate::client::{flows, streams};
 use crate::common::net;
 use crate::common::program::{Failure, Process};
@@ -28,31 +29,32 @@ pub async fn forward(command: Command, process: &Process) -> Result<(), Failure>
         destination,
         ports,
         begin,
+        tunnels,
     } = command;
     // Bound but not listening: until the tunnel is up, applications are refused and do not hang.
     let bound = ports.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
-    let (keeper, links) = Keeper::new(
+    let (keeper, accesses) = Keeper::new(
         destination,
         ports.iter().map(Forward::only),
-        &process.threads,
+        Lanes::on(&process.threads, tunnels),
     );
     let keepers = keeper.begin(begin).await?;
     let mut work = JoinSet::new();
     for keeper in keepers {
         work.spawn(async { match keeper.keep().await {} });
     }
-    for ((forward, bound), link) in ports.into_iter().zip(bound).zip(links) {
+    for ((forward, bound), access) in ports.into_iter().zip(bound).zip(accesses) {
         match bound {
             Bound::Tcp(socket) => {
                 let listener = socket
                     .listen(1024)
                     .map_err(|error| taken(&forward, &error))?;
                 process.announce(&ready_line(&forward, listener.local_addr())?);
-                work.spawn(streams::serve(listener, forward, link));
+                work.spawn(streams::serve(listener, forward, access));
             }
             Bound::Udp(socket) => {
                 process.announce(&ready_line(&forward, socket.local_addr())?);
-                work.spawn(flows::serve(socket, forward, link));
+                work.spawn(flows::serve(socket, forward, access));
             }
         }
     }

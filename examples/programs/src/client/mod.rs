@@ -1,5 +1,6 @@
 //! The local client `forward`: ports of a container or VM as ports of this machine.
 
+mod access;
 mod args;
 mod connector;
 mod demo;
@@ -7,7 +8,6 @@ mod destination;
 mod flows;
 mod keeper;
 mod lanes;
-mod link;
 mod listener;
 mod outage;
 mod pace;

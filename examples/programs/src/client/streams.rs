@@ -10,9 +10,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use crate::client::access::Access;
 use crate::client::args::Forward;
 use crate::client::lanes::Seat;
-use crate::client::link::Link;
 use crate::common::accept::Accepting;
 use crate::common::net;
 use crate::common::program::Failure;
@@ -27,7 +27,7 @@ const CONNECTIONS: usize = 16_000;
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Serves the port until dropped.
-pub async fn serve(listener: TcpListener, forward: Forward, link: Link) -> Failure {
+pub async fn serve(listener: TcpListener, forward: Forward, access: Access) -> Failure {
     let forward = Arc::new(forward);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut accepting = Accepting::on(listener);
@@ -39,8 +39,8 @@ pub async fn serve(listener: TcpListener, forward: Forward, link: Link) -> Failu
             net::reset_on_drop(&socket);
             continue;
         };
-        let (forward, link) = (Arc::clone(&forward), link.clone());
-        tokio::spawn(connection(socket, peer, forward, link, place));
+        let (forward, access) = (Arc::clone(&forward), access.clone());
+        tokio::spawn(connection(socket, peer, forward, access, place));
     }
 }
 
@@ -49,17 +49,17 @@ async fn connection(
     socket: TcpStream,
     peer: SocketAddr,
     forward: Arc<Forward>,
-    mut link: Link,
+    mut access: Access,
     place: OwnedSemaphorePermit,
 ) {
     let deadline = Instant::now() + forward.wait;
-    let seat = match Box::pin(link.seat(deadline)).await {
+    let seat = match Box::pin(access.seat(deadline)).await {
         Ok(seat) => seat,
         Err(reason) => return refused(&socket, &forward, &reason),
     };
     let socket = Tcp::from(socket);
     let elsewhere = seat.is_elsewhere();
-    let carrying = |seat| carry(socket, peer, forward, link, seat, deadline, place);
+    let carrying = |seat| carry(socket, peer, forward, access, seat, deadline, place);
     match elsewhere {
         true => seat.spawn(carrying),
         false => carrying(seat).await,
@@ -75,13 +75,13 @@ async fn carry(
     mut socket: Tcp,
     peer: SocketAddr,
     forward: Arc<Forward>,
-    link: Link,
+    access: Access,
     seat: Seat,
     deadline: Instant,
     _place: OwnedSemaphorePermit,
 ) {
     let port = forward.remote;
-    let (mux, stream) = match Box::pin(open(&forward, link, &seat, deadline)).await {
+    let (mux, stream) = match Box::pin(open(&forward, access, &seat, deadline)).await {
         Ok(opened) => opened,
         Err(reason) => return refused(socket.stream(), &forward, &reason),
     };
@@ -110,7 +110,7 @@ async fn carry(
 /// have to come up again.
 async fn open(
     forward: &Forward,
-    mut link: Link,
+    mut access: Access,
     seat: &Seat,
     deadline: Instant,
 ) -> Result<(Mux, TunnelStream), String> {
@@ -120,7 +120,7 @@ async fn open(
         }
     }
     loop {
-        let mux = link.up(deadline).await?;
+        let mux = access.up(deadline).await?;
         match mux.open_tcp(forward.remote) {
             Ok(stream) => return Ok((mux, stream)),
             Err(error) => retry::await_successor(error, deadline)

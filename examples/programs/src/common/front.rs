@@ -28,7 +28,7 @@ use super::addresses::{Source, Sources, parse_network};
 use super::handshakes::{Handshake, Handshakes};
 use super::http::{Answer, HEAD_MAX};
 use super::metrics::Counter;
-use super::net::{self, Link};
+use super::net::{self, MaybeTls};
 use super::program::Failure;
 use super::tcp::Tcp;
 use super::threads::Threads;
@@ -242,13 +242,13 @@ async fn speak_http<F>(
 where
     F: Future<Output = Answer>,
 {
-    let link = match tls {
-        None => Link::Plain(stream),
+    let stream = match tls {
+        None => MaybeTls::Plain(stream),
         Some(tls) => {
             let stream = tls.accept(stream).await;
             let stream =
                 stream.map_err(|error| io::Error::new(error.kind(), words::server_tls(&error)))?;
-            Link::Tls(Box::new(stream.into()))
+            MaybeTls::Tls(Box::new(stream.into()))
         }
     };
     let service = hyper::service::service_fn(|request| {
@@ -257,7 +257,7 @@ where
     });
     hyper::server::conn::http1::Builder::new()
         .max_header_size(HEAD_MAX)
-        .serve_connection(TokioIo::new(link), service)
+        .serve_connection(TokioIo::new(stream), service)
         .with_upgrades()
         .await
         .map_err(io::Error::other)

@@ -11,7 +11,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use kohakuriver_tunnel::session::clean_text;
 
-use super::net::Link;
+use super::net::MaybeTls;
 
 /// Longest head of a request, in bytes; a longer one is refused (431).
 pub const HEAD_MAX: usize = 16 * 1024;
@@ -147,19 +147,22 @@ pub fn has_token(headers: &HeaderMap, name: &header::HeaderName, wanted: &str) -
 }
 
 /// The connection below an upgrade, and the bytes read after the head.
-pub async fn upgraded(upgrade: OnUpgrade) -> io::Result<(Link, Bytes)> {
+pub async fn upgraded(upgrade: OnUpgrade) -> io::Result<(MaybeTls, Bytes)> {
     let upgraded = upgrade.await.map_err(io::Error::other)?;
-    match upgraded.downcast::<TokioIo<Link>>() {
+    match upgraded.downcast::<TokioIo<MaybeTls>>() {
         Ok(parts) => Ok((parts.io.into_inner(), parts.read_buf)),
         Err(_) => Err(io::Error::other("the connection is of another kind")),
     }
 }
 
 /// Sends one request over a new connection. The answer may be a 101.
-pub async fn ask(link: Link, request: Request<Empty<Bytes>>) -> hyper::Result<Response<Incoming>> {
+pub async fn ask(
+    stream: MaybeTls,
+    request: Request<Empty<Bytes>>,
+) -> hyper::Result<Response<Incoming>> {
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(HEAD_MAX)
-        .handshake(TokioIo::new(link))
+        .handshake(TokioIo::new(stream))
         .await?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {

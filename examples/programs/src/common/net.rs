@@ -24,14 +24,14 @@ const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 #[cfg(target_os = "linux")]
 const NOT_SENT_MAX: u32 = 128 * 1024;
 
-/// A connection between two programs.
+/// A socket between two programs, with TLS or without.
 #[derive(Debug)]
-pub enum Link {
+pub enum MaybeTls {
     Plain(Tcp),
     Tls(Box<TlsStream<Tcp>>),
 }
 
-impl Link {
+impl MaybeTls {
     /// The TCP socket.
     pub fn tcp(&self) -> &TcpStream {
         match self {
@@ -46,7 +46,7 @@ impl Link {
     }
 }
 
-impl AsyncRead for Link {
+impl AsyncRead for MaybeTls {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -62,7 +62,7 @@ impl AsyncRead for Link {
     }
 }
 
-impl AsyncWrite for Link {
+impl AsyncWrite for MaybeTls {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

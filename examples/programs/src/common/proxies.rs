@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tower_service::Service;
 
 use super::args::variable;
-use super::net::{self, Link};
+use super::net::{self, MaybeTls};
 use super::program::Failure;
 use super::url::Url;
 use super::{http, words};
@@ -161,7 +161,7 @@ impl Proxy {
             request = request.header(header::PROXY_AUTHORIZATION, credentials);
         }
         let request = request.body(Empty::new()).map_err(io::Error::other)?;
-        let response = http::ask(Link::Plain(stream.into()), request).await;
+        let response = http::ask(MaybeTls::Plain(stream.into()), request).await;
         let response = response
             .map_err(|error| io::Error::other(format!("{self}: {}", words::http(&error))))?;
         let status = response.status();
@@ -171,7 +171,7 @@ impl Proxy {
             return Err(io::Error::other(self.refusal(status, &target, &line)));
         }
         match http::upgraded(hyper::upgrade::on(response)).await? {
-            (Link::Plain(tcp), early) if early.is_empty() => Ok(tcp.into_stream()),
+            (MaybeTls::Plain(tcp), early) if early.is_empty() => Ok(tcp.into_stream()),
             _ => Err(io::Error::other(format!(
                 "{self} sent data that nobody asked for"
             ))),

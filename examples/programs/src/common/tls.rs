@@ -20,7 +20,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::http;
-use super::net::{self, Link};
+use super::net::{self, MaybeTls};
 use super::program::Failure;
 use super::proxies::Proxies;
 use super::secret;
@@ -127,11 +127,11 @@ impl Dialer {
     ///
     /// # Errors
     /// Says what to do.
-    pub async fn connect(&self, url: &Url, limit: Duration) -> io::Result<Link> {
+    pub async fn connect(&self, url: &Url, limit: Duration) -> io::Result<MaybeTls> {
         net::within(limit, async {
             let stream = self.reach(url, limit).await?;
             if !url.tls {
-                return Ok(Link::Plain(stream.into()));
+                return Ok(MaybeTls::Plain(stream.into()));
             }
             let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text.to_owned());
             let Some(tls) = &self.tls else {
@@ -142,7 +142,7 @@ impl Dialer {
             let stream = tls.connect(name, stream.into()).await.map_err(|error| {
                 io::Error::new(error.kind(), words::client_tls(&error, self.trust))
             })?;
-            Ok(Link::Tls(Box::new(stream.into())))
+            Ok(MaybeTls::Tls(Box::new(stream.into())))
         })
         .await
     }
@@ -159,8 +159,8 @@ impl Dialer {
         request: Request<Empty<Bytes>>,
     ) -> io::Result<Response<Incoming>> {
         net::within(limit, async {
-            let link = self.connect(url, limit).await?;
-            self.ask(url, link, request).await
+            let stream = self.connect(url, limit).await?;
+            self.ask(url, stream, request).await
         })
         .await
     }
@@ -172,10 +172,10 @@ impl Dialer {
     pub async fn ask(
         &self,
         url: &Url,
-        link: Link,
+        stream: MaybeTls,
         request: Request<Empty<Bytes>>,
     ) -> io::Result<Response<Incoming>> {
-        let error = match http::ask(link, request).await {
+        let error = match http::ask(stream, request).await {
             Ok(response) => return Ok(response),
             Err(error) => error,
         };

@@ -18,11 +18,11 @@ use tunnel_websocket::{Message, WebSocket};
 
 use super::connection::Connection;
 use super::http;
-use super::net::{self, Link};
+use super::net::{self, MaybeTls};
 use super::tunnel::Upgraded;
 use super::url::Url;
 
-pub type Socket = WebSocket<Link>;
+pub type Socket = WebSocket<MaybeTls>;
 
 /// The WebSocket subprotocols that a client offers. If none is chosen, the tunnel speaks version 1.
 const V2: HeaderValue = HeaderValue::from_static(Version::OFFER);
@@ -129,9 +129,9 @@ pub async fn connect(
         ConnectError::Unreachable(format!("cannot reach {}: {what}", url.authority()))
     };
     let work = async {
-        let link = connection.dialer.connect(url, HANDSHAKE_TIMEOUT).await;
-        let link = link.map_err(|error| unreachable(&net::plain(&error)))?;
-        handshake(connection, url, more, link).await
+        let stream = connection.dialer.connect(url, HANDSHAKE_TIMEOUT).await;
+        let stream = stream.map_err(|error| unreachable(&net::plain(&error)))?;
+        handshake(connection, url, more, stream).await
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, work).await {
         Ok(ended) => ended,
@@ -143,7 +143,7 @@ async fn handshake(
     connection: &Connection,
     url: &Url,
     more: HeaderMap,
-    link: Link,
+    stream: MaybeTls,
 ) -> Result<(Upgraded, HeaderMap), ConnectError> {
     let broken = |what: &dyn fmt::Display| {
         ConnectError::Unreachable(format!(
@@ -170,7 +170,7 @@ async fn handshake(
         headers.extend(more);
     }
     let request = request.body(Empty::new()).map_err(|error| broken(&error))?;
-    let response = connection.dialer.ask(url, link, request).await;
+    let response = connection.dialer.ask(url, stream, request).await;
     let response = response.map_err(|error| broken(&error))?;
 
     let status = response.status();
@@ -198,9 +198,9 @@ async fn handshake(
     };
     let (version, resumable) = answered.map_err(|error| broken(&error))?;
     let headers = headers.clone();
-    let link = http::upgraded(hyper::upgrade::on(response)).await;
-    let (link, read) = link.map_err(|error| broken(&error))?;
-    let socket = over(link, read, Role::Client);
+    let stream = http::upgraded(hyper::upgrade::on(response)).await;
+    let (stream, read) = stream.map_err(|error| broken(&error))?;
+    let socket = over(stream, read, Role::Client);
     let upgraded = Upgraded {
         socket,
         version,
@@ -286,6 +286,6 @@ pub fn switching(accept: Option<HeaderValue>, protocol: Option<HeaderValue>) -> 
 }
 
 /// A WebSocket on an upgraded connection.
-pub fn over(link: Link, read: Bytes, role: Role) -> Socket {
-    WebSocket::new(link, read, role, MESSAGE_MAX)
+pub fn over(stream: MaybeTls, read: Bytes, role: Role) -> Socket {
+    WebSocket::new(stream, read, role, MESSAGE_MAX)
 }

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 
 use super::splice::{self, Pipe, Pipes};
 use crate::common::metrics::Counter;
-use crate::common::net::Link;
+use crate::common::net::MaybeTls;
 
 /// Bytes per read, which is also the most that one direction of a session holds.
 const BUFFER: usize = 256 * 1024;
@@ -87,8 +87,8 @@ impl Relays {
     /// One socket failed. Both are reset, so that neither peer takes a cut stream for a whole one.
     pub async fn join(
         &self,
-        (mut client, from_client): (Link, Bytes),
-        (mut runner, from_runner): (Link, Bytes),
+        (mut client, from_client): (MaybeTls, Bytes),
+        (mut runner, from_runner): (MaybeTls, Bytes),
     ) -> io::Result<()> {
         let mut up = Direction::new(from_client, &self.to_runner, self);
         let mut down = Direction::new(from_runner, &self.to_client, self);
@@ -183,8 +183,8 @@ impl<'a> Direction<'a> {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut Link,
-        to: &mut Link,
+        from: &mut MaybeTls,
+        to: &mut MaybeTls,
     ) -> Poll<io::Result<()>> {
         self.set_waits(false);
         let waiting = self.relays.waiting.load(Ordering::Relaxed);
@@ -243,11 +243,11 @@ impl<'a> Direction<'a> {
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut Link,
-        to: &mut Link,
+        from: &mut MaybeTls,
+        to: &mut MaybeTls,
         most: usize,
     ) -> Poll<io::Result<State<'a>>> {
-        let plain = matches!((&*from, &*to), (Link::Plain(_), Link::Plain(_)));
+        let plain = matches!((&*from, &*to), (MaybeTls::Plain(_), MaybeTls::Plain(_)));
         let pipe = (self.bulk && plain).then(|| self.relays.pipes.take());
         if let Some(mut pipe) = pipe.flatten() {
             match ready!(pipe.poll_fill(cx, from.tcp(), most)) {
@@ -298,7 +298,7 @@ impl Drop for Direction<'_> {
     }
 }
 
-fn write(cx: &mut Context<'_>, to: &mut Link, bytes: &[u8]) -> Poll<io::Result<usize>> {
+fn write(cx: &mut Context<'_>, to: &mut MaybeTls, bytes: &[u8]) -> Poll<io::Result<usize>> {
     match ready!(Pin::new(to).poll_write(cx, bytes)) {
         Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
         other => Poll::Ready(other),

@@ -100,8 +100,8 @@ pub async fn join(
             let farewell = host.front.farewell(asker.source);
             tokio::spawn(async move {
                 let told = async {
-                    if let Ok((link, read)) = http::upgraded(client).await {
-                        let socket = ws::over(link, read, Role::Server);
+                    if let Ok((stream, read)) = http::upgraded(client).await {
+                        let socket = ws::over(stream, read, Role::Server);
                         let Refusal { reason, code } = &refusal;
                         mux::builder()
                             .refuse(socket, WebSocketCarrier, *code, reason)

@@ -341,8 +341,8 @@ impl Runner {
 /// The WebSocket after a 101.
 async fn upgraded(upgrade: OnUpgrade, choice: Choice, peer: SocketAddr) -> Option<Upgraded> {
     match net::within(ws::HANDSHAKE_TIMEOUT, http::upgraded(upgrade)).await {
-        Ok((link, read)) => Some(Upgraded {
-            socket: ws::over(link, read, Role::Server),
+        Ok((stream, read)) => Some(Upgraded {
+            socket: ws::over(stream, read, Role::Server),
             version: choice.version,
             resumable: choice.resumable,
         }),

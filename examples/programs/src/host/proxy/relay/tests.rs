@@ -40,11 +40,11 @@ async fn joined(pipes: usize) -> Joined {
     let shared = Arc::clone(&relays);
     let ended = tokio::spawn(async move {
         let client = (
-            Link::Plain(to_client.into()),
+            MaybeTls::Plain(to_client.into()),
             Bytes::from_static(b"early up "),
         );
         let runner = (
-            Link::Plain(to_runner.into()),
+            MaybeTls::Plain(to_runner.into()),
             Bytes::from_static(b"early down "),
         );
         shared.join(client, runner).await
