@@ -39,8 +39,8 @@ impl ReceiveWindow {
     /// if it fills the initial window within the shortest epoch.
     const FAST_WINDOW: u32 = 2 * INITIAL_WINDOW;
     /// The window of a stream over a long path that is the only one whose window has grown, once a
-    /// quarter of the initial window has arrived and was read in one round trip: twice what 1 Gbit/s
-    /// has in flight, between these two. A transfer need not begin with small windows.
+    /// quarter of the initial window has arrived and was read in one round trip: twice what 1
+    /// Gbit/s has in flight, within these bounds. A transfer need not begin with small windows.
     const ALONE_WINDOW: (u32, u32) = (4 << 20, 16 << 20);
 
     pub(super) fn new(now: Instant) -> Self {
