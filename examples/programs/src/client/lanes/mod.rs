@@ -1,14 +1,10 @@
 //! The tunnels of a session, spread over the threads: when they are opened and closed, and which of
 //! them a new connection takes.
 //!
-//! As far as `--tunnels` allows, there is a tunnel that is not busy: when all are busy, another one
-//! is opened. A tunnel is busy while it moves at least [`BUSY`] bytes in a [`TICK`], and for
-//! [`BUSY_FOR`] after that: a transport with bulk may stand still for a moment. A new
-//! connection takes the tunnel with the fewest connections of those that are not busy, so that what
-//! is interactive stays apart from bulk. If all are busy, it takes the one with the fewest. Beyond
-//! [`FEW`] connections a tunnel, all further ones take the first: it is fairer to many than the
-//! kernel is to several transports. A tunnel other than the first is closed when it was without
-//! connections for [`IDLE`].
+//! When all tunnels are busy, another one is opened, as far as `--tunnels` allows. A tunnel other
+//! than the first is closed when it was without connections for [`IDLE`]. [`load`] has the rules.
+
+mod load;
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::client::connector::Connector;
 use crate::client::destination::Connected;
 use crate::common::threads::Threads;
+use load::{Load, choose, wanted};
 
 /// Time between two looks at the tunnels, while something moves or is new.
 const TICK: Duration = Duration::from_millis(100);
@@ -31,16 +28,9 @@ const CALM_TICK: Duration = Duration::from_secs(1);
 /// How long the short ticks go on.
 const LIVELY: Duration = Duration::from_secs(2);
 
-/// Bytes in both directions, in one tick: 20 Mbit/s.
-const BUSY: u64 = 256 << 10;
-
-const BUSY_FOR: Duration = Duration::from_secs(1);
-
 /// Tunnels by default, if there are fewer threads: when a transport of bulk stands still after a
 /// loss, what is interactive goes on.
 const LEAST: usize = 2;
-
-const FEW: usize = 16;
 
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -75,17 +65,9 @@ struct Lane {
     load: Load,
     /// Bytes that it had moved at the last look.
     moved: u64,
-    /// Time for which it still counts as busy.
-    busy_for: Duration,
     /// Time without connections.
     idle: Duration,
     closing: Arc<Notify>,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Load {
-    connections: usize,
-    busy: bool,
 }
 
 /// The place of a connection. It counts until it is dropped.
@@ -157,6 +139,9 @@ impl Lanes {
     /// Opens and closes tunnels. When it is dropped, those other than the first are closed.
     pub async fn tend(self: &Arc<Self>, connector: Connector) -> Infallible {
         let _closed = Closed(self);
+        if self.lock().lanes.len() == 1 {
+            return std::future::pending().await;
+        }
         let mut seen = Instant::now();
         let mut lively_until = seen;
         loop {
@@ -295,11 +280,7 @@ impl Lane {
         let total = stats.map_or(0, |stats| stats.bytes_sent + stats.bytes_received);
         let moved = total.saturating_sub(self.moved);
         self.moved = total;
-        self.busy_for = match is_busy(moved, elapsed) {
-            true => BUSY_FOR,
-            false => self.busy_for.saturating_sub(elapsed),
-        };
-        self.load.busy = !self.busy_for.is_zero();
+        self.load.moved(moved, elapsed);
         self.idle = match self.load.connections {
             0 => self.idle.saturating_add(elapsed),
             _ => Duration::ZERO,
@@ -353,84 +334,5 @@ impl Drop for Seat {
         if let Some(lane) = self.lanes.lock().lanes.get_mut(self.index) {
             lane.load.connections -= 1;
         }
-    }
-}
-
-/// Whether that many bytes in that time are [`BUSY`].
-fn is_busy(bytes: u64, elapsed: Duration) -> bool {
-    u128::from(bytes) * TICK.as_micros() >= u128::from(BUSY) * elapsed.as_micros().max(1)
-}
-
-/// The tunnel of a new connection. `None` is one that is not there.
-fn choose(loads: &[Option<Load>]) -> usize {
-    let there = loads.iter().enumerate();
-    let few = there.filter_map(|(index, load)| {
-        let load = load.filter(|load| load.connections < FEW)?;
-        Some((load.busy, load.connections, index))
-    });
-    few.min().map_or(0, |(_, _, index)| index)
-}
-
-/// Which tunnel is to be opened: the first that is not there, if all others are busy.
-fn wanted(loads: &[Option<Load>]) -> Option<usize> {
-    let idle = loads.iter().flatten().any(|load| !load.busy);
-    let free = || loads.iter().position(Option::is_none);
-    if idle { None } else { free() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{BUSY, CALM_TICK, FEW, Load, TICK, choose, is_busy, wanted};
-
-    const QUIET: Option<Load> = load(0, false);
-
-    const fn load(connections: usize, busy: bool) -> Option<Load> {
-        Some(Load { connections, busy })
-    }
-
-    #[test]
-    fn a_tunnel_is_busy_at_a_rate() {
-        assert!(is_busy(BUSY, TICK));
-        assert!(!is_busy(BUSY - 1, TICK));
-        assert!(!is_busy(BUSY, CALM_TICK));
-        assert!(is_busy(10 * BUSY, CALM_TICK));
-    }
-
-    #[test]
-    fn a_connection_takes_the_tunnel_with_the_fewest() {
-        assert_eq!(choose(&[QUIET, QUIET]), 0);
-        assert_eq!(choose(&[load(1, false), QUIET]), 1);
-        assert_eq!(choose(&[load(1, false), load(1, false), QUIET]), 2);
-        assert_eq!(choose(&[load(2, false), load(1, false), None]), 1);
-    }
-
-    #[test]
-    fn quiet_tunnels_come_before_busy_ones() {
-        let many = load(FEW - 1, false);
-        assert_eq!(choose(&[load(1, true), many]), 1);
-        assert_eq!(choose(&[many, load(1, true)]), 0);
-        assert_eq!(choose(&[load(2, true), load(1, true)]), 1);
-        // But not at any price.
-        assert_eq!(choose(&[load(FEW, false), load(1, true)]), 1);
-    }
-
-    #[test]
-    fn many_connections_share_the_first() {
-        let full = load(FEW, true);
-        assert_eq!(choose(&[load(100, true), full]), 0);
-        assert_eq!(choose(&[load(100, true), load(FEW - 1, true)]), 1);
-    }
-
-    #[test]
-    fn another_is_wanted_while_all_are_busy() {
-        let busy = load(1, true);
-        assert_eq!(wanted(&[QUIET, None]), None);
-        assert_eq!(wanted(&[busy, None, None]), Some(1));
-        assert_eq!(wanted(&[busy, QUIET, None]), None);
-        assert_eq!(wanted(&[busy, busy, None]), Some(2));
-        assert_eq!(wanted(&[busy, None, busy]), Some(1));
-        assert_eq!(wanted(&[busy, busy]), None);
-        // The first is not there while it was never connected.
-        assert_eq!(wanted(&[None, None]), Some(0));
     }
 }
