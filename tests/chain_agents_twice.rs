@@ -45,7 +45,7 @@ async fn of_two_agents_of_one_name_the_newer_serves_and_the_older_waits() {
         expect_echo(&mut connect(&forward).await, b"a new one").await;
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
-    assert_eq!(newer.lines_with("registered at"), 1);
+    newer.expect_lines("registered at", 1);
     assert!(older.lines_with("registered at") <= 2);
     assert!(older.is_running());
     let told = older.complaint("replaced by a newer registration");
@@ -57,7 +57,7 @@ async fn of_two_agents_of_one_name_the_newer_serves_and_the_older_waits() {
     let warned = chain.runner.complaint("replaced by a newer one");
     assert!(warned.contains("connection, two run with the same --container-id"));
     assert!(warned.contains("older=127.0.0.1:") && warned.contains("newer=127.0.0.1:"));
-    assert_eq!(chain.runner.lines_with("WARN"), 1);
+    chain.runner.expect_lines("WARN", 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -76,7 +76,7 @@ async fn an_agent_that_is_replaced_is_told_by_a_close_code_and_the_runner_warns_
         assert_eq!(close.reason, "replaced by a newer registration");
         last = next;
     }
-    assert_eq!(chain.runner.lines_with("replaced by a newer one"), 1);
+    chain.runner.expect_lines("replaced by a newer one", 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -114,7 +114,7 @@ async fn of_agents_that_yield_and_come_at_once_one_is_registered() {
     }
     let last = tokio::time::timeout(Duration::from_millis(300), ends.next());
     assert!(last.await.is_err());
-    assert_eq!(chain.runner.lines_with("agent registered"), 1);
+    chain.runner.expect_lines("agent registered", 1);
     assert_eq!(chain.runner.lines_with("replaced by a newer one"), 0);
 }
 

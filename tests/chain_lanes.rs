@@ -98,12 +98,7 @@ async fn all_tunnels_of_a_client_go_on_after_a_loss() {
     assert!(!bulk.is_finished());
     bulk.abort();
     // One line for all of them.
-    assert_eq!(
-        forward.lines_with("reconnecting to"),
-        1,
-        "{:?}",
-        forward.stderr()
-    );
+    forward.expect_lines("reconnecting to", 1);
     assert_eq!(metric(&chain.runner, SESSIONS).await, 2);
 }
 

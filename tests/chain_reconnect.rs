@@ -63,10 +63,9 @@ async fn a_task_that_is_unknown_for_a_while_is_told_once_and_outlasted() {
         assert_eq!(ended, Some(ErrorKind::ConnectionReset));
     }
     let line = format!("port {port}: ");
-    let three = || async { (forward.lines_with(&line) == 3).then_some(()) };
-    eventually("three lines", SOON, three).await;
-    assert_eq!(forward.lines_with("still trying"), 1);
-    assert_eq!(forward.lines_with("reconnecting to"), 1);
+    forward.expect_lines(&line, 3);
+    forward.expect_lines("still trying", 1);
+    forward.expect_lines("reconnecting to", 1);
     assert!(forward.is_running());
 
     chain.host.kill();
@@ -74,7 +73,8 @@ async fn a_task_that_is_unknown_for_a_while_is_told_once_and_outlasted() {
     works_again(&forward).await;
     // Nothing was connected, so the tunnel was kept for 10 s at most.
     let over = |line: &&String| line.contains("reconnected to") || line.contains("goes on after");
-    assert_eq!(forward.stderr().iter().filter(over).count(), 1);
+    let once = || async { (forward.stderr().iter().filter(over).count() == 1).then_some(()) };
+    eventually("one line of its end", SOON, once).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -91,7 +91,7 @@ async fn a_token_that_is_not_taken_any_more_does_not_end_a_forward() {
     chain.host.kill();
     chain.host = host_at(&address, "42", &runner, &[]);
     works_again(&forward).await;
-    assert_eq!(forward.lines_with("HTTP 401"), 1);
+    forward.expect_lines("HTTP 401", 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -130,7 +130,7 @@ async fn each_reason_of_a_refusal_is_told_once() {
     soon("seven tries", hurried).await;
     forward.complaint("reconnected to");
     for status in ["503", "429", "502"] {
-        assert_eq!(forward.lines_with(&format!("HTTP {status}")), 1);
+        forward.expect_lines(&format!("HTTP {status}"), 1);
     }
 }
 
@@ -151,7 +151,7 @@ async fn a_task_is_waited_for_at_the_start_where_that_is_asked_for() {
     // An answer within one of the waits between two attempts.
     forward.line("Listening on ");
     expect_echo(&mut connect(&forward).await, b"worth the wait").await;
-    assert_eq!(forward.lines_with("waiting for"), 2);
+    forward.expect_lines("waiting for", 2);
 }
 
 #[test]

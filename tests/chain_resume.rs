@@ -110,7 +110,7 @@ async fn connections_outlive_a_host_that_is_killed_again_and_again() {
         lines(&forward, "the tunnel goes on after ", round).await;
     }
     traffic.stop().await;
-    assert_eq!(forward.lines_with("reconnecting to"), 4);
+    forward.expect_lines("reconnecting to", 4);
     assert_eq!(forward.stderr().len(), 8, "{:?}", forward.stderr());
     expect_metric(&chain.runner, OF_CLIENTS, 4).await;
     expect_metric(&chain.runner, "runner_tunnels_detached", 0).await;
@@ -136,8 +136,8 @@ async fn connections_outlive_the_websockets_of_both_legs() {
         lines(&forward, "the tunnel goes on after ", round).await;
     }
     traffic.stop().await;
-    assert_eq!(agent.lines_with("registered at"), 1);
-    assert_eq!(chain.runner.lines_with("agent registered"), 1);
+    agent.expect_lines("registered at", 1);
+    chain.runner.expect_lines("agent registered", 1);
     assert_eq!(metric(&chain.runner, OF_CLIENTS).await, 3);
     assert_eq!(metric(&chain.runner, OF_AGENTS).await, 6);
 }
@@ -199,7 +199,7 @@ async fn an_agent_is_replaced_by_one_that_answers_alone() {
         }
     });
     assert_eq!(u16::from(close.await.code), 4001);
-    assert_eq!(chain.runner.lines_with("agent registered"), 2);
+    chain.runner.expect_lines("agent registered", 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -115,7 +115,7 @@ async fn a_refused_udp_port_is_one_line_until_it_answers() {
         tokio::time::sleep(TOLD / 2).await;
     }
     tokio::time::sleep(TOLD).await;
-    assert_eq!(forward.lines_with(&line), 1);
+    forward.expect_lines(&line, 1);
 
     let service = UdpSocket::bind(("127.0.0.1", port)).await.unwrap();
     let service = tokio::spawn(serve_udp_echo(service));
@@ -175,7 +175,7 @@ async fn told_once_until_it_answers(forward: &Program, line: &str) {
     forward.complaint(line);
     socket.send(b"nobody?").await.unwrap();
     tokio::time::sleep(ONE_TRY + TOLD).await;
-    assert_eq!(forward.lines_with(line), 1);
+    forward.expect_lines(line, 1);
     assert_eq!(forward.stderr().len(), 1, "{:?}", forward.stderr());
 
     echoed_at_once(&socket, b"answer").await;

@@ -106,6 +106,18 @@ impl Program {
         })
     }
 
+    /// Waits until this many lines of stderr contain this text. Fails if more do.
+    ///
+    /// A program's lines are written by a thread of their own, so they may come after what they
+    /// report is seen.
+    pub fn expect_lines(&self, part: &str, count: usize) {
+        let with = |lines: &[String]| lines.iter().filter(|line| line.contains(part)).count();
+        let enough = |lines: &[String]| (with(lines) >= count).then_some(());
+        let _ = self.stderr.wait(LIMIT, |lines| enough(lines));
+        let lines = self.stderr.all();
+        assert_eq!(with(&lines), count, "lines with {part:?}: {lines:?}");
+    }
+
     /// All of stderr so far.
     pub fn stderr(&self) -> Vec<String> {
         self.stderr.all()
