@@ -132,10 +132,8 @@ async fn silent_peers_are_forgotten() {
     echoed(&peers[0], b"back again").await;
 }
 
-#[tokio::test]
-async fn a_peer_that_stays_in_use_is_not_forgotten() {
-    let chain = Chain::direct();
-    // Answers with the address of the sender, which is that of the flow.
+/// Answers with the address of the sender, which is that of the flow.
+async fn tell_addresses() -> u16 {
     let service = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let port = service.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -144,17 +142,39 @@ async fn a_peer_that_stays_in_use_is_not_forgotten() {
             let _ = service.send_to(peer.to_string().as_bytes(), peer).await;
         }
     });
+    port
+}
+
+async fn told_address(socket: &UdpSocket) -> String {
+    socket.send(b"who am I?").await.unwrap();
+    let mut reply = [0; 100];
+    let len = soon("answer", socket.recv(&mut reply)).await.unwrap();
+    String::from_utf8(reply[..len].to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn a_peer_that_stays_in_use_is_not_forgotten() {
+    let chain = Chain::direct();
+    let port = tell_addresses().await;
     let forward = chain.forward(port, &[UDP[0], UDP[1], "--udp-idle", "1"]);
     let socket = peer_of(&forward).await;
-    let mut seen = std::collections::HashSet::new();
+    let first = told_address(&socket).await;
     for _ in 0..8 {
-        socket.send(b"who am I?").await.unwrap();
-        let mut reply = [0; 100];
-        let len = soon("answer", socket.recv(&mut reply)).await.unwrap();
-        seen.insert(reply[..len].to_vec());
         tokio::time::sleep(Duration::from_millis(400)).await;
+        assert_eq!(told_address(&socket).await, first, "the flow changed");
     }
-    assert_eq!(seen.len(), 1, "the flow changed while it was in use");
+}
+
+#[tokio::test]
+async fn a_peer_may_be_silent_for_longer_than_a_minute() {
+    let chain = Chain::for_agents();
+    let _agent = chain.agent();
+    let port = tell_addresses().await;
+    let forward = chain.forward(port, &[UDP[0], UDP[1], "--udp-idle", "300"]);
+    let socket = peer_of(&forward).await;
+    let first = told_address(&socket).await;
+    tokio::time::sleep(Duration::from_secs(62)).await;
+    assert_eq!(told_address(&socket).await, first);
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ pub const FREE_ALLOWANCE: usize = 16 << 10;
 /// Bytes discarded after an error, while the peer gets time to read the reason.
 pub const DISCARDED_MAX: usize = 256 << 10;
 
-/// Most bytes that one read asks for: two of the tunnel's largest messages with their headers.
+/// Most bytes that one read asks for: one of the tunnel's largest messages, and a little.
 pub const READ_AHEAD_MAX: usize = 132 << 10;
 
 /// Least bytes that one read asks for. An idle connection holds no more.

@@ -50,8 +50,9 @@ pub struct Args {
     )]
     container_id: Option<String>,
 
-    /// The waits between attempts to reconnect grow to twice this many seconds. The first attempt
-    /// comes within half a second, or later if the runner has many agents.
+    /// The waits between attempts to reconnect grow to between one and three times this many
+    /// seconds. The first attempt comes within half a second, or later if the runner has many
+    /// agents.
     #[arg(
         long,
         env = "RECONNECT_DELAY",

@@ -25,7 +25,7 @@ pub struct Settings {
     /// The whole `/ws/tunnel/{container}` URL.
     pub url: Url,
     pub connection: Connection,
-    /// The waits between two attempts grow to twice this.
+    /// The waits between two attempts grow to twice this on average.
     pub reconnect_delay: Duration,
     /// Failed attempts in a row after which the agent gives up; 0 means never.
     pub max_reconnect: u32,
@@ -46,7 +46,8 @@ struct Tries {
     connected: Instant,
 }
 
-/// Registers again and again, until there is no point in trying.
+/// Registers again and again. An agent that was registered once gives up only if it is told to:
+/// what refuses it may be temporary, and nobody may be there to start it again.
 pub async fn keep(settings: Settings) -> Failure {
     let settings = Arc::new(settings);
     let served = Arc::new(Served::new(ServingCeilings::new(), false));
@@ -57,10 +58,12 @@ pub async fn keep(settings: Settings) -> Failure {
     }));
     let mut woken = settings.connection.wake.subscribe();
     let mut replaced = false;
+    let mut was_registered = false;
     loop {
         let registered = register(&settings, replaced).await;
         let error = match registered {
             Ok(registration) => {
+                was_registered = true;
                 tries.lock().await.connected(registration.agents);
                 tracing::info!(
                     v2 = registration.upgraded.is_v2(),
@@ -76,7 +79,7 @@ pub async fn keep(settings: Settings) -> Failure {
                 None
             }
             Err(error) if replaced && error.is_taken() => Some(error),
-            Err(error) if error.is_lasting() => {
+            Err(error) if error.is_lasting() && !was_registered => {
                 return Failure::refused(format!(
                     "the runner {} {error}",
                     settings.url.authority()
@@ -94,12 +97,13 @@ pub async fn keep(settings: Settings) -> Failure {
                 return Failure::refused(gave_up(tries.failures, error));
             }
         }
-        let taken = error.is_none_or(|error| error.is_taken());
-        let wait = match replaced && taken {
-            true => tries.retry.wait_for_place(),
+        let lasting = error.as_ref().is_some_and(ConnectError::is_lasting);
+        let taken = replaced && error.is_none_or(|error| error.is_taken());
+        let wait = match taken || lasting {
+            true => tries.retry.wait_long(),
             false => tries.wait(&settings, Duration::MAX),
         };
-        if replaced && taken {
+        if taken {
             tracing::warn!(
                 "replaced by a newer registration at {}: another agent runs with the same \
                  --container-id, so stop one of the two or rename it; looking again in {:.0} s",

@@ -13,6 +13,7 @@ use crate::common::args::{LogArgs, LogFormat, variable};
 use crate::common::connection::ConnectionArgs;
 use crate::common::program::{Basics, Failure, Process};
 use crate::common::route::{Route, Session};
+use crate::common::serve::UDP_IDLE_MAX;
 use crate::common::threads::ThreadArgs;
 use crate::common::tls::public_roots;
 use crate::common::url::{Url, check_name};
@@ -95,12 +96,13 @@ pub struct Args {
     )]
     wait_for_task: Option<Option<u64>>,
 
-    /// Seconds of silence after which a UDP peer is forgotten.
+    /// Seconds of silence after which a UDP peer is forgotten. With a deployed part (v1) it is at
+    /// most 60.
     #[arg(
         long,
         default_value_t = 60,
         value_name = "SECONDS",
-        value_parser = clap::value_parser!(u64).range(1..=86_400)
+        value_parser = clap::value_parser!(u64).range(1..=UDP_IDLE_MAX)
     )]
     udp_idle: u64,
 
@@ -114,8 +116,8 @@ pub struct Args {
     )]
     udp_peers: u32,
 
-    /// Most WebSockets of a session. While all are busy, another one is opened [default: as many as
-    /// threads, and at least 2].
+    /// Most WebSockets of a session. While all are busy, another one is opened [default: one more
+    /// than threads].
     #[arg(
         long,
         value_name = "N",

@@ -17,7 +17,7 @@ use tokio::net::UdpSocket;
 use tokio::time::{Instant, sleep_until};
 
 use super::net;
-use super::serve::{FLOW_IDLE, Served, reason};
+use super::serve::{Served, flow_idle, reason};
 
 /// How long a flow that never had an answer is refused before the opener is told: long enough for a
 /// service that restarts, short enough for somebody who waits for an answer.
@@ -101,15 +101,16 @@ impl<'a> ServiceFlow<'a> {
 
     /// Carries datagrams until the flow ends, and returns why.
     ///
-    /// A single refusal ends nothing, since the service may be restarting. With `tells`, a flow
-    /// that never had an answer and is refused for a while ends. Its opener reports that, and opens
+    /// A single refusal ends nothing, since the service may be restarting. With `v2`, a flow that
+    /// never had an answer and is refused for a while ends. Its opener reports that, and opens
     /// another flow with the next datagram.
-    pub async fn run(mut self, tells: bool) -> Reset {
+    pub async fn run(mut self, v2: bool) -> Reset {
         let mut last_used = Instant::now();
-        let idle = sleep_until(last_used + FLOW_IDLE);
+        let longest = flow_idle(v2);
+        let idle = sleep_until(last_used + longest);
         tokio::pin!(idle);
         loop {
-            let refused = self.refused.as_ref().filter(|_| tells && !self.answered);
+            let refused = self.refused.as_ref().filter(|_| v2 && !self.answered);
             let telling_at = refused.map(|refused| refused.since + REFUSED_FOR);
             tokio::select! {
                 biased;
@@ -146,10 +147,10 @@ impl<'a> ServiceFlow<'a> {
                     }
                 }
                 () = &mut idle => {
-                    if last_used.elapsed() >= FLOW_IDLE {
+                    if last_used.elapsed() >= longest {
                         return Reset::new(Reason::TimedOut, "idle");
                     }
-                    idle.as_mut().reset(last_used + FLOW_IDLE);
+                    idle.as_mut().reset(last_used + longest);
                 }
             }
         }

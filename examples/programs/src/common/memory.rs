@@ -28,7 +28,7 @@ const TASK_COST: usize = 16 << 10;
 #[derive(Args, Debug, Clone, Default)]
 pub struct MemoryArgs {
     /// Maximum memory in MiB that peers can make this process hold [default: an eighth of the
-    /// memory of the machine or the control group].
+    /// memory of the machine or the control group, or 128 if that is not known].
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     memory: Option<u64>,
 }

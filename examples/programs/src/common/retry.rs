@@ -22,8 +22,8 @@ const CLIENTS_MAX: u32 = 100_000;
 
 /// Mean wait of a client that another one has replaced, the first time and at most. It only asks
 /// whether the place is free, but each time somebody should look at the log.
-const REPLACED_WAIT: Duration = Duration::from_secs(60);
-const REPLACED_LONGEST: Duration = Duration::from_secs(300);
+const LONG_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 /// How soon to check for the successor of a tunnel that has ended.
 const SUCCESSOR_AFTER: Duration = Duration::from_millis(20);
@@ -39,7 +39,7 @@ pub struct Retry {
     last: Option<Duration>,
     /// Number of clients of the server.
     clients: u32,
-    replaced: Duration,
+    long: Duration,
 }
 
 impl Retry {
@@ -60,7 +60,7 @@ impl Retry {
             least,
             last: None,
             clients: 1,
-            replaced: REPLACED_WAIT,
+            long: LONG_WAIT,
         }
     }
 
@@ -76,7 +76,7 @@ impl Retry {
     /// The connection was stable, so the waits start over.
     pub fn held(&mut self) {
         self.last = None;
-        self.replaced = REPLACED_WAIT;
+        self.long = LONG_WAIT;
     }
 
     /// The wait before the next attempt. The ranges grow to `longest`: a client waits at most that
@@ -94,10 +94,10 @@ impl Retry {
         next.mul_f64(self.least + share)
     }
 
-    /// The wait for a place that another client has taken.
-    pub fn wait_for_place(&mut self) -> Duration {
-        let wait = self.replaced;
-        self.replaced = wait.saturating_mul(2).min(REPLACED_LONGEST);
+    /// The wait for a place that another client has taken, or until a lasting refusal may be over.
+    pub fn wait_long(&mut self) -> Duration {
+        let wait = self.long;
+        self.long = wait.saturating_mul(2).min(LONGEST_WAIT);
         wait.mul_f64(0.9 + fastrand::f64() / 5.0)
     }
 }

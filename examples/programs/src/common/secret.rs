@@ -1,4 +1,4 @@
-//! Secrets from files and variables. They are read once and never shown.
+//! Secrets from files and variables. They are read when they are needed and never shown.
 
 use std::fs::File;
 use std::io::{self, Read};

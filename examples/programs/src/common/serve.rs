@@ -23,8 +23,14 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a service that reads nothing keeps the connection of a client that is gone.
 pub const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// Silence in both directions after which a flow and its socket are closed.
-pub const FLOW_IDLE: Duration = Duration::from_secs(60);
+/// Longest silence of a UDP peer that users can choose, in seconds.
+pub const UDP_IDLE_MAX: u64 = 86_400;
+
+/// Silence in both directions after which a flow and its socket are closed. Clients of version 2
+/// close their flows themselves, after as long as their users chose.
+pub const fn flow_idle(v2: bool) -> Duration {
+    Duration::from_secs(if v2 { UDP_IDLE_MAX } else { 60 })
+}
 
 /// Connections to services, and what became of them.
 #[derive(Debug)]

@@ -20,7 +20,7 @@ const PREFIX: &str = "Bearer ";
 
 #[derive(Args, Debug, Clone)]
 pub struct TokenArgs {
-    /// File with the token (one line), readable only by its owner [default: the variable
+    /// File with the token (one line), which not every user may read [default: the variable
     /// KOHAKURIVER_TUNNEL_TOKEN].
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,

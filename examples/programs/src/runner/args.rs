@@ -80,8 +80,9 @@ pub struct Args {
     tunnels: TunnelArgs,
 
     /// Maximum number of sessions that wait for their next WebSocket [default: as many as
-    /// sessions]. Beyond it, the one that has waited for longest ends. Each of them counts as a
-    /// session, and the oldest ends when a new session finds no other place.
+    /// sessions]. Beyond it, one ends: first those whose client never answered, then the one that
+    /// has waited for longest. Each of them counts as a session, and one ends when a new session
+    /// finds no other place.
     #[arg(long, value_name = "N")]
     max_detached: Option<NonZeroUsize>,
 

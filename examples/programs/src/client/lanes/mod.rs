@@ -20,17 +20,13 @@ use crate::common::threads::Threads;
 use load::{Load, choose, wanted};
 
 /// Time between two looks at the tunnels, while something moves or is new.
-const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(50);
 
 /// The same otherwise.
 const CALM_TICK: Duration = Duration::from_secs(1);
 
 /// How long the short ticks go on.
 const LIVELY: Duration = Duration::from_secs(2);
-
-/// Tunnels by default, if there are fewer threads: when a transport of bulk stands still after a
-/// loss, what is interactive goes on.
-const LEAST: usize = 2;
 
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -78,9 +74,10 @@ pub struct Seat {
 }
 
 impl Lanes {
-    /// Without a tunnel yet. `most` bounds their number; by default there is one for each thread.
+    /// Without a tunnel yet. `most` bounds their number; by default there may be one for each
+    /// thread, and one that is not busy.
     pub fn on(threads: &Threads, most: Option<usize>) -> Arc<Self> {
-        let most = most.unwrap_or_else(|| threads.count().max(LEAST));
+        let most = most.unwrap_or_else(|| threads.count() + 1);
         let lanes = (0..most).map(|_| Lane::default()).collect();
         Arc::new(Self {
             threads: threads.clone(),

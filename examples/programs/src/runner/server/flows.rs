@@ -7,7 +7,7 @@ use kohakuriver_tunnel::session::Reset;
 use tokio::time::{Instant, sleep_until};
 
 use crate::common::flow::ANSWER_WITHIN;
-use crate::common::serve::FLOW_IDLE;
+use crate::common::serve::flow_idle;
 
 /// How an agent ended its flow.
 pub struct Ended {
@@ -17,14 +17,15 @@ pub struct Ended {
 }
 
 /// Joins two flows until either ends or both are idle. Returns how, if the agent ended its flow.
-pub async fn join(client: &TunnelDatagram, agent: &TunnelDatagram) -> Option<Ended> {
+pub async fn join(client: &TunnelDatagram, agent: &TunnelDatagram, v2: bool) -> Option<Ended> {
+    let longest = flow_idle(v2);
     let mut last_used = Instant::now();
     let mut answered = false;
     let ended = |reset, answered: bool, last_used: Instant| {
         let unanswered = !answered && last_used.elapsed() < ANSWER_WITHIN;
         Some(Ended { reset, unanswered })
     };
-    let mut idle = pin!(sleep_until(last_used + FLOW_IDLE));
+    let mut idle = pin!(sleep_until(last_used + longest));
     loop {
         tokio::select! {
             received = client.recv() => match received {
@@ -47,10 +48,10 @@ pub async fn join(client: &TunnelDatagram, agent: &TunnelDatagram) -> Option<End
                 Err(reset) => return ended(reset, answered, last_used),
             },
             () = &mut idle => {
-                if last_used.elapsed() >= FLOW_IDLE {
+                if last_used.elapsed() >= longest {
                     return None;
                 }
-                idle.as_mut().reset(last_used + FLOW_IDLE);
+                idle.as_mut().reset(last_used + longest);
             }
         }
     }

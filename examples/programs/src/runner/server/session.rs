@@ -20,7 +20,7 @@ use crate::common::flow;
 use crate::common::front::Caller;
 use crate::common::places::Place;
 use crate::common::route::Session;
-use crate::common::serve::{self, FLOW_IDLE, LAST_WORDS, unless_abandoned};
+use crate::common::serve::{self, LAST_WORDS, flow_idle, unless_abandoned};
 use crate::common::tunnel::{self, Driving, Upgraded};
 use crate::common::turns::Turns;
 use crate::common::ws::WebSocketCarrier;
@@ -278,14 +278,14 @@ impl At<'_> {
         };
         self.runner.counters.joined.add(1);
         let client = incoming.accept();
-        while let Some(ended) = flows::join(&client, &flow).await {
+        while let Some(ended) = flows::join(&client, &flow, v2).await {
             let reset = self.why(&agent, ended);
             if v2 || !matches!(reset.reason, Reason::Refused | Reason::Unreachable) {
                 client.reset(reset.reason, &reset.text);
                 break;
             }
             drop(place);
-            let Ok(Ok(datagram)) = tokio::time::timeout(FLOW_IDLE, client.recv()).await else {
+            let Ok(Ok(datagram)) = tokio::time::timeout(flow_idle(v2), client.recv()).await else {
                 break;
             };
             (agent, flow, place) = match self.open_flow().await {
