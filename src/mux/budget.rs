@@ -9,12 +9,17 @@ use super::waiting::Waiting;
 /// [`Config`](crate::session::Config) bounds each tunnel; a server of many tunnels needs a bound on
 /// their sum. A tunnel joins by [`Builder::budget`](super::Builder::budget). Each has a share of
 /// the last third. An opener's tunnel, such as the one to a container's agent, may carry streams of
-/// many users. It has as many shares as streams, up to 64. A tunnel that holds less than its share
-/// is never affected by others, and the sum stays within the limit (PROTOCOL.md section 7):
+/// many users. It has as many shares as streams, up to 64. A tunnel with a transport that holds
+/// less than its share loses nothing because of others, and the sum stays within the limit
+/// (PROTOCOL.md section 7):
+/// - While more than a sixteenth is held, payloads that would pin more memory than they have are
+///   copied, and what is kept until it is acknowledged may not grow beyond
+///   [`ring_min`](crate::resume::Config::ring_min).
 /// - While more than half is held, tunnels of a [`Keeper`](super::Keeper) that have no transport
-///   end, one after the other: first acceptors' tunnels, and of these first those whose client has
-///   not [answered](super::Tunnel::confirmed), then those without for longest. A tunnel whose
-///   streams hold almost its share does not read its transport for as long as its readers make room
+///   end, one after the other: first those whose client has not
+///   [answered](super::Tunnel::confirmed), then acceptors' tunnels before openers', of these those
+///   without for longest. A tunnel whose streams hold almost its share does not read its transport
+///   for as long as its readers make room
 ///   ([`Session::set_share`](crate::session::Session::set_share)).
 /// - While more than two thirds are held, a tunnel above its share takes no new connections, and
 ///   its streams that hold most are reset with reason overflow.

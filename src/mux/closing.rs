@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use super::engine::{Engine, Phase};
 use super::path::{Inward, Path};
-use super::turn::Turn;
+use super::read_turn::Turn;
 use super::{Timer, TunnelError};
 use crate::session::Instant;
 

@@ -6,11 +6,11 @@ use core::task::{Context, Poll, Waker};
 
 use super::budget::Account;
 use super::closing::{CLOSE_TIMEOUT, Closing};
+use super::flood::{FloodControl, Inrush};
 use super::path::{Finish, Inward, Path, Round};
-use super::patience::{Inrush, Patience};
+use super::read_turn::Turn;
 use super::shared::{register, wake_all};
 use super::stoppable::Now;
-use super::turn::Turn;
 use super::{Timer, Tunnel, TunnelError};
 use crate::resume::EndReason;
 use crate::session::{Instant, Transmit};
@@ -34,7 +34,7 @@ pub(super) struct Engine<P, R> {
     turn: Turn,
     /// Tasks to wake after the lock is released. Reused.
     wake: Vec<Waker>,
-    patience: Patience,
+    flood_control: FloodControl,
     /// The transport was not read in this round, and is to be read again then.
     reread: Option<Instant>,
     /// The transport was read since its messages were last handled.
@@ -145,7 +145,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
     /// Reads a bounded amount of received messages, without the lock.
     fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Inflow {
         self.looked = false;
-        self.reread = self.patience.pause(now);
+        self.reread = self.flood_control.pause(now);
         if self.reread.is_some() {
             return Inflow::Pending;
         }
@@ -204,8 +204,8 @@ impl<P: Path, R: Timer> Engine<P, R> {
             // A read may have got nothing only because the transport yielded.
             if heard {
                 let account = state.account.as_mut();
-                self.patience.note(now.timer, inrush, account);
-                if self.patience.has_run_out(now.timer) && !state.shutdown {
+                self.flood_control.note(now.timer, inrush, account);
+                if self.flood_control.is_endless(now.timer) && !state.shutdown {
                     let goodbye = Some((1008, "a flood of messages without use".into()));
                     state.shut_down(goodbye, &mut self.wake);
                 }
@@ -213,6 +213,8 @@ impl<P: Path, R: Timer> Engine<P, R> {
             if let Some(account) = &mut state.account {
                 account.note_busy(more && inrush == Inrush::Fair);
             }
+        } else if let Some(account) = &mut state.account {
+            account.note_busy(false);
         }
         let due = state
             .session
@@ -377,7 +379,7 @@ impl<P, R> Engine<P, R> {
             skipped: 0,
             turn: Turn::LONGEST,
             wake: Vec::new(),
-            patience: Patience::default(),
+            flood_control: FloodControl::default(),
             reread: None,
             looked: false,
             woke_writers: false,

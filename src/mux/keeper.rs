@@ -88,8 +88,8 @@ impl Binding {
 
 /// Most tunnels that are kept without a transport. Beyond that, the one that has been without for
 /// longest ends: [`EndReason::Evicted`]. Tunnels whose peer has not
-/// [answered](Tunnel::confirmed) go before others. Tunnels of openers, such as those to agents, go
-/// last, because they carry streams of many users.
+/// [answered](Tunnel::confirmed) go before others. Of the others, tunnels of openers, such as those
+/// to agents, go last, because they carry streams of many users.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::KeeperLimits;

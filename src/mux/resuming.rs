@@ -30,6 +30,8 @@ pub(super) struct Resuming<T, C, S> {
     silent: bool,
     /// What the source knows of the bytes in the ring.
     ring: usize,
+    /// Messages acknowledged, after the last ACK.
+    acked: u64,
     /// What is wrong with the transport, found in its messages.
     fault: Option<TunnelError>,
     /// Whether the handles believe that the tunnel has a transport.
@@ -63,6 +65,7 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
             spare: None,
             silent: false,
             ring: 0,
+            acked: 0,
             fault: None,
             told_attached: true,
             told_confirmed: false,
@@ -399,7 +402,14 @@ where
                 // The session has counted and handled a violation.
                 let _ = session.handle_message(now.session, message);
             }
-            Received::Handled | Received::Attached => session.handle_activity(now.session),
+            Received::Handled => {
+                session.handle_activity(now.session);
+                let acked = self.link.stats().acked;
+                if core::mem::replace(&mut self.acked, acked) == acked {
+                    session.note_empty();
+                }
+            }
+            Received::Attached => session.handle_activity(now.session),
             Received::Violation(violation) => {
                 self.fault = Some(TunnelError::Unexpected(violation.to_string()));
             }

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::attachment::Attached;
 use super::budget::{Account, Allowance};
-use super::patience::Useless;
+use super::flood::Useless;
 use super::stoppable::TunnelClock;
 use super::{Budget, TunnelError};
 use crate::session::{Event, Instant, Reason, Session, StreamId, StreamStats};

@@ -17,8 +17,8 @@ pub(super) struct Line<T> {
 /// users, otherwise as they lost their transports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
-    is_opener: bool,
     confirmed: bool,
+    is_opener: bool,
     number: u64,
 }
 
@@ -44,8 +44,8 @@ pub(super) struct Waits {
 impl<T> Line<T> {
     pub(super) fn join(&mut self, role: Role, confirmed: bool, tunnel: T) -> Rank {
         let rank = Rank {
-            is_opener: role == Role::Opener,
             confirmed,
+            is_opener: role == Role::Opener,
             number: self.next,
         };
         self.next += 1;

@@ -32,7 +32,8 @@ pub struct Config {
     pub ring_min: usize,
     /// Size to which the ring may grow, in bytes. Default 32 MiB.
     ///
-    /// With the default a tunnel reaches 1 Gbit/s over a round trip of about 200 ms.
+    /// With the default a tunnel reaches 1 Gbit/s over a round trip of about 200 ms. Tunnels that
+    /// share a budget keep to `ring_min` while more than a sixteenth of it is held.
     pub ring_max: usize,
     /// Client: longest time from OPEN to the answer. Then the transport counts as lost. Default 10
     /// s.

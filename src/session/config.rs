@@ -27,18 +27,19 @@ pub struct Config {
     ///
     /// Bounds the memory for connections that a peer opens: a few hundred bytes each. A further
     /// CONNECT is answered with ERROR (limit). The session also remembers this many ids of ended
-    /// streams.
+    /// streams, and at least 1,024.
     pub max_streams: usize,
-    /// Most connections that wait to be accepted. Default 1,024.
+    /// Most connections that are not answered yet. Default 1,024.
     ///
-    /// Bounds the connections that a peer can queue before the program looks at them.
+    /// Bounds the connections that a peer can queue, those that the program dials for included.
     pub accept_backlog: usize,
     /// Most bytes received and not yet read, over all streams. Default 64 MiB.
     ///
-    /// Bounds what a peer can make this end hold. From seven eighths of it on (a half, if that is
-    /// little more than one message), the transport is not read until readers have made room, or
-    /// for 2 s in which they make hardly any (PROTOCOL.md section 5.5). When it is exceeded, the
-    /// stream that holds most is reset with reason overflow. Growing windows may borrow half of it.
+    /// Bounds what a peer can make this end hold. From seven eighths of it on (or all but 128 KiB,
+    /// if that is less, but at least a half), the transport is not read until readers have made
+    /// room, or for 2 s in which they make hardly any (PROTOCOL.md section 5.5). When it is
+    /// exceeded, the stream that holds most is reset with reason overflow. Growing windows may
+    /// borrow half of it.
     pub receive_budget: usize,
     /// Largest window of one stream in bytes, at most 2^31 - 1. Default 32 MiB.
     ///
@@ -64,18 +65,19 @@ pub struct Config {
     pub v1_reach: usize,
     /// Most bytes accepted for sending and not yet transmitted, over all streams. Default 512 KiB.
     ///
-    /// If the peer does not read its transport, this end holds at most this, one piece, and 4 KiB a
-    /// stream. With more, a stream waits longer behind what others have queued, and payload falls
-    /// out of the processor's caches; with less, the transport runs dry.
+    /// If the peer does not read its transport, this end holds at most this, one piece or whatever
+    /// longer chunk was sent at once, and 4 KiB a stream. With more, a stream waits longer behind
+    /// what others have queued, and payload falls out of the processor's caches; with less, the
+    /// transport runs dry.
     pub send_budget: usize,
     /// Most bytes accepted for sending and not yet transmitted on one stream. Default 256 KiB.
     pub stream_send_buffer: usize,
     /// Largest payload of one DATA message on a stream in bytes, at most 1 MiB - 8. Default
     /// 130,900: with the headers of a WebSocket it fills two segments of a loopback interface.
     pub max_piece: usize,
-    /// As `max_piece`, while more than four streams wait to send or the transport takes less than 1
-    /// Gbit/s, and always in v1, where the receiver judges a reader by the pieces that it takes
-    /// (PROTOCOL.md section 4.2). Default 64 KiB.
+    /// Most that a stream is offered at once while more than four streams wait to send or the
+    /// transport takes less than 1 Gbit/s, and always in v1, where the receiver judges a reader by
+    /// the pieces that it takes (PROTOCOL.md section 4.2). Default 64 KiB.
     ///
     /// Otherwise a round is short, and a stream that was idle goes first anyway.
     pub contended_piece: usize,
@@ -318,6 +320,7 @@ impl Config {
         self.keepalive = self.keepalive.map(|i| i.max(Duration::from_millis(1)));
         self.datagram_queue = self.datagram_queue.max(1);
         self.v1_stream_buffer = self.v1_stream_buffer.max(1);
+        self.v1_stall = self.v1_stall.max(Duration::from_millis(1));
         self.max_replies = self.max_replies.max(16);
         self
     }

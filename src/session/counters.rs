@@ -26,8 +26,9 @@ pub struct Stats {
     pub bytes_received: u64,
     /// Violations by the peer ([`Violation`](super::Violation)).
     pub violations: u64,
-    /// Messages of the peer without content: PING, PONG, GOAWAY, DATA without a payload, WINDOW
-    /// for a stream that has ended, and a seventeenth WINDOW while a stream has sent nothing.
+    /// Messages of the peer without content: PING, PONG, GOAWAY, DATA without a payload, anything
+    /// but DATA for a stream that has ended, and a seventeenth WINDOW while a stream has sent
+    /// nothing.
     pub empty: u64,
     /// DATA for ids that are not live.
     pub stray_data: u64,

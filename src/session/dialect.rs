@@ -2,8 +2,8 @@ use alloc::format;
 
 use bytes::Bytes;
 
-use super::life::Verdict;
 use super::reset::cut;
+use super::state::Verdict;
 use super::stream::Stream;
 use super::{EARLY_DATA, INITIAL_WINDOW, Reason, Role, Version, Violation};
 use crate::wire::{ClientId, Frame, Kind, Proto};

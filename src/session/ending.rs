@@ -136,4 +136,10 @@ impl Session {
     pub fn handle_activity(&mut self, now: Instant) {
         self.keepalive.heard(now);
     }
+
+    /// The peer sent a message of the layer below that says nothing new.
+    #[cfg(feature = "mux")]
+    pub(crate) const fn note_empty(&mut self) {
+        self.counters.empty += 1;
+    }
 }

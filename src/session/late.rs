@@ -54,7 +54,16 @@ impl EndedIds {
         };
         self.ids.insert(id, ended);
         self.order.insert(number, id);
-        if self.order.len() > self.max {
+        self.keep(self.max);
+    }
+
+    /// Forgets the oldest ids beyond [`LEAST`](Self::LEAST).
+    pub(super) fn shrink(&mut self) {
+        self.keep(Self::LEAST);
+    }
+
+    fn keep(&mut self, most: usize) {
+        while self.order.len() > most {
             if let Some((_, oldest)) = self.order.pop_first() {
                 self.ids.remove(&oldest);
             }

@@ -51,7 +51,6 @@ mod greeting;
 mod ids;
 mod keepalive;
 mod late;
-mod life;
 mod linger;
 mod outgoing;
 mod peer;
@@ -60,6 +59,7 @@ mod ready;
 mod receiving;
 mod reset;
 mod sending;
+mod state;
 mod stream;
 mod streams;
 mod time;
@@ -70,16 +70,16 @@ pub use self::endpoint::{Recv, Session};
 pub use self::error::{OpenError, SendError, StreamError, Violation};
 pub use self::events::Event;
 pub use self::greeting::{Greeting, NotOffered};
-pub use self::life::State;
 pub use self::outgoing::Transmit;
 pub use self::reset::{Reason, Reset, clean_text};
+pub use self::state::State;
 pub use self::streams::StreamId;
 pub use self::time::Instant;
 
 /// Bytes that each end of a v2 stream may send before the first WINDOW (PROTOCOL.md section 5.5).
 pub const INITIAL_WINDOW: u32 = 256 << 10;
 
-/// Bytes that an opener sends on a stream before CONNECTED (PROTOCOL.md section 4.2).
+/// Bytes that a v2 opener sends on a stream before CONNECTED (PROTOCOL.md section 4.2).
 pub const EARLY_DATA: u32 = 64 << 10;
 
 /// The largest datagram, in bytes (PROTOCOL.md section 4.3).

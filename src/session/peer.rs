@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use super::ending::Ending;
 use super::endpoint::Session;
-use super::life::Verdict;
 use super::receiving::{Taken, payload};
+use super::state::Verdict;
 use super::stream::Stream;
 use super::streams::OnWire;
 use super::{Event, Instant, Reason, Reset, Role, State, Violation};
@@ -103,6 +103,7 @@ impl Session {
 
     fn handle_connected(&mut self, id: ClientId) -> Result<(), Violation> {
         let Some(s) = known(self.streams.on_wire(id), id, Kind::Connected)? else {
+            self.counters.empty += 1;
             return Ok(());
         };
         if let Verdict::Become(next) = self.dialect.verdict(s, Kind::Connected)? {
@@ -126,6 +127,7 @@ impl Session {
         let s = match self.streams.on_wire(id) {
             OnWire::Live(s) => s,
             OnWire::Ended => {
+                self.counters.empty += u64::from(len == 0);
                 let received = self.streams.receive_late(id, len);
                 self.answer_late_data(proto, id);
                 return received.map_err(|excess| Violation::CreditOverrun { id, excess });
@@ -180,14 +182,15 @@ impl Session {
                 }
             }
         }
-        if let Some(largest_holder) = self.receiving.bound(now, &self.streams) {
-            self.overflow(largest_holder, "too many bytes were not read");
+        while let Some(victim) = self.receiving.bound(now, &self.streams) {
+            self.overflow(victim, "too many bytes were not read");
         }
         Ok(())
     }
 
     fn handle_close(&mut self, now: Instant, id: ClientId) -> Result<(), Violation> {
         let Some(s) = known(self.streams.on_wire(id), id, Kind::Close)? else {
+            self.counters.empty += 1;
             return Ok(());
         };
         let stream = s.id();
@@ -202,6 +205,7 @@ impl Session {
             Verdict::Become(State::Closed) => self.end(stream, Ending::Finished),
             Verdict::Become(next) => {
                 s.life.advance(next);
+                self.receiving.finish(s);
                 if self.dialect.opener_may_forget() {
                     self.linger.start(s, now);
                 }
@@ -214,6 +218,7 @@ impl Session {
 
     fn handle_error(&mut self, id: ClientId, code: u16, text: &[u8]) -> Result<(), Violation> {
         let Some(s) = known(self.streams.on_wire(id), id, Kind::Error)? else {
+            self.counters.empty += 1;
             return Ok(());
         };
         if self.dialect.verdict(s, Kind::Error)? == Verdict::End {

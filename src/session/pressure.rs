@@ -32,8 +32,12 @@ impl Session {
                     + self.streams.remembered() * Self::ENDED_COST
             }
         };
-        let queued = self.receiving.memory() + self.sending.unsent();
-        streams + queued + self.control.len() * Self::CONTROL_COST
+        streams + self.queued() + self.control.len() * Self::CONTROL_COST
+    }
+
+    /// The part of [`memory`](Self::memory) that resets give back.
+    fn queued(&self) -> usize {
+        self.receiving.memory() + self.sending.unsent()
     }
 
     /// Number of parties that use this tunnel. Each stream of an opener may belong to a different
@@ -57,10 +61,13 @@ impl Session {
     }
 
     /// While pressed, the session refuses new connections (ERROR, limit) and hardly holds more:
-    /// windows do not grow, and streams queue little. For code that bounds many sessions together.
+    /// windows do not grow, streams queue little, and few ended ids are remembered. For code that bounds many sessions together.
     pub fn set_pressed(&mut self, pressed: bool) {
         let changed = self.pressed != pressed;
         self.pressed = pressed;
+        if pressed {
+            self.streams.forget_ended();
+        }
         self.sending.set_pressed(pressed);
         self.receiving.set_pressed(pressed);
         if changed {
@@ -85,8 +92,13 @@ impl Session {
 
     /// Resets streams with reason overflow, expendable ones and then those that hold most, until
     /// [`memory`](Self::memory) is at most `target` or no stream holds anything. Drops what they
-    /// held.
+    /// held. If more than `target` is not in queues, queues may hold as much besides.
     pub fn shed(&mut self, target: usize) {
+        let besides = self.memory() - self.queued();
+        let target = match target.saturating_sub(besides) {
+            0 => target,
+            left => left,
+        };
         let streams = self.streams.iter();
         let mut holders: Vec<_> = streams
             .map(|s| {
@@ -97,7 +109,7 @@ impl Session {
             .collect();
         holders.sort_unstable_by_key(|holder| core::cmp::Reverse(*holder));
         for (_, _, stream) in holders {
-            if self.memory() <= target {
+            if self.queued() <= target {
                 return;
             }
             self.overflow(stream, "memory is short here");

@@ -1,9 +1,9 @@
 use super::dialect::Dialect;
 use super::events::Notice;
-use super::life::Life;
 use super::linger::Deadline;
 use super::receiving::RecvHalf;
 use super::sending::SendHalf;
+use super::state::Life;
 use super::{Instant, State, StreamId, StreamStats};
 use crate::wire::{ClientId, Proto};
 

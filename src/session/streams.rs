@@ -199,6 +199,11 @@ impl Streams {
         self.pending
     }
 
+    /// Forgets the ids of ended streams, but for the latest.
+    pub(super) fn forget_ended(&mut self) {
+        self.ended.shrink();
+    }
+
     /// The number of remembered ids.
     pub(super) fn remembered(&self) -> usize {
         self.ended.len()

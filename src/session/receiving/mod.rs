@@ -237,6 +237,11 @@ impl Receiving {
         self.stalls.forget(s.id());
     }
 
+    /// The peer has finished the stream, so it does not keep the transport waiting any more.
+    pub(super) fn finish(&mut self, s: &Stream) {
+        self.stalls.forget(s.id());
+    }
+
     /// The stream has ended: nothing more arrives. Received data can still be read.
     pub(super) fn retire(&mut self, s: &mut Stream) {
         self.settle(s);

@@ -66,7 +66,9 @@ impl Stalls {
         config: &Config,
     ) -> Option<StreamId> {
         match &mut self.stall {
-            Some(stall) if full => stall.allowance = stall.allowance.saturating_sub(len),
+            Some(stall) if full || stall.stream == stream => {
+                stall.allowance = stall.allowance.saturating_sub(len);
+            }
             Some(stall) if stall.overdue => return Some(stall.stream),
             None if full => self.stall = Some(Stall::new(stream, now, config)),
             _ => {}

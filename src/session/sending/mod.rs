@@ -317,7 +317,7 @@ impl Sending {
     /// room.
     fn lapse(&mut self, streams: &mut Streams, events: &mut Events) {
         let told = events.is_empty() && !self.keeping;
-        if told && self.promised > 0 && !self.waiting.is_empty() {
+        if told && self.promised > 0 {
             self.epoch = self.epoch.wrapping_add(1);
             self.promised = 0;
             self.wake(streams, events);

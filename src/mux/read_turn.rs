@@ -1,4 +1,4 @@
-use super::patience::{Inrush, Useless};
+use super::flood::{Inrush, Useless};
 
 /// How much one read of a transport may take before other tunnels run.
 ///

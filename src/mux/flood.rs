@@ -9,7 +9,7 @@ use crate::session::Instant;
 /// its streams is not slowed down unless memory is short. One that sends nothing of use for long
 /// loses its tunnel: what is unread could take minutes, also after it has left.
 #[derive(Debug, Default)]
-pub(super) struct Patience {
+pub(super) struct FloodControl {
     /// Floods in a row.
     floods: u32,
     until: Option<Instant>,
@@ -47,7 +47,7 @@ impl Useless {
     }
 }
 
-impl Patience {
+impl FloodControl {
     /// The pause after the first flood. It doubles with each further one.
     const FIRST: Duration = Duration::from_millis(2);
     /// The longest pause if only one peer floods.
@@ -79,7 +79,7 @@ impl Patience {
     }
 
     /// Whether the tunnel has to end, `now` that the peer has flooded again.
-    pub(super) fn has_run_out(&self, now: Instant) -> bool {
+    pub(super) fn is_endless(&self, now: Instant) -> bool {
         self.senseless
             .is_some_and(|since| now - since >= Self::ENOUGH)
     }
@@ -100,23 +100,23 @@ mod tests {
     #[test]
     fn pauses_grow_with_a_flood_and_end_with_it() {
         let now = Instant::from_micros(7_000_000);
-        let mut patience = Patience::default();
-        patience.note(now, Inrush::Fair, None);
-        assert_eq!(patience.pause(now), None);
+        let mut control = FloodControl::default();
+        control.note(now, Inrush::Fair, None);
+        assert_eq!(control.pause(now), None);
         for millis in [2, 4, 8, 16, 32, 64, 64] {
-            patience.note(now, Inrush::Excessive, None);
+            control.note(now, Inrush::Excessive, None);
             let until = now + Duration::from_millis(millis);
-            assert_eq!(patience.pause(now), Some(until));
-            assert_eq!(patience.pause(until), None);
+            assert_eq!(control.pause(now), Some(until));
+            assert_eq!(control.pause(until), None);
         }
-        patience.note(now, Inrush::Fair, None);
-        assert_eq!(patience.pause(now), None);
+        control.note(now, Inrush::Fair, None);
+        assert_eq!(control.pause(now), None);
     }
 
     #[test]
-    fn it_runs_out_if_nothing_of_use_comes_between() {
+    fn it_is_endless_if_nothing_of_use_comes_between() {
         let at = |seconds: u64| Instant::from_micros(seconds * 1_000_000);
-        let mut patience = Patience::default();
+        let mut control = FloodControl::default();
         for second in 0..200 {
             let inrush = match second {
                 20 => Inrush::Fair,
@@ -125,9 +125,9 @@ mod tests {
                 60..125 if second % 6 != 0 => continue,
                 _ => Inrush::Senseless,
             };
-            patience.note(at(second), inrush, None);
-            let runs_out = second >= 120 + 30;
-            assert_eq!(patience.has_run_out(at(second)), runs_out, "{second}");
+            control.note(at(second), inrush, None);
+            let endless = second >= 120 + 30;
+            assert_eq!(control.is_endless(at(second)), endless, "{second}");
         }
     }
 
@@ -140,16 +140,16 @@ mod tests {
             other.note_flood(true);
         }
         let mut account = Account::open(&budget);
-        let mut patience = Patience::default();
+        let mut control = FloodControl::default();
         for millis in [2, 4, 8, 16, 32, 64, 128, 256, 500, 500] {
-            patience.note(now, Inrush::Senseless, Some(&mut account));
+            control.note(now, Inrush::Senseless, Some(&mut account));
             let until = now + Duration::from_millis(millis);
-            assert_eq!(patience.pause(now), Some(until));
+            assert_eq!(control.pause(now), Some(until));
         }
         others[0].note_flood(false);
         others.truncate(100);
-        patience.note(now, Inrush::Senseless, Some(&mut account));
+        control.note(now, Inrush::Senseless, Some(&mut account));
         let until = now + Duration::from_millis(100);
-        assert_eq!(patience.pause(now), Some(until));
+        assert_eq!(control.pause(now), Some(until));
     }
 }
