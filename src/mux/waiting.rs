@@ -121,3 +121,30 @@ impl Drop for Waits {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn those_of_nobody_go_first_and_those_of_many_last() {
+        let mut line = Line::default();
+        for (role, confirmed) in [
+            (Role::Opener, true),
+            (Role::Acceptor, true),
+            (Role::Opener, false),
+            (Role::Acceptor, false),
+            (Role::Acceptor, true),
+        ] {
+            let number = line.len();
+            line.join(role, confirmed, number);
+        }
+        let mut order = Vec::new();
+        while let Some((rank, _)) = line.first() {
+            order.extend(line.leave(rank));
+        }
+        assert_eq!(order, [3, 2, 1, 4, 0]);
+    }
+}

@@ -61,7 +61,8 @@ impl Session {
     }
 
     /// While pressed, the session refuses new connections (ERROR, limit) and hardly holds more:
-    /// windows do not grow, streams queue little, and few ended ids are remembered. For code that bounds many sessions together.
+    /// windows do not grow, streams queue little, and few ended ids are remembered. For code that
+    /// bounds many sessions together.
     pub fn set_pressed(&mut self, pressed: bool) {
         let changed = self.pressed != pressed;
         self.pressed = pressed;

@@ -39,9 +39,11 @@ fn late_frames_after_the_end_change_nothing() {
             id: ClientId(1),
             credit: 1,
         };
+        let before = session.stats().empty;
         for late in [data(1, "x"), close(1), error(1, 8, b""), window] {
             say(session, at(0), late).unwrap();
         }
+        assert_eq!(session.stats().empty - before, 3);
         assert_eq!(messages(session, at(0)), []);
         assert_eq!(session.stats().violations, 0);
         assert!(session.is_idle());

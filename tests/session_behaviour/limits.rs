@@ -168,6 +168,24 @@ fn nothing_pauses_for_a_reader_that_cannot_read() {
     }
 }
 
+/// A message may be longer than what the expendable streams hold.
+#[test]
+fn as_many_streams_are_reset_as_the_receive_budget_needs() {
+    let small = config(|config| config.receive_budget = 300 << 10);
+    let mut pair = Pair::with(Version::V2, small);
+    for _ in 0..8 {
+        let (opened, theirs) = pair.stream();
+        pair.acceptor.set_expendable(theirs, true);
+        pair.opener.send_slice(opened, b"x").unwrap();
+    }
+    for _ in 0..2 {
+        let (opened, _) = pair.stream();
+        fill(&mut pair.opener, opened);
+        pair.run();
+        assert!(pair.acceptor.stats().unread <= 300 << 10);
+    }
+}
+
 /// Its bytes are dropped, so its reader must not take the rest for everything.
 #[test]
 fn the_receive_budget_never_truncates_in_silence() {
@@ -369,6 +387,39 @@ fn a_session_sheds_the_streams_that_hold_most() {
     acceptor.shed(0);
     assert_eq!(acceptor.stats().unread, 0);
     assert_eq!(acceptor.stats().streams, 3);
+}
+
+/// Streams cost something themselves, and those that hold nothing are not reset.
+#[test]
+fn what_resets_cannot_give_back_costs_no_stream() {
+    let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
+    for id in 1..=100 {
+        say(&mut acceptor, at(0), connect(id)).unwrap();
+        let stream = incoming(&mut acceptor);
+        acceptor.accept(stream, at(0)).unwrap();
+    }
+    say(&mut acceptor, at(0), data(1, vec![0; 50_000])).unwrap();
+    messages(&mut acceptor, at(0));
+    assert!(acceptor.memory() > 200_000);
+    acceptor.shed(60_000);
+    assert_eq!(acceptor.stats().resets, 0);
+    acceptor.shed(40_000);
+    assert_eq!(acceptor.stats().resets, 1);
+}
+
+#[test]
+fn a_pressed_session_forgets_most_ids_that_have_ended() {
+    let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
+    for id in 1..=5000 {
+        say(&mut acceptor, at(0), connect(id)).unwrap();
+        let stream = incoming(&mut acceptor);
+        acceptor.reset(stream, Reason::Reset, "");
+        acceptor.release(stream, at(0));
+    }
+    messages(&mut acceptor, at(0));
+    let before = acceptor.memory();
+    acceptor.set_pressed(true);
+    assert!(acceptor.memory() < before / 4, "{before}");
 }
 
 #[test]

@@ -169,6 +169,21 @@ fn idle_writers_strand_nobody() {
     }
 }
 
+/// Nor do they take room from a writer that did not have to wait.
+#[test]
+fn idle_writers_keep_no_room() {
+    for version in BOTH {
+        let (mut pair, streams, _) = waiting(version, 4);
+        while !told(&mut pair.opener).is_empty() || transmit(&mut pair).is_some() {}
+        let queued: usize = streams
+            .iter()
+            .skip(3)
+            .map(|stream| fill(&mut pair.opener, *stream))
+            .sum();
+        assert!(queued >= BUDGET - RESERVE, "{queued}");
+    }
+}
+
 /// A keystroke does not wait in line, and bulk does not use the reserve for more than its start.
 #[test]
 fn the_reserve_is_for_streams_that_are_not_bulk() {

@@ -270,6 +270,48 @@ fn releasing_or_resetting_the_slow_stream_ends_the_stall() {
     }
 }
 
+/// Everything has arrived, so there is nothing to wait for, and nothing to reset.
+#[test]
+fn the_peers_end_of_the_slow_stream_ends_the_stall() {
+    let mut pair = Pair::with(Version::V1, small());
+    let (_, accepted) = pair.stream();
+    let (_, beside) = pair.stream();
+    say(&mut pair.acceptor, pair.now, data(2, "beside")).unwrap();
+    drain(&mut pair.acceptor, beside, pair.now).1.unwrap();
+    let mut sent = 0;
+    while pair.acceptor.can_receive() {
+        let message = data(1, vec![1; 64 << 10]);
+        say(&mut pair.acceptor, pair.now, message).unwrap();
+        sent += 64 << 10;
+    }
+    say(&mut pair.acceptor, pair.now, close(1)).unwrap();
+    assert!(pair.acceptor.can_receive());
+    pair.acceptor
+        .handle_timeout(pair.now + Duration::from_secs(2));
+    let (read, end) = drain(&mut pair.acceptor, accepted, pair.now);
+    assert_eq!((read.len(), end), (sent, Ok(Recv::Finished)));
+}
+
+#[test]
+fn a_lone_reader_is_not_reset_for_what_comes_to_itself() {
+    let mut pair = Pair::with(Version::V1, small());
+    let (_, accepted) = pair.stream();
+    let piece = || data(1, vec![1; 4096]);
+    while pair.acceptor.can_receive() {
+        say(&mut pair.acceptor, pair.now, piece()).unwrap();
+    }
+    // Not enough to end the stall.
+    for _ in 0..2 {
+        let read = pair.acceptor.recv(accepted, pair.now);
+        assert!(matches!(read, Ok(Recv::Data(_))), "{read:?}");
+    }
+    let later = pair.now + Duration::from_secs(2);
+    pair.acceptor.handle_timeout(later);
+    assert!(pair.acceptor.can_receive());
+    say(&mut pair.acceptor, later, piece()).unwrap();
+    assert_eq!(pair.acceptor.reset_of(accepted), None);
+}
+
 #[test]
 fn the_acceptor_lingers_after_close_for_a_bounded_time() {
     let mut pair = Pair::with(Version::V1, small());
