@@ -4,7 +4,6 @@
 use std::io::ErrorKind;
 
 use kohakuriver_tunnel::resume::OFFER;
-use tunnel_test_support::LIMIT;
 use tunnel_test_support::chain::{
     CONTAINER, Chain, agent_at, connect, echo, ending, expect_echo, expect_metric, metric, service,
 };
