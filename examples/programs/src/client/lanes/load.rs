@@ -5,6 +5,8 @@
 //! the fewest connections of those that are not busy, so that what is interactive stays apart from
 //! bulk. If all are busy, it takes the one with the fewest. Beyond [`FEW`] connections a tunnel,
 //! all further ones take the first: it is fairer to many than the kernel is to several transports.
+//! The last tunnel takes connections only while all others are busy. A burst of bulk connections,
+//! which are not busy when they come, would fill it too.
 
 use std::time::Duration;
 
@@ -39,8 +41,11 @@ impl Load {
 
 /// The tunnel of a new connection. `None` is one that is not there.
 pub(super) fn choose(loads: &[Option<Load>]) -> usize {
-    let there = loads.iter().enumerate();
-    let few = there.filter_map(|(index, load)| {
+    let last = loads.len().saturating_sub(1);
+    let all_busy = loads.iter().take(last).flatten().all(Load::is_busy);
+    let open = if all_busy { loads.len() } else { last };
+    let few = loads.iter().take(open).enumerate();
+    let few = few.filter_map(|(index, load)| {
         let load = load.filter(|load| load.connections < FEW)?;
         Some((load.is_busy(), load.connections, index))
     });
@@ -90,27 +95,41 @@ mod tests {
 
     #[test]
     fn a_connection_takes_the_tunnel_with_the_fewest() {
-        assert_eq!(choose(&[QUIET, QUIET]), 0);
-        assert_eq!(choose(&[load(1, false), QUIET]), 1);
-        assert_eq!(choose(&[load(1, false), load(1, false), QUIET]), 2);
-        assert_eq!(choose(&[load(2, false), load(1, false), None]), 1);
+        assert_eq!(choose(&[QUIET]), 0);
+        assert_eq!(choose(&[load(100, true)]), 0);
+        assert_eq!(choose(&[QUIET, QUIET, None]), 0);
+        assert_eq!(choose(&[load(1, false), QUIET, None]), 1);
+        assert_eq!(choose(&[load(1, false), load(1, false), QUIET, None]), 2);
+        assert_eq!(choose(&[load(2, false), load(1, false), None, None]), 1);
     }
 
     #[test]
     fn quiet_tunnels_come_before_busy_ones() {
         let many = load(FEW - 1, false);
-        assert_eq!(choose(&[load(1, true), many]), 1);
-        assert_eq!(choose(&[many, load(1, true)]), 0);
-        assert_eq!(choose(&[load(2, true), load(1, true)]), 1);
+        assert_eq!(choose(&[load(1, true), many, None]), 1);
+        assert_eq!(choose(&[many, load(1, true), None]), 0);
+        assert_eq!(choose(&[load(2, true), load(1, true), None]), 1);
         // But not at any price.
-        assert_eq!(choose(&[load(FEW, false), load(1, true)]), 1);
+        assert_eq!(choose(&[load(FEW, false), load(1, true), None]), 1);
+    }
+
+    #[test]
+    fn the_last_one_is_for_what_comes_while_all_others_are_busy() {
+        let full = load(FEW, false);
+        assert_eq!(choose(&[load(1, false), QUIET]), 0);
+        assert_eq!(choose(&[full, full, QUIET]), 0);
+        let busy = load(FEW, true);
+        assert_eq!(choose(&[busy, full, QUIET]), 0);
+        assert_eq!(choose(&[busy, busy, QUIET]), 2);
+        assert_eq!(choose(&[load(1, true), QUIET]), 1);
+        assert_eq!(choose(&[load(3, true), load(2, true), load(1, true)]), 2);
     }
 
     #[test]
     fn many_connections_share_the_first() {
         let full = load(FEW, true);
-        assert_eq!(choose(&[load(100, true), full]), 0);
-        assert_eq!(choose(&[load(100, true), load(FEW - 1, true)]), 1);
+        assert_eq!(choose(&[load(100, true), full, None]), 0);
+        assert_eq!(choose(&[load(100, true), load(FEW - 1, true), None]), 1);
     }
 
     #[test]
