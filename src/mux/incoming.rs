@@ -130,7 +130,8 @@ impl IncomingTcp {
     }
 
     /// Completes when the peer no longer wants the connection: it gave up, or the tunnel has ended.
-    /// Useful while something slow, such as a dial, precedes accepting. Cancel safe.
+    /// Useful while something slow, such as a dial, precedes accepting. Cancel safe. Only one task
+    /// at a time may wait: a second one replaces the first.
     pub async fn abandoned(&self) {
         self.0.abandoned().await;
     }

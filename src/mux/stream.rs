@@ -122,7 +122,7 @@ impl TunnelStream {
     }
 
     /// Waits until the peer has accepted the connection. Writing does not require this. Cancel
-    /// safe.
+    /// safe. Only one task at a time may wait: a second one replaces the first.
     ///
     /// # Errors
     /// [`Reset`] if it was refused.
