@@ -138,11 +138,13 @@ impl Client {
             let begun = Instant::now();
             let came = starter.forward(echo).and_then(|mut forward| {
                 let port = forward.local_port(PATIENCE)?;
-                trip(&mut None, port).map_err(|error| error.to_string())
+                trip(&mut None, port).map_err(|error| error.to_string())?;
+                let took = begun.elapsed().as_secs_f64() * 1e3;
+                forward.interrupt();
+                Ok(took)
             });
-            let took = begun.elapsed().as_secs_f64() * 1e3;
             self.note(at, |seen| match came {
-                Ok(_) => seen.clients.push(took),
+                Ok(took) => seen.clients.push(took),
                 Err(error) => {
                     seen.clients_failed += 1;
                     seen.fail(&format!("new client: {error}"));

@@ -40,6 +40,13 @@ impl Program {
         Ok(Self { name, child, log })
     }
 
+    /// Ends it as its user does. What a killed one had open would be kept for its return.
+    pub fn interrupt(mut self) {
+        let id = self.id().to_string();
+        let _ = Command::new("kill").args(["-INT", &id]).status();
+        let _ = until(Duration::from_secs(2), "its end", || Ok(self.ended()));
+    }
+
     pub fn ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
     }
