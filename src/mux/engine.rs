@@ -197,6 +197,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
         for message in self.inbox.drain(..) {
             self.path.handle_message(&mut state.session, now, message);
         }
+        let mut busy = false;
         if core::mem::take(&mut self.looked) {
             let useless = state.useless().since(before);
             let skipped = core::mem::take(&mut self.skipped);
@@ -210,11 +211,10 @@ impl<P: Path, R: Timer> Engine<P, R> {
                     state.shut_down(goodbye, &mut self.wake);
                 }
             }
-            if let Some(account) = &mut state.account {
-                account.note_busy(more && inrush == Inrush::Fair);
-            }
-        } else if let Some(account) = &mut state.account {
-            account.note_busy(false);
+            busy = more && inrush == Inrush::Fair;
+        }
+        if let Some(account) = &mut state.account {
+            account.note_busy(busy);
         }
         let due = state
             .session

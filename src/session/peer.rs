@@ -7,8 +7,8 @@ use super::endpoint::Session;
 use super::receiving::{Taken, payload};
 use super::state::Verdict;
 use super::stream::Stream;
-use super::streams::OnWire;
-use super::{Event, Instant, Reason, Reset, Role, State, Violation};
+use super::streams::{OnWire, Streams};
+use super::{Event, Instant, Reason, Reset, Role, State, Stats, Violation};
 use crate::wire::{ClientId, Frame, Kind, Proto};
 
 impl Session {
@@ -102,8 +102,7 @@ impl Session {
     }
 
     fn handle_connected(&mut self, id: ClientId) -> Result<(), Violation> {
-        let Some(s) = known(self.streams.on_wire(id), id, Kind::Connected)? else {
-            self.counters.empty += 1;
+        let Some(s) = known(&mut self.streams, id, Kind::Connected, &mut self.counters)? else {
             return Ok(());
         };
         if let Verdict::Become(next) = self.dialect.verdict(s, Kind::Connected)? {
@@ -189,8 +188,7 @@ impl Session {
     }
 
     fn handle_close(&mut self, now: Instant, id: ClientId) -> Result<(), Violation> {
-        let Some(s) = known(self.streams.on_wire(id), id, Kind::Close)? else {
-            self.counters.empty += 1;
+        let Some(s) = known(&mut self.streams, id, Kind::Close, &mut self.counters)? else {
             return Ok(());
         };
         let stream = s.id();
@@ -217,8 +215,7 @@ impl Session {
     }
 
     fn handle_error(&mut self, id: ClientId, code: u16, text: &[u8]) -> Result<(), Violation> {
-        let Some(s) = known(self.streams.on_wire(id), id, Kind::Error)? else {
-            self.counters.empty += 1;
+        let Some(s) = known(&mut self.streams, id, Kind::Error, &mut self.counters)? else {
             return Ok(());
         };
         if self.dialect.verdict(s, Kind::Error)? == Verdict::End {
@@ -230,8 +227,7 @@ impl Session {
     }
 
     fn handle_window(&mut self, id: ClientId, credit: u32) -> Result<(), Violation> {
-        let Some(s) = known(self.streams.on_wire(id), id, Kind::Window)? else {
-            self.counters.empty += 1;
+        let Some(s) = known(&mut self.streams, id, Kind::Window, &mut self.counters)? else {
             return Ok(());
         };
         if self.dialect.verdict(s, Kind::Window)? != Verdict::Take {
@@ -266,11 +262,20 @@ impl Session {
     }
 }
 
-/// The live stream that a message is about; `None` if it ended recently.
-fn known(found: OnWire<'_>, id: ClientId, kind: Kind) -> Result<Option<&mut Stream>, Violation> {
-    match found {
+/// The live stream that a message without data is about; `None` if it ended recently, so that the
+/// message has no effect.
+fn known<'a>(
+    streams: &'a mut Streams,
+    id: ClientId,
+    kind: Kind,
+    counters: &mut Stats,
+) -> Result<Option<&'a mut Stream>, Violation> {
+    match streams.on_wire(id) {
         OnWire::Live(s) => Ok(Some(s)),
-        OnWire::Ended => Ok(None),
+        OnWire::Ended => {
+            counters.empty += 1;
+            Ok(None)
+        }
         OnWire::Unknown => Err(Violation::UnknownStream { kind, id }),
     }
 }

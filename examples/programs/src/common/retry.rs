@@ -20,8 +20,8 @@ const CONNECTIONS_PER_SECOND: u32 = 500;
 /// More clients than any server has. A larger number from a server is not believed.
 const CLIENTS_MAX: u32 = 100_000;
 
-/// Mean wait of a client that another one has replaced, the first time and at most. It only asks
-/// whether the place is free, but each time somebody should look at the log.
+/// Mean wait of a client that another one has replaced, or that is refused for a lasting reason:
+/// the first time, and at most. Each time somebody should look at the log.
 const LONG_WAIT: Duration = Duration::from_secs(60);
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
@@ -39,6 +39,7 @@ pub struct Retry {
     last: Option<Duration>,
     /// Number of clients of the server.
     clients: u32,
+    /// The next long wait.
     long: Duration,
 }
 

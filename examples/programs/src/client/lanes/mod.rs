@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::connector::Connector;
 use crate::client::destination::Connected;
-use crate::common::threads::Threads;
+use crate::common::threads::{Thread, Threads};
 use load::{Load, choose, wanted};
 
 /// Time between two looks at the tunnels, while something moves or is new.
@@ -162,8 +162,8 @@ impl Lanes {
             seen = now;
             if let Some(index) = self.opens() {
                 let lanes = Arc::clone(self);
-                let thread = self.threads.at(self.position(index));
-                thread.spawn(lanes.run(index, connector.clone()));
+                self.thread(index)
+                    .spawn(lanes.run(index, connector.clone()));
             }
         }
     }
@@ -189,7 +189,11 @@ impl Lanes {
         moves
     }
 
-    /// The thread of a tunnel. Several share one if there are fewer threads.
+    fn thread(&self, index: usize) -> &Thread {
+        self.threads.at(self.position(index))
+    }
+
+    /// The position of a tunnel's thread. Several share one if there are fewer threads.
     fn position(&self, index: usize) -> usize {
         index % self.threads.count()
     }
@@ -314,10 +318,7 @@ impl Seat {
         F: Future<Output = ()> + Send + 'static,
     {
         let lanes = Arc::clone(&self.lanes);
-        lanes
-            .threads
-            .at(lanes.position(self.index))
-            .spawn(task(self));
+        lanes.thread(self.index).spawn(task(self));
     }
 
     /// Its tunnel, unless that is the first one.
