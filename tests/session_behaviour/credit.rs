@@ -175,12 +175,7 @@ fn small_writes_that_wait_are_joined() {
 fn a_stream_in_the_slot_of_an_interactive_one_leaves_it_room_as_any_other() {
     let now = at(1_000);
     let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
-    let mut open = |id| {
-        say(&mut acceptor, at(0), connect(id)).unwrap();
-        let stream = incoming(&mut acceptor);
-        acceptor.accept(stream, at(0)).unwrap();
-        stream
-    };
+    let mut open = |id| accepted(&mut acceptor, id);
     let keys = open(1);
     // The round trip is known, and short.
     let Some(Transmit::Message(_)) = acceptor.poll_transmit(at(0)) else {

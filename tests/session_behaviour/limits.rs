@@ -361,9 +361,7 @@ fn a_session_sheds_the_streams_that_hold_most() {
     let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
     let mut streams = Vec::new();
     for id in 1..=3 {
-        say(&mut acceptor, at(0), connect(id)).unwrap();
-        let stream = incoming(&mut acceptor);
-        acceptor.accept(stream, at(0)).unwrap();
+        let stream = accepted(&mut acceptor, id);
         say(
             &mut acceptor,
             at(0),
@@ -394,9 +392,7 @@ fn a_session_sheds_the_streams_that_hold_most() {
 fn what_resets_cannot_give_back_costs_no_stream() {
     let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
     for id in 1..=100 {
-        say(&mut acceptor, at(0), connect(id)).unwrap();
-        let stream = incoming(&mut acceptor);
-        acceptor.accept(stream, at(0)).unwrap();
+        accepted(&mut acceptor, id);
     }
     say(&mut acceptor, at(0), data(1, vec![0; 50_000])).unwrap();
     messages(&mut acceptor, at(0));
@@ -425,9 +421,7 @@ fn a_pressed_session_forgets_most_ids_that_have_ended() {
 #[test]
 fn a_pressed_session_takes_no_connections_and_queues_little() {
     let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
-    say(&mut acceptor, at(0), connect(1)).unwrap();
-    let stream = incoming(&mut acceptor);
-    acceptor.accept(stream, at(0)).unwrap();
+    let stream = accepted(&mut acceptor, 1);
     messages(&mut acceptor, at(0));
     acceptor.set_pressed(true);
     say(&mut acceptor, at(0), connect(2)).unwrap();

@@ -185,6 +185,14 @@ fn connect(id: u32) -> Frame {
     }
 }
 
+/// Asks for a stream and accepts it.
+fn accepted(acceptor: &mut Session, id: u32) -> StreamId {
+    say(acceptor, at(0), connect(id)).unwrap();
+    let stream = incoming(acceptor);
+    acceptor.accept(stream, at(0)).unwrap();
+    stream
+}
+
 fn data(id: u32, payload: impl Into<Bytes>) -> Frame {
     Frame::Data {
         proto: Proto::Tcp,

@@ -111,11 +111,11 @@ impl Program {
     /// A program's lines are written by a thread of their own, so they may come after what they
     /// report is seen.
     pub fn expect_lines(&self, part: &str, count: usize) {
-        let with = |lines: &[String]| lines.iter().filter(|line| line.contains(part)).count();
-        let enough = |lines: &[String]| (with(lines) >= count).then_some(());
-        let _ = self.stderr.wait(LIMIT, |lines| enough(lines));
-        let lines = self.stderr.all();
-        assert_eq!(with(&lines), count, "lines with {part:?}: {lines:?}");
+        let enough = |lines: &[String]| (containing(lines, part) >= count).then_some(());
+        let _ = self.stderr.wait(LIMIT, enough);
+        let lines = self.stderr();
+        let found = containing(&lines, part);
+        assert_eq!(found, count, "lines with {part:?}: {lines:?}");
     }
 
     /// All of stderr so far.
@@ -176,8 +176,7 @@ impl Program {
 
     /// The number of lines on stderr that contain this text.
     pub fn lines_with(&self, part: &str) -> usize {
-        let lines = self.stderr.all();
-        lines.iter().filter(|line| line.contains(part)).count()
+        containing(&self.stderr(), part)
     }
 
     /// Current resident memory in bytes.
@@ -309,4 +308,8 @@ impl Lines {
     fn all(&self) -> Vec<String> {
         self.0.0.lock().unwrap().clone()
     }
+}
+
+fn containing(lines: &[String], part: &str) -> usize {
+    lines.iter().filter(|line| line.contains(part)).count()
 }
