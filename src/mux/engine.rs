@@ -247,16 +247,20 @@ impl<P: Path, R: Timer> Engine<P, R> {
     /// while there may be more.
     fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, TunnelError> {
         let mut batches = 0;
+        let mut may_have_more = true;
         let unwritten = loop {
             if self.path.poll_ready(cx)?.is_pending() {
                 return Ok(false);
             }
             if self.outbox.is_empty() {
+                if !may_have_more {
+                    break false;
+                }
                 if batches == Self::BATCHES || (self.woke_writers && !self.yielded) {
                     break true;
                 }
                 batches += 1;
-                self.fill_outbox(now);
+                may_have_more = self.fill_outbox(now);
             }
             match self.outbox.pop_front() {
                 Some(Transmit::Message(message)) => self.path.send(message)?,
@@ -278,25 +282,29 @@ impl<P: Path, R: Timer> Engine<P, R> {
         Ok(unwritten)
     }
 
-    /// Takes a batch of messages from the session.
-    fn fill_outbox(&mut self, now: Instant) {
+    /// Takes a batch of messages from the session. Returns whether there may be more.
+    fn fill_outbox(&mut self, now: Instant) -> bool {
         let mut state = self.tunnel.shared.lock();
         state.session.keep_room(self.woke_writers);
         let mut bytes = 0;
-        while bytes < Self::OUTBOX_BYTES && self.outbox.len() < Self::OUTBOX_MESSAGES {
+        let may_have_more = loop {
+            if bytes >= Self::OUTBOX_BYTES || self.outbox.len() >= Self::OUTBOX_MESSAGES {
+                break true;
+            }
             let Some(transmit) = self.path.poll_transmit(&mut state.session, now) else {
-                break;
+                break false;
             };
             if let Transmit::Message(message) = &transmit {
                 bytes += message.len();
                 state.note_transmitted(message, &mut self.wake);
             }
             self.outbox.push_back(transmit);
-        }
+        };
         state.settle();
         self.woke_writers |= state.dispatch(now, &mut self.wake);
         drop(state);
         wake_all(&mut self.wake);
+        may_have_more
     }
 
     /// Arms the timer for the session's next timeout.

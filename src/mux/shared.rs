@@ -179,6 +179,8 @@ impl StreamWakers {
 
 impl State {
     fn driver_if_needed(&mut self) -> Option<Waker> {
+        // Otherwise it runs, or will.
+        self.driver.as_ref()?;
         let session = &self.session;
         let due = session.poll_timeout();
         let needed = (session.has_transmit() && !self.attached.is_detached())
@@ -288,6 +290,17 @@ impl State {
             }
         }
         writers
+    }
+
+    /// As [`register`], for a task that waits for this on the stream.
+    #[must_use]
+    pub(super) fn register(
+        &mut self,
+        stream: StreamId,
+        awaited: Awaited,
+        cx: &Context<'_>,
+    ) -> Option<Waker> {
+        register(self.wakers(stream).waiting_for(awaited), cx)
     }
 
     /// Bytes queued on a stream.
@@ -430,7 +443,7 @@ impl Handle {
         let (outcome, replaced) = self.with(|state, id| {
             let outcome = act(state, id);
             let replaced = match outcome {
-                Poll::Pending => register(state.wakers(id).waiting_for(awaited), cx),
+                Poll::Pending => state.register(id, awaited, cx),
                 Poll::Ready(_) => None,
             };
             (outcome, replaced)
@@ -466,7 +479,7 @@ pub(super) fn register(place: &mut Option<Waker>, cx: &Context<'_>) -> Option<Wa
 
 /// To be called without the lock.
 pub(super) fn wake_all(wake: &mut Vec<Waker>) {
-    for waker in wake.drain(..) {
-        waker.wake();
+    if !wake.is_empty() {
+        wake.drain(..).for_each(Waker::wake);
     }
 }

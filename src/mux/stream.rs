@@ -201,12 +201,21 @@ impl ReadHalf {
         if !self.chunk.is_empty() {
             return Poll::Ready(Ok(Some(core::mem::take(&mut self.chunk).into())));
         }
-        let now = self.handle.shared.now();
-        self.handle.poll(cx, Awaited::Readable, |state, id| {
+        let handle = &self.handle;
+        let mut state = handle.shared.lock();
+        if state.session.has_nothing_new(handle.id, kept) {
+            let replaced = state.register(handle.id, Awaited::Readable, cx);
+            drop(state);
+            drop(replaced);
+            return Poll::Pending;
+        }
+        drop(state);
+        let now = handle.shared.now();
+        handle.poll(cx, Awaited::Readable, |state, id| {
             if let Some(chunk) = state.session.take_chunk(id, kept, now) {
                 return Poll::Ready(Ok(Some(chunk)));
             }
-            match state.session.recv(id, now) {
+            match state.session.end_of_data(id) {
                 Ok(Recv::Finished) => Poll::Ready(Ok(None)),
                 Ok(Recv::Blocked | Recv::Data(_)) => Poll::Pending,
                 Err(error) => Poll::Ready(Err(reset_of(error))),
@@ -240,7 +249,13 @@ impl WriteHalf {
 
     /// As [`capacity`](Self::capacity).
     pub fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Reset>> {
-        let capacity = self.handle.poll(cx, Awaited::Writable, |state, id| {
+        let handle = &self.handle;
+        // Asking changes nothing in the session, so the driver need not look at it.
+        match handle.shared.lock().session.send_capacity(handle.id) {
+            Ok(0) => {}
+            known => return Poll::Ready(known.map_err(send_reset)),
+        }
+        let capacity = handle.poll(cx, Awaited::Writable, |state, id| {
             match state.session.send_capacity(id).map_err(send_reset)? {
                 0 => {
                     state.session.request_writable(id);

@@ -2,6 +2,7 @@
 
 use super::dialect::Dialect;
 use super::endpoint::Session;
+use super::time::earliest;
 use super::{Event, Instant, Reason, Reset, Role, StreamId};
 
 /// How a stream ends on the wire.
@@ -96,7 +97,7 @@ impl Session {
         let linger = self.linger.next_timeout();
         let look = self.receiving.next_look();
         let keepalive = self.keepalive.next_timeout();
-        [linger, look, keepalive].into_iter().flatten().min()
+        earliest(earliest(linger, look), keepalive)
     }
 
     /// Handles everything that is due at `now`.

@@ -178,6 +178,11 @@ impl Session {
         if let Some(chunk) = s.and_then(|s| self.receiving.read(now, s)) {
             return Ok(Recv::Data(chunk.into_payload()));
         }
+        self.end_of_data(stream)
+    }
+
+    /// What follows what was received on a stream, all of which has been read.
+    pub(crate) fn end_of_data(&self, stream: StreamId) -> Result<Recv, StreamError> {
         let s = self.streams.get(stream).ok_or(StreamError::Unknown)?;
         match s.life.reset() {
             Some(reset) => Err(StreamError::Reset(reset.clone())),
@@ -197,6 +202,14 @@ impl Session {
     ) -> Option<crate::wire::Chunk> {
         let s = self.streams.get_mut(stream)?;
         self.receiving.lend(now, s, kept)
+    }
+
+    /// Whether [`take_chunk`](Self::take_chunk) would return nothing and change nothing, and the
+    /// stream has not ended.
+    #[cfg(feature = "mux")]
+    pub(crate) fn has_nothing_new(&self, stream: StreamId, kept: usize) -> bool {
+        let s = self.streams.get(stream);
+        s.is_some_and(|s| s.recv.holds_only(kept) && s.life.state().can_receive())
     }
 
     /// Ends this direction: sends CLOSE after the queued data. The peer may still send.

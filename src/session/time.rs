@@ -31,11 +31,20 @@ impl Instant {
     }
 }
 
+/// The earlier of two times, if there are any.
+pub(super) fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
 impl Add<Duration> for Instant {
     type Output = Self;
 
     fn add(self, span: Duration) -> Self {
-        let micros = u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
+        let seconds = span.as_secs().saturating_mul(1_000_000);
+        let micros = seconds.saturating_add(span.subsec_micros().into());
         Self(self.0.saturating_add(micros))
     }
 }

@@ -23,6 +23,7 @@ use super::dialect::Dialect;
 use super::ready::{List, Place};
 use super::stream::Stream;
 use super::streams::Streams;
+use super::time::earliest;
 use super::{Config, Instant, MAX_DATAGRAM, Role, Stats, StreamId};
 use crate::wire::{Chunk, Frame, Proto};
 
@@ -359,8 +360,7 @@ impl Receiving {
 
     /// When to check again whether the transport may be read.
     pub(super) fn next_look(&self) -> Option<Instant> {
-        let both = [self.stalls.until(), self.shortage.until()];
-        both.into_iter().flatten().min()
+        earliest(self.stalls.until(), self.shortage.until())
     }
 
     /// Byte streams hold more than before. Stops the transport while that helps. Returns the stream
@@ -449,6 +449,12 @@ impl RecvHalf {
     /// Bytes not read.
     pub(super) const fn unread(&self) -> usize {
         self.buffer.len()
+    }
+
+    /// Whether nothing is unread, and the application still has `taken` bytes.
+    #[cfg(feature = "mux")]
+    pub(super) fn holds_only(&self, taken: usize) -> bool {
+        self.buffer.is_empty() && self.taken == taken
     }
 
     /// Bytes not read, or taken and not used yet.

@@ -319,10 +319,10 @@ impl Effort {
 
     fn is_busy(&mut self, now: Instant, is_idle: bool) -> bool {
         self.wait(now);
-        if is_idle && now.saturating_duration_since(self.ended) >= REST {
+        if is_idle && now >= self.ended + REST {
             self.is_busy = false;
         }
-        if self.slept.saturating_duration_since(now) > BURST * SLEEPS {
+        if self.slept > now + BURST * SLEEPS {
             self.is_busy = true;
         }
         self.is_busy
