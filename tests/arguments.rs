@@ -129,6 +129,23 @@ fn what_contradicts_itself_is_refused() {
             &["--ca", "wss://"],
         ),
         ("forward", &["42", "80", "--host", "ws://x?y=z"], &["query"]),
+        (
+            "forward",
+            &["--host", "ws://x/ws/forward/42/80?key=y"],
+            &["query", "?proto="],
+        ),
+        (
+            "forward",
+            &[
+                "--host",
+                "ws://x/ws/forward/42/80?proto=udp",
+                "--proto",
+                "tcp",
+            ],
+            &["protocol", "twice"],
+        ),
+        ("forward", &["--no-resume"], &["no task"]),
+        ("forward", &["--tunnels", "2"], &["no task"]),
         ("forward", &["42", "80", "--host", "ws://a..b"], &["a..b"]),
         (
             "forward",

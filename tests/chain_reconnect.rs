@@ -34,9 +34,9 @@ fn host_at(address: &str, task: &str, runner: &str, environment: &[(&str, &str)]
 }
 
 /// Waits until an application's connection works. Each attempt makes the forward retry sooner.
-async fn works_again(forward: &Program) {
+async fn works_again(local: &str) {
     eventually("an echo", BACK, || async {
-        let mut stream = TcpStream::connect(forward.address()).await.ok()?;
+        let mut stream = TcpStream::connect(local).await.ok()?;
         stream.write_all(b"hello").await.ok()?;
         let mut reply = [0; 5];
         let read = tokio::time::timeout(SOON, stream.read_exact(&mut reply));
@@ -70,7 +70,7 @@ async fn a_task_that_is_unknown_for_a_while_is_told_once_and_outlasted() {
 
     chain.host.kill();
     chain.host = host_at(&address, "42", &runner, &[]);
-    works_again(&forward).await;
+    works_again(&forward.address()).await;
     // Nothing was connected, so the tunnel was kept for 10 s at most.
     let over = |line: &&String| line.contains("reconnected to") || line.contains("goes on after");
     let once = || async { (forward.stderr().iter().filter(over).count() == 1).then_some(()) };
@@ -90,7 +90,7 @@ async fn a_token_that_is_not_taken_any_more_does_not_end_a_forward() {
     assert!(forward.is_running());
     chain.host.kill();
     chain.host = host_at(&address, "42", &runner, &[]);
-    works_again(&forward).await;
+    works_again(&forward.address()).await;
     forward.expect_lines("HTTP 401", 1);
 }
 
@@ -223,6 +223,25 @@ async fn several_ports_share_a_websocket_and_an_outage_is_one_line() {
     }
     assert_eq!(metric(&chain.host, "host_sessions").await, 1);
     assert_eq!(forward.stderr().len(), 2, "{:?}", forward.stderr());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn ports_share_a_websocket_again_after_a_while_without_their_task() {
+    let mut chain = Chain::direct();
+    let (address, runner) = (chain.host.address(), chain.runner.address());
+    let ports = [service(echo).await.port(), service(echo).await.port()];
+    let forward = start(&several(&chain.host_url(), &ports, &["--no-resume"]));
+    address_of(&forward, ports[1]);
+    chain.host.kill();
+    chain.host = host_at(&address, "43", &runner, &[]);
+    forward.complaint("task 42 is unknown");
+    chain.host.kill();
+    chain.host = host_at(&address, "42", &runner, &[]);
+    for port in ports {
+        let local = address_of(&forward, port);
+        works_again(&local).await;
+    }
+    assert_eq!(metric(&chain.host, "host_sessions").await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

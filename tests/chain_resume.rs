@@ -9,7 +9,8 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use kohakuriver_tunnel::resume::{EndReason, Message, OFFER, Open, Opened, Secret};
 use kohakuriver_tunnel::wire::{Kind, Proto};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message as WsMessage;
 use tunnel_test_support::chain::{
@@ -620,4 +621,80 @@ async fn a_process_that_goes_on_after_a_stop_looks_at_its_connections() {
     forward.signal("CONT");
     forward.complaint("asleep: looking at the connections");
     expect_echo(&mut stream, b"after").await;
+}
+
+/// A way to `to`. The first connection ends when the session has begun on it, and nothing has come
+/// after the greeting.
+async fn cut_after_the_greeting(to: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        let mut is_first = true;
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut far = TcpStream::connect(&to).await.unwrap();
+            if !core::mem::take(&mut is_first) {
+                tokio::spawn(async move { copy_bidirectional(&mut near, &mut far).await });
+                continue;
+            }
+            let (mut from_client, mut to_client) = near.split();
+            let (mut from_host, mut to_host) = far.split();
+            let greeted = async {
+                let mut buffer = [0; 4096];
+                loop {
+                    let len = from_host.read(&mut buffer).await.unwrap();
+                    to_client.write_all(&buffer[..len]).await.unwrap();
+                    if buffer[..len].windows(9).any(|part| part == b"CONNECTED") {
+                        return;
+                    }
+                }
+            };
+            tokio::select! {
+                _ = copy(&mut from_client, &mut to_host) => {}
+                () = greeted => {}
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_websocket_that_is_lost_at_once_keeps_nobody_out() {
+    let port = service(echo).await.port();
+    let chain = direct();
+    let url = format!(
+        "ws://{}",
+        cut_after_the_greeting(chain.host.address()).await
+    );
+    let forward = Program::start(
+        "forward",
+        &["42", &port.to_string(), "--local-port", "0", "--host", &url],
+    );
+    expect_echo(&mut connect(&forward).await, b"all the same").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_a_killed_program_carried_is_reset_and_does_not_seem_whole() {
+    let (told, mut endings) = tokio::sync::mpsc::unbounded_channel();
+    let port = service(move |mut stream: TcpStream| {
+        let told = told.clone();
+        async move {
+            stream.write_all(b"part").await.unwrap();
+            let _ = told.send(ending(&mut stream).await);
+        }
+    });
+    let port = port.await.port();
+    let mut chain = direct();
+    let mut forward = chain.forward(port, &[]);
+    let mut stream = connect(&forward).await;
+    let mut part = [0; 4];
+    soon("a part", stream.read_exact(&mut part)).await.unwrap();
+    forward.kill();
+    assert_eq!(ending(&mut stream).await, Some(ErrorKind::ConnectionReset));
+
+    let forward = chain.forward(port, &[]);
+    let mut stream = connect(&forward).await;
+    soon("a part", stream.read_exact(&mut part)).await.unwrap();
+    chain.runner.kill();
+    let ended = soon("an ending", endings.recv()).await.unwrap();
+    assert_eq!(ended, Some(ErrorKind::ConnectionReset));
 }

@@ -105,13 +105,17 @@ async fn what_a_proxy_refuses_is_said_without_its_password() {
 async fn this_machine_and_named_hosts_are_reached_directly() {
     let port = service(echo).await.port();
     let chain = Chain::direct();
-    let dead = [("ALL_PROXY", "http://127.0.0.1:1")];
+    let dead = [
+        ("ALL_PROXY", "http://127.0.0.1:1"),
+        ("HTTP_PROXY", "socks://no"),
+    ];
     let (url, remote) = (chain.host_url(), port.to_string());
     let args = ["42", &remote, "--local-port", "0", "--host", &url];
     let direct = Program::start_with("forward", &args, &dead);
     expect_echo(&mut connect(&direct).await, b"direct").await;
 
-    let mut named = forward(NAME, port, &[dead[0], ("NO_PROXY", "example.org,.invalid")]);
+    let named = [dead[0], dead[1], ("NO_PROXY", "example.org,.invalid")];
+    let mut named = forward(NAME, port, &named);
     let code = tokio::task::block_in_place(|| named.exit(LIMIT));
     assert_eq!(code, 3);
     assert!(!named.complaint(NAME).contains("proxy"));
@@ -125,11 +129,11 @@ fn a_proxy_that_is_none_is_refused_without_its_password() {
         "http://me:s3cret@",
     ] {
         for environment in [&[("HTTPS_PROXY", wrong)][..], &[]] {
-            let flag = ["42", "80", "--proxy", wrong];
+            let flag = ["42", "80", "--host", "wss://x", "--proxy", wrong];
             let args = if environment.is_empty() {
                 &flag[..]
             } else {
-                &flag[..2]
+                &flag[..4]
             };
             let mut forward = Program::start_with("forward", args, environment);
             assert_eq!(forward.exit(LIMIT), 2, "{wrong}");

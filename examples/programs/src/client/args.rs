@@ -1,6 +1,6 @@
 //! The client's command line.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use clap::Parser;
@@ -24,7 +24,7 @@ const MOST_TUNNELS: i64 = 256;
 /// The path of a session for one port, before the task.
 const ONE_PORT: &str = "/ws/forward/";
 
-#[derive(Parser, Debug)]
+#[derive(Parser, Debug, PartialEq)]
 #[command(
     name = "forward",
     version,
@@ -226,15 +226,13 @@ impl Args {
     }
 
     fn asks_for_nothing(&self) -> bool {
-        self.words.is_empty()
-            && self.host.is_none()
-            && self.remote_port.is_none()
-            && self.local_port.is_none()
-            && self.local_host.is_none()
-            && self.proto.is_none()
-            // The demonstration does not use these, so something was forgotten.
-            && self.wait_for_task.is_none()
-            && !self.connection.is_given()
+        // The demonstration does not use any others, so something was forgotten.
+        let used = Self {
+            threads: self.threads,
+            log: self.log.clone(),
+            ..Self::parse_from([crate::client::ABOUT.name])
+        };
+        *self == used && !self.connection.has_token()
     }
 
     /// The task, the URL, whether the URL is that of a session for any port, and the arguments that
@@ -246,7 +244,11 @@ impl Args {
             check_name("task id", task).map_err(wrong)?;
             let words = match self.words.split_first() {
                 // The task may be repeated before the ports.
-                Some((first, rest)) if *first == task && !rest.is_empty() => rest,
+                Some((first, rest))
+                    if *first == task && (!rest.is_empty() || self.remote_port.is_some()) =>
+                {
+                    rest
+                }
                 _ => &self.words,
             };
             return Ok((task.to_owned(), base, true, words.to_vec()));
@@ -285,9 +287,19 @@ impl Args {
                 "the port is given twice: in the URL of --host and beside it",
             ));
         }
-        let word = match url.query.is_empty() {
-            true => port.to_string(),
-            false => format!("{port}/{proto}"),
+        let word = match url.query.strip_prefix("?proto=") {
+            _ if url.query.is_empty() => port.to_string(),
+            Some(_) if self.proto.is_some_and(|other| other != proto) => {
+                return Err(wrong(
+                    "the protocol is given twice: in the URL of --host and by --proto",
+                ));
+            }
+            Some(name) if !name.contains('&') => format!("{port}/{proto}"),
+            _ => {
+                return Err(wrong(
+                    "the query of --host would be lost: leave out all of it but ?proto=",
+                ));
+            }
         };
         let base = Url {
             path: before.to_owned(),
@@ -346,7 +358,10 @@ fn default_host() -> String {
         return host;
     }
     let port = variable("KOHAKURIVER_PORT").unwrap_or_else(|| "8000".to_owned());
-    format!("ws://{host}:{port}")
+    match host.parse::<Ipv6Addr>() {
+        Ok(address) => format!("ws://[{address}]:{port}"),
+        Err(_) => format!("ws://{host}:{port}"),
+    }
 }
 
 fn parse_address(text: &str) -> Result<IpAddr, String> {

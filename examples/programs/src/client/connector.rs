@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kohakuriver_tunnel::mux::{Attachment, Mux, TunnelError};
+use kohakuriver_tunnel::mux::{Attachment, Tunnel, TunnelError};
 use tokio::sync::watch;
 
 use crate::client::destination::{Connected, Destination, Refusal};
@@ -59,9 +59,8 @@ impl Connector {
     }
 
     /// Waits until the tunnel has ended or takes no new connections. `tell` is told why it is down
-    /// when it has lost its WebSocket, and `None` when it is up again.
-    pub async fn outlast(&mut self, mux: &Mux, tell: impl Fn(Option<&str>)) -> Over {
-        let tunnel = mux.tunnel();
+    /// when it has lost its WebSocket, and `None` when it is up.
+    pub async fn outlast(&mut self, tunnel: &Tunnel, tell: impl Fn(Option<&str>)) -> Over {
         let mut attachments = tunnel.attachments();
         let mut now = tunnel.attachment();
         let mut down = false;
@@ -73,18 +72,21 @@ impl Connector {
                     self.outage.begins(&cause);
                     tell(Some(&cause));
                 }
-                Attachment::Resumed(resumption) if down => {
-                    down = false;
+                Attachment::Detached(_) => {}
+                // One that was lost before the other side had answered begins anew.
+                up => {
                     tell(None);
-                    self.outage.goes_on(resumption.into());
+                    let again = match up {
+                        Attachment::Resumed(resumption) => Some(SentAgain::from(resumption)),
+                        _ => None,
+                    };
+                    if std::mem::take(&mut down) {
+                        self.outage.goes_on(again.unwrap_or_default());
+                    } else if let Some(again) = again {
+                        // The old WebSocket was still there, or lost just now.
+                        tracing::info!("the tunnel goes on over another WebSocket: {again}");
+                    }
                 }
-                // The old WebSocket was still there, or lost just now.
-                Attachment::Resumed(resumption) => {
-                    tell(None);
-                    let again = SentAgain::from(resumption);
-                    tracing::info!("the tunnel goes on over another WebSocket: {again}");
-                }
-                _ => {}
             }
             let changed = loop {
                 tokio::select! {

@@ -1,6 +1,5 @@
 //! Where the sessions of a command are opened.
 
-use futures_util::SinkExt;
 use hyper::header::HeaderMap;
 use kohakuriver_tunnel::mux::Mux;
 use kohakuriver_tunnel::wire::Proto;
@@ -9,7 +8,7 @@ use crate::client::redial::Redial;
 use crate::common::connection::Connection;
 use crate::common::route::Session;
 use crate::common::url::Url;
-use crate::common::ws::{self, ConnectError, HANDSHAKE_TIMEOUT, Socket};
+use crate::common::ws::{self, ConnectError, Socket};
 
 /// A task and its host.
 #[derive(Clone)]
@@ -28,8 +27,10 @@ pub type Only = Option<(u16, Proto)>;
 /// Why a session could not begin.
 #[derive(Debug)]
 pub enum Refusal {
-    /// The ports cannot share a session: each needs its own.
-    EachItsOwn(&'static str),
+    /// The other side speaks version 1, in which ports do not share a session.
+    EachItsOwn,
+    /// Perhaps no session for any port is served.
+    LacksPath(ConnectError),
     Failed(ConnectError),
 }
 
@@ -62,21 +63,21 @@ impl Destination {
         redial: Redial,
     ) -> Result<Connected, Refusal> {
         let failed = |error: ConnectError| match shared && error.may_lack_path() {
-            true => Refusal::EachItsOwn("no session for any port is served"),
+            true => Refusal::LacksPath(error),
             false => Refusal::Failed(error),
         };
         let connecting = ws::connect(&self.connection, url, HeaderMap::new());
-        let (mut upgraded, _) = connecting.await.map_err(failed)?;
+        let (upgraded, _) = connecting.await.map_err(failed)?;
         let v2 = upgraded.is_v2();
-        if shared && !v2 {
-            let _ = tokio::time::timeout(HANDSHAKE_TIMEOUT, upgraded.socket.close()).await;
-            return Err(Refusal::EachItsOwn("the other side speaks version 1"));
-        }
         let redial = move |dial| redial.clone().connect(dial);
         let session = upgraded.connect(&self.connection.tunnels, redial).await;
         let (mux, driver) = session.map_err(|error| failed(error.into()))?;
         tracing::debug!(v2, "session begins at {url}");
+        // Without a handle it closes the WebSocket.
         tokio::spawn(driver);
+        if shared && !v2 {
+            return Err(Refusal::EachItsOwn);
+        }
         Ok(Connected { mux, v2 })
     }
 

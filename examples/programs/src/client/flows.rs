@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use kohakuriver_tunnel::mux::{Tunnel, TunnelDatagram};
-use kohakuriver_tunnel::session::{Reason, Reset};
+use kohakuriver_tunnel::session::{OpenError, Reason, Reset};
 use kohakuriver_tunnel::wire::Chunk;
 use tokio::net::UdpSocket;
 use tokio::task::{AbortHandle, JoinSet};
@@ -60,7 +60,7 @@ struct Flows {
     readers: JoinSet<Ended>,
     started: Instant,
     opened: u64,
-    /// Datagrams from local peers that were dropped because the tunnel was down.
+    /// Datagrams from local peers that were dropped because there was no flow for them.
     dropped: u64,
     /// When the first datagram was sent of those after which no look was taken yet.
     asked: Option<Instant>,
@@ -149,14 +149,23 @@ impl Flows {
             }
             None => {
                 self.dropped += 1;
-                tracing::debug!(%peer, dropped = self.dropped, "no tunnel for a datagram");
+                tracing::debug!(%peer, dropped = self.dropped, "no flow for a datagram");
             }
         }
     }
 
     fn open(&mut self, peer: SocketAddr) -> Option<Arc<TunnelDatagram>> {
         let mux = self.access.now()?;
-        let tunnel = mux.open_udp(self.forward.remote).ok()?;
+        let tunnel = match mux.open_udp(self.forward.remote) {
+            Ok(tunnel) => tunnel,
+            Err(error) => {
+                if let OpenError::Limit(_) = error {
+                    // The ports share the session. There is room for the next datagram.
+                    self.forget_oldest();
+                }
+                return None;
+            }
+        };
         while self.by_peer.len() >= self.forward.udp_peers && self.forget_oldest() {}
         self.opened += 1;
         let number = self.opened;

@@ -22,6 +22,10 @@ use crate::common::ws::ConnectError;
 /// After a tunnel that held this long the waits start over.
 const HELD: Duration = Duration::from_secs(10);
 
+/// In a reconnect, attempts refused as if no session for several ports were served, before each
+/// port gets its own. There was one before.
+const LACKING: u32 = 5;
+
 /// How a command begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begin {
@@ -103,8 +107,7 @@ impl Keeper {
         loop {
             let error = match before(deadline, self.connect()).await {
                 Some(Ok(())) => return Ok(vec![self]),
-                Some(Err(Refusal::EachItsOwn(why))) => {
-                    tracing::debug!("a tunnel for each port: {why}");
+                Some(Err(Refusal::EachItsOwn | Refusal::LacksPath(_))) => {
                     let split = self.split().into_iter();
                     let begun = split.map(|one| one.begin_by(begin, deadline));
                     let begun = Box::pin(try_join_all(begun)).await?;
@@ -153,27 +156,31 @@ impl Keeper {
                 }
             }
             let mut refused = false;
+            let mut lacking = 0;
             loop {
                 self.connector.pace.pause(refused).await;
-                match self.connect().await {
+                let error = match self.connect().await {
                     Ok(()) => break outage.ends(),
-                    Err(Refusal::EachItsOwn(why)) => {
-                        tracing::debug!("a tunnel for each port: {why}");
+                    // A proxy whose servers restart answers so too.
+                    Err(Refusal::LacksPath(error)) if lacking < LACKING => {
+                        lacking += 1;
+                        error
+                    }
+                    Err(Refusal::EachItsOwn | Refusal::LacksPath(_)) => {
                         let split = self.split();
                         outage.spreads(split.len());
                         return split;
                     }
-                    Err(Refusal::Failed(error)) => {
-                        let reason = self.connector.destination.told(&error);
-                        if let ConnectError::Refused { .. } = error {
-                            outage.refused(&reason);
-                        } else {
-                            tracing::debug!("{reason}");
-                        }
-                        self.tell(&State::Down(reason));
-                        refused = error.is_lasting();
-                    }
+                    Err(Refusal::Failed(error)) => error,
+                };
+                let reason = self.connector.destination.told(&error);
+                if let ConnectError::Refused { .. } = error {
+                    outage.refused(&reason);
+                } else {
+                    tracing::debug!("{reason}");
                 }
+                self.tell(&State::Down(reason));
+                refused = error.is_lasting();
             }
         }
     }
@@ -190,7 +197,7 @@ impl Keeper {
     /// while the tunnel waits for its next WebSocket.
     async fn outlast(&mut self, mux: &Mux) {
         let (ports, lanes) = (&self.ports, &self.lanes);
-        let over = self.connector.outlast(mux, |down| {
+        let over = self.connector.outlast(mux.tunnel(), |down| {
             let state = match down {
                 Some(cause) => State::Down(cause.to_owned()),
                 None => State::Up(mux.clone(), Arc::clone(lanes)),
@@ -207,6 +214,7 @@ impl Keeper {
 
     /// One keeper for each remote port, instead of this one.
     fn split(&mut self) -> Vec<Self> {
+        tracing::debug!("a tunnel for each port");
         let mut split: Vec<Self> = Vec::new();
         for port in std::mem::take(&mut self.ports) {
             let url = self.connector.destination.url(port.only);

@@ -1,14 +1,18 @@
 //! Local ports: bound first, announced once their tunnels are up.
 
+use std::sync::Arc;
+
 use kohakuriver_tunnel::wire::Proto;
 use socket2::SockRef;
 use tokio::net::{TcpSocket, UdpSocket};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::client::args::{Command, Forward};
 use crate::client::keeper::Keeper;
 use crate::client::lanes::Lanes;
 use crate::client::{flows, streams};
+use crate::common::ceilings::applications;
 use crate::common::net;
 use crate::common::program::{Failure, Process};
 
@@ -39,6 +43,7 @@ pub async fn forward(command: Command, process: &Process) -> Result<(), Failure>
         Lanes::on(&process.threads, tunnels),
     );
     let keepers = keeper.begin(begin).await?;
+    let places = Arc::new(Semaphore::new(applications(process.threads.count())));
     let mut work = JoinSet::new();
     for keeper in keepers {
         work.spawn(async { match keeper.keep().await {} });
@@ -50,7 +55,8 @@ pub async fn forward(command: Command, process: &Process) -> Result<(), Failure>
                     .listen(1024)
                     .map_err(|error| taken(&forward, &error))?;
                 process.announce(&ready_line(&forward, listener.local_addr())?);
-                work.spawn(streams::serve(listener, forward, access));
+                let places = Arc::clone(&places);
+                work.spawn(streams::serve(listener, forward, access, places));
             }
             Bound::Udp(socket) => {
                 process.announce(&ready_line(&forward, socket.local_addr())?);

@@ -42,9 +42,11 @@ impl Pace {
         Self::new(self.wanted.clone(), self.woken.clone())
     }
 
-    /// The tunnel was stable, so the waits start over.
+    /// The tunnel was stable, so the waits start over. When the machine woke up meanwhile does not
+    /// matter any more.
     pub fn held(&mut self) {
         self.retry.held();
+        self.woken.mark_unchanged();
     }
 
     /// Waits before the next attempt; less if an application wants the tunnel, and no longer when

@@ -19,24 +19,24 @@ use crate::common::program::Failure;
 use crate::common::retry;
 use crate::common::tcp::Tcp;
 
-/// Most connections of one port, including those that wait for the tunnel. Without the bound, an
-/// application in a loop could use up the file descriptors.
-const CONNECTIONS: usize = 16_000;
-
 /// How long an application that reads nothing keeps a connection whose other end is gone.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Serves the port until dropped.
-pub async fn serve(listener: TcpListener, forward: Forward, access: Access) -> Failure {
+/// Serves the port until dropped. All ports share the places: an application in a loop must not use
+/// up the descriptors.
+pub async fn serve(
+    listener: TcpListener,
+    forward: Forward,
+    access: Access,
+    places: Arc<Semaphore>,
+) -> Failure {
     let forward = Arc::new(forward);
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut accepting = Accepting::on(listener);
     loop {
         let (socket, peer) = accepting.next().await;
         net::tune_app(&socket);
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            tracing::warn!("{CONNECTIONS} connections are open already: {peer} was reset");
-            net::reset_on_drop(&socket);
+            tracing::warn!("too many connections are open already: {peer} was reset");
             continue;
         };
         let (forward, access) = (Arc::clone(&forward), access.clone());
@@ -55,7 +55,7 @@ async fn connection(
     let deadline = Instant::now() + forward.wait;
     let seat = match Box::pin(access.seat(deadline)).await {
         Ok(seat) => seat,
-        Err(reason) => return refused(&socket, &forward, &reason),
+        Err(reason) => return refused(&forward, &reason),
     };
     let socket = Tcp::from(socket);
     let elsewhere = seat.is_elsewhere();
@@ -66,9 +66,8 @@ async fn connection(
     }
 }
 
-fn refused(socket: &TcpStream, forward: &Forward, reason: &str) {
+fn refused(forward: &Forward, reason: &str) {
     tracing::warn!("port {}: {reason}", forward.remote);
-    net::reset_on_drop(socket);
 }
 
 async fn carry(
@@ -83,12 +82,15 @@ async fn carry(
     let port = forward.remote;
     let (mux, stream) = match Box::pin(open(&forward, access, &seat, deadline)).await {
         Ok(opened) => opened,
-        Err(reason) => return refused(socket.stream(), &forward, &reason),
+        Err(reason) => return refused(&forward, &reason),
     };
     tracing::debug!(%peer, port, "connected");
     let grace = || tokio::time::sleep(LAST_WORDS);
     match stream.relay_with_grace(&mut socket, grace).await {
-        Ok(relayed) => tracing::debug!(%peer, port, ?relayed, "ended"),
+        Ok(relayed) => {
+            net::end_in_order(socket.stream());
+            tracing::debug!(%peer, port, ?relayed, "ended");
+        }
         Err(RelayError::Tunnel(reset)) => {
             let line = told(port, &reset);
             // The loss of the tunnel is logged once, not for each connection.
@@ -97,7 +99,6 @@ async fn carry(
             } else {
                 tracing::warn!("{line}");
             }
-            net::reset_on_drop(socket.stream());
         }
         Err(RelayError::Local(error)) => {
             tracing::debug!(%peer, port, "ended by the application: {error}");

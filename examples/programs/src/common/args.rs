@@ -6,7 +6,7 @@ use clap::error::Error;
 use clap::{Args, ValueEnum};
 
 /// Flags that every program has.
-#[derive(Args, Debug, Clone)]
+#[derive(Args, Debug, Clone, PartialEq)]
 pub struct LogArgs {
     /// Format of the log on stderr. RUST_LOG chooses what is logged, for example `debug`, or
     /// `warn,NAME=debug` with the name of this program. Of one kind, 20 lines a second are shown

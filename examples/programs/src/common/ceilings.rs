@@ -16,6 +16,10 @@ const SESSIONS: usize = 4096;
 /// Most agents, unless a flag says less.
 const AGENTS: usize = 16_384;
 
+/// Most connections of applications, including those that wait for the tunnel. Their streams may
+/// share a session.
+const APPLICATIONS: usize = 16_000;
+
 /// Connection attempts to services at once. One to a silent target holds a socket until it times
 /// out.
 pub const DIALS: usize = 1024;
@@ -115,6 +119,11 @@ impl ServingCeilings {
         let connections = left.saturating_sub(dials).max(1);
         Self { dials, connections }
     }
+}
+
+/// Connections of applications to a client. Each takes one descriptor.
+pub fn applications(threads: usize) -> usize {
+    APPLICATIONS.min(usable(threads))
 }
 
 /// The value of a flag, or the default, as far as the descriptors allow.

@@ -12,7 +12,7 @@ use super::url::Url;
 use super::wake::Wake;
 
 /// Flags of a program that opens tunnels.
-#[derive(Args, Debug, Clone)]
+#[derive(Args, Debug, Clone, PartialEq)]
 pub struct ConnectionArgs {
     #[command(flatten)]
     tunnels: TunnelArgs,
@@ -41,9 +41,9 @@ pub struct Connection {
 }
 
 impl ConnectionArgs {
-    /// Whether any secret or certificate is given, which only a connection uses.
-    pub fn is_given(&self) -> bool {
-        self.token.is_given() || self.is_for_tls()
+    /// Whether a token is given, by a flag or by the environment.
+    pub fn has_token(&self) -> bool {
+        self.token.is_given()
     }
 
     /// How to connect to `url`. `roots` are trusted unless `--ca` is given.
@@ -63,6 +63,7 @@ impl ConnectionArgs {
             ));
         }
         let proxies = self.proxy.proxies()?;
+        proxies.before(url).map_err(Failure::usage)?;
         Ok(Connection {
             token: self.token.credential()?,
             dialer: Dialer::new(&self.tls, Some(&self.identity), roots, proxies)?,

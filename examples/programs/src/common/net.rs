@@ -111,15 +111,21 @@ impl AsyncWrite for MaybeTls {
 /// would notice a dead peer, and little unsent data in the kernel.
 pub fn tune_link(stream: &TcpStream) {
     let socket = SockRef::from(stream);
+    // An option that this system lacks is not needed for correctness.
+    let _ = socket.set_tcp_nodelay(true);
+    keep_alive(&socket);
+    #[cfg(target_os = "linux")]
+    let _ = socket.set_tcp_notsent_lowat(NOT_SENT_MAX);
+    if is_on_this_machine(stream) {
+        unpace(&socket);
+    }
+}
+
+fn keep_alive(socket: &SockRef<'_>) {
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(30))
         .with_interval(Duration::from_secs(10));
-    // An option that this system lacks is not needed for correctness.
-    let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(&keepalive);
-    #[cfg(target_os = "linux")]
-    let _ = socket.set_tcp_notsent_lowat(NOT_SENT_MAX);
-    unpace(stream, &socket);
 }
 
 /// Bytes that the kernel may hold for an application or a service, each way. The path is short, so
@@ -131,37 +137,50 @@ const APP_BUFFER: usize = 256 * 1024;
 #[cfg(target_os = "linux")]
 const PACING: &[u8] = b"bbr";
 
-/// Sets the options of an application's or a service's socket.
+/// Sets the options of an application's or a service's socket. Until
+/// [`end_in_order`](end_in_order), it ends by a reset, also if its task is dropped or the process
+/// is killed: a part must not look like the whole.
 pub fn tune_app(stream: &TcpStream) {
     let socket = SockRef::from(stream);
+    reset_on_drop(stream);
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_send_buffer_size(APP_BUFFER);
     let _ = socket.set_recv_buffer_size(APP_BUFFER);
-    unpace(stream, &socket);
+    match is_on_this_machine(stream) {
+        true => unpace(&socket),
+        // Otherwise one that vanished while it was idle would stay for ever.
+        false => keep_alive(&socket),
+    }
+}
+
+fn is_on_this_machine(stream: &TcpStream) -> bool {
+    let addresses = (stream.local_addr(), stream.peer_addr());
+    matches!(addresses, (Ok(local), Ok(peer)) if local.ip() == peer.ip())
 }
 
 /// Turns pacing off between two programs of one machine. There is nothing to congest, but BBR arms
 /// a timer for every few segments, which takes a sixth of a program's CPU time. Every Linux has
 /// `reno` and lets everybody choose it. A socket with another algorithm keeps it.
-fn unpace(stream: &TcpStream, socket: &SockRef<'_>) {
-    let addresses = (stream.local_addr(), stream.peer_addr());
-    let same_machine = matches!(addresses, (Ok(local), Ok(peer)) if local.ip() == peer.ip());
+#[cfg_attr(not(target_os = "linux"), expect(unused_variables))]
+fn unpace(socket: &SockRef<'_>) {
     #[cfg(target_os = "linux")]
-    if same_machine
-        && socket
-            .tcp_congestion()
-            .is_ok_and(|name| name.starts_with(PACING))
+    if socket
+        .tcp_congestion()
+        .is_ok_and(|name| name.starts_with(PACING))
     {
         let _ = socket.set_tcp_congestion(b"reno");
     }
-    #[cfg(not(target_os = "linux"))]
-    let _ = (same_machine, socket);
 }
 
 /// Ends the socket by a reset when it is dropped: the other side sees a failure, not an empty
 /// reply.
 pub fn reset_on_drop(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// The other side has everything: the socket is closed and not reset.
+pub fn end_in_order(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(None);
 }
 
 /// Binds without listening: until [`TcpSocket::listen`], connections are refused and do not hang.

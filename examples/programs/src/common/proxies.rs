@@ -25,23 +25,13 @@ use super::program::Failure;
 use super::url::Url;
 use super::{http, words};
 
-/// Variables that name a proxy.
-const VARIABLES: [&str; 6] = [
-    "HTTPS_PROXY",
-    "https_proxy",
-    "HTTP_PROXY",
-    "http_proxy",
-    "ALL_PROXY",
-    "all_proxy",
-];
-
 /// How to write a proxy.
 const FORM: &str = "write http://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT";
 
 /// Most bytes read of a proxy's error page.
 const PAGE_MAX: usize = 4096;
 
-#[derive(Args, Debug, Clone)]
+#[derive(Args, Debug, Clone, PartialEq)]
 pub struct ProxyArgs {
     /// Proxy to connect through: http://[NAME:PASSWORD@]HOST:PORT, socks5:// or socks5h:// (which
     /// resolves names itself), or none [default: HTTPS_PROXY for wss://, HTTP_PROXY for ws://, else
@@ -55,11 +45,11 @@ impl ProxyArgs {
     /// The URL of a proxy is not usable.
     pub fn proxies(&self) -> Result<Proxies, Failure> {
         match self.proxy.as_deref() {
-            None => Proxies::from_environment(),
+            None => Ok(Proxies::from_environment()),
             Some("none") => Ok(Proxies::none()),
             Some(url) => {
-                check("--proxy", url)?;
-                Ok(Proxies(Arc::new(Matcher::builder().all(url).build())))
+                check("--proxy", url).map_err(Failure::usage)?;
+                Ok(Proxies::of(Matcher::builder().all(url).build()))
             }
         }
     }
@@ -67,42 +57,67 @@ impl ProxyArgs {
 
 /// Chooses the proxy for a server.
 #[derive(Debug, Clone)]
-pub struct Proxies(Arc<Matcher>);
+pub struct Proxies {
+    matcher: Arc<Matcher>,
+    from_environment: bool,
+}
 
 impl Proxies {
     /// The proxies that the usual variables name.
-    ///
-    /// # Errors
-    /// The URL of a proxy is not usable.
-    pub fn from_environment() -> Result<Self, Failure> {
-        for name in VARIABLES {
-            if let Some(url) = variable(name) {
-                check(name, &url)?;
-            }
+    pub fn from_environment() -> Self {
+        Self {
+            from_environment: true,
+            ..Self::of(Matcher::from_env())
         }
-        Ok(Self(Arc::new(Matcher::from_env())))
     }
 
     pub fn none() -> Self {
-        Self(Arc::new(Matcher::builder().build()))
+        Self::of(Matcher::builder().build())
     }
 
-    /// The proxy for a server. This machine itself is reached without one.
-    pub fn before(&self, url: &Url) -> Option<Proxy> {
+    fn of(matcher: Matcher) -> Self {
+        Self {
+            matcher: Arc::new(matcher),
+            from_environment: false,
+        }
+    }
+
+    /// The proxy for a server. Loopback addresses are reached without one.
+    ///
+    /// # Errors
+    /// The variable that counts for this server does not name a usable proxy. Others may be meant
+    /// for other programs.
+    pub fn before(&self, url: &Url) -> Result<Option<Proxy>, String> {
         let address = url.host.parse::<IpAddr>();
         let is_here = url.host.eq_ignore_ascii_case("localhost")
             || address.is_ok_and(|address| address.is_loopback());
-        if is_here {
-            return None;
-        }
         let scheme = if url.tls { "https" } else { "http" };
-        let uri: Uri = format!("{scheme}://{}/", url.authority()).parse().ok()?;
-        self.0.intercept(&uri).map(Proxy)
+        let uri = format!("{scheme}://{}/", url.authority()).parse::<Uri>();
+        let Some(uri) = uri.ok().filter(|_| !is_here) else {
+            return Ok(None);
+        };
+        if self.from_environment && !is_excepted(&uri) {
+            let variables = [format!("{scheme}_proxy"), "all_proxy".to_owned()];
+            let variables = variables.map(|name| [name.to_uppercase(), name]);
+            let named = |name: &String| variable(name).map(|url| (name.clone(), url));
+            if let Some((name, url)) = variables.iter().flatten().find_map(named) {
+                check(&name, &url)?;
+            }
+        }
+        Ok(self.matcher.intercept(&uri).map(Proxy))
     }
 }
 
+/// Whether `NO_PROXY` names this server.
+fn is_excepted(uri: &Uri) -> bool {
+    let names = ["NO_PROXY", "no_proxy"].into_iter().find_map(variable);
+    let proxied = Matcher::builder().all("http://proxy.invalid");
+    let proxied = proxied.no(names.unwrap_or_default()).build();
+    proxied.intercept(uri).is_none()
+}
+
 /// Checks the URL of a proxy. The error does not repeat it, because it may hold a password.
-fn check(origin: &str, url: &str) -> Result<(), Failure> {
+fn check(origin: &str, url: &str) -> Result<(), String> {
     let known = Uri::from_static("http://host.invalid/");
     let proxy = Matcher::builder()
         .all(url.to_owned())
@@ -111,12 +126,10 @@ fn check(origin: &str, url: &str) -> Result<(), Failure> {
     let scheme = proxy.as_ref().and_then(|proxy| proxy.uri().scheme_str());
     match scheme {
         Some("http" | "socks5" | "socks5h") => Ok(()),
-        Some(other) => Err(Failure::usage(format!(
+        Some(other) => Err(format!(
             "{origin} names a proxy of {other}://, which is not spoken here: {FORM}"
-        ))),
-        None => Err(Failure::usage(format!(
-            "{origin} is no URL of a proxy: {FORM}"
-        ))),
+        )),
+        None => Err(format!("{origin} is no URL of a proxy: {FORM}")),
     }
 }
 
@@ -139,7 +152,7 @@ impl Proxy {
         let stream = net::connect(host, self.port(), limit).await;
         let stream = stream.map_err(|error| {
             let reason = net::plain(&error);
-            let text = format!("{self} cannot be reached: {reason} (NO_PROXY names hosts without)");
+            let text = format!("{self} cannot be reached: {reason}");
             io::Error::new(error.kind(), text)
         })?;
         net::tune_link(&stream);

@@ -11,7 +11,7 @@ use kohakuriver_tunnel::resume::{Config, Resumption};
 use super::words;
 
 /// Flags of every program with tunnels.
-#[derive(Args, Debug, Clone)]
+#[derive(Args, Debug, Clone, PartialEq)]
 pub struct ResumeArgs {
     /// End all connections of a tunnel when its WebSocket is lost, as without resumption. Otherwise
     /// they go on over the next WebSocket if the other side can do that too.

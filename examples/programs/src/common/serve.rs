@@ -99,11 +99,11 @@ async fn stream(incoming: IncomingTcp, host: &str, served: &Served, party: Party
     let grace = || tokio::time::sleep(LAST_WORDS);
     let stream = incoming.accept();
     match stream.relay_with_grace(&mut socket, grace).await {
-        Ok(relayed) => tracing::debug!(port, ?relayed, "ended"),
-        Err(RelayError::Tunnel(reset)) => {
-            tracing::debug!(port, "ended by the tunnel: {reset}");
-            net::reset_on_drop(&socket);
+        Ok(relayed) => {
+            net::end_in_order(&socket);
+            tracing::debug!(port, ?relayed, "ended");
         }
+        Err(RelayError::Tunnel(reset)) => tracing::debug!(port, "ended by the tunnel: {reset}"),
         Err(RelayError::Local(error)) => tracing::debug!(port, "ended by the service: {error}"),
         Err(error) => tracing::debug!(port, "ended: {error}"),
     }

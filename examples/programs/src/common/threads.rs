@@ -41,7 +41,7 @@ thread_local! {
 }
 
 /// Flags of a program that uses several threads.
-#[derive(Args, Debug, Clone, Copy)]
+#[derive(Args, Debug, Clone, Copy, PartialEq)]
 pub struct ThreadArgs {
     /// Threads that carry connections [default: as many as the cores that this process may use].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MOST as i64))]

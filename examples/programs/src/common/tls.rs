@@ -28,7 +28,7 @@ use super::trust::Verifier;
 use super::url::Url;
 use super::words::{self, Trust};
 
-#[derive(Args, Debug, Clone, Default)]
+#[derive(Args, Debug, Clone, Default, PartialEq)]
 pub struct ClientTlsArgs {
     /// Certificates (PEM) to check wss:// servers against, instead of the usual ones: those of
     /// their issuers, or self-signed ones themselves.
@@ -37,7 +37,7 @@ pub struct ClientTlsArgs {
 }
 
 /// The certificate of a server, or of a client if the server asks for one.
-#[derive(Args, Debug, Clone)]
+#[derive(Args, Debug, Clone, PartialEq)]
 pub struct IdentityArgs {
     /// Certificate chain (PEM) to present on TLS connections.
     #[arg(long, value_name = "FILE", requires = "key")]
@@ -186,7 +186,7 @@ impl Dialer {
     }
 
     async fn reach(&self, url: &Url, limit: Duration) -> io::Result<TcpStream> {
-        let stream = match self.proxies.before(url) {
+        let stream = match self.proxies.before(url).map_err(io::Error::other)? {
             Some(proxy) => proxy.connect(url, limit).await?,
             None => net::connect(&url.host, url.port, limit).await?,
         };

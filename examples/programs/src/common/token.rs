@@ -18,7 +18,7 @@ const VARIABLE: &str = "KOHAKURIVER_TUNNEL_TOKEN";
 /// The header's value before the token.
 const PREFIX: &str = "Bearer ";
 
-#[derive(Args, Debug, Clone)]
+#[derive(Args, Debug, Clone, PartialEq)]
 pub struct TokenArgs {
     /// File with the token (one line), which not every user may read [default: the variable
     /// KOHAKURIVER_TUNNEL_TOKEN].

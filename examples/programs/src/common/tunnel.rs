@@ -49,7 +49,7 @@ pub struct Tunnels {
 }
 
 /// Flags of every program with tunnels.
-#[derive(Args, Debug, Clone)]
+#[derive(Args, Debug, Clone, PartialEq)]
 pub struct TunnelArgs {
     /// With a version 1 peer: seconds that a paused reader may hold up the others of its tunnel
     /// before it is reset. One that holds up nobody is not reset.

@@ -78,7 +78,8 @@ impl Args {
     /// # Errors
     /// No source of tasks was given, or the task file or the token file cannot be used.
     pub fn settings(&self, process: &Process) -> Result<Settings, Failure> {
-        let dialer = Dialer::new(&self.tls, None, public_roots, Proxies::from_environment()?)?;
+        let proxies = Proxies::from_environment();
+        let dialer = Dialer::new(&self.tls, None, public_roots, proxies)?;
         let mut registries: Vec<Box<dyn Registry>> = Vec::new();
         // Not parsed by clap, which would repeat a password in a wrong URL.
         let tasks: Result<Vec<_>, _> = self.tasks.iter().map(|task| parse_task(task)).collect();

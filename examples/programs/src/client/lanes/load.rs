@@ -59,6 +59,12 @@ pub(super) fn wanted(loads: &[Option<Load>]) -> Option<usize> {
     if idle { None } else { free() }
 }
 
+/// Whether a tunnel without connections has to stay: another one would be opened in its place.
+pub(super) fn is_spare(loads: &[Option<Load>], index: usize) -> bool {
+    let mut others = loads.to_vec();
+    others.get_mut(index).and_then(Option::take).is_some() && wanted(&others).is_some()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,5 +149,13 @@ mod tests {
         assert_eq!(wanted(&[busy, busy]), None);
         // The first is not there while it was never connected.
         assert_eq!(wanted(&[None, None]), Some(0));
+    }
+    #[test]
+    fn an_idle_one_stays_while_another_would_be_opened_in_its_place() {
+        let busy = load(1, true);
+        assert!(is_spare(&[busy, QUIET, None], 1));
+        assert!(!is_spare(&[load(1, false), QUIET, None], 1));
+        assert!(!is_spare(&[busy, QUIET, QUIET], 1));
+        assert!(!is_spare(&[busy, None, None], 1));
     }
 }

@@ -2,7 +2,8 @@
 //! them a new connection takes.
 //!
 //! When all tunnels are busy, another one is opened, as far as `--tunnels` allows. A tunnel other
-//! than the first is closed when it was without connections for [`IDLE`]. [`load`] has the rules.
+//! than the first is closed when it was without connections for [`IDLE`], unless all others are
+//! busy. [`load`] has the rules.
 
 mod load;
 
@@ -17,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::client::connector::Connector;
 use crate::client::destination::Connected;
 use crate::common::threads::{Thread, Threads};
-use load::{Load, choose, wanted};
+use load::{Load, choose, is_spare, wanted};
 
 /// Time between two looks at the tunnels, while something moves or is new.
 const TICK: Duration = Duration::from_millis(50);
@@ -33,9 +34,6 @@ const IDLE: Duration = Duration::from_secs(10);
 /// After an attempt to open another tunnel failed.
 const PAUSE: Duration = Duration::from_secs(30);
 
-/// Longest time for the end of a tunnel without connections.
-const CLOSING: Duration = Duration::from_secs(5);
-
 /// Shared by the ports of a session.
 pub struct Lanes {
     /// The first tunnel runs on the main one.
@@ -50,6 +48,8 @@ struct State {
     /// In version 1 there is only one tunnel, and before the first and after the last one none.
     v2: bool,
     opening: bool,
+    /// Tunnels opened so far, without the first.
+    opened: u64,
     /// No tunnel is opened before this.
     not_before: Instant,
 }
@@ -58,12 +58,13 @@ struct State {
 #[derive(Default)]
 struct Lane {
     mux: Option<Mux>,
+    /// Distinguishes it from others that had this place before.
+    number: u64,
     load: Load,
     /// Bytes that it had moved at the last look.
     moved: u64,
     /// Time without connections.
     idle: Duration,
-    closing: Arc<Notify>,
 }
 
 /// The place of a connection. It counts until it is dropped.
@@ -85,6 +86,7 @@ impl Lanes {
                 lanes,
                 v2: false,
                 opening: false,
+                opened: 0,
                 not_before: Instant::now(),
             }),
             used: Notify::new(),
@@ -180,10 +182,15 @@ impl Lanes {
     fn look(&self, elapsed: Duration) -> bool {
         let mut state = self.lock();
         let mut moves = false;
-        for (index, lane) in state.lanes.iter_mut().enumerate() {
+        for lane in &mut state.lanes {
             moves |= lane.look(elapsed);
-            if index > 0 && lane.idle >= IDLE {
-                lane.close();
+        }
+        for index in 1..state.lanes.len() {
+            let is_spare = is_spare(&state.loads(), index);
+            if let Some(lane) = state.lanes.get_mut(index) {
+                if lane.idle >= IDLE && !is_spare {
+                    lane.close();
+                }
             }
         }
         moves
@@ -202,9 +209,7 @@ impl Lanes {
     fn opens(&self) -> Option<usize> {
         let mut state = self.lock();
         let may = state.v2 && !state.opening && state.not_before <= Instant::now();
-        let open = |lane: &Lane| lane.mux.is_some().then_some(lane.load);
-        let loads: Vec<_> = state.lanes.iter().map(open).collect();
-        let index = wanted(&loads).filter(|index| may && *index > 0)?;
+        let index = wanted(&state.loads()).filter(|index| may && *index > 0)?;
         state.opening = true;
         Some(index)
     }
@@ -226,39 +231,36 @@ impl Lanes {
             }
         };
         tracing::debug!(index, "another tunnel");
-        let Some(closing) = self.opened(index, &mux) else {
+        let tunnel = mux.tunnel().clone();
+        let Some(number) = self.opened(index, mux) else {
             return;
         };
-        tokio::select! {
-            over = connector.outlast(&mux, |_| ()) => {
-                self.ended(index, &closing);
-                let lost = matches!(mux.tunnel().close_reason(), Some(Err(_)));
-                connector.outage.leaves(&over.cause, over.down, lost);
-            }
-            () = closing.notified() => {
-                let _ = timeout(CLOSING, mux.tunnel().close()).await;
-            }
-        }
+        let over = connector.outlast(&tunnel, |_| ()).await;
+        self.ended(index, number);
+        let lost = matches!(tunnel.close_reason(), Some(Err(_)));
+        connector.outage.leaves(&over.cause, over.down, lost);
     }
 
     /// `None` if it is not wanted any more.
-    fn opened(&self, index: usize, mux: &Mux) -> Option<Arc<Notify>> {
+    fn opened(&self, index: usize, mux: Mux) -> Option<u64> {
         let mut state = self.lock();
         state.opening = false;
-        let wanted = state.v2;
+        state.opened += 1;
+        let (number, wanted) = (state.opened, state.v2);
         let lane = state.lanes.get_mut(index).filter(|_| wanted)?;
         *lane = Lane {
-            mux: Some(mux.clone()),
+            mux: Some(mux),
+            number,
             load: lane.load,
             ..Lane::default()
         };
-        Some(Arc::clone(&lane.closing))
+        Some(number)
     }
 
-    fn ended(&self, index: usize, closing: &Arc<Notify>) {
+    fn ended(&self, index: usize, number: u64) {
         if let Some(lane) = self.lock().lanes.get_mut(index) {
             // Not if another one is there already.
-            if Arc::ptr_eq(&lane.closing, closing) {
+            if lane.number == number {
                 lane.mux = None;
             }
         }
@@ -266,6 +268,14 @@ impl Lanes {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Those of the tunnels that are there.
+    fn loads(&self) -> Vec<Option<Load>> {
+        let load = |lane: &Lane| lane.mux.is_some().then_some(lane.load);
+        self.lanes.iter().map(load).collect()
     }
 }
 
@@ -289,9 +299,10 @@ impl Lane {
         moved > 0
     }
 
+    /// The tunnel ends with its last connection.
     fn close(&mut self) {
-        if self.mux.take().is_some() {
-            self.closing.notify_one();
+        if let Some(mux) = self.mux.take() {
+            mux.tunnel().drain();
         }
     }
 }
