@@ -1,6 +1,6 @@
 //! The writing half: a bounded queue of frames.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -142,11 +142,13 @@ impl Outbound {
             }
             self.advance(written);
         }
-        self.owes = false;
         if self.scratch.capacity() > SCRATCH {
             self.scratch = BytesMut::new();
         }
-        Pin::new(socket).poll_flush(cx)
+        // A socket with a buffer of its own, such as TLS, may have accepted what it has not sent.
+        ready!(Pin::new(socket).poll_flush(cx))?;
+        self.owes = false;
+        Poll::Ready(Ok(()))
     }
 
     fn push_pong(&mut self) {
@@ -163,9 +165,10 @@ impl Outbound {
         cx: &mut Context<'_>,
         socket: &mut (impl AsyncWrite + Unpin),
     ) -> Poll<io::Result<usize>> {
-        MASKED.with_borrow_mut(|masked| {
-            let len = self.mask(masked);
-            let mut masked = masked.get(..len).unwrap_or_default();
+        let mut copies = MASKED.take();
+        let written = {
+            let len = self.mask(&mut copies);
+            let mut masked = copies.get(..len).unwrap_or_default();
             let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
             let mut count = 0;
             let mut whole = true;
@@ -188,7 +191,9 @@ impl Outbound {
             }
             let slices = slices.get(..count).unwrap_or_default();
             Pin::new(socket).poll_write_vectored(cx, slices)
-        })
+        };
+        MASKED.set(copies);
+        written
     }
 
     /// Copies the first shared payloads, the last one in part, and masks the copies. Returns how
@@ -253,8 +258,9 @@ impl Outbound {
 
 thread_local! {
     /// Masked copies for one write. All WebSockets of a thread share it, so it stays in the cache
-    /// and an idle one holds nothing. It never shrinks: old bytes are overwritten.
-    static MASKED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// and an idle one holds nothing. It never shrinks: old bytes are overwritten. It is taken while
+    /// it is used, because the socket may be on a WebSocket, too.
+    static MASKED: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// Bytes of a frame, or of several.

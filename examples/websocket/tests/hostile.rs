@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use support::{MAX, frame, open, other, sockets, within};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufWriter, DuplexStream, duplex};
 use tunnel_websocket::limits::{
     FRAGMENT_MIN, FRAGMENTS_FREE, FREE_ALLOWANCE, READ_AHEAD_MAX, WRITE_BUFFER,
 };
@@ -356,5 +356,26 @@ async fn without_memory_small_messages_go_on_and_large_ones_are_told_to_try_agai
         far.read_to_end(&mut told).await.unwrap();
         let told = frames(&told);
         assert_eq!(told, [(CLOSE, 1013_u16.to_be_bytes().to_vec())]);
+    }
+}
+
+/// A socket with a buffer of its own, as TLS has, accepts an answer before it can send it.
+#[tokio::test]
+async fn an_answer_leaves_a_socket_with_a_buffer_when_there_is_room() {
+    for role in ROLES {
+        for (asks, answers) in [(PING, PONG), (CLOSE, CLOSE)] {
+            let (near, mut far) = duplex(1);
+            let mut ours = open(BufWriter::new(near), role, MAX);
+            let reading = tokio::spawn(async move { while ours.next().await.is_some() {} });
+            let asked = frame(other(role), asks, b"");
+            within(far.write_all(&asked)).await.unwrap();
+            // It is in the buffer, and not on the way.
+            tokio::task::yield_now().await;
+            let mut answer = vec![0; if role == Role::Client { 6 } else { 2 }];
+            within(far.read_exact(&mut answer)).await.unwrap();
+            assert_eq!(frames(&answer), [(answers, Vec::new())]);
+            drop(far);
+            within(reading).await.unwrap();
+        }
     }
 }
