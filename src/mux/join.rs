@@ -3,8 +3,8 @@ use core::task::{Context, Poll, ready};
 
 use super::grace::Grace;
 use super::relay::Relayed;
-use super::stream::{ReadHalf, TunnelStream, WriteHalf};
-use crate::session::{Reason, Reset};
+use super::stream::{ReadHalf, TunnelStream, WriteHalf, send_reset};
+use crate::session::{Reason, Reset, SendError};
 use crate::wire::Chunk;
 
 impl TunnelStream {
@@ -222,7 +222,11 @@ impl Direction {
             }
             match to.poll_send(cx, &mut self.rest) {
                 Poll::Ready(Ok(sent)) => self.carried += sent as u64,
-                Poll::Ready(Err(_)) => return Poll::Ready(State::Cut),
+                Poll::Ready(Err(SendError::Reset(_))) => return Poll::Ready(State::Cut),
+                // The caller had shut it down before.
+                Poll::Ready(Err(error)) => {
+                    return Poll::Ready(State::Failing(send_reset(error)));
+                }
                 Poll::Pending => return Poll::Ready(State::Blocked),
             }
         }

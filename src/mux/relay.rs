@@ -193,7 +193,7 @@ impl Relay {
 
     /// Ready with the tunnel's reset if the local side does not accept earlier data.
     fn poll_undelivered(&mut self, cx: &mut Context<'_>) -> Poll<Reset> {
-        if self.receiving && !self.inbound.chunks.is_empty() {
+        if self.receiving && self.inbound.is_undelivered() {
             self.stream.split_mut().0.poll_reset(cx)
         } else {
             Poll::Pending
@@ -294,6 +294,7 @@ where
                 return Poll::Ready(Err(reset.into()));
             }
             Poll::Ready(Ok(())) if inbound.chunks.is_empty() => {
+                inbound.ending = true;
                 ready!(Pin::new(local).poll_shutdown(cx))?;
                 return Poll::Ready(Ok(()));
             }
@@ -307,10 +308,17 @@ where
 struct Inbound {
     chunks: VecDeque<Bytes>,
     unflushed: bool,
+    /// All was received, and the local side is told so.
+    ending: bool,
     written: u64,
 }
 
 impl Inbound {
+    /// Whether the local side has not accepted everything, or may hold some of it in a buffer.
+    fn is_undelivered(&self) -> bool {
+        !self.chunks.is_empty() || self.unflushed || self.ending
+    }
+
     /// Takes received data for one write. Ready at the end of the stream.
     fn gather(&mut self, cx: &mut Context<'_>, read: &mut ReadHalf) -> Poll<Result<(), Reset>> {
         let mut bytes = 0;

@@ -340,6 +340,19 @@ async fn grace_bounds_what_a_stalled_reader_keeps() {
     assert!((20..=30).contains(&passed), "{passed} s");
 }
 
+/// Nothing can pass on what comes for a direction that was ended before.
+#[tokio::test]
+async fn what_comes_for_a_direction_that_was_ended_before_ends_the_join() {
+    let mut chain = Chain::v2(Link::Pipe).await;
+    let (mut client, here, mut there, mut service) = chain.streams().await;
+    there.shutdown().await.unwrap();
+    let joined = tokio::spawn(here.join(there));
+    client.write_all(b"too late").await.unwrap();
+    within(joined).await.unwrap().unwrap_err();
+    reset_of(&mut client).await;
+    reset_of(&mut service).await;
+}
+
 /// Neither end must take a part for the whole.
 #[tokio::test]
 async fn a_dropped_join_resets_both_streams() {

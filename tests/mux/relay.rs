@@ -4,12 +4,13 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use kohakuriver_tunnel::mux::{RelayError, Relayed, TunnelStream};
 use kohakuriver_tunnel::session::{Config, Reason, Reset, Version};
 use kohakuriver_tunnel::wire::Chunk;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf, duplex};
 use tokio::task::JoinHandle;
 
 use super::tunnel::{Link, Tunnel, noise, sockets, transmitted, within};
@@ -260,6 +261,31 @@ async fn a_reset_after_the_end_of_its_direction_is_noticed() {
         let mut got = String::new();
         within(client.read_to_string(&mut got)).await.unwrap();
         assert!(!relay.is_finished());
+        far.reset(Reason::TimedOut, "waited long enough");
+        let Err(RelayError::Tunnel(reset)) = within(relay).await.unwrap() else {
+            panic!("not the tunnel's fault")
+        };
+        assert_eq!(reset.reason, Reason::TimedOut);
+    }
+}
+
+/// A local side that has a buffer, as TLS has, may take the last bytes and still not pass them on.
+#[tokio::test(start_paused = true)]
+async fn grace_bounds_what_a_local_side_with_a_buffer_keeps() {
+    for ends_before in [false, true] {
+        let mut tunnel = Link::Pipe.v2().await;
+        let (near, mut far) = tunnel.stream().await;
+        let (_silent, local) = duplex(1);
+        let mut local = BufWriter::new(local);
+        let relay = tokio::spawn(async move {
+            let grace = || tokio::time::sleep(Duration::from_secs(1));
+            near.relay_with_grace(&mut local, grace).await
+        });
+        far.write_all(b"nobody reads this").await.unwrap();
+        if ends_before {
+            far.shutdown().await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
         far.reset(Reason::TimedOut, "waited long enough");
         let Err(RelayError::Tunnel(reset)) = within(relay).await.unwrap() else {
             panic!("not the tunnel's fault")
