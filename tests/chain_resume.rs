@@ -623,6 +623,25 @@ async fn a_process_that_goes_on_after_a_stop_looks_at_its_connections() {
     expect_echo(&mut stream, b"after").await;
 }
 
+/// The one who closes waits for an answer (RFC 6455 section 5.5.1), also where the tunnel outlives
+/// its WebSocket.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_close_of_a_resumable_websocket_is_answered() {
+    let chain = direct();
+    let url = format!("ws://{}/api/tunnel/42", chain.host.address());
+    let (mut client, _) = opened(&url).await;
+    soon("close", client.send(WsMessage::Close(None)))
+        .await
+        .unwrap();
+    loop {
+        match soon("an answer", client.next()).await {
+            Some(Ok(WsMessage::Close(_))) => break,
+            Some(Ok(_)) => {}
+            ended => panic!("no close frame: {ended:?}"),
+        }
+    }
+}
+
 /// A way to `to`. The first connection ends when the session has begun on it, and nothing has come
 /// after the greeting.
 async fn cut_after_the_greeting(to: String) -> String {

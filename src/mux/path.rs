@@ -156,7 +156,11 @@ where
         Poll::Ready(match self.carrier.classify(message) {
             Received::Message(message) => Inward::Message(message),
             Received::Skip => Inward::Skip,
-            Received::End(reason) => Inward::Over(TunnelError::ended(reason)),
+            Received::End(reason) => {
+                // Stacks answer a closing handshake when they are polled again.
+                let _ = Pin::new(&mut self.transport).poll_next(cx);
+                Inward::Over(TunnelError::ended(reason))
+            }
             Received::Text(text) => {
                 let text = clean_text(text.as_bytes());
                 Inward::Over(TunnelError::Unexpected(text))

@@ -244,13 +244,10 @@ where
         let (is_idle, is_probing, evicted, shutdown) = {
             let mut state = shared.lock();
             let evicted = core::mem::take(&mut state.evicted);
-            let session = &state.session;
-            (
-                session.is_idle(),
-                session.is_probing(),
-                evicted,
-                state.shutdown,
-            )
+            let is_idle = state.session.is_idle();
+            state.attached.idle = is_idle;
+            let is_probing = state.session.is_probing();
+            (is_idle, is_probing, evicted, state.shutdown)
         };
         self.link.set_idle(is_idle);
         let mut lost = None;
@@ -264,7 +261,7 @@ where
         }
         let need = match self.link.state() {
             State::Detached => Need::Lost,
-            State::Attached if is_probing => Need::Doubt,
+            State::Attached if is_probing || self.silent => Need::Doubt,
             State::Attached => Need::None,
             State::Opening | State::Ended => Need::Wait,
         };

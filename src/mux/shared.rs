@@ -189,7 +189,8 @@ impl State {
             || (self.driver_stalled && session.can_receive())
             || self.shutdown
             || self.evicted
-            || self.is_unwanted();
+            || self.is_unwanted()
+            || self.attached.is_surprise(self.session.is_idle());
         if needed { self.driver.take() } else { None }
     }
 

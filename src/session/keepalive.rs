@@ -58,7 +58,7 @@ impl Keepalive {
 
     /// Probes the peer now, as if it had been silent for an interval.
     pub(super) fn probe(&mut self, now: Instant) {
-        self.probed = self.interval.map(|_| self.probed.unwrap_or(now));
+        self.probed.get_or_insert(now);
         match self.has_echo {
             true => self.ping_wanted = true,
             false => self.probe_wanted = true,

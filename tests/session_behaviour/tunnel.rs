@@ -208,8 +208,10 @@ fn a_probe_shortens_the_silence() {
     let config = Config::default().with_keepalive(None);
     let mut session = Session::new(Role::Opener, Version::V2, config, at(0));
     session.probe(at(1000));
-    assert!(session.poll_transmit(at(1000)).is_some() && !session.is_probing());
+    assert!(session.poll_transmit(at(1000)).is_some() && session.is_probing());
     assert_eq!(session.poll_timeout(), None);
+    session.handle_activity(at(2000));
+    assert!(!session.is_probing());
 }
 
 #[test]

@@ -129,6 +129,27 @@ async fn a_tunnel_without_a_client_ends_after_its_keep() {
     }
 }
 
+/// Its last stream goes while it has no transport, so nothing else wakes its driver.
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_that_becomes_idle_without_a_client_ends_soon() {
+    let (server, mut accepted) = Server::new(resume::Config::default());
+    let (mux, driver) = server.client(mux::builder());
+    let mut stream = mux.open_tcp(7).unwrap();
+    let mut acceptor = within(accepted.recv()).await.unwrap();
+    let mut held = accept_tcp(&mut acceptor).await;
+    for end in [&mut stream, &mut held] {
+        end.shutdown().await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    driver.abort();
+    let began = tokio::time::Instant::now();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    drop(held);
+    let far = server.drivers.lock().unwrap().pop().unwrap();
+    within_hours(far).await.unwrap().unwrap_err();
+    assert_eq!(began.elapsed().as_secs(), 10);
+}
+
 /// The server has ended the tunnel and could not say so: the client hears it on the next transport.
 #[tokio::test]
 async fn an_end_that_the_old_transport_does_not_take_goes_to_the_next() {

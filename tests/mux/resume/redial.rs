@@ -39,18 +39,20 @@ async fn a_silent_transport_is_replaced_before_it_counts_as_dead() {
 
 #[tokio::test(start_paused = true)]
 async fn a_probe_replaces_a_dead_transport_at_once() {
-    let (server, mut accepted) = Server::new(resume::Config::default());
-    let (mux, _driver) = server.client(mux::builder());
-    let mut stream = first_stream(&mux, &mut accepted).await;
-    let mut changes = mux.tunnel().attachments();
-    for wire in server.newest() {
-        wire.hold(true);
+    for config in [Config::default(), Config::default().with_keepalive(None)] {
+        let (server, mut accepted) = Server::new(resume::Config::default());
+        let (mux, _driver) = server.client(mux::builder().config(config));
+        let mut stream = first_stream(&mux, &mut accepted).await;
+        let mut changes = mux.tunnel().attachments();
+        for wire in server.newest() {
+            wire.hold(true);
+        }
+        let began = tokio::time::Instant::now();
+        mux.tunnel().probe();
+        resumed(&mut changes).await;
+        assert!(began.elapsed() < Duration::from_millis(500));
+        ping_pong(&mut stream).await;
     }
-    let began = tokio::time::Instant::now();
-    mux.tunnel().probe();
-    resumed(&mut changes).await;
-    assert!(began.elapsed() < Duration::from_millis(500));
-    ping_pong(&mut stream).await;
 }
 
 /// The attempt is dropped when the peer answers on the old transport.

@@ -181,6 +181,7 @@ async fn handshake(
     let headers = response.headers();
     let accept = derive_accept_key(key.as_bytes());
     if !http::has_token(headers, &header::UPGRADE, "websocket")
+        || !http::has_token(headers, &header::CONNECTION, "upgrade")
         || headers
             .get(header::SEC_WEBSOCKET_ACCEPT)
             .is_none_or(|given| given != accept.as_str())
