@@ -21,6 +21,9 @@ need haproxy haproxy
 need iproute2 ip
 need netcat-openbsd nc.openbsd
 need file file
+need squid squid
+need microsocks microsocks
+need openssl openssl
 [ "${#missing[@]}" != 0 ] || exit 0
 
 cannot() {
