@@ -4,8 +4,7 @@ import asyncio
 import http
 import sys
 
-import websockets
-
+HTML = "text/html; charset=utf-8"
 PAGE = b"""<!doctype html>
 <title>websocket</title>
 <p id="state">waiting</p>
@@ -40,17 +39,39 @@ async def echo(socket, *_):
         await socket.send(message)
 
 
-async def page(path, headers):
+def answer(path, headers):
+    """A status and a page, or None for what is to be a WebSocket."""
     if headers.get("Upgrade", "").lower() == "websocket":
         return None
     if path != "/":
-        return http.HTTPStatus.NOT_FOUND, [], b""
-    return http.HTTPStatus.OK, [("Content-Type", "text/html; charset=utf-8")], PAGE
+        return http.HTTPStatus.NOT_FOUND, b""
+    return http.HTTPStatus.OK, PAGE
+
+
+async def page(connection, request):
+    if found := answer(request.path, request.headers):
+        response = connection.respond(found[0], found[1].decode())
+        del response.headers["Content-Type"]
+        response.headers["Content-Type"] = HTML
+        return response
+
+
+async def page_before_13(path, headers):
+    if found := answer(path, headers):
+        return found[0], [("Content-Type", HTML)], found[1]
 
 
 async def main():
-    async with websockets.serve(
-        echo, "127.0.0.1", int(sys.argv[1]), process_request=page, max_size=1 << 21
+    try:
+        from websockets.asyncio.server import serve
+    except ImportError:
+        from websockets import serve
+
+        process = page_before_13
+    else:
+        process = page
+    async with serve(
+        echo, "127.0.0.1", int(sys.argv[1]), process_request=process, max_size=1 << 21
     ):
         await asyncio.Future()
 
