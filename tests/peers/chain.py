@@ -185,9 +185,19 @@ class Chain:
     async def launch(self, role, arguments, side=None, kind=Program, env=None):
         side = side or self.sides[role]
         environment = {
-            key: value for key, value in os.environ.items() if not key.startswith("KOHAKURIVER_")
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith("KOHAKURIVER_") and not key.lower().endswith("_proxy")
         }
-        for key in ("RUNNER_URL", "CONTAINER_ID", "RECONNECT_DELAY", "MAX_RECONNECT", "LOG_LEVEL"):
+        for key in (
+            "RUNNER_URL",
+            "CONTAINER_ID",
+            "RECONNECT_DELAY",
+            "MAX_RECONNECT",
+            "LOG_LEVEL",
+            "TUNNEL_ENABLED",
+            "RUST_LOG",
+        ):
             environment.pop(key, None)
         if side == "ours":
             command = [self.ours / role]

@@ -114,6 +114,7 @@ def surroundings(extra=()):
         "MAX_RECONNECT",
         "LOG_LEVEL",
         "TUNNEL_ENABLED",
+        "RUST_LOG",
     ):
         kept.pop(key, None)
     return {**kept, "LC_ALL": "C.UTF-8", **dict(extra)}

@@ -218,12 +218,20 @@ pub fn command(name: &str) -> Command {
 }
 
 /// Variables that the examples read.
-const HEEDED: [&str; 15] = [
+const HEEDED: [&str; 23] = [
     "KOHAKURIVER_HOST",
     "KOHAKURIVER_PORT",
+    "KOHAKURIVER_TUNNEL_URL",
+    "KOHAKURIVER_CONTAINER_ID",
     "KOHAKURIVER_TUNNEL_TOKEN",
     "KOHAKURIVER_TUNNEL_AGENT_TOKEN",
     "KOHAKURIVER_TUNNEL_AGENT_KEY",
+    "RUNNER_URL",
+    "CONTAINER_ID",
+    "RECONNECT_DELAY",
+    "MAX_RECONNECT",
+    "LOG_LEVEL",
+    "TUNNEL_ENABLED",
     "RUST_LOG",
     "HTTPS_PROXY",
     "https_proxy",
