@@ -17,7 +17,7 @@ use tunnel_test_support::chain::{
     pattern, reverse, service, service_at, start_agent, start_runner,
 };
 use tunnel_test_support::program::Program;
-use tunnel_test_support::{free_port, soon};
+use tunnel_test_support::{free_port, has_ipv6, soon};
 
 const BACK: Duration = Duration::from_secs(20);
 
@@ -50,6 +50,9 @@ async fn half_close_keeps_the_reply_through_the_agent() {
 
 #[tokio::test]
 async fn a_service_on_the_ipv6_loopback_alone_is_reached() {
+    if !has_ipv6() {
+        return;
+    }
     let chain = Chain::for_agents();
     let _agent = chain.agent();
     // Bound but not listening: the other loopback address refuses.

@@ -9,7 +9,7 @@ use tunnel_test_support::certificates::Certificates;
 use tunnel_test_support::chain::{CONTAINER, connect, echo, expect_echo, serve_udp_echo};
 use tunnel_test_support::chain::{agent_at, service_at, start_runner};
 use tunnel_test_support::program::Program;
-use tunnel_test_support::soon;
+use tunnel_test_support::{has_ipv6, soon};
 
 const ANY: &str = "[::1]:0";
 
@@ -42,6 +42,9 @@ async fn echoes_come_back(forward: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn every_part_is_reached_over_ipv6() {
+    if !has_ipv6() {
+        return;
+    }
     let target = format!("{CONTAINER}=::1");
     for direct in [true, false] {
         let args = if direct {
@@ -63,6 +66,9 @@ async fn every_part_is_reached_over_ipv6() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn certificates_for_ipv6_addresses_are_believed() {
+    if !has_ipv6() {
+        return;
+    }
     let Certificates { cert, key, ca, .. } = &Certificates::issued(&["::1"], |_| {});
     let identity = ["--listen", ANY, "--cert", cert, "--key", key];
     let runner = Program::start("runner", &identity);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::net::UdpSocket;
 use tunnel_test_support::chain::{Chain, eventually, metric, pattern, serve_udp_echo, udp_echo};
 use tunnel_test_support::program::Program;
-use tunnel_test_support::{free_udp_port, soon};
+use tunnel_test_support::{free_udp_port, has_ipv6, soon};
 
 const UDP: [&str; 2] = ["--proto", "udp"];
 
@@ -103,6 +103,9 @@ async fn a_refused_datagram_does_not_end_the_flow_through_the_agent() {
 
 #[tokio::test]
 async fn a_udp_service_on_the_ipv6_loopback_alone_is_reached() {
+    if !has_ipv6() {
+        return;
+    }
     let service = UdpSocket::bind("[::1]:0").await.unwrap();
     let port = service.local_addr().unwrap().port();
     tokio::spawn(serve_udp_echo(service));

@@ -8,7 +8,7 @@ pub mod flood;
 pub mod program;
 pub mod relay;
 
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 /// Longer than anything on loopback takes unless it hangs.
@@ -32,4 +32,13 @@ pub fn free_port() -> u16 {
 pub fn free_udp_port() -> u16 {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     socket.local_addr().unwrap().port()
+}
+
+/// Whether this machine has the loopback address of IPv6. A test that needs it is skipped if not.
+pub fn has_ipv6() -> bool {
+    let bound = TcpListener::bind((Ipv6Addr::LOCALHOST, 0));
+    if let Err(error) = &bound {
+        eprintln!("skipped: nothing can listen on ::1: {error}");
+    }
+    bound.is_ok()
 }
