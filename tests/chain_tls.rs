@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use tunnel_test_support::LIMIT;
 use tunnel_test_support::certificates::Certificates;
 use tunnel_test_support::chain::{
     CONTAINER, agent_at, connect, echo, expect_echo, pattern, service,
@@ -101,7 +102,8 @@ fn unusable_files_are_exit_code_2() {
         &["42", "80", "--cert", "/dev/null"],
     ] {
         let mut forward = Program::start("forward", args);
-        assert_eq!(forward.exit(Duration::from_secs(5)), 2, "{args:?}");
+        assert_eq!(forward.exit(LIMIT), 2, "{args:?}");
+        forward.complaint("forward: ");
         std::thread::sleep(Duration::from_millis(20));
         assert_eq!(
             forward.stderr().len(),

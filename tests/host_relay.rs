@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 use tunnel_test_support::files::Folder;
 use tunnel_test_support::program::Program;
-use tunnel_test_support::{free_port, soon};
+use tunnel_test_support::{LIMIT, free_port, soon};
 
 type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
@@ -463,7 +463,8 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         &["--tasks", "/does/not/exist.toml"],
     ] {
         let mut host = Program::start("host", args);
-        assert_eq!(host.exit(Duration::from_secs(5)), 2, "{args:?}");
+        assert_eq!(host.exit(LIMIT), 2, "{args:?}");
+        host.complaint("host: ");
         std::thread::sleep(Duration::from_millis(50));
         let said = host.stderr();
         assert_eq!(said.len(), 1, "{args:?}: {said:?}");
@@ -476,7 +477,7 @@ fn signals_end_it_well() {
         let mut host = host(&["42=box@http://127.0.0.1:1"]);
         host.address();
         host.signal(signal);
-        assert_eq!(host.exit(Duration::from_secs(2)), 0, "{signal}");
+        assert_eq!(host.exit(LIMIT), 0, "{signal}");
     }
 }
 
@@ -486,6 +487,6 @@ fn a_taken_port_is_named() {
     let address = taken.local_addr().unwrap().to_string();
     let args = ["--listen", &address, "--task", "42=box@http://127.0.0.1:1"];
     let mut host = Program::start("host", &args);
-    assert_eq!(host.exit(Duration::from_secs(2)), 1);
+    assert_eq!(host.exit(LIMIT), 1);
     host.complaint(&address);
 }
