@@ -21,7 +21,7 @@ use tunnel_test_support::chain::{
     service_at,
 };
 use tunnel_test_support::program::Program;
-use tunnel_test_support::{free_port, soon};
+use tunnel_test_support::{LIMIT, free_port, soon};
 
 const MIB: usize = 1 << 20;
 
@@ -143,7 +143,8 @@ async fn a_refused_port_is_a_reset_and_one_line() {
     let started = Instant::now();
     let mut stream = connect(&forward).await;
     assert_eq!(ending(&mut stream).await, Some(ErrorKind::ConnectionReset));
-    assert!(started.elapsed() < Duration::from_secs(1));
+    // Without an answer it would wait for 10 s.
+    assert!(started.elapsed() < Duration::from_secs(5));
     let line = forward.complaint(&format!("port {dead}: connection refused"));
     assert_eq!(forward.stderr(), [line]);
 
@@ -211,7 +212,7 @@ async fn a_paused_reader_stops_nobody_else() {
     for round in 0..50 {
         let started = Instant::now();
         expect_echo(&mut other, &pattern(round, 64)).await;
-        assert!(started.elapsed() < Duration::from_secs(1), "round {round}");
+        assert!(started.elapsed() < Duration::from_secs(2), "round {round}");
     }
     let mut still = vec![0; 32 * MIB];
     soon("the rest", paused.read_exact(&mut still))
@@ -273,5 +274,5 @@ async fn without_arguments_the_whole_chain_runs_in_one_process() {
     assert_eq!(reply, Message::text("hello"));
 
     forward.signal("TERM");
-    assert_eq!(forward.exit(Duration::from_secs(2)), 0);
+    assert_eq!(forward.exit(LIMIT), 0);
 }

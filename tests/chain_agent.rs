@@ -17,7 +17,7 @@ use tunnel_test_support::chain::{
     pattern, reverse, service, service_at, start_agent, start_runner,
 };
 use tunnel_test_support::program::Program;
-use tunnel_test_support::{free_port, has_ipv6, soon};
+use tunnel_test_support::{LIMIT, free_port, has_ipv6, soon};
 
 const BACK: Duration = Duration::from_secs(20);
 
@@ -76,7 +76,8 @@ async fn a_port_refused_inside_the_container_is_a_reset_and_one_line() {
     let started = Instant::now();
     let ended = ending(&mut connect(&forward).await).await;
     assert_eq!(ended, Some(ErrorKind::ConnectionReset));
-    assert!(started.elapsed() < Duration::from_secs(1));
+    // Without an answer it would wait for 10 s.
+    assert!(started.elapsed() < Duration::from_secs(5));
     forward.complaint(&format!("port {dead}: connection refused"));
     assert_eq!(forward.stderr().len(), 1);
 }
@@ -117,7 +118,7 @@ async fn an_agent_killed_and_back_costs_only_its_live_connections() {
     let _agent = chain.agent();
     let back = Instant::now();
     assert_eq!(ending(&mut open).await, Some(ErrorKind::ConnectionReset));
-    assert!(back.elapsed() < Duration::from_secs(2));
+    assert!(back.elapsed() < Duration::from_secs(10));
     let mut reply = [0; 5];
     soon("early echo", early.read_exact(&mut reply))
         .await
@@ -344,7 +345,7 @@ async fn everything_ends_well_at_sigterm() {
     expect_echo(&mut open, b"in use").await;
     for program in [&mut forward, &mut agent, &mut chain.host, &mut chain.runner] {
         program.signal("TERM");
-        assert_eq!(program.exit(Duration::from_secs(2)), 0);
+        assert_eq!(program.exit(LIMIT), 0);
     }
 }
 

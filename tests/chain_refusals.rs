@@ -14,7 +14,7 @@ use tunnel_test_support::chain::{
 };
 use tunnel_test_support::client::{self, Client, session};
 use tunnel_test_support::program::Program;
-use tunnel_test_support::{free_port, soon};
+use tunnel_test_support::{LIMIT, free_port, soon};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -313,7 +313,7 @@ async fn a_runner_that_is_told_to_end_lets_its_connections_finish() {
         other => panic!("not a close: {other:?}"),
     }
     while let Some(Ok(_)) = soon("the end", client.next()).await {}
-    assert_eq!(chain.runner.exit(Duration::from_secs(1)), 0);
+    assert_eq!(chain.runner.exit(LIMIT), 0);
 }
 
 #[tokio::test]
@@ -323,13 +323,15 @@ async fn a_second_signal_ends_at_once() {
     let mut forward = chain.forward(port, &[]);
     let mut stream = connect(&forward).await;
     expect_echo(&mut stream, b"in use").await;
+    // Beside a peer that does not answer, the first signal alone takes 2 s.
+    chain.host.signal("STOP");
     for program in [&mut forward, &mut chain.runner] {
         program.signal("TERM");
         program.complaint("SIGTERM: ending");
         let started = Instant::now();
         program.signal("INT");
-        assert_eq!(program.exit(SOON), 0);
-        assert!(started.elapsed() < Duration::from_millis(700));
+        assert_eq!(program.exit(LIMIT), 0);
+        assert!(started.elapsed() < Duration::from_millis(1500));
     }
 }
 

@@ -159,11 +159,12 @@ async fn told_address(socket: &UdpSocket) -> String {
 async fn a_peer_that_stays_in_use_is_not_forgotten() {
     let chain = Chain::direct();
     let port = tell_addresses().await;
-    let forward = chain.forward(port, &[UDP[0], UDP[1], "--udp-idle", "1"]);
+    let forward = chain.forward(port, &[UDP[0], UDP[1], "--udp-idle", "5"]);
     let socket = peer_of(&forward).await;
     let first = told_address(&socket).await;
+    // Together longer than that.
     for _ in 0..8 {
-        tokio::time::sleep(Duration::from_millis(400)).await;
+        tokio::time::sleep(Duration::from_millis(750)).await;
         assert_eq!(told_address(&socket).await, first, "the flow changed");
     }
 }
