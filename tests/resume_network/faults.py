@@ -10,6 +10,7 @@ import argparse
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -132,7 +133,8 @@ def copy(edits):
     for name in ("src", "tests/resume_network"):
         # Not the times of the files: a file that was edited and put back would not be built again.
         shutil.copytree(ROOT / name, COPY / name, copy_function=shutil.copyfile)
-    shutil.copyfile(ROOT / "README.md", COPY / "README.md")
+    for name in ("README.md", "Cargo.lock"):
+        shutil.copyfile(ROOT / name, COPY / name)
     (COPY / "Cargo.toml").write_text(MANIFEST)
     for file, old, new in edits:
         path = COPY / file
@@ -142,20 +144,29 @@ def copy(edits):
         path.write_text(text.replace(old, new))
 
 
-def cargo(*words, **kwargs):
+def cargo(*words, seeds="1", timeout=None):
+    """The exit code and all that was said."""
     command = ["cargo", *words, "--test", "resume_network"]
     environment = {**os.environ, "CARGO_TARGET_DIR": str(COPY / "target"), "RUST_BACKTRACE": "0"}
     environment.pop("RESUME_SEED", None)
-    environment["RESUME_SEEDS"] = kwargs.pop("seeds", "1")
-    return subprocess.run(
+    environment["RESUME_SEEDS"] = seeds
+    started = subprocess.Popen(
         command,
         cwd=COPY,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        **kwargs,
+        start_new_session=True,
     )
+    with started:
+        try:
+            output = started.communicate(timeout=timeout)[0]
+        except BaseException:
+            # The test program too.
+            os.killpg(started.pid, signal.SIGKILL)
+            raise
+    return started.returncode, output
 
 
 def main():
@@ -175,16 +186,15 @@ def main():
             continue
         copy(edits)
         start = time.monotonic()
-        built = cargo("test", "--no-run", "--quiet")
-        if built.returncode:
-            sys.exit(f"{name} does not build:\n{built.stdout[-3000:]}")
+        status, output = cargo("test", "--no-run", "--quiet")
+        if status:
+            sys.exit(f"{name} does not build:\n{output[-3000:]}")
         built_at = time.monotonic()
         try:
-            run = cargo("test", "--quiet", seeds=args.seeds, timeout=args.timeout)
-            failed, output = run.returncode != 0, run.stdout
+            status, output = cargo("test", "--quiet", seeds=args.seeds, timeout=args.timeout)
+            right = (status != 0) == bool(edits)
         except subprocess.TimeoutExpired:
-            failed, output = False, "out of time"
-        right = failed == bool(edits)
+            right, output = False, "out of time"
         missed += not right
         times = f"built in {built_at - start:.1f} s, ran {time.monotonic() - built_at:.1f} s"
         lines = [line for line in output.splitlines() if line.strip()]
