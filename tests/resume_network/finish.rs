@@ -8,7 +8,7 @@ use super::wire::{Party, SECOND, Time};
 
 const HOUR: Time = 3_600 * SECOND;
 
-/// What happened in all runs: each should have happened often.
+/// What happened in all runs.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     pub runs: u64,
@@ -48,6 +48,25 @@ impl std::ops::AddAssign for Totals {
         self.died_young += other.died_young;
         self.ended += other.ended;
         self.orphans += other.orphans;
+    }
+}
+
+impl Totals {
+    /// Fails if something did not happen although the runs were enough for it.
+    pub fn check(&self) {
+        let usual = [
+            self.takeovers,
+            self.cut_in_replay,
+            self.refused,
+            self.replayed,
+            self.datagrams,
+            self.resets,
+            self.full_rings,
+            self.expired,
+        ];
+        let rare = [self.squeezed, self.died_young, self.ended, self.orphans];
+        assert!(self.runs < 100 || !usual.contains(&0), "{self:?}");
+        assert!(self.runs < 2_000 || !rare.contains(&0), "{self:?}");
     }
 }
 

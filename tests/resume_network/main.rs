@@ -76,6 +76,7 @@ fn every_stream_survives_what_happens_to_its_transports() {
         }
     });
     println!("{totals:?}");
+    totals.check();
 }
 
 #[test]
