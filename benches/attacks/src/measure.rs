@@ -211,6 +211,9 @@ pub fn measure(
         let left: Vec<String> = left.collect();
         faults.push(format!("descriptors are not back: {}", left.join(", ")));
     }
+    if tally.opened == 0 {
+        faults.push("the attackers opened nothing".into());
+    }
     for program in &mut chain {
         if program.ended() {
             faults.push(format!("{} ended", program.name));
