@@ -35,7 +35,7 @@ const PAGE_MAX: usize = 4096;
 pub struct ProxyArgs {
     /// Proxy to connect through: http://[NAME:PASSWORD@]HOST:PORT, socks5:// or socks5h:// (which
     /// resolves names itself), or none [default: HTTPS_PROXY for wss://, HTTP_PROXY for ws://, else
-    /// ALL_PROXY; hosts in NO_PROXY and this machine are reached directly].
+    /// ALL_PROXY; hosts in NO_PROXY, localhost and loopback addresses are reached directly].
     #[arg(long, value_name = "URL", hide_env_values = true)]
     proxy: Option<String>,
 }
@@ -82,7 +82,8 @@ impl Proxies {
         }
     }
 
-    /// The proxy for a server. Loopback addresses are reached without one.
+    /// The proxy for a server. `localhost` and loopback addresses are reached
+    /// without one.
     ///
     /// # Errors
     /// The variable that counts for this server does not name a usable proxy. Others may be meant
