@@ -44,7 +44,6 @@ fn settle(opener: &mut Session, acceptor: &mut Session) {
     }
 }
 
-/// All in one test, because it counts for the whole process.
 #[test]
 fn ten_thousand_idle_streams_and_what_waits_for_a_stuck_link() {
     for version in [Version::V1, Version::V2] {
