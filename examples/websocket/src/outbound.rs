@@ -258,8 +258,8 @@ impl Outbound {
 
 thread_local! {
     /// Masked copies for one write. All WebSockets of a thread share it, so it stays in the cache
-    /// and an idle one holds nothing. It never shrinks: old bytes are overwritten. It is taken while
-    /// it is used, because the socket may be on a WebSocket, too.
+    /// and an idle one holds nothing. It never shrinks: old bytes are overwritten. It is taken for
+    /// a write, because the socket may be on a WebSocket, too.
     static MASKED: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
