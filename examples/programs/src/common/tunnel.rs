@@ -1,21 +1,20 @@
 //! Puts tunnels on WebSockets, and ends them in good order when the program is told to end.
 
+use std::collections::BTreeMap;
 use std::future::Future;
-use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use kohakuriver_tunnel::mux::{
     self, Acceptor, Admission, Binding, Budget, Builder, Connect, ConnectError, Keeper, Mux,
     Tunnel, TunnelError,
 };
 use kohakuriver_tunnel::resume;
 use kohakuriver_tunnel::session::{Config, Version};
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::memory::{Charged, MemoryArgs};
 use super::program::Process;
@@ -43,9 +42,26 @@ pub type Ended = Result<(), TunnelError>;
 
 /// The tunnels of this process.
 #[derive(Debug, Clone, Default)]
-pub struct Tunnels {
-    stopping: CancellationToken,
-    open: TaskTracker,
+pub struct Tunnels(Arc<All>);
+
+#[derive(Debug, Default)]
+struct All {
+    state: Mutex<State>,
+    /// There is none any more.
+    ended: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    open: BTreeMap<u64, Tunnel>,
+    last_number: u64,
+    stopping: bool,
+}
+
+/// A tunnel's entry. It is there until the driver ends or is dropped.
+struct Entry {
+    all: Arc<All>,
+    number: u64,
 }
 
 /// Flags of every program with tunnels.
@@ -121,8 +137,7 @@ impl Settings {
         Self {
             config: self.config.clone(),
             budget: self.budget.for_thread(),
-            // Each tunnel looks at it whenever it runs, which takes a lock.
-            tunnels: self.tunnels.for_thread(),
+            tunnels: self.tunnels.clone(),
             resume: self.resume.clone(),
         }
     }
@@ -312,50 +327,78 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 }
 
 impl Tunnels {
-    fn for_thread(&self) -> Self {
-        Self {
-            stopping: self.stopping.child_token(),
-            open: self.open.clone(),
-        }
-    }
-
-    /// A handle and its driver, which ends their `tunnel` when the program ends.
+    /// A handle, and the driver of its `tunnel`, which is ended with the program.
     pub fn drive<H, D>(&self, (handle, driver): (H, D), tunnel: fn(&H) -> &Tunnel) -> (H, Driving)
     where
         D: Future<Output = Ended> + Send + 'static,
     {
-        let tunnel = tunnel(&handle).clone();
-        let driving = drive(driver, tunnel, self.stopping.clone());
-        (handle, Box::pin(self.open.track_future(driving)))
+        let entry = self.enter(tunnel(&handle));
+        let driving = async move {
+            let _entry = entry;
+            driver.await
+        };
+        (handle, Box::pin(driving))
+    }
+
+    fn enter(&self, tunnel: &Tunnel) -> Entry {
+        let mut state = self.0.lock();
+        state.last_number += 1;
+        let number = state.last_number;
+        state.open.insert(number, tunnel.clone());
+        let stopping = state.stopping;
+        drop(state);
+        if stopping {
+            tunnel.shutdown();
+        }
+        Entry {
+            all: Arc::clone(&self.0),
+            number,
+        }
     }
 
     /// Ends all tunnels. The peers are told, open connections get a moment to end, then the
     /// WebSockets are closed. Returns at once when `again` is ready.
     pub async fn end(&self, again: impl Future) {
-        self.stopping.cancel();
-        self.open.close();
+        let open: Vec<Tunnel> = {
+            let mut state = self.0.lock();
+            state.stopping = true;
+            state.open.values().cloned().collect()
+        };
+        let ending = async {
+            let _ = timeout(GRACE, join_all(open.iter().map(Tunnel::close))).await;
+            open.iter().for_each(Tunnel::shutdown);
+            self.0.until_none().await;
+        };
         tokio::select! {
-            () = self.open.wait() => {}
+            () = ending => {}
             () = sleep(STOP_WITHIN) => {}
             _ = again => {}
         }
     }
 }
 
-async fn drive(
-    driver: impl Future<Output = Ended>,
-    tunnel: Tunnel,
-    stopping: CancellationToken,
-) -> Ended {
-    let mut driver = pin!(driver);
-    tokio::select! {
-        ended = &mut driver => return ended,
-        () = stopping.cancelled() => {}
+impl All {
+    async fn until_none(&self) {
+        loop {
+            let ended = self.ended.notified();
+            if self.lock().open.is_empty() {
+                return;
+            }
+            ended.await;
+        }
     }
-    tokio::select! {
-        ended = &mut driver => return ended,
-        _ = timeout(GRACE, tunnel.close()) => {}
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    tunnel.shutdown();
-    driver.await
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut state = self.all.lock();
+        state.open.remove(&self.number);
+        if state.open.is_empty() {
+            self.all.ended.notify_waiters();
+        }
+    }
 }
