@@ -226,18 +226,27 @@ async fn a_web_page_from_elsewhere_opens_nothing_where_no_token_is_demanded() {
         (&real_runner, "/ws/forward/box/80"),
         (&real_runner, "/ws/tunnel/box"),
     ] {
-        let address = server.address();
-        let upgrade = format!(
-            "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n\
-             Upgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-        );
-        for (origin, status) in [
-            ("Origin: https://evil.example\r\n".to_owned(), "403"),
-            ("Origin: null\r\n".to_owned(), "403"),
-            (format!("Origin: http://{address}\r\n"), "101"),
-            (String::new(), "101"),
+        let port = server.port();
+        for (host, origin, status) in [
+            ("127.0.0.1", "Origin: https://evil.example\r\n", "403"),
+            ("127.0.0.1", "Origin: null\r\n", "403"),
+            ("127.0.0.1", "Origin: http://127.0.0.1:PORT\r\n", "101"),
+            ("localhost", "Origin: http://localhost:PORT\r\n", "101"),
+            // It points its name at this server.
+            (
+                "evil.example",
+                "Origin: http://evil.example:PORT\r\n",
+                "403",
+            ),
+            ("127.0.0.1", "", "101"),
+            ("host.example", "", "101"),
         ] {
+            let origin = origin.replace("PORT", &port.to_string());
+            let upgrade = format!(
+                "GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: Upgrade\r\n\
+                 Upgrade: websocket\r\n\
+                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+            );
             let answer = raw(server, format!("{upgrade}{origin}\r\n").as_bytes()).await;
             assert!(
                 answer.starts_with(&format!("HTTP/1.1 {status}")),

@@ -1,11 +1,13 @@
 //! Plain-text HTTP answers, and the WebSocket upgrade on both sides.
 
 use std::io;
+use std::net::IpAddr;
 
 use bytes::Bytes;
 use http_body_util::{Empty, Full};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::http::uri::Authority;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -116,24 +118,42 @@ pub fn upgrade_key<B>(request: &Request<B>) -> Result<HeaderValue, BadRequest> {
 /// Refuses the requests of web pages from other origins, which the browser names. Without it, and
 /// without a token, any page that the user of this machine visits could connect.
 ///
+/// A page can have its own name resolve to this server, and then is of the same origin. So a page
+/// of this origin has to have come from an address or from `localhost`.
+///
 /// # Errors
-/// The request comes from a page of another origin.
+/// The request comes from a page of another origin, or of one that anybody can name.
 pub fn same_origin(headers: &HeaderMap) -> Result<(), BadRequest> {
     let Some(origin) = headers.get(header::ORIGIN) else {
         return Ok(());
     };
+    let refused = |line| Err(BadRequest::new(StatusCode::FORBIDDEN, line));
     let authority = origin.to_str().ok().and_then(|text| text.split_once("://"));
     let host = headers
         .get(header::HOST)
         .and_then(|host| host.to_str().ok());
     match (authority, host) {
-        (Some((_, from)), Some(host)) if from.eq_ignore_ascii_case(host) => Ok(()),
-        _ => Err(BadRequest::new(
-            StatusCode::FORBIDDEN,
+        (Some((_, from)), Some(host)) if from.eq_ignore_ascii_case(host) => {
+            match host.parse().is_ok_and(|host| is_own_name(&host)) {
+                true => Ok(()),
+                false => refused(
+                    "a name in the URL of a web page proves nothing here: open the page by the IP \
+                     address of this server, or start the server with a token",
+                ),
+            }
+        }
+        _ => refused(
             "web pages of other origins are refused here: start this server with a token to serve \
              them",
-        )),
+        ),
     }
+}
+
+/// Whether no DNS server of a stranger can say where this host is.
+fn is_own_name(authority: &Authority) -> bool {
+    let host = authority.host().to_ascii_lowercase();
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.ends_with(".localhost") || address.parse::<IpAddr>().is_ok()
 }
 
 /// Whether a comma-separated header contains `wanted`, ignoring case.
@@ -197,4 +217,44 @@ pub fn first_line(body: &str) -> String {
     let mut lines = shown.lines().map(str::trim);
     let line = lines.find(|line| !line.is_empty()).unwrap_or_default();
     clean_text(line.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_served(origin: &str, host: &str) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ORIGIN, HeaderValue::from_str(origin).unwrap());
+        headers.insert(header::HOST, HeaderValue::from_str(host).unwrap());
+        same_origin(&headers).is_ok()
+    }
+
+    #[test]
+    fn a_page_of_the_same_origin_is_served_by_address_alone() {
+        for host in [
+            "127.0.0.1:8001",
+            "127.0.0.1",
+            "[::1]:8001",
+            "10.0.0.7",
+            "localhost:8001",
+            "LocalHost",
+            "box.localhost:8001",
+        ] {
+            assert!(is_served(&format!("http://{host}"), host), "{host}");
+        }
+        for host in [
+            "evil.example:8001",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example:8001",
+            "notlocalhost",
+            "box",
+            "",
+        ] {
+            assert!(!is_served(&format!("http://{host}"), host), "{host}");
+        }
+        assert!(!is_served("http://127.0.0.1:8002", "127.0.0.1:8001"));
+        assert!(!is_served("null", "127.0.0.1:8001"));
+        assert!(same_origin(&HeaderMap::new()).is_ok());
+    }
 }
