@@ -13,8 +13,8 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tunnel_test_support::chain::{
-    CONTAINER, Chain, SilentPort, connect, echo, ending, eventually, expect_echo, expect_reverse,
-    pattern, reverse, service, service_at, start_agent, start_runner,
+    CONTAINER, Chain, SilentPort, agent_at, connect, echo, ending, eventually, expect_echo,
+    expect_reverse, pattern, reverse, service, service_at, start_agent, start_runner,
 };
 use tunnel_test_support::program::Program;
 use tunnel_test_support::{LIMIT, free_port, has_ipv6, soon};
@@ -244,6 +244,24 @@ async fn an_agent_gives_up_where_it_is_told_to() {
     let mut agent = Program::start("agent", &[args, [few[0], few[1], few[2], few[3]]].concat());
     assert_eq!(agent.exit(BACK), 3);
     agent.complaint("giving up after 3 tries");
+}
+
+/// It tries for its tunnel at first, and to register again once the tunnel is given up.
+#[tokio::test]
+async fn an_agent_that_was_registered_gives_up_after_as_many_tries_in_a_row() {
+    for (keep, most, warnings) in [("120", 3, 2), ("1", 12, 12)] {
+        let mut runner = start_runner("127.0.0.1:0", &[]);
+        let url = format!("ws://{}", runner.address());
+        let tries = most.to_string();
+        let few = ["--reconnect-delay", "0.05", "--max-reconnect", &tries];
+        let mut agent = agent_at(&url, &[&few[..], &["--resume-keep", keep]].concat());
+        // Its registration holds for longer than the delay.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        runner.kill();
+        assert_eq!(agent.exit(BACK), 3);
+        agent.complaint(&format!("giving up after {most} tries"));
+        agent.expect_lines("WARN cannot reach", warnings);
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Keeps this container registered at its runner and serves the runner's requests.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,7 +44,8 @@ struct Tries {
     retry: Retry,
     /// In a row.
     failures: u32,
-    connected: Instant,
+    /// When the WebSocket that is there was connected.
+    connected: Option<Instant>,
 }
 
 /// Registers again and again. An agent that was registered once gives up only if it is told to:
@@ -54,7 +56,7 @@ pub async fn keep(settings: Settings) -> Failure {
     let tries = Arc::new(Mutex::new(Tries {
         retry: Retry::of_agent(),
         failures: 0,
-        connected: Instant::now(),
+        connected: None,
     }));
     let mut woken = settings.connection.wake.subscribe();
     let mut replaced = false;
@@ -72,10 +74,14 @@ pub async fn keep(settings: Settings) -> Failure {
                 );
                 let ended = serve(registration, &settings, &tries, &served).await;
                 replaced = matches!(ended, Ended::Replaced);
+                let mut tries = tries.lock().await;
+                tries.lost(&settings);
                 if let Ended::Lost(cause) = ended {
+                    if tries.gives_up(&settings) {
+                        return Failure::refused(gave_up(tries.failures, &cause));
+                    }
                     tracing::warn!("lost the runner: {cause}");
                 }
-                tries.lock().await.lost(&settings);
                 None
             }
             Err(error) if replaced && error.is_taken() => Some(error),
@@ -120,13 +126,15 @@ pub async fn keep(settings: Settings) -> Failure {
 
 impl Tries {
     fn connected(&mut self, agents: Option<u32>) {
-        self.connected = Instant::now();
+        self.connected = Some(Instant::now());
         self.retry.connected(agents);
     }
 
-    /// The WebSocket is lost. A runner that drops the agent at once has not served it.
+    /// The WebSocket is lost, or there is doubt. A runner that drops the agent at once has not
+    /// served it.
     fn lost(&mut self, settings: &Settings) {
-        if self.connected.elapsed() > settings.reconnect_delay {
+        let held = |at: Instant| at.elapsed() > settings.reconnect_delay;
+        if self.connected.is_some_and(held) {
             self.failures = 0;
             self.retry.held();
         }
@@ -142,7 +150,7 @@ impl Tries {
     }
 }
 
-fn gave_up(failures: u32, error: &ConnectError) -> String {
+fn gave_up(failures: u32, error: &dyn Display) -> String {
     format!("giving up after {failures} tries: {error}")
 }
 
@@ -192,6 +200,9 @@ async fn reconnect(
     if dial.attempt == 0 {
         tries.lost(&settings);
     }
+    if !dial.attached {
+        tries.connected = None;
+    }
     // The WebSocket is still there: there was no loss that many agents noticed together.
     if !dial.attached || dial.attempt > 0 {
         let mut woken = settings.connection.wake.subscribe();
@@ -215,7 +226,7 @@ async fn reconnect(
         }
         tries.failures += 1;
         if tries.gives_up(&settings) {
-            return ConnectFailure::last(&gave_up(tries.failures, &error));
+            return ConnectFailure::last(&reason);
         }
         match dial.attached {
             true => tracing::debug!("{reason}"),
