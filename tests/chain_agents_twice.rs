@@ -61,6 +61,22 @@ async fn of_two_agents_of_one_name_the_newer_serves_and_the_older_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_wake_up_while_an_agent_serves_shortens_no_later_wait() {
+    let chain = Chain::for_agents();
+    let url = format!("ws://{}", chain.runner.address());
+    let args = ["--runner-url", &url, "--container-id", CONTAINER];
+    let older = Program::start_with("agent", &args, &[("RUST_LOG", "debug")]);
+    older.complaint("registered at");
+    older.signal("CONT");
+    older.complaint("looking at the connections");
+    let _newer = start_agent(&chain.runner.address(), CONTAINER);
+    older.complaint("looking again in");
+    // The wait is for a minute. With the hint there was none.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    older.expect_lines("looking again in", 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_agent_that_is_replaced_is_told_by_a_close_code_and_the_runner_warns_once() {
     let chain = Chain::for_agents();
     let (mut last, _) = register(&chain, None).await.unwrap();

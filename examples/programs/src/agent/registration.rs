@@ -58,7 +58,6 @@ pub async fn keep(settings: Settings) -> Failure {
         failures: 0,
         connected: None,
     }));
-    let mut woken = settings.connection.wake.subscribe();
     let mut replaced = false;
     let mut was_registered = false;
     loop {
@@ -117,10 +116,16 @@ pub async fn keep(settings: Settings) -> Failure {
                 wait.as_secs_f64()
             );
         }
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            Ok(()) = woken.changed() => {}
-        }
+        pause(&settings, wait).await;
+    }
+}
+
+/// Waits before an attempt, unless the machine wakes up meanwhile.
+async fn pause(settings: &Settings, wait: Duration) {
+    let mut woken = settings.connection.wake.subscribe();
+    tokio::select! {
+        () = tokio::time::sleep(wait) => {}
+        Ok(()) = woken.changed() => {}
     }
 }
 
@@ -205,13 +210,9 @@ async fn reconnect(
     }
     // The WebSocket is still there: there was no loss that many agents noticed together.
     if !dial.attached || dial.attempt > 0 {
-        let mut woken = settings.connection.wake.subscribe();
         let longest = settings.connection.tunnels.longest_wait();
         let wait = tries.wait(&settings, longest);
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            Ok(()) = woken.changed() => {}
-        }
+        pause(&settings, wait).await;
     }
     let registered = register(&settings, false).await;
     let resumed = registered.and_then(|Registration { upgraded, agents }| {
