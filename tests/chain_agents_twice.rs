@@ -14,7 +14,8 @@ use tunnel_test_support::chain::{
 };
 use tunnel_test_support::client::{Client, upgrade};
 use tunnel_test_support::program::Program;
-use tunnel_test_support::soon;
+use tunnel_test_support::relay::Relay;
+use tunnel_test_support::{LIMIT, soon};
 
 /// An agent of another implementation registers; `more` is a further header.
 async fn register(chain: &Chain, more: Option<&'static str>) -> Result<(Client, Response), u16> {
@@ -58,6 +59,26 @@ async fn of_two_agents_of_one_name_the_newer_serves_and_the_older_waits() {
     assert!(warned.contains("connection, two run with the same --container-id"));
     assert!(warned.contains("older=127.0.0.1:") && warned.contains("newer=127.0.0.1:"));
     chain.runner.expect_lines("WARN", 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_older_agent_that_was_cut_off_finds_the_newer_one_in_its_place_and_waits() {
+    let chain = Chain::for_agents();
+    let runner = chain.runner.address();
+    let relay = Relay::to(&runner).await;
+    let older = start_agent(&relay.address(), CONTAINER);
+    chain.runner.complaint("agent registered");
+    relay.shut();
+    older.complaint("lost the runner");
+    let newer = start_agent(&runner, CONTAINER);
+    let registered = || async { (chain.runner.lines_with("agent registered") == 2).then_some(()) };
+    eventually("the newer agent", LIMIT, registered).await;
+    relay.cut();
+    older.complaint("replaced by a newer registration");
+    older.expect_lines("registered at", 1);
+    newer.expect_lines("replaced by", 0);
+    let forward = chain.forward(service(echo).await.port(), &[]);
+    expect_echo(&mut connect(&forward).await, b"by the newer one").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -36,6 +36,9 @@ pub struct Settings {
 enum Ended {
     /// A newer agent of the same name has replaced this one.
     Replaced,
+    /// The runner does not know the tunnel any more. A newer agent may have replaced this one
+    /// meanwhile.
+    Unknown(String),
     Lost(String),
 }
 
@@ -59,9 +62,11 @@ pub async fn keep(settings: Settings) -> Failure {
         connected: None,
     }));
     let mut replaced = false;
+    // It takes the place of no other agent.
+    let mut yields = false;
     let mut was_registered = false;
     loop {
-        let registered = register(&settings, replaced).await;
+        let registered = register(&settings, yields).await;
         let error = match registered {
             Ok(registration) => {
                 was_registered = true;
@@ -73,9 +78,10 @@ pub async fn keep(settings: Settings) -> Failure {
                 );
                 let ended = serve(registration, &settings, &tries, &served).await;
                 replaced = matches!(ended, Ended::Replaced);
+                yields = !matches!(ended, Ended::Lost(_));
                 let mut tries = tries.lock().await;
                 tries.lost(&settings);
-                if let Ended::Lost(cause) = ended {
+                if let Ended::Lost(cause) | Ended::Unknown(cause) = ended {
                     if tries.gives_up(&settings) {
                         return Failure::refused(gave_up(tries.failures, &cause));
                     }
@@ -83,7 +89,10 @@ pub async fn keep(settings: Settings) -> Failure {
                 }
                 None
             }
-            Err(error) if replaced && error.is_taken() => Some(error),
+            Err(error) if yields && error.is_taken() => {
+                replaced = true;
+                Some(error)
+            }
             Err(error) if error.is_lasting() && !was_registered => {
                 return Failure::refused(format!(
                     "the runner {} {error}",
@@ -269,9 +278,11 @@ async fn serve(
     }
     match driver.await {
         Ok(Err(TunnelError::Ended(Some(close)))) if close.code == ws::REPLACED => Ended::Replaced,
-        Ok(Err(TunnelError::NotResumed(ended))) if ended.reason == EndReason::Replaced => {
-            Ended::Replaced
-        }
+        Ok(Err(TunnelError::NotResumed(ended))) => match ended.reason {
+            EndReason::Replaced => Ended::Replaced,
+            EndReason::Unknown => Ended::Unknown(ended.to_string()),
+            _ => Ended::Lost(ended.to_string()),
+        },
         Ok(ended) => Ended::Lost(tunnel::told(&ended)),
         Err(error) => Ended::Lost(error.to_string()),
     }
