@@ -331,7 +331,9 @@ impl Effort {
     fn add(&mut self, began: Instant, ended: Instant, has_more: bool) {
         self.wait(began);
         let took = ended.saturating_duration_since(began).min(POLL_MAX);
-        self.slept = self.slept.max(began) + took * SLEEPS;
+        // After a rest it owes no more than a burst.
+        let most = ended + BURST * SLEEPS + REST;
+        self.slept = most.min(self.slept.max(began) + took * SLEEPS);
         self.ended = ended;
         self.has_more = has_more;
     }
@@ -494,5 +496,23 @@ mod tests {
         assert!(effort.is_busy(after(at + 500), true));
         assert!(effort.is_busy(after(at + 100_000), false), "others wait");
         assert!(!effort.is_busy(after(at + 100_000), true));
+    }
+
+    #[test]
+    fn a_rest_makes_quiet_however_long_the_work_was() {
+        let start = Instant::now();
+        let after = |micros| start + Duration::from_micros(micros);
+        let mut effort = Effort::new(start);
+        let mut at = 0;
+        while at < 10_000_000 {
+            effort.add(after(at), after(at + 100), false);
+            at += 150;
+            assert!(effort.is_busy(after(at), true), "at {at}");
+        }
+        assert!(!effort.is_busy(after(at + 1000), true));
+        // A short piece of work once it has slept for longer.
+        at += 5000;
+        effort.add(after(at), after(at + 50), false);
+        assert!(!effort.is_busy(after(at + 50), true));
     }
 }
