@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use kohakuriver_tunnel::session::{Reason, Reset};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::ceilings::ServingCeilings;
@@ -15,8 +16,8 @@ use super::places::{Place, Places, Sizes};
 /// gets eight ninths of them. Of the attempts, which end soon, half is enough.
 pub const LASTING: usize = 8;
 
-/// How long an attempt that failed keeps its turn. A port that refuses answers at once, so without
-/// this a flood of attempts would be as fast as the processor.
+/// How long an attempt that failed or was given up keeps its turn. A port that refuses answers at
+/// once, so without this a flood of attempts would be as fast as the processor.
 const REST: Duration = Duration::from_millis(100);
 
 /// A session, or whatever else has a share.
@@ -41,7 +42,38 @@ pub struct Dials {
     turns: Places<Party>,
     /// For connections and attempts.
     sockets: Places<Party>,
+    /// Attempts that fail keep their turns for a while.
+    rests: bool,
     refused: Arc<Refused>,
+}
+
+/// A turn to connect. Unless the attempt succeeded, it is given back after a while: also if the
+/// client gave the attempt up, which is as fast as a port that refuses.
+#[derive(Debug)]
+pub struct Turn {
+    place: Option<Place<Party>>,
+    rests: bool,
+}
+
+impl Turn {
+    /// The attempt has succeeded.
+    pub fn succeeded(mut self) {
+        self.rests = false;
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let place = self.place.take();
+        // Without a runtime the program ends.
+        let runtime = Handle::try_current().ok().filter(|_| self.rests);
+        if let Some(runtime) = runtime {
+            runtime.spawn(async move {
+                sleep(REST).await;
+                drop(place);
+            });
+        }
+    }
 }
 
 /// Connections that were refused because of others.
@@ -54,8 +86,8 @@ pub struct Refused {
 }
 
 impl Dials {
-    /// Counts refusals in `refused`.
-    pub fn new(ceilings: ServingCeilings, refused: Arc<Refused>) -> Self {
+    /// Counts refusals in `refused`. With `rests` an attempt that fails keeps its turn for a while.
+    pub fn new(ceilings: ServingCeilings, rests: bool, refused: Arc<Refused>) -> Self {
         // The number that waits is bounded by the streams of the session.
         let sizes = |places, times_free| Sizes {
             times_free,
@@ -65,6 +97,7 @@ impl Dials {
         Self {
             turns: Places::new(sizes(ceilings.dials, 1)),
             sockets: Places::new(sizes(ceilings.connections, LASTING)),
+            rests,
             refused,
         }
     }
@@ -73,21 +106,16 @@ impl Dials {
     ///
     /// # Errors
     /// There was no turn before `deadline`.
-    pub async fn turn(&self, party: Party, until: Instant) -> Result<Place<Party>, Reset> {
-        let Ok(Ok(turn)) = timeout_at(until, self.turns.take(party)).await else {
+    pub async fn turn(&self, party: Party, until: Instant) -> Result<Turn, Reset> {
+        let Ok(Ok(place)) = timeout_at(until, self.turns.take(party)).await else {
             self.refused.turn.add(1);
             let text = "too many connections are being made there";
             return Err(Reset::new(Reason::Limit, text));
         };
-        Ok(turn)
-    }
-
-    /// Gives the turn of an attempt that failed back after a while.
-    pub fn rest(turn: Place<Party>) {
-        tokio::spawn(async move {
-            sleep(REST).await;
-            drop(turn);
-        });
+        Ok(Turn {
+            place: Some(place),
+            rests: self.rests,
+        })
     }
 
     /// The place of a connection.
@@ -115,17 +143,19 @@ mod tests {
             dials: 9,
             connections: 100,
         };
-        let dials = Dials::new(ceilings, Arc::default());
+        let dials = Dials::new(ceilings, true, Arc::default());
         let (flood, other) = (Party(1), Party(2));
         let until = Instant::now() + Duration::from_secs(60);
         let at_once = |party| dials.turn(party, until).now_or_never().transpose().unwrap();
         let mut failed = 0;
         while let Some(turn) = at_once(flood) {
-            Dials::rest(turn);
+            drop(turn);
             failed += 1;
         }
         assert_eq!(failed, 5, "a party that is alone gets half of them");
         assert!(at_once(other).is_some());
-        dials.turn(flood, until).await.unwrap();
+        for _ in 0..20 {
+            dials.turn(flood, until).await.unwrap().succeeded();
+        }
     }
 }

@@ -36,8 +36,6 @@ pub const fn flow_idle(v2: bool) -> Duration {
 #[derive(Debug)]
 pub struct Served {
     pub parties: Parties,
-    /// Attempts that fail keep their turns for a while.
-    rests: bool,
     dials: Dials,
     pub refused_dials: Arc<Refused>,
     pub streams: Counter,
@@ -50,14 +48,14 @@ pub struct Served {
 }
 
 impl Served {
-    /// `rests`: each party is a session. For an agent all sessions of its container are one party,
-    /// and the runner limits each of them.
+    /// `rests`: an attempt that fails keeps its turn for a while, because each party is a session.
+    /// For an agent all sessions of its container are one party, and the runner limits each of
+    /// them.
     pub fn new(ceilings: ServingCeilings, rests: bool) -> Self {
         let refused_dials = Arc::<Refused>::default();
         Self {
             parties: Parties::default(),
-            rests,
-            dials: Dials::new(ceilings, Arc::clone(&refused_dials)),
+            dials: Dials::new(ceilings, rests, Arc::clone(&refused_dials)),
             refused_dials,
             streams: Counter::default(),
             flows: Counter::default(),
@@ -150,13 +148,11 @@ async fn dial<T>(
             connect(addresses).await
         };
         match timeout_at(until, connected).await {
-            Ok(Ok(connected)) => Ok((connected, place)),
-            Ok(Err(error)) => {
-                if served.rests {
-                    Dials::rest(turn);
-                }
-                Err(failed(reason(&error), &net::plain(&error)))
+            Ok(Ok(connected)) => {
+                turn.succeeded();
+                Ok((connected, place))
             }
+            Ok(Err(error)) => Err(failed(reason(&error), &net::plain(&error))),
             Err(_) => {
                 let text = format!("no answer within {} s", CONNECT_TIMEOUT.as_secs());
                 Err(failed(Reason::TimedOut, &text))
@@ -194,5 +190,38 @@ pub fn reason(error: &io::Error) -> Reason {
         io::ErrorKind::TimedOut => Reason::TimedOut,
         io::ErrorKind::PermissionDenied => Reason::Denied,
         _ => Reason::Unspecified,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use futures_util::FutureExt;
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn attempts_that_are_given_up_are_limited() {
+        let ceilings = ServingCeilings {
+            dials: 9,
+            connections: 100,
+        };
+        let served = Served::new(ceilings, true);
+        let (flood, other) = (served.parties.party(), served.parties.party());
+        for _ in 0..5 {
+            let begun = Notify::new();
+            let connect = async |_| {
+                begun.notify_one();
+                pending::<io::Result<()>>().await
+            };
+            let dialled = dial(80, begun.notified(), "127.0.0.1", (&served, flood), connect);
+            assert!(dialled.await.is_err());
+        }
+        let until = Instant::now() + CONNECT_TIMEOUT;
+        let at_once = |party| served.dials.turn(party, until).now_or_never();
+        assert!(at_once(flood).is_none());
+        assert!(at_once(other).is_some());
     }
 }

@@ -226,7 +226,7 @@ impl Agents {
             dials: DIALS,
             connections: Config::default().max_streams,
         };
-        let dials = Dials::new(ceilings, Arc::clone(&self.refused));
+        let dials = Dials::new(ceilings, true, Arc::clone(&self.refused));
         let mut state = self.lock();
         let live = state.live.get(&name);
         if live.is_some_and(|live| live.connection > connection || yields && live.is_open()) {

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::agents::Tunnel;
 use super::{Runner, flows};
 use crate::common::addresses::Source;
-use crate::common::dials::{Dials, Party};
+use crate::common::dials::Party;
 use crate::common::flow;
 use crate::common::front::Caller;
 use crate::common::places::Place;
@@ -250,13 +250,13 @@ impl At<'_> {
                 .await
                 .inspect_err(|given_up| stream.reset(given_up.reason, &given_up.text))?;
             match answer {
-                Ok(Ok(())) => return Ok((stream, place)),
+                Ok(Ok(())) => {
+                    turn.succeeded();
+                    return Ok((stream, place));
+                }
                 // The agent has gone. No data is lost yet, so its successor is asked.
                 Ok(Err(_)) if agent.mux.tunnel().close_reason().is_some() => {}
-                Ok(Err(reset)) => {
-                    Dials::rest(turn);
-                    return Err(reset);
-                }
+                Ok(Err(reset)) => return Err(reset),
                 Err(_) => {
                     let text = format!("port {port}: the agent does not answer");
                     stream.reset(Reason::TimedOut, &text);
