@@ -82,16 +82,7 @@ impl<K: Key> Places<K> {
     /// # Errors
     /// There is no place for this holder.
     pub fn try_take(&self, key: K) -> Result<Place<K>, Full> {
-        let mut state = self.lock();
-        if state.free == 0 {
-            return Err(Full::All);
-        }
-        let taken = state.holders.get(&key).map_or(0, |holder| holder.taken);
-        if !state.may_take(taken) {
-            return Err(Full::Share);
-        }
-        state.change(key, |holder| holder.taken += 1);
-        state.free -= 1;
+        self.lock().take(key)?;
         Ok(self.place(key))
     }
 
@@ -100,14 +91,18 @@ impl<K: Key> Places<K> {
     /// # Errors
     /// Too many wait already, or too many of this holder.
     pub async fn take(&self, key: K) -> Result<Place<K>, Full> {
-        match self.try_take(key) {
-            Ok(place) => Ok(place),
-            Err(_) => self.wait(key)?.granted().await,
-        }
+        let waiting = {
+            // Under one lock: a place that is given back in between would be granted to nobody.
+            let mut state = self.lock();
+            if state.take(key).is_ok() {
+                return Ok(self.place(key));
+            }
+            self.wait(&mut state, key)?
+        };
+        waiting.granted().await
     }
 
-    fn wait(&self, key: K) -> Result<Waiting<'_, K>, Full> {
-        let mut state = self.lock();
+    fn wait(&self, state: &mut State<K>, key: K) -> Result<Waiting<'_, K>, Full> {
         let left = state.sizes.queue - state.waiting;
         if left == 0 {
             return Err(Full::All);
@@ -227,6 +222,19 @@ impl<K: Key> State<K> {
         free.saturating_mul(self.sizes.times_free)
     }
 
+    fn take(&mut self, key: K) -> Result<(), Full> {
+        if self.free == 0 {
+            return Err(Full::All);
+        }
+        let taken = self.holders.get(&key).map_or(0, |holder| holder.taken);
+        if !self.may_take(taken) {
+            return Err(Full::Share);
+        }
+        self.change(key, |holder| holder.taken += 1);
+        self.free -= 1;
+        Ok(())
+    }
+
     fn returned(&mut self, key: K) {
         self.free += 1;
         self.change(key, |holder| holder.taken -= 1);
@@ -274,6 +282,10 @@ impl<K: Key> Default for Holder<K> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
     use super::*;
 
     fn places(count: usize, each: usize) -> Places<u8> {
@@ -329,9 +341,11 @@ mod tests {
         let places = places(4, usize::MAX);
         let greedy = [places.try_take(1).unwrap(), places.try_take(1).unwrap()];
         let others = [places.try_take(2).unwrap(), places.try_take(3).unwrap()];
-        let gone: Vec<_> = (0..40).map(|_| places.wait(5).unwrap()).collect();
-        let again = places.wait(1).unwrap();
-        let newcomer = places.wait(4).unwrap();
+        let gone: Vec<_> = (0..40)
+            .map(|_| places.wait(&mut places.lock(), 5).unwrap())
+            .collect();
+        let again = places.wait(&mut places.lock(), 1).unwrap();
+        let newcomer = places.wait(&mut places.lock(), 4).unwrap();
         drop(gone);
         drop(others);
         let newcomer = newcomer.granted().await.unwrap();
@@ -348,7 +362,9 @@ mod tests {
     async fn a_place_that_was_granted_to_somebody_who_left_comes_back() {
         let places = places(2, usize::MAX);
         let taken = [places.try_take(1).unwrap(), places.try_take(2).unwrap()];
-        let waiting: Vec<_> = (3..50).map(|key| places.wait(key).unwrap()).collect();
+        let waiting: Vec<_> = (3..50)
+            .map(|key| places.wait(&mut places.lock(), key).unwrap())
+            .collect();
         drop(taken);
         drop(waiting);
         assert_eq!(places.lock().free, 2);
@@ -358,9 +374,44 @@ mod tests {
     async fn the_queue_has_an_end() {
         let places = places(1, usize::MAX);
         let _taken = places.try_take(1).unwrap();
-        let mut waiting: Vec<_> = (0..50).map(|_| places.wait(2).unwrap()).collect();
+        let mut waiting: Vec<_> = (0..50)
+            .map(|_| places.wait(&mut places.lock(), 2).unwrap())
+            .collect();
         assert_eq!(places.take(2).await.err(), Some(Full::Share));
-        waiting.extend((3..=52).map(|key| places.wait(key).unwrap()));
+        waiting.extend((3..=52).map(|key| places.wait(&mut places.lock(), key).unwrap()));
         assert_eq!(places.take(99).await.err(), Some(Full::All));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_place_that_was_given_back_meanwhile() {
+        const ROUNDS: usize = 20_000;
+        let places = places(1, usize::MAX);
+        let (begin, begun) = mpsc::channel();
+        let (end, ended) = mpsc::channel();
+        let taker = places.clone();
+        let taking = thread::spawn(move || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_time().build().unwrap();
+            for () in begun {
+                // One that is passed over would wait forever.
+                runtime.block_on(async {
+                    let place = tokio::time::timeout(Duration::from_secs(10), taker.take(1));
+                    place.await.unwrap().unwrap()
+                });
+                end.send(()).unwrap();
+            }
+        });
+        for round in 0..ROUNDS {
+            let place = places.try_take(2).unwrap();
+            begin.send(()).unwrap();
+            // The two meet at another moment each time.
+            for _ in 0..round % 500 {
+                std::hint::spin_loop();
+            }
+            drop(place);
+            ended.recv().unwrap();
+        }
+        drop(begin);
+        taking.join().unwrap();
     }
 }
