@@ -31,6 +31,9 @@ const V2_RESUME: HeaderValue = HeaderValue::from_static(resume::OFFER);
 /// Closes an agent's WebSocket when a newer agent has replaced it (PROTOCOL.md section 4.1).
 pub const REPLACED: u16 = 4001;
 
+/// Closes a WebSocket for which there is no place now.
+pub const TRY_AGAIN: u16 = 1013;
+
 /// In an agent's request: refuse it if another agent of the name is registered.
 pub const IF_FREE: HeaderName = HeaderName::from_static("kohakuriver-tunnel-if-free");
 

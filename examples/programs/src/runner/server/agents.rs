@@ -14,11 +14,12 @@ use crate::common::addresses::Source;
 use crate::common::ceilings::{DIALS, ServingCeilings};
 use crate::common::dials::{Dials, LASTING, Refused};
 use crate::common::handshakes::Handshake;
+use crate::common::metrics::Counter;
 use crate::common::places::{Full, Place, Places, Sizes};
 use crate::common::resume;
 use crate::common::tunnel::{self, Driving};
 use crate::common::turns::Turns;
-use crate::common::ws::REPLACED;
+use crate::common::ws::{REPLACED, TRY_AGAIN};
 
 /// How long an agent counts as reconnecting after its loss, or after the start of this server.
 const COMES_BACK_WITHIN: Duration = Duration::from_secs(30);
@@ -29,6 +30,8 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Most containers remembered after the loss of their agents. For the others nobody waits.
 const REMEMBERED: usize = 16_384;
+
+pub const FULL_WHY: &str = "this runner has as many agents as it may: try again later";
 
 const REPLACED_WHY: &str = "replaced by a newer registration";
 
@@ -42,6 +45,10 @@ pub struct Agents {
     registered: watch::Sender<()>,
     started: Instant,
     places: Places<Source>,
+    /// Agents that were registered.
+    pub registrations: Counter,
+    /// Agents without a place.
+    pub full: Counter,
     /// Connections that no agent was asked for because of others.
     pub refused: Arc<Refused>,
 }
@@ -68,6 +75,7 @@ pub struct NewAgent {
     pub name: String,
     pub mux: Mux,
     pub peer: SocketAddr,
+    pub source: Source,
     /// `None` if it takes over that of an older one.
     pub place: Option<Place<Source>>,
     pub v2: bool,
@@ -80,7 +88,7 @@ struct Agent {
     connection: u64,
     tunnel: Tunnel,
     peer: SocketAddr,
-    /// Passed on to its replacement.
+    /// Passed on to its replacement, and `None` from then on.
     place: Option<Place<Source>>,
     /// When a replacement of this name was last warned about.
     warned: Option<Instant>,
@@ -103,11 +111,14 @@ impl Agents {
                 times_free: LASTING,
                 ..Sizes::of(places)
             }),
+            registrations: Counter::default(),
+            full: Counter::default(),
             refused: Arc::default(),
         }
     }
 
-    /// A place for an agent of this name; `None` if it will take over that of an older one.
+    /// A place for an agent of this name; `None` if it will take over that of an older one, unless
+    /// that one ends before.
     ///
     /// # Errors
     /// All places are taken, or this source has its share.
@@ -115,7 +126,10 @@ impl Agents {
         match self.places.try_take(source) {
             Ok(place) => Ok(Some(place)),
             Err(_) if self.lock().live.contains_key(name) => Ok(None),
-            Err(full) => Err(full),
+            Err(full) => {
+                self.full.add(1);
+                Err(full)
+            }
         }
     }
 
@@ -147,10 +161,10 @@ impl Agents {
         }
         handshake.settle();
         let mut attachments = tunnel.attachments();
-        if !self.register(agent, connection) {
-            tunnel.shutdown_with(REPLACED, REPLACED_WHY);
+        if let Err((code, why)) = self.register(agent, connection) {
+            tunnel.shutdown_with(code, why);
             let _ = driver.await;
-            return tracing::debug!(container = name, %peer, "another agent came first");
+            return tracing::debug!(container = name, %peer, "not registered: {why}");
         }
         tracing::info!(container = name, %peer, v2, "agent registered");
         let ended = loop {
@@ -212,12 +226,17 @@ impl Agents {
         state.connections
     }
 
-    /// False if the agent of this name that is registered came later, or if this one yields to it.
-    fn register(&self, agent: NewAgent, connection: u64) -> bool {
+    /// Puts an agent in the place of an older one of its name.
+    ///
+    /// # Errors
+    /// A close code and why: the one that is registered came later, or this one yields to it, or
+    /// the one whose place it was to take over has ended and there is no other.
+    fn register(&self, agent: NewAgent, connection: u64) -> Result<(), (u16, &'static str)> {
         let NewAgent {
             name,
             mux,
             peer,
+            source,
             place,
             v2,
             yields,
@@ -228,22 +247,25 @@ impl Agents {
         };
         let dials = Dials::new(ceilings, true, Arc::clone(&self.refused));
         let mut state = self.lock();
-        let live = state.live.get(&name);
-        if live.is_some_and(|live| live.connection > connection || yields && live.is_open()) {
-            return false;
+        let mut live = state.live.get_mut(&name);
+        let stays = |live: &Agent| live.connection > connection || yields && live.is_open();
+        if live.as_deref().is_some_and(stays) {
+            return Err((REPLACED, REPLACED_WHY));
         }
+        let place = place.or_else(|| live.as_mut()?.place.take());
+        let Some(place) = place.or_else(|| self.places.try_take(source).ok()) else {
+            self.full.add(1);
+            return Err((TRY_AGAIN, FULL_WHY));
+        };
         state.lost.remove(&name);
         let agent = Agent {
             connection,
             tunnel: Tunnel { mux, v2, dials },
             peer,
-            place,
+            place: Some(place),
             warned: None,
         };
-        let mut replaced = state.live.insert(name.clone(), agent);
-        if let (Some(old), Some(new)) = (&mut replaced, state.live.get_mut(&name)) {
-            new.place = new.place.take().or_else(|| old.place.take());
-        }
+        let replaced = state.live.insert(name.clone(), agent);
         let replaced = replaced.inspect(|old| {
             let recent = |at: &Instant| at.elapsed() < WARN_AGAIN_AFTER;
             let recently = old.warned.filter(recent);
@@ -269,8 +291,9 @@ impl Agents {
             let old = old.tunnel.mux.tunnel();
             old.shutdown_with(REPLACED, REPLACED_WHY);
         }
+        self.registrations.add(1);
         self.registered.send_replace(());
-        true
+        Ok(())
     }
 
     /// Removes this connection. Returns whether it was still the registered one.
@@ -294,5 +317,60 @@ impl Agents {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kohakuriver_tunnel::mux;
+    use kohakuriver_tunnel::transport::Plain;
+
+    use super::*;
+
+    fn agent(name: &str, source: Source, place: Option<Place<Source>>) -> NewAgent {
+        let (io, _) = tokio::io::duplex(64);
+        let (mux, _) = mux::builder().opener(mux::length_prefixed(io), Plain);
+        NewAgent {
+            name: name.to_owned(),
+            mux,
+            peer: SocketAddr::from(([10, 0, 0, 1], 1)),
+            source,
+            place,
+            v2: true,
+            yields: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_counted_on_the_place_of_an_older_agent_finds_it_or_a_free_one() {
+        let agents = Agents::new(1);
+        let [first, second, other] = [1, 2, 3].map(|last| Source::Address([10, 0, 0, last].into()));
+        let place = agents.place("box", first).unwrap();
+        let older = agents.arrive();
+        assert!(agents.register(agent("box", first, place), older).is_ok());
+        let [taken_over, lost] = [(); 2].map(|()| agents.place("box", second).unwrap());
+        assert!(taken_over.is_none() && lost.is_none());
+
+        let newer = agents.arrive();
+        assert!(
+            agents
+                .register(agent("box", second, taken_over), newer)
+                .is_ok()
+        );
+        agents.remove("box", newer);
+        let place = agents.place("other", other).unwrap();
+        let it = agents.arrive();
+        assert!(agents.register(agent("other", other, place), it).is_ok());
+        // The one place is that of another container now.
+        let late = agents.arrive();
+        let refused = agents.register(agent("box", second, lost), late);
+        assert_eq!(refused, Err((TRY_AGAIN, FULL_WHY)));
+        assert_eq!((agents.count(), agents.registrations.value()), (1, 3));
+        agents.remove("other", it);
+        let late = agents.arrive();
+        assert!(
+            agents.register(agent("box", second, None), late).is_ok(),
+            "a free one"
+        );
     }
 }

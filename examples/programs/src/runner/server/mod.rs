@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 pub use self::access::AgentKey;
-use self::agents::{Agents, NewAgent};
+use self::agents::{Agents, FULL_WHY, NewAgent};
 pub use self::kept::Detached;
 use self::kept::Kept;
 use crate::common::addresses::Source;
@@ -75,9 +75,6 @@ struct Counters {
     sessions_open: Gauge,
     sessions: Counter,
     refused: Counter,
-    agents: Counter,
-    /// Agents without a place.
-    agents_full: Counter,
     /// Connections joined to an agent.
     joined: Counter,
     /// Connections that are not allowed in their session.
@@ -157,11 +154,8 @@ impl Runner {
                     let off = "tunnels are turned off on this runner";
                     return Err(BadRequest::busy(off));
                 }
-                let place = self.agents.place(&name, caller.source).map_err(|_| {
-                    self.counters.agents_full.add(1);
-                    let full = "this runner has as many agents as it may: try again later";
-                    BadRequest::busy(full)
-                })?;
+                let place = self.agents.place(&name, caller.source);
+                let place = place.map_err(|_| BadRequest::busy(FULL_WHY))?;
                 let yields = request.headers().contains_key(ws::IF_FREE);
                 if yields && self.agents.is_taken(&name) {
                     let taken = "another agent is registered for this container";
@@ -247,11 +241,11 @@ impl Runner {
         } else {
             upgraded.opener(tunnels)
         };
-        self.counters.agents.add(1);
         let agent = NewAgent {
             name,
             mux,
             peer,
+            source: caller.source,
             place,
             v2,
             yields,
@@ -285,7 +279,7 @@ impl Runner {
             .counter(
                 "runner_agents_total",
                 "Registrations of agents.",
-                &counters.agents,
+                &self.agents.registrations,
             )
             .counters(
                 "runner_connections_total",
@@ -330,7 +324,7 @@ impl Runner {
                     ("late", self.front.turned_away.late.value()),
                     ("sessions", self.sessions.full.value()),
                     ("address", self.sessions.share.value()),
-                    ("agents", counters.agents_full.value()),
+                    ("agents", self.agents.full.value()),
                 ],
             )
             .log(&self.settings.log)

@@ -23,7 +23,7 @@ use crate::common::route::Session;
 use crate::common::serve::{self, LAST_WORDS, flow_idle, unless_abandoned};
 use crate::common::tunnel::{self, Driving, Upgraded};
 use crate::common::turns::Turns;
-use crate::common::ws::WebSocketCarrier;
+use crate::common::ws::{TRY_AGAIN, WebSocketCarrier};
 use crate::common::{resume, retry};
 
 /// How long to wait for an agent that is reconnecting, well within the client's 10 s.
@@ -139,7 +139,7 @@ async fn begin(
                 match runner.place(caller).await {
                     Ok(taken) => place = Some(taken),
                     Err(full) => {
-                        let told = opening.refuse(EndReason::Limit, 1013, full.line());
+                        let told = opening.refuse(EndReason::Limit, TRY_AGAIN, full.line());
                         told.await;
                         return Err(full.line().to_owned());
                     }
