@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tunnel_test_support::chain::{
     CONTAINER, Chain, SilentPort, agent_at, connect, echo, ending, eventually, expect_echo,
-    expect_reverse, pattern, reverse, service, service_at, start_agent, start_runner,
+    expect_reverse, metric, pattern, reverse, service, service_at, start_agent, start_runner,
 };
 use tunnel_test_support::program::Program;
 use tunnel_test_support::{LIMIT, free_port, has_ipv6, soon};
@@ -234,6 +234,17 @@ async fn a_connection_made_while_the_tunnel_is_down_waits_a_bounded_time() {
         took > Duration::from_millis(900) && took < Duration::from_secs(3),
         "{took:?}"
     );
+}
+
+#[tokio::test]
+async fn a_connection_that_the_agent_refuses_is_counted() {
+    let chain = Chain::for_agents();
+    let _agent = chain.agent();
+    let forward = chain.forward(free_port(), &[]);
+    let ended = ending(&mut connect(&forward).await).await;
+    assert_eq!(ended, Some(ErrorKind::ConnectionReset));
+    let refused = "runner_connections_total{outcome=\"refused\"}";
+    assert_eq!(metric(&chain.runner, refused).await, 1);
 }
 
 #[tokio::test]

@@ -199,9 +199,11 @@ async fn connection(runner: &Runner, container: &str, party: Party, incoming: In
     };
     if let Err((incoming, reset)) = joined {
         tracing::debug!(container, port, "not joined: {reset}");
-        if reset.reason == Reason::NoAgent {
-            runner.counters.no_agent.add(1);
-        }
+        let counter = match reset.reason {
+            Reason::NoAgent => &runner.counters.no_agent,
+            _ => &runner.served.refused,
+        };
+        counter.add(1);
         incoming.reject(reset.reason, &reset.text);
     }
 }
