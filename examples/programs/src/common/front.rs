@@ -214,18 +214,16 @@ impl Front {
                 ended => ended,
             }
         };
-        tokio::select! {
-            ended = in_time => match ended {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    tracing::debug!(%peer, "connection ended in its HTTP phase: {error}");
-                }
-                Err(_) => {
-                    self.turned_away.late.add(1);
-                    tracing::debug!(%peer, "dropped: not through its HTTP phase in time");
-                }
-            },
-            () = handshake.displaced() => {
+        match handshake.unless_displaced(in_time).await {
+            Some(Ok(Ok(()))) => {}
+            Some(Ok(Err(error))) => {
+                tracing::debug!(%peer, "connection ended in its HTTP phase: {error}");
+            }
+            Some(Err(_)) => {
+                self.turned_away.late.add(1);
+                tracing::debug!(%peer, "dropped: not through its HTTP phase in time");
+            }
+            None => {
                 self.turned_away.displaced.add(1);
                 tracing::debug!(%peer, "dropped in its HTTP phase: a newer one needs the place");
             }

@@ -5,7 +5,7 @@
 //! a client that sends its request at once is done before its turn comes.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -27,8 +27,8 @@ pub struct Handshakes {
 struct State {
     begun: u64,
     count: usize,
-    /// Displaced connections that are not closed yet.
-    leaving: usize,
+    /// Displaced connections that are not closed yet, and have no place of another kind.
+    leaving: HashSet<u64>,
     /// By source, in the order in which they began.
     unfinished: HashMap<Source, BTreeMap<u64, CancellationToken>>,
 }
@@ -58,7 +58,7 @@ impl Handshakes {
     pub async fn leaving_below(&self, most: usize) {
         loop {
             let left = self.left.notified();
-            if self.lock().leaving < most {
+            if self.lock().leaving.len() < most {
                 return;
             }
             left.await;
@@ -112,9 +112,10 @@ impl State {
             .unfinished
             .get(&source)
             .and_then(|begun| begun.keys().next().copied());
-        if let Some(displaced) = oldest.and_then(|oldest| self.remove(source, oldest)) {
+        let Some(oldest) = oldest else { return };
+        if let Some(displaced) = self.remove(source, oldest) {
             displaced.cancel();
-            self.leaving += 1;
+            self.leaving.insert(oldest);
         }
     }
 
@@ -132,36 +133,33 @@ impl State {
 impl Handshake {
     /// Gives the place back: the connection has a place of another kind now.
     pub fn settle(&self) {
-        self.of.lock().remove(self.source, self.number);
-    }
-
-    /// Runs `work` until a newer connection needs the place.
-    pub async fn unless_displaced(self, work: impl Future<Output = ()>) {
-        tokio::select! {
-            () = work => {}
-            () = self.displaced() => {}
+        let mut state = self.of.lock();
+        state.remove(self.source, self.number);
+        if state.leaving.remove(&self.number) {
+            self.of.left.notify_waiters();
         }
     }
 
-    /// Waits until a newer connection needs the place.
-    pub async fn displaced(&self) {
-        self.displaced.cancelled().await;
+    /// Does `work` unless a newer connection needs the place; `None` then.
+    pub async fn unless_displaced<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            done = work => Some(done),
+            () = self.displaced.cancelled() => None,
+        }
     }
 }
 
 impl Drop for Handshake {
     fn drop(&mut self) {
-        let mut state = self.of.lock();
-        if state.remove(self.source, self.number).is_none() && self.displaced.is_cancelled() {
-            state.leaving -= 1;
-            self.of.left.notify_waiters();
-        }
+        self.settle();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
+
+    use futures_util::FutureExt;
 
     use super::*;
 
@@ -201,5 +199,22 @@ mod tests {
         let begun: Vec<_> = (0..5).map(|_| handshakes.begin(source(1))).collect();
         assert_eq!(begun.iter().filter(|one| !is_displaced(one)).count(), 2);
         assert!(!is_displaced(&begun[4]));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_displaced_connection_that_has_another_place() {
+        let handshakes = Arc::new(Handshakes::new(1, usize::MAX));
+        let displaced = handshakes.begin(source(1));
+        let newer = handshakes.begin(source(2));
+        let all_left = || handshakes.leaving_below(1).now_or_never().is_some();
+        assert!(is_displaced(&displaced) && !all_left());
+        displaced.settle();
+        assert!(all_left());
+        let newest = handshakes.begin(source(3));
+        drop(displaced);
+        assert!(!all_left());
+        drop(newer);
+        assert!(all_left());
+        drop(newest);
     }
 }

@@ -150,13 +150,14 @@ impl Agents {
         let connection = self.arrive();
         let tunnel = agent.mux.tunnel().clone();
         let answers = tokio::time::timeout(ANSWERS_WITHIN, tunnel.confirmed());
-        let answered = tokio::select! {
-            biased;
-            answered = answers => answered == Ok(true),
-            _ = &mut driver => false,
-            () = handshake.displaced() => false,
-        };
-        if !answered {
+        let answered = handshake.unless_displaced(async {
+            tokio::select! {
+                biased;
+                answered = answers => answered == Ok(true),
+                _ = &mut driver => false,
+            }
+        });
+        if answered.await != Some(true) {
             return tracing::debug!(container = name, %peer, "a registration without an agent");
         }
         handshake.settle();

@@ -224,9 +224,8 @@ impl Runner {
         let (mux, driver) = if upgraded.resumable {
             let keeper = &self.kept.agents;
             let admitting = upgraded.admit(tunnels, keeper, binding, false);
-            let admitted = tokio::select! {
-                admitted = admitting => admitted,
-                () = caller.handshake.displaced() => return,
+            let Some(admitted) = caller.handshake.unless_displaced(admitting).await else {
+                return;
             };
             match admitted {
                 Ok(Admission::New(opening)) => tunnels.tunnels.drive(opening.opener(), Mux::tunnel),

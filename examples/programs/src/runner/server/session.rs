@@ -52,7 +52,8 @@ pub async fn serve(
             let farewell = runner.front.farewell(caller.source);
             drop(place);
             let told = mux::builder().refuse(upgraded.socket, WebSocketCarrier, code, &reason);
-            return farewell.unless_displaced(told).await;
+            farewell.unless_displaced(told).await;
+            return;
         }
     }
     let v2 = upgraded.is_v2();
@@ -128,10 +129,10 @@ async fn begin(
     let admitted = match place {
         Some(_) => admitting.await,
         // It has only the place of a handshake.
-        None => tokio::select! {
-            admitted = admitting => admitted,
-            () = caller.handshake.displaced() => return Err("displaced by a newer one".to_owned()),
-        },
+        None => {
+            let admitted = caller.handshake.unless_displaced(admitting).await;
+            admitted.ok_or("displaced by a newer one")?
+        }
     };
     match admitted.map_err(|error| error.to_string())? {
         Admission::New(opening) => {
