@@ -7,7 +7,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tunnel_test_support::certificates::Certificates;
-use tunnel_test_support::chain::{CONTAINER, Chain, echo, eventually, service};
+use tunnel_test_support::chain::{
+    CONTAINER, Chain, connect, echo, eventually, expect_echo, expect_metric, metric, service,
+    start_runner,
+};
 use tunnel_test_support::client::{Client, greeted};
 use tunnel_test_support::flood::{Attack, Flood};
 use tunnel_test_support::program::Program;
@@ -210,6 +213,32 @@ async fn one_address_has_its_share_of_the_sessions() {
     for _ in 0..5 {
         sessions.push(session(&host, &path, 10).await.unwrap());
     }
+}
+
+#[tokio::test]
+async fn a_tunnel_that_waits_gives_way_to_those_alone_who_may_have_its_place() {
+    let port = service(echo).await.port().to_string();
+    let args = ["--target", "42=127.0.0.1", "--max-sessions", "2"];
+    let runner = start_runner(
+        "127.0.0.1:0",
+        &[&args[..], &["--max-per-address", "1"]].concat(),
+    );
+    let url = format!("ws://{}", runner.address());
+    let mut forward = Program::start(
+        "forward",
+        &["--host", &url, "42", &port, "--local-port", "0"],
+    );
+    let mut stream = connect(&forward).await;
+    expect_echo(&mut stream, b"worth keeping").await;
+    forward.kill();
+    expect_metric(&runner, "runner_tunnels_detached", 1).await;
+
+    let path = format!("/ws/forward/42/{port}");
+    let _other = session(&runner, &path, 10).await.unwrap();
+    assert_eq!(session(&runner, &path, 10).await.err(), Some(503));
+    assert_eq!(metric(&runner, "runner_tunnels_detached").await, 1);
+    let _third = session(&runner, &path, 11).await.unwrap();
+    assert_eq!(metric(&runner, "runner_tunnels_detached").await, 0);
 }
 
 #[tokio::test]

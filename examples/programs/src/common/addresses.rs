@@ -16,35 +16,25 @@ pub enum Source {
     Proxied(u64),
 }
 
-/// Says which source a connection has.
-#[derive(Debug, Default)]
+/// Says which source a connection has: one per address, except that each connection from a proxy is
+/// one.
+#[derive(Debug)]
 pub struct Sources {
-    /// `None` if every connection is a source of its own.
-    proxies: Option<Vec<IpNet>>,
+    proxies: Vec<IpNet>,
     proxied: AtomicU64,
 }
 
 impl Sources {
-    /// One source per address, except that each connection from a proxy is one.
-    pub fn by_address(proxies: Vec<IpNet>) -> Self {
+    pub fn new(proxies: Vec<IpNet>) -> Self {
         Self {
-            proxies: Some(proxies),
+            proxies,
             proxied: AtomicU64::new(0),
         }
     }
 
-    /// Every connection is a source of its own.
-    pub fn apart() -> Self {
-        Self::default()
-    }
-
     pub fn of(&self, address: IpAddr) -> Source {
         let address = address.to_canonical();
-        let alone = match &self.proxies {
-            None => true,
-            Some(proxies) => proxies.iter().any(|proxy| proxy.contains(&address)),
-        };
-        if alone {
+        if self.proxies.iter().any(|proxy| proxy.contains(&address)) {
             return Source::Proxied(self.proxied.fetch_add(1, Ordering::Relaxed));
         }
         Source::Address(match address {
@@ -77,7 +67,7 @@ mod tests {
 
     #[test]
     fn an_ipv6_network_is_one_stranger() {
-        let sources = Sources::by_address(Vec::new());
+        let sources = Sources::new(Vec::new());
         let of = |text| sources.of(address(text));
         assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:0:0:2"));
         assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
@@ -89,7 +79,7 @@ mod tests {
     fn connections_of_a_proxy_are_counted_each_by_itself() {
         let proxies = ["10.1.0.0/16", "::1", "127.0.0.1", "0.0.0.0/32"];
         let proxies = proxies.map(|text| parse_network(text).unwrap()).to_vec();
-        let sources = Sources::by_address(proxies);
+        let sources = Sources::new(proxies);
         for (text, proxied) in [
             ("10.1.255.1", true),
             ("10.2.0.1", false),
@@ -101,7 +91,7 @@ mod tests {
             let apart = sources.of(address(text)) != sources.of(address(text));
             assert_eq!(apart, proxied, "{text}");
         }
-        let all = Sources::by_address(vec![parse_network("0.0.0.0/0").unwrap()]);
+        let all = Sources::new(vec![parse_network("0.0.0.0/0").unwrap()]);
         assert_ne!(all.of(address("1.2.3.4")), all.of(address("1.2.3.4")));
     }
 

@@ -145,7 +145,7 @@ impl Front {
         Self {
             tls: settings.tls.clone(),
             handshakes: Arc::new(Handshakes::new(handshakes, each)),
-            sources: Sources::by_address(settings.proxies.clone()),
+            sources: Sources::new(settings.proxies.clone()),
             answering,
             threads,
             turned_away: TurnedAway::default(),

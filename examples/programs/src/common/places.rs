@@ -72,9 +72,10 @@ impl<K: Key> Places<K> {
         })))
     }
 
-    /// Places that nobody has.
-    pub fn free(&self) -> usize {
-        self.lock().free
+    /// Whether all places are taken, and this holder may have the next one that is given back.
+    pub fn may_have_next(&self, key: K) -> bool {
+        let state = self.lock();
+        state.free == 0 && state.may_take(state.taken(key), 1)
     }
 
     /// Takes a place now.
@@ -214,8 +215,12 @@ struct Holder<K: Key> {
 }
 
 impl<K: Key> State<K> {
-    fn may_take(&self, taken: usize) -> bool {
-        taken < self.share_of(self.free) && taken < self.sizes.each
+    fn taken(&self, key: K) -> usize {
+        self.holders.get(&key).map_or(0, |holder| holder.taken)
+    }
+
+    fn may_take(&self, taken: usize, free: usize) -> bool {
+        taken < self.share_of(free) && taken < self.sizes.each
     }
 
     fn share_of(&self, free: usize) -> usize {
@@ -226,8 +231,7 @@ impl<K: Key> State<K> {
         if self.free == 0 {
             return Err(Full::All);
         }
-        let taken = self.holders.get(&key).map_or(0, |holder| holder.taken);
-        if !self.may_take(taken) {
+        if !self.may_take(self.taken(key), self.free) {
             return Err(Full::Share);
         }
         self.change(key, |holder| holder.taken += 1);
@@ -243,7 +247,7 @@ impl<K: Key> State<K> {
     /// The waiter whose turn it is. Its place already counts as taken.
     fn grant(&mut self) -> Option<(K, oneshot::Sender<Place<K>>)> {
         let (taken, _, key) = *self.next.first()?;
-        if !self.may_take(taken) {
+        if !self.may_take(taken, self.free) {
             return None;
         }
         let (_, granting) = self.change(key, |holder| {

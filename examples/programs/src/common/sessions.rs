@@ -1,17 +1,22 @@
 //! The places of sessions of a host or runner, shared between addresses.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use super::addresses::{Source, Sources};
-use super::front::{Caller, FrontSettings};
+use tokio::time::timeout;
+
+use super::addresses::Source;
+use super::front::Caller;
 use super::http::BadRequest;
 use super::metrics::Counter;
 use super::places::{Full, Place, Places, Sizes};
 
+/// Longest wait for the place of a session that was evicted. Its thread may be busy.
+const EVICTED_WITHIN: Duration = Duration::from_millis(100);
+
 #[derive(Debug)]
 pub struct Sessions {
     places: Places<Source>,
-    sources: Sources,
     warned: AtomicBool,
     /// Refused because all places were taken.
     pub full: Counter,
@@ -22,37 +27,36 @@ pub struct Sessions {
 impl Sessions {
     /// Does not limit addresses, as all sessions of a runner come from its host.
     pub fn freely(places: usize) -> Self {
-        Self::new(places, places, Sources::apart())
+        Self::new(Sizes {
+            times_free: usize::MAX,
+            ..Sizes::of(places)
+        })
     }
 
     /// An address may have as many as it leaves free, and no more than its flag allows.
-    pub fn by_address(places: usize, front: &FrontSettings) -> Self {
-        let each = front.max_per_address.unwrap_or(usize::MAX);
-        Self::new(places, each, Sources::by_address(front.proxies.clone()))
+    pub fn by_address(places: usize, each: Option<usize>) -> Self {
+        Self::new(Sizes {
+            each: each.unwrap_or(usize::MAX),
+            ..Sizes::of(places)
+        })
     }
 
-    fn new(places: usize, each: usize, sources: Sources) -> Self {
+    fn new(sizes: Sizes) -> Self {
         Self {
+            // Each that waits has evicted a session.
             places: Places::new(Sizes {
-                each,
-                ..Sizes::of(places)
+                queue: usize::MAX,
+                ..sizes
             }),
-            sources,
             warned: AtomicBool::new(false),
             full: Counter::default(),
             share: Counter::default(),
         }
     }
 
-    /// Whether all places are taken.
-    pub fn is_full(&self) -> bool {
-        self.places.free() == 0
-    }
-
     /// As [`take`](Self::take), without counting or telling that there is none.
     pub fn try_take(&self, caller: &Caller) -> Option<Place<Source>> {
-        let place = self.places.try_take(self.sources.of(caller.address.ip()));
-        let place = place.ok()?;
+        let place = self.places.try_take(caller.source).ok()?;
         caller.handshake.settle();
         Some(place)
     }
@@ -62,8 +66,33 @@ impl Sessions {
     /// # Errors
     /// All places are taken, or this address has its share.
     pub fn take(&self, caller: &Caller) -> Result<Place<Source>, BadRequest> {
-        let address = caller.address.ip();
-        match self.places.try_take(self.sources.of(address)) {
+        self.taken(caller, self.places.try_take(caller.source))
+    }
+
+    /// As [`take`](Self::take). If all places are taken, and this caller may have the next one that
+    /// is given back, `evict` may end another session.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub async fn take_or(
+        &self,
+        caller: &Caller,
+        evict: impl FnOnce() -> bool,
+    ) -> Result<Place<Source>, BadRequest> {
+        let mut place = self.places.try_take(caller.source);
+        if place.is_err() && self.places.may_have_next(caller.source) && evict() {
+            let next = self.places.take(caller.source);
+            place = timeout(EVICTED_WITHIN, next).await.unwrap_or(place);
+        }
+        self.taken(caller, place)
+    }
+
+    fn taken(
+        &self,
+        caller: &Caller,
+        place: Result<Place<Source>, Full>,
+    ) -> Result<Place<Source>, BadRequest> {
+        match place {
             Ok(place) => {
                 caller.handshake.settle();
                 Ok(place)
@@ -76,6 +105,7 @@ impl Sessions {
             Err(Full::Share) => {
                 self.share.add(1);
                 if !self.warned.swap(true, Ordering::Relaxed) {
+                    let address = caller.address.ip();
                     tracing::warn!(
                         "{address} has as many sessions as one address may: if many clients are \
                          behind it, give --proxy {address} (said once, counted in /metrics)"

@@ -80,7 +80,7 @@ impl Host {
                 settings.threads.clone(),
             )),
             questions: Questions::new(questions, waiting),
-            sessions: Sessions::by_address(sessions, &settings.front),
+            sessions: Sessions::by_address(sessions, settings.front.max_per_address),
             relays: settings
                 .threads
                 .each(|| Relays::new(settings.memory.clone(), pipes)),

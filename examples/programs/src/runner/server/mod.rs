@@ -86,7 +86,7 @@ impl Runner {
     pub fn new(settings: Settings) -> Self {
         let ceilings = settings.ceilings;
         let sessions = match settings.front.max_per_address {
-            Some(_) => Sessions::by_address(ceilings.sessions, &settings.front),
+            each @ Some(_) => Sessions::by_address(ceilings.sessions, each),
             None => Sessions::freely(ceilings.sessions),
         };
         // Its connections move to other threads once they have said which container they are for.
@@ -192,22 +192,8 @@ impl Runner {
 
     /// A place for a new session. If there is none, a tunnel without a WebSocket gives up its own.
     pub async fn place(&self, caller: &Caller) -> Result<Place<Source>, BadRequest> {
-        /// Turns of the tasks until an evicted session of this thread has ended.
-        const TURNS: usize = 16;
-        /// Looks until one of another thread has ended, one every millisecond.
-        const LOOKS: usize = 100;
-        if self.sessions.is_full() && self.kept.clients.evict_oldest() {
-            for turn in 0..TURNS + LOOKS {
-                if !self.sessions.is_full() {
-                    break;
-                }
-                match turn < TURNS {
-                    true => tokio::task::yield_now().await,
-                    false => tokio::time::sleep(Duration::from_millis(1)).await,
-                }
-            }
-        }
-        self.sessions.take(caller)
+        let evict = || self.kept.clients.evict_oldest();
+        self.sessions.take_or(caller, evict).await
     }
 
     /// Serves an agent until its tunnel ends, unless another task has its tunnel.
