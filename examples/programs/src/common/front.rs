@@ -56,10 +56,11 @@ pub struct FrontArgs {
     #[arg(long, value_name = "N")]
     pub max_sessions: Option<NonZeroUsize>,
 
-    /// Maximum number of sessions of one source address (IPv6: of one /64). By default a host
-    /// allows an address as many as it leaves free for others. A runner has no such bound, because
-    /// its clients come from its host. Set it if clients connect directly, with --proxy for the
-    /// host.
+    /// Maximum number of sessions of one source address (IPv6: of one /64), and of its unfinished
+    /// handshakes, also those of agents. By default a host allows an address as many sessions as it
+    /// leaves free for others. A runner has no such bound, because its clients come from its host.
+    /// Set it if clients connect directly, with --proxy for the host and for addresses with many
+    /// agents.
     #[arg(long, value_name = "N")]
     max_per_address: Option<NonZeroUsize>,
 
