@@ -197,6 +197,14 @@ impl Account {
         }
     }
 
+    /// Whether memory is ample, and what the tunnel holds, and for how many, is as it was when it
+    /// was updated last.
+    pub(super) fn stays_ample(&self, held: usize, parties: usize) -> bool {
+        held.abs_diff(self.charged) < Self::GRAIN
+            && parties.min(Self::MOST_SHARES) == self.shares
+            && !self.is_scarce()
+    }
+
     /// Whether so much is held in total that payloads must not pin buffers larger than themselves.
     pub(super) fn is_scarce(&self) -> bool {
         self.budget.held() > self.budget.inner.limit / Self::PINNED_SHARE

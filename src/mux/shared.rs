@@ -32,6 +32,8 @@ pub(super) struct State {
     pub(super) account: Option<Account>,
     /// The tunnel holds more than its share of an exhausted budget.
     pub(super) pressed: bool,
+    /// Memory was not scarce when the account was settled last.
+    ample: bool,
     /// Indexed by [`StreamId::slot`].
     wakers: Vec<StreamWakers>,
     /// Tasks that wait until a stream's queued data is transmitted, by the stream's client id. If
@@ -85,6 +87,7 @@ impl Shared {
             session,
             account: budget.map(Account::open),
             pressed: false,
+            ample: false,
             wakers: Vec::new(),
             transmitted: BTreeMap::new(),
             incoming: VecDeque::new(),
@@ -223,9 +226,13 @@ impl State {
             return;
         };
         let session = &self.session;
-        let kept = self.attached.ring;
-        let allowance = account.settle(session.memory(), kept, session.parties());
-        self.session.set_thrifty(account.is_scarce());
+        let (held, kept, parties) = (session.memory(), self.attached.ring, session.parties());
+        if self.ample && account.stays_ample(held + kept, parties) {
+            return;
+        }
+        let allowance = account.settle(held, kept, parties);
+        self.ample = !account.is_scarce();
+        self.session.set_thrifty(!self.ample);
         self.session.set_share(match allowance {
             Allowance::All => None,
             Allowance::Share(share) | Allowance::Exceeded(share) => Some(share),
