@@ -200,13 +200,9 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     bind_tcp(address)?.listen(4096)
 }
 
-/// Connects to a name or an address within `limit`.
-pub async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
-    within(limit, async {
-        let addresses = resolve(host, port).await?;
-        connect_any(&addresses).await
-    })
-    .await
+/// Connects to a name or an address.
+pub async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
+    connect_any(&resolve(host, port).await?).await
 }
 
 /// Connects to the address that answers first. Earlier ones have a head start.

@@ -28,6 +28,9 @@ use super::{http, words};
 /// How to write a proxy.
 const FORM: &str = "write http://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT";
 
+/// Less than a whole attempt may take, so that the proxy is named and not the server.
+const REACHED_WITHIN: Duration = Duration::from_secs(5);
+
 /// Most bytes read of a proxy's error page.
 const PAGE_MAX: usize = 4096;
 
@@ -102,7 +105,7 @@ impl Proxies {
             let variables = variables.map(|name| [name.to_uppercase(), name]);
             let named = |name: &String| variable(name).map(|url| (name.clone(), url));
             if let Some((name, url)) = variables.iter().flatten().find_map(named) {
-                check(&name, &url)?;
+                check(&format!("the variable {name}"), &url)?;
             }
         }
         Ok(self.matcher.intercept(&uri).map(Proxy))
@@ -148,9 +151,9 @@ impl Proxy {
     ///
     /// # Errors
     /// Names the proxy and what went wrong.
-    pub async fn connect(&self, url: &Url, limit: Duration) -> io::Result<TcpStream> {
+    pub async fn connect(&self, url: &Url) -> io::Result<TcpStream> {
         let host = self.host().trim_start_matches('[').trim_end_matches(']');
-        let stream = net::connect(host, self.port(), limit).await;
+        let stream = net::within(REACHED_WITHIN, net::connect(host, self.port())).await;
         let stream = stream.map_err(|error| {
             let reason = net::plain(&error);
             let text = format!("{self} cannot be reached: {reason}");

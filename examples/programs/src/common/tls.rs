@@ -127,24 +127,22 @@ impl Dialer {
     ///
     /// # Errors
     /// Says what to do.
-    pub async fn connect(&self, url: &Url, limit: Duration) -> io::Result<MaybeTls> {
-        net::within(limit, async {
-            let stream = self.reach(url, limit).await?;
-            if !url.tls {
-                return Ok(MaybeTls::Plain(stream.into()));
-            }
-            let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text.to_owned());
-            let Some(tls) = &self.tls else {
-                return Err(invalid("no certificate is trusted: give --ca FILE"));
-            };
-            let name = ServerName::try_from(url.host.clone());
-            let name = name.map_err(|_| invalid("its name cannot be in a certificate"))?;
-            let stream = tls.connect(name, stream.into()).await.map_err(|error| {
-                io::Error::new(error.kind(), words::client_tls(&error, self.trust))
-            })?;
-            Ok(MaybeTls::Tls(Box::new(stream.into())))
-        })
-        .await
+    pub async fn connect(&self, url: &Url) -> io::Result<MaybeTls> {
+        let stream = self.reach(url).await?;
+        if !url.tls {
+            return Ok(MaybeTls::Plain(stream.into()));
+        }
+        let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text.to_owned());
+        let Some(tls) = &self.tls else {
+            return Err(invalid("no certificate is trusted: give --ca FILE"));
+        };
+        let name = ServerName::try_from(url.host.clone());
+        let name = name.map_err(|_| invalid("its name cannot be in a certificate"))?;
+        let stream = tls
+            .connect(name, stream.into())
+            .await
+            .map_err(|error| io::Error::new(error.kind(), words::client_tls(&error, self.trust)))?;
+        Ok(MaybeTls::Tls(Box::new(stream.into())))
     }
 
     /// Connects to the server of a URL and sends one request, within `limit`. The answer may be a
@@ -159,7 +157,7 @@ impl Dialer {
         request: Request<Empty<Bytes>>,
     ) -> io::Result<Response<Incoming>> {
         net::within(limit, async {
-            let stream = self.connect(url, limit).await?;
+            let stream = self.connect(url).await?;
             self.ask(url, stream, request).await
         })
         .await
@@ -185,10 +183,10 @@ impl Dialer {
         Err(io::Error::other(words::http(&error)))
     }
 
-    async fn reach(&self, url: &Url, limit: Duration) -> io::Result<TcpStream> {
+    async fn reach(&self, url: &Url) -> io::Result<TcpStream> {
         let stream = match self.proxies.before(url).map_err(io::Error::other)? {
-            Some(proxy) => proxy.connect(url, limit).await?,
-            None => net::connect(&url.host, url.port, limit).await?,
+            Some(proxy) => proxy.connect(url).await?,
+            None => net::connect(&url.host, url.port).await?,
         };
         net::tune_link(&stream);
         Ok(stream)
@@ -197,7 +195,7 @@ impl Dialer {
     /// Whether a server that does not answer HTTP speaks TLS. Used only to say what is wrong.
     async fn meets_tls(&self, url: &Url) -> bool {
         let asked = async {
-            let mut stream = self.reach(url, TLS_ANSWER_WITHIN).await?;
+            let mut stream = self.reach(url).await?;
             stream.write_all(&client_hello()).await?;
             let kind = stream.read_u8().await?;
             Ok(matches!(kind, HANDSHAKE | ALERT))

@@ -132,7 +132,7 @@ pub async fn connect(
         ConnectError::Unreachable(format!("cannot reach {}: {what}", url.authority()))
     };
     let work = async {
-        let stream = connection.dialer.connect(url, HANDSHAKE_TIMEOUT).await;
+        let stream = connection.dialer.connect(url).await;
         let stream = stream.map_err(|error| unreachable(&net::plain(&error)))?;
         handshake(connection, url, more, stream).await
     };
