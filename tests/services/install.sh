@@ -1,5 +1,6 @@
 #!/bin/bash
-# Installs the missing Debian packages that the checks need. Exits with 77 if that fails.
+# Installs the missing Debian packages that the checks need, those of proxies.sh alone with the
+# argument `proxies`. Exits with 77 if that fails.
 set -euo pipefail
 
 missing=()
@@ -9,21 +10,24 @@ need() {
 }
 export PATH=$PATH:/usr/sbin:/sbin
 need python3 python3
-need postgresql '/usr/lib/postgresql/*/bin/initdb'
-need nginx nginx
 need curl curl
-need dnsmasq-base dnsmasq
-need bind9-dnsutils dig
-need chromium chromium
-need python3-websockets '/usr/lib/python3/dist-packages/websockets/__init__.py'
-need rsync rsync
-need haproxy haproxy
-need iproute2 ip
-need netcat-openbsd nc.openbsd
-need file file
-need squid squid
-need microsocks microsocks
-need openssl openssl
+if [ "${1-}" = proxies ]; then
+    need squid squid
+    need microsocks microsocks
+    need openssl openssl
+else
+    need postgresql '/usr/lib/postgresql/*/bin/initdb'
+    need nginx nginx
+    need dnsmasq-base dnsmasq
+    need bind9-dnsutils dig
+    need chromium chromium
+    need python3-websockets '/usr/lib/python3/dist-packages/websockets/__init__.py'
+    need rsync rsync
+    need haproxy haproxy
+    need iproute2 ip
+    need netcat-openbsd nc.openbsd
+    need file file
+fi
 [ "${#missing[@]}" != 0 ] || exit 0
 
 cannot() {
