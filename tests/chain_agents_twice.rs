@@ -66,7 +66,10 @@ async fn an_older_agent_that_was_cut_off_finds_the_newer_one_in_its_place_and_wa
     let chain = Chain::for_agents();
     let runner = chain.runner.address();
     let relay = Relay::to(&runner).await;
-    let older = start_agent(&relay.address(), CONTAINER);
+    let url = format!("ws://{}", relay.address());
+    let args = ["--runner-url", &url, "--container-id", CONTAINER];
+    let keep = ["--resume-keep", "10"];
+    let older = Program::start("agent", &[&args[..], &keep].concat());
     chain.runner.complaint("agent registered");
     relay.shut();
     older.complaint("lost the runner");
@@ -74,6 +77,8 @@ async fn an_older_agent_that_was_cut_off_finds_the_newer_one_in_its_place_and_wa
     let registered = || async { (chain.runner.lines_with("agent registered") == 2).then_some(()) };
     eventually("the newer agent", LIMIT, registered).await;
     relay.cut();
+    // Until its own tunnel cannot be the one that is registered.
+    older.complaint("another agent is registered");
     older.complaint("replaced by a newer registration");
     older.expect_lines("registered at", 1);
     newer.expect_lines("replaced by", 0);

@@ -1,5 +1,6 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::fmt;
 use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
@@ -18,7 +19,6 @@ use bytes::Bytes;
 
 /// The loop that moves the messages of a tunnel between its session and its path. It completes when
 /// the tunnel ends.
-#[derive(Debug)]
 pub(super) struct Engine<P, R> {
     pub(super) path: P,
     pub(super) timer: R,
@@ -55,6 +55,16 @@ pub(super) enum Phase {
     /// The transport is being closed.
     Closing(Closing),
     Done,
+}
+
+/// Without the messages under way.
+impl<P: fmt::Debug, R> fmt::Debug for Engine<P, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("path", &self.path)
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Result of one read of the transport.
@@ -301,10 +311,12 @@ impl<P: Path, R: Timer> Engine<P, R> {
             self.outbox.push_back(transmit);
         };
         state.settle();
+        // After events there may be more: resets to tell, or room for others.
+        let changed = state.session.has_event();
         self.woke_writers |= state.dispatch(now, &mut self.wake);
         drop(state);
         wake_all(&mut self.wake);
-        may_have_more
+        may_have_more || changed
     }
 
     /// Arms the timer for the session's next timeout.
@@ -347,10 +359,12 @@ impl<P: Path, R: Timer> Engine<P, R> {
     fn survey(&mut self) -> (bool, bool) {
         let state = self.tunnel.shared.lock();
         let session = &state.session;
-        let done = state.shutdown || (state.is_unwanted() && session.is_idle());
+        let done = state.shutdown || state.is_done();
         let finished = done && self.outbox.is_empty() && !session.has_transmit();
         let receive = state.driver_stalled && session.can_receive();
-        let work = receive || session.has_event() || self.path.has_failed();
+        // Others may have acted since this task was registered.
+        let unseen = state.evicted || state.attached.is_surprise(session.is_idle());
+        let work = receive || session.has_event() || unseen || self.path.has_failed();
         let finishing = done && self.path.is_finishing();
         if !finished && !finishing {
             return (false, work);

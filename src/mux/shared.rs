@@ -4,6 +4,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::{Context, Poll, Waker};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,6 @@ use crate::wire::{Proto, RawFrame};
 
 /// State shared by the driver and all handles. The lock is never held while the transport or a
 /// socket is polled.
-#[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
     pub(super) clock: TunnelClock,
@@ -26,7 +26,6 @@ pub(super) struct Shared {
     detached: AtomicBool,
 }
 
-#[derive(Debug)]
 pub(super) struct State {
     pub(super) session: Session,
     pub(super) account: Option<Account>,
@@ -79,6 +78,13 @@ pub(super) enum Awaited {
     Readable,
     Writable,
     Established,
+}
+
+/// Handles are shown in logs: without the lock, and without what the streams hold.
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
 }
 
 impl Shared {
@@ -197,9 +203,14 @@ impl State {
         if needed { self.driver.take() } else { None }
     }
 
-    /// No handle needs the tunnel any more.
+    /// No handle needs the tunnel any more. After `close` those of ended streams do not.
     pub(super) fn is_unwanted(&self) -> bool {
-        self.handles == 0 || (self.closing && self.session.is_idle())
+        self.handles == 0 || (self.closing && !self.session.has_live_streams())
+    }
+
+    /// Nobody needs the tunnel, and no stream has to send anything more.
+    pub(super) fn is_done(&self) -> bool {
+        self.is_unwanted() && !self.session.has_live_streams()
     }
 
     /// Resets every stream and ends the tunnel.
@@ -231,8 +242,10 @@ impl State {
             return;
         }
         let allowance = account.settle(held, kept, parties);
-        self.ample = !account.is_scarce();
-        self.session.set_thrifty(!self.ample);
+        let is_scarce = account.is_scarce();
+        // Others change the sum in between.
+        self.ample = !is_scarce && allowance == Allowance::All;
+        self.session.set_thrifty(is_scarce);
         self.session.set_share(match allowance {
             Allowance::All => None,
             Allowance::Share(share) | Allowance::Exceeded(share) => Some(share),

@@ -8,6 +8,7 @@ use hyper::header::{HeaderMap, HeaderValue};
 use kohakuriver_tunnel::mux::{Attachment, ConnectFailure, Dial, Tunnel, TunnelError};
 use kohakuriver_tunnel::resume::EndReason;
 use tokio::sync::Mutex;
+use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 
 use crate::common::ceilings::ServingCeilings;
@@ -61,12 +62,15 @@ pub async fn keep(settings: Settings) -> Failure {
         failures: 0,
         connected: None,
     }));
+    let resume = &settings.connection.tunnels.resume;
+    let keep = resume.as_ref().map_or(Duration::ZERO, |resume| resume.keep);
+    let mut woken = settings.connection.wake.subscribe();
     let mut replaced = false;
-    // It takes the place of no other agent.
-    let mut yields = false;
+    // Since then it takes the place of no other agent.
+    let mut yields: Option<Instant> = None;
     let mut was_registered = false;
     loop {
-        let registered = register(&settings, yields).await;
+        let registered = register(&settings, yields.is_some()).await;
         let error = match registered {
             Ok(registration) => {
                 was_registered = true;
@@ -77,8 +81,9 @@ pub async fn keep(settings: Settings) -> Failure {
                     settings.url
                 );
                 let ended = serve(registration, &settings, &tries, &served).await;
+                woken.mark_unchanged();
                 replaced = matches!(ended, Ended::Replaced);
-                yields = !matches!(ended, Ended::Lost(_));
+                yields = (!matches!(ended, Ended::Lost(_))).then(Instant::now);
                 let mut tries = tries.lock().await;
                 tries.lost(&settings);
                 if let Ended::Lost(cause) | Ended::Unknown(cause) = ended {
@@ -89,10 +94,7 @@ pub async fn keep(settings: Settings) -> Failure {
                 }
                 None
             }
-            Err(error) if yields && error.is_taken() => {
-                replaced = true;
-                Some(error)
-            }
+            Err(error) if replaced && error.is_taken() => Some(error),
             Err(error) if error.is_lasting() && !was_registered => {
                 return Failure::refused(format!(
                     "the runner {} {error}",
@@ -101,6 +103,8 @@ pub async fn keep(settings: Settings) -> Failure {
             }
             Err(error) => {
                 tracing::warn!("{}", told(&error));
+                // At first the name may be taken by a tunnel of this agent, which the runner keeps.
+                replaced |= error.is_taken() && yields.is_some_and(|since| since.elapsed() > keep);
                 Some(error)
             }
         };
@@ -111,7 +115,8 @@ pub async fn keep(settings: Settings) -> Failure {
                 return Failure::refused(gave_up(tries.failures, error));
             }
         }
-        let lasting = error.as_ref().is_some_and(ConnectError::is_lasting);
+        let is_lasting = |error: &ConnectError| error.is_lasting() && !error.is_taken();
+        let lasting = error.as_ref().is_some_and(is_lasting);
         let taken = replaced && error.is_none_or(|error| error.is_taken());
         let wait = match taken || lasting {
             true => tries.retry.wait_long(),
@@ -125,13 +130,12 @@ pub async fn keep(settings: Settings) -> Failure {
                 wait.as_secs_f64()
             );
         }
-        pause(&settings, wait).await;
+        pause(&mut woken, wait).await;
     }
 }
 
-/// Waits before an attempt, unless the machine wakes up meanwhile.
-async fn pause(settings: &Settings, wait: Duration) {
-    let mut woken = settings.connection.wake.subscribe();
+/// Waits before an attempt, unless the machine has woken up.
+async fn pause(woken: &mut Receiver<()>, wait: Duration) {
     tokio::select! {
         () = tokio::time::sleep(wait) => {}
         Ok(()) = woken.changed() => {}
@@ -221,7 +225,7 @@ async fn reconnect(
     if !dial.attached || dial.attempt > 0 {
         let longest = settings.connection.tunnels.longest_wait();
         let wait = tries.wait(&settings, longest);
-        pause(&settings, wait).await;
+        pause(&mut settings.connection.wake.subscribe(), wait).await;
     }
     let registered = register(&settings, false).await;
     let resumed = registered.and_then(|Registration { upgraded, agents }| {
@@ -235,7 +239,7 @@ async fn reconnect(
             return ConnectFailure::last(&reason);
         }
         tries.failures += 1;
-        if tries.gives_up(&settings) {
+        if !dial.attached && tries.gives_up(&settings) {
             return ConnectFailure::last(&reason);
         }
         match dial.attached {

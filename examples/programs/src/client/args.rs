@@ -232,7 +232,7 @@ impl Args {
             log: self.log.clone(),
             ..Self::parse_from([crate::client::ABOUT.name])
         };
-        *self == used && !self.connection.has_token()
+        *self == used
     }
 
     /// The task, the URL, whether the URL is that of a session for any port, and the arguments that

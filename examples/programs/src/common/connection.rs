@@ -41,11 +41,6 @@ pub struct Connection {
 }
 
 impl ConnectionArgs {
-    /// Whether a token is given, by a flag or by the environment.
-    pub fn has_token(&self) -> bool {
-        self.token.is_given()
-    }
-
     /// How to connect to `url`. `roots` are trusted unless `--ca` is given.
     ///
     /// # Errors

@@ -19,7 +19,6 @@ use kohakuriver_tunnel::session::clean_text;
 use tokio::net::TcpStream;
 use tower_service::Service;
 
-use super::args::variable;
 use super::net::{self, MaybeTls};
 use super::program::Failure;
 use super::url::Url;
@@ -100,24 +99,30 @@ impl Proxies {
         let Some(uri) = uri.ok().filter(|_| !is_here) else {
             return Ok(None);
         };
-        if self.from_environment && !is_excepted(&uri) {
+        let proxy = self.matcher.intercept(&uri);
+        if self.from_environment && (proxy.is_some() || !is_excepted(&uri)) {
             let variables = [format!("{scheme}_proxy"), "all_proxy".to_owned()];
             let variables = variables.map(|name| [name.to_uppercase(), name]);
-            let named = |name: &String| variable(name).map(|url| (name.clone(), url));
-            if let Some((name, url)) = variables.iter().flatten().find_map(named) {
+            if let Some((name, url)) = first_set(variables.iter().flatten()) {
                 check(&format!("the variable {name}"), &url)?;
             }
         }
-        Ok(self.matcher.intercept(&uri).map(Proxy))
+        Ok(proxy.map(Proxy))
     }
+}
+
+/// The first variable that is set. One that is empty counts too, and means that there is none.
+fn first_set<'a>(names: impl Iterator<Item = &'a String>) -> Option<(&'a str, String)> {
+    let mut set = names.filter_map(|name| Some((name.as_str(), std::env::var(name).ok()?)));
+    set.next().filter(|(_, value)| !value.is_empty())
 }
 
 /// Whether `NO_PROXY` names this server.
 fn is_excepted(uri: &Uri) -> bool {
-    let names = ["NO_PROXY", "no_proxy"].into_iter().find_map(variable);
-    let proxied = Matcher::builder().all("http://proxy.invalid");
-    let proxied = proxied.no(names.unwrap_or_default()).build();
-    proxied.intercept(uri).is_none()
+    let names = ["NO_PROXY".to_owned(), "no_proxy".to_owned()];
+    let (_, names) = first_set(names.iter()).unwrap_or_default();
+    let proxied = Matcher::builder().all("http://proxy.invalid").no(names);
+    proxied.build().intercept(uri).is_none()
 }
 
 /// Checks the URL of a proxy. The error does not repeat it, because it may hold a password.

@@ -27,10 +27,6 @@ pub struct TokenArgs {
 }
 
 impl TokenArgs {
-    pub fn is_given(&self) -> bool {
-        self.token_file.is_some()
-    }
-
     /// The value of the `Authorization` header, marked as sensitive.
     ///
     /// # Errors

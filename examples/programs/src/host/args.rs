@@ -79,7 +79,8 @@ impl Args {
     /// No source of tasks was given, or the task file or the token file cannot be used.
     pub fn settings(&self, process: &Process) -> Result<Settings, Failure> {
         let proxies = Proxies::from_environment();
-        let dialer = Dialer::new(&self.tls, None, public_roots, proxies)?;
+        let check = |url: &Url| proxies.before(url).map(drop).map_err(Failure::usage);
+        let dialer = Dialer::new(&self.tls, None, public_roots, proxies.clone())?;
         let mut registries: Vec<Box<dyn Registry>> = Vec::new();
         // Not parsed by clap, which would repeat a password in a wrong URL.
         let tasks: Result<Vec<_>, _> = self.tasks.iter().map(|task| parse_task(task)).collect();
@@ -88,6 +89,9 @@ impl Args {
             return Err(Failure::usage(format!(
                 "--task {task} is given twice: a task is in one place, leave one of them out"
             )));
+        }
+        for (_, place) in &tasks {
+            check(&place.runner)?;
         }
         if !tasks.is_empty() {
             registries.push(Box::new(FixedTasks::new(tasks)));
@@ -99,6 +103,7 @@ impl Args {
         }
         if let Some(url) = &self.api {
             let url = parse_api(url).map_err(|wrong| Failure::usage(format!("--api: {wrong}")))?;
+            check(&url)?;
             registries.push(Box::new(ClusterApi::new(url, dialer.clone())));
         }
         if registries.is_empty() {
