@@ -25,7 +25,7 @@ fuzz() {
     local target=$1 found=target/found/$1
     mkdir -p "$found"
     cargo fuzz run --features libfuzzer --fuzz-dir . "$target" "$found" "corpus/$target" -- \
-        -max_total_time="$seconds" -max_len=4096 -timeout=10 -rss_limit_mb=1024 \
+        -max_total_time="$seconds" -max_len=16384 -timeout=10 -rss_limit_mb=1024 \
         -print_final_stats=1 >"target/$target.log" 2>&1 || true
     echo "$target:"
     grep -E 'DONE|stat::number_of_executed_units|panicked|SUMMARY' "target/$target.log" || true

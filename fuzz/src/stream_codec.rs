@@ -24,8 +24,11 @@ pub fn stream_codec(data: &[u8]) {
     let Some((&[cap, sizes], rest)) = data.split_first_chunk() else {
         return;
     };
-    // Below and above the 4 KiB up to which payloads are copied.
-    let cap = [16, 64, 300, 5000][usize::from(cap % 4)];
+    // Below and above the 4 KiB up to which payloads are copied, and beyond the first read.
+    let cap = match cap {
+        128.. => 20_000,
+        _ => [16, 64, 300, 5000][usize::from(cap % 4)],
+    };
     let (sizes, wire) = rest.split_at(usize::from(sizes).min(rest.len()));
 
     let (items, end) = decode(cap, sizes, wire);

@@ -2,6 +2,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use tokio_util::codec::{Decoder, Encoder};
 
 use super::{CodecError, take_message};
+use crate::session::MAX_DATAGRAM;
 use crate::wire::{DecodeError, Frame};
 
 /// One buffer is one message: for carriers that keep boundaries (PROTOCOL.md section 3.3).
@@ -12,8 +13,8 @@ use crate::wire::{DecodeError, Frame};
 ///
 /// Byte streams keep no boundaries and need a [`StreamCodec`](super::StreamCodec) instead.
 ///
-/// There is no cap: a message is as long as the datagram that the socket delivered (at most 65,507
-/// bytes over UDP/IPv4). Sending a longer one fails with the socket's own error.
+/// Messages have at most 65,507 bytes, as datagrams over UDP/IPv4 do. A socket refuses a longer one,
+/// and `UdpFramed` would offer it again for ever.
 ///
 /// A datagram can be lost, duplicated or reordered, and so can its frame. The [module](super) has
 /// an example.
@@ -67,15 +68,25 @@ impl Decoder for MessageCodec {
     }
 }
 
+/// Most bytes of a message, header included.
+const MAX: usize = MAX_DATAGRAM;
+
+fn check(len: usize) -> Result<usize, CodecError> {
+    match len > MAX {
+        true => Err(CodecError::TooLong { len, max: MAX }),
+        false => Ok(len),
+    }
+}
+
 impl<P: AsRef<[u8]>> Encoder<Frame<P>> for MessageCodec {
     type Error = CodecError;
 
     /// Appends the encoded frame.
     ///
     /// # Errors
-    /// None; the buffer grows.
+    /// [`CodecError::TooLong`] beyond 65,507 bytes. Nothing was written.
     fn encode(&mut self, frame: Frame<P>, buffer: &mut BytesMut) -> Result<(), CodecError> {
-        buffer.reserve(frame.encoded_len());
+        buffer.reserve(check(frame.encoded_len())?);
         // A `BytesMut` grows, so the encoder cannot run out of room.
         let _ = frame.encode(buffer);
         Ok(())
@@ -88,9 +99,9 @@ impl Encoder<Bytes> for MessageCodec {
     /// Appends an encoded message unchanged.
     ///
     /// # Errors
-    /// None; the buffer grows.
+    /// As for a frame.
     fn encode(&mut self, message: Bytes, buffer: &mut BytesMut) -> Result<(), CodecError> {
-        buffer.reserve(message.len());
+        buffer.reserve(check(message.len())?);
         buffer.put_slice(&message);
         Ok(())
     }
@@ -159,5 +170,24 @@ mod tests {
             MessageCodec::new().decode(&mut BytesMut::new()).unwrap(),
             None
         );
+    }
+
+    #[test]
+    fn what_no_socket_sends_is_refused_and_nothing_is_written() {
+        let mut codec = MessageCodec::new();
+        let mut buffer = BytesMut::new();
+        let longest = data(vec![7; MAX - 8].into());
+        codec.encode(longest, &mut buffer).unwrap();
+        assert_eq!(buffer.len(), MAX);
+        let longer = Bytes::from(vec![7; MAX + 1]);
+        for refused in [
+            codec.encode(longer, &mut buffer),
+            codec.encode(data(vec![7; MAX - 7].into()), &mut buffer),
+        ] {
+            let Err(CodecError::TooLong { len, max }) = refused else {
+                panic!("{refused:?}")
+            };
+            assert_eq!((len, max, buffer.len()), (MAX + 1, MAX, MAX));
+        }
     }
 }

@@ -141,7 +141,7 @@ pub enum CodecError {
     /// The socket or file below failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// A message is longer than the cap of the [`StreamCodec`].
+    /// A message is longer than the cap of the codec.
     ///
     /// While decoding it is a violation by the peer, or the bytes are not the start of a message;
     /// the bytes after it cannot be delimited. While encoding it is the caller's mistake: nothing

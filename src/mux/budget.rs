@@ -115,9 +115,11 @@ impl Budget {
             .is_ok()
     }
 
-    /// Returns bytes that were taken before.
+    /// Returns bytes that were taken before. More than are held count as all of them.
     pub fn give_back(&self, bytes: usize) {
-        self.inner.held.fetch_sub(bytes, Ordering::Relaxed);
+        let less = |held: usize| Some(held.saturating_sub(bytes));
+        let held = &self.inner.held;
+        let _ = held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     /// The limit in bytes.

@@ -19,6 +19,9 @@ use crate::session::{Config, Role, Session, Version};
 use crate::transport::Carrier;
 
 /// Settings of a tunnel: v2, the default [`Config`], tokio's timer, and no shared budget.
+///
+/// On another runtime than tokio's, each builder needs its [`timer`](Builder::timer), also one that
+/// only hears or says a greeting.
 pub fn builder() -> Builder {
     Builder {
         version: Version::V2,
@@ -161,7 +164,14 @@ impl<R: Timer> Builder<R> {
     /// The handshake of `transport` agreed on resumption
     /// ([`resume::answered`](crate::resume::answered)), and its greeting was
     /// [heard](Self::hear_greeting), if its route has one. When it is lost, `connector` connects
-    /// again; streams and flows stay as they are meanwhile, and their clocks stand still.
+    /// again; streams and flows stay as they are meanwhile, and their clocks stand still. The
+    /// example `embed_resume` has all of it, at both ends.
+    ///
+    /// Where the server was started again, or no transport came in time, the tunnel ends with
+    /// [`TunnelError::NotResumed`](super::TunnelError::NotResumed), and it takes a new tunnel to go
+    /// on. Before a program exits, it should [close](super::Tunnel::close) or
+    /// [shut down](super::Tunnel::shutdown) the tunnel, or drop all handles, and await the driver.
+    /// Otherwise the server keeps the tunnel for a client that does not return.
     pub fn resuming_opener<T, C, N>(
         self,
         transport: T,
@@ -322,11 +332,11 @@ impl<R: Timer> Builder<R> {
         ResumingDriver::new(transport, carrier, link, redial, timer, tunnel)
     }
 
-    /// A tunnel whose session outlives its transport.
+    /// A tunnel whose session outlives its transport, and so speaks version 2.
     pub(super) fn resumable(mut self, role: Role) -> (R, Tunnel) {
         self.config.first_id.get_or_insert_with(random_id);
         let clock = self.timer.clock();
-        let mut session = Session::new(role, self.version, self.config, clock.now());
+        let mut session = Session::new(role, Version::V2, self.config, clock.now());
         session.set_outlives_transport(true);
         let clock = TunnelClock::stoppable(clock);
         let shared = Arc::new(Shared::new(session, clock, self.budget.as_ref()));

@@ -30,11 +30,11 @@ use crate::session::{Instant, Role};
 /// use tokio::net::{TcpListener, TcpStream};
 ///
 /// # async fn serve(_: Acceptor) {}
-/// # fn os_random(bytes: &mut [u8]) { bytes.fill(4) }
 /// async fn listen(listener: TcpListener) -> std::io::Result<()> {
 ///     let limits = KeeperLimits::default().with_per_peer(8);
+///     let random = |secret: &mut [u8]| getrandom::fill(secret).expect("the system is random");
 ///     let keeper: Keeper<LengthPrefixed<TcpStream>> =
-///         Keeper::new(Config::default(), limits, os_random);
+///         Keeper::new(Config::default(), limits, random);
 ///     loop {
 ///         let (socket, peer) = listener.accept().await?;
 ///         let keeper = keeper.clone();

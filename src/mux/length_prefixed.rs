@@ -1,4 +1,5 @@
 use alloc::collections::VecDeque;
+use core::fmt;
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
 use std::io::{self, IoSlice};
@@ -96,7 +97,6 @@ const BATCH: usize = 16;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug)]
 pub struct LengthPrefixed<S> {
     io: S,
     codec: StreamCodec,
@@ -113,6 +113,17 @@ pub struct LengthPrefixed<S> {
     queued: usize,
     /// Bytes written of the first entry in the queue, including its length.
     written: usize,
+}
+
+/// Without the bytes under way.
+impl<S: fmt::Debug> fmt::Debug for LengthPrefixed<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LengthPrefixed")
+            .field("io", &self.io)
+            .field("read", &self.input.len())
+            .field("queued", &self.queued)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<S> LengthPrefixed<S> {

@@ -101,7 +101,7 @@ pub struct ConnectFailure {
 }
 
 impl ConnectFailure {
-    /// Another attempt may succeed.
+    /// Another attempt may succeed. Nobody else shows the text: the connector logs it, if it shall.
     #[must_use]
     pub fn again(text: &str) -> Self {
         Self::new(text, false)

@@ -1,4 +1,5 @@
-use alloc::string::ToString;
+use alloc::format;
+use alloc::string::{String, ToString};
 use core::fmt::Display;
 use core::task::{Context, Poll, ready};
 use core::time::Duration;
@@ -32,6 +33,8 @@ pub(super) struct Resuming<T, C, S> {
     ring: usize,
     /// Messages acknowledged, after the last ACK.
     acked: u64,
+    /// Why the last transport was lost.
+    loss: Option<String>,
     /// What is wrong with the transport, found in its messages.
     fault: Option<TunnelError>,
     /// Whether the handles believe that the tunnel has a transport.
@@ -66,6 +69,7 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
             silent: false,
             ring: 0,
             acked: 0,
+            loss: None,
             fault: None,
             told_attached: true,
             told_confirmed: false,
@@ -141,7 +145,13 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
     ) -> Option<Result<(), TunnelError>> {
         let ended = self.link.ended()?;
         if !is_orderly(ended.reason) {
-            return Some(Err(TunnelError::NotResumed(ended.clone())));
+            let mut ended = ended.clone();
+            let loss = lost.map(ToString::to_string).or(self.loss.take());
+            if let Some(loss) = loss.filter(|_| !ended.by_peer) {
+                let colon = if ended.text.is_empty() { "" } else { ": " };
+                ended.text = format!("{}{colon}{loss}", ended.text);
+            }
+            return Some(Err(TunnelError::NotResumed(ended)));
         }
         let is_gone = lost.is_some() || self.current.is_none();
         if !ended.by_peer {
@@ -190,6 +200,7 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
                 let confirmed = self.link.is_confirmed();
                 self.source.note(now, &News::Detached { confirmed });
                 let cause = lost.unwrap_or(TunnelError::Ended(None));
+                self.loss = Some(cause.to_string());
                 Some(Attachment::Detached(cause))
             }
             (true, true) => {

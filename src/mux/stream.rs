@@ -1,4 +1,5 @@
 use alloc::sync::Arc;
+use core::fmt;
 use core::future::poll_fn;
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
@@ -58,7 +59,6 @@ pub struct TunnelStream {
 ///     Ok(bytes)
 /// }
 /// ```
-#[derive(Debug)]
 pub struct ReadHalf {
     handle: Arc<Handle>,
     chunk: Bytes,
@@ -173,6 +173,16 @@ impl TunnelStream {
     /// Both directions, for use at the same time.
     pub fn split_mut(&mut self) -> (&mut ReadHalf, &mut WriteHalf) {
         (&mut self.read, &mut self.write)
+    }
+}
+
+/// Without the bytes that were not read.
+impl fmt::Debug for ReadHalf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReadHalf")
+            .field("handle", &self.handle)
+            .field("rest", &self.chunk.len())
+            .finish()
     }
 }
 

@@ -35,7 +35,7 @@ impl Link {
             keep: self.config.keep_seconds(),
             ring: wire_size(self.config.ring_min),
         };
-        self.first = Some(Message::Open(open).to_bytes());
+        self.first = Some(Message::Open(open));
         self.opened_by = Some(now + self.config.opening_timeout);
         self.state = State::Opening;
         self.acks.told();
@@ -159,7 +159,7 @@ impl Link {
             keep,
             ring: wire_size(self.config.ring_min),
         };
-        self.first = Some(Message::Opened(opened).to_bytes());
+        self.first = Some(Message::Opened(opened));
         self.state = State::Attached;
         self.keep.agree(keep);
         self.keep.stop(now);

@@ -26,11 +26,11 @@ pub struct Config {
     /// [`Link::set_idle`](super::Link::set_idle)). Default 10 s.
     pub idle_keep: Duration,
     /// Size of the ring of kept messages at first, in bytes, where each message counts 64 bytes
-    /// more than its length. Default 1 MiB.
+    /// more than its length. At most 1 GiB. Default 1 MiB.
     ///
     /// The peer is told this size, so that it acknowledges in time. Every tunnel may use it.
     pub ring_min: usize,
-    /// Size to which the ring may grow, in bytes. Default 32 MiB.
+    /// Size to which the ring may grow, in bytes, from `ring_min` to 1 GiB. Default 32 MiB.
     ///
     /// With the default a tunnel reaches 1 Gbit/s over a round trip of about 200 ms. Tunnels that
     /// share a budget keep to `ring_min` while more than a sixteenth of it is held.

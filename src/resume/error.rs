@@ -29,6 +29,7 @@ pub enum Violation {
 /// Why a tunnel has ended.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{reason}{}{text}", if .text.is_empty() { "" } else { ": " })]
+#[non_exhaustive]
 pub struct Ended {
     /// The class of the end.
     pub reason: EndReason,

@@ -21,7 +21,7 @@ pub struct Link {
     pub(super) state: State,
     pub(super) ended: Option<Ended>,
     /// OPEN or OPENED, ahead of everything else on the transport.
-    pub(super) first: Option<Bytes>,
+    pub(super) first: Option<Message>,
     /// Client: when OPENED is overdue.
     pub(super) opened_by: Option<Instant>,
     /// Requested by this end; END follows everything that was sent.
@@ -91,7 +91,7 @@ impl Link {
             return self.farewell.take();
         }
         if let Some(first) = self.first.take() {
-            return Some(first);
+            return Some(first.to_bytes());
         }
         if !self.is_open() {
             return None;

@@ -187,7 +187,7 @@ pub enum EndReason {
 
 impl EndReason {
     /// Every reason that has a code, in the order of the codes.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: &'static [Self] = &[
         Self::Closed,
         Self::Unknown,
         Self::Stale,

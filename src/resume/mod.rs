@@ -15,7 +15,17 @@
 //! - polls the output again, until `None`, after the last of them: an acknowledgement may go along,
 //! - calls [`detach`](Link::detach) when the transport is lost, [`attach`](Link::attach) (client)
 //!   or [`takeover`](Link::takeover) (server) when there is another one,
-//! - calls [`handle_timeout`](Link::handle_timeout) at [`poll_timeout`](Link::poll_timeout).
+//! - calls [`handle_timeout`](Link::handle_timeout) at [`poll_timeout`](Link::poll_timeout),
+//! - tells the link by [`set_idle`](Link::set_idle) whether the session has streams, and the
+//!   session by [`set_outlives_transport`](crate::session::Session::set_outlives_transport) that
+//!   silence is not its end: at [`Event::PeerDead`](crate::session::Event::PeerDead) the transport
+//!   is detached,
+//! - stops the clock of the session with `detach`, and lets it go on when the link is attached
+//!   again,
+//! - [holds](crate::session::Session::hold_data) the session's data while the link accepts only
+//!   control messages.
+//!
+//! `mux` does all of this.
 //!
 //! ```
 //! use kohakuriver_tunnel::resume::{Accepts, Config, Identity, Link, Message, Received, Secret};

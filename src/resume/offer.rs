@@ -5,7 +5,8 @@ use crate::session::{NotOffered, Version};
 const NAME: &str = "kohakuriver-tunnel.v2.resume";
 
 /// The value that a client which can resume tunnels offers in `Sec-WebSocket-Protocol`: resumption
-/// first, v2 without it second.
+/// first, v2 without it second. For a server, whose stack wants the one name that it selects, there
+/// is [`choose`].
 ///
 /// ```
 /// use kohakuriver_tunnel::resume;

@@ -70,6 +70,7 @@ pub enum Due {
 
 /// How a tunnel went on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Resumption {
     /// Messages to send again.
     pub messages: u64,

@@ -1,4 +1,5 @@
 use alloc::collections::VecDeque;
+use core::fmt;
 
 use bytes::Bytes;
 
@@ -6,7 +7,6 @@ use super::Config;
 
 /// The counted messages that the peer has not acknowledged, and the place of the next one to
 /// transmit.
-#[derive(Debug)]
 pub(super) struct Ring {
     messages: VecDeque<Bytes>,
     /// Messages acknowledged: the number of the first one here.
@@ -26,6 +26,20 @@ pub(super) struct Ring {
     /// Since the limit last grew: whether the ring was full, and bytes acknowledged.
     was_full: bool,
     acked: usize,
+}
+
+/// Without the contents of messages.
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ring")
+            .field("messages", &self.messages.len())
+            .field("base", &self.base)
+            .field("next", &self.next)
+            .field("held", &self.held)
+            .field("limit", &self.limit)
+            .field("excess", &self.excess)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Ring {

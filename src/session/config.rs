@@ -41,7 +41,7 @@ pub struct Config {
     /// exceeded, the stream that holds most is reset with reason overflow. Growing windows may
     /// borrow half of it.
     pub receive_budget: usize,
-    /// Largest window of one stream in bytes, at most 2^31 - 1. Default 32 MiB.
+    /// Largest window of one stream in bytes, from 256 KiB to 2^31 - 1. Default 32 MiB.
     ///
     /// With the default a stream reaches 1 Gbit/s over a round trip of about 200 ms. Bounds what
     /// one stalled reader can hold.
@@ -88,13 +88,15 @@ pub struct Config {
     /// 1 MiB.
     pub datagram_buffer: usize,
     /// Most bytes of datagrams queued over all flows in each direction, where each datagram counts
-    /// 64 bytes more than its length. A further datagram is dropped. Default 16 MiB.
+    /// 64 bytes more than its length. A further datagram is dropped, and so is each that is longer
+    /// than this allows. Default 16 MiB.
     pub datagram_budget: usize,
     /// Silence after which the peer is probed. After twice this time the peer counts as dead.
-    /// `None` disables both. Default 15 s.
+    /// `None` or zero disables both. At least 1 ms. Default 15 s.
     pub keepalive: Option<Duration>,
     /// How long one direction may outlive the other when the peer may never end it: in v1 after the
-    /// first CLOSE, in v2 after the handle is released. Default 10 s.
+    /// first CLOSE, in v2 after the handle is released. Data received after this end's CLOSE begins
+    /// the time anew. Default 10 s.
     ///
     /// Bounds how long streams last whose peer sent CLOSE and forgot them, as deployed peers do.
     pub linger: Duration,
@@ -317,7 +319,8 @@ impl Config {
             .max_window
             .clamp(super::INITIAL_WINDOW, i32::MAX as u32);
         self.stream_send_buffer = self.stream_send_buffer.max(1);
-        self.keepalive = self.keepalive.map(|i| i.max(Duration::from_millis(1)));
+        let keepalive = self.keepalive.filter(|silence| !silence.is_zero());
+        self.keepalive = keepalive.map(|silence| silence.max(Duration::from_millis(1)));
         self.datagram_queue = self.datagram_queue.max(1);
         self.v1_stream_buffer = self.v1_stream_buffer.max(1);
         self.v1_stall = self.v1_stall.max(Duration::from_millis(1));

@@ -36,7 +36,7 @@ pub struct Stats {
     pub datagrams_dropped_sending: u64,
     /// Datagrams from the peer that were dropped: they were not read, or were too long.
     pub datagrams_dropped_receiving: u64,
-    /// Streams and flows now.
+    /// Streams and flows now, with those that have ended and were not released.
     pub streams: usize,
     /// Bytes received and not read now.
     pub unread: usize,

@@ -238,7 +238,7 @@ impl Session {
             return;
         };
         if s.life.state().is_pending() {
-            return self.reject(stream, Reason::Gone, "not accepted");
+            return self.reject(stream, Reason::Refused, "not accepted");
         }
         s.life.release();
         // Discarding grants credit, so a peer that waits for credit sends and learns that nobody
@@ -368,6 +368,12 @@ impl Session {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.streams.len() == 0
+    }
+
+    /// Whether a stream or flow has not ended on the wire.
+    #[cfg(feature = "mux")]
+    pub(crate) fn has_live_streams(&self) -> bool {
+        self.streams.has_live()
     }
 
     /// Whether the transport has ended.

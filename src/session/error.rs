@@ -120,8 +120,8 @@ pub enum OpenError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SendError {
-    /// No credit or no room now; [`Event::Writable`](super::Event::Writable) follows. Contains the
-    /// chunk.
+    /// No credit or no room for it now; [`Event::Writable`](super::Event::Writable) follows, at
+    /// once if there is room for a part. Contains the chunk.
     #[error("no credit or no room now")]
     Blocked(Chunk),
     /// A datagram beyond [`MAX_DATAGRAM`](super::MAX_DATAGRAM). Counted as dropped.

@@ -93,7 +93,9 @@ impl Session {
     /// bytes becomes one message without a copy. Small chunks that wait are joined.
     ///
     /// # Errors
-    /// [`SendError::Blocked`] returns the chunk when it exceeds the credit or there is no room.
+    /// [`SendError::Blocked`] returns the chunk when it exceeds the credit or there is no room. One
+    /// with more than [`send_capacity`](Self::send_capacity) bytes has to be cut: credit for all of
+    /// it may never come.
     pub fn send(&mut self, stream: StreamId, chunk: Chunk) -> Result<(), SendError> {
         let s = self.streams.get_mut(stream).ok_or(SendError::Unknown)?;
         if chunk.is_empty() {
@@ -101,7 +103,8 @@ impl Session {
         }
         check(s, Proto::Tcp)?;
         self.sending.push(s, chunk).map_err(|chunk| {
-            self.line_up(stream);
+            // There may be room for a part of it now.
+            self.request_writable(stream);
             SendError::Blocked(chunk)
         })
     }

@@ -186,6 +186,12 @@ impl Streams {
         live.map(Stream::id).collect()
     }
 
+    /// Whether a stream has not ended on the wire.
+    #[cfg(feature = "mux")]
+    pub(super) fn has_live(&self) -> bool {
+        !self.wire.is_empty()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Stream> {
         self.slots.iter().flatten()
     }

@@ -24,7 +24,8 @@ const SKIP_MAX: usize = 32;
 ///
 /// **Sending.** A [`Frame`] costs a copy of its payload, because the header is put in front of it.
 /// An encoded message as [`Bytes`] costs no copy: see [`HeadroomBuf`](crate::wire::HeadroomBuf). It
-/// is sent unchanged and not checked.
+/// is sent unchanged and not checked. The length of neither is: no message may be longer than 1 MiB
+/// (PROTOCOL.md section 3.1).
 ///
 /// Because this is a sink of both, `SinkExt::close` and `SinkExt::flush` would be ambiguous. Use
 /// the methods [`close`](Self::close) and [`flush`](Self::flush) instead.

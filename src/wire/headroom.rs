@@ -1,3 +1,5 @@
+use core::fmt;
+
 use bytes::buf::Limit;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -18,10 +20,19 @@ use super::{HEADER_LEN, Header};
 /// let message = buffer.split().seal(header);
 /// assert_eq!(message[..], [3, 1, 0xde, 0xad, 0xbe, 0xef, 0, 0, b'h', b'i']);
 /// ```
-#[derive(Debug)]
 pub struct HeadroomBuf {
     buffer: BytesMut,
     capacity: usize,
+}
+
+/// Without the bytes read.
+impl fmt::Debug for HeadroomBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HeadroomBuf")
+            .field("filled", &self.filled().len())
+            .field("capacity", &self.capacity)
+            .finish()
+    }
 }
 
 impl HeadroomBuf {
@@ -100,15 +111,20 @@ impl HeadroomBuf {
 }
 
 /// Payload bytes. If they were read behind headroom, they become a message without a copy.
-#[derive(Debug)]
 pub struct Chunk(Storage);
 
-#[derive(Debug)]
 enum Storage {
     /// `HEADER_LEN` bytes of headroom, then the payload.
     Headroom(BytesMut),
     /// The payload alone.
     Shared(Bytes),
+}
+
+/// The length alone.
+impl fmt::Debug for Chunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chunk").field("len", &self.len()).finish()
+    }
 }
 
 impl Chunk {

@@ -37,6 +37,28 @@ async fn closing_waits_for_what_is_open_and_lets_nothing_new_begin() {
     }
 }
 
+/// A handle of what has ended needs no tunnel, and can still be read.
+#[tokio::test]
+async fn closing_does_not_wait_for_handles_of_ended_streams() {
+    for link in Link::BOTH {
+        let mut tunnel = link.v2().await;
+        let (mut near, mut far) = tunnel.stream().await;
+        let refused = tunnel.near.open_tcp(1).unwrap();
+        drop(within(tunnel.acceptor.accept()).await);
+        within(refused.established()).await.unwrap_err();
+        far.write_all(b"the end").await.unwrap();
+        for end in [&mut near, &mut far] {
+            end.shutdown().await.unwrap();
+        }
+        let closed = within(tunnel.near.tunnel().close()).await;
+        assert_eq!(closed, Ok(()));
+        let mut got = String::new();
+        within(near.read_to_string(&mut got)).await.unwrap();
+        assert_eq!(got, "the end");
+        drop((refused, far));
+    }
+}
+
 #[tokio::test]
 async fn closing_an_idle_tunnel_is_over_at_once() {
     for link in Link::BOTH {

@@ -90,7 +90,7 @@ async fn what_is_not_served_is_refused() {
         }
     });
     let reset = within(flow.recv()).await.unwrap_err();
-    assert_eq!(reset.reason, Reason::Gone);
+    assert_eq!(reset.reason, Reason::Refused);
     within(stream.established()).await.unwrap();
     server.abort();
 }

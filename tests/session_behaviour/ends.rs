@@ -285,7 +285,10 @@ fn a_pending_stream_released_is_rejected() {
     let asked = incoming(&mut pair.acceptor);
     pair.acceptor.release(asked, pair.now);
     pair.run();
-    assert_eq!(pair.opener.reset_of(opened).unwrap().reason, Reason::Gone);
+    assert_eq!(
+        pair.opener.reset_of(opened).unwrap().reason,
+        Reason::Refused
+    );
     assert!(pair.acceptor.is_idle());
 }
 

@@ -477,3 +477,29 @@ fn an_open_without_an_answer_is_given_up() {
     assert_eq!(to_server, [message(0)]);
     assert_eq!(pair.client.stats().resumed, 1);
 }
+
+#[test]
+fn what_is_shown_has_neither_secrets_nor_contents() {
+    let now = Instant::default();
+    let (secret, identity) = (
+        Secret::new([0xab; 16]),
+        Identity {
+            instance: 7,
+            tunnel: 1,
+        },
+    );
+    let mut client = Link::client(Config::default());
+    client.attach(now);
+    let Ok(Message::Open(open)) = Message::decode(&client.poll_output().unwrap()) else {
+        panic!("no OPEN")
+    };
+    let mut server = Link::server(Config::default(), identity, &open, secret, now);
+    // OPENED, with the secret, is not polled yet.
+    let shown = alloc::format!("{server:?}");
+    client.handle_message(now, server.poll_output().unwrap());
+    client.sent(&"a private message".into()).unwrap();
+    let shown = [shown, alloc::format!("{client:?} {server:?}")].concat();
+    for part in ["171, 171", "xab", "private"] {
+        assert!(!shown.contains(part), "{part} in {shown}");
+    }
+}
