@@ -59,8 +59,12 @@ async fn page(mux: &Mux, port: u16) -> Result<String, Box<dyn Error>> {
 async fn health(mux: &Mux, port: u16) -> Result<String, Box<dyn Error>> {
     let mux = mux.clone();
     let connector = tower::service_fn(move |_: Uri| {
-        let stream = mux.open_tcp(port).map(TokioIo::new);
-        std::future::ready(stream)
+        let stream = mux.open_tcp(port);
+        async {
+            let stream = stream?;
+            stream.established().await?; // or a refusal would look like a broken connection
+            Ok::<_, std::io::Error>(TokioIo::new(stream))
+        }
     });
     // The name is for the service's logs. The port decides where to connect.
     let channel = Endpoint::from_static("http://vm-7")

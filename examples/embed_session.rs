@@ -58,6 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 let _ = session.handle_message(now(), message);
             }
             Some(Message::Close(_)) => return Err("the other side closed the tunnel".into()),
+            Some(Message::Text(_)) => return Err("the other side sent a text".into()),
             Some(_) => session.handle_activity(now()), // a ping or a pong: the peer lives
             None => {}
         }
@@ -108,9 +109,10 @@ fn connect(url: &str) -> Result<(Socket, Version), Box<dyn Error>> {
 
 /// The next message, or `None` after `wait`.
 fn receive(socket: &mut Socket, wait: Duration) -> Result<Option<Message>, Box<dyn Error>> {
-    if let MaybeTlsStream::Plain(tcp) = socket.get_ref() {
-        tcp.set_read_timeout(Some(wait.max(Duration::from_millis(1))))?;
-    }
+    let MaybeTlsStream::Plain(tcp) = socket.get_ref() else {
+        return Err("set the timeout of the socket below TLS here".into());
+    };
+    tcp.set_read_timeout(Some(wait.max(Duration::from_millis(1))))?;
     match socket.read() {
         Ok(message) => Ok(Some(message)),
         Err(tungstenite::Error::Io(error))

@@ -3,8 +3,8 @@
 //!
 //! Where tokio has no Unix sockets (Windows) it runs over TCP: give `127.0.0.1:7000` as PATH.
 //!
-//! `serve` lets others reach the TCP ports of this machine. `open` joins one of them to its stdin
-//! and stdout, as netcat would.
+//! `serve` lets others reach the TCP ports of this machine; remove the socket's file before you
+//! serve again. `open` joins one of the ports to its stdin and stdout, as netcat would.
 //!
 //! ```text
 //! cargo run --example embed_unix -- serve /tmp/tunnel.sock
@@ -37,17 +37,21 @@ async fn open(path: &str, port: u16) -> Result<(), Box<dyn Error>> {
     let socket = Socket::connect(path).await?;
     // Both ends come from this program, so there is no version to agree on: the builder's is 2.
     let (mux, driver) = mux::builder().opener(length_prefixed(socket), Plain);
-    tokio::spawn(driver);
+    let driver = tokio::spawn(driver);
 
     let (mut reply, mut request) = tokio::io::split(mux.open_tcp(port)?);
-    let send = async {
+    drop(mux); // the tunnel ends with the connection
+    let mut stdout = tokio::io::stdout();
+    let send = async move {
         tokio::io::copy(&mut tokio::io::stdin(), &mut request).await?;
         request.shutdown().await // this direction alone, the reply still comes
     };
-    let mut stdout = tokio::io::stdout();
-    let receive = tokio::io::copy(&mut reply, &mut stdout);
+    let receive = async move {
+        tokio::io::copy(&mut reply, &mut stdout).await?;
+        stdout.flush().await
+    };
     tokio::try_join!(send, receive)?;
-    stdout.flush().await?;
+    driver.await??; // until then, some of what was sent may be on its way
     Ok(())
 }
 

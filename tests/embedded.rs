@@ -14,6 +14,7 @@ use tunnel_test_support::chain::{
     CONTAINER, connect, echo, eventually, expect_echo, pattern, service, start_runner,
 };
 use tunnel_test_support::program::{Program, command};
+use tunnel_test_support::relay::Relay;
 use tunnel_test_support::{free_port, soon};
 
 const EXIT: Duration = Duration::from_secs(30);
@@ -196,4 +197,33 @@ async fn a_unix_socket_carries_a_tunnel() {
     });
     soon("the reply", work).await.unwrap();
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_outlives_the_websockets_between_the_resuming_ends() {
+    let address = format!("127.0.0.1:{}", free_port());
+    let server = Program::start("embed_resume", &["serve", &address]);
+    server.line("Listening on ");
+    let relay = Relay::to(&address).await;
+    let url = format!("ws://{}/api/tunnel/42", relay.address());
+    let port = service(echo).await.port().to_string();
+    let mut open = tokio::process::Command::from(command("embed_resume"));
+    open.args(["open", &url, &port]).kill_on_drop(true);
+    open.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = open.spawn().unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    for round in 1..=3 {
+        let sent = pattern(round, 100_000);
+        let mut got = vec![0; sent.len()];
+        let (wrote, read) = soon("an echo", async {
+            tokio::join!(stdin.write_all(&sent), stdout.read_exact(&mut got))
+        })
+        .await;
+        wrote.and(read).unwrap();
+        assert!(got == sent, "round {round} differs");
+        relay.cut();
+    }
+    drop(stdin);
+    assert!(soon("the end", child.wait()).await.unwrap().success());
+    server.line("a tunnel goes on");
 }

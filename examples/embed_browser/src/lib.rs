@@ -101,6 +101,8 @@ pub async fn get(url: String, port: u16, show: js_sys::Function) -> Result<(), J
     let (mux, driver) = builder.connect(socket, Ws).await?;
     spawn_local(async { drop(driver.await) });
 
+    // For uploads, let the sink wait while the WebSocket's `bufferedAmount` is high: gloo's is
+    // always ready, and the browser would queue whatever the peer has given credit for.
     let mut stream = mux.open_tcp(port)?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
     let mut buffer = vec![0; 16 << 10];
