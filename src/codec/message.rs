@@ -13,8 +13,8 @@ use crate::wire::{DecodeError, Frame};
 ///
 /// Byte streams keep no boundaries and need a [`StreamCodec`](super::StreamCodec) instead.
 ///
-/// Messages have at most 65,507 bytes, as datagrams over UDP/IPv4 do. A socket refuses a longer one,
-/// and `UdpFramed` would offer it again for ever.
+/// Messages have at most 65,507 bytes, as datagrams over UDP/IPv4 do. A socket refuses a longer
+/// one, and `UdpFramed` would offer it again for ever.
 ///
 /// A datagram can be lost, duplicated or reordered, and so can its frame. The [module](super) has
 /// an example.

@@ -73,8 +73,8 @@ where
 ///
 /// When a transport is lost, it waits for the next one of its source: [`Redial`](super::Redial) at
 /// the client, [`Kept`](super::Kept) at the server. Handles and streams stay as they are. Without a
-/// transport, a [`shutdown`](Tunnel::shutdown) ends it at once. Dropping it ends this end alone: the
-/// peer keeps its own for as long as it waits for a transport.
+/// transport, a [`shutdown`](Tunnel::shutdown) ends it at once. Dropping it ends this end alone:
+/// the peer keeps its own for as long as it waits for a transport.
 #[derive(Debug)]
 #[must_use = "nothing moves unless the driver is polled"]
 pub struct ResumingDriver<T, C: Carrier, S, R = TokioTimer> {

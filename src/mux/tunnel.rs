@@ -46,8 +46,9 @@ impl Tunnel {
     }
 
     /// Ends the tunnel in good order: [drains](Self::drain) it, and waits for the open streams to
-    /// end, and for flows to be dropped. This continues if the future is dropped. The [`Driver`](super::Driver) then closes the
-    /// transport, which may take some seconds more: await it before the program exits.
+    /// end, and for flows to be dropped. This continues if the future is dropped. The
+    /// [`Driver`](super::Driver) then closes the transport, which may take some seconds more: await
+    /// it before the program exits.
     ///
     /// It waits as long as a stream lasts. Bound the wait, and end the remaining streams by
     /// [`shutdown`](Self::shutdown).
