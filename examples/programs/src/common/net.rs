@@ -268,13 +268,15 @@ pub async fn within<T>(
     }
 }
 
-/// The text of an I/O error in lower case.
+/// The text of an I/O error, beginning in lower case.
 pub fn plain(error: &io::Error) -> String {
-    let text = without_number(error.to_string());
-    let mut letters = text.chars();
-    match letters.next() {
-        Some(first) => first.to_lowercase().chain(letters).collect(),
-        None => "failed".to_owned(),
+    let mut text = without_number(error.to_string());
+    if let Some(first) = text.get_mut(..1) {
+        first.make_ascii_lowercase();
+    }
+    match text.is_empty() {
+        true => "failed".to_owned(),
+        false => text,
     }
 }
 

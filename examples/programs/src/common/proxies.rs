@@ -102,7 +102,7 @@ impl Proxies {
         let proxy = self.matcher.intercept(&uri);
         if self.from_environment && (proxy.is_some() || !is_excepted(&uri)) {
             let variables = [format!("{scheme}_proxy"), "all_proxy".to_owned()];
-            let variables = variables.map(|name| [name.to_uppercase(), name]);
+            let variables = variables.map(|name| [name.to_ascii_uppercase(), name]);
             if let Some((name, url)) = first_set(variables.iter().flatten()) {
                 check(&format!("the variable {name}"), &url)?;
             }

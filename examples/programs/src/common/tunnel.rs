@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::{BoxFuture, FutureExt};
 use kohakuriver_tunnel::mux::{
     self, Acceptor, Admission, Binding, Budget, Builder, Connect, ConnectError, Keeper, Mux,
     Tunnel, TunnelError,
@@ -365,7 +365,11 @@ impl Tunnels {
             state.open.values().cloned().collect()
         };
         let ending = async {
-            let _ = timeout(GRACE, join_all(open.iter().map(Tunnel::close))).await;
+            for tunnel in &open {
+                // It goes on by itself.
+                let _ = tunnel.close().now_or_never();
+            }
+            let _ = timeout(GRACE, self.0.until_none()).await;
             open.iter().for_each(Tunnel::shutdown);
             self.0.until_none().await;
         };
