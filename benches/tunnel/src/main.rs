@@ -231,7 +231,7 @@ impl Sizes {
         let far_mib = |usual| args.far_mib.unwrap_or(usual);
         if args.quick {
             Self {
-                runs: 3,
+                runs: usize::from(args.runs.min(3)),
                 mib: 128,
                 crowd_mib: 125,
                 beside: Duration::from_millis(300),
