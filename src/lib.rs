@@ -28,8 +28,8 @@
 //!
 //! All but `codec` and `mux` are `no_std` with `alloc`. Each module begins with an example; the
 //! README has one for each layer but `resume`, and `examples/embed_*.rs` are complete programs:
-//! client, server, HTTP and gRPC through a tunnel, a Unix socket, a session without a runtime. The
-//! code implements PROTOCOL.md.
+//! client, server, both ends of a tunnel that outlives its WebSockets, HTTP and gRPC through a
+//! tunnel, a Unix socket, a session without a runtime. The code implements PROTOCOL.md.
 //!
 //! The protocol does not provide confidentiality, authentication, or connections opened by the
 //! acceptor. With v1 peers it does not provide flow control or resumption either.

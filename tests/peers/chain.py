@@ -14,6 +14,9 @@ import sys
 from websockets.asyncio.client import connect
 
 HERE = pathlib.Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+from environment import unconfigured  # noqa: E402
+
 ROOT = HERE.parent.parent
 ROLES = ("forward", "host", "runner", "agent")
 SIDES = ("ours", "theirs")
@@ -184,21 +187,7 @@ class Chain:
 
     async def launch(self, role, arguments, side=None, kind=Program, env=None):
         side = side or self.sides[role]
-        environment = {
-            key: value
-            for key, value in os.environ.items()
-            if not key.startswith("KOHAKURIVER_") and not key.lower().endswith("_proxy")
-        }
-        for key in (
-            "RUNNER_URL",
-            "CONTAINER_ID",
-            "RECONNECT_DELAY",
-            "MAX_RECONNECT",
-            "LOG_LEVEL",
-            "TUNNEL_ENABLED",
-            "RUST_LOG",
-        ):
-            environment.pop(key, None)
+        environment = unconfigured()
         if side == "ours":
             command = [self.ours / role]
             if not self.resumes and role in ("forward", "agent"):

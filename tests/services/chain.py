@@ -9,9 +9,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
+from environment import unconfigured  # noqa: E402
 
 MIB = 1 << 20
 TASK = "42"
@@ -101,22 +105,9 @@ def other_user(*names):
 
 
 def surroundings(extra=()):
-    """The environment without the variables that configure the programs."""
-    kept = {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith(("KOHAKURIVER_", "PG")) and not key.lower().endswith("_proxy")
-    }
-    for key in (
-        "RUNNER_URL",
-        "CONTAINER_ID",
-        "RECONNECT_DELAY",
-        "MAX_RECONNECT",
-        "LOG_LEVEL",
-        "TUNNEL_ENABLED",
-        "RUST_LOG",
-    ):
-        kept.pop(key, None)
+    """The environment of the services and of the programs."""
+    usual = unconfigured().items()
+    kept = {key: value for key, value in usual if not key.startswith("PG")}
     return {**kept, "LC_ALL": "C.UTF-8", **dict(extra)}
 
 

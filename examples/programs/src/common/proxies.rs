@@ -84,8 +84,7 @@ impl Proxies {
         }
     }
 
-    /// The proxy for a server. `localhost` and loopback addresses are reached
-    /// without one.
+    /// The proxy for a server. `localhost` and loopback addresses are reached without one.
     ///
     /// # Errors
     /// The variable that counts for this server does not name a usable proxy. Others may be meant
@@ -101,9 +100,12 @@ impl Proxies {
         };
         let proxy = self.matcher.intercept(&uri);
         if self.from_environment && (proxy.is_some() || !is_excepted(&uri)) {
-            let variables = [format!("{scheme}_proxy"), "all_proxy".to_owned()];
-            let variables = variables.map(|name| [name.to_ascii_uppercase(), name]);
-            if let Some((name, url)) = first_set(variables.iter().flatten()) {
+            let of_scheme = match url.tls {
+                true => ["HTTPS_PROXY", "https_proxy"],
+                false => ["HTTP_PROXY", "http_proxy"],
+            };
+            let names = of_scheme.into_iter().chain(["ALL_PROXY", "all_proxy"]);
+            if let Some((name, url)) = first_set(names) {
                 check(&format!("the variable {name}"), &url)?;
             }
         }
@@ -112,15 +114,15 @@ impl Proxies {
 }
 
 /// The first variable that is set. One that is empty counts too, and means that there is none.
-fn first_set<'a>(names: impl Iterator<Item = &'a String>) -> Option<(&'a str, String)> {
-    let mut set = names.filter_map(|name| Some((name.as_str(), std::env::var(name).ok()?)));
-    set.next().filter(|(_, value)| !value.is_empty())
+fn first_set(names: impl IntoIterator<Item = &'static str>) -> Option<(&'static str, String)> {
+    let set = |name| Some((name, std::env::var(name).ok()?));
+    let first = names.into_iter().find_map(set);
+    first.filter(|(_, value)| !value.is_empty())
 }
 
 /// Whether `NO_PROXY` names this server.
 fn is_excepted(uri: &Uri) -> bool {
-    let names = ["NO_PROXY".to_owned(), "no_proxy".to_owned()];
-    let (_, names) = first_set(names.iter()).unwrap_or_default();
+    let (_, names) = first_set(["NO_PROXY", "no_proxy"]).unwrap_or_default();
     let proxied = Matcher::builder().all("http://proxy.invalid").no(names);
     proxied.build().intercept(uri).is_none()
 }

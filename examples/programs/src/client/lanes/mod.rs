@@ -186,9 +186,9 @@ impl Lanes {
             moves |= lane.look(elapsed);
         }
         for index in 1..state.lanes.len() {
-            let is_spare = is_spare(&state.loads(), index);
-            if let Some(lane) = state.lanes.get_mut(index) {
-                if lane.idle >= IDLE && !is_spare {
+            let is_idle = state.lanes.get(index).is_some_and(Lane::is_idle);
+            if is_idle && !is_spare(&state.loads(), index) {
+                if let Some(lane) = state.lanes.get_mut(index) {
                     lane.close();
                 }
             }
@@ -297,6 +297,10 @@ impl Lane {
             _ => Duration::ZERO,
         };
         moved > 0
+    }
+
+    fn is_idle(&self) -> bool {
+        self.mux.is_some() && self.idle >= IDLE
     }
 
     /// The tunnel ends with its last connection.
