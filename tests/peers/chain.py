@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import fcntl
 import hashlib
 import os
 import pathlib
@@ -10,6 +11,7 @@ import signal
 import socket
 import struct
 import sys
+import termios
 
 from websockets.asyncio.client import connect
 
@@ -395,6 +397,9 @@ class Service:
 
     async def do_V(self, _, writer, size):
         await self.send(writer, size)
+        # A reset discards what has not left.
+        while unsent(writer):
+            await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)
         reset(writer)
 
@@ -488,6 +493,11 @@ class App:
 
     def close(self):
         self.writer.close()
+
+
+def unsent(writer):
+    queued = fcntl.ioctl(writer.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+    return writer.transport.get_write_buffer_size() + struct.unpack("i", queued)[0]
 
 
 def reset(writer):
