@@ -18,7 +18,9 @@ use super::waiting::Waiting;
 /// - While more than half is held, tunnels of a [`Keeper`](super::Keeper) that have no transport
 ///   end, one after the other: first those whose client has not
 ///   [answered](super::Tunnel::confirmed), then acceptors' tunnels before openers', of these those
-///   without for longest. A tunnel whose streams hold almost its share does not read its transport
+///   without for longest. A resumable tunnel keeps no further data while it keeps half a share or
+///   more until that is acknowledged, and ends if its peer does not acknowledge within 5 s. A
+///   tunnel whose streams hold almost its share does not read its transport
 ///   for as long as its readers make room
 ///   ([`Session::set_share`](crate::session::Session::set_share)).
 /// - While more than two thirds are held, a tunnel above its share takes no new connections, and
@@ -191,8 +193,7 @@ impl Account {
         if self.tight().is_none() {
             return Allowance::All;
         }
-        let all = self.budget.inner.shares.load(Ordering::Relaxed);
-        let share = self.budget.inner.limit / 3 / all.max(1) * shares;
+        let share = self.part();
         match self.budget.held() > self.budget.soft_limit() && held > share {
             true => Allowance::Exceeded(share),
             false => Allowance::Share(share),
@@ -216,6 +217,21 @@ impl Account {
     /// others have to keep to their shares.
     pub(super) fn tight(&self) -> Option<&Budget> {
         (self.budget.held() > self.budget.inner.limit / 2).then_some(&self.budget)
+    }
+
+    /// Most bytes that the tunnel may keep until they are acknowledged, once tunnels without a
+    /// transport have to go.
+    pub(super) fn kept_max(&self) -> Option<usize> {
+        /// The longest control messages have to fit.
+        const LEAST: usize = 4 << 10;
+        self.tight()?;
+        Some((self.part() / 2).max(LEAST))
+    }
+
+    /// The tunnel's part of the last third.
+    fn part(&self) -> usize {
+        let all = self.budget.inner.shares.load(Ordering::Relaxed);
+        self.budget.inner.limit / 3 / all.max(1) * self.shares
     }
 
     pub(super) const fn budget(&self) -> &Budget {

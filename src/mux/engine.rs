@@ -310,6 +310,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
             }
             self.outbox.push_back(transmit);
         };
+        self.path.exchange(&mut state);
         state.settle();
         // After events there may be more: resets to tell, or room for others.
         let changed = state.session.has_event();

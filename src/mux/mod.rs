@@ -125,6 +125,7 @@ mod stoppable;
 mod stream;
 mod timer;
 mod tunnel;
+mod unacknowledged;
 mod waiting;
 
 pub use self::acceptor::Acceptor;

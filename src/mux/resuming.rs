@@ -13,6 +13,7 @@ use super::path::{Direct, Finish, Inward, Path, Round};
 use super::shared::{Shared, State as SharedState};
 use super::source::{Arrival, Handover, Need, News, Source};
 use super::stoppable::Now;
+use super::unacknowledged::Unacknowledged;
 use super::{Attachment, TunnelError};
 use crate::resume::{Accepts, Due, EndReason, Ended, Link, Received, State, Takeover};
 use crate::session::{Instant, Session, Transmit};
@@ -31,6 +32,7 @@ pub(super) struct Resuming<T, C, S> {
     silent: bool,
     /// What the source knows of the bytes in the ring.
     ring: usize,
+    unacknowledged: Unacknowledged,
     /// Messages acknowledged, after the last ACK.
     acked: u64,
     /// Why the last transport was lost.
@@ -68,6 +70,7 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
             spare: None,
             silent: false,
             ring: 0,
+            unacknowledged: Unacknowledged::default(),
             acked: 0,
             loss: None,
             fault: None,
@@ -261,6 +264,12 @@ where
             (is_idle, is_probing, evicted, state.shutdown)
         };
         self.link.set_idle(is_idle);
+        if self.link.state() != State::Attached {
+            self.unacknowledged.pause();
+        } else if self.unacknowledged.is_overdue(now, &self.link) {
+            self.link
+                .abort(EndReason::Overflow, "while memory is short");
+        }
         let mut lost = None;
         if let Some(Due::NotOpened) = self.link.handle_timeout(now) {
             self.detach(now);
@@ -310,11 +319,14 @@ where
         state.attached.ring = self.link.ring_bytes();
         state.attached.stats = self.link.stats();
         self.silent |= core::mem::take(&mut state.silent);
-        let is_scarce = state.account.as_ref().is_some_and(Account::is_scarce);
+        let account = state.account.as_ref();
+        let is_scarce = account.is_some_and(Account::is_scarce);
         self.link.set_ring_limit(match is_scarce {
             true => 0,
             false => usize::MAX,
         });
+        let kept_max = account.and_then(Account::kept_max);
+        self.unacknowledged.limit(&mut self.link, kept_max);
     }
 
     fn end_of_inbox(&mut self, shared: &Shared, now: Instant, lost: Option<TunnelError>) -> Round {
@@ -338,6 +350,7 @@ where
         let times = [
             self.link.poll_timeout(),
             self.source.poll_timeout(),
+            self.unacknowledged.poll_timeout(),
             self.close_by,
         ];
         times.into_iter().flatten().min()
@@ -438,7 +451,10 @@ where
         }
         match self.link.accepts() {
             Accepts::Nothing => return None,
-            Accepts::Control => session.hold_data(true),
+            Accepts::Control => {
+                session.hold_data(true);
+                self.unacknowledged.ask(&self.link, session);
+            }
             Accepts::All => session.hold_data(false),
         }
         let transmit = session.poll_transmit(now);

@@ -22,6 +22,14 @@ impl Link {
         }
     }
 
+    /// Ends the tunnel at once. END is the next output, and what the peer has not acknowledged is
+    /// dropped. Has no effect on a tunnel that has ended.
+    pub fn abort(&mut self, reason: EndReason, text: &str) {
+        if self.ended.is_none() {
+            self.fail(reason, text);
+        }
+    }
+
     /// Handles what is due at `now`.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Due> {
         if self.ended.is_some() {

@@ -144,6 +144,15 @@ impl Link {
         self.ring.allow(bytes);
     }
 
+    /// No data is accepted while at least `bytes` are kept, even below [`Config::ring_min`]. For
+    /// code that bounds many tunnels together, while memory is short.
+    ///
+    /// So little may be less than the peer receives without an acknowledgement. A PING makes it
+    /// acknowledge (PROTOCOL.md section 5.10).
+    pub fn set_ring_share(&mut self, bytes: Option<usize>) {
+        self.ring.set_share(bytes);
+    }
+
     /// Whether the tunnel has no connections: then it is kept for [`Config::idle_keep`] only.
     pub fn set_idle(&mut self, idle: bool) {
         self.keep.set_idle(idle);

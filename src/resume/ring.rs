@@ -21,6 +21,8 @@ pub(super) struct Ring {
     max: usize,
     /// Most that the driver allows.
     allowed: usize,
+    /// Bytes from which on no more data is taken, whatever the limit is.
+    share: usize,
     /// What was held of the old limit when it was lowered, until that is acknowledged.
     excess: usize,
     /// Since the limit last grew: whether the ring was full, and bytes acknowledged.
@@ -63,6 +65,7 @@ impl Ring {
             min: config.ring_min,
             max: config.ring_max,
             allowed: config.ring_max,
+            share: usize::MAX,
             excess: 0,
             was_full: false,
             acked: 0,
@@ -78,7 +81,7 @@ impl Ring {
         if transmitted {
             self.next = self.sent();
         }
-        self.was_full |= self.is_full();
+        self.was_full |= self.held >= self.limit;
     }
 
     /// The peer has received this many messages. Counts up to `sent` only; never goes back.
@@ -132,9 +135,14 @@ impl Ring {
         let before = self.limit;
         self.allowed = bytes;
         self.limit = self.clamp(before);
-        if self.limit < before && self.is_full() {
+        if self.limit < before && self.held >= self.limit {
             self.excess = self.excess.max(self.held.min(before));
         }
+    }
+
+    /// While memory is short, the ring is full from `bytes` on.
+    pub(super) fn set_share(&mut self, bytes: Option<usize>) {
+        self.share = bytes.unwrap_or(usize::MAX);
     }
 
     /// Messages sent since the tunnel began, whether transmitted or not.
@@ -156,7 +164,7 @@ impl Ring {
     /// Whether no more data should be taken.
     #[inline]
     pub(super) const fn is_full(&self) -> bool {
-        self.held >= self.limit
+        self.held >= self.limit || self.held >= self.share
     }
 
     /// Whether even control messages are too many.

@@ -54,10 +54,12 @@ impl Session {
 
     /// All streams together may hold `bytes` that were received. Close to that the
     /// transport is not read while readers make room, as close to
-    /// [`Config::receive_budget`](super::Config::receive_budget); no stream is reset. `None`: as
-    /// many as the budget allows. For code that bounds many sessions together.
+    /// [`Config::receive_budget`](super::Config::receive_budget); no stream is reset. Messages to
+    /// send are short meanwhile. `None`: as many as the budget allows. For code that bounds many
+    /// sessions together.
     pub fn set_share(&mut self, bytes: Option<usize>) {
         self.receiving.set_share(bytes);
+        self.sending.set_sparing(bytes.is_some());
     }
 
     /// While pressed, the session refuses new connections (ERROR, limit) and hardly holds more:

@@ -4,22 +4,25 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use kohakuriver_tunnel::mux::{self, Admission, Binding, Keeper, KeeperLimits, TunnelError};
+use kohakuriver_tunnel::mux::{
+    self, Acceptor, Admission, Binding, Budget, ConnectFailure, Keeper, KeeperLimits, TunnelError,
+};
 use kohakuriver_tunnel::resume::{self, EndReason, Message, Open, Secret};
-use kohakuriver_tunnel::wire::{ClientId, Frame};
+use kohakuriver_tunnel::wire::{ClientId, Frame, Proto};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::pipe::{Packet, Packets, pipe};
+use super::pipe::{Packet, Packets, Pipe, pipe};
 use super::tunnel::noise;
 
-/// Answers are kept until they are acknowledged, and a peer may ask for ever.
-#[tokio::test(start_paused = true)]
-async fn a_peer_that_asks_and_acknowledges_nothing_is_given_up() {
-    let keeper = Keeper::new(
+fn keeper() -> Keeper<Pipe> {
+    Keeper::new(
         resume::Config::default(),
         KeeperLimits::default(),
         |bytes| bytes.copy_from_slice(&noise(1, bytes.len())),
-    );
-    let (mut near, far, _) = pipe(64);
+    )
+}
+
+fn open() -> Packet {
     let open = Open {
         tunnel: 0,
         secret: Secret::new([0; Secret::LEN]),
@@ -28,8 +31,15 @@ async fn a_peer_that_asks_and_acknowledges_nothing_is_given_up() {
         keep: 120,
         ring: 1 << 20,
     };
-    let open = Message::Open(open).to_bytes();
-    near.send(Packet::Binary(open)).await.unwrap();
+    Packet::Binary(Message::Open(open).to_bytes())
+}
+
+/// Answers are kept until they are acknowledged, and a peer may ask for ever.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_asks_and_acknowledges_nothing_is_given_up() {
+    let keeper = keeper();
+    let (mut near, far, _) = pipe(64);
+    near.send(open()).await.unwrap();
     let binding = Binding::new("route", "group", "peer");
     let admitted = mux::builder().admit(&keeper, far, Packets::default(), binding);
     let Ok(Admission::New(opening)) = admitted.await else {
@@ -65,4 +75,99 @@ async fn a_peer_that_asks_and_acknowledges_nothing_is_given_up() {
         panic!("the tunnel ended otherwise")
     };
     assert_eq!(ended.reason, EndReason::Overflow);
+}
+
+const DOWNLOAD: u16 = 80;
+const LITTLE: usize = 40_000;
+
+/// Sends without end, or a little on another port.
+async fn serve(mut acceptor: Acceptor) {
+    while let Some(incoming) = acceptor.accept_tcp().await {
+        let is_endless = incoming.port() == DOWNLOAD;
+        let mut stream = incoming.accept();
+        tokio::spawn(async move {
+            let len = if is_endless { 1 << 30 } else { LITTLE };
+            for _ in 0..len / LITTLE {
+                if stream.write_all(&noise(7, LITTLE)).await.is_err() {
+                    return;
+                }
+            }
+            let _ = stream.shutdown().await;
+        });
+    }
+}
+
+fn admit(keeper: &Keeper<Pipe>, budget: &Budget, far: Pipe) {
+    let (keeper, builder) = (keeper.clone(), mux::builder().budget(budget));
+    tokio::spawn(async move {
+        let binding = Binding::new("route", "group", "peer");
+        let admitted = builder.admit(&keeper, far, Packets::default(), binding);
+        if let Ok(Admission::New(opening)) = admitted.await {
+            let (acceptor, driver) = opening.acceptor();
+            tokio::join!(serve(acceptor), driver).1.ok();
+        }
+    });
+}
+
+/// Reads and answers everything, and acknowledges nothing. Returns how its tunnel ended.
+async fn download(mut near: Pipe) -> EndReason {
+    let id = ClientId(1);
+    let (proto, port) = (Proto::Tcp, DOWNLOAD);
+    near.send(open()).await.unwrap();
+    let connect = Frame::<Bytes>::Connect { proto, id, port };
+    near.send(Packet::Binary(connect.to_bytes())).await.unwrap();
+    while let Some(Ok(Packet::Binary(message))) = near.next().await {
+        if let Ok(Message::End { reason, .. }) = Message::decode(&message) {
+            return reason;
+        }
+        let answer = match Frame::decode(message) {
+            Ok(Frame::Data { payload, .. }) => Frame::Window {
+                id,
+                credit: u32::try_from(payload.len()).unwrap(),
+            },
+            Ok(Frame::Ping { id, payload }) => Frame::Pong { id, payload },
+            _ => continue,
+        };
+        let _ = near.send(Packet::Binary(answer.to_bytes())).await;
+    }
+    panic!("no END")
+}
+
+/// What is kept for peers that do not acknowledge is within the budget, and they pay for it.
+#[tokio::test(start_paused = true)]
+async fn peers_that_acknowledge_nothing_end_when_memory_is_short() {
+    const PEERS: usize = 16;
+    let (keeper, budget) = (keeper(), Budget::new(6 << 20));
+    let (near, far, _) = pipe(8);
+    admit(&keeper, &budget, far);
+    let again = |_| std::future::ready(Err(ConnectFailure::again("no other")));
+    let builder = mux::builder().resume(resume::Config::default());
+    let (honest, driver) = builder.resuming_opener(near, Packets::default(), again);
+    tokio::spawn(driver);
+    let mut peers = tokio::task::JoinSet::new();
+    for _ in 0..PEERS {
+        let (near, far, _) = pipe(8);
+        admit(&keeper, &budget, far);
+        peers.spawn(download(near));
+    }
+    let begin = tokio::time::Instant::now();
+    let mut most = 0;
+    while begin.elapsed() < Duration::from_secs(60) {
+        let mut stream = honest.open_tcp(DOWNLOAD + 1).unwrap();
+        let mut got = Vec::new();
+        let asked = tokio::time::Instant::now();
+        stream.read_to_end(&mut got).await.unwrap();
+        assert!(got == noise(7, LITTLE));
+        assert!(asked.elapsed() < Duration::from_secs(1));
+        most = most.max(budget.held());
+        assert!(most <= budget.limit(), "{most} bytes are held");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(most > budget.limit() / 2, "{most} bytes at most");
+    assert!(budget.held() <= budget.limit() / 2);
+    let ended: Vec<_> = std::iter::from_fn(|| peers.try_join_next()).collect();
+    assert!(!ended.is_empty());
+    for ended in ended {
+        assert_eq!(ended.unwrap(), EndReason::Overflow);
+    }
 }

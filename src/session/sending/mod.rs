@@ -42,6 +42,8 @@ pub(super) struct Sending {
     /// Promises of earlier epochs have lapsed.
     epoch: u64,
     pressed: bool,
+    /// Memory is short: pieces are small.
+    sparing: bool,
     /// Data of streams stays here.
     held: bool,
     sent: u64,
@@ -85,6 +87,8 @@ pub(super) enum Outgoing {
 impl Sending {
     /// Bytes that a stream may queue however much the others have queued, unless it is bulk.
     const RESERVE: usize = 4096;
+    /// Most bytes of one message while memory is short.
+    const SPARING_PIECE: usize = 16 << 10;
     /// Queued chunks shorter than this are joined, because the overhead of a chunk would exceed its
     /// bytes.
     const SMALL: usize = 256;
@@ -374,6 +378,11 @@ impl Sending {
         self.pressed = pressed;
     }
 
+    /// While sparing, pieces are small.
+    pub(super) fn set_sparing(&mut self, sparing: bool) {
+        self.sparing = sparing;
+    }
+
     /// While keeping, writers that were told have not had their chance to send.
     #[cfg(feature = "mux")]
     pub(super) fn set_keeping(&mut self, keeping: bool) {
@@ -421,6 +430,9 @@ impl Sending {
 
     /// Most bytes of one message now.
     fn piece(&self) -> usize {
+        if self.sparing {
+            return self.config.contended_piece.min(Self::SPARING_PIECE);
+        }
         match self.schedule.is_contended() || !self.pace.is_fast() {
             true => self.config.contended_piece,
             false => self.config.max_piece,
