@@ -44,6 +44,25 @@ impl Charge {
     }
 }
 
+impl Charge {
+    /// Whether bytes are held that the account counts.
+    pub(crate) const fn is_due(&self) -> bool {
+        self.taken > 0
+    }
+
+    /// Whether the account has not even a little left.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        let Some(account) = &self.account else {
+            return false;
+        };
+        let has_room = account.take(FREE_ALLOWANCE);
+        if has_room {
+            account.give_back(FREE_ALLOWANCE);
+        }
+        !has_room
+    }
+}
+
 impl fmt::Debug for Charge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Charge({})", self.taken)

@@ -21,6 +21,7 @@ use crate::limits::{
 };
 use crate::mask::{apply_mask, unmasked};
 use crate::partial::{Partial, message};
+use crate::patience::Patience;
 
 /// Bytes read, and the state of the message that they belong to.
 #[derive(Debug)]
@@ -35,6 +36,7 @@ pub(crate) struct Inbound {
     frame: usize,
     partial: Option<Partial>,
     charge: Charge,
+    patience: Patience,
     /// Frames since the task last yielded.
     frames: usize,
     /// Bytes read since then, or since the last message.
@@ -66,6 +68,7 @@ impl Inbound {
             frame: 0,
             partial: None,
             charge: Charge::default(),
+            patience: Patience::default(),
             frames: 0,
             bytes: 0,
         }
@@ -96,6 +99,9 @@ impl Inbound {
             self.frames += 1;
             self.buffer.advance(header.size);
             if let Some(found) = self.take_frame(&header)? {
+                if self.partial.is_none() {
+                    self.patience.reset();
+                }
                 return Ok(found);
             }
         }
@@ -176,12 +182,20 @@ impl Inbound {
         socket: &mut (impl AsyncRead + Unpin),
         missing: usize,
     ) -> Poll<Result<usize, Error>> {
-        self.make_room(missing)?;
+        while !self.make_room(missing) {
+            if !ready!(self.patience.poll_retry(cx)) {
+                return Poll::Ready(Err(Error::NoMemory));
+            }
+        }
         let most = self.whole_frames(self.buffer.capacity() - self.buffer.len());
         let mut room = (&mut self.buffer).limit(most);
         let read = poll_read_buf(Pin::new(socket), cx, &mut room);
         if read.is_pending() {
             self.rest();
+            // A message that stays incomplete would keep memory from those of others.
+            if self.charge.is_due() && self.patience.is_over() && self.charge.is_exhausted() {
+                return Poll::Ready(Err(Error::NoMemory));
+            }
         }
         let len = ready!(read)?;
         if len == most {
@@ -216,7 +230,8 @@ impl Inbound {
         most - (most - first) % self.frame
     }
 
-    fn make_room(&mut self, missing: usize) -> Result<(), Error> {
+    /// Whether there is room to read into, or memory for it.
+    fn make_room(&mut self, missing: usize) -> bool {
         let len = self.buffer.len();
         let room = self.buffer.capacity() - len;
         // In proportion to the bytes that arrived: announcing a length costs the peer nothing.
@@ -224,7 +239,7 @@ impl Inbound {
         // An empty buffer that nobody else holds is filled from its start again.
         let reclaimed = len == 0 && self.buffer.try_reclaim(wanted);
         if reclaimed || room >= wanted.min(missing.max(READ_MIN)) {
-            return Ok(());
+            return true;
         }
         let partial = self.partial.as_ref().map_or(0, Partial::held);
         let grown = self.allocated.max(len + wanted);
@@ -232,19 +247,18 @@ impl Inbound {
             if !self.buffer.try_reclaim(wanted) {
                 self.move_to(len + wanted);
             }
-            return Ok(());
+            return true;
         }
         // Memory is short, so read only what the frame needs.
         self.read_size = READ_MIN;
         let least = missing.clamp(1, READ_MIN);
-        if room >= least {
-            return Ok(());
+        if room < least {
+            if !self.charge.hold(partial + len + least) {
+                return false;
+            }
+            self.move_to(len + least);
         }
-        if !self.charge.hold(partial + len + least) {
-            return Err(Error::NoMemory);
-        }
-        self.move_to(len + least);
-        Ok(())
+        true
     }
 
     /// Moves what was read to a new buffer of this size.

@@ -24,6 +24,7 @@ pub mod limits;
 mod mask;
 mod outbound;
 mod partial;
+mod patience;
 mod random;
 mod socket;
 

@@ -1,5 +1,7 @@
 //! Every bound, and what a hostile peer gains at it.
 
+use std::time::Duration;
+
 /// Frames of any kind taken before the task yields, so that tiny frames cannot occupy a thread.
 pub const FRAMES_PER_TURN: usize = 64;
 
@@ -20,6 +22,13 @@ pub const WRITE_BUFFER: usize = 128 << 10;
 
 /// Bytes held each way without asking the [`Account`](crate::Account).
 pub const FREE_ALLOWANCE: usize = 16 << 10;
+
+/// While the account is exhausted, a message that is incomplete for longer ends its connection. Until
+/// then it waits for memory.
+pub const INCOMPLETE_MAX: Duration = Duration::from_secs(10);
+
+/// Time between two attempts to get memory for a message.
+pub(crate) const MEMORY_RETRY: Duration = Duration::from_millis(20);
 
 /// Bytes discarded after an error, while the peer gets time to read the reason.
 pub const DISCARDED_MAX: usize = 256 << 10;

@@ -333,7 +333,7 @@ async fn an_idle_connection_gives_its_buffers_back() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn without_memory_small_messages_go_on_and_large_ones_are_told_to_try_again() {
     for role in ROLES {
         let peer = other(role);
@@ -356,6 +356,36 @@ async fn without_memory_small_messages_go_on_and_large_ones_are_told_to_try_agai
         far.read_to_end(&mut told).await.unwrap();
         let told = frames(&told);
         assert_eq!(told, [(CLOSE, 1013_u16.to_be_bytes().to_vec())]);
+    }
+}
+
+/// A message that finds no memory waits for it: whoever holds it is to blame.
+#[tokio::test(start_paused = true)]
+async fn a_message_waits_for_memory_that_an_incomplete_one_holds() {
+    for role in ROLES {
+        let message = frame(other(role), BINARY, &[7; 120_000]);
+        let purse = purse(160_000);
+        let (mut hostile, mut far) = charged(role, &purse);
+        far.write_all(&frame(other(role), BINARY, &[7; 100_000])[..90_000])
+            .await
+            .unwrap();
+        let hostile = tokio::spawn(async move {
+            loop {
+                // As the pings of a tunnel do.
+                let looked = tokio::time::timeout(Duration::from_secs(1), hostile.next());
+                if let Ok(ended) = looked.await {
+                    return ended;
+                }
+            }
+        });
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(!hostile.is_finished(), "memory was not short");
+        let (mut ours, mut near) = charged(role, &purse);
+        near.write_all(&message).await.unwrap();
+        let received = within(ours.next()).await.unwrap().unwrap();
+        assert_eq!(received.len(), 120_000);
+        let error = hostile.await.unwrap().unwrap().unwrap_err();
+        assert!(matches!(error, Error::NoMemory), "{error}");
     }
 }
 
