@@ -23,7 +23,12 @@ pub const DATA: u8 = 0x03;
 pub const CLOSE: u8 = 0x04;
 pub const WINDOW: u8 = 0x08;
 
+pub const PING_MESSAGE: u8 = 0x06;
+pub const PONG_MESSAGE: u8 = 0x07;
+pub const OPEN: u8 = 0x0a;
+
 pub const V2: &str = "kohakuriver-tunnel.v2";
+pub const RESUMABLE: &str = "kohakuriver-tunnel.v2.resume";
 
 /// Longest head of a request or a response that is accepted.
 const HEAD_MAX: usize = 16 << 10;
@@ -125,6 +130,20 @@ pub async fn grant(mut stream: TcpStream) -> io::Result<Peer> {
         stream,
         masks: false,
     })
+}
+
+/// The payload of the next frame of the runner, which is not masked.
+pub async fn message(peer: &mut Peer) -> io::Result<Vec<u8>> {
+    let stream = &mut peer.stream;
+    let _first = stream.read_u8().await?;
+    let len = match stream.read_u8().await? & 0x7f {
+        126 => u64::from(stream.read_u16().await?),
+        127 => stream.read_u64().await?,
+        short => u64::from(short),
+    };
+    let mut payload = vec![0; usize::try_from(len.min(2 << 20)).unwrap_or(0)];
+    stream.read_exact(&mut payload).await?;
+    Ok(payload)
 }
 
 /// Reads the text at the start of a session.

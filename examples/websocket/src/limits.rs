@@ -23,8 +23,8 @@ pub const WRITE_BUFFER: usize = 128 << 10;
 /// Bytes held each way without asking the [`Account`](crate::Account).
 pub const FREE_ALLOWANCE: usize = 16 << 10;
 
-/// While the account is exhausted, a message that is incomplete for longer ends its connection. Until
-/// then it waits for memory.
+/// While the account is exhausted, a message that is incomplete for longer ends its connection.
+/// Until then it waits for memory.
 pub const INCOMPLETE_MAX: Duration = Duration::from_secs(10);
 
 /// Time between two attempts to get memory for a message.

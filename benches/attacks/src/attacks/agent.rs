@@ -2,12 +2,12 @@
 
 use std::io;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 
 use super::ROGUE;
 use super::websocket::until_ended;
 use crate::swarm::{Field, connect};
-use crate::wire::{self, CONNECT, CONNECTED, DATA, Peer, WINDOW};
+use crate::wire::{self, CONNECT, CONNECTED, DATA, Peer, WINDOW, message};
 
 /// Streams that are flooded.
 const FLOODED: usize = 1000;
@@ -66,18 +66,4 @@ pub async fn flood(field: &Field, _: usize) -> io::Result<()> {
         }
         tokio::task::yield_now().await;
     }
-}
-
-/// The payload of the next frame of the runner, which is not masked.
-async fn message(peer: &mut Peer) -> io::Result<Vec<u8>> {
-    let stream = &mut peer.stream;
-    let _first = stream.read_u8().await?;
-    let len = match stream.read_u8().await? & 0x7f {
-        126 => u64::from(stream.read_u16().await?),
-        127 => stream.read_u64().await?,
-        short => u64::from(short),
-    };
-    let mut payload = vec![0; usize::try_from(len.min(2 << 20)).unwrap_or(0)];
-    stream.read_exact(&mut payload).await?;
-    Ok(payload)
 }

@@ -230,6 +230,11 @@ pub static ATTACKS: &[Attack] = &[
         "big downloads whose session never reads",
         work!(tunnel::deaf),
     ),
+    client(
+        "no-acks",
+        "resumable downloads that are read and never acknowledged",
+        work!(tunnel::no_acks),
+    ),
     server(
         Place::Host,
         "host-pings",

@@ -7,7 +7,10 @@ use tokio::io::AsyncWriteExt;
 use super::websocket::{session, until_ended};
 use super::{DIRECT, INSIDE, ROGUE};
 use crate::swarm::{Field, Held, pour};
-use crate::wire::{CLOSE, CONNECT, CONNECTED, DATA, Peer, V2, WINDOW};
+use crate::wire::{
+    CLOSE, CONNECT, CONNECTED, DATA, OPEN, PING_MESSAGE, PONG_MESSAGE, Peer, RESUMABLE, V2, WINDOW,
+    message,
+};
 
 const BATCH: usize = 64 << 10;
 /// Streams of a session that sends early data, and of one that dials.
@@ -86,6 +89,36 @@ pub async fn deaf(field: &Field, number: usize) -> io::Result<()> {
     }
     peer.stream.write_all(&out).await?;
     std::future::pending().await
+}
+
+/// Four downloads a session, of which everything is read. The runner keeps what it sends until it is
+/// acknowledged.
+pub async fn no_acks(field: &Field, number: usize) -> io::Result<()> {
+    let mut peer = session(field, number, DIRECT, Some(RESUMABLE)).await?;
+    let _held = Held::new();
+    let mut out = Vec::new();
+    // A new tunnel, a secret of no meaning, the first attempt, nothing received; kept for 1 s, with
+    // a ring of 1 MiB.
+    let mut open = vec![0; 8 + 16];
+    open.extend(1_u32.to_be_bytes());
+    open.extend(0_u64.to_be_bytes());
+    open.extend(1_u32.to_be_bytes());
+    open.extend((1_u32 << 20).to_be_bytes());
+    peer.message(&mut out, OPEN, 0, 0, &open);
+    for id in 1..=4 {
+        peer.message(&mut out, CONNECT, id, field.flood, &[]);
+        peer.message(&mut out, WINDOW, id, 0, &(1_u32 << 30).to_be_bytes());
+    }
+    peer.stream.write_all(&out).await?;
+    loop {
+        let message = message(&mut peer).await?;
+        if message.first() == Some(&PING_MESSAGE) {
+            let mut out = Vec::new();
+            let payload = message.get(8..).unwrap_or_default();
+            peer.message(&mut out, PONG_MESSAGE, 0, 0, payload);
+            peer.stream.write_all(&out).await?;
+        }
+    }
 }
 
 /// Sessions to the container of the hostile agent that send as much as is accepted, and read
