@@ -42,9 +42,10 @@ const ONE_PORT: &str = "/ws/forward/";
   forward --host ws://cluster:8000/api/tunnel/42 --local-port 8080 --remote-port 8080
   forward                                    # everything in one process, to see it work
 
-If the first connection fails or is refused, forward ends with exit code 3; with --wait-for-task it
-waits instead. After that it runs until you end it. When the host, the runner or the container
-restarts, or the task is gone for a while, forward logs it and reconnects.
+If the first connection fails or is refused, forward ends with exit code 3. With --wait-for-task it
+waits instead, unless the answer is 401 or 403. After that it runs until you end it. When the host,
+the runner or the container restarts, or the task is gone for a while, forward logs it and
+reconnects.
 
 Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage, 3 could not reach the other
 side or was refused by it."
@@ -55,8 +56,9 @@ pub struct Args {
     words: Vec<String>,
 
     /// Base URL of the host, or a full ws://…/api/tunnel/TASK_ID or
-    /// ws://…/ws/forward/TASK_ID/PORT [default: ws://$KOHAKURIVER_HOST:$KOHAKURIVER_PORT, else
-    /// ws://localhost:8000].
+    /// ws://…/ws/forward/TASK_ID/PORT [default: ws://$KOHAKURIVER_HOST:$KOHAKURIVER_PORT, with
+    /// localhost and 8000 where they are not set]. KOHAKURIVER_HOST may also be the whole URL; then
+    /// KOHAKURIVER_PORT is ignored.
     #[arg(long, value_name = "URL")]
     host: Option<String>,
 

@@ -39,7 +39,9 @@ pub struct ClientTlsArgs {
 /// The certificate of a server, or of a client if the server asks for one.
 #[derive(Args, Debug, Clone, PartialEq)]
 pub struct IdentityArgs {
-    /// Certificate chain (PEM) to present on TLS connections.
+    /// Certificate chain (PEM). A host or runner serves only TLS with it, demands no certificate of
+    /// its clients, and does not use it as a client. Programs that only connect present it to
+    /// servers that ask for one.
     #[arg(long, value_name = "FILE", requires = "key")]
     pub cert: Option<PathBuf>,
 
