@@ -1,4 +1,4 @@
-//! Most of everything at once, as far as the file descriptors of this process allow.
+//! Most of everything at once, as far as the file descriptors and the memory of this process allow.
 
 use super::program::raise_file_limit;
 use super::threads;
@@ -15,6 +15,10 @@ const SESSIONS: usize = 4096;
 
 /// Most agents, unless a flag says less.
 const AGENTS: usize = 16_384;
+
+/// Bytes for each session and agent, beside what is counted: tasks, state, small buffers. So that
+/// all of them take no more than peers may make the process hold, unless a flag says more.
+const UNCOUNTED: usize = 32 << 10;
 
 /// Most connections of applications, including those that wait for the tunnel. Their streams may
 /// share a session.
@@ -64,11 +68,12 @@ pub struct ServingCeilings {
 }
 
 impl HostCeilings {
-    pub fn new(max_sessions: Option<usize>, threads: usize) -> Self {
-        Self::within(usable(threads), max_sessions, threads)
+    /// `memory`: bytes that peers may make the process hold.
+    pub fn new(max_sessions: Option<usize>, threads: usize, memory: usize) -> Self {
+        Self::within(usable(threads), max_sessions, threads, memory)
     }
 
-    fn within(left: usize, max_sessions: Option<usize>, threads: usize) -> Self {
+    fn within(left: usize, max_sessions: Option<usize>, threads: usize, memory: usize) -> Self {
         let questions = QUESTIONS.min(left / 32).max(1);
         let waiting = questions * WAITING;
         let handshakes = HANDSHAKES.min(left / 8);
@@ -76,26 +81,42 @@ impl HostCeilings {
         // A query has a caller and a connection to the API.
         let in_pairs = questions + pipes * threads;
         let rest = left.saturating_sub(2 * in_pairs + waiting + handshakes);
+        let sessions = SESSIONS.min(memory / UNCOUNTED);
         Self {
             handshakes,
             questions,
             waiting,
             pipes,
-            sessions: ceiling("--max-sessions", max_sessions, SESSIONS, rest / 2),
+            sessions: ceiling("--max-sessions", max_sessions, sessions, rest / 2),
         }
     }
 }
 
 impl RunnerCeilings {
-    pub fn new(max_sessions: Option<usize>, max_agents: Option<usize>, threads: usize) -> Self {
-        Self::within(usable(threads), max_sessions, max_agents)
+    /// `memory`: bytes that peers may make the process hold.
+    pub fn new(
+        max_sessions: Option<usize>,
+        max_agents: Option<usize>,
+        threads: usize,
+        memory: usize,
+    ) -> Self {
+        Self::within(usable(threads), max_sessions, max_agents, memory)
     }
 
-    fn within(left: usize, max_sessions: Option<usize>, max_agents: Option<usize>) -> Self {
+    fn within(
+        left: usize,
+        max_sessions: Option<usize>,
+        max_agents: Option<usize>,
+        memory: usize,
+    ) -> Self {
         let handshakes = HANDSHAKES.min(left / 8);
         let left = left.saturating_sub(handshakes);
         // By default most descriptors are for connections to targets.
-        let (agents, sessions) = (AGENTS.min(left / 8), SESSIONS.min(left / 4));
+        let fit = memory / UNCOUNTED;
+        let (agents, sessions) = (
+            AGENTS.min(left / 8).min(fit),
+            SESSIONS.min(left / 4).min(fit),
+        );
         let agents = ceiling("--max-agents", max_agents, agents, left / 2);
         let left = left.saturating_sub(agents);
         let sessions = ceiling("--max-sessions", max_sessions, sessions, left / 2);
@@ -157,12 +178,12 @@ mod tests {
         for left in [0, 1, 48, 192, 1000, 19_808, 1 << 20, 1 << 30] {
             for flag in [None, Some(1), Some(1000), Some(usize::MAX)] {
                 for threads in [1, 2, 64, 256] {
-                    let host = HostCeilings::within(left, flag, threads);
+                    let host = HostCeilings::within(left, flag, threads, usize::MAX);
                     let in_pairs = host.sessions + host.questions + host.pipes * threads;
                     let used = host.handshakes + 2 * in_pairs + host.waiting;
                     assert!(used <= left.max(10), "{left} {flag:?}: {host:?}");
                 }
-                let runner = RunnerCeilings::within(left, flag, flag);
+                let runner = RunnerCeilings::within(left, flag, flag, usize::MAX);
                 let serving = runner.serving;
                 let own = runner.handshakes + runner.sessions + runner.agents;
                 let used = own + serving.connections + serving.dials;
@@ -174,11 +195,25 @@ mod tests {
     #[test]
     fn flags_only_lower() {
         let plenty = 1 << 20;
-        assert_eq!(HostCeilings::within(plenty, None, 2).sessions, SESSIONS);
-        assert_eq!(HostCeilings::within(plenty, Some(7), 2).sessions, 7);
-        let runner = RunnerCeilings::within(plenty, Some(5), None);
+        let host = |flag| HostCeilings::within(plenty, flag, 2, plenty << 10);
+        assert_eq!(host(None).sessions, SESSIONS);
+        assert_eq!(host(Some(7)).sessions, 7);
+        let runner = RunnerCeilings::within(plenty, Some(5), None, plenty << 10);
         assert_eq!((runner.sessions, runner.agents), (5, AGENTS));
-        let few = RunnerCeilings::within(800, Some(5000), Some(5000));
+        let few = RunnerCeilings::within(800, Some(5000), Some(5000), plenty << 10);
         assert!(few.sessions < 400 && few.agents <= 400, "{few:?}");
+    }
+
+    #[test]
+    fn where_memory_is_little_there_are_fewer_unless_a_flag_says_more() {
+        let memory = 32 << 20;
+        assert_eq!(
+            HostCeilings::within(1 << 20, None, 2, memory).sessions,
+            1024
+        );
+        let runner = RunnerCeilings::within(1 << 20, None, None, memory);
+        assert_eq!((runner.sessions, runner.agents), (1024, 1024));
+        let flags = RunnerCeilings::within(1 << 20, Some(2000), Some(3000), memory);
+        assert_eq!((flags.sessions, flags.agents), (2000, 3000));
     }
 }

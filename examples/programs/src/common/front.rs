@@ -52,7 +52,7 @@ const CLOSING: Duration = Duration::from_millis(10);
 #[derive(Args, Debug, Clone)]
 pub struct FrontArgs {
     /// Maximum number of client sessions; further ones are answered with 503 [default: 4096, or
-    /// fewer if the limit of open files is low].
+    /// fewer if the limit of open files or --memory is low].
     #[arg(long, value_name = "N")]
     pub max_sessions: Option<NonZeroUsize>,
 

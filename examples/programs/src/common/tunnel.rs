@@ -142,6 +142,11 @@ impl Settings {
         }
     }
 
+    /// Bytes that peers may make the process hold.
+    pub fn memory(&self) -> usize {
+        self.budget.limit()
+    }
+
     pub fn new(budget: Budget, tunnels: Tunnels) -> Self {
         let mut config = Config::default();
         // The program takes each request at once and accepts it when the service has answered, so a

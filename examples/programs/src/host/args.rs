@@ -112,15 +112,17 @@ impl Args {
                  --tasks FILE or --api URL",
             ));
         }
+        let memory = self.memory.budget(&process.threads);
         Ok(Settings {
             registries,
             front: self.front.settings()?,
             dialer,
-            memory: self.memory.budget(&process.threads),
             ceilings: HostCeilings::new(
                 self.front.max_sessions.map(NonZeroUsize::get),
                 process.threads.count(),
+                memory.limit(),
             ),
+            memory,
             threads: process.threads.clone(),
             log: process.log.clone(),
         })

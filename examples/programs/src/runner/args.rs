@@ -60,7 +60,8 @@ pub struct Args {
     front: FrontArgs,
 
     /// Maximum number of agents; further ones are answered with 503 [default: 16384, or an eighth
-    /// of the open files if that is less]. Clients cannot take their places.
+    /// of the open files, or one for each 32 KiB of --memory, if that is less]. Clients cannot take
+    /// their places.
     #[arg(long, value_name = "N")]
     max_agents: Option<NonZeroUsize>,
 
@@ -173,18 +174,20 @@ impl Args {
                 )));
             }
         }
+        let tunnels = self.tunnels.settings(process);
         Ok(Settings {
             targets: self.targets.iter().cloned().collect(),
             enabled: self.tunnel_enabled,
             front,
             agent_token,
             agent_key: agent_key.as_ref().map(key_from).transpose()?,
-            tunnels: self.tunnels.settings(process),
             ceilings: RunnerCeilings::new(
                 self.front.max_sessions.map(NonZeroUsize::get),
                 self.max_agents.map(NonZeroUsize::get),
                 process.threads.count(),
+                tunnels.memory(),
             ),
+            tunnels,
             detached: Detached {
                 all: self.max_detached.map(NonZeroUsize::get),
                 per_container: self.max_detached_per_container.map(NonZeroUsize::get),
