@@ -203,6 +203,24 @@ async fn an_agent_is_replaced_by_one_that_answers_alone() {
     chain.runner.expect_lines("agent registered", 2);
 }
 
+/// That another client's tunnel is kept says nothing about a new one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_new_tunnel_is_refused_without_an_agent_also_beside_another() {
+    let port = service(echo).await.port();
+    let chain = Chain::with_runner(&LONG);
+    let mut agent = agent_at(&chain.runner.address());
+    let first = chain.forward(port, &LONG);
+    expect_echo(&mut connect(&first).await, b"here").await;
+    agent.kill();
+    chain.runner.complaint("waits for its next WebSocket");
+    let mut second = chain.start_forward(port, &LONG);
+    assert_eq!(second.exit(LIMIT), 3);
+    let line = format!("refused: no agent is connected for {CONTAINER}");
+    second.expect_lines(&line, 1);
+    chain.runner.expect_lines(&line, 1);
+    expect_metric(&chain.runner, "runner_sessions", 1).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_restarted_agent_ends_connections_at_once() {
     let port = service(echo).await.port();
@@ -479,6 +497,27 @@ async fn a_new_session_takes_the_place_of_the_oldest_kept_one() {
     // The evicted one does not come back.
     let answer = layer(&mut asking(&url, again(&kept, 3)).await).await;
     assert!(matches!(answer, Message::End { .. }), "{answer:?}");
+    assert_eq!(metric(&runner, "runner_sessions").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_tunnel_that_goes_on_takes_no_other_place() {
+    let port = service(echo).await.port();
+    let (runner, url) = bare_runner(&[&LONG[..], &["--max-sessions", "2"]].concat());
+    let (mut first, kept) = opened(&url).await;
+    connected(&mut first, port).await;
+    drop(first);
+    expect_metric(&runner, DETACHED, 1).await;
+    // Before its OPEN nobody knows whether it goes on.
+    let offer = [("sec-websocket-protocol", OFFER)];
+    let (mut next, _) = greeted(&url, &offer, 1).await.unwrap();
+    let other = format!("ws://{}/ws/forward/{CONTAINER}/{port}", runner.address());
+    let (_second, _) = opened(&other).await;
+    let open = WsMessage::binary(Message::Open(again(&kept, 2)).to_bytes());
+    soon("OPEN", next.send(open)).await.unwrap();
+    let answer = layer(&mut next).await;
+    assert!(matches!(answer, Message::Opened(_)), "{answer:?}");
+    expect_metric(&runner, EVICTED, 0).await;
     assert_eq!(metric(&runner, "runner_sessions").await, 2);
 }
 

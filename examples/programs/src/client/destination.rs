@@ -1,13 +1,15 @@
 //! Where the sessions of a command are opened.
 
 use hyper::header::HeaderMap;
-use kohakuriver_tunnel::mux::Mux;
+use kohakuriver_tunnel::mux::{self, Mux, Tunnel, TunnelError};
+use kohakuriver_tunnel::session::clean_text;
 use kohakuriver_tunnel::wire::Proto;
 
 use crate::client::redial::Redial;
 use crate::common::connection::Connection;
 use crate::common::route::Session;
 use crate::common::url::Url;
+use crate::common::words;
 use crate::common::ws::{self, ConnectError, Socket};
 
 /// A task and its host.
@@ -68,13 +70,17 @@ impl Destination {
         };
         let connecting = ws::connect(&self.connection, url, HeaderMap::new());
         let (upgraded, _) = connecting.await.map_err(failed)?;
-        let v2 = upgraded.is_v2();
+        let (v2, resumable) = (upgraded.is_v2(), upgraded.resumable);
         let redial = move |dial| redial.clone().connect(dial);
         let session = upgraded.connect(&self.connection.tunnels, redial).await;
         let (mux, driver) = session.map_err(|error| failed(error.into()))?;
-        tracing::debug!(v2, "session begins at {url}");
         // Without a handle it closes the WebSocket.
         tokio::spawn(driver);
+        // Only now the other side knows that no tunnel of before is to go on.
+        if resumable && !mux.tunnel().confirmed().await {
+            return Err(failed(never_opened(mux.tunnel())));
+        }
+        tracing::debug!(v2, "session begins at {url}");
         if shared && !v2 {
             return Err(Refusal::EachItsOwn);
         }
@@ -99,5 +105,23 @@ impl Destination {
             }
             other => other.to_string(),
         }
+    }
+}
+
+/// Why a tunnel ended before the other side had opened it.
+fn never_opened(tunnel: &Tunnel) -> ConnectError {
+    match tunnel.close_reason() {
+        Some(Err(TunnelError::Ended(Some(said)))) => mux::ConnectError::Refused {
+            reason: clean_text(said.text.as_bytes()),
+            code: Some(said.code),
+        }
+        .into(),
+        // The words of `told` already.
+        Some(Err(TunnelError::NotConnected(reason))) => ConnectError::Unreachable(reason),
+        Some(Err(error)) => {
+            let error = words::tunnel(&error);
+            ConnectError::Unreachable(format!("the host did not begin the session: {error}"))
+        }
+        Some(Ok(())) | None => ConnectError::Unreachable("the session was given up".to_owned()),
     }
 }

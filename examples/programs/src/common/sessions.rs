@@ -54,13 +54,6 @@ impl Sessions {
         }
     }
 
-    /// As [`take`](Self::take), without counting or telling that there is none.
-    pub fn try_take(&self, caller: &Caller) -> Option<Place<Source>> {
-        let place = self.places.try_take(caller.source).ok()?;
-        caller.handshake.settle();
-        Some(place)
-    }
-
     /// A place for a caller's session. Its connection gives back its handshake place.
     ///
     /// # Errors

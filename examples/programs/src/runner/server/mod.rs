@@ -136,10 +136,10 @@ impl Runner {
         let upgrade = hyper::upgrade::on(&mut request);
         match route {
             Route::Forward(session) => {
-                let goes_on = choice.resumable && self.kept.clients.has(&binding.route);
-                let place = match goes_on {
-                    // It has its place already.
-                    true => self.sessions.try_take(&caller),
+                let may_go_on = choice.resumable && self.kept.clients.has(&binding.route);
+                let place = match may_go_on {
+                    // Its tunnel has its place already.
+                    true => None,
                     false => Some(self.place(&caller).await?),
                 };
                 let runner = Arc::clone(&self);

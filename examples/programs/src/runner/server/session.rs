@@ -1,12 +1,13 @@
 //! One client's session. Each connection that it requests is dialled or joined to the agent.
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kohakuriver_tunnel::mux::{
-    self, Acceptor, Admission, Binding, Incoming, IncomingTcp, IncomingUdp, Mux, TunnelDatagram,
-    TunnelStream,
+    self, Acceptor, Admission, Binding, Incoming, IncomingTcp, IncomingUdp, Mux, Opening,
+    TunnelDatagram, TunnelStream,
 };
 use kohakuriver_tunnel::resume::EndReason;
 use kohakuriver_tunnel::session::{OpenError, Reason, Reset};
@@ -23,7 +24,7 @@ use crate::common::route::Session;
 use crate::common::serve::{self, LAST_WORDS, flow_idle, unless_abandoned};
 use crate::common::tunnel::{self, Driving, Upgraded};
 use crate::common::turns::Turns;
-use crate::common::ws::{TRY_AGAIN, WebSocketCarrier};
+use crate::common::ws::{Socket, TRY_AGAIN, WebSocketCarrier};
 use crate::common::{resume, retry};
 
 /// How long to wait for an agent that is reconnecting, well within the client's 10 s.
@@ -32,7 +33,8 @@ const AGENT_WITHIN: Duration = Duration::from_secs(6);
 /// Time for an agent to say whether it could connect: its own limit and a little more.
 const AGENT_ANSWER: Duration = Duration::from_secs(12);
 
-/// Serves a client until its tunnel ends, unless another task has its tunnel.
+/// Serves a client until its tunnel ends, unless another task has its tunnel. Without a place the
+/// client may have a tunnel that goes on, also while its agent is away.
 pub async fn serve(
     runner: &Arc<Runner>,
     upgraded: Upgraded,
@@ -42,12 +44,8 @@ pub async fn serve(
     place: Option<Place<Source>>,
 ) {
     let peer = caller.address;
-    // A tunnel may go on while its agent is away.
-    let may_go_on = upgraded.resumable && runner.kept.clients.has(&binding.route);
-    if !may_go_on {
-        if let Err((reason, code)) = ready(runner, &session).await {
-            runner.counters.refused.add(1);
-            tracing::info!(%peer, container = %session, "refused: {reason}");
+    if place.is_some() {
+        if let Err((reason, code)) = ready(runner, &session, peer).await {
             // A refused client needs no session's place.
             let farewell = runner.front.farewell(caller.source);
             drop(place);
@@ -57,7 +55,7 @@ pub async fn serve(
         }
     }
     let v2 = upgraded.is_v2();
-    let began = begin(runner, upgraded, binding, &caller, place).await;
+    let began = begin(runner, upgraded, &session, binding, &caller, place).await;
     let (mut acceptor, driver, place) = match began {
         Ok(Some(began)) => began,
         Ok(None) => return tracing::debug!(%peer, container = %session, "another WebSocket"),
@@ -115,9 +113,10 @@ type Began = (Acceptor, Driving, Option<Place<Source>>);
 async fn begin(
     runner: &Runner,
     upgraded: Upgraded,
+    session: &Session,
     binding: Binding,
     caller: &Caller,
-    mut place: Option<Place<Source>>,
+    place: Option<Place<Source>>,
 ) -> Result<Option<Began>, String> {
     let tunnels = runner.tunnels.here();
     if !upgraded.resumable {
@@ -126,49 +125,80 @@ async fn begin(
         return Ok(Some((acceptor, driver, place)));
     }
     let admitting = upgraded.admit(tunnels, &runner.kept.clients, binding, true);
-    let admitted = match place {
-        Some(_) => admitting.await,
+    let (opening, place) = match place {
+        Some(place) => (fresh(admitting.await)?, place),
         // It has only the place of a handshake.
         None => {
-            let admitted = caller.handshake.unless_displaced(admitting).await;
-            admitted.ok_or("displaced by a newer one")?
+            let entering = async {
+                match fresh(admitting.await)? {
+                    Some(opening) => enter(runner, opening, session, caller).await.map(Some),
+                    None => Ok(None),
+                }
+            };
+            let entered = caller.handshake.unless_displaced(entering).await;
+            match entered.ok_or("displaced by a newer one")?? {
+                Some((opening, place)) => (Some(opening), place),
+                None => return Ok(None),
+            }
         }
     };
+    Ok(opening.map(|opening| {
+        let (acceptor, driver) = tunnels.tunnels.drive(opening.acceptor(), Acceptor::tunnel);
+        (acceptor, driver, Some(place))
+    }))
+}
+
+type NewTunnel = Opening<Socket, WebSocketCarrier>;
+
+/// The new tunnel that was asked for; `None` if one goes on.
+fn fresh(
+    admitted: Result<Admission<Socket, WebSocketCarrier>, mux::ConnectError>,
+) -> Result<Option<NewTunnel>, String> {
     match admitted.map_err(|error| error.to_string())? {
-        Admission::New(opening) => {
-            if place.is_none() {
-                match runner.place(caller).await {
-                    Ok(taken) => place = Some(taken),
-                    Err(full) => {
-                        let told = opening.refuse(EndReason::Limit, TRY_AGAIN, full.line());
-                        told.await;
-                        return Err(full.line().to_owned());
-                    }
-                }
-            }
-            let accepted = opening.acceptor();
-            let (acceptor, driver) = tunnels.tunnels.drive(accepted, Acceptor::tunnel);
-            Ok(Some((acceptor, driver, place)))
-        }
+        Admission::New(opening) => Ok(Some(opening)),
         Admission::Resumed => Ok(None),
         Admission::Refused(reason) => Err(reason.to_string()),
     }
 }
 
+/// Lets a new tunnel in that might have gone on, so that nothing was looked at yet.
+///
+/// # Errors
+/// Why not. The client was told.
+async fn enter(
+    runner: &Runner,
+    opening: NewTunnel,
+    session: &Session,
+    caller: &Caller,
+) -> Result<(NewTunnel, Place<Source>), String> {
+    let (end, code, reason) = match ready(runner, session, caller.address).await {
+        Ok(()) => match runner.place(caller).await {
+            Ok(place) => return Ok((opening, place)),
+            Err(full) => (EndReason::Limit, TRY_AGAIN, full.line().to_owned()),
+        },
+        Err((reason, code)) => (EndReason::Unspecified, code, reason),
+    };
+    opening.refuse(end, code, &reason).await;
+    Err(reason)
+}
+
 /// Whether the session can be served; the reason and the close code if not.
-async fn ready(runner: &Runner, session: &Session) -> Result<(), (String, u16)> {
-    if !runner.settings.enabled {
-        return Err(("tunnels are turned off on this runner".to_owned(), 1008));
-    }
+async fn ready(runner: &Runner, session: &Session, peer: SocketAddr) -> Result<(), (String, u16)> {
     let container = &session.name;
-    if runner.settings.targets.contains_key(container) {
+    let (reason, code) = if !runner.settings.enabled {
+        ("tunnels are turned off on this runner".to_owned(), 1008)
+    } else if runner.settings.targets.contains_key(container) {
         return Ok(());
-    }
-    let deadline = Instant::now() + AGENT_WITHIN;
-    match runner.agents.find(container, deadline).await {
-        Some(_) => Ok(()),
-        None => Err((format!("no agent is connected for {container}"), 1011)),
-    }
+    } else {
+        let deadline = Instant::now() + AGENT_WITHIN;
+        if runner.agents.find(container, deadline).await.is_some() {
+            return Ok(());
+        }
+        (format!("no agent is connected for {container}"), 1011)
+    };
+    runner.counters.refused.add(1);
+    tracing::info!(%peer, %container, "refused: {reason}");
+    Err((reason, code))
 }
 
 fn permitted(session: &Session, incoming: &Incoming) -> Result<(), String> {
