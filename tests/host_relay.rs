@@ -441,22 +441,50 @@ async fn the_cluster_decides_who_may_forward_to_what() {
     let to_runner = "/ws/forward/kohakuriver-vps-42/80?proto=tcp authorization=- ";
     for (task, token, expected) in [
         ("42", "mine", to_runner),
-        ("42", "stolen", "Error: the cluster wants a valid token"),
+        ("42", "stolen", "401 the cluster wants a valid token"),
         (
             "43",
             "mine",
             "Error: task 43 is not running (it is stopped)",
         ),
-        ("44", "mine", "Error: task 44 belongs to someone else"),
+        ("44", "mine", "403 task 44 belongs to someone else"),
         ("45", "mine", "Error: task 45 is unknown"),
     ] {
         let url = format!("ws://{}/ws/forward/{task}/80", host.address());
         let mut request = url.into_client_request().unwrap();
         let value = format!("Bearer {token}").parse().unwrap();
         request.headers_mut().insert("authorization", value);
-        let (mut client, _) = soon("connect", connect_async(request)).await.unwrap();
-        let said = next(&mut client).await.into_text().unwrap();
+        let said = match soon("connect", connect_async(request)).await {
+            Ok((mut client, _)) => next(&mut client).await.into_text().unwrap().to_string(),
+            Err(Error::Http(answer)) => {
+                let body = answer.body().clone().unwrap_or_default();
+                let body = String::from_utf8(body).unwrap();
+                format!("{} {body}", answer.status().as_u16())
+            }
+            Err(error) => panic!("{task} {token}: {error}"),
+        };
         assert!(said.starts_with(expected), "{task} {token}: {said}");
+    }
+}
+
+/// Waiting changes nothing about a wrong token.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn nobody_waits_for_a_task_that_the_cluster_does_not_let_him_have() {
+    let runner = echo_runner().await;
+    let api = format!("http://{}", cluster(runner).await);
+    let host = Program::start("host", &["--listen", "127.0.0.1:0", "--api", &api]);
+    let url = format!("ws://{}", host.address());
+    for (task, token, expected) in [
+        ("42", "stolen", "HTTP 401: the cluster wants a valid token"),
+        ("44", "mine", "HTTP 403: task 44 belongs to someone else"),
+    ] {
+        for ports in [&["80:0"][..], &["80:0", "81:0"]] {
+            let args = [&["--host", &url, "--wait-for-task", task], ports].concat();
+            let token = [("KOHAKURIVER_TUNNEL_TOKEN", token)];
+            let mut forward = Program::start_with("forward", &args, &token);
+            assert_eq!(forward.exit(LIMIT), 3, "{task}");
+            forward.complaint(expected);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
 use subtle::ConstantTimeEq;
 
-use super::http::BadRequest;
+use super::http::{self, Answer, BadRequest};
 use super::program::Failure;
 use super::secret::Secret;
 
@@ -116,6 +116,18 @@ pub fn holds(header: &HeaderValue, token: &str) -> bool {
 /// Compares in constant time.
 pub fn same(expected: &HeaderValue, given: Option<&HeaderValue>) -> bool {
     given.is_some_and(|given| expected.as_bytes().ct_eq(given.as_bytes()).into())
+}
+
+/// The answer to a caller whose token somebody else has refused, with 401 or 403.
+pub fn refused(status: StatusCode, reason: String) -> Answer {
+    let mut answer = http::text(status, reason);
+    if status == StatusCode::UNAUTHORIZED {
+        let bearer = HeaderValue::from_static("Bearer");
+        answer
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, bearer);
+    }
+    answer
 }
 
 /// The answer to a caller without the right token.

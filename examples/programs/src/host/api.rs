@@ -123,11 +123,12 @@ impl ClusterApi {
 
     fn refusal(&self, id: &str, unanswered: Unanswered) -> Refusal {
         match unanswered {
-            Unanswered::Status(StatusCode::UNAUTHORIZED) => Refusal::policy(
+            Unanswered::Status(status @ StatusCode::UNAUTHORIZED) => Refusal::of_caller(
+                status,
                 "the cluster wants a valid token: give --token-file or KOHAKURIVER_TUNNEL_TOKEN",
             ),
-            Unanswered::Status(StatusCode::FORBIDDEN) => {
-                Refusal::policy(format!("task {id} belongs to someone else"))
+            Unanswered::Status(status @ StatusCode::FORBIDDEN) => {
+                Refusal::of_caller(status, format!("task {id} belongs to someone else"))
             }
             Unanswered::Status(status) => Refusal::failure(format!(
                 "the cluster at {} answered HTTP {status}",

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use futures_util::future::BoxFuture;
+use hyper::StatusCode;
 use hyper::header::HeaderValue;
 
 use crate::common::url::{Url, is_name};
@@ -61,19 +62,32 @@ pub struct Refusal {
     pub reason: String,
     /// The WebSocket close code.
     pub code: u16,
+    /// The HTTP status that takes the place of the upgrade, where waiting does not help the caller.
+    pub status: Option<StatusCode>,
 }
 
 impl Refusal {
     /// A refusal by rule: unknown, not running, not allowed, runner offline (close code 1008).
     pub fn policy(reason: impl Into<String>) -> Self {
-        let reason = reason.into();
-        Self { reason, code: 1008 }
+        Self::new(reason.into(), 1008, None)
+    }
+
+    /// A refusal of this caller, who shows the wrong token: 401 or 403.
+    pub fn of_caller(status: StatusCode, reason: impl Into<String>) -> Self {
+        Self::new(reason.into(), 1008, Some(status))
     }
 
     /// A failure: something that should answer does not (close code 1011).
     pub fn failure(reason: impl Into<String>) -> Self {
-        let reason = reason.into();
-        Self { reason, code: 1011 }
+        Self::new(reason.into(), 1011, None)
+    }
+
+    const fn new(reason: String, code: u16, status: Option<StatusCode>) -> Self {
+        Self {
+            reason,
+            code,
+            status,
+        }
     }
 }
 

@@ -95,6 +95,9 @@ pub async fn join(
                 &host.counters.unreachable
             };
             counter.add(1);
+            if let Some(status) = refusal.status {
+                return token::refused(status, refusal.reason);
+            }
             let client = hyper::upgrade::on(&mut request);
             // A refused client gets no session's place.
             let farewell = host.front.farewell(asker.source);
@@ -102,7 +105,7 @@ pub async fn join(
                 let told = async {
                     if let Ok((stream, read)) = http::upgraded(client).await {
                         let socket = ws::over(stream, read, Role::Server);
-                        let Refusal { reason, code } = &refusal;
+                        let Refusal { reason, code, .. } = &refusal;
                         mux::builder()
                             .refuse(socket, WebSocketCarrier, *code, reason)
                             .await;
@@ -206,11 +209,21 @@ async fn ask_runner(
         .unwrap_or_default();
     let line = http::first_line(&body);
     let reason = format!("the runner answered HTTP {}: {line}", status.as_u16());
-    Err(if status.is_client_error() {
+    let of_caller =
+        matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) && passes_on_token(host);
+    Err(if of_caller {
+        Refusal::of_caller(status, reason)
+    } else if status.is_client_error() {
         Refusal::policy(reason)
     } else {
         Refusal::failure(reason)
     })
+}
+
+/// Whether the runner gets the caller's token. One that a registry checks is a secret between the
+/// caller and the cluster.
+fn passes_on_token(host: &Host) -> bool {
+    host.settings.front.token.is_none() && !host.checks_callers()
 }
 
 async fn ask_path(
@@ -237,8 +250,7 @@ async fn ask_path(
         }
     }
     let caller = request.headers().get(header::AUTHORIZATION);
-    // A token that a registry checks is a secret between the caller and the cluster.
-    let caller = caller.filter(|_| !host.checks_callers());
+    let caller = caller.filter(|_| passes_on_token(host));
     if let Some(token) = host.settings.front.token.as_ref().or(caller) {
         forwarded = forwarded.header(header::AUTHORIZATION, token);
     }
