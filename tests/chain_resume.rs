@@ -521,6 +521,56 @@ async fn a_tunnel_that_goes_on_takes_no_other_place() {
     assert_eq!(metric(&runner, "runner_sessions").await, 2);
 }
 
+/// An agent's tunnel of this container, whose OPEN was answered.
+async fn agent_opened(runner: &Program, container: &str, open: Open) -> Result<Client, u16> {
+    let url = format!("ws://{}/ws/tunnel/{container}", runner.address());
+    let (mut client, _) = upgrade(&url, &[("sec-websocket-protocol", OFFER)], 1).await?;
+    let open = WsMessage::binary(Message::Open(open).to_bytes());
+    soon("OPEN", client.send(open)).await.unwrap();
+    Ok(client)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_new_agent_takes_the_place_of_the_oldest_kept_one() {
+    let args = ["--max-agents", "2", "--proxy", "127.0.0.1"];
+    let runner = start_runner("127.0.0.1:0", &[&LONG[..], &args].concat());
+    let mut agents = Vec::new();
+    for number in 1..=2 {
+        let name = format!("box-{number}");
+        let agent = agent_opened(&runner, &name, new_tunnel()).await;
+        let mut agent = agent.unwrap();
+        let Message::Opened(opened) = layer(&mut agent).await else {
+            panic!("not opened");
+        };
+        answer(&mut agent).await;
+        expect_metric(&runner, "runner_agents", number).await;
+        agents.push((agent, opened));
+    }
+    let third = async || agent_opened(&runner, "box-3", new_tunnel()).await;
+    assert_eq!(third().await.err(), Some(503));
+    let (first, _) = agents.remove(0);
+    drop(first);
+    expect_metric(&runner, DETACHED, 1).await;
+    let mut third = third().await.unwrap();
+    assert!(matches!(layer(&mut third).await, Message::Opened(_)));
+    answer(&mut third).await;
+    expect_metric(&runner, EVICTED, 1).await;
+    expect_metric(&runner, "runner_agents", 2).await;
+
+    // The second one goes on although all places are taken, and evicts nobody.
+    let (second, opened) = agents.remove(0);
+    drop(second);
+    expect_metric(&runner, DETACHED, 1).await;
+    let again = Open {
+        received: 0,
+        ..again(&opened, 2)
+    };
+    let mut second = agent_opened(&runner, "box-2", again).await.unwrap();
+    assert!(matches!(layer(&mut second).await, Message::Opened(_)));
+    assert_eq!(metric(&runner, EVICTED).await, 1);
+    assert_eq!(metric(&runner, "runner_agents").await, 2);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn forged_stale_and_replayed_opens_change_nothing() {
     let port = service(echo).await.port();

@@ -8,8 +8,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+/// Longest wait for the place of a holder that was evicted. Its thread may be busy.
+const EVICTED_WITHIN: Duration = Duration::from_millis(100);
 
 /// The places, for holders that `K` distinguishes.
 pub struct Places<K: Key>(Arc<Mutex<State<K>>>);
@@ -72,12 +77,6 @@ impl<K: Key> Places<K> {
         })))
     }
 
-    /// Whether all places are taken, and this holder may have the next one that is given back.
-    pub fn may_have_next(&self, key: K) -> bool {
-        let state = self.lock();
-        state.free == 0 && state.may_take(state.taken(key), 1)
-    }
-
     /// Takes a place now.
     ///
     /// # Errors
@@ -85,6 +84,26 @@ impl<K: Key> Places<K> {
     pub fn try_take(&self, key: K) -> Result<Place<K>, Full> {
         self.lock().take(key)?;
         Ok(self.place(key))
+    }
+
+    /// Takes a place now. If all are taken, and this holder may have the next one that is given
+    /// back, `evict` may end another holder's use of one, which is then awaited for a moment.
+    ///
+    /// # Errors
+    /// There is no place for this holder.
+    pub async fn take_or(&self, key: K, evict: impl FnOnce() -> bool) -> Result<Place<K>, Full> {
+        let full = match self.try_take(key) {
+            Err(full) if self.may_have_next(key) && evict() => full,
+            taken => return taken,
+        };
+        timeout(EVICTED_WITHIN, self.take(key))
+            .await
+            .unwrap_or(Err(full))
+    }
+
+    fn may_have_next(&self, key: K) -> bool {
+        let state = self.lock();
+        state.free == 0 && state.may_take(state.taken(key), 1)
     }
 
     /// A place as soon as it is this holder's turn. Holders with fewer places come first.

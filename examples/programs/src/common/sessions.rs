@@ -1,18 +1,12 @@
 //! The places of sessions of a host or runner, shared between addresses.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-
-use tokio::time::timeout;
 
 use super::addresses::Source;
 use super::front::Caller;
 use super::http::BadRequest;
 use super::metrics::Counter;
 use super::places::{Full, Place, Places, Sizes};
-
-/// Longest wait for the place of a session that was evicted. Its thread may be busy.
-const EVICTED_WITHIN: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub struct Sessions {
@@ -72,11 +66,7 @@ impl Sessions {
         caller: &Caller,
         evict: impl FnOnce() -> bool,
     ) -> Result<Place<Source>, BadRequest> {
-        let mut place = self.places.try_take(caller.source);
-        if place.is_err() && self.places.may_have_next(caller.source) && evict() {
-            let next = self.places.take(caller.source);
-            place = timeout(EVICTED_WITHIN, next).await.unwrap_or(place);
-        }
+        let place = self.places.take_or(caller.source, evict).await;
         self.taken(caller, place)
     }
 

@@ -109,6 +109,8 @@ impl Agents {
             started: Instant::now(),
             places: Places::new(Sizes {
                 times_free: LASTING,
+                // Each that waits has evicted an agent.
+                queue: usize::MAX,
                 ..Sizes::of(places)
             }),
             registrations: Counter::default(),
@@ -118,14 +120,21 @@ impl Agents {
     }
 
     /// A place for an agent of this name; `None` if it will take over that of an older one, unless
-    /// that one ends before.
+    /// that one ends before. If all places are taken, `evict` may end an agent's tunnel.
     ///
     /// # Errors
     /// All places are taken, or this source has its share.
-    pub fn place(&self, name: &str, source: Source) -> Result<Option<Place<Source>>, Full> {
-        match self.places.try_take(source) {
+    pub async fn place(
+        &self,
+        name: &str,
+        source: Source,
+        evict: impl FnOnce() -> bool,
+    ) -> Result<Option<Place<Source>>, Full> {
+        let is_taken_over = || self.lock().live.contains_key(name);
+        let evict = || !is_taken_over() && evict();
+        match self.places.take_or(source, evict).await {
             Ok(place) => Ok(Some(place)),
-            Err(_) if self.lock().live.contains_key(name) => Ok(None),
+            Err(_) if is_taken_over() => Ok(None),
             Err(full) => {
                 self.full.add(1);
                 Err(full)
@@ -342,14 +351,19 @@ mod tests {
         }
     }
 
+    async fn place(agents: &Agents, name: &str, source: Source) -> Option<Place<Source>> {
+        agents.place(name, source, || false).await.unwrap()
+    }
+
     #[tokio::test]
     async fn whoever_counted_on_the_place_of_an_older_agent_finds_it_or_a_free_one() {
         let agents = Agents::new(1);
         let [first, second, other] = [1, 2, 3].map(|last| Source::Address([10, 0, 0, last].into()));
-        let place = agents.place("box", first).unwrap();
+        let own = place(&agents, "box", first).await;
         let older = agents.arrive();
-        assert!(agents.register(agent("box", first, place), older).is_ok());
-        let [taken_over, lost] = [(); 2].map(|()| agents.place("box", second).unwrap());
+        assert!(agents.register(agent("box", first, own), older).is_ok());
+        let taken_over = place(&agents, "box", second).await;
+        let lost = place(&agents, "box", second).await;
         assert!(taken_over.is_none() && lost.is_none());
 
         let newer = agents.arrive();
@@ -359,9 +373,9 @@ mod tests {
                 .is_ok()
         );
         agents.remove("box", newer);
-        let place = agents.place("other", other).unwrap();
+        let own = place(&agents, "other", other).await;
         let it = agents.arrive();
-        assert!(agents.register(agent("other", other, place), it).is_ok());
+        assert!(agents.register(agent("other", other, own), it).is_ok());
         // The one place is that of another container now.
         let late = agents.arrive();
         let refused = agents.register(agent("box", second, lost), late);

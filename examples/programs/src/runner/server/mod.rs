@@ -154,13 +154,19 @@ impl Runner {
                     let off = "tunnels are turned off on this runner";
                     return Err(BadRequest::busy(off));
                 }
-                let place = self.agents.place(&name, caller.source);
-                let place = place.map_err(|_| BadRequest::busy(FULL_WHY))?;
                 let yields = request.headers().contains_key(ws::IF_FREE);
                 if yields && self.agents.is_taken(&name) {
                     let taken = "another agent is registered for this container";
                     return Err(BadRequest::new(StatusCode::CONFLICT, taken));
                 }
+                let place = if choice.resumable && self.kept.agents.has(&binding.route) {
+                    // It goes on, or takes over the place of the older one.
+                    None
+                } else {
+                    let evict = || self.kept.agents.evict_oldest();
+                    let place = self.agents.place(&name, caller.source, evict).await;
+                    place.map_err(|_| BadRequest::busy(FULL_WHY))?
+                };
                 let mut answer = ws::accept_answer(&key, choice.answer);
                 let agents = HeaderValue::from(self.agents.count() + 1);
                 answer.headers_mut().insert(ws::AGENTS, agents);
