@@ -12,7 +12,10 @@ use kohakuriver_tunnel::wire::{Kind, Proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio_tungstenite::accept_hdr_async;
 use tokio_tungstenite::tungstenite::Message as WsMessage;
+use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
+use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tunnel_test_support::chain::{
     CONTAINER, Chain, connect, echo, ending, eventually, expect_echo, expect_metric, host_at,
     metric, pattern, service, start_runner,
@@ -219,6 +222,79 @@ async fn a_new_tunnel_is_refused_without_an_agent_also_beside_another() {
     second.expect_lines(&line, 1);
     chain.runner.expect_lines(&line, 1);
     expect_metric(&chain.runner, "runner_sessions", 1).await;
+}
+
+/// A runner in whose place a test speaks: the WebSockets of its agent, and their OPENs.
+async fn scripted_runner() -> (Program, tokio::sync::mpsc::Receiver<(Client, Open)>) {
+    let (agents, came) = tokio::sync::mpsc::channel(16);
+    let runner = service(move |stream| {
+        let agents = agents.clone();
+        async move {
+            #[allow(clippy::result_large_err)] // tungstenite's own
+            let resumes = |_: &Request, mut response: Response| {
+                let headers = response.headers_mut();
+                let chosen = HeaderValue::from_static("kohakuriver-tunnel.v2.resume");
+                headers.insert("sec-websocket-protocol", chosen);
+                // Their waits are long enough to be told from none.
+                let many = HeaderValue::from_static("2500");
+                headers.insert("kohakuriver-tunnel-agents", many);
+                Ok(response)
+            };
+            let mut socket = accept_hdr_async(stream, resumes).await.unwrap();
+            if let Message::Open(open) = layer(&mut socket).await {
+                agents.send((socket, open)).await.unwrap();
+            }
+        }
+    });
+    let url = format!("ws://{}", runner.await);
+    let args = ["--runner-url", &url, "--container-id", "lonely"];
+    let agent = Program::start("agent", &[&args[..], &["--reconnect-delay", "60"]].concat());
+    (agent, came)
+}
+
+async fn send(socket: &mut Client, message: Message) {
+    let message = WsMessage::binary(message.to_bytes());
+    soon("a message", socket.send(message)).await.unwrap();
+}
+
+const OPENED: Message = Message::Opened(Opened {
+    instance: 1,
+    tunnel: 2,
+    secret: Secret::new([3; Secret::LEN]),
+    received: 0,
+    keep: 120,
+    ring: 1 << 20,
+});
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_agent_registers_at_once_where_its_tunnel_is_not_known_any_more() {
+    let (agent, mut came) = scripted_runner().await;
+    let (mut socket, open) = soon("an agent", came.recv()).await.unwrap();
+    assert_eq!(open.tunnel, 0);
+    send(&mut socket, OPENED).await;
+    assert_eq!(layer(&mut socket).await, Message::Ack { received: 0 });
+    drop(socket);
+    let (mut socket, open) = soon("the same again", came.recv()).await.unwrap();
+    assert_eq!(open.tunnel, 2);
+    let (reason, text) = (EndReason::Unknown, String::new());
+    send(&mut socket, Message::End { reason, text }).await;
+    drop(socket);
+    let next = tokio::time::timeout(Duration::from_secs(6), came.recv());
+    let (_socket, open) = next.await.expect("at once").unwrap();
+    assert_eq!(open.tunnel, 0);
+    agent.expect_lines("registered at", 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_agent_that_was_replaced_knows_it_without_the_close() {
+    let (agent, mut came) = scripted_runner().await;
+    let (mut socket, _) = soon("an agent", came.recv()).await.unwrap();
+    send(&mut socket, OPENED).await;
+    assert_eq!(layer(&mut socket).await, Message::Ack { received: 0 });
+    let (reason, text) = (EndReason::Replaced, String::new());
+    send(&mut socket, Message::End { reason, text }).await;
+    drop(socket);
+    agent.complaint("replaced by a newer registration");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -17,6 +17,9 @@ use crate::resume::EndReason;
 use crate::session::{Instant, Transmit};
 use bytes::Bytes;
 
+/// The close code of an agent's tunnel whose place another one took (PROTOCOL.md section 4.1).
+const REPLACED: u16 = 4001;
+
 /// The loop that moves the messages of a tunnel between its session and its path. It completes when
 /// the tunnel ends.
 pub(super) struct Engine<P, R> {
@@ -370,9 +373,10 @@ impl<P: Path, R: Timer> Engine<P, R> {
         if !finished && !finishing {
             return (false, work);
         }
-        let reason = match state.shutdown {
-            true => EndReason::Gone,
-            false => EndReason::Closed,
+        let reason = match &state.goodbye {
+            Some((REPLACED, _)) => EndReason::Replaced,
+            _ if state.shutdown => EndReason::Gone,
+            _ => EndReason::Closed,
         };
         drop(state);
         match self.path.finish(reason) {

@@ -167,6 +167,8 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
         }
         Some(Err(match lost {
             Some(TunnelError::Ended(Some(reason))) => TunnelError::Ended(Some(reason.clone())),
+            // The close that says so too is lost.
+            _ if ended.reason == EndReason::Replaced => TunnelError::NotResumed(ended.clone()),
             _ => TunnelError::Ended(said(ended)),
         }))
     }

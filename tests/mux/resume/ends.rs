@@ -101,6 +101,30 @@ async fn a_shutdown_of_the_server_is_an_end_and_no_loss() {
     assert_eq!(server.keeper.stats().tunnels, 0);
 }
 
+/// Its place is taken, which the client also knows if it does not get the close.
+#[tokio::test]
+async fn a_tunnel_that_was_replaced_knows_it_without_the_close() {
+    let (server, mut accepted) = Server::new(resume::Config::default());
+    let mut liar = Liar::new(&server).await;
+    let acceptor = within(accepted.recv()).await.unwrap();
+    acceptor.tunnel().shutdown_with(4001, "another agent");
+    assert_eq!(reason(&hear(&mut liar.pipe).await), EndReason::Replaced);
+
+    let (near, mut far, _wires) = pipe(8);
+    let connector = |_| std::future::pending::<Result<Pipe, ConnectFailure>>();
+    let (_mux, driver) = mux::builder().resuming_opener(near, CARRIER, connector);
+    let driver = tokio::spawn(driver);
+    assert!(matches!(hear(&mut far).await, Message::Open(_)));
+    say(&mut far, Message::Opened(liar.opened)).await;
+    let (reason, text) = (EndReason::Replaced, String::new());
+    say(&mut far, Message::End { reason, text }).await;
+    drop(far);
+    match within(driver).await.unwrap() {
+        Err(TunnelError::NotResumed(ended)) => assert_eq!(ended.reason, EndReason::Replaced),
+        other => panic!("{other:?}"),
+    }
+}
+
 /// The server's end cleans up after a client that never returns: soon without connections.
 #[tokio::test(start_paused = true)]
 async fn a_tunnel_without_a_client_ends_after_its_keep() {

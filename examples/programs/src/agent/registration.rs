@@ -37,8 +37,8 @@ pub struct Settings {
 enum Ended {
     /// A newer agent of the same name has replaced this one.
     Replaced,
-    /// The runner does not know the tunnel any more. A newer agent may have replaced this one
-    /// meanwhile.
+    /// The runner, which has just answered, does not know the tunnel any more. A newer agent may
+    /// have replaced this one meanwhile.
     Unknown(String),
     Lost(String),
 }
@@ -83,6 +83,7 @@ pub async fn keep(settings: Settings) -> Failure {
                 let ended = serve(registration, &settings, &tries, &served).await;
                 woken.mark_unchanged();
                 replaced = matches!(ended, Ended::Replaced);
+                let answered = matches!(ended, Ended::Unknown(_));
                 yields = (!matches!(ended, Ended::Lost(_))).then(Instant::now);
                 let mut tries = tries.lock().await;
                 tries.lost(&settings);
@@ -91,6 +92,10 @@ pub async fn keep(settings: Settings) -> Failure {
                         return Failure::refused(gave_up(tries.failures, &cause));
                     }
                     tracing::warn!("lost the runner: {cause}");
+                }
+                if answered {
+                    // It has waited for this attempt already.
+                    continue;
                 }
                 None
             }
@@ -284,7 +289,7 @@ async fn serve(
         Ok(Err(TunnelError::Ended(Some(close)))) if close.code == ws::REPLACED => Ended::Replaced,
         Ok(Err(TunnelError::NotResumed(ended))) => match ended.reason {
             EndReason::Replaced => Ended::Replaced,
-            EndReason::Unknown => Ended::Unknown(ended.to_string()),
+            EndReason::Unknown if ended.by_peer => Ended::Unknown(ended.to_string()),
             _ => Ended::Lost(ended.to_string()),
         },
         Ok(ended) => Ended::Lost(tunnel::told(&ended)),
