@@ -17,8 +17,8 @@ use tokio_tungstenite::tungstenite::Message as WsMessage;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tunnel_test_support::chain::{
-    CONTAINER, Chain, connect, echo, ending, eventually, expect_echo, expect_metric, host_at,
-    metric, pattern, service, start_runner,
+    CONTAINER, Chain, SilentPort, connect, echo, ending, eventually, expect_echo, expect_metric,
+    host_at, metric, pattern, service, start_runner,
 };
 use tunnel_test_support::client::{Client, frame, greeted, upgrade};
 use tunnel_test_support::files::Folder;
@@ -423,6 +423,51 @@ async fn new_connections_do_not_wait_longer_than_before() {
     forward.complaint("the tunnel goes on after ");
     expect_echo(&mut old, b"after").await;
     expect_echo(&mut connect(&forward).await, b"new").await;
+}
+
+/// A forward that logs what it does.
+fn talkative(chain: &Chain, port: u16, wait: &str) -> Program {
+    let (url, port) = (chain.host_url(), port.to_string());
+    let args = ["--host", &url, "42", &port, "--local-port", "0"];
+    let args = [&args[..], &LONG, &["--tunnels", "1", "--wait", wait]].concat();
+    Program::start_with("forward", &args, &[("RUST_LOG", "debug")])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_connection_whose_service_has_not_answered_does_not_wait_longer_either() {
+    let mut chain = direct();
+    let silent = SilentPort::open();
+    let forward = talkative(&chain, silent.port(), "1");
+    let mut stream = connect(&forward).await;
+    forward.complaint(" connected");
+    chain.host.kill();
+    forward.complaint("reconnecting to");
+    assert_eq!(ending(&mut stream).await, Some(ErrorKind::ConnectionReset));
+    forward.complaint("the tunnel was lost before the service had answered");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn new_connections_are_not_put_on_a_tunnel_in_doubt() {
+    let port = service(echo).await.port();
+    let mut chain = direct();
+    let forward = talkative(&chain, port, "60");
+    let mut old = connect(&forward).await;
+    expect_echo(&mut old, b"before").await;
+    // Nobody answers, and meanwhile the other side has forgotten the tunnel.
+    chain.host.signal("STOP");
+    forward.signal("STOP");
+    forward.signal("CONT");
+    forward.complaint("asleep: looking at the connections");
+    let mut new = connect(&forward).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let (runner, host) = (chain.runner.address(), chain.host.address());
+    chain.runner.kill();
+    let target = format!("{CONTAINER}=127.0.0.1");
+    chain.runner = start_runner(&runner, &[&LONG[..], &["--target", &target]].concat());
+    chain.host.kill();
+    chain.host = host_at(&host, &runner, &[]);
+    assert_eq!(ending(&mut old).await, Some(ErrorKind::ConnectionReset));
+    expect_echo(&mut new, b"on the next one").await;
 }
 
 /// A session of a scripted client that resumes tunnels: its first OPEN was answered.

@@ -1,6 +1,6 @@
 use alloc::sync::Arc;
 use core::fmt;
-use core::future::poll_fn;
+use core::future::{Future, poll_fn};
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
 use std::io;
@@ -124,11 +124,16 @@ impl TunnelStream {
     /// Waits until the peer has accepted the connection. Writing does not require this. Cancel
     /// safe. Only one task at a time may wait: a second one replaces the first.
     ///
+    /// The future does not borrow the stream, so it may wait beside a relay.
+    ///
     /// # Errors
-    /// [`Reset`] if it was refused.
-    pub async fn established(&self) -> Result<(), Reset> {
-        let handle = &self.read.handle;
-        poll_fn(|cx| {
+    /// [`Reset`] if it was refused, or released meanwhile.
+    pub fn established(&self) -> impl Future<Output = Result<(), Reset>> + use<> {
+        let handle = Arc::downgrade(&self.read.handle);
+        poll_fn(move |cx| {
+            let Some(handle) = handle.upgrade() else {
+                return Poll::Ready(Err(Reset::new(Reason::Gone, "")));
+            };
             handle.poll(cx, Awaited::Established, |state, id| {
                 if state.wakers(id).is_established {
                     return Poll::Ready(Ok(()));
@@ -139,7 +144,6 @@ impl TunnelStream {
                 }
             })
         })
-        .await
     }
 
     /// Ends both directions at once. The peer receives `reason` (v2) and `text`.

@@ -1,12 +1,16 @@
 //! A port's access to the tunnel, across reconnects.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kohakuriver_tunnel::mux::Mux;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::client::lanes::{Lanes, Seat};
+
+/// Time between two looks at a tunnel whose peer is probed.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The current tunnel of a port.
 #[derive(Clone)]
@@ -47,17 +51,22 @@ impl Access {
 
     async fn wait(&mut self, deadline: Instant) -> Result<(Mux, Arc<Lanes>), String> {
         loop {
-            let down = match &*self.state.borrow_and_update() {
-                State::Up(mux, lanes) if mux.tunnel().is_attached() => {
+            let (down, look_again) = match &*self.state.borrow_and_update() {
+                State::Up(mux, lanes) if is_sound(mux) => {
                     return Ok((mux.clone(), Arc::clone(lanes)));
                 }
-                State::Up(..) => "the tunnel was just lost".to_owned(),
-                State::Down(cause) => cause.clone(),
+                // It answers after a round trip, or is lost.
+                State::Up(mux, _) if mux.tunnel().is_attached() => {
+                    ("the host does not answer".to_owned(), LOOK_AGAIN)
+                }
+                State::Up(..) => ("the tunnel was just lost".to_owned(), Duration::MAX),
+                State::Down(cause) => (cause.clone(), Duration::MAX),
             };
             self.wanted.send_replace(());
-            match tokio::time::timeout_at(deadline, self.state.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => return Err(down),
+            let changed = timeout(look_again, self.state.changed());
+            match timeout_at(deadline, changed).await {
+                Ok(Ok(Ok(())) | Err(_)) => {}
+                Ok(Ok(Err(_))) | Err(_) => return Err(down),
             }
         }
     }
@@ -77,4 +86,11 @@ impl Access {
             }
         }
     }
+}
+
+/// Whether a new connection may be opened: the tunnel has a WebSocket, and there is no doubt about
+/// it.
+pub fn is_sound(mux: &Mux) -> bool {
+    let tunnel = mux.tunnel();
+    tunnel.is_attached() && !tunnel.is_probing()
 }

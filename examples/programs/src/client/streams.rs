@@ -1,14 +1,16 @@
 //! A TCP port: each accepted connection becomes a stream of the tunnel.
 
+use std::future::pending;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kohakuriver_tunnel::mux::{Mux, RelayError, TunnelStream};
+use kohakuriver_tunnel::mux::{Mux, RelayError, Tunnel, TunnelStream};
 use kohakuriver_tunnel::session::Reset;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use crate::client::access::Access;
 use crate::client::args::Forward;
@@ -86,7 +88,26 @@ async fn carry(
     };
     tracing::debug!(%peer, port, "connected");
     let grace = || tokio::time::sleep(LAST_WORDS);
-    match stream.relay_with_grace(&mut socket, grace).await {
+    let established = stream.established();
+    let ended = {
+        let mut relaying = pin!(stream.relay_with_grace(&mut socket, grace));
+        let in_time = is_in_time(established, mux.tunnel(), deadline);
+        tokio::select! {
+            biased;
+            ended = &mut relaying => Some(ended),
+            in_time = Box::pin(in_time) => match in_time {
+                true => Some(relaying.await),
+                false => None,
+            },
+        }
+    };
+    let Some(ended) = ended else {
+        return refused(
+            &forward,
+            "the tunnel was lost before the service had answered",
+        );
+    };
+    match ended {
         Ok(relayed) => {
             net::end_in_order(socket.stream());
             tracing::debug!(%peer, port, ?relayed, "ended");
@@ -104,6 +125,29 @@ async fn carry(
             tracing::debug!(%peer, port, "ended by the application: {error}");
         }
         Err(error) => tracing::debug!(%peer, port, "ended: {error}"),
+    }
+}
+
+/// Waits until a port has answered. False if the deadline is over and the tunnel is without a
+/// WebSocket: it may be for long, and nothing is lost yet.
+async fn is_in_time(
+    established: impl Future<Output = Result<(), Reset>>,
+    tunnel: &Tunnel,
+    deadline: Instant,
+) -> bool {
+    let overdue = async {
+        sleep_until(deadline).await;
+        let mut attachments = tunnel.attachments();
+        while tunnel.is_attached() {
+            if attachments.changed().await.is_none() {
+                pending().await
+            }
+        }
+    };
+    tokio::select! {
+        // The relay has the reset.
+        _ = established => true,
+        () = overdue => false,
     }
 }
 

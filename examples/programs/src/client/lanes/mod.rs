@@ -15,6 +15,7 @@ use kohakuriver_tunnel::mux::Mux;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::client::access::is_sound;
 use crate::client::connector::Connector;
 use crate::client::destination::Connected;
 use crate::common::threads::{Thread, Threads};
@@ -281,8 +282,7 @@ impl State {
 
 impl Lane {
     fn is_up(&self) -> bool {
-        let attached = |mux: &Mux| mux.tunnel().is_attached();
-        self.mux.as_ref().is_some_and(attached)
+        self.mux.as_ref().is_some_and(is_sound)
     }
 
     /// Returns whether it has moved more than keepalives do.
