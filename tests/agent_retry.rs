@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use tunnel_programs::retry::Retry;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tunnel_programs::retry::{Retry, pause_in_doubt};
 
 /// The longest wait with the agent's default.
 const LONGEST: Duration = Duration::from_secs(10);
@@ -124,4 +126,25 @@ fn the_place_of_a_newer_agent_is_looked_at_rarely() {
         let wait = waits.next().unwrap();
         assert!((mean * 0.9..=mean * 1.1).contains(&wait), "{wait}, {mean}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn doubts_of_many_clients_are_spread_and_that_of_one_that_woke_up_is_not_put_off() {
+    let (hint, mut woken) = watch::channel(());
+    let mut waits = Vec::new();
+    for _ in 0..100 {
+        let began = Instant::now();
+        pause_in_doubt(&mut woken).await;
+        waits.push(began.elapsed());
+    }
+    let most = waits.iter().max().unwrap();
+    assert!(*most <= Duration::from_millis(501), "{most:?}");
+    let late = |wait: &&Duration| **wait >= Duration::from_millis(250);
+    let late = waits.iter().filter(late).count();
+    assert!((20..=80).contains(&late), "{late} of 100");
+
+    hint.send(()).unwrap();
+    let began = Instant::now();
+    pause_in_doubt(&mut woken).await;
+    assert_eq!(began.elapsed(), Duration::ZERO);
 }

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::task::{Context, Poll};
+use core::time::Duration;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Tunnel;
@@ -496,7 +497,13 @@ impl<T> Drop for Kept<T> {
 }
 
 impl<T> Source<T> for Kept<T> {
-    fn poll_arrival(&mut self, cx: &mut Context<'_>, _: Instant, _: Need) -> Poll<Arrival<T>> {
+    fn poll_arrival(
+        &mut self,
+        cx: &mut Context<'_>,
+        _: Instant,
+        _: Need,
+        _: Duration,
+    ) -> Poll<Arrival<T>> {
         self.arrivals.poll_next(cx).map(Arrival::Opened)
     }
 

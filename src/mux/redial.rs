@@ -77,8 +77,11 @@ pub struct Dial {
     pub attempt: u32,
     /// The old transport is still there, but there is doubt whether the peer hears: it was silent
     /// for a keepalive interval, or the program [asked](super::Tunnel::probe). A connector that
-    /// spreads the load of many clients after a loss need not wait then.
+    /// spreads the load of many clients after a loss need not wait for long then.
     pub attached: bool,
+    /// For how long the tunnel is kept without a transport while it has streams: the shorter of
+    /// both ends' values. A connector must not wait for longer between attempts.
+    pub keep: Duration,
 }
 
 /// Why a connector has no transport.
@@ -178,10 +181,11 @@ impl<N: Connect> Redial<N> {
         }
     }
 
-    fn begin(&mut self, now: Instant, attached: bool) {
+    fn begin(&mut self, now: Instant, attached: bool, keep: Duration) {
         let dial = Dial {
             attempt: self.attempts,
             attached,
+            keep,
         };
         self.attempts = self.attempts.saturating_add(1);
         let pace = Self::PACE * (1 << self.fruitless.min(4));
@@ -203,6 +207,7 @@ impl<N: Connect> Source<N::Transport> for Redial<N> {
         cx: &mut Context<'_>,
         now: Instant,
         need: Need,
+        keep: Duration,
     ) -> Poll<Arrival<N::Transport>> {
         self.is_wanted = false;
         match need {
@@ -226,7 +231,7 @@ impl<N: Connect> Source<N::Transport> for Redial<N> {
         }
         self.is_wanted = true;
         if self.current.is_none() && now >= self.not_before {
-            self.begin(now, !lost);
+            self.begin(now, !lost, keep);
         }
         let Some(attempt) = &mut self.current else {
             return Poll::Pending;
@@ -241,7 +246,7 @@ impl<N: Connect> Source<N::Transport> for Redial<N> {
             Ok(transport) => Poll::Ready(Arrival::Dialled(transport)),
             Err(failure) if failure.is_final => {
                 self.hopeless = Some(failure.text);
-                self.poll_arrival(cx, now, need)
+                self.poll_arrival(cx, now, need, keep)
             }
             Err(_) => {
                 if now >= self.not_before {

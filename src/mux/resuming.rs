@@ -300,7 +300,7 @@ where
             };
             return Round::Over(Err(TunnelError::NotResumed(ended)));
         }
-        if let Poll::Ready(arrival) = self.source.poll_arrival(cx, now, need) {
+        if let Poll::Ready(arrival) = self.source.poll_arrival(cx, now, need, self.link.keep()) {
             match self.take(now, arrival) {
                 Ok(taken) => changed |= taken,
                 Err(error) => return Round::Over(Err(error)),

@@ -1,6 +1,7 @@
 //! Where a resumed tunnel's transports come from.
 
 use core::task::{Context, Poll};
+use core::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -11,9 +12,15 @@ use crate::session::Instant;
 /// Where the next transport of a tunnel comes from: [`Redial`](super::Redial) or
 /// [`Kept`](super::Kept). Cannot be implemented elsewhere.
 pub trait Source<T>: Unpin {
-    /// The next transport, or the end of all hope for one.
+    /// The next transport, or the end of all hope for one. The tunnel is kept for `keep` without.
     #[doc(hidden)]
-    fn poll_arrival(&mut self, cx: &mut Context<'_>, now: Instant, need: Need) -> Poll<Arrival<T>>;
+    fn poll_arrival(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        need: Need,
+        keep: Duration,
+    ) -> Poll<Arrival<T>>;
 
     /// When to poll it again at the latest.
     #[doc(hidden)]

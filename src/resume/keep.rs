@@ -31,6 +31,10 @@ impl Keep {
         self.keep = self.own.min(Duration::from_secs(u64::from(seconds)));
     }
 
+    pub(super) const fn agreed(&self) -> Duration {
+        self.keep
+    }
+
     pub(super) fn set_idle(&mut self, idle: bool) {
         self.idle = idle;
     }

@@ -1,3 +1,5 @@
+use core::time::Duration;
+
 use bytes::Bytes;
 
 use super::ack::Acks;
@@ -213,6 +215,13 @@ impl Link {
             Side::Client(client) => client.tunnel.map(|(identity, _)| identity),
             Side::Server(server) => Some(server.identity),
         }
+    }
+
+    /// How long the tunnel is kept without a transport while it has connections: the shorter of both
+    /// ends' values, as far as the peer's is known.
+    #[must_use]
+    pub const fn keep(&self) -> Duration {
+        self.keep.agreed()
     }
 
     /// How the tunnel went on the last time.

@@ -55,6 +55,24 @@ async fn a_probe_replaces_a_dead_transport_at_once() {
     }
 }
 
+/// A connector knows for how long the two ends keep the tunnel, to try often enough.
+#[tokio::test(start_paused = true)]
+async fn the_connector_is_told_for_how_long_there_is_hope() {
+    let keep = |seconds| resume::Config::default().with_keep(Duration::from_secs(seconds));
+    for (client, server, agreed) in [(120, 30, 30), (20, 30, 20)] {
+        let (server, mut accepted) = Server::new(keep(server));
+        let builder = mux::builder().resume(keep(client));
+        let (mux, _driver) = server.client(builder);
+        let _stream = first_stream(&mux, &mut accepted).await;
+        let mut changes = mux.tunnel().attachments();
+        server.cut();
+        resumed(&mut changes).await;
+        let dials = server.dials.lock().unwrap();
+        let told: Vec<_> = dials.iter().map(|dial| dial.keep.as_secs()).collect();
+        assert_eq!(told, [agreed]);
+    }
+}
+
 /// The attempt is dropped when the peer answers on the old transport.
 #[tokio::test(start_paused = true)]
 async fn a_probe_that_is_answered_changes_nothing() {

@@ -15,7 +15,7 @@ use crate::common::ceilings::ServingCeilings;
 use crate::common::connection::Connection;
 use crate::common::program::Failure;
 use crate::common::resume;
-use crate::common::retry::Retry;
+use crate::common::retry::{Retry, longest_wait, pause_in_doubt};
 use crate::common::serve::{self, Served};
 use crate::common::tunnel::{self, Upgraded};
 use crate::common::url::Url;
@@ -50,6 +50,8 @@ struct Tries {
     failures: u32,
     /// When the WebSocket that is there was connected.
     connected: Option<Instant>,
+    /// Hints that the machine woke up, of which none was heeded yet.
+    woken: Receiver<()>,
 }
 
 /// Registers again and again. An agent that was registered once gives up only if it is told to:
@@ -61,6 +63,7 @@ pub async fn keep(settings: Settings) -> Failure {
         retry: Retry::of_agent(),
         failures: 0,
         connected: None,
+        woken: settings.connection.wake.subscribe(),
     }));
     let resume = &settings.connection.tunnels.resume;
     let keep = resume.as_ref().map_or(Duration::ZERO, |resume| resume.keep);
@@ -226,10 +229,10 @@ async fn reconnect(
     if !dial.attached {
         tries.connected = None;
     }
-    // The WebSocket is still there: there was no loss that many agents noticed together.
-    if !dial.attached || dial.attempt > 0 {
-        let longest = settings.connection.tunnels.longest_wait();
-        let wait = tries.wait(&settings, longest);
+    if dial.attached && dial.attempt == 0 {
+        pause_in_doubt(&mut tries.woken).await;
+    } else {
+        let wait = tries.wait(&settings, longest_wait(dial));
         pause(&mut settings.connection.wake.subscribe(), wait).await;
     }
     let registered = register(&settings, false).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::common::retry::Retry;
+use crate::common::retry::{self, Retry};
 
 /// Longest wait between two attempts to reach the host.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
@@ -47,6 +47,11 @@ impl Pace {
     pub fn held(&mut self) {
         self.retry.held();
         self.woken.mark_unchanged();
+    }
+
+    /// Waits a moment before an attempt for a tunnel that still has its WebSocket.
+    pub async fn pause_in_doubt(&mut self) {
+        retry::pause_in_doubt(&mut self.woken).await;
     }
 
     /// Waits before the next attempt; less if an application wants the tunnel, and no longer when

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::client::destination::Destination;
 use crate::client::outage::Outage;
 use crate::client::pace::Pace;
+use crate::common::retry::longest_wait;
 use crate::common::url::Url;
 use crate::common::ws::{ConnectError, Socket};
 
@@ -50,13 +51,15 @@ impl Redial {
     pub async fn connect(self, dial: Dial) -> Result<Socket, ConnectFailure> {
         // Attempts follow one another.
         let mut waits = self.waits.lock().await;
+        let in_doubt = dial.attached && dial.attempt == 0;
+        if in_doubt {
+            waits.pace.pause_in_doubt().await;
+        }
         if dial.attempt == 0 && waits.connected.elapsed() > HELD {
             waits.pace.held();
         }
-        // The WebSocket is still there: there was no loss that many clients noticed together.
-        if !dial.attached || dial.attempt > 0 {
-            let longest = self.destination.connection.tunnels.longest_wait();
-            waits.pace.pause_shortly(longest).await;
+        if !in_doubt {
+            waits.pace.pause_shortly(longest_wait(dial)).await;
         }
         match self.destination.reconnect(&self.url).await {
             Ok(socket) => {

@@ -7,8 +7,10 @@
 
 use std::time::Duration;
 
+use kohakuriver_tunnel::mux::Dial;
 use kohakuriver_tunnel::session::OpenError;
-use tokio::time::{Instant, sleep};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
 
 /// The first attempt comes within this if the clients are few.
 const FIRST_WITHIN: Duration = Duration::from_millis(500);
@@ -27,6 +29,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 /// How soon to check for the successor of a tunnel that has ended.
 const SUCCESSOR_AFTER: Duration = Duration::from_millis(20);
+
+/// Fewest attempts while a tunnel is kept.
+const ATTEMPTS_WITHIN_KEEP: u32 = 16;
 
 /// The waits of one client.
 #[derive(Debug, Clone)]
@@ -101,6 +106,19 @@ impl Retry {
         self.long = wait.saturating_mul(2).min(LONGEST_WAIT);
         wait.mul_f64(0.9 + fastrand::f64() / 5.0)
     }
+}
+
+/// Longest wait between two attempts while connections wait for the next WebSocket: enough attempts
+/// fit into the time for which they are kept.
+pub fn longest_wait(dial: Dial) -> Duration {
+    dial.keep / ATTEMPTS_WITHIN_KEEP
+}
+
+/// Waits a moment before an attempt for a tunnel that still has its WebSocket, since many clients
+/// may have the same doubt. A machine that has woken up, which `woken` tells, is alone with it.
+pub async fn pause_in_doubt(woken: &mut watch::Receiver<()>) {
+    let wait = FIRST_WITHIN.mul_f64(fastrand::f64());
+    let _ = timeout(wait, woken.changed()).await;
 }
 
 /// Waits a moment after nothing could be opened because the tunnel has just ended: its successor

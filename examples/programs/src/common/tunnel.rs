@@ -31,9 +31,6 @@ const STOP_WITHIN: Duration = Duration::from_millis(2500);
 /// Longest time of an attempt to connect again. Its pauses and its steps have limits of their own.
 const ATTEMPT: Duration = Duration::from_secs(86_400);
 
-/// Fewest attempts while a tunnel is kept.
-const ATTEMPTS_WITHIN_KEEP: u32 = 16;
-
 /// A tunnel's driver, which the caller runs.
 pub type Driving = BoxFuture<'static, Ended>;
 
@@ -161,16 +158,6 @@ impl Settings {
             tunnels,
             resume: Some(resume::Config::default()),
         }
-    }
-
-    /// Longest wait between two attempts while connections wait for the next WebSocket: enough
-    /// attempts fit into the time for which they are kept.
-    pub fn longest_wait(&self) -> Duration {
-        let keep = self
-            .resume
-            .as_ref()
-            .map_or(Duration::MAX, |resume| resume.keep);
-        keep / ATTEMPTS_WITHIN_KEEP
     }
 }
 
