@@ -351,3 +351,40 @@ async fn garbage_instead_of_http_harms_nobody() {
     expect_echo(&mut connect(&forward).await, b"unharmed").await;
     assert!(chain.host.is_running() && chain.runner.is_running());
 }
+
+/// The other side of a version 1 tunnel ends it because its data is not read, and one line says who
+/// did not read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_end_of_a_tunnel_over_a_pause_is_told_with_whose_pause_it_was() {
+    let host = service(|stream| async {
+        let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+        socket.send(Message::text("CONNECTED")).await.unwrap();
+        let Some(Ok(Message::Binary(connect))) = socket.next().await else {
+            panic!("no connection is asked for");
+        };
+        let Ok(Frame::Connect { id, .. }) = Frame::decode(connect) else {
+            panic!("it is not the first message");
+        };
+        let say = |kind, payload| client::frame(kind, Proto::Tcp, id.0, 80, payload);
+        socket.send(say(Kind::Connected, b"")).await.unwrap();
+        let data = say(Kind::Data, &[0; 1 << 16]);
+        let reading = async { while socket.send(data.clone()).await.is_ok() {} };
+        // More than a moment passes in which nothing is read.
+        let _ = tokio::time::timeout(Duration::from_secs(5), reading).await;
+    });
+    let url = format!("ws://{}", host.await);
+    let args = ["42", "80", "--local-port", "0", "--host", &url];
+    let small = ["--v1-buffer", "1", "--v1-reach", "0"];
+    let forward = Program::start("forward", &[&args[..], &small].concat());
+    let mut app = connect(&forward).await;
+    let saying = async {
+        // What cannot be sent shows that the tunnel has ended.
+        while app.write_all(b"more").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    soon("the end", saying).await;
+    let line = forward.complaint("after the application had not read for");
+    assert!(line.contains("port 80: the tunnel ended"), "{line}");
+    forward.expect_lines("had not read for", 1);
+}

@@ -69,7 +69,8 @@ impl Session {
         self.reset(stalled, Reason::Overflow, text);
     }
 
-    /// Handles the end of the transport: every stream is reset, and nothing more is transmitted.
+    /// Handles the end of the transport: every stream is reset, and nothing more is transmitted. A
+    /// v1 stream whose paused reader may have led to it is reset with [`Reason::Overflow`].
     pub fn handle_closed(&mut self, now: Instant, reason: Reason, text: &str) {
         self.closed = true;
         if let Some((stream, pause)) = self.receiving.blame(now) {
@@ -79,7 +80,7 @@ impl Session {
             };
             let seconds = pause.as_secs();
             let text = alloc::format!("{text}, after {reader} had not read for {seconds} s");
-            self.reset(stream, reason, &text);
+            self.reset(stream, Reason::Overflow, &text);
         }
         for stream in self.streams.live() {
             self.reset(stream, reason, text);

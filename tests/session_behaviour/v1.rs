@@ -241,7 +241,7 @@ fn the_end_of_the_tunnel_over_a_pause_names_the_reader() {
         // Received data can still be read, followed by a reset: never by an end of data.
         assert_eq!(
             reason(drain(&mut pair.opener, slow, pair.now).1),
-            Reason::Gone
+            Reason::Overflow
         );
     }
 }

@@ -276,11 +276,11 @@ async fn serve(
     let driver = tokio::spawn(driver);
     let accepting = async {
         while let Some(incoming) = acceptor.accept().await {
-            let served = Arc::clone(served);
+            let (served, tunnel) = (Arc::clone(served), tunnel.clone());
             // Only the runner knows which session a connection belongs to, and it has shared them.
             let party = served.parties.party();
             tokio::spawn(async move {
-                serve::incoming(incoming, "localhost", v2, &served, party).await;
+                serve::incoming(incoming, &tunnel, "localhost", v2, &served, party).await;
             });
         }
     };

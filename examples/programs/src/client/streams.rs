@@ -19,6 +19,7 @@ use crate::common::accept::Accepting;
 use crate::common::net;
 use crate::common::program::Failure;
 use crate::common::retry;
+use crate::common::serve::is_over_pause;
 use crate::common::tcp::Tcp;
 
 /// How long an application that reads nothing keeps a connection whose other end is gone.
@@ -115,7 +116,8 @@ async fn carry(
         Err(RelayError::Tunnel(reset)) => {
             let line = told(port, &reset);
             // The loss of the tunnel is logged once, not for each connection.
-            if mux.tunnel().close_reason().is_some() {
+            let lost = mux.tunnel().close_reason().is_some();
+            if lost && !is_over_pause(&reset, mux.tunnel()) {
                 tracing::debug!("{line}");
             } else {
                 tracing::warn!("{line}");

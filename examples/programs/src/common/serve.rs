@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kohakuriver_tunnel::mux::{Incoming, IncomingTcp, IncomingUdp, RelayError};
+use kohakuriver_tunnel::mux::{Incoming, IncomingTcp, IncomingUdp, RelayError, Tunnel};
 use kohakuriver_tunnel::session::{Reason, Reset};
 use tokio::time::{Instant, timeout_at};
 
@@ -66,13 +66,26 @@ impl Served {
     }
 }
 
-/// Connects a requested stream or flow to `host`, and returns when it has ended.
-pub async fn incoming(incoming: Incoming, host: &str, v2: bool, served: &Served, party: Party) {
+/// Connects a requested stream or flow of a tunnel to `host`, and returns when it has ended.
+pub async fn incoming(
+    incoming: Incoming,
+    tunnel: &Tunnel,
+    host: &str,
+    v2: bool,
+    served: &Served,
+    party: Party,
+) {
     match incoming {
-        Incoming::Tcp(incoming) => stream(incoming, host, served, party).await,
+        Incoming::Tcp(incoming) => stream(incoming, tunnel, host, served, party).await,
         Incoming::Udp(incoming) => flow(incoming, host, v2, served, party).await,
         other => reject(other, &unknown_kind(), served),
     }
+}
+
+/// Whether a tunnel of version 1 has ended while the reader of this stream paused. No other line
+/// says whose pause it was.
+pub fn is_over_pause(reset: &Reset, tunnel: &Tunnel) -> bool {
+    reset.reason == Reason::Overflow && tunnel.close_reason().is_some()
 }
 
 /// Why something that is neither a stream nor a flow is refused.
@@ -81,7 +94,7 @@ pub fn unknown_kind() -> Reset {
 }
 
 /// Connects a stream to the first address of `host` that answers.
-async fn stream(incoming: IncomingTcp, host: &str, served: &Served, party: Party) {
+async fn stream(incoming: IncomingTcp, tunnel: &Tunnel, host: &str, served: &Served, party: Party) {
     let port = incoming.port();
     let connect = async |addresses: Vec<_>| net::connect_any(&addresses).await;
     // Boxed, so that a connected stream does not keep what connecting needed.
@@ -100,6 +113,9 @@ async fn stream(incoming: IncomingTcp, host: &str, served: &Served, party: Party
         Ok(relayed) => {
             net::end_in_order(&socket);
             tracing::debug!(port, ?relayed, "ended");
+        }
+        Err(RelayError::Tunnel(reset)) if is_over_pause(&reset, tunnel) => {
+            tracing::warn!("port {port}: {}", reset.text);
         }
         Err(RelayError::Tunnel(reset)) => tracing::debug!(port, "ended by the tunnel: {reset}"),
         Err(RelayError::Local(error)) => tracing::debug!(port, "ended by the service: {error}"),

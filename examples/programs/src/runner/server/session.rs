@@ -78,10 +78,10 @@ pub async fn serve(
                 incoming.reject(Reason::Denied, &reason);
                 continue;
             }
-            let runner = Arc::clone(runner);
+            let (runner, tunnel) = (Arc::clone(runner), tunnel.clone());
             let container = session.name.clone();
             let connection = async move {
-                connection(&runner, &container, party, incoming, v2).await;
+                connection(&runner, &tunnel, &container, party, incoming, v2).await;
             };
             tokio::spawn(turns.run(Box::pin(connection)));
         }
@@ -212,10 +212,17 @@ fn permitted(session: &Session, incoming: &Incoming) -> Result<(), String> {
     }
 }
 
-async fn connection(runner: &Runner, container: &str, party: Party, incoming: Incoming, v2: bool) {
+async fn connection(
+    runner: &Runner,
+    tunnel: &mux::Tunnel,
+    container: &str,
+    party: Party,
+    incoming: Incoming,
+    v2: bool,
+) {
     let port = incoming.port();
     if let Some(address) = runner.settings.targets.get(container) {
-        return serve::incoming(incoming, address, v2, &runner.served, party).await;
+        return serve::incoming(incoming, tunnel, address, v2, &runner.served, party).await;
     }
     let at = At {
         runner,
