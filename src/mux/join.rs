@@ -18,7 +18,8 @@ impl TunnelStream {
     ///
     /// Each stream keeps its credit. While one stream takes nothing, at most one message is read
     /// from the other. If one is reset, earlier data still reaches the other, followed by the reset
-    /// with its reason and text. If the future is dropped before its end, both streams are reset:
+    /// with its reason and text. Data that was not sent on yet is lost if the stream was reset here
+    /// because memory was short. If the future is dropped before its end, both streams are reset:
     /// bytes in between are lost, and a part must not look like the whole.
     ///
     /// [`Relayed::received`] counts bytes from this stream, [`Relayed::sent`] bytes from `other`.
@@ -222,7 +223,10 @@ impl Direction {
             }
             match to.poll_send(cx, &mut self.rest) {
                 Poll::Ready(Ok(sent)) => self.carried += sent as u64,
-                Poll::Ready(Err(SendError::Reset(_))) => return Poll::Ready(State::Cut),
+                Poll::Ready(Err(SendError::Reset(_))) => {
+                    self.rest = Chunk::default();
+                    return Poll::Ready(State::Cut);
+                }
                 // The caller had shut it down before.
                 Poll::Ready(Err(error)) => {
                     return Poll::Ready(State::Failing(send_reset(error)));
@@ -239,7 +243,17 @@ impl Direction {
         to: &mut WriteHalf,
     ) -> Poll<(Reset, u64)> {
         let reset = match &self.state {
-            State::Blocked => ready!(from.poll_reset(cx)),
+            State::Blocked => {
+                let reset = ready!(from.poll_reset(cx));
+                if from.has_lost() {
+                    // It does not count as held any more.
+                    self.rest = Chunk::default();
+                    self.state = State::Failing(reset);
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                reset
+            }
             State::Failing(reset) => reset.clone(),
             State::Open | State::Finished | State::Cut => return Poll::Pending,
         };

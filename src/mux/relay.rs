@@ -80,9 +80,10 @@ impl TunnelStream {
     ///
     /// Bytes read from the local side go into the transport's message without a copy, and bytes
     /// from the tunnel into the local write. An idle relay holds no buffer. If the local side
-    /// fails, the stream is reset. If the tunnel fails, earlier data is still written, and the
-    /// caller should reset the local side. If the future is dropped before its end, the stream is
-    /// reset: bytes in between are lost, and a part must not look like the whole.
+    /// fails, the stream is reset. If the tunnel fails, earlier data is still written, unless the
+    /// stream was reset here because memory was short. Then the caller should reset the local side.
+    /// If the future is dropped before its end, the stream is reset: bytes in between are lost, and
+    /// a part must not look like the whole.
     ///
     /// # Errors
     /// [`RelayError`].
@@ -126,7 +127,9 @@ impl TunnelStream {
                 return Poll::Ready(outcome);
             }
             let reset = ready!(relay.poll_undelivered(cx));
-            ready!(grace.poll(cx, relay.inbound.written));
+            if !relay.drop_uncounted() {
+                ready!(grace.poll(cx, relay.inbound.written));
+            }
             Poll::Ready(Err(reset.into()))
         })
     }
@@ -198,6 +201,16 @@ impl Relay {
         } else {
             Poll::Pending
         }
+    }
+
+    /// Drops what was received if the session has dropped the rest: it does not count as held any
+    /// more. Returns whether that is so.
+    fn drop_uncounted(&mut self) -> bool {
+        let has_lost = self.stream.split_mut().0.has_lost();
+        if has_lost {
+            self.inbound.chunks.clear();
+        }
+        has_lost
     }
 }
 

@@ -249,6 +249,12 @@ impl ReadHalf {
             }
         })
     }
+
+    /// Whether received bytes were dropped because memory was short. Chunks from before are a part
+    /// of what nobody gets as a whole, and they count as dropped, too.
+    pub(super) fn has_lost(&self) -> bool {
+        self.handle.shared.lock().session.has_lost(self.handle.id)
+    }
 }
 
 impl WriteHalf {

@@ -330,6 +330,14 @@ impl Session {
         self.streams.get(stream)?.life.reset()
     }
 
+    /// Whether received bytes of a stream were dropped because memory was short. What the
+    /// application has taken and not used yet does not count as held any more.
+    #[cfg(feature = "mux")]
+    pub(crate) fn has_lost(&self, stream: StreamId) -> bool {
+        let s = self.streams.get(stream);
+        s.is_some_and(|s| s.life.has_lost())
+    }
+
     /// Counters of one stream; `None` after its release.
     #[must_use]
     pub fn stream_stats(&self, stream: StreamId) -> Option<StreamStats> {

@@ -172,7 +172,8 @@ impl Session {
         self.end(stream, Ending::Here(Reset::new(reason, text)));
     }
 
-    /// Resets a stream and drops what it holds.
+    /// Resets a stream and drops what it holds. What the application has taken does not count any
+    /// more, so it has to drop that, too.
     pub(super) fn overflow(&mut self, stream: StreamId, text: &str) {
         self.reset(stream, Reason::Overflow, text);
         if let Some(s) = self.streams.get_mut(stream) {
@@ -180,6 +181,7 @@ impl Session {
             // The stream may have ended in order before. The lost data must not look like an
             // orderly end.
             s.life.lose(Reset::new(Reason::Overflow, text));
+            self.events.readable(s);
         }
     }
 }

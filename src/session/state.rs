@@ -162,6 +162,8 @@ impl State {
 pub(super) struct Life {
     state: State,
     reset: Option<Box<Reset>>,
+    /// Received bytes were lost.
+    lost: bool,
     released: bool,
 }
 
@@ -170,6 +172,7 @@ impl Life {
         Self {
             state,
             reset: None,
+            lost: false,
             released: false,
         }
     }
@@ -215,6 +218,7 @@ impl Life {
 
     /// Received bytes are lost, perhaps after the end: the rest must not look complete.
     pub(super) fn lose(&mut self, reset: Reset) {
+        self.lost = true;
         self.reset.get_or_insert_with(|| Box::new(reset));
     }
 
@@ -229,6 +233,12 @@ impl Life {
 
     pub(super) fn reset(&self) -> Option<&Reset> {
         self.reset.as_deref()
+    }
+
+    /// Whether received bytes were lost.
+    #[cfg(feature = "mux")]
+    pub(super) const fn has_lost(&self) -> bool {
+        self.lost
     }
 
     /// Whether the application holds a handle.

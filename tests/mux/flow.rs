@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::SinkExt;
-use kohakuriver_tunnel::mux::{self, Budget};
+use kohakuriver_tunnel::mux::{self, Budget, RelayError, TunnelStream};
 use kohakuriver_tunnel::session::{Config, Reason, Version};
 use kohakuriver_tunnel::wire::{ClientId, Header, Kind, Proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
 use super::pipe::{Packet, Packets, pipe};
-use super::tunnel::{Link, accept_tcp, echoes, noise, within};
+use super::tunnel::{Link, Tunnel, accept_tcp, echoes, noise, within};
 
 /// Writes until the window is full.
 async fn fill(stream: &mut (impl AsyncWriteExt + Unpin)) -> usize {
@@ -204,6 +204,86 @@ async fn what_a_relay_holds_counts() {
     drop((service, near));
     let _ = within(relay).await;
     assert!(budget.held() < LEN / 2, "{}", budget.held());
+}
+
+/// What it holds is counted no more, so it may not keep it. The peer may have ended the stream in
+/// good order before.
+#[tokio::test]
+async fn a_relay_drops_what_it_holds_when_memory_is_short() {
+    for ended in [false, true] {
+        let (mut tunnel, mut near, far) = scarce().await;
+        let (mut local, mut service) = tokio::io::duplex(16);
+        let relay = tokio::spawn(async move { far.relay(&mut local).await });
+        if ended {
+            service.shutdown().await.unwrap();
+            assert_eq!(within(near.read(&mut [0])).await.unwrap(), 0);
+        }
+        exhaust(&mut tunnel, &mut near, ended).await;
+        let Err(RelayError::Tunnel(reset)) = within(relay).await.unwrap() else {
+            panic!("not the tunnel's fault")
+        };
+        assert_eq!(reset.reason, Reason::Overflow);
+    }
+}
+
+/// So does a join, and the other end of it hears of the reset.
+#[tokio::test]
+async fn a_join_drops_what_it_holds_when_memory_is_short() {
+    for ended in [false, true] {
+        let (mut tunnel, mut near, far) = scarce().await;
+        let mut to_service = Link::Pipe.v2().await;
+        let (there, mut service) = to_service.stream().await;
+        let joined = tokio::spawn(async move {
+            let mut there = there;
+            fill(&mut there).await;
+            far.join(there).await
+        });
+        if ended {
+            service.shutdown().await.unwrap();
+            assert_eq!(within(near.read(&mut [0])).await.unwrap(), 0);
+        }
+        exhaust(&mut tunnel, &mut near, ended).await;
+        let reset = within(joined).await.unwrap().unwrap_err();
+        assert_eq!(reset.reason, Reason::Overflow);
+        let error = within(service.read_to_end(&mut Vec::new())).await;
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+}
+
+/// A tunnel whose far end may hold 100,000 bytes, and a stream.
+async fn scarce() -> (Tunnel, TunnelStream, TunnelStream) {
+    let budget = Budget::new(300_000);
+    assert!(budget.take(200_000));
+    let accepting = mux::builder().budget(&budget);
+    let mut tunnel = Link::Pipe.built(mux::builder(), accepting).await;
+    let (near, far) = tunnel.stream().await;
+    (tunnel, near, far)
+}
+
+/// Sends what the stream's reader keeps, and then, on another stream, more than may be held.
+async fn exhaust(tunnel: &mut Tunnel, near: &mut TunnelStream, end: bool) {
+    near.write_all(&noise(1, 60_000)).await.unwrap();
+    if end {
+        near.shutdown().await.unwrap();
+    }
+    let taken = |tunnel: &Tunnel| {
+        let stats = tunnel.far.stats();
+        stats.bytes_received >= 60_000 && stats.unread == 0
+    };
+    within(async {
+        while !taken(tunnel) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let (mut other, _unread) = tunnel.stream().await;
+    other.write_all(&noise(2, 50_000)).await.unwrap();
+    within(async {
+        while tunnel.far.stats().bytes_received < 110_000 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
 
 /// One budget for many tunnels: floods are reset, and the others are not affected.
