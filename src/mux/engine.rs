@@ -331,8 +331,11 @@ impl<P: Path, R: Timer> Engine<P, R> {
         };
         if shutdown {
             let until = *self.give_up.get_or_insert(now.timer + CLOSE_TIMEOUT);
-            let late = self.timer.poll_deadline(cx, until).is_ready();
-            return late.then_some(Ok(()));
+            if self.timer.poll_deadline(cx, until).is_pending() {
+                return None;
+            }
+            self.path.give_up(EndReason::Gone);
+            return Some(Ok(()));
         }
         loop {
             let due_at = due.and_then(|due| self.tunnel.shared.clock.timer_time(due));

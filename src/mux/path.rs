@@ -52,6 +52,10 @@ pub(super) trait Path {
         false
     }
 
+    /// As [`finish`](Self::finish), without what was not sent.
+    #[inline]
+    fn give_up(&mut self, _: EndReason) {}
+
     /// Whether the next round will be the last.
     #[inline]
     fn has_failed(&self) -> bool {

@@ -370,6 +370,10 @@ where
         }
     }
 
+    fn give_up(&mut self, reason: EndReason) {
+        self.link.abort(reason, "");
+    }
+
     fn is_finishing(&self) -> bool {
         self.is_finishing
     }

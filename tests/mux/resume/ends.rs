@@ -125,6 +125,32 @@ async fn a_tunnel_that_was_replaced_knows_it_without_the_close() {
     }
 }
 
+/// The transport accepts nothing for longer than a shutdown waits. When it does again, the server
+/// hears of the end first, and does not wait for the client.
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_that_the_transport_does_not_take_is_told_when_it_does() {
+    let (server, mut accepted) = Server::new(resume::Config::default());
+    let (mux, driver) = server.client(mux::builder());
+    let mut stream = mux.open_tcp(7).unwrap();
+    let mut acceptor = within(accepted.recv()).await.unwrap();
+    let unread = accept_tcp(&mut acceptor).await;
+    let [there, _] = server.newest();
+    there.hold(true);
+    for _ in 0..2 * server.capacity {
+        // More than the pipe takes.
+        stream.write_all(&[1; 10_000]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    mux.tunnel().shutdown();
+    assert_eq!(within(mux.tunnel().closed()).await, Ok(()));
+    there.hold(false);
+    let far = server.drivers.lock().unwrap().pop().unwrap();
+    let ended = within(far).await.unwrap();
+    assert_eq!(ended, Err(TunnelError::Ended(None)));
+    assert_eq!(within(driver).await.unwrap(), Ok(()));
+    drop((stream, unread));
+}
+
 /// The server's end cleans up after a client that never returns: soon without connections.
 #[tokio::test(start_paused = true)]
 async fn a_tunnel_without_a_client_ends_after_its_keep() {
