@@ -48,6 +48,8 @@ pub(super) struct Engine<P, R> {
     yielded: bool,
     /// Whether anything was written since the last flush.
     dirty: bool,
+    /// The tunnel is shut down because the peer floods.
+    flooded: bool,
     /// When to give up a shutdown that the transport does not accept.
     give_up: Option<Instant>,
 }
@@ -222,6 +224,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
                 if self.flood_control.is_endless(now.timer) && !state.shutdown {
                     let goodbye = Some((1008, "a flood of messages without use".into()));
                     state.shut_down(goodbye, &mut self.wake);
+                    self.flooded = true;
                 }
             }
             busy = more && inrush == Inrush::Fair;
@@ -415,6 +418,7 @@ impl<P, R> Engine<P, R> {
             woke_writers: false,
             yielded: false,
             dirty: false,
+            flooded: false,
             give_up: None,
         }
     }
@@ -442,7 +446,10 @@ impl<P: Path + Unpin, R: Timer> Future for Engine<P, R> {
                 true => Phase::Closing(Closing::begin(now, !awaits_end)),
                 false => Phase::Done,
             };
-            this.end(closed);
+            this.end(match this.flooded {
+                true => closed.and(Err(TunnelError::Flooded)),
+                false => closed,
+            });
         }
         if let Phase::Closing(closing) = this.phase {
             if this.poll_close(cx, closing).is_pending() {

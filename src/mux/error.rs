@@ -40,6 +40,9 @@ pub enum TunnelError {
     /// The peer, or the path to it, was silent for two keepalive intervals.
     #[error("the other side has gone silent")]
     PeerDead,
+    /// The peer sent hardly anything but messages without use for 30 s.
+    #[error("the other side sent a flood of messages without use")]
+    Flooded,
     /// The tunnel was to be [resumed](super::Builder::resume), and could not be. Contains why, and
     /// which end found it (PROTOCOL.md section 5.10).
     #[error("{0}")]
@@ -123,7 +126,7 @@ impl From<TunnelError> for io::Error {
     /// The error has a matching kind and the [`TunnelError`] as its source.
     fn from(error: TunnelError) -> Self {
         let kind = match error {
-            TunnelError::Ended(_) => io::ErrorKind::ConnectionAborted,
+            TunnelError::Ended(_) | TunnelError::Flooded => io::ErrorKind::ConnectionAborted,
             TunnelError::Transport(_) => io::ErrorKind::ConnectionReset,
             TunnelError::Unexpected(_) => io::ErrorKind::InvalidData,
             TunnelError::PeerDead => io::ErrorKind::TimedOut,

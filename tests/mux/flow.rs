@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::SinkExt;
-use kohakuriver_tunnel::mux::{self, Budget, RelayError, TunnelStream};
+use kohakuriver_tunnel::mux::{self, Budget, RelayError, TunnelError, TunnelStream};
 use kohakuriver_tunnel::session::{Config, Reason, Version};
 use kohakuriver_tunnel::wire::{ClientId, Header, Kind, Proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -410,7 +410,7 @@ async fn a_flood_of_pings_is_slowed_down() {
 async fn a_flood_that_goes_on_ends_the_tunnel() {
     let (mut near, far, _) = pipe(100);
     let (acceptor, driver) = mux::builder().acceptor(far, Packets::default());
-    let _driver = tokio::spawn(driver);
+    let driver = tokio::spawn(driver);
     let began = tokio::time::Instant::now();
     let flood = async {
         loop {
@@ -422,9 +422,11 @@ async fn a_flood_that_goes_on_ends_the_tunnel() {
         }
     };
     tokio::select! {
-        ended = acceptor.tunnel().closed() => ended.unwrap(),
+        ended = acceptor.tunnel().closed() => assert_eq!(ended, Err(TunnelError::Flooded)),
         () = flood => {}
     }
     let lasted = began.elapsed();
     assert!((30..40).contains(&lasted.as_secs()), "{lasted:?}");
+    drop(near);
+    assert_eq!(within(driver).await.unwrap(), Err(TunnelError::Flooded));
 }
