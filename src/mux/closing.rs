@@ -3,10 +3,10 @@
 use core::task::{Context, Poll, ready};
 use core::time::Duration;
 
+use super::Timer;
 use super::engine::{Engine, Phase};
-use super::path::{Inward, Path};
+use super::path::{Inward, Path, is_end};
 use super::read_turn::Turn;
-use super::{Timer, TunnelError};
 use crate::session::Instant;
 
 /// How long the peer may be silent while the transport closes, and how long closing may take in
@@ -68,8 +68,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
             match self.path.poll_next(cx) {
                 Poll::Pending => break,
                 Poll::Ready(Inward::Over(error)) => {
-                    // A text is not the end.
-                    closing.ended = !matches!(error, TunnelError::Unexpected(_));
+                    closing.ended = is_end(&error);
                     skipped += 1;
                 }
                 Poll::Ready(Inward::Message(_) | Inward::Skip) => skipped += 1,

@@ -8,7 +8,7 @@ use core::task::{Context, Poll, Waker};
 use super::budget::Account;
 use super::closing::{CLOSE_TIMEOUT, Closing};
 use super::flood::{FloodControl, Inrush};
-use super::path::{Finish, Inward, Path, Round};
+use super::path::{Finish, Inward, Path, Round, is_end};
 use super::read_turn::Turn;
 use super::shared::{register, wake_all};
 use super::stoppable::Now;
@@ -50,6 +50,8 @@ pub(super) struct Engine<P, R> {
     dirty: bool,
     /// The tunnel is shut down because the peer floods.
     flooded: bool,
+    /// The transport has ended.
+    over: bool,
     /// When to give up a shutdown that the transport does not accept.
     give_up: Option<Instant>,
 }
@@ -189,7 +191,10 @@ impl<P: Path, R: Timer> Engine<P, R> {
                     self.inbox.push(message);
                 }
                 Poll::Ready(Inward::Skip) => skipped += 1,
-                Poll::Ready(Inward::Over(error)) => break Inflow::Over(error),
+                Poll::Ready(Inward::Over(error)) => {
+                    self.over = is_end(&error);
+                    break Inflow::Over(error);
+                }
             }
         };
         self.skipped = skipped;
@@ -397,6 +402,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
         self.inbox.clear();
         self.outbox.clear();
         self.dirty = false;
+        self.over = false;
     }
 }
 
@@ -419,6 +425,7 @@ impl<P, R> Engine<P, R> {
             yielded: false,
             dirty: false,
             flooded: false,
+            over: false,
             give_up: None,
         }
     }
@@ -441,7 +448,7 @@ impl<P: Path + Unpin, R: Timer> Future for Engine<P, R> {
             };
             let now = this.tunnel.shared.clock.timer_now();
             this.path.over(now, &closed);
-            let awaits_end = closed.is_ok() || this.path.has_failed();
+            let awaits_end = !this.over && (closed.is_ok() || this.path.has_failed());
             this.phase = match this.path.is_attached() {
                 true => Phase::Closing(Closing::begin(now, !awaits_end)),
                 false => Phase::Done,

@@ -133,8 +133,13 @@ pub(super) enum Inward {
     Message(Bytes),
     /// A sign of life without content.
     Skip,
-    /// The end of the transport.
+    /// The end of the transport, or something that ends its use.
     Over(TunnelError),
+}
+
+/// Whether this is the end of a transport: it must not be read again. A text is not the end.
+pub(super) const fn is_end(error: &TunnelError) -> bool {
+    !matches!(error, TunnelError::Unexpected(_))
 }
 
 /// One transport, whose end is the end of the tunnel.

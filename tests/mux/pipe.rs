@@ -89,6 +89,7 @@ pub(crate) struct Pipe {
     output: Wire,
     capacity: usize,
     ready: bool,
+    ended: bool,
 }
 
 /// Two ends joined by lanes of `capacity` packets. The wires are near to far, and back.
@@ -106,6 +107,7 @@ impl Pipe {
             output,
             capacity,
             ready: false,
+            ended: false,
         }
     }
 }
@@ -121,9 +123,12 @@ impl Drop for Pipe {
 impl Stream for Pipe {
     type Item = Result<Packet, Broken>;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let mut lane = self.input.lane();
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        assert!(!self.ended, "read after the end");
+        let input = self.input.clone();
+        let mut lane = input.lane();
         if lane.broken {
+            self.ended = true;
             return Poll::Ready(Some(Err(Broken)));
         }
         if !lane.held {
@@ -139,6 +144,7 @@ impl Stream for Pipe {
                 return Poll::Ready(Some(Ok(packet)));
             }
             if lane.closed {
+                self.ended = true;
                 return Poll::Ready(None);
             }
         }

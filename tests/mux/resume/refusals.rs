@@ -190,3 +190,27 @@ async fn a_transport_for_a_tunnel_that_has_just_ended_is_refused() {
     assert_eq!(server.keeper.stats().tunnels, 0);
     drop(acceptor);
 }
+
+/// END and the end of the transport come together: it is not polled after its end.
+#[tokio::test]
+async fn a_transport_that_refuses_and_ends_is_not_read_again() {
+    let (server, mut accepted) = Server::new(resume::Config::default());
+    let connector = |_| {
+        let (near, far, [_, back]) = pipe(8);
+        let (reason, text) = (EndReason::Unknown, String::new());
+        let end = Message::End { reason, text };
+        back.inject(Packet::Binary(end.to_bytes()));
+        drop(far);
+        ready(Ok(near))
+    };
+    let builder = mux::builder();
+    let (mux, driver) = builder.resuming_opener(server.dial(), CARRIER, connector);
+    let driver = tokio::spawn(driver);
+    let _stream = first_stream(&mux, &mut accepted).await;
+    server.cut();
+    let ended = within(driver).await.unwrap();
+    assert!(
+        matches!(&ended, Err(TunnelError::NotResumed(ended)) if ended.by_peer),
+        "{ended:?}"
+    );
+}
