@@ -81,6 +81,7 @@ async fn connect(incoming: Incoming) {
     match TcpStream::connect(("127.0.0.1", incoming.port())).await {
         Ok(mut service) => {
             if let Err(error) = incoming.accept().relay(&mut service).await {
+                let _ = service.set_zero_linger(); // not an end like any other
                 eprintln!("a connection broke: {error}");
             }
         }

@@ -16,7 +16,11 @@ use crate::session::{Instant, OpenError, Session, StreamId};
 ///     loop {
 ///         let (mut socket, _) = listener.accept().await?;
 ///         let stream = mux.open_tcp(80)?;
-///         tokio::spawn(async move { stream.relay(&mut socket).await });
+///         tokio::spawn(async move {
+///             if stream.relay(&mut socket).await.is_err() {
+///                 let _ = socket.set_zero_linger(); // dropped: a reset, and no clean end
+///             }
+///         });
 ///     }
 /// }
 /// ```
