@@ -21,7 +21,11 @@ use crate::session::Reason;
 ///         tokio::spawn(async move {
 ///             let Incoming::Tcp(incoming) = incoming else { return };
 ///             match TcpStream::connect(("127.0.0.1", incoming.port())).await {
-///                 Ok(mut service) => _ = incoming.accept().relay(&mut service).await,
+///                 Ok(mut service) => {
+///                     if incoming.accept().relay(&mut service).await.is_err() {
+///                         let _ = service.set_zero_linger(); // dropped: a reset, and no clean end
+///                     }
+///                 }
 ///                 Err(error) => incoming.reject(Reason::Refused, &error.kind().to_string()),
 ///             }
 ///         });
@@ -87,13 +91,16 @@ impl Acceptor {
 
 impl Drop for Acceptor {
     fn drop(&mut self) {
-        self.tunnel.shared.with(|state| {
+        let waker = self.tunnel.shared.with(|state| {
             state.accepting = false;
             state.handles -= 1;
             while let Some((id, ..)) = state.incoming.pop_front() {
                 let text = "nobody accepts connections here";
                 state.session.reject(id, Reason::Denied, text);
             }
+            state.acceptor.take()
         });
+        // As with `register`.
+        drop(waker);
     }
 }

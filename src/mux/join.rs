@@ -74,7 +74,10 @@ impl TunnelStream {
             if let Poll::Ready(outcome) = join.poll(cx) {
                 return Poll::Ready(outcome);
             }
-            let (reset, progress) = ready!(join.poll_undelivered(cx));
+            let undelivered = join.poll_undelivered(cx);
+            // It may have changed before this task left its wakers.
+            join.note_detached();
+            let (reset, progress) = ready!(undelivered);
             ready!(grace.poll(cx, progress));
             Poll::Ready(Err(join.pass_on(reset)))
         })

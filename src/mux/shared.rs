@@ -387,6 +387,7 @@ impl State {
             self.attached.ring = 0;
             self.settle();
             if let Some(account) = &mut self.account {
+                account.charge(self.session.memory());
                 account.note_flood(false);
                 account.note_busy(false);
             }
@@ -394,6 +395,8 @@ impl State {
         }
         self.wake_watchers(wake);
         wake.extend(self.acceptor.take());
+        // Nothing wakes it any more, so it must not keep its task alive.
+        wake.extend(self.driver.take());
         self.dispatch(now, wake);
     }
 

@@ -206,6 +206,21 @@ async fn what_a_relay_holds_counts() {
     assert!(budget.held() < LEN / 2, "{}", budget.held());
 }
 
+/// Nor does who watches it hold anything for it.
+#[tokio::test]
+async fn a_tunnel_that_has_ended_holds_next_to_nothing() {
+    let budget = Budget::new(100 << 20);
+    let accepting = mux::builder().budget(&budget);
+    let mut tunnel = Link::Pipe.built(mux::builder(), accepting).await;
+    let (mut near, mut far) = tunnel.stream().await;
+    near.write_all(&noise(1, 40_000)).await.unwrap();
+    within(far.read_exact(&mut [0; 40_000])).await.unwrap();
+    drop((near, far, tunnel.near, tunnel.acceptor));
+    let _ = within(tunnel.far_driver).await.unwrap();
+    assert!(tunnel.far.close_reason().is_some());
+    assert!(budget.held() < 1000, "{}", budget.held());
+}
+
 /// What it holds is counted no more, so it may not keep it. The peer may have ended the stream in
 /// good order before.
 #[tokio::test]

@@ -10,7 +10,7 @@ use kohakuriver_tunnel::session::{Config, Version};
 use tokio::io::AsyncWrite;
 
 use super::pipe::{Packets, pipe};
-use super::tunnel::{builder, piped};
+use super::tunnel::{builder, piped, within};
 
 /// A task that looks at the tunnel when it is woken and when it ends.
 struct Curious(mux::Tunnel);
@@ -67,12 +67,44 @@ async fn a_task_that_is_replaced_may_use_the_tunnel_as_it_ends() {
 
 #[tokio::test]
 async fn a_task_that_is_woken_may_use_the_tunnel() {
-    let (tunnel, _wires) = piped(Version::V2, Config::default());
-    let mux = &tunnel.near;
-    let stream = mux.open_tcp(1).unwrap();
-    polled_by_two(mux.tunnel(), stream.established());
-    polled_by_two(mux.tunnel(), mux.tunnel().draining());
-    mux.tunnel().drain();
-    mux.tunnel().shutdown();
-    super::tunnel::within(mux.tunnel().closed()).await.unwrap();
+    let (pair, _wires) = piped(Version::V2, Config::default());
+    let tunnel = pair.near.tunnel();
+    let stream = pair.near.open_tcp(1).unwrap();
+    // The futures live on, and with them their wakers.
+    let (mut draining, mut closed) = (pin!(tunnel.draining()), pin!(tunnel.closed()));
+    let mut established = pin!(stream.established());
+    polled_by_two(tunnel, established.as_mut());
+    polled_by_two(tunnel, draining.as_mut());
+    polled_by_two(tunnel, closed.as_mut());
+    tunnel.drain();
+    within(draining).await;
+    polled_by_two(tunnel, closed.as_mut());
+    tunnel.shutdown();
+    within(established).await.unwrap_err();
+    within(closed).await.unwrap();
+}
+
+/// A task that only counts its wakers.
+struct Idle;
+
+impl Wake for Idle {
+    fn wake(self: Arc<Self>) {}
+}
+
+/// Who watches the tunnel does not keep the tasks alive that drove it and accepted from it.
+#[tokio::test]
+async fn what_has_ended_keeps_no_waker() {
+    let (near, far, wires) = pipe(8);
+    let builder = builder(Version::V2, Config::default());
+    let (mut acceptor, mut driver) = builder.acceptor(near, Packets::default());
+    let tunnel = acceptor.tunnel().clone();
+    let tasks = [Arc::new(Idle), Arc::new(Idle)];
+    let wakers = tasks.clone().map(Waker::from);
+    let [mut accepts, mut drives] = wakers.each_ref().map(Context::from_waker);
+    assert!(acceptor.poll_accept(&mut accepts).is_pending());
+    assert!(pin!(&mut driver).poll(&mut drives).is_pending());
+    drop((acceptor, driver, far, wires));
+    drop(wakers);
+    assert_eq!(tasks.map(|task| Arc::strong_count(&task)), [1, 1]);
+    assert_eq!(tunnel.closed().await, Err(mux::TunnelError::Dropped));
 }
