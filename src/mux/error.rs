@@ -16,6 +16,8 @@ use crate::transport::CloseReason;
 /// fn again(error: &TunnelError) -> bool {
 ///     match error {
 ///         TunnelError::Ended(_) | TunnelError::Transport(_) | TunnelError::PeerDead => true,
+///         // A new tunnel, without the connections of the old one.
+///         TunnelError::NotResumed(_) => true,
 ///         // Not our protocol, or our own doing.
 ///         _ => false,
 ///     }
@@ -123,7 +125,8 @@ impl From<OpenError> for io::Error {
 }
 
 impl From<TunnelError> for io::Error {
-    /// The error has a matching kind and the [`TunnelError`] as its source.
+    /// The error has a matching kind and contains the [`TunnelError`]
+    /// ([`get_ref`](io::Error::get_ref), [`into_inner`](io::Error::into_inner)).
     fn from(error: TunnelError) -> Self {
         let kind = match error {
             TunnelError::Ended(_) | TunnelError::Flooded => io::ErrorKind::ConnectionAborted,
@@ -138,7 +141,7 @@ impl From<TunnelError> for io::Error {
 }
 
 impl From<ConnectError> for io::Error {
-    /// Of the kind that fits, with the [`ConnectError`] as its source.
+    /// The error has a matching kind and contains the [`ConnectError`].
     fn from(error: ConnectError) -> Self {
         let kind = match error {
             ConnectError::Refused { .. } => io::ErrorKind::ConnectionRefused,
@@ -175,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_an_io_error_each_has_a_kind_and_its_source() {
+    fn an_io_error_has_a_kind_and_contains_the_error() {
         fn check(error: impl Into<io::Error> + Error + Clone + 'static, kind: io::ErrorKind) {
             let text = error.clone().to_string();
             let error: io::Error = error.into();

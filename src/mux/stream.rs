@@ -17,8 +17,10 @@ use crate::wire::Chunk;
 /// `shutdown` ends this direction only. Dropping the stream ends it gracefully: written data still
 /// arrives, and if the peer continues to send, the stream is reset.
 ///
-/// It implements tokio's `AsyncRead` and `AsyncWrite`, so it can be used like a socket. Errors are
-/// [`io::Error`]s of a matching kind whose source is the [`Reset`].
+/// It implements tokio's `AsyncRead` and `AsyncWrite`, so it can be used like a socket. For code on
+/// other runtimes (smol, async-std), which uses the traits of `futures-io`, `tokio_util::compat`
+/// converts it. Errors are [`io::Error`]s of a matching kind that contain the [`Reset`]
+/// ([`get_ref`](io::Error::get_ref), [`into_inner`](io::Error::into_inner)).
 ///
 /// ```
 /// use std::io;
@@ -450,7 +452,7 @@ impl AsyncWrite for TunnelStream {
     }
 }
 
-/// The error as an [`io::Error`] with the [`Reset`] as its source.
+/// The error as an [`io::Error`] that contains the [`Reset`].
 pub(super) fn io_error(reset: Reset) -> io::Error {
     let kind = match reset.reason {
         Reason::Refused => io::ErrorKind::ConnectionRefused,
