@@ -93,8 +93,8 @@ async fn tunnel(
             tokio::spawn(driver);
             serve_ports(acceptor).await;
         }
-        Admission::Resumed => println!("a tunnel goes on"),
         Admission::Refused(reason) => println!("a tunnel cannot go on: {reason}"),
+        _ => println!("a tunnel goes on"),
     }
     Ok(())
 }

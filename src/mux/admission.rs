@@ -16,6 +16,7 @@ use crate::transport::{Carrier, Received};
 /// What became of a transport on which the peer resumes tunnels, from
 /// [`Builder::admit`](super::Builder::admit). [`Keeper`] has an example.
 #[derive(Debug)]
+#[non_exhaustive]
 // Matched at once.
 #[allow(clippy::large_enum_variant)]
 pub enum Admission<T, C, R = TokioTimer> {

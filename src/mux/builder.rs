@@ -146,14 +146,24 @@ impl<R> Builder<R> {
 impl<R: Timer> Builder<R> {
     /// An opener's tunnel without a greeting: the handle that opens connections, and the driver to
     /// spawn.
-    pub fn opener<T, C: Carrier>(self, transport: T, carrier: C) -> (Mux, Driver<T, C, R>) {
+    pub fn opener<T, C, E>(self, transport: T, carrier: C) -> (Mux, Driver<T, C, R>)
+    where
+        T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
+        C: Carrier,
+        E: Display,
+    {
         let driver = self.start(Role::Opener, transport, carrier);
         (Mux::new(driver.tunnel()), driver)
     }
 
     /// An acceptor's tunnel without a greeting: the handle that accepts connections, and the driver
     /// to spawn.
-    pub fn acceptor<T, C: Carrier>(self, transport: T, carrier: C) -> (Acceptor, Driver<T, C, R>) {
+    pub fn acceptor<T, C, E>(self, transport: T, carrier: C) -> (Acceptor, Driver<T, C, R>)
+    where
+        T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
+        C: Carrier,
+        E: Display,
+    {
         let driver = self.start(Role::Acceptor, transport, carrier);
         (Acceptor::new(driver.tunnel()), driver)
     }
@@ -172,15 +182,17 @@ impl<R: Timer> Builder<R> {
     /// on. Before a program exits, it should [close](super::Tunnel::close) or
     /// [shut down](super::Tunnel::shutdown) the tunnel, or drop all handles, and await the driver.
     /// Otherwise the server keeps the tunnel for a client that does not return.
-    pub fn resuming_opener<T, C, N>(
+    pub fn resuming_opener<T, C, N, E>(
         self,
         transport: T,
         carrier: C,
         connector: N,
     ) -> (Mux, ResumingDriver<T, C, Redial<N>, R>)
     where
+        T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
         C: Carrier,
         N: Connect<Transport = T>,
+        E: Display,
     {
         let driver = self.redialling(Role::Opener, transport, carrier, connector);
         (Mux::new(driver.tunnel()), driver)
@@ -188,15 +200,17 @@ impl<R: Timer> Builder<R> {
 
     /// As [`resuming_opener`](Self::resuming_opener), an acceptor's: for a client at which the
     /// server opens connections, as an agent.
-    pub fn resuming_acceptor<T, C, N>(
+    pub fn resuming_acceptor<T, C, N, E>(
         self,
         transport: T,
         carrier: C,
         connector: N,
     ) -> (Acceptor, ResumingDriver<T, C, Redial<N>, R>)
     where
+        T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
         C: Carrier,
         N: Connect<Transport = T>,
+        E: Display,
     {
         let driver = self.redialling(Role::Acceptor, transport, carrier, connector);
         (Acceptor::new(driver.tunnel()), driver)

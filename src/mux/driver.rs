@@ -1,4 +1,4 @@
-use core::fmt::Display;
+use core::fmt::{self, Display};
 use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll};
@@ -33,7 +33,6 @@ use crate::transport::Carrier;
 /// # drop(mux);
 /// # }
 /// ```
-#[derive(Debug)]
 #[must_use = "nothing moves unless the driver is polled"]
 pub struct Driver<T, C: Carrier, R = TokioTimer> {
     engine: Engine<Direct<T, C>, R>,
@@ -53,10 +52,17 @@ impl<T, C: Carrier, R> Driver<T, C, R> {
     }
 }
 
+impl<T: fmt::Debug, C: Carrier + fmt::Debug, R> fmt::Debug for Driver<T, C, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let engine = &self.engine;
+        f.debug_struct("Driver").field("engine", engine).finish()
+    }
+}
+
 impl<T, C, R, E> Future for Driver<T, C, R>
 where
     T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
-    C: Carrier + Unpin,
+    C: Carrier,
     R: Timer,
     E: Display,
 {
@@ -75,7 +81,6 @@ where
 /// the client, [`Kept`](super::Kept) at the server. Handles and streams stay as they are. Without a
 /// transport, a [`shutdown`](Tunnel::shutdown) ends it at once. Dropping it ends this end alone:
 /// the peer keeps its own for as long as it waits for a transport.
-#[derive(Debug)]
 #[must_use = "nothing moves unless the driver is polled"]
 pub struct ResumingDriver<T, C: Carrier, S, R = TokioTimer> {
     engine: Engine<Resuming<T, C, S>, R>,
@@ -94,7 +99,9 @@ impl<T, C: Carrier, S: Source<T>, R> ResumingDriver<T, C, S, R> {
         let engine = Engine::new(path, timer, tunnel);
         Self { engine }
     }
+}
 
+impl<T, C: Carrier, S, R> ResumingDriver<T, C, S, R> {
     /// The tunnel, for code that watches or ends it.
     #[must_use]
     pub const fn tunnel(&self) -> &Tunnel {
@@ -102,10 +109,24 @@ impl<T, C: Carrier, S: Source<T>, R> ResumingDriver<T, C, S, R> {
     }
 }
 
+impl<T, C, S, R> fmt::Debug for ResumingDriver<T, C, S, R>
+where
+    T: fmt::Debug,
+    C: Carrier + fmt::Debug,
+    S: fmt::Debug,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let engine = &self.engine;
+        f.debug_struct("ResumingDriver")
+            .field("engine", engine)
+            .finish()
+    }
+}
+
 impl<T, C, S, R, E> Future for ResumingDriver<T, C, S, R>
 where
     T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
-    C: Carrier + Unpin,
+    C: Carrier,
     S: Source<T>,
     R: Timer,
     E: Display,

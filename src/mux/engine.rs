@@ -437,7 +437,10 @@ impl<P, R> Engine<P, R> {
     }
 }
 
-impl<P: Path + Unpin, R: Timer> Future for Engine<P, R> {
+// Path and timer are never pinned.
+impl<P, R> Unpin for Engine<P, R> {}
+
+impl<P: Path, R: Timer> Future for Engine<P, R> {
     type Output = Result<(), TunnelError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {

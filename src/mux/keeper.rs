@@ -50,6 +50,7 @@ use crate::session::{Instant, Role};
 ///                 }
 ///                 Ok(Admission::Resumed) => println!("{} went on", keeper.stats().resumed),
 ///                 Ok(Admission::Refused(reason)) => println!("{peer} cannot go on: {reason}"),
+///                 Ok(_) => {}
 ///                 Err(error) => println!("{peer}: {error}"),
 ///             }
 ///         });
@@ -63,6 +64,7 @@ pub struct Keeper<T> {
 /// What a tunnel is bound to: a transport takes it over only if it came on the same route, whatever
 /// secret it shows. Also says whom to count it for. [`Keeper`] has an example.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Binding {
     /// Route, target, and class of credential, in any form. Must be equal.
     pub route: String,

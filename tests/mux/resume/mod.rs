@@ -97,7 +97,7 @@ impl Server {
                     None
                 }
                 Ok(Admission::Refused(reason)) => Some(reason),
-                Ok(Admission::Resumed) | Err(_) => None,
+                Ok(_) | Err(_) => None,
             }
         })
     }

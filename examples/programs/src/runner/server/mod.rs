@@ -221,10 +221,10 @@ impl Runner {
             };
             match admitted {
                 Ok(Admission::New(opening)) => tunnels.tunnels.drive(opening.opener(), Mux::tunnel),
-                Ok(Admission::Resumed) => return,
                 Ok(Admission::Refused(reason)) => {
                     return tracing::info!(container = name, %peer, "agent cannot go on: {reason}");
                 }
+                Ok(_) => return,
                 Err(error) => {
                     return tracing::debug!(container = name, %peer, "no agent: {error}");
                 }

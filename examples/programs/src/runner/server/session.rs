@@ -156,8 +156,8 @@ fn fresh(
 ) -> Result<Option<NewTunnel>, String> {
     match admitted.map_err(|error| error.to_string())? {
         Admission::New(opening) => Ok(Some(opening)),
-        Admission::Resumed => Ok(None),
         Admission::Refused(reason) => Err(reason.to_string()),
+        _ => Ok(None),
     }
 }
 
