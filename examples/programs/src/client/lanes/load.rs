@@ -1,7 +1,8 @@
 //! How loaded a tunnel is, which one a new connection takes, and when another one is opened.
 //!
 //! A tunnel is busy while it moves at least [`BUSY`] bytes a second, and for [`BUSY_FOR`] after
-//! that: a transport with bulk may stand still for a moment. A new connection takes the tunnel with
+//! that, or until its last connection ends: a transport with bulk may stand still for a moment. A
+//! new connection takes the tunnel with
 //! the fewest connections of those that are not busy, so that what is interactive stays apart from
 //! bulk. If all are busy, it takes the one with the fewest. Beyond [`FEW`] connections a tunnel,
 //! all further ones take the first: it is fairer to many than the kernel is to several transports.
@@ -32,6 +33,14 @@ impl Load {
             true => BUSY_FOR,
             false => self.busy_for.saturating_sub(elapsed),
         };
+    }
+
+    /// A connection has ended. What the last one moved was its own.
+    pub(super) fn left(&mut self) {
+        self.connections -= 1;
+        if self.connections == 0 {
+            self.busy_for = Duration::ZERO;
+        }
     }
 
     fn is_busy(&self) -> bool {
@@ -100,6 +109,16 @@ mod tests {
     }
 
     #[test]
+    fn a_tunnel_is_not_busy_any_more_without_connections() {
+        let mut load = load(2, true).unwrap();
+        load.left();
+        assert!(load.is_busy());
+        load.left();
+        assert!(!load.is_busy());
+        assert_eq!(load.connections, 0);
+    }
+
+    #[test]
     fn a_connection_takes_the_tunnel_with_the_fewest() {
         assert_eq!(choose(&[QUIET]), 0);
         assert_eq!(choose(&[load(100, true)]), 0);
@@ -150,6 +169,7 @@ mod tests {
         // The first is not there while it was never connected.
         assert_eq!(wanted(&[None, None]), Some(0));
     }
+
     #[test]
     fn an_idle_one_stays_while_another_would_be_opened_in_its_place() {
         let busy = load(1, true);

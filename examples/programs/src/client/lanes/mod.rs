@@ -62,8 +62,8 @@ struct Lane {
     /// Distinguishes it from others that had this place before.
     number: u64,
     load: Load,
-    /// Bytes that it had moved at the last look.
-    moved: u64,
+    /// Bytes that it had moved when they were last counted.
+    total: u64,
     /// Time without connections.
     idle: Duration,
 }
@@ -106,7 +106,7 @@ impl Lanes {
         state.v2 = connected.v2;
         if let Some(lane) = state.lanes.first_mut() {
             lane.mux = Some(connected.mux.clone());
-            lane.moved = 0;
+            lane.total = 0;
         }
     }
 
@@ -285,18 +285,29 @@ impl Lane {
         self.mux.as_ref().is_some_and(is_sound)
     }
 
-    /// Returns whether it has moved more than keepalives do.
-    fn look(&mut self, elapsed: Duration) -> bool {
+    /// Bytes moved since the last call.
+    fn moved(&mut self) -> u64 {
         let stats = self.mux.as_ref().map(|mux| mux.tunnel().stats());
         let total = stats.map_or(0, |stats| stats.bytes_sent + stats.bytes_received);
-        let moved = total.saturating_sub(self.moved);
-        self.moved = total;
+        total.saturating_sub(std::mem::replace(&mut self.total, total))
+    }
+
+    /// Returns whether it has moved more than keepalives do.
+    fn look(&mut self, elapsed: Duration) -> bool {
+        let moved = self.moved();
         self.load.moved(moved, elapsed);
         self.idle = match self.load.connections {
             0 => self.idle.saturating_add(elapsed),
             _ => Duration::ZERO,
         };
         moved > 0
+    }
+
+    fn leave(&mut self) {
+        self.load.left();
+        if self.load.connections == 0 {
+            self.moved();
+        }
     }
 
     fn is_idle(&self) -> bool {
@@ -345,7 +356,7 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         if let Some(lane) = self.lanes.lock().lanes.get_mut(self.index) {
-            lane.load.connections -= 1;
+            lane.leave();
         }
     }
 }
