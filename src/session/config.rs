@@ -1,5 +1,8 @@
 use core::time::Duration;
 
+/// Default of [`Config::max_piece`].
+pub(super) const MAX_PIECE: usize = 130_900;
+
 /// Bounds and times of a [`Session`](super::Session). Every queue is bounded here.
 ///
 /// The two ends need not use the same values. Each field has a setter with the prefix `with_`:
@@ -127,7 +130,7 @@ impl Default for Config {
             v1_reach: 32 << 20,
             send_budget: 512 << 10,
             stream_send_buffer: 256 << 10,
-            max_piece: 130_900,
+            max_piece: MAX_PIECE,
             contended_piece: 64 << 10,
             datagram_queue: 256,
             datagram_buffer: 1 << 20,

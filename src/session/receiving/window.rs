@@ -1,5 +1,6 @@
 use core::time::Duration;
 
+use super::super::config::MAX_PIECE;
 use super::super::{INITIAL_WINDOW, Instant};
 
 /// The credit granted on a stream, and how the window grows (PROTOCOL.md section 5.5).
@@ -42,6 +43,9 @@ impl ReceiveWindow {
     /// quarter of the initial window has arrived and was read in one round trip: twice what 1
     /// Gbit/s has in flight, within these bounds. A transfer need not begin with small windows.
     const ALONE_WINDOW: (u32, u32) = (4 << 20, 16 << 20);
+    /// The largest piece of a sender with the default configuration. A grant that is not a multiple
+    /// of it would make the sender split a piece, and one of the parts may be tiny.
+    const PIECE: u32 = MAX_PIECE as u32;
 
     pub(super) fn new(now: Instant) -> Self {
         Self {
@@ -153,12 +157,12 @@ impl ReceiveWindow {
 
     /// Whether enough was read since the last grant for a WINDOW.
     pub(super) fn grant_is_due(&self) -> bool {
-        self.grant() >= self.size / 4
+        self.grant() >= Self::in_pieces(self.size / 4)
     }
 
     /// Takes the credit for the next WINDOW.
     pub(super) fn take_grant(&mut self) -> u32 {
-        let grant = self.grant();
+        let grant = Self::in_pieces(self.grant());
         self.limit += u64::from(grant);
         grant
     }
@@ -166,6 +170,14 @@ impl ReceiveWindow {
     /// Bytes of this window beyond the initial window.
     pub(super) fn grown(&self) -> usize {
         (self.size - INITIAL_WINDOW) as usize
+    }
+
+    /// As much of it as is whole pieces, unless it is less than one.
+    const fn in_pieces(bytes: u32) -> u32 {
+        match bytes / Self::PIECE {
+            0 => bytes,
+            pieces => pieces * Self::PIECE,
+        }
     }
 
     fn grant(&self) -> u32 {
@@ -194,17 +206,58 @@ mod tests {
     fn doubles_each_round_trip(neighbours: Neighbours) {
         let mut window = ReceiveWindow::new(at(0));
         for trip in 1..=4 {
-            let size = window.size;
-            window
-                .receive((window.limit - window.received) as usize)
-                .unwrap();
+            let credit = window.credit();
+            assert!(credit + u64::from(ReceiveWindow::PIECE) > u64::from(window.size));
+            window.receive(credit as usize).unwrap();
             window.consume((window.received - window.consumed) as usize);
             let wanted = window.wanted_size(at(trip * 100), RTT, neighbours, u32::MAX);
-            assert_eq!(wanted, 2 * size);
+            assert_eq!(u64::from(wanted), 2 * credit);
             window.resize(wanted);
             assert!(window.grant_is_due());
             window.take_grant();
-            assert_eq!(window.limit - window.consumed, u64::from(window.size));
+        }
+    }
+
+    #[test]
+    fn a_sender_of_the_largest_pieces_has_to_split_none() {
+        let piece = u64::from(ReceiveWindow::PIECE);
+        for size in [INITIAL_WINDOW, ReceiveWindow::FAST_WINDOW, 1 << 20, 4 << 20] {
+            let mut window = ReceiveWindow::new(at(0));
+            window.resize(size);
+            let (mut short, mut grants) = (0, 0);
+            for _ in 0..1000 {
+                while window.credit() > 0 {
+                    let len = window.credit().min(piece);
+                    short += u32::from(len < u64::from(INITIAL_WINDOW / 4));
+                    window.receive(len as usize).unwrap();
+                }
+                // The reader reads one piece after the other.
+                let unread = window.received - window.consumed;
+                window.consume(unread.min(piece) as usize);
+                if window.grant_is_due() {
+                    assert!(window.take_grant() > 0);
+                    grants += 1;
+                }
+            }
+            // What is left of the initial window.
+            assert!(short <= 1, "{short} with {size}");
+            assert!(grants > 0);
+        }
+    }
+
+    #[test]
+    fn there_is_credit_whenever_all_was_read() {
+        for size in (0..200).map(|step| INITIAL_WINDOW + step * 4_321) {
+            let mut window = ReceiveWindow::new(at(0));
+            window.resize(size);
+            for _ in 0..20 {
+                let all = window.credit();
+                assert!(all > 0, "{size}");
+                window.receive(all as usize).unwrap();
+                window.consume(all as usize);
+                assert!(window.grant_is_due());
+                window.take_grant();
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use super::*;
 
 /// So much that one client without a transport fits, and not all of them.
-const LIMIT: usize = 3 << 20;
+const LIMIT: usize = 5 << 19;
 
 /// What a client asks for at once, of `noise` by its port, and a bystander.
 const BULK: usize = 1 << 20;
