@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::{iter, mem};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
@@ -32,6 +33,8 @@ pub(crate) struct Outbound {
     scratch: BytesMut,
     /// Bytes in `queue` and `scratch`.
     queued: usize,
+    /// Of the shared payloads that go first, what is masked.
+    masked: Masked,
     charge: Charge,
     /// The account is exhausted: queue little.
     short_of_memory: bool,
@@ -54,6 +57,7 @@ impl Outbound {
             queue: VecDeque::new(),
             scratch: BytesMut::new(),
             queued: 0,
+            masked: Masked::default(),
             charge: Charge::default(),
             short_of_memory: false,
             written: 0,
@@ -161,60 +165,63 @@ impl Outbound {
     }
 
     fn poll_write(
-        &self,
+        &mut self,
         cx: &mut Context<'_>,
         socket: &mut (impl AsyncWrite + Unpin),
     ) -> Poll<io::Result<usize>> {
-        let mut copies = MASKED.take();
-        let written = {
-            let len = self.mask(&mut copies);
-            let mut masked = copies.get(..len).unwrap_or_default();
-            let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
-            let mut count = 0;
-            let mut whole = true;
-            let parts = self.queue.iter().map(|part| match part {
-                Part::Ready(bytes) => (&bytes[..], true),
-                Part::Shared { payload, .. } => {
-                    let (copy, others) = masked.split_at(payload.len().min(masked.len()));
-                    masked = others;
-                    (copy, copy.len() == payload.len())
-                }
-            });
-            let last = (!self.scratch.is_empty()).then_some((&*self.scratch, true));
-            for (slice, (part, is_whole)) in slices.iter_mut().zip(parts.chain(last)) {
-                if !whole {
-                    break;
-                }
-                whole = is_whole;
-                *slice = IoSlice::new(part);
-                count += 1;
+        if self.masked.rest().is_empty() {
+            self.mask();
+        }
+        let mut masked = self.masked.rest();
+        let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
+        let mut count = 0;
+        let mut whole = true;
+        let parts = self.queue.iter().map(|part| match part {
+            Part::Ready(bytes) => (&bytes[..], true),
+            Part::Shared { payload, .. } => {
+                let (copy, others) = masked.split_at(payload.len().min(masked.len()));
+                masked = others;
+                (copy, copy.len() == payload.len())
             }
-            let slices = slices.get(..count).unwrap_or_default();
-            Pin::new(socket).poll_write_vectored(cx, slices)
-        };
-        MASKED.set(copies);
-        written
+        });
+        let last = (!self.scratch.is_empty()).then_some((&*self.scratch, true));
+        for (slice, (part, is_whole)) in slices.iter_mut().zip(parts.chain(last)) {
+            if !whole {
+                break;
+            }
+            whole = is_whole;
+            *slice = IoSlice::new(part);
+            count += 1;
+        }
+        let slices = slices.get(..count).unwrap_or_default();
+        Pin::new(socket).poll_write_vectored(cx, slices)
     }
 
-    /// Copies the first shared payloads, the last one in part, and masks the copies. Returns how
-    /// many bytes. What is not written now is copied again for the next write.
-    fn mask(&self, masked: &mut Vec<u8>) -> usize {
-        let mut end = 0;
-        for part in self.queue.iter().take(WRITE_SLICES) {
+    /// Copies the first shared payloads, the last one in part, and masks the copies.
+    fn mask(&mut self) {
+        let mut shared = self.queue.iter().take(WRITE_SLICES).filter_map(|part| {
             let Part::Shared { payload, key } = part else {
-                continue;
+                return None;
             };
+            Some((payload, *key))
+        });
+        let Some(first) = shared.next() else {
+            return;
+        };
+        let mut bytes = MASKED.take();
+        let mut end = 0;
+        for (payload, key) in iter::once(first).chain(shared) {
             let start = end;
             let payload = payload.get(..MASKED_MAX - start).unwrap_or(payload);
             end += payload.len();
-            if masked.len() < end {
-                masked.resize(end, 0);
+            if bytes.len() < end {
+                bytes.resize(end, 0);
             }
-            if let Some(copy) = masked.get_mut(start..end) {
-                copy_masked(payload, *key, copy);
+            if let Some(copy) = bytes.get_mut(start..end) {
+                copy_masked(payload, key, copy);
             }
         }
-        end
+        self.masked = Masked { bytes, at: 0, end };
     }
 
     fn advance(&mut self, mut written: usize) {
@@ -222,11 +229,17 @@ impl Outbound {
         self.written += written as u64;
         while let Some(front) = self.queue.front_mut().filter(|_| written > 0) {
             let part = written.min(front.len());
+            if let Part::Shared { .. } = front {
+                self.masked.at += part;
+            }
             front.advance(part);
             written -= part;
             if front.len() == 0 {
                 self.queue.pop_front();
             }
+        }
+        if self.masked.rest().is_empty() {
+            self.masked.release();
         }
         self.scratch.advance(written);
         self.account();
@@ -256,10 +269,33 @@ impl Outbound {
     }
 }
 
+/// Masked copies of payloads. What a write leaves over is kept for the next one, so that each byte
+/// is masked once.
+#[derive(Debug, Default)]
+struct Masked {
+    bytes: Vec<u8>,
+    at: usize,
+    end: usize,
+}
+
+impl Masked {
+    fn rest(&self) -> &[u8] {
+        self.bytes.get(self.at..self.end).unwrap_or_default()
+    }
+
+    /// Gives the memory to the thread's next WebSocket that writes.
+    fn release(&mut self) {
+        let Self { bytes, .. } = mem::take(self);
+        if bytes.capacity() > 0 {
+            MASKED.set(bytes);
+        }
+    }
+}
+
 thread_local! {
-    /// Masked copies for one write. All WebSockets of a thread share it, so it stays in the cache
-    /// and an idle one holds nothing. It never shrinks: old bytes are overwritten. It is taken for
-    /// a write, because the socket may be on a WebSocket, too.
+    /// Memory for masked copies. The WebSockets of a thread share it, so it stays in the cache and
+    /// an idle one holds nothing. It never shrinks: old bytes are overwritten. One whose socket is
+    /// full keeps it, and the next one takes new memory.
     static MASKED: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
@@ -267,7 +303,7 @@ thread_local! {
 #[derive(Debug)]
 enum Part {
     Ready(Bytes),
-    /// Somebody else holds this payload too, for instance to send it again. A copy is masked when
+    /// Somebody else holds this payload too, for instance to send it again. A copy is masked before
     /// it is written.
     Shared {
         payload: Bytes,
@@ -316,6 +352,18 @@ mod tests {
     struct Narrow {
         taken: Vec<u8>,
         most: usize,
+        /// Where the last slice of each write ended.
+        ends: Vec<*const u8>,
+    }
+
+    impl Narrow {
+        fn taking(most: usize) -> Self {
+            Self {
+                taken: Vec::new(),
+                most,
+                ends: Vec::new(),
+            }
+        }
     }
 
     impl AsyncWrite for Narrow {
@@ -332,6 +380,8 @@ mod tests {
             _: &mut Context<'_>,
             slices: &[IoSlice<'_>],
         ) -> Poll<io::Result<usize>> {
+            let end = slices.last().map(|slice| slice.as_ptr_range().end);
+            self.ends.extend(end);
             let all = slices.iter().flat_map(|slice| slice.iter().copied());
             let before = self.taken.len();
             let most = self.most;
@@ -382,10 +432,7 @@ mod tests {
                 }
                 outbound.push(OpCode::Data(Data::Binary), payload);
             }
-            let mut socket = Narrow {
-                taken: Vec::new(),
-                most,
-            };
+            let mut socket = Narrow::taking(most);
             let mut cx = Context::from_waker(Waker::noop());
             assert!(outbound.poll_drain(&mut cx, &mut socket).is_ready());
             assert!(unframed(&socket.taken) == payloads, "{most}");
@@ -394,5 +441,19 @@ mod tests {
                     .all(|(number, held)| payloads.get(*number).unwrap() == held)
             );
         }
+    }
+    #[test]
+    fn what_a_write_leaves_over_is_not_masked_again() {
+        let mut outbound = Outbound::new(Role::Client);
+        let payload = Bytes::from(vec![7; 100_000]);
+        outbound.push(OpCode::Data(Data::Binary), payload.clone());
+        let mut socket = Narrow::taking(1000);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(outbound.poll_drain(&mut cx, &mut socket).is_ready());
+        assert_eq!(unframed(&socket.taken), [payload]);
+        // A copy made for each write would begin where the first did, and end earlier.
+        assert!(socket.ends.len() > 100);
+        assert!(socket.ends.windows(2).all(|ends| ends[0] == ends[1]));
+        assert_eq!(outbound.masked.bytes.capacity(), 0);
     }
 }
