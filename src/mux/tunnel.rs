@@ -167,8 +167,8 @@ impl Tunnel {
         self.shared.with(|state| state.session.probe(now));
     }
 
-    /// Whether the peer was probed and has not been heard since: by [`probe`](Self::probe), or after
-    /// a keepalive interval of silence. Usually for a round trip. What is opened now may be lost.
+    /// Whether the peer was probed, by [`probe`](Self::probe) or after a keepalive interval of
+    /// silence, and has not been heard since. What is opened now may be lost.
     #[must_use]
     pub fn is_probing(&self) -> bool {
         self.shared.lock().session.is_probing()

@@ -217,8 +217,8 @@ impl Link {
         }
     }
 
-    /// How long the tunnel is kept without a transport while it has connections: the shorter of both
-    /// ends' values, as far as the peer's is known.
+    /// How long the tunnel is kept without a transport while it has connections: the shorter of
+    /// both ends' values, as far as the peer's is known.
     #[must_use]
     pub const fn keep(&self) -> Duration {
         self.keep.agreed()

@@ -91,8 +91,8 @@ pub async fn deaf(field: &Field, number: usize) -> io::Result<()> {
     std::future::pending().await
 }
 
-/// Four downloads a session, of which everything is read. The runner keeps what it sends until it is
-/// acknowledged.
+/// Four downloads a session, of which everything is read. The runner keeps what it sends until it
+/// is acknowledged.
 pub async fn no_acks(field: &Field, number: usize) -> io::Result<()> {
     let mut peer = session(field, number, DIRECT, Some(RESUMABLE)).await?;
     let _held = Held::new();
