@@ -142,7 +142,7 @@ async fn is_in_time(
         let mut attachments = tunnel.attachments();
         while tunnel.is_attached() {
             if attachments.changed().await.is_none() {
-                pending().await
+                pending::<()>().await;
             }
         }
     };
