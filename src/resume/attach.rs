@@ -67,7 +67,9 @@ impl Link {
         server.rotate(open, next);
         let identity = server.identity;
         self.ring.ack(open.received);
-        self.resume(now);
+        if let Err(ended) = self.resume(now) {
+            return Err(Takeover::Ended(ended));
+        }
         self.answer(identity, open, next, now);
         Ok(())
     }
@@ -120,7 +122,9 @@ impl Link {
         }
         self.ring.ack(opened.received);
         if !is_new {
-            self.resume(now);
+            if let Err(ended) = self.resume(now) {
+                return Received::Ended(ended);
+            }
         }
         self.keep.agree(opened.keep.min(self.config.keep_seconds()));
         self.keep.stop(now);
@@ -136,7 +140,11 @@ impl Link {
     }
 
     /// The tunnel goes on: what is left in the ring is sent again.
-    fn resume(&mut self, now: Instant) {
+    fn resume(&mut self, now: Instant) -> Result<(), Ended> {
+        let received = (self.ring.held() > 0).then_some(self.ring.base());
+        if !self.keep.is_fruitful(now, received) {
+            return Err(self.fail(EndReason::Expired, "nothing gets through"));
+        }
         self.ring.rewind();
         let (messages, bytes) = self.ring.behind();
         let detached = self.keep.stop(now);
@@ -146,6 +154,7 @@ impl Link {
             bytes,
             detached,
         });
+        Ok(())
     }
 
     /// Attached, with OPENED as the next output.

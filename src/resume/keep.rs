@@ -8,6 +8,9 @@ use crate::session::Instant;
 pub(super) struct Keep {
     /// When the last transport was lost.
     since: Option<Instant>,
+    /// The first transport on which nothing was delivered of what waited: when it was opened, and
+    /// how many messages the peer had received then.
+    fruitless: Option<(Instant, u64)>,
     /// The peer's and this end's, whichever is shorter.
     keep: Duration,
     own: Duration,
@@ -19,6 +22,7 @@ impl Keep {
     pub(super) fn new(config: &Config) -> Self {
         Self {
             since: None,
+            fruitless: None,
             keep: config.keep,
             own: config.keep,
             idle_keep: config.idle_keep,
@@ -49,6 +53,17 @@ impl Keep {
         self.since
             .take()
             .map_or(Duration::ZERO, |since| now - since)
+    }
+
+    /// The tunnel goes on. `received`: how many messages the peer has, if others wait for it.
+    /// Returns false if nothing has reached it for too long, however many transports there were: a
+    /// message that breaks every transport would break them for ever.
+    pub(super) fn is_fruitful(&mut self, now: Instant, received: Option<u64>) -> bool {
+        let before = self
+            .fruitless
+            .filter(|(_, before)| Some(*before) == received);
+        self.fruitless = before.or(received.map(|received| (now, received)));
+        before.is_none_or(|(since, _)| now - since < self.keep)
     }
 
     pub(super) fn over_at(&self) -> Option<Instant> {

@@ -230,3 +230,55 @@ fn a_limit_that_is_said_again_allows_no_more() {
         assert!(most <= (1 << 20) + (4 << 20));
     }
 }
+
+/// Found by: a proxy that ends every WebSocket on one message.
+#[test]
+fn a_message_that_breaks_every_transport_ends_the_tunnel_in_time() {
+    let keep = Config::default().keep;
+    for to_client in [false, true] {
+        for delivers in [false, true] {
+            let mut pair = Pair::new();
+            let step = keep / 10;
+            let mut ended = None;
+            for turn in 0..40 {
+                let sender = if to_client {
+                    &mut pair.server
+                } else {
+                    &mut pair.client
+                };
+                sender.sent(&message(turn)).unwrap();
+                pair.now = pair.now + step;
+                pair.cut();
+                pair.client.attach(pair.now);
+                let open = open(&mut pair.client);
+                let next = secret(turn + 2);
+                if let Err(Takeover::Ended(over)) = pair.server.takeover(&open, next, pair.now) {
+                    ended = Some((turn, over.reason));
+                    break;
+                }
+                let opened = pair.server.poll_output().unwrap();
+                if let Received::Ended(over) = pair.client.handle_message(pair.now, opened) {
+                    ended = Some((turn, over.reason));
+                    break;
+                }
+                if delivers {
+                    // The first that waits, and no more.
+                    let (from, to) = match to_client {
+                        true => (&mut pair.server, &mut pair.client),
+                        false => (&mut pair.client, &mut pair.server),
+                    };
+                    let first = from.poll_output().unwrap();
+                    assert!(matches!(
+                        to.handle_message(pair.now, first),
+                        Received::Deliver(_)
+                    ));
+                }
+            }
+            match (delivers, ended) {
+                (true, None) => {}
+                (false, Some((turn, EndReason::Expired))) => assert_eq!(turn, 10),
+                other => panic!("{to_client} {other:?}"),
+            }
+        }
+    }
+}
