@@ -125,8 +125,11 @@ async fn connect(url: &str) -> Result<(Socket, Version, bool), ConnectFailure> {
     let request = request.with_sub_protocol(resume::OFFER);
     let connected = connect_async_with_config(request, None, true).await;
     let (mut socket, answer) = connected.map_err(|error| match &error {
-        // For instance, this client is not let in any more.
-        tungstenite::Error::Http(answer) if answer.status().is_client_error() => last(&error),
+        // This client is not let in any more, or there is nothing for it. Others pass, as 408, 429.
+        tungstenite::Error::Http(answer) => match answer.status().as_u16() {
+            401 | 403 | 404 => last(&error),
+            _ => again(&error),
+        },
         _ => again(&error),
     })?;
     let chosen = answer.headers().get(PROTOCOL);
@@ -170,6 +173,7 @@ async fn open(url: &str, port: u16) -> Result<(), Box<dyn Error>> {
     };
 
     let (mut reply, mut request) = tokio::io::split(mux.open_tcp(port)?);
+    let tunnel = mux.tunnel().clone();
     drop(mux); // the tunnel ends with the connection
     let send = async move {
         tokio::io::copy(&mut tokio::io::stdin(), &mut request).await?;
@@ -180,7 +184,11 @@ async fn open(url: &str, port: u16) -> Result<(), Box<dyn Error>> {
         tokio::io::copy(&mut reply, &mut stdout).await?;
         stdout.flush().await
     };
-    tokio::try_join!(send, receive)?;
+    let copied = async { tokio::try_join!(send, receive) }.await;
+    if copied.is_err() {
+        tunnel.shutdown(); // for instance, nobody reads the output any more
+    }
     driver.await??; // tells the server, which would keep the tunnel otherwise
+    copied?;
     Ok(())
 }
