@@ -32,7 +32,8 @@ impl TunnelDatagram {
 
     /// Sends one datagram, which may be empty. Never waits: when a queue is full, the oldest
     /// datagram is dropped and counted in [`Stats`](crate::session::Stats). A datagram longer than
-    /// [`MAX_DATAGRAM`](crate::session::MAX_DATAGRAM) is dropped and counted too.
+    /// [`MAX_DATAGRAM`](crate::session::MAX_DATAGRAM) is dropped and counted too. For an owner of
+    /// the bytes the rule of [`WriteHalf::send`](super::WriteHalf::send) holds.
     ///
     /// # Errors
     /// [`Reset`] when the flow has ended.

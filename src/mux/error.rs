@@ -64,7 +64,8 @@ impl TunnelError {
     }
 }
 
-/// Why [`connect`](super::Builder::connect) or [`welcome`](super::Builder::welcome) failed.
+/// Why [`connect`](super::Builder::connect), [`welcome`](super::Builder::welcome) or
+/// [`admit`](super::Builder::admit) failed.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::ConnectError;
@@ -95,12 +96,13 @@ pub enum ConnectError {
     /// gave any.
     #[error("closed before the session began{}", said(.0))]
     Closed(Option<CloseReason>),
-    /// The peer sent no greeting, or read none, within
+    /// The peer sent no greeting, or read none, or after one sent no OPEN
+    /// ([`admit`](super::Builder::admit)), within
     /// [`greeting_timeout`](super::Builder::greeting_timeout).
-    #[error("no greeting in time")]
+    #[error("the other side did not begin in time")]
     TimedOut,
-    /// The peer sent something else before the greeting.
-    #[error("the other side sent something else before its greeting")]
+    /// The peer sent something else before its greeting, or in place of OPEN.
+    #[error("the other side began with something else than a session")]
     Unexpected,
     /// The transport failed. Contains the cause.
     #[error("{0}")]

@@ -178,13 +178,17 @@ struct Registry<T> {
     config: Config,
     limits: KeeperLimits,
     instance: u64,
+    /// Foreign code, so never called under the lock of the state.
+    random: Mutex<Random>,
     state: Mutex<State<T>>,
 }
 
-type Random = Box<dyn FnMut(&mut [u8]) + Send>;
+struct Random(Box<Fill>);
+
+/// Fills a slice.
+type Fill = dyn FnMut(&mut [u8]) + Send;
 
 struct State<T> {
-    random: Random,
     tunnels: BTreeMap<u64, Entry<T>>,
     waiting: Waiting,
     stats: KeeperStats,
@@ -224,19 +228,19 @@ impl<T> Keeper<T> {
         limits: KeeperLimits,
         random: impl FnMut(&mut [u8]) + Send + 'static,
     ) -> Self {
-        let mut state = State {
-            random: Box::new(random),
+        let state = State {
             tunnels: BTreeMap::new(),
             waiting: Waiting::default(),
             stats: KeeperStats::default(),
         };
-        let instance = state.number();
-        let state = Mutex::new(state);
+        let mut random = Random(Box::new(random));
+        let instance = random.number();
         let registry = Registry {
             config,
             limits,
             instance,
-            state,
+            random: Mutex::new(random),
+            state: Mutex::new(state),
         };
         Self {
             registry: Arc::new(registry),
@@ -301,13 +305,16 @@ impl<T> Keeper<T> {
     }
 
     pub(super) fn identity(&self) -> (Identity, Secret) {
-        let mut state = self.registry.lock();
-        let mut tunnel = state.number();
+        let (mut tunnel, secret) = {
+            let mut random = self.registry.random();
+            (random.number(), random.secret())
+        };
+        let state = self.registry.lock();
         while tunnel == 0 || state.tunnels.contains_key(&tunnel) {
             tunnel = tunnel.wrapping_add(1);
         }
         let instance = self.registry.instance;
-        (Identity { instance, tunnel }, state.secret())
+        (Identity { instance, tunnel }, secret)
     }
 
     pub(super) fn keep(
@@ -359,24 +366,31 @@ impl<T> fmt::Debug for Keeper<T> {
 
 impl<T> Registry<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        // If the source of randomness panics, the tunnels are still what they were.
+        // No code panics under the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn random(&self) -> MutexGuard<'_, Random> {
+        // A source that has panicked is asked again.
+        self.random.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<T> State<T> {
+impl Random {
     fn number(&mut self) -> u64 {
         let mut bytes = [0; 8];
-        (self.random)(&mut bytes);
+        (self.0)(&mut bytes);
         u64::from_be_bytes(bytes)
     }
 
     fn secret(&mut self) -> Secret {
         let mut bytes = [0; Secret::LEN];
-        (self.random)(&mut bytes);
+        (self.0)(&mut bytes);
         Secret::new(bytes)
     }
+}
 
+impl<T> State<T> {
     /// The tunnel has lost its transport. Returns those that have to end for it.
     fn wait(
         &mut self,
@@ -514,7 +528,7 @@ impl<T> Source<T> for Kept<T> {
     }
 
     fn next_secret(&mut self) -> Secret {
-        self.registry.lock().secret()
+        self.registry.random().secret()
     }
 
     fn note(&mut self, _: Instant, news: &News<'_>) {

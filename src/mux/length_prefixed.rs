@@ -19,6 +19,9 @@ use crate::wire::HEADER_LEN;
 /// A big-endian `u32` before each message gives its length, at most 1 MiB. The carrier is
 /// [`Plain`](crate::transport::Plain). It has no texts, so such a tunnel begins without a greeting.
 ///
+/// The byte stream has tokio's `AsyncRead` and `AsyncWrite`. `tokio_util::compat` converts one with
+/// the traits of `futures-io`, as those of smol and async-std are.
+///
 /// ```
 /// # #[cfg(unix)] {
 /// use kohakuriver_tunnel::mux::{self, Incoming};

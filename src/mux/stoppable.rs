@@ -81,17 +81,19 @@ impl TunnelClock {
     /// Stops the session's time. No effect if it stands still already.
     pub(super) fn stop(&self) {
         if let Some(pauses) = &self.pauses {
+            let now = self.timer.now();
             let mut pauses = lock(pauses);
-            pauses.stopped_at = Some(pauses.session_time(self.timer.now()));
+            pauses.stopped_at = Some(pauses.session_time(now));
         }
     }
 
     /// The session's time goes on from where it was stopped. No effect if it runs.
     pub(super) fn go_on(&self) {
         if let Some(pauses) = &self.pauses {
+            let now = self.timer.now();
             let mut pauses = lock(pauses);
             if let Some(at) = pauses.stopped_at.take() {
-                pauses.past = self.timer.now() - at;
+                pauses.past = now - at;
             }
         }
     }

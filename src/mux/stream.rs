@@ -300,6 +300,9 @@ impl WriteHalf {
 
     /// Sends bytes without a copy: at most as many as [`capacity`](Self::capacity) returned.
     ///
+    /// If they have an owner ([`Bytes::from_owner`]), it is dropped under the tunnel's lock, so its
+    /// `drop` must not use the tunnel.
+    ///
     /// # Errors
     /// [`SendError`].
     pub fn send(&mut self, chunk: Chunk) -> Result<(), SendError> {

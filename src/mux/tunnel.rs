@@ -160,7 +160,8 @@ impl Tunnel {
 
     /// Probes the peer at once, for a program that has a reason to doubt the path: the machine was
     /// asleep, or its address changed. If the peer is not heard within one keepalive interval, it
-    /// counts as dead. A client's tunnel that is [resumed](super::Builder::resume) also connects at
+    /// counts as dead; without [`Config::keepalive`](crate::session::Config::keepalive) it never
+    /// does. A client's tunnel that is [resumed](super::Builder::resume) also connects at
     /// once, and goes on with the new transport unless the peer answers on the old one first.
     pub fn probe(&self) {
         let now = self.shared.now();

@@ -1,5 +1,7 @@
 //! Transports that are refused.
 
+use std::sync::OnceLock;
+
 use super::*;
 
 #[tokio::test]
@@ -213,4 +215,26 @@ async fn a_transport_that_refuses_and_ends_is_not_read_again() {
         matches!(&ended, Err(TunnelError::NotResumed(ended)) if ended.by_peer),
         "{ended:?}"
     );
+}
+
+/// It is foreign code, so no lock of the keeper's tunnels is held while it runs.
+#[tokio::test]
+async fn the_source_of_randomness_may_look_at_its_keeper() {
+    let (mut server, mut accepted) = Server::new(resume::Config::default());
+    let kept = Arc::new(OnceLock::<Keeper<Pipe>>::new());
+    let mut random = random();
+    let looking = Arc::clone(&kept);
+    let curious = move |bytes: &mut [u8]| {
+        random(bytes);
+        let _ = looking.get().map(Keeper::stats);
+    };
+    let keeper = Keeper::new(resume::Config::default(), KeeperLimits::default(), curious);
+    kept.get_or_init(|| keeper.clone());
+    server.keeper = keeper;
+    let (mux, _driver) = server.client(mux::builder());
+    let mut stream = first_stream(&mux, &mut accepted).await;
+    let mut changes = mux.tunnel().attachments();
+    server.cut();
+    resumed(&mut changes).await;
+    ping_pong(&mut stream).await;
 }
