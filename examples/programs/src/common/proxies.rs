@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::{Ready, ready};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioIo;
 use kohakuriver_tunnel::session::clean_text;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tower_service::Service;
 
 use super::net::{self, MaybeTls};
@@ -29,6 +30,9 @@ const FORM: &str = "write http://HOST:PORT, socks5://HOST:PORT or socks5h://HOST
 
 /// Less than a whole attempt may take, so that the proxy is named and not the server.
 const REACHED_WITHIN: Duration = Duration::from_secs(5);
+
+/// The same for all that the proxy has to do.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(8);
 
 /// Most bytes read of a proxy's error page.
 const PAGE_MAX: usize = 4096;
@@ -159,6 +163,47 @@ impl Proxy {
     /// # Errors
     /// Names the proxy and what went wrong.
     pub async fn connect(&self, url: &Url) -> io::Result<TcpStream> {
+        self.connect_any(&self.targets(url).await?).await
+    }
+
+    /// What the proxy is asked to connect to: several addresses if names are looked up here.
+    async fn targets(&self, url: &Url) -> io::Result<Vec<String>> {
+        if self.scheme() != "socks5" {
+            return Ok(vec![url.authority()]);
+        }
+        let addresses = net::resolve(&url.host, url.port).await?;
+        Ok(addresses.iter().map(SocketAddr::to_string).collect())
+    }
+
+    /// Tries one target after the other, each with its share of the time.
+    async fn connect_any(&self, targets: &[String]) -> io::Result<TcpStream> {
+        let each = CONNECTED_WITHIN / u32::try_from(targets.len()).unwrap_or(u32::MAX).max(1);
+        let mut failure = None;
+        for target in targets {
+            let stream = self.reach().await?;
+            let connecting = async {
+                match self.scheme() {
+                    "http" => self.by_http(stream, target).await,
+                    _ => self.by_socks(stream, target).await,
+                }
+            };
+            let error = match timeout(each, connecting).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    let seconds = each.as_secs_f64();
+                    let text = format!(
+                        "{self} does not connect to {target}: no answer within {seconds:.0} s"
+                    );
+                    io::Error::new(io::ErrorKind::TimedOut, text)
+                }
+            };
+            failure.get_or_insert(error);
+        }
+        Err(failure.unwrap_or_else(net::no_address))
+    }
+
+    async fn reach(&self) -> io::Result<TcpStream> {
         let host = self.host().trim_start_matches('[').trim_end_matches(']');
         let stream = net::within(REACHED_WITHIN, net::connect(host, self.port())).await;
         let stream = stream.map_err(|error| {
@@ -167,18 +212,14 @@ impl Proxy {
             io::Error::new(error.kind(), text)
         })?;
         net::tune_link(&stream);
-        match self.scheme() {
-            "http" => self.by_http(stream, url).await,
-            scheme => self.by_socks(stream, url, scheme == "socks5").await,
-        }
+        Ok(stream)
     }
 
-    async fn by_http(&self, stream: TcpStream, url: &Url) -> io::Result<TcpStream> {
-        let target = url.authority();
+    async fn by_http(&self, stream: TcpStream, target: &str) -> io::Result<TcpStream> {
         let mut request = Request::builder()
             .method(Method::CONNECT)
-            .uri(&target)
-            .header(header::HOST, &target);
+            .uri(target)
+            .header(header::HOST, target);
         if let Some(credentials) = self.0.basic_auth() {
             let mut credentials: HeaderValue = credentials.clone();
             credentials.set_sensitive(true);
@@ -192,7 +233,7 @@ impl Proxy {
         if !status.is_success() {
             let page = http::body_text(response.into_body(), PAGE_MAX).await;
             let line = http::first_line(&page.unwrap_or_default());
-            return Err(io::Error::other(self.refusal(status, &target, &line)));
+            return Err(io::Error::other(self.refusal(status, target, &line)));
         }
         match http::upgraded(hyper::upgrade::on(response)).await? {
             (MaybeTls::Plain(tcp), early) if early.is_empty() => Ok(tcp.into_stream()),
@@ -224,18 +265,7 @@ impl Proxy {
         }
     }
 
-    /// With `resolves`, names are looked up here and not by the proxy.
-    async fn by_socks(
-        &self,
-        stream: TcpStream,
-        url: &Url,
-        resolves: bool,
-    ) -> io::Result<TcpStream> {
-        let mut target = url.authority();
-        if resolves {
-            let addresses = net::resolve(&url.host, url.port).await?;
-            target = addresses.first().ok_or_else(net::no_address)?.to_string();
-        }
+    async fn by_socks(&self, stream: TcpStream, target: &str) -> io::Result<TcpStream> {
         let uri: Uri = format!("tunnel://{target}/")
             .parse()
             .map_err(io::Error::other)?;
@@ -279,5 +309,68 @@ impl Service<Uri> for Connected {
     fn call(&mut self, _: Uri) -> Self::Future {
         let stream = self.0.take().map(TokioIo::new);
         ready(stream.ok_or_else(|| io::ErrorKind::NotConnected.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A SOCKS5 proxy that connects to port 2 alone, which echoes.
+    async fn socks(mut stream: TcpStream) -> io::Result<()> {
+        let mut hello = [0; 2];
+        stream.read_exact(&mut hello).await?;
+        stream.read_exact(&mut vec![0; hello[1].into()]).await?;
+        stream.write_all(&[5, 0]).await?;
+        let mut request = [0; 10];
+        stream.read_exact(&mut request).await?;
+        let reply = if request[9] == 2 { 0 } else { 5 };
+        stream
+            .write_all(&[5, reply, 0, 1, 0, 0, 0, 0, 0, 0])
+            .await?;
+        let mut said = [0; 4];
+        stream.read_exact(&mut said).await?;
+        stream.write_all(&said).await
+    }
+
+    async fn proxy(scheme: &str) -> (Proxy, TcpListener) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("{scheme}://{}", listener.local_addr().unwrap());
+        let proxies = Proxies::of(Matcher::builder().all(url).build());
+        let server = Url::parse("ws://192.0.2.1:2").unwrap();
+        (proxies.before(&server).unwrap().unwrap(), listener)
+    }
+
+    #[tokio::test]
+    async fn all_addresses_are_tried_each_on_a_connection_of_its_own() {
+        let (proxy, listener) = proxy("socks5").await;
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(socks(stream));
+            }
+        });
+        let targets = [1, 2].map(|port| format!("192.0.2.1:{port}"));
+        let mut stream = proxy.connect_any(&targets).await.unwrap();
+        stream.write_all(b"here").await.unwrap();
+        let mut said = [0; 4];
+        stream.read_exact(&mut said).await.unwrap();
+        assert_eq!(&said, b"here");
+        let refused = proxy.connect_any(&targets[..1]).await.unwrap_err();
+        assert!(refused.to_string().starts_with("the proxy 127.0.0.1:"));
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_accepts_and_is_silent_is_named() {
+        let silent = ["http", "socks5", "socks5h"].map(async |scheme| {
+            let (proxy, _listener) = proxy(scheme).await;
+            let server = Url::parse("ws://192.0.2.1:2").unwrap();
+            let error = proxy.connect(&server).await.unwrap_err().to_string();
+            let named = format!("{proxy} does not connect to 192.0.2.1:2: no answer within 8 s");
+            assert_eq!(error, named);
+        });
+        futures_util::future::join_all(silent).await;
     }
 }
