@@ -91,20 +91,28 @@ impl Wake for Idle {
     fn wake(self: Arc<Self>) {}
 }
 
-/// Who watches the tunnel does not keep the tasks alive that drove it and accepted from it.
+/// Who watches the tunnel does not keep the tasks alive that drove it or accepted from it.
 #[tokio::test]
 async fn what_has_ended_keeps_no_waker() {
-    let (near, far, wires) = pipe(8);
-    let builder = builder(Version::V2, Config::default());
-    let (mut acceptor, mut driver) = builder.acceptor(near, Packets::default());
-    let tunnel = acceptor.tunnel().clone();
-    let tasks = [Arc::new(Idle), Arc::new(Idle)];
-    let wakers = tasks.clone().map(Waker::from);
-    let [mut accepts, mut drives] = wakers.each_ref().map(Context::from_waker);
-    assert!(acceptor.poll_accept(&mut accepts).is_pending());
-    assert!(pin!(&mut driver).poll(&mut drives).is_pending());
-    drop((acceptor, driver, far, wires));
-    drop(wakers);
-    assert_eq!(tasks.map(|task| Arc::strong_count(&task)), [1, 1]);
-    assert_eq!(tunnel.closed().await, Err(mux::TunnelError::Dropped));
+    for ends in ["driver", "acceptor"] {
+        let (near, far, wires) = pipe(8);
+        let builder = builder(Version::V2, Config::default());
+        let (mut acceptor, mut driver) = builder.acceptor(near, Packets::default());
+        let tunnel = acceptor.tunnel().clone();
+        let [accepts, drives] = [Arc::new(Idle), Arc::new(Idle)];
+        let wakers = [&accepts, &drives].map(|task| Waker::from(Arc::clone(task)));
+        let [mut accepting, mut driving] = wakers.each_ref().map(Context::from_waker);
+        assert!(acceptor.poll_accept(&mut accepting).is_pending());
+        assert!(pin!(&mut driver).poll(&mut driving).is_pending());
+        drop((wakers, far, wires));
+        let task = if ends == "driver" {
+            drop(driver);
+            assert!(tunnel.close_reason().is_some());
+            drives
+        } else {
+            drop(acceptor);
+            accepts
+        };
+        assert_eq!(Arc::strong_count(&task), 1, "{ends}");
+    }
 }
