@@ -176,3 +176,21 @@ fn a_small_session_stays_small() {
     println!("{most} bytes at most");
     assert!(most > LIMIT / 4, "{most}: it was not put to the test");
 }
+
+/// A session is asked to shed after every message while memory is short, so it must not list its
+/// streams if resets would give nothing back.
+#[test]
+fn a_session_whose_queues_are_short_sheds_without_looking_at_its_streams() {
+    let mut opener = Session::new(Role::Opener, Version::V2, config(), NOW);
+    let mut acceptor = Session::new(Role::Acceptor, Version::V2, config(), NOW);
+    for _ in 0..1000 {
+        let stream = opener.open_tcp(80, NOW).unwrap();
+        opener.send_slice(stream, b"hello").unwrap();
+    }
+    settle(&mut opener, &mut acceptor);
+    assert!(acceptor.memory() > 100_000);
+    let before = counts();
+    acceptor.shed(100_000);
+    assert_eq!((counts() - before).calls, 0);
+    assert_eq!(acceptor.stats().resets, 0);
+}

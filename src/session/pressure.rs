@@ -102,6 +102,9 @@ impl Session {
             0 => target,
             left => left,
         };
+        if self.queued() <= target {
+            return;
+        }
         let streams = self.streams.iter();
         let mut holders: Vec<_> = streams
             .map(|s| {
