@@ -12,7 +12,7 @@ mod counting;
 use bytes::Bytes;
 use counting::counts;
 use kohakuriver_tunnel::session::{
-    Config, Event, Instant, Recv, Role, Session, StreamId, Transmit, Version,
+    Config, Event, Instant, Reason, Recv, Role, Session, StreamId, Transmit, Version,
 };
 use kohakuriver_tunnel::wire::{Chunk, ClientId, Frame, Proto};
 
@@ -193,4 +193,77 @@ fn a_session_whose_queues_are_short_sheds_without_looking_at_its_streams() {
     acceptor.shed(100_000);
     assert_eq!((counts() - before).calls, 0);
     assert_eq!(acceptor.stats().resets, 0);
+}
+
+/// What many streams used is given back when they are gone, and charged to the peer as long as one
+/// of them keeps it.
+#[test]
+fn memory_of_streams_that_are_gone_is_given_back_or_counted() {
+    for kept in [None, Some(0), Some(STREAMS - 1)] {
+        let empty = counts();
+        let mut acceptor = Session::new(Role::Acceptor, Version::V2, config(), NOW);
+        let say = |acceptor: &mut Session, frame: Frame| {
+            acceptor.handle_message(NOW, frame.to_bytes()).unwrap();
+            while acceptor.poll_transmit(NOW).is_some() {}
+        };
+        let (proto, port) = (Proto::Tcp, 80);
+        let ids = 1..=STREAMS as u32;
+        for id in ids.clone().map(ClientId) {
+            say(&mut acceptor, Frame::Connect { proto, id, port });
+        }
+        let streams: Vec<_> = std::iter::from_fn(|| acceptor.poll_event())
+            .filter_map(|event| match event {
+                Event::Incoming { stream, .. } => Some(stream),
+                _ => None,
+            })
+            .collect();
+        for id in ids.map(ClientId) {
+            let text = Bytes::new();
+            let code = 8;
+            say(
+                &mut acceptor,
+                Frame::Error {
+                    proto,
+                    id,
+                    code,
+                    text,
+                },
+            );
+        }
+        while acceptor.poll_event().is_some() {}
+        let remains = |i: usize| Some(i) == kept;
+        for (i, stream) in streams.iter().enumerate() {
+            if !remains(i) {
+                acceptor.release(*stream, NOW);
+            }
+        }
+        drop(streams);
+        // Most ids are forgotten.
+        acceptor.set_pressed(true);
+        let live = (counts() - empty).live;
+        let counted = acceptor.memory() as isize;
+        assert!(live < counted + 200_000, "{live} bytes, {counted} counted");
+        assert!(live < 200_000 || kept == Some(STREAMS - 1), "{live}");
+        let left = acceptor.stats().streams;
+        assert_eq!(left, usize::from(kept.is_some()));
+    }
+}
+
+/// Streams that come and go do not allocate the table anew.
+#[test]
+fn churn_of_one_stream_keeps_the_table() {
+    let mut opener = Session::new(Role::Opener, Version::V2, config(), NOW);
+    let mut churn = |times| {
+        for _ in 0..times {
+            let stream = opener.open_tcp(80, NOW).unwrap();
+            opener.release(stream, NOW);
+            opener.reset(stream, Reason::Reset, "");
+            while opener.poll_transmit(NOW).is_some() {}
+        }
+    };
+    churn(10);
+    let before = counts();
+    churn(10);
+    let most = (counts() - before).largest;
+    assert!(most < 1000, "{most} bytes at once");
 }

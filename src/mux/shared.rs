@@ -484,7 +484,13 @@ impl Drop for Handle {
             let transmitted = state.forget_transmitted(id);
             state.session.release(id, now);
             state.handles -= 1;
-            (core::mem::take(state.wakers(id)), transmitted)
+            let wakers = core::mem::take(state.wakers(id));
+            let slots = state.session.slots();
+            if state.wakers.len() > 64.max(4 * slots) {
+                state.wakers.truncate(slots);
+                state.wakers.shrink_to_fit();
+            }
+            (wakers, transmitted)
         });
         // As with `register`.
         drop(wakers);

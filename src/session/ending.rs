@@ -56,7 +56,11 @@ impl Session {
     pub(super) fn reap(&mut self, stream: StreamId) {
         if let Some(s) = self.streams.get_mut(stream).filter(|s| s.life.is_over()) {
             self.receiving.drop_unread(s);
-            self.streams.reap(stream);
+            if self.streams.reap(stream) {
+                self.events.shrink();
+                self.sending.shrink();
+                self.receiving.shrink();
+            }
         }
     }
 

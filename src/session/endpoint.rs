@@ -378,6 +378,12 @@ impl Session {
         self.streams.len() == 0
     }
 
+    /// Every [`StreamId::slot`] is below this.
+    #[cfg(feature = "mux")]
+    pub(crate) const fn slots(&self) -> usize {
+        self.streams.slots()
+    }
+
     /// Whether a stream or flow has not ended on the wire.
     #[cfg(feature = "mux")]
     pub(crate) fn has_live_streams(&self) -> bool {

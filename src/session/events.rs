@@ -138,6 +138,11 @@ impl Events {
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
+
+    /// There were many more streams before.
+    pub(super) fn shrink(&mut self) {
+        self.queue.shrink_to_fit();
+    }
 }
 
 impl Notice {

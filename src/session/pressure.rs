@@ -28,6 +28,7 @@ impl Session {
             Role::Opener => 0,
             Role::Acceptor => {
                 self.streams.len() * Self::STREAM_COST
+                    + self.streams.spare()
                     + self.streams.pending() * Self::PENDING_COST
                     + self.streams.remembered() * Self::ENDED_COST
             }

@@ -35,6 +35,11 @@ impl List {
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }
+
+    /// There were many more streams before.
+    pub(super) fn shrink(&mut self) {
+        self.queue.shrink_to_fit();
+    }
 }
 
 impl Place {

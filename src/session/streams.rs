@@ -1,5 +1,7 @@
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BinaryHeap};
 use alloc::vec::Vec;
+use core::cmp::Reverse;
+use core::mem::size_of;
 
 use super::dialect::Dialect;
 use super::ids::IdAllocator;
@@ -49,7 +51,11 @@ impl StreamId {
 #[derive(Debug)]
 pub(super) struct Streams {
     slots: Vec<Option<Stream>>,
-    free: Vec<u32>,
+    /// The empty slots. New streams take the lowest, so that the last ones become empty and can be
+    /// dropped. Numbers beyond the slots are of dropped ones.
+    free: BinaryHeap<Reverse<u32>>,
+    /// Slots that are not empty.
+    len: usize,
     generation: u32,
     /// Ids in use on the wire. A stream that has ended on the wire but was not released has none.
     wire: BTreeMap<ClientId, u32>,
@@ -69,10 +75,14 @@ pub(super) enum OnWire<'a> {
 }
 
 impl Streams {
+    /// Slots that are never dropped, so that an idle session does not allocate for each stream.
+    const KEPT: usize = 16;
+
     pub(super) fn new(config: &Config) -> Self {
         Self {
             slots: Vec::new(),
-            free: Vec::new(),
+            free: BinaryHeap::new(),
+            len: 0,
             generation: 0,
             wire: BTreeMap::new(),
             ids: IdAllocator::starting_at(config.first_id.unwrap_or(1)),
@@ -136,14 +146,33 @@ impl Streams {
         Some(s)
     }
 
-    /// Removes the stream if it has ended and was released.
-    pub(super) fn reap(&mut self, id: StreamId) {
+    /// Removes the stream if it has ended and was released. Returns whether there were many more
+    /// streams before, so that memory was given back.
+    pub(super) fn reap(&mut self, id: StreamId) -> bool {
         let place = self.slots.get_mut(id.slot());
         let over = |s: &Stream| s.id() == id && s.life.is_over();
-        if let Some(place) = place.filter(|place| place.as_ref().is_some_and(over)) {
-            *place = None;
-            self.free.push(id.slot);
+        let Some(place) = place.filter(|place| place.as_ref().is_some_and(over)) else {
+            return false;
+        };
+        *place = None;
+        self.free.push(Reverse(id.slot));
+        self.len -= 1;
+        self.slots.len() > Self::KEPT && self.len < self.slots.len() / 4 && self.give_back()
+    }
+
+    /// Drops the empty slots at the end. Returns whether much less memory is used now.
+    #[cold]
+    fn give_back(&mut self) -> bool {
+        let last = self.slots.iter().rposition(Option::is_some);
+        let used = last.map_or(0, |last| last + 1);
+        self.slots.truncate(used);
+        let much = self.slots.capacity() > Self::KEPT.max(4 * used);
+        if much {
+            self.slots.shrink_to(Self::KEPT.max(2 * used));
+            self.free.retain(|Reverse(slot)| (*slot as usize) < used);
+            self.free.shrink_to_fit();
         }
+        much
     }
 
     /// Whether to answer late DATA for an id that is not live now. True once for an id, known or
@@ -197,7 +226,19 @@ impl Streams {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.len
+    }
+
+    /// Every [`StreamId::slot`] is below this.
+    #[cfg(feature = "mux")]
+    pub(super) const fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Bytes that are allocated for further streams.
+    pub(super) fn spare(&self) -> usize {
+        (self.slots.capacity() - self.len) * size_of::<Option<Stream>>()
+            + self.free.capacity() * size_of::<u32>()
     }
 
     /// Streams that are not accepted yet.
@@ -226,7 +267,7 @@ impl Streams {
         pending.count() == self.pending
             && live.len() == self.wire.len()
             && live.iter().all(named)
-            && self.iter().count() == self.len()
+            && self.iter().count() == self.len
     }
 
     fn find(slots: &mut [Option<Stream>], id: StreamId) -> Option<&mut Stream> {
@@ -245,7 +286,16 @@ impl Streams {
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
         // `max_streams` is far below 2^32.
-        let slot = self.free.pop().unwrap_or(self.slots.len() as u32);
+        let end = self.slots.len() as u32;
+        let slot = match self.free.pop() {
+            Some(Reverse(slot)) if slot < end => slot,
+            Some(_) => {
+                self.free.clear();
+                end
+            }
+            None => end,
+        };
+        self.len += 1;
         self.wire.insert(wire_id, slot);
         let id = StreamId { slot, generation };
         let stream = Some(Stream::new(id, wire_id, proto, state, dialect, now));

@@ -377,6 +377,11 @@ impl Receiving {
         victim.map(Stream::id)
     }
 
+    /// There were many more streams before.
+    pub(super) fn shrink(&mut self) {
+        self.grants.shrink();
+    }
+
     /// Bytes that all streams and flows hold.
     pub(super) const fn unread(&self) -> usize {
         self.bytes.bytes() + self.datagrams.bytes()

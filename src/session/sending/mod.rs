@@ -469,6 +469,13 @@ impl Sending {
         !self.flows.is_empty() || (!self.held && !self.schedule.is_empty())
     }
 
+    /// There were many more streams before.
+    pub(super) fn shrink(&mut self) {
+        self.schedule.shrink();
+        self.flows.shrink();
+        self.waiting.shrink();
+    }
+
     /// Bytes queued on all streams and flows.
     pub(super) const fn unsent(&self) -> usize {
         self.bytes.bytes() + self.datagrams.bytes()

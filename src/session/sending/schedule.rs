@@ -106,6 +106,12 @@ impl Schedule {
         self.fresh.is_empty() && self.bulk.is_empty()
     }
 
+    /// There were many more streams before.
+    pub(super) fn shrink(&mut self) {
+        self.fresh.shrink_to_fit();
+        self.bulk.shrink_to_fit();
+    }
+
     /// Whether so many streams take turns that a round of full pieces would be long.
     pub(super) fn is_contended(&self) -> bool {
         const FEW: usize = 4;
