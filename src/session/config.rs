@@ -58,10 +58,11 @@ pub struct Config {
     /// streams wait. Then the stream is reset with reason overflow. Default 2 s.
     ///
     /// Bounds how long one paused reader stops all others. While no other stream waits, the stall
-    /// lasts until the reader reads or the peer ends the transport.
+    /// lasts until the reader reads or the peer ends the transport. One that only may wait, since
+    /// something came for it just before, waits until `v1_reach` is used up.
     pub v1_stall: Duration,
     /// v1: most bytes received beyond `v1_stream_buffer` while a stream stalls the tunnel and no
-    /// other stream waits, 1 MiB each `v1_stall`. Default 32 MiB.
+    /// other stream is known to wait, 1 MiB each `v1_stall`. Default 32 MiB.
     ///
     /// The peer's transport pings are queued behind these bytes, and the peer ends the transport
     /// when they are not answered. At most half of `receive_budget` is used for this.

@@ -41,7 +41,7 @@ impl Session {
             Frame::Data { proto, id, .. } => self.handle_data(now, proto, id, message),
             Frame::Window { id, credit } => self.handle_window(id, credit),
             Frame::Connect { proto, id, port } => self.handle_connect(now, proto, id, port),
-            Frame::Connected { id, .. } => self.handle_connected(id),
+            Frame::Connected { id, .. } => self.handle_connected(now, id),
             Frame::Close { id, .. } => self.handle_close(now, id),
             Frame::Error { id, code, text, .. } => self.handle_error(id, code, text),
             Frame::Ping { id, payload } => self.handle_ping(id, payload),
@@ -101,13 +101,14 @@ impl Session {
         Ok(())
     }
 
-    fn handle_connected(&mut self, id: ClientId) -> Result<(), Violation> {
+    fn handle_connected(&mut self, now: Instant, id: ClientId) -> Result<(), Violation> {
         let Some(s) = known(&mut self.streams, id, Kind::Connected, &mut self.counters)? else {
             return Ok(());
         };
         if let Verdict::Become(next) = self.dialect.verdict(s, Kind::Connected)? {
             s.life.advance(next);
             s.send.establish();
+            s.recv.note_opening(now);
             self.events.push(Event::Established(s.id()));
             self.sending.line_up(s, &mut self.events);
             self.sending.wake(&mut self.streams, &mut self.events);

@@ -36,11 +36,15 @@ impl Stream {
         dialect: Dialect,
         now: Instant,
     ) -> Self {
+        let mut recv = RecvHalf::new(now);
+        if state.is_pending() {
+            recv.note_opening(now);
+        }
         Self {
             name: Name { id, wire_id, proto },
             life: Life::new(state),
             send: SendHalf::new(dialect.initial_credit(proto)),
-            recv: RecvHalf::new(now),
+            recv,
             notice: Notice::default(),
             linger: Deadline::default(),
         }

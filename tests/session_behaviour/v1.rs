@@ -17,6 +17,14 @@ fn stall(pair: &mut Pair, opened: StreamId) {
     }
 }
 
+/// The same at the opener.
+fn fill_back(pair: &mut Pair, accepted: StreamId) {
+    while pair.opener.can_receive() {
+        fill(&mut pair.acceptor, accepted);
+        pair.run();
+    }
+}
+
 #[test]
 fn a_stall_resets_only_the_slow_stream_and_the_others_go_on() {
     let mut pair = Pair::with(Version::V1, small());
@@ -192,10 +200,7 @@ fn a_stall_ends_for_a_stream_that_waits_for_an_answer() {
         let mut pair = Pair::with(Version::V1, small());
         let other = answered_before(&mut pair);
         let (slow, their_slow) = pair.stream();
-        while pair.opener.can_receive() {
-            fill(&mut pair.acceptor, their_slow);
-            pair.run();
-        }
+        fill_back(&mut pair, their_slow);
         pair.wait(Duration::from_secs(30));
         assert_eq!(
             pair.opener.reset_of(slow),
@@ -215,6 +220,150 @@ fn a_stall_ends_for_a_stream_that_waits_for_an_answer() {
     }
 }
 
+/// Without a reach nothing more can be read to find out whether a new connection has a request.
+#[test]
+fn a_stall_ends_for_a_connection_that_was_just_accepted() {
+    let config = config(|config| {
+        config.v1_stream_buffer = 256 << 10;
+        config.v1_reach = 0;
+        config.keepalive = None;
+    });
+    let mut pair = Pair::with(Version::V1, config);
+    let (slow, their_slow) = pair.stream();
+    let (other, their_other) = pair.stream();
+    stall(&mut pair, slow);
+    pair.opener.send_slice(other, b"request").unwrap();
+    pair.wait(Duration::from_millis(1_999));
+    assert!(!pair.acceptor.can_receive());
+    pair.wait(Duration::from_millis(2));
+    let request = pair.acceptor.recv(their_other, pair.now);
+    assert_eq!(request, Ok(Recv::Data("request".into())));
+    let reset = pair.acceptor.reset_of(their_slow).unwrap();
+    assert_eq!(reset.reason, Reason::Overflow);
+}
+
+/// Browsers open connections that they may need.
+#[test]
+fn a_connection_that_has_not_asked_for_anything_does_not_wait() {
+    let mut pair = Pair::with(Version::V1, small());
+    let (slow, their_slow) = pair.stream();
+    let (idle, _) = pair.stream();
+    pair.wait(Duration::from_secs(5));
+    fill_back(&mut pair, their_slow);
+    pair.wait(Duration::from_secs(60));
+    assert_eq!(pair.opener.reset_of(slow), None);
+    pair.opener.send_slice(idle, b"?").unwrap();
+    pair.run();
+    pair.wait(Duration::from_secs(3));
+    let reset = pair.opener.reset_of(slow).expect("no reset");
+    assert_eq!(reset.reason, Reason::Overflow);
+}
+
+/// CONNECTED is no answer to what was sent before it.
+#[test]
+fn a_request_that_was_sent_early_waits() {
+    let mut pair = Pair::with(Version::V1, small());
+    let (slow, their_slow) = pair.stream();
+    let early = pair.opener.open_tcp(80, pair.now).unwrap();
+    pair.opener.send_slice(early, b"?").unwrap();
+    pair.run();
+    let accepted = incoming(&mut pair.acceptor);
+    pair.acceptor.accept(accepted, pair.now).unwrap();
+    pair.run();
+    pair.wait(Duration::from_secs(5));
+    fill_back(&mut pair, their_slow);
+    pair.wait(Duration::from_secs(3));
+    let reset = pair.opener.reset_of(slow).expect("no reset");
+    assert_eq!(reset.reason, Reason::Overflow);
+}
+
+/// Something came for the other stream just before the stall. Whether it waits for more shows in
+/// the bytes of the reach, or the slow stream is reset when they are used up.
+#[test]
+fn a_stream_that_was_just_served_waits_for_a_bounded_time() {
+    let config = config(|config| {
+        config.v1_stream_buffer = 256 << 10;
+        config.v1_reach = 3 << 20;
+        config.keepalive = None;
+    });
+    for (sends_on, more_comes_at) in [(false, None), (true, None), (true, Some(3))] {
+        let mut opener = Session::new(Role::Opener, Version::V1, config.clone(), at(0));
+        let [slow, _] = [1, 2].map(|port| opener.open_tcp(port, at(0)).unwrap());
+        messages(&mut opener, at(0));
+        for id in [1, 2] {
+            let (proto, id) = (Proto::Tcp, ClientId(id));
+            say(&mut opener, at(0), Frame::Connected { proto, id }).unwrap();
+        }
+        let now = at(9_000);
+        say(&mut opener, now, data(2, "the last byte")).unwrap();
+        let send_slow = |opener: &mut Session, now| {
+            while opener.can_receive() {
+                say(opener, now, data(1, vec![0; 64 << 10])).unwrap();
+            }
+        };
+        send_slow(&mut opener, now);
+        let mut reset_after = None;
+        for look in 1..=60 {
+            let now = at(9_000 + look * 2_000);
+            opener.handle_timeout(now);
+            if opener.reset_of(slow).is_none() && more_comes_at == Some(look) {
+                say(&mut opener, now, data(2, "more")).unwrap();
+            }
+            if opener.reset_of(slow).is_some() {
+                reset_after = Some(look);
+                break;
+            }
+            if sends_on {
+                send_slow(&mut opener, now);
+            }
+        }
+        let expected = match (sends_on, more_comes_at) {
+            // All that was sent has been read, so nothing waits.
+            (false, _) => None,
+            (true, None) => Some(4),
+            (true, more_comes_at) => more_comes_at,
+        };
+        assert_eq!(reset_after, expected);
+    }
+}
+
+/// Others have waited, but the reader has just read again.
+#[test]
+fn a_reader_that_has_read_enough_since_is_not_reset_for_the_next_message() {
+    let config = config(|config| {
+        config.v1_stream_buffer = 256 << 10;
+        config.keepalive = None;
+    });
+    let mut acceptor = Session::new(Role::Acceptor, Version::V1, config, at(0));
+    let slow = accepted(&mut acceptor, 1);
+    accepted(&mut acceptor, 2);
+    let fill = |acceptor: &mut Session, now| {
+        while acceptor.can_receive() {
+            say(acceptor, now, data(1, vec![1; 64 << 10])).unwrap();
+        }
+    };
+    let begun = at(9_000);
+    fill(&mut acceptor, begun);
+    let late = at(11_000);
+    acceptor.handle_timeout(late);
+    // What the reach allows makes the stream hold more than its bound.
+    for _ in 0..8 {
+        say(&mut acceptor, late, data(1, vec![1; 64 << 10])).unwrap();
+    }
+    for _ in 0..2 {
+        let read = acceptor.recv(slow, late);
+        assert!(matches!(read, Ok(Recv::Data(_))), "{read:?}");
+    }
+    say(&mut acceptor, late, data(2, "next")).unwrap();
+    assert_eq!(acceptor.reset_of(slow), None);
+    acceptor.handle_timeout(at(13_000));
+    assert_eq!(acceptor.reset_of(slow), None);
+    // It pauses again, and the other stream waits.
+    acceptor.handle_timeout(at(15_000));
+    let reset = acceptor.reset_of(slow).expect("no reset");
+    assert_eq!(reset.reason, Reason::Overflow);
+}
+
 /// The reset names the paused reader when the peer ends the tunnel because of the pause.
 #[test]
 fn the_end_of_the_tunnel_over_a_pause_names_the_reader() {
@@ -222,10 +371,7 @@ fn the_end_of_the_tunnel_over_a_pause_names_the_reader() {
         let mut pair = Pair::with(Version::V1, small());
         let (slow, their_slow) = pair.stream();
         let (other, _) = pair.stream();
-        while pair.opener.can_receive() {
-            fill(&mut pair.acceptor, their_slow);
-            pair.run();
-        }
+        fill_back(&mut pair, their_slow);
         pair.opener.discard(other);
         pair.opener.reset(other, Reason::Reset, "");
         pair.wait(Duration::from_secs(41));
@@ -358,13 +504,7 @@ fn a_stall_does_not_use_up_the_linger_of_others() {
     pair.opener.finish(replying);
     pair.run();
     // The replies go to the opener, which stalls on another stream that is read slowly.
-    let fill_back = |pair: &mut Pair| {
-        while pair.opener.can_receive() {
-            fill(&mut pair.acceptor, their_slow);
-            pair.run();
-        }
-    };
-    fill_back(&mut pair);
+    fill_back(&mut pair, their_slow);
     pair.acceptor.send_slice(asked, b"reply").unwrap();
     pair.acceptor.finish(asked);
     let mut held = pair.opener.stats().unread;

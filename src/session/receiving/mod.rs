@@ -16,7 +16,7 @@ pub(super) use self::buffer::payload;
 use self::early::{Early, Excess};
 use self::lending::Lending;
 use self::shortage::Shortage;
-use self::stall::{Conversation, Stalls};
+use self::stall::{Conversation, Stalls, Waits};
 use self::window::ReceiveWindow;
 use super::budget::QueueBudget;
 use super::dialect::Dialect;
@@ -303,16 +303,13 @@ impl Receiving {
         give_up
     }
 
-    /// Whether another stream waits to receive. Without reading the transport this is a guess: the
-    /// stream received something shortly before the stall or since, or has sent something
-    /// unanswered.
-    fn others_wait(&self, streams: &Streams, stalled: StreamId, since: Instant) -> bool {
-        streams.iter().any(|s| {
-            let talk = s.recv.talk;
-            let open = s.id() != stalled && s.life.state().can_receive() && !self.is_full(s);
-            let waits = talk.heard_since(since, self.config.v1_stall);
-            open && (waits || (self.asks && talk.is_unanswered()))
-        })
+    /// Whether another stream waits to receive.
+    fn others_wait(&self, streams: &Streams, stalled: StreamId, since: Instant) -> Waits {
+        let open =
+            |s: &&Stream| s.id() != stalled && s.life.state().can_receive() && !self.is_full(s);
+        let waits = |s: &Stream| s.recv.talk.waits(since, self.config.v1_stall, self.asks);
+        let others = streams.iter().filter(open);
+        others.map(waits).max().unwrap_or(Waits::No)
     }
 
     /// Whether a v1 stream holds as much as it may. A full stream waits only for its reader.
@@ -439,6 +436,11 @@ impl RecvHalf {
     /// Whether this is to go before others that hold more.
     pub(super) fn is_first_victim(&self) -> bool {
         self.expendable && self.unread() > 0
+    }
+
+    /// CONNECT or CONNECTED has come for the stream.
+    pub(super) fn note_opening(&mut self, now: Instant) {
+        self.talk.begin(now);
     }
 
     /// This end has sent something on the stream.

@@ -21,8 +21,8 @@ struct Stall {
     until: Instant,
     /// Bytes read since the last check.
     progress: usize,
-    /// The last check found no progress and no other waiting stream. The first one that waits ends
-    /// the stall.
+    /// The last check found no progress, and no stream that surely waits. The first data of another
+    /// one ends the stall.
     overdue: bool,
     /// Bytes that may be received until the next check, to reach the peer's pings behind them.
     allowance: usize,
@@ -41,11 +41,31 @@ struct Pause {
 /// Which end last sent something on a stream.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Conversation {
-    /// When the stream last received something, if ever.
+    heard: Heard,
+    /// When that was.
     heard_at: Instant,
-    has_heard: bool,
-    /// This end has sent something since then.
+    /// This end has sent something since it last received data.
     asked: bool,
+}
+
+/// What a stream has received last.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    #[default]
+    Nothing,
+    /// CONNECT or CONNECTED. More need not follow, and data that was sent is not answered.
+    Opening,
+    Data,
+}
+
+/// Whether streams wait for what stands in the transport. Without reading it this is a guess.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Waits {
+    No,
+    /// Something came shortly before the stall, or CONNECT or CONNECTED since. More may follow.
+    Perhaps,
+    /// Data has come since the stall began, or something sent is not answered.
+    Surely,
 }
 
 impl Stalls {
@@ -69,7 +89,9 @@ impl Stalls {
             Some(stall) if full || stall.stream == stream => {
                 stall.allowance = stall.allowance.saturating_sub(len);
             }
-            Some(stall) if stall.overdue => return Some(stall.stream),
+            Some(stall) if stall.overdue && stall.progress < Self::PROGRESS => {
+                return Some(stall.stream);
+            }
             None if full => self.stall = Some(Stall::new(stream, now, config)),
             _ => {}
         }
@@ -103,24 +125,30 @@ impl Stalls {
     pub(super) fn look(
         &mut self,
         now: Instant,
-        others_wait: impl FnOnce(StreamId, Instant) -> bool,
+        others_wait: impl FnOnce(StreamId, Instant) -> Waits,
         unread: usize,
         config: &Config,
     ) -> Option<StreamId> {
         let stall = self.stall.as_mut().filter(|stall| stall.until <= now)?;
         stall.until = now + config.v1_stall;
-        stall.allowance = 0;
+        // What is left was not needed: the transport is empty.
+        stall.reach += core::mem::take(&mut stall.allowance);
         stall.overdue = false;
         if core::mem::take(&mut stall.progress) >= Self::PROGRESS {
             stall.reach = config.v1_reach;
-        } else if others_wait(stall.stream, stall.since) {
-            return Some(stall.stream);
-        } else {
-            let room = (config.receive_budget / 2).saturating_sub(unread);
-            stall.allowance = Self::STEP.min(stall.reach).min(room);
-            stall.reach -= stall.allowance;
-            stall.overdue = true;
+            return None;
         }
+        let room = (config.receive_budget / 2).saturating_sub(unread);
+        let allowance = Self::STEP.min(stall.reach).min(room);
+        match others_wait(stall.stream, stall.since) {
+            Waits::Surely => return Some(stall.stream),
+            // Nothing more can be read to find out.
+            Waits::Perhaps if allowance == 0 => return Some(stall.stream),
+            Waits::Perhaps | Waits::No => {}
+        }
+        stall.allowance = allowance;
+        stall.reach -= allowance;
+        stall.overdue = true;
         None
     }
 
@@ -175,9 +203,16 @@ impl Stall {
 }
 
 impl Conversation {
-    pub(super) fn hear(&mut self, now: Instant) {
+    /// CONNECT or CONNECTED has come.
+    pub(super) fn begin(&mut self, now: Instant) {
+        self.heard = Heard::Opening;
         self.heard_at = now;
-        self.has_heard = true;
+    }
+
+    /// DATA has come.
+    pub(super) fn hear(&mut self, now: Instant) {
+        self.heard = Heard::Data;
+        self.heard_at = now;
         self.asked = false;
     }
 
@@ -185,13 +220,18 @@ impl Conversation {
         self.asked = true;
     }
 
-    /// Whether something was received after `slack` before `since`.
-    pub(super) fn heard_since(&self, since: Instant, slack: Duration) -> bool {
-        self.has_heard && self.heard_at + slack >= since
-    }
-
-    /// Whether this end waits for an answer.
-    pub(super) const fn is_unanswered(&self) -> bool {
-        self.asked || !self.has_heard
+    /// Whether the stream waits in a stall `since` then. Whether it `asks`, and this end waits for
+    /// the answers, or the peer.
+    pub(super) fn waits(&self, since: Instant, slack: Duration, asks: bool) -> Waits {
+        let nothing = self.heard == Heard::Nothing;
+        if asks && (self.asked || nothing) {
+            Waits::Surely
+        } else if self.heard == Heard::Data && self.heard_at > since {
+            Waits::Surely
+        } else if !nothing && self.heard_at + slack >= since {
+            Waits::Perhaps
+        } else {
+            Waits::No
+        }
     }
 }
