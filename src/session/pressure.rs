@@ -87,7 +87,7 @@ impl Session {
 
     /// The reader of an expendable stream cannot read for a while, for example because it is behind
     /// a tunnel that has lost its transport. When too much is held, expendable streams that hold
-    /// something are reset before all others.
+    /// something are reset before all others. In a stall of v1 they do not count as waiting.
     pub fn set_expendable(&mut self, stream: StreamId, expendable: bool) {
         if let Some(s) = self.streams.get_mut(stream) {
             s.recv.set_expendable(expendable);

@@ -52,6 +52,29 @@ fn a_stall_resets_only_the_slow_stream_and_the_others_go_on() {
     assert_eq!(reason(end), Reason::Overflow);
 }
 
+/// All their readers are behind one tunnel that has lost its transport. When it is back, the stall
+/// ends, and a reset of one would not have helped the others.
+#[test]
+fn a_stall_waits_for_readers_that_are_away_together() {
+    let mut pair = Pair::with(Version::V1, small());
+    let streams = [pair.stream(), pair.stream()];
+    let [(slow, their_slow), (other, their_other)] = streams;
+    for (_, theirs) in streams {
+        pair.acceptor.set_expendable(theirs, true);
+    }
+    stall(&mut pair, slow);
+    pair.opener.send_slice(other, b"waits").unwrap();
+    pair.wait(Duration::from_secs(60));
+    for (_, theirs) in streams {
+        assert_eq!(pair.acceptor.reset_of(theirs), None);
+        pair.acceptor.set_expendable(theirs, false);
+    }
+    drain(&mut pair.acceptor, their_slow, pair.now);
+    pair.run();
+    let (read, _) = drain(&mut pair.acceptor, their_other, pair.now);
+    assert_eq!(read, b"waits");
+}
+
 #[test]
 fn a_reader_that_makes_progress_is_not_reset() {
     let mut pair = Pair::with(Version::V1, small());

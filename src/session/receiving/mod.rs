@@ -131,7 +131,10 @@ impl Receiving {
         let mut give_up = None;
         if !self.has_credit {
             let full = self.is_full(s);
-            give_up = self.stalls.taken(now, s.id(), full, len, &self.config);
+            // Nobody waits for data that no reader can have.
+            let waits = !full && !s.recv.expendable;
+            let (stalls, config) = (&mut self.stalls, &self.config);
+            give_up = stalls.taken(now, s.id(), len, full, waits, config);
         } else if self.early.is_too_much(&s.recv.early) {
             return Taken::TooEarly;
         } else if let Some(rtt) = rtt {
@@ -305,8 +308,10 @@ impl Receiving {
 
     /// Whether another stream waits to receive.
     fn others_wait(&self, streams: &Streams, stalled: StreamId, since: Instant) -> Waits {
-        let open =
-            |s: &&Stream| s.id() != stalled && s.life.state().can_receive() && !self.is_full(s);
+        let open = |s: &&Stream| {
+            let can_read = s.life.state().can_receive() && !s.recv.expendable;
+            s.id() != stalled && can_read && !self.is_full(s)
+        };
         let waits = |s: &Stream| s.recv.talk.waits(since, self.config.v1_stall, self.asks);
         let others = streams.iter().filter(open);
         others.map(waits).max().unwrap_or(Waits::No)

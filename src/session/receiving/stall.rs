@@ -75,18 +75,19 @@ impl Stalls {
     /// of the peer, each of which is queued behind all data in both kernels.
     const STEP: usize = 1 << 20;
 
-    /// A stream has received `len` bytes and may be `full` now. Returns a stream for which the
-    /// others have waited long enough.
+    /// A stream has received `len` bytes, may be `full` now, and may have waited for them. Returns
+    /// a stream for which the others have waited long enough.
     pub(super) fn taken(
         &mut self,
         now: Instant,
         stream: StreamId,
-        full: bool,
         len: usize,
+        full: bool,
+        waits: bool,
         config: &Config,
     ) -> Option<StreamId> {
         match &mut self.stall {
-            Some(stall) if full || stall.stream == stream => {
+            Some(stall) if !waits || stall.stream == stream => {
                 stall.allowance = stall.allowance.saturating_sub(len);
             }
             Some(stall) if stall.overdue && stall.progress < Self::PROGRESS => {
