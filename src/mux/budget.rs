@@ -50,7 +50,10 @@ pub struct Budget {
 #[derive(Debug)]
 struct Inner {
     limit: usize,
+    /// By tunnels.
     held: AtomicUsize,
+    /// By everything else.
+    taken: AtomicUsize,
     /// Shares of the last third.
     shares: AtomicUsize,
     waiting: Waiting,
@@ -83,6 +86,7 @@ impl Budget {
         let inner = Inner {
             limit,
             held: AtomicUsize::new(0),
+            taken: AtomicUsize::new(0),
             shares: AtomicUsize::new(0),
             waiting: Waiting::default(),
         };
@@ -108,20 +112,22 @@ impl Budget {
     /// and takes nothing, if more than two thirds of the budget would be held.
     #[must_use = "what was not taken must not be held"]
     pub fn take(&self, bytes: usize) -> bool {
-        let fits = |held: usize| {
-            let sum = held.checked_add(bytes)?;
-            (sum <= self.soft_limit()).then_some(sum)
+        let held = self.inner.held.load(Ordering::Relaxed);
+        let fits = |taken: usize| {
+            let taken = taken.checked_add(bytes)?;
+            (held.checked_add(taken)? <= self.soft_limit()).then_some(taken)
         };
-        let held = &self.inner.held;
-        held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+        let taken = &self.inner.taken;
+        taken
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
             .is_ok()
     }
 
-    /// Returns bytes that were taken before. More than are held count as all of them.
+    /// Returns bytes that were taken before. More than were taken count as all of them.
     pub fn give_back(&self, bytes: usize) {
-        let less = |held: usize| Some(held.saturating_sub(bytes));
-        let held = &self.inner.held;
-        let _ = held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        let less = |taken: usize| Some(taken.saturating_sub(bytes));
+        let taken = &self.inner.taken;
+        let _ = taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     /// The limit in bytes.
@@ -133,7 +139,7 @@ impl Budget {
     /// Bytes held now.
     #[must_use]
     pub fn held(&self) -> usize {
-        self.inner.held.load(Ordering::Relaxed)
+        self.inner.held.load(Ordering::Relaxed) + self.inner.taken.load(Ordering::Relaxed)
     }
 
     pub(super) fn waiting(&self) -> &Waiting {
@@ -316,6 +322,18 @@ mod tests {
         assert!(budget.take(512 << 10));
         budget.give_back(512 << 10);
         drop((greedy, modest));
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn what_was_not_taken_cannot_be_given_back() {
+        let budget = Budget::new(3 << 20);
+        let mut tunnel = Account::open(&budget);
+        tunnel.charge(1 << 20);
+        assert!(budget.take(1 << 10));
+        budget.give_back(1 << 20);
+        assert_eq!(budget.held(), 1 << 20);
+        drop(tunnel);
         assert_eq!(budget.held(), 0);
     }
 
