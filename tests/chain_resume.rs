@@ -901,6 +901,48 @@ async fn a_websocket_that_is_lost_at_once_keeps_nobody_out() {
     expect_echo(&mut connect(&forward).await, b"all the same").await;
 }
 
+/// One address for several hosts: the first connection goes to the first of them, and so on, and all
+/// others to the last.
+async fn balancer(hosts: [String; 3]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        let mut next = 0;
+        while let Ok((mut near, _)) = listener.accept().await {
+            let host = hosts[next].clone();
+            next = (next + 1).min(hosts.len() - 1);
+            tokio::spawn(async move {
+                // A host may be away.
+                let mut far = TcpStream::connect(host).await?;
+                copy_bidirectional(&mut near, &mut far).await
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn one_host_of_several_that_does_not_know_resumption_ends_nothing() {
+    let port = service(echo).await.port();
+    let mut chain = direct();
+    let target = format!("{CONTAINER}=127.0.0.1");
+    let without = start_runner("127.0.0.1:0", &["--no-resume", "--target", &target]);
+    let other = host_at("127.0.0.1:0", &without.address(), &[]);
+    let own = chain.host.address();
+    let url = format!(
+        "ws://{}",
+        balancer([own.clone(), other.address(), own]).await
+    );
+    let (port, place) = (port.to_string(), ["--local-port", "0", "--host", &url]);
+    let args = [&["42", &*port][..], &place, &LONG_IN_ONE].concat();
+    let forward = Program::start("forward", &args);
+    let mut stream = connect(&forward).await;
+    expect_echo(&mut stream, b"before").await;
+    chain.restart_host();
+    forward.complaint("the tunnel goes on after ");
+    expect_echo(&mut stream, b"after").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_a_killed_program_carried_is_reset_and_does_not_seem_whole() {
     let (told, mut endings) = tokio::sync::mpsc::unbounded_channel();

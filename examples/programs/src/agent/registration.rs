@@ -50,6 +50,8 @@ struct Tries {
     failures: u32,
     /// When the WebSocket that is there was connected.
     connected: Option<Instant>,
+    /// Answers since then that did not resume tunnels.
+    downgrades: u32,
     /// Hints that the machine woke up, of which none was heeded yet.
     woken: Receiver<()>,
 }
@@ -63,6 +65,7 @@ pub async fn keep(settings: Settings) -> Failure {
         retry: Retry::of_agent(),
         failures: 0,
         connected: None,
+        downgrades: 0,
         woken: settings.connection.wake.subscribe(),
     }));
     let resume = &settings.connection.tunnels.resume;
@@ -238,12 +241,13 @@ async fn reconnect(
     let registered = register(&settings, false).await;
     let resumed = registered.and_then(|Registration { upgraded, agents }| {
         tries.connected(agents);
-        upgraded.resumed(&settings.connection.tunnels)
+        let socket = upgraded.resumed(&settings.connection.tunnels)?;
+        tries.downgrades = 0;
+        Ok(socket)
     });
     resumed.map_err(|error| {
         let reason = told(&error);
-        // The token was read from its file for this attempt.
-        if error.is_forbidden() || matches!(error, ConnectError::NotResumed(_)) {
+        if error.ends_resumption(&mut tries.downgrades) {
             return ConnectFailure::last(&reason);
         }
         tries.failures += 1;

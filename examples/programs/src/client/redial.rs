@@ -29,6 +29,8 @@ pub struct Redial {
 struct Waits {
     pace: Pace,
     connected: Instant,
+    /// Answers since then that did not resume tunnels.
+    downgrades: u32,
 }
 
 impl Redial {
@@ -40,6 +42,7 @@ impl Redial {
             waits: Arc::new(Mutex::new(Waits {
                 pace,
                 connected: Instant::now(),
+                downgrades: 0,
             })),
         }
     }
@@ -64,16 +67,19 @@ impl Redial {
         match self.destination.reconnect(&self.url).await {
             Ok(socket) => {
                 waits.connected = Instant::now();
+                waits.downgrades = 0;
                 Ok(socket)
             }
-            Err(error) => Err(self.failed(dial, &error)),
+            Err(error) => {
+                let is_final = error.ends_resumption(&mut waits.downgrades);
+                Err(self.failed(dial, &error, is_final))
+            }
         }
     }
 
-    fn failed(&self, dial: Dial, error: &ConnectError) -> ConnectFailure {
+    fn failed(&self, dial: Dial, error: &ConnectError, is_final: bool) -> ConnectFailure {
         let reason = self.destination.told(error);
-        // The token was read from its file for this attempt.
-        if error.is_forbidden() || matches!(error, ConnectError::NotResumed(_)) {
+        if is_final {
             return ConnectFailure::last(&reason);
         }
         match error {

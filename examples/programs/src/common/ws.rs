@@ -40,6 +40,10 @@ pub const IF_FREE: HeaderName = HeaderName::from_static("kohakuriver-tunnel-if-f
 /// In the answer to an agent: the number of the runner's agents.
 pub const AGENTS: HeaderName = HeaderName::from_static("kohakuriver-tunnel-agents");
 
+/// Answers without resumption after which a tunnel does not go on. Of several hosts behind one
+/// address some may not know it.
+const DOWNGRADES: u32 = 3;
+
 /// Longest message accepted from a peer: as long as all deployed peers accept, and longer than any
 /// sends.
 const MESSAGE_MAX: usize = 1 << 20;
@@ -82,6 +86,14 @@ impl ConnectError {
             self.status(),
             Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
         )
+    }
+
+    /// Whether a tunnel that was to go on ends with this failure. `downgrades` counts the answers
+    /// without resumption.
+    pub fn ends_resumption(&self, downgrades: &mut u32) -> bool {
+        *downgrades += u32::from(matches!(self, Self::NotResumed(_)));
+        // The token was read from its file for this attempt.
+        self.is_forbidden() || *downgrades >= DOWNGRADES
     }
 
     /// Whether the place of an agent is taken by another one.
@@ -250,7 +262,10 @@ impl From<mux::ConnectError> for ConnectError {
             mux::ConnectError::TimedOut => {
                 Self::Unreachable("the host accepted but said nothing within 10 s".to_owned())
             }
-            other => Self::Unreachable(format!("the host did not begin the session: {other}")),
+            other => {
+                let reason = net::without_number(other.to_string());
+                Self::Unreachable(format!("the host did not begin the session: {reason}"))
+            }
         }
     }
 }
