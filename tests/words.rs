@@ -5,9 +5,11 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
 
+use tokio_tungstenite::accept_async;
 use tunnel_test_support::LIMIT;
 use tunnel_test_support::certificates::Certificates;
 use tunnel_test_support::certificates::rcgen::{self, CertificateParams};
+use tunnel_test_support::chain::service;
 use tunnel_test_support::program::Program;
 
 /// Words that must not appear.
@@ -211,4 +213,29 @@ fn a_host_says_it_of_its_runner() {
         expect(&ending(&url, &[]), said);
         fit_for_people(&host.complaint("refused"));
     }
+}
+
+#[test]
+fn a_file_that_is_not_there_is_called_that() {
+    for (name, args) in [
+        ("forward", &["42", "80", "--token-file", "/none"][..]),
+        ("host", &["--tasks", "/none"]),
+    ] {
+        let mut program = Program::start(name, args);
+        assert_eq!(program.exit(LIMIT), 2);
+        let line = program.complaint("no such file or directory");
+        fit_for_people(&line);
+    }
+}
+
+/// A host that dies between the upgrade and the greeting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_connection_that_breaks_before_the_session_is_called_that() {
+    let host = service(|stream| async {
+        let socket = accept_async(stream).await.unwrap();
+        socket.get_ref().set_zero_linger().unwrap();
+    });
+    let url = format!("ws://{}", host.await);
+    let line = tokio::task::block_in_place(|| ending(&url, &[]));
+    expect(&line, "the host did not begin the session: ");
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use super::net;
 use super::program::Failure;
 
 /// Longest file with a secret, in bytes. A longer one was named by mistake.
@@ -47,8 +48,8 @@ impl Secret {
 
 fn read(what: &str, path: &Path) -> Result<Vec<u8>, Failure> {
     let unreadable = |error: io::Error| {
-        let path = path.display();
-        Failure::usage(format!("cannot read the {what} file {path}: {error}"))
+        let (path, reason) = (path.display(), net::plain(&error));
+        Failure::usage(format!("cannot read the {what} file {path}: {reason}"))
     };
     let file = File::open(path).map_err(unreadable)?;
     check_mode(&file, &format!("{what} file"), path)?;

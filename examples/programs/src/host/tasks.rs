@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use hyper::header::HeaderValue;
 use serde::Deserialize;
 
+use crate::common::net;
 use crate::common::url::check_name;
 use crate::host::proxy::registry::{Refusal, Registry, TaskPlace};
 
@@ -97,7 +98,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
 }
 
 fn read(path: &Path) -> Result<String, String> {
-    fs::read_to_string(path).map_err(|error| unusable(path, &error.to_string()))
+    fs::read_to_string(path).map_err(|error| unusable(path, &net::plain(&error)))
 }
 
 fn parse(path: &Path, text: &str) -> Result<HashMap<String, TaskPlace>, String> {
