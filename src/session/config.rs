@@ -117,6 +117,11 @@ pub struct Config {
     /// Bounds the answers for a peer that asks and does not read. At least 16, so that two ends
     /// that only measure the round trip never wait for each other.
     pub max_replies: usize,
+    /// Where this end is, in the texts of refusals and resets for want of room: "memory is short
+    /// here". Default "here".
+    ///
+    /// Such a text may reach a person over several tunnels, who cannot know where "here" is.
+    pub place: &'static str,
 }
 
 impl Default for Config {
@@ -140,6 +145,7 @@ impl Default for Config {
             linger: Duration::from_secs(10),
             first_id: None,
             max_replies: 4_096,
+            place: "here",
         }
     }
 }
@@ -185,6 +191,7 @@ impl Config {
             linger: Duration::from_secs(10),
             first_id: None,
             max_replies: 64,
+            place: "here",
         }
     }
 
@@ -311,6 +318,13 @@ impl Config {
     #[must_use]
     pub const fn with_max_replies(mut self, answers: usize) -> Self {
         self.max_replies = answers;
+        self
+    }
+
+    /// Sets [`place`](Self::place).
+    #[must_use]
+    pub const fn with_place(mut self, place: &'static str) -> Self {
+        self.place = place;
         self
     }
 

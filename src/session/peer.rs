@@ -76,13 +76,13 @@ impl Session {
             return Err(Violation::Unexpected { kind, id, state });
         }
         let refusal = if self.draining.has_begun() {
-            Some((Reason::Gone, "no new connections here"))
+            Some((Reason::Gone, "no new connections"))
         } else if self.streams.len() >= self.config.max_streams
             || self.streams.pending() >= self.config.accept_backlog
         {
             Some((Reason::Limit, "too many connections"))
         } else if self.pressed {
-            Some((Reason::Limit, "memory is short here"))
+            Some((Reason::Limit, "memory is short"))
         } else {
             None
         };
@@ -90,7 +90,11 @@ impl Session {
         let stream = self.streams.admit(id, proto, self.dialect, now);
         if let Some((reason, text)) = refusal {
             self.counters.refused += 1;
-            self.reject(stream, reason, text);
+            self.reject(
+                stream,
+                reason,
+                &alloc::format!("{text} {}", self.config.place),
+            );
         } else {
             self.events.push(Event::Incoming {
                 stream,
@@ -183,7 +187,8 @@ impl Session {
             }
         }
         while let Some(victim) = self.receiving.bound(now, &self.streams) {
-            self.overflow(victim, "too many bytes were not read");
+            let text = alloc::format!("too many bytes were not read {}", self.config.place);
+            self.overflow(victim, &text);
         }
         Ok(())
     }

@@ -119,7 +119,8 @@ impl Session {
             if self.queued() <= target {
                 return;
             }
-            self.overflow(stream, "memory is short here");
+            let text = alloc::format!("memory is short {}", self.config.place);
+            self.overflow(stream, &text);
         }
     }
 }

@@ -77,6 +77,7 @@ fn the_receive_budget_resets_the_stream_that_holds_most() {
     let small = config(|config| {
         config.receive_budget = 300 << 10;
         config.stream_send_buffer = 256 << 10;
+        config.place = "at the agent";
     });
     for version in BOTH {
         let mut pair = Pair::with(version, small.clone());
@@ -99,6 +100,7 @@ fn the_receive_budget_resets_the_stream_that_holds_most() {
         assert!(stats.unread <= 300 << 10, "{}", stats.unread);
         let reset = pair.acceptor.reset_of(theirs).unwrap();
         assert_eq!(reset.reason, Reason::Overflow);
+        assert_eq!(reset.text, "too many bytes were not read at the agent");
         assert_eq!(
             reason(pair.acceptor.recv(theirs, pair.now)),
             Reason::Overflow

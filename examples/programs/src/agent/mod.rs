@@ -11,6 +11,7 @@ use args::Args;
 
 const ABOUT: About = About {
     name: "agent",
+    place: "at the agent",
     hint: "try: agent --runner-url ws://127.0.0.1:8001 --container-id kohakuriver-vps-42 \
            (agent --help tells more)",
 };

@@ -23,6 +23,7 @@ use args::{Args, Job};
 
 const ABOUT: About = About {
     name: "forward",
+    place: "at forward",
     hint: "try: forward 42 8888 (forward --help tells more)",
 };
 

@@ -62,6 +62,8 @@ impl Error for Failure {}
 /// The words of a program for usage errors.
 pub struct About {
     pub name: &'static str,
+    /// Says to users elsewhere where something happened.
+    pub place: &'static str,
     /// A call that is right, for the end of a usage error.
     pub hint: &'static str,
 }
@@ -84,6 +86,8 @@ pub trait Basics {
 /// State shared by the parts of a running program.
 #[derive(Clone)]
 pub struct Process {
+    /// As in [`About`].
+    pub place: &'static str,
     pub log: Log,
     pub tunnels: Tunnels,
     pub threads: Threads,
@@ -123,6 +127,7 @@ where
         let ended = runtime.block_on(async {
             let (threads, mut workers) = Threads::start(args.threads())?;
             let process = Process {
+                place: about.place,
                 log: log.clone(),
                 tunnels: Tunnels::default(),
                 threads,

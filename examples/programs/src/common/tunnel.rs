@@ -118,6 +118,7 @@ impl TunnelArgs {
             process.tunnels.clone(),
         );
         settings.resume = self.resume.config();
+        settings.config.place = process.place;
         settings.config.v1_stall = Duration::from_secs_f64(self.v1_stall);
         settings.config.v1_stream_buffer = bytes(self.v1_buffer);
         settings.config.v1_reach = bytes(self.v1_reach);

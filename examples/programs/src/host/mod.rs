@@ -15,6 +15,7 @@ use proxy::Host;
 
 const ABOUT: About = About {
     name: "host",
+    place: "at the host",
     hint: "try: host --task 42=kohakuriver-vps-42@http://127.0.0.1:8001 (host --help tells more)",
 };
 

@@ -13,6 +13,7 @@ use server::Runner;
 
 const ABOUT: About = About {
     name: "runner",
+    place: "at the runner",
     hint: "try: runner --target vm-42=192.168.122.42 (runner --help tells more)",
 };
 
