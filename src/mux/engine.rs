@@ -52,6 +52,8 @@ pub(super) struct Engine<P, R> {
     flooded: bool,
     /// The transport has ended.
     over: bool,
+    /// The transport accepts no message now.
+    blocked: bool,
     /// When to give up a shutdown that the transport does not accept.
     give_up: Option<Instant>,
 }
@@ -250,6 +252,8 @@ impl<P: Path, R: Timer> Engine<P, R> {
             state.drain(&mut self.wake);
         }
         state.settle();
+        // Until it has tried to write.
+        state.driver_blocked = false;
         let replaced = register(&mut state.driver, cx);
         self.woke_writers |= state.dispatch(now.session, &mut self.wake);
         self.path.exchange(&mut state);
@@ -270,7 +274,8 @@ impl<P: Path, R: Timer> Engine<P, R> {
         let mut batches = 0;
         let mut may_have_more = true;
         let unwritten = loop {
-            if self.path.poll_ready(cx)?.is_pending() {
+            self.blocked = self.path.poll_ready(cx)?.is_pending();
+            if self.blocked {
                 return Ok(false);
             }
             if self.outbox.is_empty() {
@@ -335,6 +340,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
     fn wait(&mut self, cx: &mut Context<'_>, now: Now) -> Option<Result<(), TunnelError>> {
         let (shutdown, mut due) = {
             let mut state = self.tunnel.shared.lock();
+            state.driver_blocked = self.blocked;
             (state.shutdown, state.arm())
         };
         if shutdown {
@@ -426,6 +432,7 @@ impl<P, R> Engine<P, R> {
             dirty: false,
             flooded: false,
             over: false,
+            blocked: false,
             give_up: None,
         }
     }

@@ -49,6 +49,8 @@ pub(super) struct State {
     pub(super) armed: Option<Instant>,
     /// `can_receive` was false when the driver last looked.
     pub(super) driver_stalled: bool,
+    /// The transport accepted nothing when the driver last wrote. It wakes the driver itself.
+    pub(super) driver_blocked: bool,
     /// Handles that keep the tunnel up.
     pub(super) handles: usize,
     /// The tunnel ends as soon as it has no streams.
@@ -104,6 +106,7 @@ impl Shared {
             driver: None,
             armed: None,
             driver_stalled: false,
+            driver_blocked: false,
             handles: 0,
             closing: false,
             shutdown: false,
@@ -192,7 +195,8 @@ impl State {
         self.driver.as_ref()?;
         let session = &self.session;
         let due = session.poll_timeout();
-        let needed = (session.has_transmit() && !self.attached.is_detached())
+        let can_write = !self.driver_blocked && !self.attached.is_detached();
+        let needed = (can_write && session.has_transmit())
             || session.has_event()
             || due.is_some_and(|due| self.armed.is_none_or(|armed| due < armed))
             || (self.driver_stalled && session.can_receive())

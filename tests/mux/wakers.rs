@@ -1,13 +1,15 @@
 //! A waker is foreign code: it is woken and dropped while no lock is held.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
+use futures_util::FutureExt;
 use kohakuriver_tunnel::mux;
 use kohakuriver_tunnel::session::{Config, Version};
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::pipe::{Packets, pipe};
 use super::tunnel::{builder, piped, within};
@@ -63,6 +65,56 @@ async fn a_task_that_is_replaced_may_use_the_tunnel_as_it_ends() {
     polled_by_two(tunnel, unheard);
     polled_by_two(tunnel, write.capacity());
     polled_by_two(tunnel, &mut driver);
+}
+
+/// Counts how often it is woken.
+#[derive(Default)]
+struct Counting(AtomicUsize);
+
+impl Counting {
+    fn take(&self) -> usize {
+        self.0.swap(0, Ordering::Relaxed)
+    }
+}
+
+impl Wake for Counting {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn a_driver_whose_transport_is_full_is_not_woken_to_write() {
+    let (near, far, _wires) = pipe(1);
+    let builder = builder(Version::V2, Config::default());
+    let (mux, mut driver) = builder.clone().opener(near, Packets::default());
+    let (_acceptor, mut far_driver) = builder.acceptor(far, Packets::default());
+    let wakes = Arc::<Counting>::default();
+    let waker = Waker::from(Arc::clone(&wakes));
+    let mut poll = || Pin::new(&mut driver).poll(&mut Context::from_waker(&waker));
+    let mut streams = Vec::from_iter((0..9).map(|port| mux.open_tcp(port).unwrap()));
+    assert!(poll().is_pending());
+    wakes.take();
+
+    let mut polls = 0;
+    for stream in &mut streams {
+        let written = stream.write_all(b"hello").now_or_never();
+        written.unwrap().unwrap();
+        if wakes.take() > 0 {
+            polls += 1;
+            assert!(poll().is_pending());
+        }
+    }
+    assert_eq!(polls, 0);
+
+    // Room, and whatever else it has to see to, wakes it.
+    let noop = &mut Context::from_waker(Waker::noop());
+    assert!(Pin::new(&mut far_driver).poll(noop).is_pending());
+    assert!(wakes.take() > 0);
+    assert!(poll().is_pending());
+    wakes.take();
+    mux.tunnel().shutdown();
+    assert!(wakes.take() > 0);
 }
 
 #[tokio::test]
