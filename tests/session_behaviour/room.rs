@@ -304,3 +304,28 @@ proptest! {
         prop_assert!(wants.is_empty(), "{wants:?}");
     }
 }
+
+#[test]
+fn long_messages_get_no_larger_share() {
+    let config = config(|config| {
+        config.max_piece = 2_000;
+        config.contended_piece = 1_000;
+    });
+    let mut pair = Pair::with(Version::V2, config);
+    let streams = [2_000, 1_000].map(|len| (pair.stream().0, len));
+    for (stream, len) in streams {
+        for _ in 0..60_000 / len {
+            let chunk = Chunk::copied(&vec![7; len]);
+            pair.opener.send(stream, chunk).unwrap();
+        }
+    }
+    let mut sent = 0;
+    while sent < 60_000 {
+        sent += transmit(&mut pair).unwrap();
+    }
+    let [long, short] = streams.map(|(stream, _)| {
+        let stats = pair.opener.stream_stats(stream).unwrap();
+        stats.bytes_sent
+    });
+    assert!(long.abs_diff(short) <= 4_000, "{long} and {short}");
+}

@@ -296,6 +296,9 @@ impl Sending {
             let Some(s) = streams.get_mut(id) else {
                 continue;
             };
+            if self.schedule.defer(id, &mut s.send.turn, quantum) {
+                continue;
+            }
             let Some(chunk) = s.send.queue.pop(self.config.max_piece, &mut self.bytes) else {
                 let close = has_close(s);
                 self.schedule.sent(id, &mut s.send.turn, 0, false, quantum);
