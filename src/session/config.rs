@@ -34,7 +34,8 @@ pub struct Config {
     pub max_streams: usize,
     /// Most connections that are not answered yet. Default 1,024.
     ///
-    /// Bounds the connections that a peer can queue, those that the program dials for included.
+    /// Bounds the connections that a peer can queue, those that the program dials for included. One
+    /// that the peer ends meanwhile counts until the program answers.
     pub accept_backlog: usize,
     /// Most bytes received and not yet read, over all streams. Default 64 MiB.
     ///

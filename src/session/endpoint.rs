@@ -146,9 +146,11 @@ impl Session {
     /// [`StreamError::Reset`] if the peer gave up meanwhile, [`StreamError::WrongState`] if the
     /// connection was already answered.
     pub fn accept(&mut self, stream: StreamId, now: Instant) -> Result<(), StreamError> {
+        if let Some(s) = self.streams.get_mut(stream) {
+            self.receiving.settle(s);
+        }
         let s = self.streams.accept(stream)?;
         let (proto, id) = (s.proto(), s.wire_id());
-        self.receiving.settle(s);
         self.sending.activate(s);
         self.control.push(Frame::Connected { proto, id });
         self.keepalive.want_sample(now);

@@ -164,6 +164,8 @@ pub(super) struct Life {
     reset: Option<Box<Reset>>,
     /// Received bytes were lost.
     lost: bool,
+    /// The peer asked for it, and the application has not answered.
+    asked_for: bool,
     released: bool,
 }
 
@@ -173,6 +175,7 @@ impl Life {
             state,
             reset: None,
             lost: false,
+            asked_for: state.is_pending(),
             released: false,
         }
     }
@@ -239,6 +242,17 @@ impl Life {
     #[cfg(feature = "mux")]
     pub(super) const fn has_lost(&self) -> bool {
         self.lost
+    }
+
+    /// The application answers, which may be too late. Returns whether it had not before.
+    pub(super) fn answer(&mut self) -> bool {
+        core::mem::take(&mut self.asked_for)
+    }
+
+    /// Whether the peer asked for it, and the application has not answered. It may have ended
+    /// meanwhile.
+    pub(super) const fn is_asked_for(&self) -> bool {
+        self.asked_for
     }
 
     /// Whether the application holds a handle.

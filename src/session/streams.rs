@@ -61,7 +61,8 @@ pub(super) struct Streams {
     wire: BTreeMap<ClientId, u32>,
     ids: IdAllocator,
     ended: EndedIds,
-    /// Streams that are not accepted yet.
+    /// Streams that the peer asked for and the application has not accepted yet, with those that
+    /// have ended meanwhile: the application may still make their connections.
     pending: usize,
 }
 
@@ -120,11 +121,11 @@ impl Streams {
     /// The application accepts a stream.
     pub(super) fn accept(&mut self, id: StreamId) -> Result<&mut Stream, StreamError> {
         let s = Self::find(&mut self.slots, id).ok_or(StreamError::Unknown)?;
+        self.pending -= usize::from(s.life.answer());
         if let Some(reset) = s.life.reset() {
             return Err(StreamError::Reset(reset.clone()));
         }
         s.life.accept()?;
-        self.pending -= 1;
         Ok(s)
     }
 
@@ -138,7 +139,6 @@ impl Streams {
         dialect: Dialect,
     ) -> Option<&mut Stream> {
         let s = Self::find(&mut self.slots, id).filter(|s| !s.life.is_closed())?;
-        self.pending -= usize::from(s.life.state().is_pending());
         self.wire.remove(&s.wire_id());
         let credit = s.late_credit(dialect);
         self.ended.remember(s.wire_id(), answered, credit);
@@ -154,7 +154,8 @@ impl Streams {
         let Some(place) = place.filter(|place| place.as_ref().is_some_and(over)) else {
             return false;
         };
-        *place = None;
+        let was_pending = place.take().is_some_and(|s| s.life.is_asked_for());
+        self.pending -= usize::from(was_pending);
         self.free.push(Reverse(id.slot));
         self.len -= 1;
         self.slots.len() > Self::KEPT && self.len < self.slots.len() / 4 && self.give_back()
@@ -241,7 +242,7 @@ impl Streams {
             + self.free.capacity() * size_of::<u32>()
     }
 
-    /// Streams that are not accepted yet.
+    /// Streams that are neither accepted nor released yet.
     pub(super) const fn pending(&self) -> usize {
         self.pending
     }
@@ -258,7 +259,7 @@ impl Streams {
 
     /// Whether counts and ids match the streams.
     pub(super) fn audit(&self) -> bool {
-        let pending = self.iter().filter(|s| s.life.state().is_pending());
+        let pending = self.iter().filter(|s| s.life.is_asked_for());
         let live = self.live();
         let named = |id: &StreamId| {
             let wire_id = self.get(*id).map(Stream::wire_id);

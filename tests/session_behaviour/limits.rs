@@ -49,6 +49,35 @@ fn the_backlog_is_bounded_and_accepting_makes_room() {
     assert_eq!(pair.opener.reset_of(next), None);
 }
 
+/// The program may still make the connections that the peer has given up.
+#[test]
+fn connections_that_ended_count_until_they_are_answered() {
+    let small = config(|config| config.accept_backlog = 3);
+    for version in BOTH {
+        let mut acceptor = Session::new(Role::Acceptor, version, small.clone(), at(0));
+        let mut ask = |acceptor: &mut Session, id| {
+            say(acceptor, at(0), connect(id)).unwrap();
+            say(acceptor, at(0), error(id, 8, b"")).unwrap();
+            messages(acceptor, at(0)).len()
+        };
+        assert_eq!([1, 2, 3, 4].map(|id| ask(&mut acceptor, id)), [0, 0, 0, 1]);
+        let streams: Vec<_> = events(&mut acceptor)
+            .into_iter()
+            .filter_map(|event| match event {
+                Event::Incoming { stream, .. } => Some(stream),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(streams.len(), 3);
+        let late = acceptor.accept(streams[0], at(0));
+        assert!(matches!(late, Err(StreamError::Reset(_))), "{late:?}");
+        acceptor.release(streams[1], at(0));
+        acceptor.reject(streams[2], Reason::Refused, "");
+        assert_eq!([5, 6, 7, 8].map(|id| ask(&mut acceptor, id)), [0, 0, 0, 1]);
+        assert!(acceptor.audit());
+    }
+}
+
 #[test]
 fn small_chunks_that_wait_are_joined() {
     let mut pair = Pair::new(Version::V2);
@@ -319,6 +348,53 @@ fn early_data_is_bounded_for_each_stream_that_is_not_accepted() {
         acceptor.release(stream, at(0));
     }
     assert_eq!(acceptor.stats().unread, 0);
+}
+
+/// What ended connections hold is not made by others, so it counts until it is dropped or read.
+#[test]
+fn early_data_counts_after_the_end_and_until_it_is_read() {
+    const EARLY: usize = EARLY_DATA as usize;
+    for reads in [false, true] {
+        let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
+        let mut held = 0;
+        for id in 1..=50 {
+            say(&mut acceptor, at(0), connect(id)).unwrap();
+            let stream = incoming(&mut acceptor);
+            for _ in 0..3 {
+                say(&mut acceptor, at(0), data(id, vec![0; EARLY])).unwrap();
+            }
+            say(&mut acceptor, at(0), error(id, 8, b"")).unwrap();
+            if reads {
+                drain(&mut acceptor, stream, at(0)).1.unwrap_err();
+            }
+            held = held.max(acceptor.stats().unread);
+            assert!(acceptor.audit());
+        }
+        assert!(held <= 50 * EARLY + (1 << 20), "{held}");
+        let overflows = |session: &mut Session| {
+            let told = messages(session, at(0)).into_iter();
+            told.filter(|frame| frame.kind() == Kind::Error).count()
+        };
+        assert_eq!(overflows(&mut acceptor) == 0, reads);
+    }
+}
+
+#[test]
+fn reading_early_data_makes_room_for_more() {
+    const EARLY: usize = EARLY_DATA as usize;
+    let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
+    for id in 1..=50 {
+        say(&mut acceptor, at(0), connect(id)).unwrap();
+        let stream = incoming(&mut acceptor);
+        for _ in 0..3 {
+            say(&mut acceptor, at(0), data(id, vec![0; EARLY])).unwrap();
+        }
+        match id % 2 {
+            0 => drop(drain(&mut acceptor, stream, at(0)).1.unwrap()),
+            _ => acceptor.discard(stream),
+        }
+    }
+    assert_eq!(acceptor.stats().resets, 0);
 }
 
 #[test]

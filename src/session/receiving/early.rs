@@ -1,7 +1,7 @@
 use super::super::EARLY_DATA;
 
 /// Bytes beyond [`EARLY_DATA`] on streams that are not accepted yet (PROTOCOL.md section 4.2,
-/// "Opening").
+/// "Opening"), with those that have ended meanwhile.
 ///
 /// Openers of the first release sent up to a whole window early, so a few such streams are
 /// tolerated.
@@ -28,7 +28,15 @@ impl Early {
         self.excess += stream.bytes as usize;
     }
 
-    /// The stream was accepted or has ended.
+    /// The stream holds only `unread` bytes now.
+    #[inline]
+    pub(super) fn shrink(&mut self, stream: &mut Excess, unread: usize) {
+        if stream.bytes > 0 {
+            self.update(stream, unread);
+        }
+    }
+
+    /// The stream was accepted, or holds nothing any more.
     pub(super) fn settle(&mut self, stream: &mut Excess) {
         self.excess -= core::mem::take(&mut stream.bytes) as usize;
     }

@@ -202,6 +202,7 @@ impl Receiving {
             return s.recv.buffer.pop(&mut self.datagrams);
         }
         let chunk = s.recv.buffer.pop(&mut self.bytes)?;
+        self.early.shrink(&mut s.recv.early, s.recv.buffer.len());
         s.recv.window.consume(chunk.len());
         self.queue_grant(s);
         if self.stalls.read(s.id(), chunk.len()) && self.has_room(s) {
@@ -217,7 +218,7 @@ impl Receiving {
         self.shortage.shrink(self.held());
     }
 
-    /// The stream was accepted: its data is not early any more.
+    /// The stream was accepted, or its data was dropped: it holds no early data any more.
     pub(super) fn settle(&mut self, s: &mut Stream) {
         self.early.settle(&mut s.recv.early);
     }
@@ -237,6 +238,7 @@ impl Receiving {
             Proto::Udp => &mut self.datagrams,
         };
         s.recv.buffer.clear(budget);
+        self.settle(s);
         self.set_taken(s, 0);
         self.stalls.forget(s.id());
     }
@@ -248,7 +250,6 @@ impl Receiving {
 
     /// The stream has ended: nothing more arrives. Received data can still be read.
     pub(super) fn retire(&mut self, s: &mut Stream) {
-        self.settle(s);
         self.lending.give_back(&s.recv.window);
         self.stalls.forget(s.id());
     }
