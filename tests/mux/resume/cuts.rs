@@ -290,3 +290,48 @@ async fn a_client_full_of_answers_still_hears_opened() {
         assert_eq!((pong[0], &pong[8..]), (7, &number.to_be_bytes()[..]));
     }
 }
+
+/// What the old transport still holds when another one takes its place is sent again on that.
+#[tokio::test]
+async fn what_waits_in_an_old_transport_does_not_count_as_received() {
+    let keeper = keeper(resume::Config::default());
+    let admit = |transport| {
+        let keeper = keeper.clone();
+        let admitting = mux::builder();
+        async move {
+            admitting
+                .admit(&keeper, transport, CARRIER, binding())
+                .await
+        }
+    };
+    let (mut first, transport, _) = pipe(8);
+    let new = open(0, Secret::new([0; 16]), 1, 0);
+    say(&mut first, Message::Open(new)).await;
+    let Ok(Admission::New(opening)) = within(admit(transport)).await else {
+        panic!("not admitted")
+    };
+    // It runs only where it is polled here.
+    let (mut acceptor, mut driver) = opening.acceptor();
+    assert!(futures_util::poll!(&mut driver).is_pending());
+    let Message::Opened(opened) = hear(&mut first).await else {
+        panic!("not opened")
+    };
+    let connect = Packet::Binary(Bytes::from_static(&[1, 0, 0, 0, 0, 1, 0, 80]));
+    first.send(connect.clone()).await.unwrap();
+    let (mut second, transport, _) = pipe(8);
+    let again = open(opened.tunnel, opened.secret, 2, 0);
+    say(&mut second, Message::Open(again)).await;
+    tokio::spawn(admit(transport));
+    run_others().await;
+    assert!(futures_util::poll!(&mut driver).is_pending());
+    let Message::Opened(opened) = hear(&mut second).await else {
+        panic!("not opened")
+    };
+    assert_eq!(opened.received, 0);
+    second.send(connect).await.unwrap();
+    assert!(futures_util::poll!(&mut driver).is_pending());
+    let tunnel = acceptor.tunnel().clone();
+    let (received, violations) = (tunnel.resumption().received, tunnel.stats().violations);
+    assert_eq!((received, violations), (1, 0));
+    accept_tcp(&mut acceptor).await;
+}

@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::pipe::{Packet, Packets, Pipe, Wire, pipe};
-use super::tunnel::{Ended, accept_tcp, echoing, noise, within};
+use super::tunnel::{Ended, accept_tcp, echoing, noise, run_others, within};
 
 const CARRIER: Packets = Packets { probes: true };
 
