@@ -382,7 +382,7 @@ impl Session {
 
     /// Every [`StreamId::slot`] is below this.
     #[cfg(feature = "mux")]
-    pub(crate) const fn slots(&self) -> usize {
+    pub(crate) fn slots(&self) -> usize {
         self.streams.slots()
     }
 

@@ -232,7 +232,7 @@ impl Streams {
 
     /// Every [`StreamId::slot`] is below this.
     #[cfg(feature = "mux")]
-    pub(super) const fn slots(&self) -> usize {
+    pub(super) fn slots(&self) -> usize {
         self.slots.len()
     }
 

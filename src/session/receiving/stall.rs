@@ -225,9 +225,9 @@ impl Conversation {
     /// the answers, or the peer.
     pub(super) fn waits(&self, since: Instant, slack: Duration, asks: bool) -> Waits {
         let nothing = self.heard == Heard::Nothing;
-        if asks && (self.asked || nothing) {
-            Waits::Surely
-        } else if self.heard == Heard::Data && self.heard_at > since {
+        let unanswered = asks && (self.asked || nothing);
+        let heard_since = self.heard == Heard::Data && self.heard_at > since;
+        if unanswered || heard_since {
             Waits::Surely
         } else if !nothing && self.heard_at + slack >= since {
             Waits::Perhaps
