@@ -901,8 +901,8 @@ async fn a_websocket_that_is_lost_at_once_keeps_nobody_out() {
     expect_echo(&mut connect(&forward).await, b"all the same").await;
 }
 
-/// One address for several hosts: the first connection goes to the first of them, and so on, and all
-/// others to the last.
+/// One address for several hosts: the first connection goes to the first of them, and so on, and
+/// all others to the last.
 async fn balancer(hosts: [String; 3]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
