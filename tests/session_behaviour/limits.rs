@@ -55,7 +55,7 @@ fn connections_that_ended_count_until_they_are_answered() {
     let small = config(|config| config.accept_backlog = 3);
     for version in BOTH {
         let mut acceptor = Session::new(Role::Acceptor, version, small.clone(), at(0));
-        let mut ask = |acceptor: &mut Session, id| {
+        let ask = |acceptor: &mut Session, id| {
             say(acceptor, at(0), connect(id)).unwrap();
             say(acceptor, at(0), error(id, 8, b"")).unwrap();
             messages(acceptor, at(0)).len()

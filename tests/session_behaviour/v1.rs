@@ -69,7 +69,7 @@ fn a_stall_waits_for_readers_that_are_away_together() {
         assert_eq!(pair.acceptor.reset_of(theirs), None);
         pair.acceptor.set_expendable(theirs, false);
     }
-    drain(&mut pair.acceptor, their_slow, pair.now);
+    let _ = drain(&mut pair.acceptor, their_slow, pair.now);
     pair.run();
     let (read, _) = drain(&mut pair.acceptor, their_other, pair.now);
     assert_eq!(read, b"waits");
