@@ -139,6 +139,8 @@ async fn strangers(attack: Attack, answer: Duration) -> Cluster {
         let (_client, text) = session.await.expect("in time").expect("a session");
         assert_eq!(text, "CONNECTED", "attempt {attempt}");
     }
+    // Later the cluster may still be at work for callers that have left.
+    assert!(cluster.at_once.load(Ordering::Relaxed) <= 64);
     drop(flood);
     eventually("the descriptors' return", LIMIT, || async {
         (host.descriptors() <= idle).then_some(())
@@ -156,5 +158,5 @@ async fn strangers_without_a_token_take_no_places() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn strangers_with_an_invented_token_take_no_places() {
     let cluster = strangers(Attack::Says(IMPOSTOR), Duration::from_millis(500)).await;
-    assert!(cluster.at_once.load(Ordering::Relaxed) <= 64);
+    assert!(cluster.asked() > 64);
 }

@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tunnel_test_support::chain::{CONTAINER, Chain, connect, echo, expect_echo, service};
 use tunnel_test_support::program::Program;
-use tunnel_test_support::soon;
+use tunnel_test_support::{LIMIT, soon};
 
 /// Most growth of a program, whatever one peer does.
 const GROWTH_MAX: usize = 16 << 20;
@@ -243,7 +243,6 @@ async fn half_messages_are_paid_from_one_budget() {
     let mut begun = b"\x82\xff\0\0\0\0\0\x10\0\0\0\0\0\0".to_vec();
     begun.resize(900 << 10, 7);
     let mut held = Vec::new();
-    let mut let_go = 0;
     for _ in 0..200 {
         let mut socket = upgrade(&chain.runner.address(), &path).await;
         // Fails if the runner closed before everything was written.
@@ -259,11 +258,14 @@ async fn half_messages_are_paid_from_one_budget() {
     for i in 0..20_u8 {
         expect_echo(&mut client, &[i; 500]).await;
     }
-    for socket in &mut held {
+    // Long messages wait until the incomplete ones have to go.
+    expect_echo(&mut client, &[7; 500_000]).await;
+    // Those that do not get the memory in time are told to try again later (1013).
+    let ends = held.into_iter().map(|mut socket| async move {
         let mut told = Vec::new();
-        let read = timeout(Duration::from_millis(20), socket.read_to_end(&mut told)).await;
-        // 1013, try again later.
-        let_go += usize::from(read.is_ok() && told.ends_with(b"\x88\x02\x03\xf5"));
-    }
+        let read = timeout(LIMIT, socket.read_to_end(&mut told)).await;
+        usize::from(read.is_ok() && told.ends_with(b"\x88\x02\x03\xf5"))
+    });
+    let let_go: usize = futures_util::future::join_all(ends).await.iter().sum();
     assert!(let_go > 100, "only {let_go} were told to try again later");
 }
