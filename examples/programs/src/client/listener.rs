@@ -73,7 +73,7 @@ pub async fn forward(command: Command, process: &Process) -> Result<(), Failure>
 
 fn bind(forward: &Forward) -> Result<Bound, Failure> {
     let bound = match forward.proto {
-        Proto::Tcp => net::bind_tcp(forward.local).map(Bound::Tcp),
+        Proto::Tcp => net::bind_app(forward.local).map(Bound::Tcp),
         Proto::Udp => std::net::UdpSocket::bind(forward.local).and_then(|socket| {
             socket.set_nonblocking(true)?;
             let _ = SockRef::from(&socket).set_recv_buffer_size(UDP_BUFFER);

@@ -37,7 +37,7 @@ pub async fn serve(
     let mut accepting = Accepting::on(listener);
     loop {
         let (socket, peer) = accepting.next().await;
-        net::tune_app(&socket);
+        net::tune_accepted_app(&socket, peer);
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             tracing::warn!("too many connections are open already: {peer} was reset");
             continue;

@@ -137,25 +137,50 @@ const APP_BUFFER: usize = 256 * 1024;
 #[cfg(target_os = "linux")]
 const PACING: &[u8] = b"bbr";
 
-/// Sets the options of an application's or a service's socket. Until
+/// Whether an accepted socket has the options of its listener.
+const INHERITS: bool = cfg!(target_os = "linux");
+
+/// Sets the options of a service's socket, which this program has connected. Until
 /// [`end_in_order`](end_in_order), it ends by a reset, also if its task is dropped or the process
 /// is killed: a part must not look like the whole.
 pub fn tune_app(stream: &TcpStream) {
     let socket = SockRef::from(stream);
-    reset_on_drop(stream);
+    set_app_options(&socket);
+    set_path_options(&socket, is_on_this_machine(stream));
+}
+
+/// As [`tune_app`], for an application's socket, which a listener from [`bind_app`] has accepted.
+pub fn tune_accepted_app(stream: &TcpStream, peer: SocketAddr) {
+    let socket = SockRef::from(stream);
+    if !INHERITS {
+        set_app_options(&socket);
+    }
+    set_path_options(&socket, is_same_machine(stream, peer));
+}
+
+fn set_app_options(socket: &SockRef<'_>) {
+    let _ = socket.set_linger(Some(Duration::ZERO));
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_send_buffer_size(APP_BUFFER);
     let _ = socket.set_recv_buffer_size(APP_BUFFER);
-    match is_on_this_machine(stream) {
-        true => unpace(&socket),
+}
+
+fn set_path_options(socket: &SockRef<'_>, on_this_machine: bool) {
+    match on_this_machine {
+        true => unpace(socket),
         // Otherwise one that vanished while it was idle would stay for ever.
-        false => keep_alive(&socket),
+        false => keep_alive(socket),
     }
 }
 
 fn is_on_this_machine(stream: &TcpStream) -> bool {
-    let addresses = (stream.local_addr(), stream.peer_addr());
-    matches!(addresses, (Ok(local), Ok(peer)) if local.ip() == peer.ip())
+    let peer = stream.peer_addr();
+    peer.is_ok_and(|peer| is_same_machine(stream, peer))
+}
+
+fn is_same_machine(stream: &TcpStream, peer: SocketAddr) -> bool {
+    let local = || stream.local_addr();
+    peer.ip().is_loopback() || local().is_ok_and(|local| local.ip() == peer.ip())
 }
 
 /// Turns pacing off between two programs of one machine. There is nothing to congest, but BBR arms
@@ -184,7 +209,7 @@ pub fn end_in_order(stream: &TcpStream) {
 }
 
 /// Binds without listening: until [`TcpSocket::listen`], connections are refused and do not hang.
-pub fn bind_tcp(address: SocketAddr) -> io::Result<TcpSocket> {
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -192,6 +217,15 @@ pub fn bind_tcp(address: SocketAddr) -> io::Result<TcpSocket> {
     #[cfg(unix)]
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
+    Ok(socket)
+}
+
+/// As [`bind_tcp`], for applications.
+pub fn bind_app(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = bind_tcp(address)?;
+    if INHERITS {
+        set_app_options(&SockRef::from(&socket));
+    }
     Ok(socket)
 }
 
@@ -286,4 +320,32 @@ pub fn without_number(mut text: String) -> String {
         text.truncate(at);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_accepted_socket_has_the_options_of_one_that_was_connected() {
+        let listener = bind_app((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let listener = listener.listen(1).unwrap();
+        let connecting = TcpStream::connect(listener.local_addr().unwrap());
+        let (accepted, connected) = tokio::join!(listener.accept(), connecting);
+        let ((accepted, peer), connected) = (accepted.unwrap(), connected.unwrap());
+        tune_accepted_app(&accepted, peer);
+        tune_app(&connected);
+        let options = |stream| {
+            let socket = SockRef::from(stream);
+            let buffers = (socket.send_buffer_size(), socket.recv_buffer_size());
+            (
+                socket.linger().unwrap(),
+                socket.tcp_nodelay().unwrap(),
+                (buffers.0.unwrap(), buffers.1.unwrap()),
+            )
+        };
+        assert_eq!(options(&accepted), options(&connected));
+        assert_eq!(options(&accepted).0, Some(Duration::ZERO));
+        assert!(options(&accepted).1);
+    }
 }
