@@ -10,7 +10,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::iter::once;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -69,6 +69,8 @@ pub struct Thread {
     runtime: Handle,
     /// Tasks from [`spawn`](Self::spawn) that have not ended.
     load: Arc<AtomicUsize>,
+    /// Microseconds for which it was busy, when [`Threads::least_loaded`] last looked.
+    was_busy: AtomicU64,
 }
 
 /// The threads of a program besides the main one.
@@ -138,9 +140,10 @@ impl Threads {
         self.at(usize::try_from(position).unwrap_or_default())
     }
 
-    /// The thread with fewest tasks that were spawned through its [`Thread`].
+    /// The thread with fewest tasks that were spawned through its [`Thread`]. Of several, the one
+    /// that was least busy since the last call: one connection may be idle, and another bulk.
     pub fn least_loaded(&self) -> &Thread {
-        let load = |thread: &&Thread| thread.load.load(Ordering::Relaxed);
+        let load = |thread: &&Thread| (thread.load.load(Ordering::Relaxed), thread.busy_since());
         self.iter().min_by_key(load).unwrap_or(&self.0.main)
     }
 
@@ -172,7 +175,15 @@ impl Thread {
         Self {
             runtime: runtime.clone(),
             load: Arc::default(),
+            was_busy: AtomicU64::new(0),
         }
+    }
+
+    /// Microseconds for which it was busy since the last call.
+    fn busy_since(&self) -> u64 {
+        let total = self.runtime.metrics().worker_total_busy_duration(0);
+        let total = u64::try_from(total.as_micros()).unwrap_or(u64::MAX);
+        total.saturating_sub(self.was_busy.swap(total, Ordering::Relaxed))
     }
 
     /// Runs a task on this thread.
@@ -328,6 +339,25 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(position_of(threads.least_loaded()).await, 2);
+        workers.stop().await;
+    }
+
+    #[tokio::test]
+    async fn of_threads_with_as_many_tasks_the_least_busy_is_taken() {
+        let (threads, workers) = Threads::start(2).unwrap();
+        for thread in [&threads.0.main, &threads.0.others[0]] {
+            let started = || thread.runtime.metrics().worker_total_busy_duration(0);
+            threads.least_loaded();
+            let before = started();
+            let work = Duration::from_secs(1);
+            thread.spawn(async move { thread::sleep(work) });
+            // It is counted when the thread has nothing to do.
+            while started() - before < work || thread.load.load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let taken = threads.least_loaded();
+            assert!(!std::ptr::eq(taken, thread));
+        }
         workers.stop().await;
     }
 
