@@ -37,7 +37,7 @@ impl Access {
     /// # Errors
     /// Why it is down.
     pub async fn up(&mut self, deadline: Instant) -> Result<Mux, String> {
-        self.wait(deadline).await.map(|(mux, _)| mux)
+        self.wait(deadline, |mux, _| mux.clone()).await
     }
 
     /// A place for a new connection, on one of the tunnels of the session. Waits for the first of
@@ -46,14 +46,18 @@ impl Access {
     /// # Errors
     /// Why it is down.
     pub async fn seat(&mut self, deadline: Instant) -> Result<Seat, String> {
-        self.wait(deadline).await.map(|(_, lanes)| lanes.choose())
+        self.wait(deadline, |_, lanes| lanes.choose()).await
     }
 
-    async fn wait(&mut self, deadline: Instant) -> Result<(Mux, Arc<Lanes>), String> {
+    async fn wait<T>(
+        &mut self,
+        deadline: Instant,
+        take: impl Fn(&Mux, &Arc<Lanes>) -> T,
+    ) -> Result<T, String> {
         loop {
             let (down, look_again) = match &*self.state.borrow_and_update() {
                 State::Up(mux, lanes) if is_sound(mux) => {
-                    return Ok((mux.clone(), Arc::clone(lanes)));
+                    return Ok(take(mux, lanes));
                 }
                 // It answers after a round trip, or is lost.
                 State::Up(mux, _) if mux.tunnel().is_attached() => {
