@@ -78,10 +78,11 @@ impl EndedIds {
         self.ids.contains_key(&id)
     }
 
-    /// Whether to answer a late DATA for `id` now. True once for an id, known or not.
-    pub(super) fn answer(&mut self, id: ClientId) -> bool {
+    /// Whether to answer a late DATA for `id` now. True once for an id, known or not. An unknown
+    /// one has `credit` for more.
+    pub(super) fn answer(&mut self, id: ClientId, credit: u64) -> bool {
         let answered = self.ids.get(&id).is_some_and(|ended| ended.answered);
-        self.remember(id, true, u64::MAX);
+        self.remember(id, true, credit);
         !answered
     }
 
@@ -114,10 +115,10 @@ mod tests {
         let mut ended = EndedIds::new(2_000);
         ended.remember(ClientId(1), false, 0);
         ended.remember(ClientId(2), true, 0);
-        assert!(ended.answer(ClientId(1)) && !ended.answer(ClientId(1)));
-        assert!(!ended.answer(ClientId(2)));
+        assert!(ended.answer(ClientId(1), 0) && !ended.answer(ClientId(1), 0));
+        assert!(!ended.answer(ClientId(2), 0));
         for id in 3..5_000 {
-            assert!(ended.answer(ClientId(id)));
+            assert!(ended.answer(ClientId(id), 0));
         }
         assert_eq!(ended.ids.len(), 2_000);
         assert_eq!(ended.order.len(), 2_000);

@@ -237,6 +237,7 @@ impl Session {
             return Ok(());
         };
         if self.dialect.verdict(s, Kind::Window)? != Verdict::Take {
+            self.counters.empty += 1;
             return Ok(());
         }
         let Some(of_use) = s.send.grant(credit) else {
@@ -262,7 +263,8 @@ impl Session {
     /// DATA for an id that is not live. Answered once, so that a peer that can stop does.
     fn answer_late_data(&mut self, proto: Proto, id: ClientId) {
         self.counters.stray_data += 1;
-        if self.streams.answer_late(id) && !self.control.is_congested() {
+        let congested = self.control.is_congested();
+        if !congested && self.streams.answer_late(id, self.dialect) {
             self.control.reply(self.dialect.stray_answer(proto, id));
         }
     }

@@ -178,8 +178,12 @@ impl Streams {
 
     /// Whether to answer late DATA for an id that is not live now. True once for an id, known or
     /// not.
-    pub(super) fn answer_late(&mut self, id: ClientId) -> bool {
-        self.ended.answer(id)
+    pub(super) fn answer_late(&mut self, id: ClientId, dialect: Dialect) -> bool {
+        let credit = match dialect.has_credit() {
+            true => 0,
+            false => u64::MAX,
+        };
+        self.ended.answer(id, credit)
     }
 
     /// Subtracts late bytes for an id from its remaining credit. The error is by how much they

@@ -12,7 +12,9 @@ fn data_for_nobody_is_answered_once() {
             let first = say(&mut session, at(0), data(77, "flood"));
             assert_eq!(first, Err(Violation::UnknownStream { kind, id }));
             for _ in 0..100 {
-                let _ = say(&mut session, at(0), data(77, "flood"));
+                // v1 has no credit that would say how much can be under way.
+                let more = say(&mut session, at(0), data(77, "flood"));
+                assert_eq!(more.is_err(), version == Version::V2);
             }
             let said = messages(&mut session, at(0));
             let expected = match version {
@@ -23,6 +25,39 @@ fn data_for_nobody_is_answered_once() {
             assert_eq!(session.stats().stray_data, 101);
             assert_eq!(session.stats().bytes_received, 0);
         }
+    }
+}
+
+#[test]
+fn data_for_nobody_is_answered_when_there_is_room_for_the_answer() {
+    let small = config(|config| config.max_replies = 16);
+    for version in BOTH {
+        let mut session = Session::new(Role::Opener, version, small.clone(), at(0));
+        while session.can_receive() {
+            let (id, payload) = (ClientId::KEEPALIVE, Bytes::new());
+            say(&mut session, at(0), Frame::Ping { id, payload }).unwrap();
+        }
+        // A caller may pass on what it had already read.
+        say(&mut session, at(0), data(77, "stray")).unwrap_err();
+        assert_eq!(messages(&mut session, at(0)).len(), 16);
+        let _ = say(&mut session, at(0), data(77, "stray"));
+        assert_eq!(messages(&mut session, at(0)).len(), 1);
+    }
+}
+
+#[test]
+fn credit_for_a_direction_that_has_ended_is_counted() {
+    let mut pair = Pair::new(Version::V2);
+    let (opened, accepted) = pair.stream();
+    pair.opener.finish(opened);
+    pair.acceptor.finish(accepted);
+    messages(&mut pair.opener, at(0));
+    messages(&mut pair.acceptor, at(0));
+    let (id, credit) = (ClientId(1), 1);
+    for session in [&mut pair.opener, &mut pair.acceptor] {
+        let before = session.stats().empty;
+        say(session, at(0), Frame::Window { id, credit }).unwrap();
+        assert_eq!(session.stats().empty - before, 1);
     }
 }
 
