@@ -35,6 +35,16 @@ impl QueueBudget {
         self.bytes
     }
 
+    /// Bytes with the overhead of pieces, for queues with pieces of any size.
+    pub(super) const fn memory(&self) -> usize {
+        Self::memory_of(self.pieces, self.bytes)
+    }
+
+    /// As [`memory`](Self::memory), of so many pieces with so many bytes.
+    pub(super) const fn memory_of(pieces: usize, bytes: usize) -> usize {
+        bytes + pieces * Self::OVERHEAD
+    }
+
     /// Whether the budget is exceeded.
     pub(super) const fn is_over(&self) -> bool {
         self.bytes > self.limit
@@ -42,7 +52,7 @@ impl QueueBudget {
 
     /// Whether one more piece of `len` bytes fits, counting the overhead of pieces.
     pub(super) const fn has_room(&self, len: usize) -> bool {
-        self.bytes + len + (self.pieces + 1) * Self::OVERHEAD <= self.limit
+        self.memory() + len + Self::OVERHEAD <= self.limit
     }
 
     /// Whether these queues, by pieces and bytes, match the total.

@@ -16,9 +16,9 @@ impl Session {
     /// Estimate of the bytes a remembered id costs.
     const ENDED_COST: usize = 128;
 
-    /// Bytes that the peer makes this tunnel hold: all queued bytes, in `mux` also those that
-    /// applications have taken and not used yet, and an estimate for streams, answers and
-    /// remembered ids.
+    /// Bytes that the peer makes this tunnel hold: all queued bytes, with 64 more for each datagram,
+    /// in `mux` also those that applications have taken and not used yet, and an estimate for
+    /// streams, answers and remembered ids.
     ///
     /// Streams and ids of an opener are not counted, because this end opened them. Their cost is
     /// charged where the request came from.
@@ -38,7 +38,7 @@ impl Session {
 
     /// The part of [`memory`](Self::memory) that resets give back.
     fn queued(&self) -> usize {
-        self.receiving.memory() + self.sending.unsent()
+        self.receiving.memory() + self.sending.memory()
     }
 
     /// Number of parties that use this tunnel. Each stream of an opener may belong to a different
@@ -79,7 +79,7 @@ impl Session {
         }
     }
 
-    /// While thrifty, the session copies the payloads of streams. Without a copy, a small payload
+    /// While thrifty, the session copies the payloads that it receives. Without a copy, a small payload
     /// can keep a large buffer of the transport alive. For code that bounds many sessions together.
     pub fn set_thrifty(&mut self, thrifty: bool) {
         self.receiving.set_thrifty(thrifty);
@@ -108,10 +108,7 @@ impl Session {
         }
         let streams = self.streams.iter();
         let mut holders: Vec<_> = streams
-            .map(|s| {
-                let held = s.recv.held() + s.send.unsent();
-                (s.recv.is_first_victim(), held, s.id())
-            })
+            .map(|s| (s.recv.is_first_victim(), s.memory(), s.id()))
             .filter(|(_, held, _)| *held > 0)
             .collect();
         holders.sort_unstable_by_key(|holder| core::cmp::Reverse(*holder));

@@ -1,3 +1,4 @@
+use super::budget::QueueBudget;
 use super::dialect::Dialect;
 use super::events::Notice;
 use super::linger::Deadline;
@@ -67,6 +68,18 @@ impl Stream {
         match self.proto() {
             Proto::Tcp if dialect.has_credit() => self.recv.credit(),
             _ => u64::MAX,
+        }
+    }
+
+    /// What the stream holds of the session's queues.
+    pub(super) fn memory(&self) -> usize {
+        let bytes = self.recv.held() + self.send.unsent();
+        match self.proto() {
+            Proto::Tcp => bytes,
+            Proto::Udp => {
+                let pieces = self.recv.pieces() + self.send.pieces();
+                QueueBudget::memory_of(pieces, bytes)
+            }
         }
     }
 

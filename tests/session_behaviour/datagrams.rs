@@ -57,6 +57,24 @@ fn bytes_are_bounded_for_a_flow_and_for_all() {
     assert_eq!(pair.opener.stats().unsent, 3_000);
 }
 
+/// They use memory, which a bound on many sessions counts and resets give back.
+#[test]
+fn empty_ones_count_as_memory_and_are_shed() {
+    let mut pair = Pair::new(Version::V2);
+    let flows = [pair.flow(), pair.flow()];
+    for (opened, _) in flows {
+        for _ in 0..200 {
+            pair.opener.send_datagram(opened, datagram(1, 0)).unwrap();
+        }
+    }
+    assert!(pair.opener.memory() >= 400 * 64);
+    let before = pair.acceptor.memory();
+    pair.run();
+    assert_eq!(pair.acceptor.memory() - before, 400 * 64);
+    pair.acceptor.shed(before + 200 * 64);
+    assert_eq!(pair.acceptor.stats().resets, 1);
+}
+
 #[test]
 fn empty_ones_are_not_free() {
     let small = config(|config| config.datagram_budget = 64 * 100);

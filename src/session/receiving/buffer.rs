@@ -48,15 +48,16 @@ impl ReceiveBuffer {
     }
 
     /// Adds a datagram. It is never merged with another, and copied if it would pin much more than
-    /// its size.
-    pub(super) fn push_datagram(&mut self, message: Bytes, budget: &mut QueueBudget) {
+    /// its size, or `copies`.
+    pub(super) fn push_datagram(&mut self, message: Bytes, copies: bool, budget: &mut QueueBudget) {
         let payload = payload(&message);
         self.len += payload.len();
         budget.add(1, payload.len());
-        self.chunks.push_back(match payload.len() < Self::SMALL {
-            true => Chunk::copied(payload),
-            false => Chunk::received(message),
-        });
+        self.chunks
+            .push_back(match copies || payload.len() < Self::SMALL {
+                true => Chunk::copied(payload),
+                false => Chunk::received(message),
+            });
     }
 
     pub(super) fn pop(&mut self, budget: &mut QueueBudget) -> Option<Chunk> {
@@ -159,6 +160,20 @@ mod tests {
             assert_eq!(sent[HEADER_LEN..], payload);
             assert_eq!(sent.as_ptr() != place, moves);
             assert!(held.is_none_or(|held| held == message(&payload)));
+        }
+    }
+
+    #[test]
+    fn a_large_datagram_is_copied_only_if_asked() {
+        let payload = alloc::vec![7; ReceiveBuffer::SMALL];
+        for copies in [false, true] {
+            let (mut buffer, mut budget) = (ReceiveBuffer::default(), QueueBudget::new(0));
+            let received = message(&payload);
+            let place = received.as_ptr() as usize + HEADER_LEN;
+            buffer.push_datagram(received, copies, &mut budget);
+            let datagram = buffer.pop(&mut budget).unwrap().into_payload();
+            assert_eq!(datagram, payload);
+            assert_eq!(datagram.as_ptr() as usize != place, copies);
         }
     }
 }

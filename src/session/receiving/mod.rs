@@ -169,7 +169,7 @@ impl Receiving {
             self.dropped += 1;
         }
         if self.datagrams.has_room(len) {
-            buffer.push_datagram(message, &mut self.datagrams);
+            buffer.push_datagram(message, self.thrifty, &mut self.datagrams);
         } else {
             self.dropped += 1;
         }
@@ -346,7 +346,7 @@ impl Receiving {
         self.lending.stop(pressed);
     }
 
-    /// While thrifty, payloads of streams are copied.
+    /// While thrifty, payloads are copied.
     pub(super) fn set_thrifty(&mut self, thrifty: bool) {
         self.thrifty = thrifty;
     }
@@ -395,9 +395,10 @@ impl Receiving {
         self.bytes.bytes() + self.taken
     }
 
-    /// As [`unread`](Self::unread), with what applications have taken.
+    /// As [`unread`](Self::unread), with what applications have taken and the overhead of
+    /// datagrams.
     pub(super) const fn memory(&self) -> usize {
-        self.held() + self.datagrams.bytes()
+        self.held() + self.datagrams.memory()
     }
 
     pub(super) fn count(&self, stats: &mut Stats) {
@@ -473,6 +474,11 @@ impl RecvHalf {
     /// Bytes not read, or taken and not used yet.
     pub(super) const fn held(&self) -> usize {
         self.buffer.len() + self.taken
+    }
+
+    /// Pieces not read: for a flow, datagrams.
+    pub(super) fn pieces(&self) -> usize {
+        self.buffer.pieces()
     }
 
     /// Payload bytes received.

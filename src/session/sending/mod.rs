@@ -479,6 +479,11 @@ impl Sending {
         self.waiting.shrink();
     }
 
+    /// As [`unsent`](Self::unsent), with the overhead of datagrams.
+    pub(super) const fn memory(&self) -> usize {
+        self.bytes.bytes() + self.datagrams.memory()
+    }
+
     /// Bytes queued on all streams and flows.
     pub(super) const fn unsent(&self) -> usize {
         self.bytes.bytes() + self.datagrams.bytes()
@@ -536,6 +541,11 @@ impl SendHalf {
     /// Bytes queued.
     pub(super) const fn unsent(&self) -> usize {
         self.queue.len()
+    }
+
+    /// Entries queued: for a flow, datagrams.
+    pub(super) fn pieces(&self) -> usize {
+        self.queue.pieces()
     }
 
     /// Payload bytes transmitted.
