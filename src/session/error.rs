@@ -127,6 +127,9 @@ pub enum SendError {
     /// A datagram beyond [`MAX_DATAGRAM`](super::MAX_DATAGRAM). Counted as dropped.
     #[error("datagram of {0} bytes is longer than {max}", max = super::MAX_DATAGRAM)]
     TooLong(usize),
+    /// The connection was not [accepted](super::Session::accept) yet.
+    #[error("the connection was not accepted yet")]
+    NotAccepted,
     /// This direction was already finished.
     #[error("this direction was finished before")]
     Finished,

@@ -242,6 +242,9 @@ fn check(s: &Stream, proto: Proto) -> Result<(), SendError> {
     if let Some(reset) = s.life.reset() {
         return Err(SendError::Reset(reset.clone()));
     }
+    if s.life.state().is_pending() && !s.send.is_finishing() {
+        return Err(SendError::NotAccepted);
+    }
     if !s.life.state().can_send() || s.send.is_finishing() {
         return Err(SendError::Finished);
     }

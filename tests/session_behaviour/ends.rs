@@ -180,10 +180,8 @@ fn data_may_follow_connect_at_once() {
         pair.run();
         let accepted = incoming(&mut pair.acceptor);
         assert_eq!(pair.acceptor.state(accepted), Some(State::PendingFinished));
-        assert!(matches!(
-            pair.acceptor.send_slice(accepted, b"x"),
-            Err(SendError::Finished)
-        ));
+        let sent = pair.acceptor.send_slice(accepted, b"x");
+        assert!(matches!(sent, Err(SendError::NotAccepted)), "{sent:?}");
         // Also before it is accepted.
         let read = drain(&mut pair.acceptor, accepted, pair.now);
         assert_eq!(read, (b"early".to_vec(), Ok(Recv::Finished)));

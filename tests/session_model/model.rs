@@ -266,9 +266,11 @@ impl Model {
             Ok(()) => assert!(!s.finished[side as usize] || len == 0, "{s:?}"),
             Err(SendError::Finished) => {
                 let over_udp = s.proto == Proto::Udp && s.finished.contains(&true);
-                let early = side == Side::Acceptor && !s.answered;
-                let fits = s.finished[side as usize] || over_udp || early || s.disturbed;
+                let fits = s.finished[side as usize] || over_udp || s.disturbed;
                 assert!(fits, "{s:?}");
+            }
+            Err(SendError::NotAccepted) => {
+                assert!(side == Side::Acceptor && !s.answered, "{s:?}");
             }
             Err(SendError::Reset(reset)) => {
                 assert!(s.disturbed || small, "{reset}: {s:?}");
