@@ -70,6 +70,11 @@ impl Control {
         self.frames.len()
     }
 
+    /// Messages that are not replies.
+    pub(super) fn own(&self) -> usize {
+        self.frames.len() - self.replies
+    }
+
     /// Whether too many answers wait for the transport to receive a message that needs one.
     pub(super) const fn is_congested(&self) -> bool {
         self.replies >= self.max_replies

@@ -129,7 +129,9 @@ impl Session {
         if self.streams.len() >= self.config.max_streams {
             return Err(OpenError::Limit(self.config.max_streams));
         }
-        if self.control.len() >= self.config.max_streams {
+        // Each stream begins and may end with a message, and some were released before.
+        let most = self.config.max_streams.saturating_mul(2).saturating_add(16);
+        if self.control.own() >= most {
             return Err(OpenError::Congested);
         }
         let (stream, id) = self.streams.open(proto, self.dialect, now);

@@ -90,7 +90,7 @@ pub enum OpenError {
     /// [`Config::max_streams`](super::Config::max_streams) is reached.
     #[error("{0} connections are open already")]
     Limit(usize),
-    /// Too many control messages wait for the transport.
+    /// Too many messages that open or reset connections wait for the transport.
     #[error("the tunnel is congested")]
     Congested,
     /// This end is draining, or the peer sent GOAWAY.

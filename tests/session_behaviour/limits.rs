@@ -49,6 +49,31 @@ fn the_backlog_is_bounded_and_accepting_makes_room() {
     assert_eq!(pair.opener.reset_of(next), None);
 }
 
+#[test]
+fn only_messages_about_many_connections_keep_new_ones_from_opening() {
+    let small = config(|config| config.max_streams = 1);
+    for version in BOTH {
+        let mut opener = Session::new(Role::Opener, version, small.clone(), at(0));
+        for _ in 0..10 {
+            let (id, payload) = (ClientId::KEEPALIVE, Bytes::new());
+            say(&mut opener, at(0), Frame::Ping { id, payload }).unwrap();
+        }
+        let mut come_and_go = || {
+            let stream = opener.open_tcp(80, at(0))?;
+            opener.reset(stream, Reason::Reset, "");
+            opener.release(stream, at(0));
+            Ok::<_, OpenError>(())
+        };
+        assert_eq!(come_and_go(), Ok(()));
+        assert_eq!(come_and_go(), Ok(()));
+        // Bounded nevertheless, until the transport takes them.
+        let refused = (0..20).find_map(|_| come_and_go().err());
+        assert_eq!(refused, Some(OpenError::Congested));
+        messages(&mut opener, at(0));
+        opener.open_tcp(80, at(0)).unwrap();
+    }
+}
+
 /// The program may still make the connections that the peer has given up.
 #[test]
 fn connections_that_ended_count_until_they_are_answered() {
