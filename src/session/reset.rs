@@ -78,7 +78,7 @@ impl fmt::Display for Reason {
             Self::Denied => "denied",
             Self::NoAgent => "no agent",
             Self::Limit => "limit reached",
-            Self::Overflow => "reader too slow",
+            Self::Overflow => "too much data",
             Self::Reset => "connection reset",
             Self::Gone => "gone",
         })
