@@ -82,7 +82,7 @@ impl Session {
         {
             Some((Reason::Limit, "too many connections"))
         } else if self.pressed {
-            Some((Reason::Limit, "memory is short at the accepting end"))
+            Some((Reason::Limit, "memory is short"))
         } else {
             None
         };
