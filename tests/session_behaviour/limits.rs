@@ -483,10 +483,10 @@ fn a_session_sheds_the_streams_that_hold_most() {
     let ends: Vec<_> = streams.iter().map(reset).collect();
     assert_eq!(ends, [None, Some(Reason::Overflow), Some(Reason::Overflow)]);
     let told = messages(&mut acceptor, at(0));
-    let words = b"memory is short where it was queued";
+    let words = b"memory is short here";
     assert_eq!(told, [3, 2].map(|id| error(id, 7, words)));
     let shown = acceptor.reset_of(streams[2]).unwrap().to_string();
-    assert_eq!(shown, "too much data: memory is short where it was queued");
+    assert_eq!(shown, "too much data: memory is short here");
     // Capacity that a stream cannot use is kept.
     acceptor.shed(0);
     assert_eq!(acceptor.stats().unread, 0);
