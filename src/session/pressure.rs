@@ -16,9 +16,9 @@ impl Session {
     /// Estimate of the bytes a remembered id costs.
     const ENDED_COST: usize = 128;
 
-    /// Bytes that the peer makes this tunnel hold: all queued bytes, with 64 more for each datagram,
-    /// in `mux` also those that applications have taken and not used yet, and an estimate for
-    /// streams, answers and remembered ids.
+    /// Bytes that the peer makes this tunnel hold: all queued bytes, with 64 more for each
+    /// datagram, in `mux` also those that applications have taken and not used yet, and an estimate
+    /// for streams, answers and remembered ids.
     ///
     /// Streams and ids of an opener are not counted, because this end opened them. Their cost is
     /// charged where the request came from.
@@ -79,8 +79,9 @@ impl Session {
         }
     }
 
-    /// While thrifty, the session copies the payloads that it receives. Without a copy, a small payload
-    /// can keep a large buffer of the transport alive. For code that bounds many sessions together.
+    /// While thrifty, the session copies the payloads that it receives. Without a copy, a small
+    /// payload can keep a large buffer of the transport alive. For code that bounds many sessions
+    /// together.
     pub fn set_thrifty(&mut self, thrifty: bool) {
         self.receiving.set_thrifty(thrifty);
     }
