@@ -52,6 +52,8 @@ pub struct Chain {
     pub name: String,
     pub port: u16,
     pub processes: Vec<Process>,
+    /// What our clients dial.
+    server: String,
     /// A failure of another's tool is a result; one of ours ends the run.
     pub peer: bool,
     /// Measures that failed.
@@ -64,6 +66,7 @@ impl Chain {
             name: name.into(),
             port,
             processes,
+            server: String::new(),
             peer: false,
             failures: Cell::new(0),
         }
@@ -225,15 +228,31 @@ pub fn programs(folder: &Folder, links: usize, service: u16, way: Way) -> Result
     };
     let front = reach(front, way.link, &mut processes)?;
     let server = format!("ws://127.0.0.1:{front}/api/tunnel/{path}");
-    for (proto, role) in [("tcp", CLIENT), ("udp", "")] {
-        let mut arguments = flag("--host", server.clone()).to_vec();
-        arguments.extend(flag("--remote-port", service.to_string()));
-        arguments.extend(flag("--local-port", local.to_string()));
-        arguments.extend(flag("--proto", proto.into()));
-        processes.push(start("forward", role, &arguments)?);
-    }
+    let arguments = client_arguments(&server, service, local, "tcp");
+    processes.push(start("forward", CLIENT, &arguments)?);
     await_echo(local, "the chain of programs")?;
-    Ok(Chain::new("ours", local, processes))
+    Ok(Chain {
+        server,
+        ..Chain::new("ours", local, processes)
+    })
+}
+
+fn client_arguments(server: &str, service: u16, local: u16, proto: &str) -> [String; 8] {
+    let (remote, local) = (service.to_string(), local.to_string());
+    let flags = ["--host", "--remote-port", "--local-port", "--proto"];
+    let [host, to, at, of] = flags.map(str::to_owned);
+    [host, server.into(), to, remote, at, local, of, proto.into()]
+}
+
+/// A client that forwards datagrams on the port of this chain of the programs.
+pub fn datagrams(folder: &Folder, ours: &Chain, service: u16) -> Result<Process, String> {
+    let mut command = Command::new(folder.join("forward"));
+    command.args(client_arguments(&ours.server, service, ours.port, "udp"));
+    let client = Process::start("forward", "", &mut command)?;
+    until(READY, "the client for datagrams", || {
+        Ok(load::datagrams(ours.port, 1).is_ok_and(|times| !times.is_empty()))
+    })?;
+    Ok(client)
 }
 
 /// Waits until a byte comes back through it.

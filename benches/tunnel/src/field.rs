@@ -35,8 +35,7 @@ impl Field<'_> {
             let idle = measures::idle(self.sizes.idle.min(most), roles);
             section.rows.extend(measures::take(&side.chains, &idle, 1)?);
             let udp = self.datagrams(&side.chains[1]);
-            let udp = udp.map_err(|error| format!("datagrams: {error}"))?;
-            section.notes.push(udp);
+            section.notes.push(udp?);
         }
         let measures = measures::near(self.sizes, roles, self.service, brief);
         let runs = self.sizes.runs.min(if brief { FEW } else { usize::MAX });
@@ -96,13 +95,16 @@ impl Field<'_> {
     }
 
     /// Datagrams through the chain and straight to the service.
-    fn datagrams(&self, ours: &Chain) -> io::Result<String> {
+    fn datagrams(&self, ours: &Chain) -> Result<String, String> {
+        // Not beside other measures: its tunnel has a place on one of the threads.
+        let _client = chains::datagrams(self.programs, ours, self.service.port)?;
+        let failed = |error: io::Error| format!("datagrams: {error}");
         let (count, runs) = (self.sizes.datagrams, self.sizes.runs);
         let (mut direct, mut through, mut lost) = (Vec::new(), Vec::new(), 0);
         for _ in 0..runs {
-            let times = load::datagrams(self.service.port, count)?;
+            let times = load::datagrams(self.service.port, count).map_err(failed)?;
             direct.push(load::quantile(&times, 0.5));
-            let times = load::datagrams(ours.port, count)?;
+            let times = load::datagrams(ours.port, count).map_err(failed)?;
             lost += count as usize - times.len();
             through.push(load::quantile(&times, 0.5));
         }

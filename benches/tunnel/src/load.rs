@@ -143,14 +143,16 @@ pub fn round_trips(port: u16, count: usize) -> io::Result<Vec<f64>> {
     Ok(times)
 }
 
-/// The same on `pinging` connections, while `bulk` downloads run beside them for that long.
+/// The same on `pinging` connections, while `bulk` downloads run beside them for that long, and the
+/// MiB/s of these.
 pub fn round_trips_beside(
     port: u16,
     bulk: usize,
     time: Duration,
     pinging: usize,
-) -> io::Result<Vec<f64>> {
+) -> io::Result<(Vec<f64>, f64)> {
     let pattern = Pattern::new();
+    let start = Instant::now();
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let bulk = scope.spawn(|| {
@@ -160,21 +162,23 @@ pub fn round_trips_beside(
                 pattern.receive_all(&mut stream)
             });
             over.store(true, Ordering::Relaxed);
-            ended
+            ended.map(|received| (received, start.elapsed()))
         });
         thread::sleep(time / 8);
         let times = at_once(pinging, || {
             pings(port, INTERVAL, || !over.load(Ordering::Relaxed))
         });
         let ended = bulk.join().map_err(|_| io::Error::other("panicked"))?;
-        if ended?.contains(&0) {
+        let (received, elapsed) = ended?;
+        if received.contains(&0) {
             return Err(io::Error::other(
                 "a download beside it came to a standstill",
             ));
         }
         let mut times = times?.concat();
         times.sort_by(f64::total_cmp);
-        Ok(times)
+        let rate = received.iter().sum::<u64>() as f64 / MIB / elapsed.as_secs_f64();
+        Ok((times, rate))
     })
 }
 

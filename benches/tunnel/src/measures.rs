@@ -1,6 +1,7 @@
 //! What is measured, and the rounds in which all columns take turns.
 
 use std::io;
+use std::thread;
 use std::time::Duration;
 
 use crate::Sizes;
@@ -37,6 +38,9 @@ impl<'a> Measure<'a> {
 /// Rounds of what would take too long with all.
 pub const FEW: usize = 3;
 
+/// Before each measure of a chain: what the one before has left is closed and freed meanwhile.
+const SETTLE: Duration = Duration::from_millis(300);
+
 /// A peer that failed as often is left alone.
 const ENOUGH: u8 = 3;
 
@@ -61,6 +65,7 @@ pub fn take(chains: &[Chain], measure: &Measure<'_>, runs: usize) -> Result<Vec<
             if rows[0].failed[column].is_some() {
                 continue;
             }
+            thread::sleep(SETTLE);
             let taken = if chain.failures.get() < ENOUGH {
                 (measure.work)(chain)
             } else {
@@ -197,7 +202,7 @@ pub fn idle<'a>(count: usize, roles: &'a [&'static str]) -> Measure<'a> {
     }
 }
 
-/// The 99th percentile of a round trip beside that many downloads.
+/// Round trips beside that many downloads, and how fast these are.
 fn beside<'a>(bulk: usize, time: Duration, pinging: usize) -> Measure<'a> {
     let name = match bulk {
         1 => "round trip beside bulk".to_owned(),
@@ -205,12 +210,17 @@ fn beside<'a>(bulk: usize, time: Duration, pinging: usize) -> Measure<'a> {
     };
     let figure = |part: &str| Figure::new(format!("{name}, {part}"), "µs", false);
     Measure {
-        figures: vec![figure("p50"), figure("p99")],
+        figures: vec![
+            figure("p50"),
+            figure("p99"),
+            Figure::new(format!("{name}, the bulk"), "MiB/s", true),
+        ],
         work: Box::new(move |chain| {
-            let times = load::round_trips_beside(chain.port, bulk, time, pinging)?;
+            let (times, rate) = load::round_trips_beside(chain.port, bulk, time, pinging)?;
             Ok(vec![
                 load::quantile(&times, 0.5),
                 load::quantile(&times, 0.99),
+                rate,
             ])
         }),
         most: usize::MAX,

@@ -122,9 +122,11 @@ pub struct Section {
     pub notes: Vec<String>,
 }
 
+/// NaN without values.
 pub fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    let middle = |len: usize| values.get(len / 2).copied().unwrap_or(f64::NAN);
+    f64::midpoint(middle(values.len().saturating_sub(1)), middle(values.len()))
 }
 
 pub fn markdown(sections: &[Section], about: &[String], notes: &[String]) -> String {

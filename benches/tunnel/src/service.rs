@@ -3,6 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream, UdpSocket};
+use std::sync::LazyLock;
 use std::thread;
 use std::time::Duration;
 
@@ -25,8 +26,12 @@ pub const FOR_A_TIME: u8 = b'T';
 pub const WHOLE: u8 = b'K';
 pub const BROKEN: u8 = b'X';
 
+static PATTERN: LazyLock<Pattern> = LazyLock::new(Pattern::new);
+
 /// Serves until the process ends.
 pub fn serve(port: u16) -> io::Result<()> {
+    // Not in the time of the first transfer.
+    LazyLock::force(&PATTERN);
     let listener = socket::listen(port, None)?;
     let datagrams = UdpSocket::bind((Ipv4Addr::LOCALHOST, port))?;
     thread::spawn(move || echo_datagrams(&datagrams));
@@ -72,14 +77,13 @@ fn serve_one(mut stream: TcpStream) -> io::Result<()> {
     let mut len = [0; 8];
     stream.read_exact(&mut len)?;
     let len = u64::from_be_bytes(len);
-    let pattern = Pattern::new();
     if wish == [DOWNLOAD] {
-        return pattern.send(&mut stream, len);
+        return PATTERN.send(&mut stream, len);
     }
     if wish == [FOR_A_TIME] {
-        return pattern.send_for(&mut stream, Duration::from_millis(len));
+        return PATTERN.send_for(&mut stream, Duration::from_millis(len));
     }
-    let verdict = match pattern.receive(&mut stream, len) {
+    let verdict = match PATTERN.receive(&mut stream, len) {
         Ok(()) => WHOLE,
         Err(_) => BROKEN,
     };
