@@ -149,13 +149,16 @@ impl Streams {
     /// Removes the stream if it has ended and was released. Returns whether there were many more
     /// streams before, so that memory was given back.
     pub(super) fn reap(&mut self, id: StreamId) -> bool {
-        let place = self.slots.get_mut(id.slot());
-        let over = |s: &Stream| s.id() == id && s.life.is_over();
-        let Some(place) = place.filter(|place| place.as_ref().is_some_and(over)) else {
+        let Some(place) = self.slots.get_mut(id.slot()) else {
             return false;
         };
-        let was_pending = place.take().is_some_and(|s| s.life.is_asked_for());
-        self.pending -= usize::from(was_pending);
+        match place {
+            Some(s) if s.id() == id && s.life.is_over() => {
+                self.pending -= usize::from(s.life.is_asked_for());
+            }
+            _ => return false,
+        }
+        *place = None;
         self.free.push(Reverse(id.slot));
         self.len -= 1;
         self.slots.len() > Self::KEPT && self.len < self.slots.len() / 4 && self.give_back()
