@@ -136,7 +136,7 @@ async fn a_shutdown_that_the_transport_does_not_take_is_told_when_it_does() {
     let unread = accept_tcp(&mut acceptor).await;
     let [there, _] = server.newest();
     there.hold(true);
-    for _ in 0..2 * server.capacity {
+    for _ in 0..2 * server.capacity.load(Ordering::Relaxed) {
         // More than the pipe takes.
         stream.write_all(&[1; 10_000]).await.unwrap();
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -214,7 +214,7 @@ async fn an_end_that_the_old_transport_does_not_take_goes_to_the_next() {
     for _ in 0..10 {
         tokio::task::yield_now().await;
     }
-    for _ in 0..server.capacity {
+    for _ in 0..server.capacity.load(Ordering::Relaxed) {
         server.newest()[1].inject(Packet::Ping);
     }
     drop(acceptor);

@@ -9,7 +9,7 @@ mod room;
 
 use std::future::{Future, ready};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -55,7 +55,8 @@ struct Server {
     acceptors: mpsc::UnboundedSender<Acceptor>,
     drivers: Arc<Mutex<Vec<JoinHandle<Ended>>>>,
     wires: Arc<Mutex<Vec<[Wire; 2]>>>,
-    capacity: usize,
+    /// Of the next pipe.
+    capacity: Arc<AtomicUsize>,
     refuses: Arc<AtomicU32>,
     dials: Arc<Mutex<Vec<Dial>>>,
 }
@@ -69,7 +70,7 @@ impl Server {
             acceptors,
             drivers: Arc::default(),
             wires: Arc::default(),
-            capacity: 8,
+            capacity: Arc::new(AtomicUsize::new(8)),
             refuses: Arc::default(),
             dials: Arc::default(),
         };
@@ -78,7 +79,7 @@ impl Server {
 
     /// A pipe to this server.
     fn dial(&self) -> Pipe {
-        let (near, far, wires) = pipe(self.capacity);
+        let (near, far, wires) = pipe(self.capacity.load(Ordering::Relaxed));
         self.wires.lock().unwrap().push(wires);
         self.serve(far);
         near
