@@ -27,8 +27,8 @@ pub struct Stats {
     /// Violations by the peer ([`Violation`](super::Violation)).
     pub violations: u64,
     /// Messages of the peer without content: PING, PONG, GOAWAY, DATA without a payload, anything
-    /// but DATA for a stream that has ended, WINDOW for a direction that has ended, and every WINDOW
-    /// after the sixteenth while a stream has sent nothing.
+    /// but DATA for a stream that has ended, WINDOW for a direction that has ended, and every
+    /// WINDOW after the sixteenth while a stream has sent nothing.
     pub empty: u64,
     /// DATA for ids that are not live.
     pub stray_data: u64,

@@ -219,7 +219,7 @@ async fn full_rings_and_stalled_readers_do_not_lock_up() {
         }));
     }
     // Nothing arrives, so nothing is acknowledged.
-    server.newest().each_ref().map(|wire| wire.hold(true));
+    server.newest().iter().for_each(|wire| wire.hold(true));
     for _ in 0..5 {
         run_others().await;
         server.capacity.store(2, Ordering::Relaxed);
