@@ -63,7 +63,8 @@ pub struct Config {
     /// something came for it just before, waits until `v1_reach` is used up.
     pub v1_stall: Duration,
     /// v1: most bytes received beyond `v1_stream_buffer` while a stream stalls the tunnel and no
-    /// other stream is known to wait, 1 MiB each `v1_stall`. Default 32 MiB.
+    /// other stream is known to wait, 1 MiB each `v1_stall`, or 4 MiB if one may wait. Default 32
+    /// MiB.
     ///
     /// The peer's transport pings are queued behind these bytes, and the peer ends the transport
     /// when they are not answered. At most half of `receive_budget` is used for this.

@@ -306,7 +306,7 @@ fn a_request_that_was_sent_early_waits() {
 fn a_stream_that_was_just_served_waits_for_a_bounded_time() {
     let config = config(|config| {
         config.v1_stream_buffer = 256 << 10;
-        config.v1_reach = 3 << 20;
+        config.v1_reach = 12 << 20;
         config.keepalive = None;
     });
     for (sends_on, more_comes_at) in [(false, None), (true, None), (true, Some(3))] {

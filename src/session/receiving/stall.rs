@@ -74,6 +74,9 @@ impl Stalls {
     /// Bytes of the reach used in one [`Config::v1_stall`]. The reach has to last for several pings
     /// of the peer, each of which is queued behind all data in both kernels.
     const STEP: usize = 1 << 20;
+    /// The same while another stream may wait behind these bytes: a few seconds for what both
+    /// kernels hold.
+    const STEP_TO_OTHERS: usize = 4 << 20;
 
     /// A stream has received `len` bytes, may be `full` now, and may have waited for them. Returns
     /// a stream for which the others have waited long enough.
@@ -139,13 +142,17 @@ impl Stalls {
             stall.reach = config.v1_reach;
             return None;
         }
-        let room = (config.receive_budget / 2).saturating_sub(unread);
-        let allowance = Self::STEP.min(stall.reach).min(room);
-        match others_wait(stall.stream, stall.since) {
+        let waits = others_wait(stall.stream, stall.since);
+        let step = match waits {
             Waits::Surely => return Some(stall.stream),
+            Waits::Perhaps => Self::STEP_TO_OTHERS,
+            Waits::No => Self::STEP,
+        };
+        let room = (config.receive_budget / 2).saturating_sub(unread);
+        let allowance = step.min(stall.reach).min(room);
+        if allowance == 0 && waits == Waits::Perhaps {
             // Nothing more can be read to find out.
-            Waits::Perhaps if allowance == 0 => return Some(stall.stream),
-            Waits::Perhaps | Waits::No => {}
+            return Some(stall.stream);
         }
         stall.allowance = allowance;
         stall.reach -= allowance;
