@@ -80,10 +80,13 @@ impl TunnelStream {
     ///
     /// Bytes read from the local side go into the transport's message without a copy, and bytes
     /// from the tunnel into the local write. An idle relay holds no buffer. If the local side
-    /// fails, the stream is reset. If the tunnel fails, earlier data is still written, unless the
-    /// stream was reset here because memory was short. Then the caller should reset the local side.
-    /// If the future is dropped before its end, the stream is reset: bytes in between are lost, and
-    /// a part must not look like the whole.
+    /// fails, the stream is reset. If the future is dropped before its end, the stream is reset:
+    /// bytes in between are lost, and a part must not look like the whole.
+    ///
+    /// If the tunnel fails, earlier data is still written, unless the stream was reset here because
+    /// memory was short. The caller should then reset the local side: a TCP socket by a linger time
+    /// of zero before it is dropped. A Unix socket has no reset. Its peer sees the same end as
+    /// after an orderly one, so only the protocol above can tell them apart.
     ///
     /// # Errors
     /// [`RelayError`].

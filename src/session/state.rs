@@ -163,6 +163,7 @@ pub(super) struct Life {
     state: State,
     reset: Option<Box<Reset>>,
     /// Received bytes were lost.
+    #[cfg(feature = "mux")]
     lost: bool,
     /// The peer asked for it, and the application has not answered.
     asked_for: bool,
@@ -174,6 +175,7 @@ impl Life {
         Self {
             state,
             reset: None,
+            #[cfg(feature = "mux")]
             lost: false,
             asked_for: state.is_pending(),
             released: false,
@@ -221,7 +223,10 @@ impl Life {
 
     /// Received bytes are lost, perhaps after the end: the rest must not look complete.
     pub(super) fn lose(&mut self, reset: Reset) {
-        self.lost = true;
+        #[cfg(feature = "mux")]
+        {
+            self.lost = true;
+        }
         self.reset.get_or_insert_with(|| Box::new(reset));
     }
 

@@ -27,9 +27,11 @@ async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let near = TcpStream::connect(listener.local_addr().unwrap()).await;
     let pair = (near.unwrap(), listener.accept().await.unwrap().0);
-    // With buffers of a fixed size.
-    net::tune_app(&pair.0);
-    net::tune_app(&pair.1);
+    for stream in [&pair.0, &pair.1] {
+        // With buffers of a fixed size. A host closes its sockets, and does not reset them.
+        net::tune_app(stream);
+        net::end_in_order(stream);
+    }
     pair
 }
 
