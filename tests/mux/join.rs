@@ -279,9 +279,10 @@ async fn a_stalled_reader_holds_back_its_writer_and_no_other() {
         while let Ok(len) = tokio::time::timeout(stall, write.write(&piece)).await {
             written += len.unwrap();
         }
-        // A window of each tunnel, and what is queued between them.
+        // A window of each tunnel, of 4 MiB where the machine is so busy that the round trip seems
+        // long, and what is queued between them.
         assert!(written >= 256 << 10, "{written}");
-        assert!(written <= 2 << 20, "{written}");
+        assert!(written <= 10 << 20, "{written}");
         let (other_client, other_service, other) = chain.joined().await;
         exchange(other_client, other_service, 1 << 20).await;
         within(other).await.unwrap().unwrap();
