@@ -25,6 +25,9 @@ const SLACK: u64 = 16;
 /// Time until everything has to be back to normal.
 const BACK_WITHIN: Duration = Duration::from_secs(45);
 
+/// Time for the attackers to say how many they are, after the attack should have ended.
+const COUNTED_WITHIN: Duration = Duration::from_secs(10);
+
 /// Time for a program to serve again after the hostile server was replaced by a good one.
 const WELL_AGAIN_WITHIN: Duration = Duration::from_secs(30);
 
@@ -180,6 +183,11 @@ pub fn measure(
         }
         let stop = Instant::now() + plan.attack;
         while Instant::now() < stop && watch.most() < STOP_AT {
+            sleep(Duration::from_millis(50));
+        }
+        // They have the lowest priority, so their first count may be late.
+        let late = stop + COUNTED_WITHIN;
+        while attackers.last_line().is_none() && Instant::now() < late {
             sleep(Duration::from_millis(50));
         }
         let line = attackers.last_line().unwrap_or_default();
