@@ -253,7 +253,7 @@ impl Sizes {
                 far_mib: far_mib(64),
                 far_beside: Duration::from_secs(3),
                 round_trips: 5_000,
-                connections: 8_000,
+                connections: 2_000,
                 datagrams: 5_000,
                 idle,
             }
