@@ -42,9 +42,7 @@ impl Charge {
         self.taken = due;
         true
     }
-}
 
-impl Charge {
     /// Whether bytes are held that the account counts.
     pub(crate) const fn is_due(&self) -> bool {
         self.taken > 0

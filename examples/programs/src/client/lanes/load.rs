@@ -2,12 +2,11 @@
 //!
 //! A tunnel is busy while it moves at least [`BUSY`] bytes a second, and for [`BUSY_FOR`] after
 //! that, or until its last connection ends: a transport with bulk may stand still for a moment. A
-//! new connection takes the tunnel with
-//! the fewest connections of those that are not busy, so that what is interactive stays apart from
-//! bulk. If all are busy, it takes the one with the fewest. Beyond [`FEW`] connections a tunnel,
-//! all further ones take the first: it is fairer to many than the kernel is to several transports.
-//! The last tunnel takes connections only while all others are busy. A burst of bulk connections,
-//! which are not busy when they come, would fill it too.
+//! new connection takes the tunnel with the fewest connections of those that are not busy, so that
+//! what is interactive stays apart from bulk. If all are busy, it takes the one with the fewest.
+//! Beyond [`FEW`] connections a tunnel, all further ones take the first: it is fairer to many than
+//! the kernel is to several transports. The last tunnel takes connections only while all others are
+//! busy. A burst of bulk connections, which are not busy when they come, would fill it too.
 
 use std::time::Duration;
 
