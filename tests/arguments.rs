@@ -145,6 +145,18 @@ fn what_contradicts_itself_is_refused() {
             &["protocol", "twice"],
         ),
         ("forward", &["--no-resume"], &["no task"]),
+        (
+            "forward",
+            &[
+                "42",
+                "80",
+                "--resume-first-ring",
+                "2049",
+                "--resume-ring",
+                "2",
+            ],
+            &["--resume-first-ring 2049", "--resume-ring 2", "lower"],
+        ),
         ("forward", &["--tunnels", "2"], &["no task"]),
         ("forward", &["42", "80", "--host", "ws://a..b"], &["a..b"]),
         (

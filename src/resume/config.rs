@@ -35,6 +35,10 @@ pub struct Config {
     /// With the default a tunnel reaches 1 Gbit/s over a round trip of about 200 ms. Tunnels that
     /// share a budget keep to `ring_min` while more than a sixteenth of it is held.
     pub ring_max: usize,
+    /// Bytes that may be kept beyond the ring, of messages that are not data: they cannot wait for
+    /// room. The tunnel ends when more would be kept (PROTOCOL.md section 5.10). At least 2 MiB,
+    /// which the longest message fits in. Default 4 MiB.
+    pub ring_reserve: usize,
     /// Client: longest time from OPEN to the answer. Then the transport counts as lost. Default 10
     /// s.
     pub opening_timeout: Duration,
@@ -47,6 +51,7 @@ impl Default for Config {
             idle_keep: Duration::from_secs(10),
             ring_min: 1 << 20,
             ring_max: 32 << 20,
+            ring_reserve: 4 << 20,
             opening_timeout: Duration::from_secs(10),
         }
     }
@@ -81,6 +86,13 @@ impl Config {
         self
     }
 
+    /// Sets [`ring_reserve`](Self::ring_reserve).
+    #[must_use]
+    pub const fn with_ring_reserve(mut self, bytes: usize) -> Self {
+        self.ring_reserve = bytes;
+        self
+    }
+
     /// Sets [`opening_timeout`](Self::opening_timeout).
     #[must_use]
     pub const fn with_opening_timeout(mut self, time: Duration) -> Self {
@@ -91,8 +103,10 @@ impl Config {
     /// The same configuration, with values clamped to the range the protocol allows.
     pub(super) fn clamped(mut self) -> Self {
         const LARGEST_RING: usize = 1 << 30;
+        const LEAST_RESERVE: usize = 2 << 20;
         self.ring_min = self.ring_min.clamp(1, LARGEST_RING);
         self.ring_max = self.ring_max.clamp(self.ring_min, LARGEST_RING);
+        self.ring_reserve = self.ring_reserve.max(LEAST_RESERVE);
         self.opening_timeout = self.opening_timeout.max(Duration::from_millis(1));
         self
     }

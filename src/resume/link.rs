@@ -121,8 +121,8 @@ impl Link {
     /// copy shares its bytes. Call it only as [`accepts`](Self::accepts) allows.
     ///
     /// # Errors
-    /// [`Ended`] if the tunnel is over: before, or because more than 4 MiB beyond the ring's size
-    /// would be kept. The message must not be sent then; END is the next output.
+    /// [`Ended`] if the tunnel is over: before, or because more than [`Config::ring_reserve`]
+    /// beyond the ring's size would be kept. The message must not be sent then; END is the next output.
     #[inline]
     pub fn sent(&mut self, message: &Bytes) -> Result<(), Ended> {
         if let Some(ended) = &self.ended {
@@ -131,7 +131,7 @@ impl Link {
         self.acks.beside(message);
         if counts(message) {
             self.ring.push(message.clone());
-            if self.ring.is_over() {
+            if self.ring.is_over(self.config.ring_reserve) {
                 return Err(self.fail(EndReason::Overflow, ""));
             }
         }

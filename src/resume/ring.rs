@@ -48,10 +48,6 @@ impl Ring {
     /// What a message counts beyond its length: the cost of keeping it.
     pub(super) const OVERHEAD: usize = 64;
 
-    /// Bytes of control messages that are kept while the ring is full. With the longest piece of
-    /// data, one message more.
-    pub(super) const RESERVE: usize = 4 << 20;
-
     /// Entries that an idle ring keeps room for.
     const IDLE_CAPACITY: usize = 16;
 
@@ -167,15 +163,15 @@ impl Ring {
         self.held >= self.limit || self.held >= self.share
     }
 
-    /// Whether even control messages are too many.
+    /// Whether even control messages are too many: more than `reserve` bytes beyond the limit.
     #[inline]
-    pub(super) const fn is_over(&self) -> bool {
+    pub(super) const fn is_over(&self, reserve: usize) -> bool {
         let limit = if self.excess > self.limit {
             self.excess
         } else {
             self.limit
         };
-        self.held > limit.saturating_add(Self::RESERVE)
+        self.held > limit.saturating_add(reserve)
     }
 
     pub(super) const fn held(&self) -> usize {

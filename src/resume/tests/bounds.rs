@@ -204,7 +204,7 @@ fn debt_is_acknowledged_in_time() {
 #[test]
 fn an_idle_link_is_small() {
     let mut pair = Pair::new();
-    assert!(size_of::<Link>() <= 640, "{} bytes", size_of::<Link>());
+    assert!(size_of::<Link>() <= 648, "{} bytes", size_of::<Link>());
     send(&mut pair.client, 0..200);
     pair.client.handle_message(at(0), ack(200));
     assert!(pair.client.room() <= 16 * size_of::<Bytes>());
@@ -228,6 +228,27 @@ fn a_limit_that_is_said_again_allows_no_more() {
         let reason = ended.map(|ended| ended.reason);
         assert_eq!(reason, Some(EndReason::Overflow), "{limits:?}");
         assert!(most <= (1 << 20) + (4 << 20));
+    }
+}
+
+#[test]
+fn the_reserve_for_control_follows_the_configuration() {
+    const RING: usize = 8 << 10;
+    for reserve in [2 << 20, 3 << 20] {
+        let config = Config::default().with_ring_min(RING).with_ring_max(RING);
+        let mut pair = Pair::with(config.with_ring_reserve(reserve));
+        while pair.client.accepts() == Accepts::All {
+            pair.client.sent(&long(1000)).unwrap();
+        }
+        let ping = Bytes::from_static(&PING);
+        let mut most = 0;
+        while pair.client.sent(&ping).is_ok() {
+            most = pair.client.ring_bytes();
+        }
+        assert!(
+            (RING + reserve - 72..=RING + reserve).contains(&most),
+            "{most}"
+        );
     }
 }
 

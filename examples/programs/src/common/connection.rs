@@ -5,6 +5,7 @@ use tokio_rustls::rustls::RootCertStore;
 
 use super::program::{Failure, Process};
 use super::proxies::ProxyArgs;
+use super::resume::OpeningArgs;
 use super::tls::{ClientTlsArgs, Dialer, IdentityArgs};
 use super::token::{Credential, TokenArgs};
 use super::tunnel::{self, TunnelArgs};
@@ -16,6 +17,9 @@ use super::wake::Wake;
 pub struct ConnectionArgs {
     #[command(flatten)]
     tunnels: TunnelArgs,
+
+    #[command(flatten)]
+    opening: OpeningArgs,
 
     #[command(flatten)]
     token: TokenArgs,
@@ -44,8 +48,8 @@ impl ConnectionArgs {
     /// How to connect to `url`. `roots` are trusted unless `--ca` is given.
     ///
     /// # Errors
-    /// A file cannot be used, a proxy URL is malformed, or certificates are given for a connection
-    /// without TLS.
+    /// A file cannot be used, a proxy URL is malformed, certificates are given for a connection
+    /// without TLS, or flags contradict each other.
     pub fn connection(
         &self,
         url: &Url,
@@ -59,10 +63,12 @@ impl ConnectionArgs {
         }
         let proxies = self.proxy.proxies()?;
         proxies.before(url).map_err(Failure::usage)?;
+        let mut tunnels = self.tunnels.settings(process)?;
+        tunnels.resume = tunnels.resume.map(|config| self.opening.apply(config));
         Ok(Connection {
             token: self.token.credential()?,
             dialer: Dialer::new(&self.tls, Some(&self.identity), roots, proxies)?,
-            tunnels: self.tunnels.settings(process),
+            tunnels,
             wake: Wake::watched(),
         })
     }

@@ -8,6 +8,7 @@ use clap::Args;
 use kohakuriver_tunnel::mux::Attachment;
 use kohakuriver_tunnel::resume::{Config, Resumption};
 
+use super::program::Failure;
 use super::words;
 
 /// Flags of every program with tunnels.
@@ -19,8 +20,8 @@ pub struct ResumeArgs {
     no_resume: bool,
 
     /// Seconds that the connections of a tunnel wait for its next WebSocket; the shorter of both
-    /// sides' values counts. A tunnel without connections is kept for at most 10 s. What a vanished
-    /// client holds at a service, such as a transaction or a lock, is freed after this time.
+    /// sides' values counts. What a vanished client holds at a service, such as a transaction or a
+    /// lock, is freed after this time.
     #[arg(
         long,
         value_name = "SECONDS",
@@ -29,9 +30,17 @@ pub struct ResumeArgs {
     )]
     resume_keep: u32,
 
-    /// Maximum MiB that a tunnel keeps of what it sent, until the other side has confirmed it. A
-    /// tunnel begins with 1 MiB, and a fast one over a long path takes more. The sum is bounded by
-    /// --memory.
+    /// As --resume-keep, for a tunnel without connections: it is kept for the shorter of the two.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 10,
+        value_parser = clap::value_parser!(u32).range(0..=86_400)
+    )]
+    resume_idle_keep: u32,
+
+    /// Maximum MiB that a tunnel keeps of what it sent, until the other side has confirmed it. The
+    /// sum is bounded by --memory.
     #[arg(
         long,
         value_name = "MIB",
@@ -39,16 +48,75 @@ pub struct ResumeArgs {
         value_parser = clap::value_parser!(u32).range(1..=1024)
     )]
     resume_ring: u32,
+
+    /// KiB of it that every tunnel may use. A tunnel that is fast over a long path takes more.
+    #[arg(
+        long,
+        value_name = "KIB",
+        default_value_t = 1024,
+        value_parser = clap::value_parser!(u32).range(1..=1_048_576)
+    )]
+    resume_first_ring: u32,
+
+    /// MiB that a tunnel keeps beyond its ring of what is not data, such as answers. A tunnel that
+    /// would need more ends.
+    #[arg(
+        long,
+        value_name = "MIB",
+        default_value_t = 4,
+        value_parser = clap::value_parser!(u32).range(2..=1024)
+    )]
+    resume_reserve: u32,
 }
 
 impl ResumeArgs {
     /// `None` if it is turned off.
-    pub fn config(&self) -> Option<Config> {
-        let keep = Duration::from_secs(self.resume_keep.into());
-        let ring = usize::try_from(u64::from(self.resume_ring) << 20).unwrap_or(usize::MAX);
-        let config = Config::default().with_keep(keep).with_ring_max(ring);
-        (!self.no_resume).then_some(config)
+    ///
+    /// # Errors
+    /// The first ring is larger than the largest.
+    pub fn config(&self) -> Result<Option<Config>, Failure> {
+        let (first, most) = (self.resume_first_ring, self.resume_ring);
+        if u64::from(first) > u64::from(most) << 10 {
+            return Err(Failure::usage(format!(
+                "--resume-first-ring {first} (KiB) is more than --resume-ring {most} (MiB): \
+                 lower the one or raise the other"
+            )));
+        }
+        let kib = |kib: u32| usize::try_from(u64::from(kib) << 10).unwrap_or(usize::MAX);
+        let mib = |mib| kib(mib).saturating_mul(1024);
+        let config = Config::default()
+            .with_keep(seconds(self.resume_keep))
+            .with_idle_keep(seconds(self.resume_idle_keep))
+            .with_ring_min(kib(first))
+            .with_ring_max(mib(most))
+            .with_ring_reserve(mib(self.resume_reserve));
+        Ok((!self.no_resume).then_some(config))
     }
+}
+
+/// Flags of a program that opens tunnels.
+#[derive(Args, Debug, Clone, PartialEq)]
+pub struct OpeningArgs {
+    /// Seconds for the answer whether a tunnel begins or goes on. Then the WebSocket counts as
+    /// lost.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 10,
+        value_parser = clap::value_parser!(u32).range(1..=86_400)
+    )]
+    resume_timeout: u32,
+}
+
+impl OpeningArgs {
+    /// The same configuration, with these flags.
+    pub fn apply(&self, config: Config) -> Config {
+        config.with_opening_timeout(seconds(self.resume_timeout))
+    }
+}
+
+fn seconds(seconds: u32) -> Duration {
+    Duration::from_secs(seconds.into())
 }
 
 /// What was sent again when tunnels went on.
@@ -105,5 +173,42 @@ pub fn told(attachment: &Attachment) -> String {
             )
         }
         _ => "has its first WebSocket".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        resume: ResumeArgs,
+        #[command(flatten)]
+        opening: OpeningArgs,
+    }
+
+    #[test]
+    fn every_flag_has_its_setting() {
+        let config = |flags: &str| {
+            let line = Line::parse_from(["program"].into_iter().chain(flags.split(' ')));
+            let config = line.resume.config().ok().flatten();
+            config.map(|config| line.opening.apply(config))
+        };
+        let defaults = "--resume-keep 120";
+        assert_eq!(config(defaults), Some(Config::default()));
+        assert_eq!(config("--no-resume"), None);
+        let all = "--resume-keep 1 --resume-idle-keep 2 --resume-ring 3 --resume-first-ring 4 \
+                   --resume-reserve 5 --resume-timeout 6";
+        let expected = Config::default()
+            .with_keep(Duration::from_secs(1))
+            .with_idle_keep(Duration::from_secs(2))
+            .with_ring_max(3 << 20)
+            .with_ring_min(4 << 10)
+            .with_ring_reserve(5 << 20)
+            .with_opening_timeout(Duration::from_secs(6));
+        assert_eq!(config(all), Some(expected));
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::memory::{Charged, MemoryArgs};
-use super::program::Process;
+use super::program::{Failure, Process};
 use super::resume::ResumeArgs;
 use super::words;
 use super::ws::{self, Socket, WebSocketCarrier};
@@ -111,13 +111,15 @@ pub struct Settings {
 }
 
 impl TunnelArgs {
-    pub fn settings(&self, process: &Process) -> Settings {
+    /// # Errors
+    /// Flags contradict each other.
+    pub fn settings(&self, process: &Process) -> Result<Settings, Failure> {
         let bytes = |mib: u64| usize::try_from(mib << 20).unwrap_or(usize::MAX);
         let mut settings = Settings::new(
             self.memory.budget(&process.threads),
             process.tunnels.clone(),
         );
-        settings.resume = self.resume.config();
+        settings.resume = self.resume.config()?;
         settings.config.place = process.place;
         settings.config.v1_stall = Duration::from_secs_f64(self.v1_stall);
         settings.config.v1_stream_buffer = bytes(self.v1_buffer);
@@ -125,7 +127,7 @@ impl TunnelArgs {
         // The bound on all streams must not reset a paused reader.
         let paused = settings.config.v1_stream_buffer.saturating_mul(2);
         settings.config.receive_budget = settings.config.receive_budget.max(paused);
-        settings
+        Ok(settings)
     }
 }
 

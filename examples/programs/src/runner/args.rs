@@ -174,7 +174,7 @@ impl Args {
                 )));
             }
         }
-        let tunnels = self.tunnels.settings(process);
+        let tunnels = self.tunnels.settings(process)?;
         Ok(Settings {
             targets: self.targets.iter().cloned().collect(),
             enabled: self.tunnel_enabled,
