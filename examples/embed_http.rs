@@ -19,6 +19,7 @@ use kohakuriver_tunnel::carrier;
 use kohakuriver_tunnel::mux::{self, Mux};
 use kohakuriver_tunnel::session::Version;
 use tokio_tungstenite::connect_async_with_config;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, ClientRequestBuilder};
 use tonic::transport::{Endpoint, Uri};
 use tonic_health::pb::HealthCheckRequest;
@@ -80,7 +81,8 @@ async fn health(mux: &Mux, port: u16) -> Result<String, Box<dyn Error>> {
 /// As in `embed_client`.
 async fn connect(url: &str) -> Result<Mux, Box<dyn Error>> {
     let request = ClientRequestBuilder::new(url.parse()?).with_sub_protocol(Version::OFFER);
-    let (socket, answer) = connect_async_with_config(request, None, true).await?;
+    let config = WebSocketConfig::default().max_message_size(Some(1 << 20));
+    let (socket, answer) = connect_async_with_config(request, Some(config), true).await?;
     let chosen = answer.headers().get("sec-websocket-protocol");
     let version = Version::answered(chosen.and_then(|name| name.to_str().ok()))?;
     let (mux, driver) = mux::builder().version(version).connect(socket, Ws).await?;

@@ -20,6 +20,7 @@ use kohakuriver_tunnel::session::{Reason, Version};
 use kohakuriver_tunnel::{carrier, resume};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, ClientRequestBuilder};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 
@@ -27,6 +28,9 @@ carrier!(ServerWs: ws::Message, close: ws::CloseFrame);
 carrier!(ClientWs: tungstenite::Message, close: tungstenite::protocol::CloseFrame);
 
 const PROTOCOL: &str = "sec-websocket-protocol";
+
+/// More than a tunnel's messages have (PROTOCOL.md section 3) only costs memory.
+const LARGEST_MESSAGE: usize = 1 << 20;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -64,7 +68,10 @@ async fn upgrade(
     let offers = headers.get_all(PROTOCOL).iter();
     let offers: Vec<_> = offers.filter_map(|offer| offer.to_str().ok()).collect();
     let choice = resume::choose(&offers.join(","));
-    ws.protocols(choice.answer).on_upgrade(async move |socket| {
+    let ws = ws
+        .protocols(choice.answer)
+        .max_message_size(LARGEST_MESSAGE);
+    ws.on_upgrade(async move |socket| {
         // Only who may use this route goes on with a tunnel of it.
         let binding = Binding::new("/api/tunnel", "everybody", peer.ip().to_string());
         if let Err(error) = tunnel(socket, choice, kept, binding).await {
@@ -123,7 +130,8 @@ async fn connect(url: &str) -> Result<(Socket, Version, bool), ConnectFailure> {
     let again = |error: &dyn Error| ConnectFailure::again(&error.to_string());
     let request = ClientRequestBuilder::new(url.parse().map_err(|error| last(&error))?);
     let request = request.with_sub_protocol(resume::OFFER);
-    let connected = connect_async_with_config(request, None, true).await;
+    let config = WebSocketConfig::default().max_message_size(Some(LARGEST_MESSAGE));
+    let connected = connect_async_with_config(request, Some(config), true).await;
     let (mut socket, answer) = connected.map_err(|error| match &error {
         // This client is not let in any more, or there is nothing for it. Others pass, as 408, 429.
         tungstenite::Error::Http(answer) => match answer.status().as_u16() {

@@ -101,9 +101,20 @@ fn connect(url: &str) -> Result<(Socket, Version), Box<dyn Error>> {
     if let MaybeTlsStream::Plain(tcp) = socket.get_ref() {
         tcp.set_nodelay(true)?; // or a small message waits for the peer's delayed acknowledgement
     }
-    match Greeting::parse(socket.read()?.to_text()?) {
-        Greeting::Connected => Ok((socket, version)),
-        Greeting::Refused(reason) => Err(reason.into()),
+    let until = std::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        let wait = until.saturating_duration_since(std::time::Instant::now());
+        match receive(&mut socket, wait)? {
+            Some(Message::Ping(_) | Message::Pong(_)) => {}
+            Some(message) => {
+                return match Greeting::parse(message.to_text()?) {
+                    Greeting::Connected => Ok((socket, version)),
+                    Greeting::Refused(reason) => Err(reason.into()),
+                };
+            }
+            None if wait.is_zero() => return Err("no greeting within 10 s".into()),
+            None => {}
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use kohakuriver_tunnel::transport::{Carrier, Received};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::spawn_local;
+use web_sys::{TextDecodeOptions, TextDecoder};
 
 /// Tunnel messages in those of gloo-net.
 struct Ws;
@@ -105,13 +106,22 @@ pub async fn get(url: String, port: u16, show: js_sys::Function) -> Result<(), J
     // always ready, and the browser would queue whatever the peer has given credit for.
     let mut stream = mux.open_tcp(port)?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+    // A character may begin in one piece and end in the next.
+    let decoder = TextDecoder::new().map_err(described)?;
+    let in_pieces = TextDecodeOptions::new();
+    in_pieces.set_stream(true);
     let mut buffer = vec![0; 16 << 10];
     loop {
         let len = stream.read(&mut buffer).await?;
         if len == 0 {
             return Ok(());
         }
-        let text = String::from_utf8_lossy(&buffer[..len]);
-        let _ = show.call1(&JsValue::NULL, &text.as_ref().into());
+        let piece = &buffer[..len];
+        let text = decoder.decode_with_u8_array_and_options(piece, &in_pieces);
+        let _ = show.call1(&JsValue::NULL, &text.map_err(described)?.into());
     }
+}
+
+fn described(error: JsValue) -> JsError {
+    JsError::new(&format!("{error:?}"))
 }

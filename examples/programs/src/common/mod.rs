@@ -1,6 +1,6 @@
 //! What the four programs share: command line, logging, signals, sockets, the WebSocket handshake.
 //!
-//! This is policy. The rules of the tunnel protocol are in the library.
+//! This is policy. The rules of messages and streams are in the library.
 
 pub mod accept;
 pub mod addresses;
