@@ -484,11 +484,14 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         let now = self.shared.now();
-        let wakers = self.with(|state, id| {
+        let wakers = self.shared.waking(|state, wake| {
+            let id = self.id;
             let transmitted = state.forget_transmitted(id);
             state.session.release(id, now);
             state.handles -= 1;
-            let wakers = core::mem::take(state.wakers(id));
+            let mut wakers = core::mem::take(state.wakers(id));
+            // Its future does not borrow the stream.
+            wake.extend(wakers.established.take());
             let slots = state.session.slots();
             if state.wakers.len() > 64.max(4 * slots) {
                 state.wakers.truncate(slots);

@@ -9,7 +9,7 @@ use kohakuriver_tunnel::session::{Reason, Reset, State, Version};
 use kohakuriver_tunnel::wire::{Chunk, Proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::tunnel::{Link, noise, within};
+use super::tunnel::{Link, noise, run_others, within};
 
 #[tokio::test]
 async fn what_is_written_comes_back() {
@@ -178,6 +178,20 @@ async fn a_reset_tells_its_reason_after_what_came_before() {
             assert!(within(far.read(&mut first)).await.is_err());
         }
     }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_dropped_ends_the_wait_for_its_answer() {
+    let tunnel = Link::Pipe.v2().await;
+    let stream = tunnel.near.open_tcp(1).unwrap();
+    let answer = tokio::spawn(stream.established());
+    run_others().await;
+    assert!(!answer.is_finished());
+    drop(stream);
+    assert_eq!(
+        within(answer).await.unwrap().unwrap_err().reason,
+        Reason::Gone
+    );
 }
 
 #[tokio::test]
