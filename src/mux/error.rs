@@ -178,11 +178,14 @@ mod tests {
     use std::error::Error;
 
     use super::*;
+    use crate::mux::RelayError;
+    use crate::session::{Reason, Reset, SendError};
+    use crate::wire::Chunk;
 
     #[test]
     fn an_io_error_has_a_kind_and_contains_the_error() {
-        fn check(error: impl Into<io::Error> + Error + Clone + 'static, kind: io::ErrorKind) {
-            let text = error.clone().to_string();
+        fn check(error: impl Into<io::Error> + Error + 'static, kind: io::ErrorKind) {
+            let text = error.to_string();
             let error: io::Error = error.into();
             assert_eq!((error.kind(), error.to_string()), (kind, text));
             assert!(error.get_ref().is_some());
@@ -200,6 +203,20 @@ mod tests {
         };
         check(refused, io::ErrorKind::ConnectionRefused);
         check(ConnectError::TimedOut, io::ErrorKind::TimedOut);
+        let denied = || Reset::new(Reason::Denied, "no");
+        check(
+            RelayError::Tunnel(denied()),
+            io::ErrorKind::PermissionDenied,
+        );
+        let local = io::Error::from(io::ErrorKind::BrokenPipe);
+        check(RelayError::Local(local), io::ErrorKind::BrokenPipe);
+        check(SendError::Reset(denied()), io::ErrorKind::PermissionDenied);
+        check(SendError::Finished, io::ErrorKind::BrokenPipe);
+        check(
+            SendError::Blocked(Chunk::copied(b"x")),
+            io::ErrorKind::WouldBlock,
+        );
+        check(SendError::TooLong(70_000), io::ErrorKind::InvalidInput);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
 use super::grace::Grace;
-use super::stream::{ReadHalf, TunnelStream, WriteHalf};
+use super::stream::{ReadHalf, TunnelStream, WriteHalf, kind_of};
 use crate::session::{Reason, Reset, SendError};
 use crate::wire::{Chunk, HeadroomBuf};
 
@@ -72,6 +72,18 @@ pub enum RelayError {
     /// The local side failed. The peer was informed.
     #[error("local connection: {0}")]
     Local(#[from] io::Error),
+}
+
+impl From<RelayError> for io::Error {
+    /// The error has the kind of the [`Reset`] or of the local error, and contains the
+    /// [`RelayError`].
+    fn from(error: RelayError) -> Self {
+        let kind = match &error {
+            RelayError::Tunnel(reset) => kind_of(reset),
+            RelayError::Local(error) => error.kind(),
+        };
+        Self::new(kind, error)
+    }
 }
 
 impl TunnelStream {

@@ -406,7 +406,7 @@ impl AsyncWrite for WriteHalf {
         }
         self.handle.poll(cx, Awaited::Writable, |state, id| {
             let sent = state.session.send_slice(id, bytes);
-            match sent.map_err(write_error)? {
+            match sent? {
                 0 => Poll::Pending,
                 sent => Poll::Ready(Ok(sent)),
             }
@@ -457,15 +457,18 @@ impl AsyncWrite for TunnelStream {
 
 /// The error as an [`io::Error`] that contains the [`Reset`].
 pub(super) fn io_error(reset: Reset) -> io::Error {
-    let kind = match reset.reason {
+    io::Error::new(kind_of(&reset), reset)
+}
+
+pub(super) fn kind_of(reset: &Reset) -> io::ErrorKind {
+    match reset.reason {
         Reason::Refused => io::ErrorKind::ConnectionRefused,
         Reason::Unreachable => io::ErrorKind::HostUnreachable,
         Reason::TimedOut => io::ErrorKind::TimedOut,
         Reason::Denied => io::ErrorKind::PermissionDenied,
         Reason::NoAgent => io::ErrorKind::NotConnected,
         _ => io::ErrorKind::ConnectionReset,
-    };
-    io::Error::new(kind, reset)
+    }
 }
 
 pub(super) fn reset_of(error: StreamError) -> Reset {
@@ -473,14 +476,6 @@ pub(super) fn reset_of(error: StreamError) -> Reset {
         StreamError::Reset(reset) => reset,
         // The session knows the stream as long as its handle exists.
         other => Reset::new(Reason::Gone, &alloc::format!("{other}")),
-    }
-}
-
-/// As [`io_error`], for a direction that was shut down.
-fn write_error(error: SendError) -> io::Error {
-    match error {
-        SendError::Finished => io::Error::new(io::ErrorKind::BrokenPipe, error),
-        error => io_error(send_reset(error)),
     }
 }
 
@@ -494,5 +489,20 @@ pub(super) fn send_reset(error: SendError) -> Reset {
 impl From<Reset> for io::Error {
     fn from(reset: Reset) -> Self {
         io_error(reset)
+    }
+}
+
+impl From<SendError> for io::Error {
+    /// "Would block" without credit or room, "broken pipe" if this direction was finished. The
+    /// error contains the [`SendError`], or the [`Reset`] if it is one.
+    fn from(error: SendError) -> Self {
+        let kind = match error {
+            SendError::Reset(reset) => return io_error(reset),
+            SendError::Blocked(_) => io::ErrorKind::WouldBlock,
+            SendError::TooLong(_) => io::ErrorKind::InvalidInput,
+            SendError::NotAccepted | SendError::Unknown => io::ErrorKind::NotConnected,
+            SendError::Finished => io::ErrorKind::BrokenPipe,
+        };
+        Self::new(kind, error)
     }
 }
