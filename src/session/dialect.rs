@@ -77,10 +77,18 @@ impl Dialect {
 
     /// Bytes that this end may send on a connection before the first WINDOW.
     pub(super) const fn initial_credit(self, proto: Proto) -> u64 {
-        match (self.version, proto, self.role) {
-            (Version::V2, Proto::Tcp, Role::Opener) => EARLY_DATA as u64,
-            (Version::V2, Proto::Tcp, Role::Acceptor) => INITIAL_WINDOW as u64,
+        match (self.version, proto) {
+            (Version::V2, Proto::Tcp) => INITIAL_WINDOW as u64,
             _ => u64::MAX,
+        }
+    }
+
+    /// Most bytes that this end may send on a connection before it is accepted, whatever WINDOW
+    /// has granted.
+    pub(super) const fn early_data(self, proto: Proto) -> Option<u64> {
+        match (self.version, proto, self.role) {
+            (Version::V2, Proto::Tcp, Role::Opener) => Some(EARLY_DATA as u64),
+            _ => None,
         }
     }
 

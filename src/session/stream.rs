@@ -44,7 +44,7 @@ impl Stream {
         Self {
             name: Name { id, wire_id, proto },
             life: Life::new(state),
-            send: SendHalf::new(dialect.initial_credit(proto)),
+            send: SendHalf::new(dialect.initial_credit(proto), dialect.early_data(proto)),
             recv,
             notice: Notice::default(),
             linger: Deadline::default(),

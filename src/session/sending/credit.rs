@@ -1,27 +1,26 @@
-use super::super::{EARLY_DATA, INITIAL_WINDOW};
-
 /// The peer's credit on one stream (PROTOCOL.md section 5.5).
 #[derive(Debug, Default)]
 pub(super) struct Credit {
     sent: u64,
     /// Total bytes that the peer accepts, as granted so far.
     limit: u64,
+    /// Most bytes in total until the connection is accepted.
+    early: Option<u64>,
 }
 
 impl Credit {
-    pub(super) const fn new(limit: u64) -> Self {
-        Self { sent: 0, limit }
+    pub(super) const fn new(limit: u64, early: Option<u64>) -> Self {
+        let sent = 0;
+        Self { sent, limit, early }
     }
 
     pub(super) fn spend(&mut self, len: usize) {
         self.sent += len as u64;
     }
 
-    /// The connection was accepted: the rest of the initial window may be used.
+    /// The connection was accepted: all of the credit may be used.
     pub(super) fn establish(&mut self) {
-        if self.limit != u64::MAX {
-            self.limit += u64::from(INITIAL_WINDOW - EARLY_DATA);
-        }
+        self.early = None;
     }
 
     /// Adds credit. `None` if the sum overflows.
@@ -32,7 +31,8 @@ impl Credit {
 
     /// Credit beyond the `queued` bytes.
     pub(super) fn left(&self, queued: usize) -> usize {
-        let left = self.limit - self.sent - queued as u64;
+        let limit = self.early.unwrap_or(self.limit);
+        let left = limit - self.sent - queued as u64;
         usize::try_from(left).unwrap_or(usize::MAX)
     }
 

@@ -513,15 +513,15 @@ impl SendHalf {
     /// in a few parts.
     const GRANTS: u8 = 16;
 
-    pub(super) fn new(credit: u64) -> Self {
-        let credit = Credit::new(credit);
+    pub(super) fn new(credit: u64, early: Option<u64>) -> Self {
+        let credit = Credit::new(credit, early);
         Self {
             credit,
             ..Self::default()
         }
     }
 
-    /// The connection was accepted: the rest of the initial window may be used.
+    /// The connection was accepted: all of the credit may be used.
     pub(super) fn establish(&mut self) {
         self.credit.establish();
     }
