@@ -291,7 +291,13 @@ impl WriteHalf {
     }
 
     /// There is nothing to send now: others get the room that may be kept for this stream.
-    pub(super) fn pass(&mut self) {
+    ///
+    /// A write or [`capacity`](Self::capacity) that had to wait stays in line for the tunnel's
+    /// [`send_budget`](crate::session::Config::send_budget) when its future is dropped, so that it
+    /// keeps its place if it is made again. When its turn comes, one message's room is kept for the
+    /// stream until it sends, or everything that is queued was transmitted. Call this if it will
+    /// not send soon.
+    pub fn pass(&mut self) {
         if core::mem::take(&mut self.waited) {
             self.handle
                 .with(|state, id| state.session.cancel_writable(id));
@@ -306,7 +312,9 @@ impl WriteHalf {
     /// # Errors
     /// [`SendError`].
     pub fn send(&mut self, chunk: Chunk) -> Result<(), SendError> {
-        self.handle.with(|state, id| state.session.send(id, chunk))
+        let outcome = self.handle.with(|state, id| state.session.send(id, chunk));
+        self.waited |= matches!(outcome, Err(SendError::Blocked(_)));
+        outcome
     }
 
     /// Sends as much of the chunk as there is room for, at least one byte. Returns how many bytes;
@@ -397,20 +405,22 @@ impl AsyncRead for ReadHalf {
 
 impl AsyncWrite for WriteHalf {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         if bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        self.handle.poll(cx, Awaited::Writable, |state, id| {
+        let written = self.handle.poll(cx, Awaited::Writable, |state, id| {
             let sent = state.session.send_slice(id, bytes);
             match sent? {
                 0 => Poll::Pending,
                 sent => Poll::Ready(Ok(sent)),
             }
-        })
+        });
+        self.waited |= written.is_pending();
+        written
     }
 
     /// The driver flushes by itself. Returns an error if the stream was reset, because written data

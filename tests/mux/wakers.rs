@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
-use futures_util::FutureExt;
+use bytes::Bytes;
+use futures_util::{FutureExt, SinkExt, StreamExt};
 use kohakuriver_tunnel::mux;
 use kohakuriver_tunnel::session::{Config, Version};
+use kohakuriver_tunnel::wire::{Frame, Proto, RawFrame};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use super::pipe::{Packets, pipe};
-use super::tunnel::{builder, piped, within};
+use super::pipe::{Packet, Packets, pipe};
+use super::tunnel::{builder, piped, run_others, within};
 
 /// A task that looks at the tunnel when it is woken and when it ends.
 struct Curious(mux::Tunnel);
@@ -115,6 +117,60 @@ async fn a_driver_whose_transport_is_full_is_not_woken_to_write() {
     wakes.take();
     mux.tunnel().shutdown();
     assert!(wakes.take() > 0);
+}
+
+/// Writers that were told to send and no longer want to let others have the room.
+#[tokio::test]
+async fn a_writer_that_passes_gives_its_room_to_others() {
+    const PIECE: usize = 4096;
+    let config = Config::default()
+        .with_send_budget(256 << 10)
+        .with_max_piece(PIECE)
+        .with_contended_piece(PIECE);
+    let (near, mut far, _wires) = pipe(1);
+    let (mux, driver) = mux::builder()
+        .config(config)
+        .opener(near, Packets::default());
+    let _driver = tokio::spawn(driver);
+    let mut streams = Vec::from_iter((0..100).map(|_| mux.open_tcp(80).unwrap()));
+    for _ in &streams {
+        let Some(Ok(Packet::Binary(connect))) = within(far.next()).await else {
+            panic!("no message")
+        };
+        let (proto, id) = (Proto::Tcp, RawFrame::new(&connect).unwrap().id());
+        let connected = Frame::<Bytes>::Connected { proto, id };
+        far.send(Packet::Binary(connected.to_bytes()))
+            .await
+            .unwrap();
+    }
+    run_others().await;
+    let wakes = Vec::from_iter(streams.iter().map(|_| Arc::<Counting>::default()));
+    for (stream, wakes) in streams.iter_mut().zip(&wakes) {
+        let waker = Waker::from(Arc::clone(wakes));
+        let cx = &mut Context::from_waker(&waker);
+        while pin!(&mut *stream).poll_write(cx, &[0; PIECE]).is_ready() {}
+    }
+    let told = || Vec::from_iter((0..100).filter(|i| wakes[*i].take() > 0));
+    assert!(told().is_empty());
+    let first = within(async {
+        loop {
+            far.next().await;
+            run_others().await;
+            let first = told();
+            if !first.is_empty() {
+                break first;
+            }
+        }
+    })
+    .await;
+    assert!(first.len() < 50, "{first:?}");
+    run_others().await;
+    assert!(told().is_empty());
+    for stream in &first {
+        streams[*stream].split_mut().1.pass();
+    }
+    run_others().await;
+    assert_eq!(told().len(), first.len());
 }
 
 #[tokio::test]
