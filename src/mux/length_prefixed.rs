@@ -16,7 +16,8 @@ use crate::wire::HEADER_LEN;
 /// A transport over any byte stream: TCP, TLS, a Unix socket, vsock, a channel of SSH (PROTOCOL.md
 /// section 3.2).
 ///
-/// A big-endian `u32` before each message gives its length, at most 1 MiB. The carrier is
+/// A big-endian `u32` before each message gives its length, at most 1 MiB;
+/// [`LengthPrefixed::with_max_len`] sets another bound. The carrier is
 /// [`Plain`](crate::transport::Plain). It has no texts, so such a tunnel begins without a greeting.
 ///
 /// The byte stream has tokio's `AsyncRead` and `AsyncWrite`. `tokio_util::compat` converts one with
@@ -52,17 +53,38 @@ pub fn length_prefixed<S>(io: S) -> LengthPrefixed<S>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    LengthPrefixed {
-        vectored: io.is_write_vectored(),
-        io,
-        codec: StreamCodec::new(),
-        input: BytesMut::new(),
-        read_size: READ_MIN,
-        ended: false,
-        queue: VecDeque::new(),
-        buffer: BytesMut::new(),
-        queued: 0,
-        written: 0,
+    LengthPrefixed::with_max_len(io, StreamCodec::DEFAULT_MAX_LEN)
+}
+
+impl<S: AsyncWrite> LengthPrefixed<S> {
+    /// As [`length_prefixed`], for messages of at most `max_len` bytes, header included; at most
+    /// `u32::MAX`.
+    ///
+    /// It bounds what a peer can make this end hold of one message. It is not negotiated, so both
+    /// ends should use the same one. The longest message of a session has
+    /// [`max_piece`](crate::session::Config::max_piece) or, on a flow, 65,507 bytes of payload.
+    ///
+    /// ```
+    /// use kohakuriver_tunnel::mux::LengthPrefixed;
+    ///
+    /// let (near, _far) = tokio::io::duplex(64);
+    /// let transport = LengthPrefixed::with_max_len(near, 68 << 10);
+    /// assert_eq!(transport.max_len(), 68 << 10);
+    /// ```
+    #[must_use]
+    pub fn with_max_len(io: S, max_len: usize) -> Self {
+        Self {
+            vectored: io.is_write_vectored(),
+            io,
+            codec: StreamCodec::with_max_len(max_len),
+            input: BytesMut::new(),
+            read_size: READ_MIN,
+            ended: false,
+            queue: VecDeque::new(),
+            buffer: BytesMut::new(),
+            queued: 0,
+            written: 0,
+        }
     }
 }
 
@@ -133,6 +155,22 @@ impl<S> LengthPrefixed<S> {
     /// The byte stream, for instance to set an option of its socket.
     pub const fn get_ref(&self) -> &S {
         &self.io
+    }
+
+    /// The byte stream. Bytes that are read from it or written to it directly break the tunnel.
+    pub const fn get_mut(&mut self) -> &mut S {
+        &mut self.io
+    }
+
+    /// The byte stream, without what was read and not returned, or queued and not written.
+    pub fn into_inner(self) -> S {
+        self.io
+    }
+
+    /// The longest message in bytes, header included.
+    #[must_use]
+    pub const fn max_len(&self) -> usize {
+        self.codec.max_len()
     }
 
     fn take(&mut self, len: usize) -> Bytes {
@@ -263,7 +301,8 @@ impl<S: AsyncWrite + Unpin> Sink<Bytes> for LengthPrefixed<S> {
     }
 
     /// # Errors
-    /// [`CodecError::TooLong`] for more than 1 MiB. Nothing was queued then.
+    /// [`CodecError::TooLong`] for more than [`max_len`](LengthPrefixed::max_len). Nothing was
+    /// queued then.
     fn start_send(self: Pin<&mut Self>, message: Bytes) -> Result<(), CodecError> {
         let this = self.get_mut();
         let prefix = this.codec.prefix(message.len())?;

@@ -11,7 +11,9 @@ use kohakuriver_tunnel::mux::{self, LengthPrefixed, TunnelError, length_prefixed
 use kohakuriver_tunnel::transport::Plain;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
+};
 
 use super::tunnel::{echoes, noise, sockets, tunnel, within};
 
@@ -145,6 +147,28 @@ async fn a_message_too_long_to_send_is_refused_and_the_next_one_passes() {
 }
 
 /// How a stream of these bytes ends, after one message.
+/// The bound holds in both directions.
+#[tokio::test]
+async fn a_smaller_bound_refuses_longer_messages() {
+    let (near, far) = duplex(1000);
+    let mut small = LengthPrefixed::with_max_len(near, 100);
+    let mut large = length_prefixed(far);
+    let error = small.send(vec![1; 101].into()).await.unwrap_err();
+    let too_long = |error| matches!(error, CodecError::TooLong { len: 101, max: 100 });
+    assert!(too_long(error));
+    for len in [100, 101] {
+        large.send(vec![1; len].into()).await.unwrap();
+    }
+    assert_eq!(small.next().await.unwrap().unwrap().len(), 100);
+    assert!(too_long(small.next().await.unwrap().unwrap_err()));
+    // What is left is the byte stream.
+    small.get_mut().write_all(b"bare").await.unwrap();
+    small.into_inner().write_all(b"!").await.unwrap();
+    let mut bare = [0; 5];
+    large.get_mut().read_exact(&mut bare).await.unwrap();
+    assert_eq!(&bare, b"bare!");
+}
+
 async fn end_of(rest: &[u8]) -> Option<CodecError> {
     let (near, mut far) = duplex(1000);
     let mut near = length_prefixed(near);
