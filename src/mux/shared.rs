@@ -307,9 +307,7 @@ impl State {
                     let text = "nobody accepts connections here";
                     self.session.reject(stream, Reason::Denied, text);
                 }
-                Event::GoAway => self.wake_watchers(wake),
-                // Not reported here: see `Tunnel::last_violation` and `stats`.
-                Event::Violation => {}
+                Event::GoAway | Event::Violation => self.wake_watchers(wake),
                 Event::PeerDead if !self.session.is_closed() => self.silent = true,
                 Event::PeerDead => self.close(Err(TunnelError::PeerDead), now, wake),
             }

@@ -100,6 +100,31 @@ impl Tunnel {
         poll_fn(|cx| watch.poll(cx, |state| over(state).then_some(()))).await;
     }
 
+    /// Waits until there are more violations by the peer than `seen`
+    /// ([`Stats::violations`]), and returns the last one; `None` once the tunnel has ended. Cancel
+    /// safe.
+    ///
+    /// ```
+    /// use kohakuriver_tunnel::mux::Tunnel;
+    ///
+    /// /// The peer decides how often: write few of them to a log.
+    /// async fn report(tunnel: Tunnel) {
+    ///     let mut seen = 0;
+    ///     while let Some(violation) = tunnel.violation(seen).await {
+    ///         seen = tunnel.stats().violations;
+    ///         println!("{seen} violations, the last one: {violation}");
+    ///     }
+    /// }
+    /// ```
+    pub async fn violation(&self, seen: u64) -> Option<Violation> {
+        let mut watch = self.watch();
+        let outcome = |state: &State| match state.session.stats().violations > seen {
+            true => Some(state.session.last_violation()),
+            false => state.closed.as_ref().map(|_| None),
+        };
+        poll_fn(|cx| watch.poll(cx, outcome)).await
+    }
+
     /// How the tunnel ended, as [`closed`](Self::closed) returns it; `None` while it is up.
     #[must_use]
     pub fn close_reason(&self) -> Option<Result<(), TunnelError>> {

@@ -3,12 +3,12 @@
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use kohakuriver_tunnel::mux::{self, TunnelError};
-use kohakuriver_tunnel::session::{Config, Reason, Version};
+use kohakuriver_tunnel::session::{Config, Reason, Version, Violation};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::pipe::Packet;
-use super::tunnel::{Tungstenite, accept_tcp, noise, piped, websockets, within};
+use super::tunnel::{Tungstenite, accept_tcp, noise, piped, run_others, websockets, within};
 
 #[tokio::test]
 async fn text_in_the_middle_ends_the_tunnel() {
@@ -86,4 +86,23 @@ async fn garbage_is_counted_and_kills_nothing() {
     assert!(tunnel.near.tunnel().stats().violations > 1000);
     assert!(tunnel.near.tunnel().last_violation().is_some());
     assert!(tunnel.far.stats().violations > 1000);
+}
+
+#[tokio::test]
+async fn a_violation_is_told_to_those_who_wait_for_one() {
+    let (tunnel, [_, back]) = piped(Version::V2, Config::default());
+    let watched = tunnel.near.tunnel().clone();
+    for seen in 0..3 {
+        let watched = watched.clone();
+        let waiting = tokio::spawn(async move { watched.violation(seen).await });
+        run_others().await;
+        assert!(!waiting.is_finished());
+        back.inject(Packet::Binary(Bytes::from_static(b"short")));
+        let violation = within(waiting).await.unwrap();
+        assert!(matches!(violation, Some(Violation::Malformed(_))));
+    }
+    // One that was missed is told at once.
+    assert!(within(watched.violation(2)).await.is_some());
+    watched.shutdown();
+    assert_eq!(within(watched.violation(3)).await, None);
 }
