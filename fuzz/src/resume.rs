@@ -264,6 +264,7 @@ impl World {
                 assert!(self.hostile || orderly, "an honest client has no gap");
                 server.on = Some(on);
             }
+            Err(other) => panic!("unknown: {other:?}"),
             Ok(()) => {
                 server.on = Some(on);
                 (server.accepted, server.proved) = (open.attempt, false);
@@ -329,6 +330,7 @@ impl World {
                 };
                 assert!(hostile || !fault, "{ended:?}");
             }
+            other => panic!("unknown: {other:?}"),
         }
     }
 
@@ -366,7 +368,7 @@ impl World {
                 if end.link.poll_timeout().is_some_and(|due| due <= now) {
                     match end.link.handle_timeout(now) {
                         Some(Due::NotOpened) => end.on = None,
-                        Some(Due::Ended(_)) | None => {}
+                        _ => {}
                     }
                 }
             }

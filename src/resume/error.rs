@@ -94,6 +94,7 @@ impl Refusal {
 
 /// Why a tunnel was not taken over.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum Takeover {
     /// The transport is refused alone.
     #[error(transparent)]

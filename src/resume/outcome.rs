@@ -18,6 +18,7 @@ pub struct Identity {
 
 /// The state of a [`Link`](super::Link) (PROTOCOL.md section 5.10).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum State {
     /// Client: OPEN was sent, and is not answered.
     Opening,
@@ -31,6 +32,7 @@ pub enum State {
 
 /// What became of a received message.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Received {
     /// Hand it to the session. It counts as received.
     Deliver(Bytes),
@@ -49,6 +51,7 @@ pub enum Received {
 
 /// What may be taken from the session now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Accepts {
     /// Nothing: there is no transport, or older messages go first.
     Nothing,
@@ -61,6 +64,7 @@ pub enum Accepts {
 
 /// What [`Link::handle_timeout`](super::Link::handle_timeout) found.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Due {
     /// OPEN was not answered. The link is detached; drop the transport and dial again.
     NotOpened,

@@ -105,7 +105,7 @@ impl End {
         self.link.as_ref().is_none_or(|link| match link.state() {
             State::Attached => true,
             State::Opening => link.identity().is_none(),
-            State::Detached | State::Ended => false,
+            _ => false,
         })
     }
 
@@ -170,6 +170,7 @@ impl End {
                     None => self.session.poll_transmit(at),
                 }
             }
+            other => panic!("unknown: {other:?}"),
         };
         let message = match message? {
             Transmit::Message(message) => message,
@@ -254,6 +255,7 @@ impl End {
                 self.follow_end(now);
                 Read::Moved
             }
+            other => panic!("unknown: {other:?}"),
         }
     }
 

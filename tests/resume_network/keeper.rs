@@ -183,8 +183,8 @@ impl Network {
                 self.tunnels[tunnel].confirmed = false;
                 self.tunnels[tunnel].takeovers += 1;
             }
-            Err(Takeover::Refused(refusal)) => panic!("{refusal} after check"),
             Err(Takeover::Ended(_)) => end.follow_end(self.now),
+            Err(error) => panic!("{error} after check"),
         }
     }
 

@@ -141,9 +141,9 @@ impl End {
             return Some(output);
         }
         match self.link.accepts() {
-            Accepts::Nothing => return None,
             Accepts::Control => self.session.hold_data(true),
             Accepts::All => self.session.hold_data(false),
+            _ => return None,
         }
         match self.session.poll_transmit(now) {
             Some(Transmit::Message(message)) => {
@@ -162,7 +162,7 @@ impl End {
                 handled.map_err(|_| 18)
             }
             Received::Handled | Received::Attached | Received::Ended(_) => Ok(()),
-            Received::Violation(_) | Received::Retry => Err(19),
+            _ => Err(19),
         }
     }
 
