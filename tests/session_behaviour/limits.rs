@@ -290,6 +290,27 @@ fn a_ping_flood_stops_receiving_until_the_answers_are_read() {
 }
 
 #[test]
+fn a_pong_has_the_id_of_its_ping_and_in_v2_its_payload() {
+    for version in BOTH {
+        let mut session = Session::new(Role::Acceptor, version, Config::default(), at(0));
+        for (id, len) in [(0, 0), (7, 9), (u32::MAX, 125)] {
+            let (id, payload) = (ClientId(id), Bytes::from(vec![9; len]));
+            let ping = Frame::Ping {
+                id,
+                payload: payload.clone(),
+            };
+            say(&mut session, at(0), ping).unwrap();
+            let payload = match version {
+                Version::V1 => Bytes::new(),
+                _ => payload,
+            };
+            let pong = Frame::Pong { id, payload };
+            assert_eq!(messages(&mut session, at(0)), [pong], "{version:?}");
+        }
+    }
+}
+
+#[test]
 fn a_connect_flood_stops_receiving_until_the_answers_are_read() {
     let small = config(|config| {
         config.max_replies = 100;
