@@ -314,3 +314,23 @@ impl Streams {
         id
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Role, Version};
+    use super::*;
+
+    #[test]
+    fn an_id_is_not_given_again_while_it_lives_or_lingers() {
+        let (now, dialect) = (Instant::default(), Dialect::new(Version::V2, Role::Opener));
+        let mut streams = Streams::new(&Config::default());
+        let open = |streams: &mut Streams| streams.open(Proto::Tcp, dialect, now);
+        let (_, live) = open(&mut streams);
+        let (over, ended) = open(&mut streams);
+        assert!(streams.close(over, None, false, dialect).is_some());
+        // Billions of connections later the ids have wrapped.
+        streams.ids = IdAllocator::starting_at(live.0);
+        let (_, next) = open(&mut streams);
+        assert_eq!([live, ended, next], [1, 2, 3].map(ClientId));
+    }
+}

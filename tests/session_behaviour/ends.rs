@@ -346,24 +346,6 @@ fn no_event_comes_after_release() {
 }
 
 #[test]
-fn an_id_is_not_given_again_while_it_lives_or_lingers() {
-    let mut pair = Pair::new(Version::V2);
-    let mut seen = std::collections::HashSet::new();
-    let (lives, _) = pair.stream();
-    seen.insert(pair.opener.client_id(lives).unwrap());
-    for _ in 0..500 {
-        let (opened, accepted) = pair.stream();
-        assert!(seen.insert(pair.opener.client_id(opened).unwrap()));
-        pair.opener.reset(opened, Reason::Reset, "");
-        pair.acceptor.release(accepted, pair.now);
-        pair.opener.release(opened, pair.now);
-        pair.run();
-    }
-    assert_eq!(pair.opener.stats().streams, 1);
-    assert!(!seen.contains(&ClientId::KEEPALIVE));
-}
-
-#[test]
 fn what_is_discarded_does_not_hold_the_sender_back() {
     for version in BOTH {
         let mut pair = Pair::new(version);
