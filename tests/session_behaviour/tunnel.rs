@@ -69,7 +69,8 @@ fn shutdown_resets_every_stream_with_gone() {
     }
 }
 
-/// More streams at a time than ids are remembered: still neither end violates the protocol.
+/// More streams at a time than ids are remembered, because memory is short: still neither end
+/// violates the protocol.
 #[test]
 fn thousands_of_resets_at_once_are_no_violation() {
     for version in BOTH {
@@ -85,10 +86,10 @@ fn thousands_of_resets_at_once_are_no_violation() {
             }
         }
         pass(&mut pair.acceptor, &mut pair.opener, pair.now);
-        for stream in events(&mut pair.acceptor) {
-            let _ = stream;
-        }
         pair.opener.shutdown();
+        for session in [&mut pair.opener, &mut pair.acceptor] {
+            session.set_pressed(true);
+        }
         pair.run();
         for stream in streams {
             pair.opener.release(stream, pair.now);
