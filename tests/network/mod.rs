@@ -161,6 +161,8 @@ pub struct Flow {
     pub credit_received: u64,
     pub closes: u32,
     pub errors: u32,
+    /// Messages after an ERROR.
+    pub after_error: u32,
 }
 
 /// One end and the link from it.
@@ -448,6 +450,7 @@ impl End {
         let frame = Frame::decode(message.clone()).expect("a session sends only frames");
         Frame::decode_strict(message.clone()).expect("and they are well formed");
         let flow = self.sent.entry(frame.id()).or_default();
+        flow.after_error += u32::from(flow.errors > 0);
         match &frame {
             Frame::Data { payload, .. } => flow.data_sent += payload.len() as u64,
             Frame::Window { credit, .. } => flow.credit_sent += u64::from(*credit),

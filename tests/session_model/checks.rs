@@ -70,6 +70,7 @@ impl Model {
             }
             assert!(ours.closes <= 1, "CLOSE twice: {s:?}");
             assert!(ours.errors <= 1, "ERROR twice: {s:?}");
+            assert_eq!(ours.after_error, 0, "more after ERROR: {s:?}");
         }
     }
 
