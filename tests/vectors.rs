@@ -198,6 +198,22 @@ fn vectors_cover_the_format() {
     assert_eq!(errors.len(), 10, "{errors:?}");
 }
 
+/// PROTOCOL.md section 2.5.
+#[test]
+fn the_examples_of_the_protocol_are_vectors() {
+    let protocol = include_str!("../PROTOCOL.md");
+    let (_, section) = protocol.split_once("### 2.5 Golden bytes").unwrap();
+    let (section, _) = section.split_once("Section 9").unwrap();
+    let rows = section.lines().filter_map(|row| row.rsplit('`').nth(1));
+    let examples: Vec<String> = rows.map(|bytes| bytes.replace(' ', "")).collect();
+    assert_eq!(examples.len(), 10);
+    let vectors = vectors();
+    for example in &examples {
+        let strict = |v: &&Vector| v.accepted == Accepted::Strict && v.hex == *example;
+        assert!(vectors.iter().any(|v| strict(&v)), "no vector is {example}");
+    }
+}
+
 #[test]
 fn raw_view_keeps_every_byte() {
     for vector in vectors() {
