@@ -8,12 +8,13 @@ use bytes::Bytes;
 use kohakuriver_tunnel::mux::{
     self, Acceptor, Incoming, IncomingTcp, Mux, TunnelError, TunnelStream,
 };
+use kohakuriver_tunnel::session::Reason;
 use kohakuriver_tunnel::wire::Chunk;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
 use super::pipe::{Packets, pipe};
-use super::tunnel::{Ended, noise, within};
+use super::tunnel::{Ended, noise, run_others, within};
 
 /// Waits for the result of the expression's future, although each one is dropped after one poll.
 macro_rules! fickle {
@@ -32,6 +33,7 @@ macro_rules! restless {
         .await
     };
 }
+pub(crate) use restless;
 
 /// A tunnel through the smallest pipe. Its drivers are dropped and made again as far as possible:
 /// each poll is of a new borrow.
@@ -148,6 +150,23 @@ async fn accept_and_established() {
 }
 
 #[tokio::test]
+async fn accept_tcp_and_abandoned() {
+    let (near, mut acceptor, _drivers) = tunnel();
+    let flow = near.open_udp(1).unwrap();
+    let wanted = near.open_tcp(2).unwrap();
+    let unwanted = near.open_tcp(3).unwrap();
+    assert_eq!(fickle!(acceptor.accept_tcp()).unwrap().port(), 2);
+    assert!(fickle!(flow.recv()).is_err(), "flows are refused");
+    let incoming = fickle!(acceptor.accept_tcp()).unwrap();
+    let abandoned = tokio::spawn(async move { fickle!(incoming.abandoned()) });
+    run_others().await;
+    assert!(!abandoned.is_finished());
+    unwanted.reset(Reason::Reset, "not any more");
+    abandoned.await.unwrap();
+    drop(wanted);
+}
+
+#[tokio::test]
 async fn datagrams() {
     let (near, mut acceptor, _drivers) = tunnel();
     let near = near.open_udp(1).unwrap();
@@ -185,9 +204,15 @@ async fn the_end() {
     });
     let closed = tokio::spawn(async move { restless!(far.closed()) });
     tokio::task::yield_now().await;
+    let violation = tokio::spawn({
+        let near = near.tunnel().clone();
+        async move { restless!(near.violation(0)) }
+    });
     assert!(!draining.is_finished() && !closed.is_finished());
     near.tunnel().drain();
     draining.await.unwrap();
+    assert_eq!(restless!(near.tunnel().close()), Ok(()));
+    assert_eq!(violation.await.unwrap(), None);
     drop(near);
     let ended = Err(TunnelError::Ended(None));
     assert_eq!(closed.await.unwrap(), ended);

@@ -1,6 +1,32 @@
 //! Ends of tunnels, with and without a transport.
 
+use std::future::poll_fn;
+use std::pin::pin;
+
+use super::super::cancel::restless;
 use super::*;
+
+#[tokio::test]
+async fn futures_that_watch_are_dropped_at_every_poll() {
+    let (server, mut accepted) = Server::new(resume::Config::default());
+    let (mux, _driver) = server.client(mux::builder());
+    let acceptor = within(accepted.recv()).await.unwrap();
+    assert!(restless!(acceptor.tunnel().confirmed()));
+    let mut changes = mux.tunnel().attachments();
+    let watching = tokio::spawn(async move {
+        while let Some(change) = restless!(changes.changed()) {
+            if let Attachment::Resumed(_) = change {
+                return changes;
+            }
+        }
+        panic!("the tunnel has ended");
+    });
+    run_others().await;
+    server.cut();
+    let mut changes = watching.await.unwrap();
+    mux.tunnel().shutdown();
+    assert_eq!(restless!(changes.changed()), None);
+}
 
 #[tokio::test(start_paused = true)]
 async fn without_a_transport_a_shutdown_ends_the_tunnel_at_once() {
