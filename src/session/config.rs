@@ -157,11 +157,14 @@ impl Config {
     /// does not read.
     ///
     /// At most 16 streams, 256 KiB received and not read over all of them, 32 KiB queued for
-    /// sending and 4 KiB more a stream, 32 KiB of datagrams in each direction, and pieces of 4 KiB.
-    /// In v2 a stream may send 256 KiB before the first WINDOW (PROTOCOL.md section 5.5): one
-    /// paused reader keeps its stream, but of two the one that holds most is reset with reason
-    /// overflow after 2 s. Windows do not grow, so a stream carries at most 256 KiB in a round
-    /// trip.
+    /// sending and 4 KiB more a stream, 32 KiB of datagrams in each direction, pieces of 4 KiB, and
+    /// 1,024 ids of ended streams. Windows do not grow, so a stream carries at most 256 KiB in a
+    /// round trip.
+    ///
+    /// In v2 a stream may send 256 KiB before the first WINDOW (PROTOCOL.md section 5.5), which is
+    /// all that may be unread. From 128 KiB on the transport is not read for 2 s. If the readers
+    /// stay paused, more is accepted, and the first byte beyond 256 KiB on any stream resets the
+    /// one that holds most with reason overflow.
     ///
     /// The memory of the transport is not included: bound its messages and its buffers too.
     ///

@@ -224,6 +224,24 @@ fn nothing_pauses_for_a_reader_that_cannot_read() {
     }
 }
 
+/// One window is the whole budget of a small device.
+#[test]
+fn a_small_session_resets_a_paused_reader_when_others_receive() {
+    let mut pair = Pair::with(Version::V2, Config::small());
+    let (paused, theirs) = pair.stream();
+    let (other, _) = pair.stream();
+    while pair.acceptor.stats().unread < WINDOW {
+        fill(&mut pair.opener, paused);
+        pair.run();
+        pair.wait(Duration::from_secs(2));
+    }
+    assert_eq!(pair.acceptor.reset_of(theirs), None);
+    pair.opener.send_slice(other, b"x").unwrap();
+    pair.run();
+    let reset = pair.acceptor.reset_of(theirs).unwrap();
+    assert_eq!(reset.reason, Reason::Overflow);
+}
+
 /// A message may be longer than what the expendable streams hold.
 #[test]
 fn as_many_streams_are_reset_as_the_receive_budget_needs() {
