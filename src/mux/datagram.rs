@@ -30,10 +30,11 @@ impl TunnelDatagram {
         Self { handle }
     }
 
-    /// Sends one datagram, which may be empty. Never waits: when a queue is full, the oldest
-    /// datagram is dropped and counted in [`Stats`](crate::session::Stats). A datagram longer than
-    /// [`MAX_DATAGRAM`](crate::session::MAX_DATAGRAM) is dropped and counted too. For an owner of
-    /// the bytes the rule of [`WriteHalf::send`](super::WriteHalf::send) holds.
+    /// Sends one datagram, which may be empty. Never waits: when the flow's queue is full, its
+    /// oldest datagrams are dropped and counted in [`Stats`](crate::session::Stats). This one is if
+    /// [`Config::datagram_budget`](crate::session::Config::datagram_budget) is reached, or it is
+    /// longer than [`MAX_DATAGRAM`](crate::session::MAX_DATAGRAM). For an owner of the bytes the
+    /// rule of [`WriteHalf::send`](super::WriteHalf::send) holds.
     ///
     /// # Errors
     /// [`Reset`] when the flow has ended.

@@ -143,8 +143,9 @@ impl Session {
         Ok(taken)
     }
 
-    /// Queues one datagram of a flow. Never blocks: when a bound is reached, the flow's oldest
-    /// datagrams are dropped and counted.
+    /// Queues one datagram of a flow. Never blocks: when a bound of the flow is reached, its oldest
+    /// datagrams are dropped and counted; when
+    /// [`Config::datagram_budget`](super::Config::datagram_budget) is, this one is.
     ///
     /// # Errors
     /// [`SendError`], never `Blocked`.
