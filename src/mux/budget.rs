@@ -122,7 +122,7 @@ impl Budget {
             .is_ok()
     }
 
-    /// Returns bytes that were taken before. More than were taken count as all of them.
+    /// Returns bytes that were taken before. Returning more than was taken returns all of it.
     pub fn give_back(&self, bytes: usize) {
         let less = |taken: usize| Some(taken.saturating_sub(bytes));
         let taken = &self.inner.taken;

@@ -89,7 +89,7 @@ impl Binding {
     }
 }
 
-/// Most tunnels that are kept without a transport. Beyond that, the one that has been without for
+/// Limits on tunnels without a transport. Beyond one of them, the one that has been without for
 /// longest ends: [`EndReason::Evicted`]. Tunnels whose peer has not
 /// [answered](Tunnel::confirmed) go before others. Of the others, tunnels of openers, such as those
 /// to agents, go last, because they carry streams of many users.
@@ -103,7 +103,7 @@ impl Binding {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeeperLimits {
-    /// In all. Default 1,024.
+    /// In total. Default 1,024.
     pub detached: usize,
     /// Of one [group](Binding::group). Default 128.
     pub per_group: usize,
@@ -144,7 +144,7 @@ impl KeeperLimits {
     }
 }
 
-/// Counters of a [`Keeper`], from [`Keeper::stats`].
+/// Counters of a [`Keeper`], from [`Keeper::stats`]. [`Keeper`] has an example.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct KeeperStats {
@@ -468,7 +468,8 @@ fn evict(victims: &[Weak<Shared>]) {
     }
 }
 
-/// Transports that a [`Keeper`] hands over: where a server's tunnel gets the next one.
+/// Transports that a [`Keeper`] hands over: where a server's tunnel gets the next one. Only the
+/// type of a [`ResumingDriver`](super::ResumingDriver) names it. [`Keeper`] has an example.
 pub struct Kept<T> {
     registry: Arc<Registry<T>>,
     tunnel: u64,

@@ -104,7 +104,8 @@ pub struct ConnectFailure {
 }
 
 impl ConnectFailure {
-    /// Another attempt may succeed. Nobody else shows the text: the connector logs it, if it shall.
+    /// Another attempt may succeed. The text is not shown anywhere; log it in the connector if you
+    /// want it.
     #[must_use]
     pub fn again(text: &str) -> Self {
         Self::new(text, false)
@@ -137,7 +138,7 @@ impl fmt::Display for ConnectFailure {
 impl core::error::Error for ConnectFailure {}
 
 /// Transports from a [`Connect`]: where a client's tunnel gets the next one. Only the type of a
-/// [`ResumingDriver`](super::ResumingDriver) names it.
+/// [`ResumingDriver`](super::ResumingDriver) names it. [`Connect`] has an example.
 pub struct Redial<N: Connect> {
     connector: N,
     /// The attempt under way.

@@ -42,7 +42,7 @@ impl Session {
     }
 
     /// Number of parties that use this tunnel. Each stream of an opener may belong to a different
-    /// party. None once the tunnel has ended and its streams were released.
+    /// party. 0 once the tunnel has ended and its streams are released.
     #[must_use]
     pub fn parties(&self) -> usize {
         let streams = self.streams.len();
@@ -97,7 +97,7 @@ impl Session {
 
     /// Resets streams with reason overflow, expendable ones and then those that hold most, until
     /// [`memory`](Self::memory) is at most `target` or no stream holds anything. Drops what they
-    /// held. If more than `target` is not in queues, queues may hold as much besides.
+    /// held. If the rest alone exceeds `target`, the queues may still hold up to `target`.
     pub fn shed(&mut self, target: usize) {
         let besides = self.memory() - self.queued();
         let target = match target.saturating_sub(besides) {
