@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 
-use crate::common::ceilings::ServingCeilings;
+use crate::common::ceilings::{ServingCeilings, usable};
 use crate::common::connection::Connection;
 use crate::common::program::Failure;
 use crate::common::resume;
@@ -60,7 +60,7 @@ struct Tries {
 /// what refuses it may be temporary, and nobody may be there to start it again.
 pub async fn keep(settings: Settings) -> Failure {
     let settings = Arc::new(settings);
-    let served = Arc::new(Served::new(ServingCeilings::new(), false));
+    let served = Arc::new(Served::new(ServingCeilings::new(usable(1)), false));
     let tries = Arc::new(Mutex::new(Tries {
         retry: Retry::of_agent(),
         failures: 0,

@@ -137,12 +137,6 @@ pub struct Args {
     log: LogArgs,
 }
 
-/// What to do.
-pub enum Job {
-    Forward(Box<Command>),
-    Demo,
-}
-
 /// Ports of one task.
 pub struct Command {
     pub destination: Destination,
@@ -172,14 +166,11 @@ impl Forward {
 }
 
 impl Args {
-    /// The requested job.
+    /// The ports to forward, and how.
     ///
     /// # Errors
     /// Arguments that contradict each other.
-    pub fn job(&self, process: &Process) -> Result<Job, Failure> {
-        if self.asks_for_nothing() {
-            return Ok(Job::Demo);
-        }
+    pub fn command(&self, process: &Process) -> Result<Command, Failure> {
         let (task, base, any_port, words) = self.destination()?;
         let specs = self.ports(&words)?;
         let connection = self.connection.connection(&base, public_roots, process)?;
@@ -219,15 +210,16 @@ impl Args {
             Some(seconds) => Begin::Wait(seconds.map(Duration::from_secs)),
             None => Begin::AtOnce,
         };
-        Ok(Job::Forward(Box::new(Command {
+        Ok(Command {
             destination,
             ports,
             begin,
             tunnels: self.tunnels.map(usize::from),
-        })))
+        })
     }
 
-    fn asks_for_nothing(&self) -> bool {
+    /// Whether the demonstration is wanted.
+    pub fn asks_for_nothing(&self) -> bool {
         // The demonstration does not use any others, so something was forgotten.
         let used = Self {
             threads: self.threads,

@@ -19,7 +19,7 @@ mod streams;
 use std::process::ExitCode;
 
 use crate::common::program::{About, Failure, Process, run};
-use args::{Args, Job};
+use args::Args;
 
 const ABOUT: About = About {
     name: "forward",
@@ -34,8 +34,8 @@ pub fn main() -> ExitCode {
 }
 
 async fn start(args: Args, process: Process) -> Result<(), Failure> {
-    match args.job(&process)? {
-        Job::Forward(command) => listener::forward(*command, &process).await,
-        Job::Demo => demo::run(&process).await,
+    if args.asks_for_nothing() {
+        return demo::run(&process).await;
     }
+    listener::forward(args.command(&process)?, &process).await
 }

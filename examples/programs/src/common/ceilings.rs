@@ -68,12 +68,9 @@ pub struct ServingCeilings {
 }
 
 impl HostCeilings {
-    /// `memory`: bytes that peers may make the process hold.
-    pub fn new(max_sessions: Option<usize>, threads: usize, memory: usize) -> Self {
-        Self::within(usable(threads), max_sessions, threads, memory)
-    }
-
-    fn within(left: usize, max_sessions: Option<usize>, threads: usize, memory: usize) -> Self {
+    /// `left`: descriptors that are [`usable`]. `memory`: bytes that peers may make the process
+    /// hold.
+    pub fn new(left: usize, max_sessions: Option<usize>, threads: usize, memory: usize) -> Self {
         let questions = QUESTIONS.min(left / 32).max(1);
         let waiting = questions * WAITING;
         let handshakes = HANDSHAKES.min(left / 8);
@@ -93,17 +90,9 @@ impl HostCeilings {
 }
 
 impl RunnerCeilings {
-    /// `memory`: bytes that peers may make the process hold.
+    /// `left`: descriptors that are [`usable`]. `memory`: bytes that peers may make the process
+    /// hold.
     pub fn new(
-        max_sessions: Option<usize>,
-        max_agents: Option<usize>,
-        threads: usize,
-        memory: usize,
-    ) -> Self {
-        Self::within(usable(threads), max_sessions, max_agents, memory)
-    }
-
-    fn within(
         left: usize,
         max_sessions: Option<usize>,
         max_agents: Option<usize>,
@@ -124,17 +113,14 @@ impl RunnerCeilings {
             handshakes,
             sessions,
             agents,
-            serving: ServingCeilings::within(left.saturating_sub(sessions)),
+            serving: ServingCeilings::new(left.saturating_sub(sessions)),
         }
     }
 }
 
 impl ServingCeilings {
-    pub fn new() -> Self {
-        Self::within(usable(1))
-    }
-
-    fn within(left: usize) -> Self {
+    /// `left`: descriptors that are [`usable`].
+    pub fn new(left: usize) -> Self {
         let dials = DIALS.min(left / 4).max(1);
         // An attempt may try a second address beside the first.
         let connections = left.saturating_sub(dials).max(1);
@@ -163,7 +149,7 @@ fn ceiling(flag: &str, wanted: Option<usize>, default: usize, allowed: usize) ->
 }
 
 /// Descriptors for what peers cause.
-fn usable(threads: usize) -> usize {
+pub fn usable(threads: usize) -> usize {
     let limit = raise_file_limit();
     let of_threads = (threads - 1) * threads::DESCRIPTORS;
     limit - KEPT_BACK.min(limit / 4) - of_threads.min(limit / 4)
@@ -178,12 +164,12 @@ mod tests {
         for left in [0, 1, 48, 192, 1000, 19_808, 1 << 20, 1 << 30] {
             for flag in [None, Some(1), Some(1000), Some(usize::MAX)] {
                 for threads in [1, 2, 64, 256] {
-                    let host = HostCeilings::within(left, flag, threads, usize::MAX);
+                    let host = HostCeilings::new(left, flag, threads, usize::MAX);
                     let in_pairs = host.sessions + host.questions + host.pipes * threads;
                     let used = host.handshakes + 2 * in_pairs + host.waiting;
                     assert!(used <= left.max(10), "{left} {flag:?}: {host:?}");
                 }
-                let runner = RunnerCeilings::within(left, flag, flag, usize::MAX);
+                let runner = RunnerCeilings::new(left, flag, flag, usize::MAX);
                 let serving = runner.serving;
                 let own = runner.handshakes + runner.sessions + runner.agents;
                 let used = own + serving.connections + serving.dials;
@@ -195,25 +181,22 @@ mod tests {
     #[test]
     fn flags_only_lower() {
         let plenty = 1 << 20;
-        let host = |flag| HostCeilings::within(plenty, flag, 2, plenty << 10);
+        let host = |flag| HostCeilings::new(plenty, flag, 2, plenty << 10);
         assert_eq!(host(None).sessions, SESSIONS);
         assert_eq!(host(Some(7)).sessions, 7);
-        let runner = RunnerCeilings::within(plenty, Some(5), None, plenty << 10);
+        let runner = RunnerCeilings::new(plenty, Some(5), None, plenty << 10);
         assert_eq!((runner.sessions, runner.agents), (5, AGENTS));
-        let few = RunnerCeilings::within(800, Some(5000), Some(5000), plenty << 10);
+        let few = RunnerCeilings::new(800, Some(5000), Some(5000), plenty << 10);
         assert!(few.sessions < 400 && few.agents <= 400, "{few:?}");
     }
 
     #[test]
     fn where_memory_is_little_there_are_fewer_unless_a_flag_says_more() {
         let memory = 32 << 20;
-        assert_eq!(
-            HostCeilings::within(1 << 20, None, 2, memory).sessions,
-            1024
-        );
-        let runner = RunnerCeilings::within(1 << 20, None, None, memory);
+        assert_eq!(HostCeilings::new(1 << 20, None, 2, memory).sessions, 1024);
+        let runner = RunnerCeilings::new(1 << 20, None, None, memory);
         assert_eq!((runner.sessions, runner.agents), (1024, 1024));
-        let flags = RunnerCeilings::within(1 << 20, Some(2000), Some(3000), memory);
+        let flags = RunnerCeilings::new(1 << 20, Some(2000), Some(3000), memory);
         assert_eq!((flags.sessions, flags.agents), (2000, 3000));
     }
 }

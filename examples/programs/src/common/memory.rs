@@ -25,7 +25,7 @@ const WORTH_GIVING_BACK: usize = 8 << 20;
 /// Approximate cost of a connection in its HTTP phase: a task and a buffer.
 const TASK_COST: usize = 16 << 10;
 
-#[derive(Args, Debug, Clone, Default, PartialEq)]
+#[derive(Args, Debug, Clone, PartialEq)]
 pub struct MemoryArgs {
     /// Maximum memory in MiB that peers can make this process hold [default: an eighth of the
     /// memory of the machine or the control group, or 128 if that is not known].

@@ -51,41 +51,27 @@ impl Drop for Inside<'_> {
     }
 }
 
-/// The page for a scraper.
+/// The page for a scraper. The names of counters end in `_total`, those of gauges do not.
 #[derive(Debug, Default)]
 pub struct Page(String);
 
 impl Page {
-    /// Adds a gauge.
+    /// Adds a number.
     #[must_use]
-    pub fn gauge(mut self, name: &str, help: &str, value: u64) -> Self {
-        let full = self.head("gauge", name, help);
+    pub fn one(mut self, name: &str, help: &str, value: u64) -> Self {
+        let full = self.head(name, help);
         // Writing to a string cannot fail.
         let _ = writeln!(self.0, "{full} {value}");
         self
     }
 
-    /// Adds counters of one name that differ in the value of `label`.
+    /// Adds numbers of one name that differ in the value of `label`.
     #[must_use]
-    pub fn counters(mut self, name: &str, help: &str, label: &str, by: &[(&str, u64)]) -> Self {
-        let full = self.head("counter", name, help);
+    pub fn each(mut self, name: &str, help: &str, label: &str, by: &[(&str, u64)]) -> Self {
+        let full = self.head(name, help);
         for (value, count) in by {
             let _ = writeln!(self.0, "{full}{{{label}=\"{value}\"}} {count}");
         }
-        self
-    }
-
-    /// Adds a counter.
-    #[must_use]
-    pub fn counter(self, name: &str, help: &str, counter: &Counter) -> Self {
-        self.count(name, help, counter.value())
-    }
-
-    /// Adds a counter that is kept elsewhere.
-    #[must_use]
-    pub fn count(mut self, name: &str, help: &str, value: u64) -> Self {
-        let full = self.head("counter", name, help);
-        let _ = writeln!(self.0, "{full} {value}");
         self
     }
 
@@ -99,7 +85,7 @@ impl Page {
     #[must_use]
     pub fn log(self, log: &Log) -> Self {
         let (unread, limit) = log.missing();
-        self.counters(
+        self.each(
             "log_lines_missing_total",
             "Log lines that nobody read in time, or that were too many of a kind.",
             "cause",
@@ -114,8 +100,12 @@ impl Page {
         answer
     }
 
-    fn head(&mut self, kind: &str, name: &str, help: &str) -> String {
+    fn head(&mut self, name: &str, help: &str) -> String {
         let full = format!("kohakuriver_tunnel_{name}");
+        let kind = match name.ends_with("_total") {
+            true => "counter",
+            false => "gauge",
+        };
         let _ = writeln!(self.0, "# HELP {full} {help}\n# TYPE {full} {kind}");
         full
     }

@@ -53,16 +53,14 @@ impl TokenArgs {
 
 /// The token of a program that connects. Its file is read again for each connection, because a
 /// token may be replaced while the program runs.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Credential(Arc<Inner>);
 
-#[derive(Default)]
 struct Inner {
     file: Option<PathBuf>,
     now: Mutex<Now>,
 }
 
-#[derive(Default)]
 struct Now {
     header: Option<HeaderValue>,
     /// It was logged that the file cannot be used.

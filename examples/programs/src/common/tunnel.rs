@@ -115,19 +115,24 @@ impl TunnelArgs {
     /// Flags contradict each other.
     pub fn settings(&self, process: &Process) -> Result<Settings, Failure> {
         let bytes = |mib: u64| usize::try_from(mib << 20).unwrap_or(usize::MAX);
-        let mut settings = Settings::new(
-            self.memory.budget(&process.threads),
-            process.tunnels.clone(),
-        );
-        settings.resume = self.resume.config()?;
-        settings.config.place = process.place;
-        settings.config.v1_stall = Duration::from_secs_f64(self.v1_stall);
-        settings.config.v1_stream_buffer = bytes(self.v1_buffer);
-        settings.config.v1_reach = bytes(self.v1_reach);
-        // The bound on all streams must not reset a paused reader.
-        let paused = settings.config.v1_stream_buffer.saturating_mul(2);
-        settings.config.receive_budget = settings.config.receive_budget.max(paused);
-        Ok(settings)
+        let mut config = Config::default();
+        config.place = process.place;
+        // The program takes each request at once and accepts it when the service has answered, so a
+        // burst of slow ones is no reason to refuse any.
+        config.accept_backlog = config.max_streams;
+        config.v1_stall = Duration::from_secs_f64(self.v1_stall);
+        config.v1_stream_buffer = bytes(self.v1_buffer);
+        config.v1_reach = bytes(self.v1_reach);
+        // A thousand streams may use their initial windows at once, and none waits for another, nor
+        // is a paused reader reset. What all sessions hold has its own bound.
+        let paused = config.v1_stream_buffer.saturating_mul(2);
+        config.receive_budget = paused.max(256 << 20);
+        Ok(Settings {
+            config,
+            budget: self.memory.budget(&process.threads),
+            tunnels: process.tunnels.clone(),
+            resume: self.resume.config()?,
+        })
     }
 }
 
@@ -145,22 +150,6 @@ impl Settings {
     /// Bytes that peers may make the process hold.
     pub fn memory(&self) -> usize {
         self.budget.limit()
-    }
-
-    pub fn new(budget: Budget, tunnels: Tunnels) -> Self {
-        let mut config = Config::default();
-        // The program takes each request at once and accepts it when the service has answered, so a
-        // burst of slow ones is no reason to refuse any.
-        config.accept_backlog = config.max_streams;
-        // A thousand streams may use their initial windows at once, and none waits for another.
-        // What all sessions hold has its own bound.
-        config.receive_budget = 256 << 20;
-        Self {
-            config,
-            budget,
-            tunnels,
-            resume: Some(resume::Config::default()),
-        }
     }
 }
 

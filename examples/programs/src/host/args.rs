@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use crate::common::args::{LogArgs, LogFormat, twice};
-use crate::common::ceilings::HostCeilings;
+use crate::common::ceilings::{HostCeilings, usable};
 use crate::common::front::FrontArgs;
 use crate::common::memory::MemoryArgs;
 use crate::common::program::{Basics, Failure, Process};
@@ -118,6 +118,7 @@ impl Args {
             front: self.front.settings()?,
             dialer,
             ceilings: HostCeilings::new(
+                usable(process.threads.count()),
                 self.front.max_sessions.map(NonZeroUsize::get),
                 process.threads.count(),
                 memory.limit(),

@@ -2,7 +2,7 @@
 //! to it.
 
 mod api;
-mod args;
+pub(crate) mod args;
 pub(crate) mod proxy;
 mod tasks;
 

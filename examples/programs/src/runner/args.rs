@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::common::args::{LogArgs, LogFormat, twice};
-use crate::common::ceilings::RunnerCeilings;
+use crate::common::ceilings::{RunnerCeilings, usable};
 use crate::common::front::FrontArgs;
 use crate::common::program::{Basics, Failure, Process};
 use crate::common::secret::Secret;
@@ -182,9 +182,9 @@ impl Args {
             agent_token,
             agent_key: agent_key.as_ref().map(key_from).transpose()?,
             ceilings: RunnerCeilings::new(
+                usable(process.threads.count()),
                 self.front.max_sessions.map(NonZeroUsize::get),
                 self.max_agents.map(NonZeroUsize::get),
-                process.threads.count(),
                 tunnels.memory(),
             ),
             tunnels,

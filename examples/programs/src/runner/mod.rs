@@ -1,7 +1,7 @@
 //! The runner: the tunnel server beside the containers. It joins a client's session to agents, or
 //! dials targets itself.
 
-mod args;
+pub(crate) mod args;
 pub(crate) mod server;
 
 use std::process::ExitCode;

@@ -120,8 +120,8 @@ impl Host {
         let relayed =
             |to: fn(&Relays) -> &Counter| self.relays.iter().map(|one| to(one).value()).sum();
         Page::default()
-            .gauge("host_sessions", "Sessions open now.", counters.open.value())
-            .counters(
+            .one("host_sessions", "Sessions open now.", counters.open.value())
+            .each(
                 "host_sessions_total",
                 "Sessions asked for, by what became of them.",
                 "outcome",
@@ -131,7 +131,7 @@ impl Host {
                     ("unreachable", counters.unreachable.value()),
                 ],
             )
-            .counters(
+            .each(
                 "host_bytes_total",
                 "Bytes relayed, WebSocket framing included.",
                 "to",
@@ -140,7 +140,7 @@ impl Host {
                     ("client", relayed(|relays| &relays.to_client)),
                 ],
             )
-            .counters(
+            .each(
                 "host_turned_away_total",
                 "Connections refused or dropped, by cause.",
                 "cause",

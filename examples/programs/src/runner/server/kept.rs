@@ -51,23 +51,23 @@ impl Kept {
     pub fn show(&self, page: Page) -> Page {
         let (clients, agents) = (self.clients.stats(), self.agents.stats());
         let both = |of: fn(&KeeperStats) -> u64| of(&clients) + of(&agents);
-        page.gauge(
+        page.one(
             "runner_tunnels_detached",
             "Tunnels without a WebSocket now, which may go on.",
             (clients.detached + agents.detached) as u64,
         )
-        .gauge(
+        .one(
             "runner_tunnels_ring_bytes",
             "Bytes kept now until the other side confirms them.",
             (clients.ring_bytes + agents.ring_bytes) as u64,
         )
-        .counters(
+        .each(
             "runner_tunnels_resumed_total",
             "Times that a tunnel went on over another WebSocket, by the other side.",
             "of",
             &[("client", clients.resumed), ("agent", agents.resumed)],
         )
-        .counters(
+        .each(
             "runner_tunnels_not_resumed_total",
             "Tunnels that ended because they could not go on, by cause.",
             "cause",
@@ -78,7 +78,7 @@ impl Kept {
                 ("failed", both(|stats| stats.failed)),
             ],
         )
-        .counters(
+        .each(
             "runner_resume_refused_total",
             "WebSockets that were refused because no tunnel goes on over them, by reason.",
             "reason",
@@ -87,12 +87,12 @@ impl Kept {
                 ("stale", both(|stats| stats.refused_stale)),
             ],
         )
-        .count(
+        .one(
             "runner_replayed_messages_total",
             "Messages sent again when tunnels went on.",
             both(|stats| stats.replayed),
         )
-        .count(
+        .one(
             "runner_replayed_bytes_total",
             "Bytes of the messages sent again.",
             both(|stats| stats.replayed_bytes),

@@ -248,12 +248,12 @@ impl Runner {
         let (counters, served) = (&self.counters, &self.served);
         let (refused, at_agents) = (&served.refused_dials, &self.agents.refused);
         Page::default()
-            .gauge(
+            .one(
                 "runner_sessions",
                 "Client sessions open now.",
                 counters.sessions_open.value(),
             )
-            .counters(
+            .each(
                 "runner_sessions_total",
                 "Client sessions, by what became of them.",
                 "outcome",
@@ -262,17 +262,17 @@ impl Runner {
                     ("refused", counters.refused.value()),
                 ],
             )
-            .gauge(
+            .one(
                 "runner_agents",
                 "Agents registered now.",
                 self.agents.count(),
             )
-            .counter(
+            .one(
                 "runner_agents_total",
                 "Registrations of agents.",
-                &self.agents.registrations,
+                self.agents.registrations.value(),
             )
-            .counters(
+            .each(
                 "runner_connections_total",
                 "Connections asked for, by what became of them.",
                 "outcome",
@@ -285,7 +285,7 @@ impl Runner {
                     ("no_agent", counters.no_agent.value()),
                 ],
             )
-            .counters(
+            .each(
                 "runner_datagrams_lost_total",
                 "Datagrams to directly dialled targets that were not sent or were refused.",
                 "cause",
@@ -294,7 +294,7 @@ impl Runner {
                     ("failed", served.flow_failures.value()),
                 ],
             )
-            .counters(
+            .each(
                 "runner_connections_over_share_total",
                 "Connections refused because others of the session or of all were there, by cause.",
                 "cause",
@@ -306,7 +306,7 @@ impl Runner {
                 ],
             )
             .with(|page| self.kept.show(page))
-            .counters(
+            .each(
                 "runner_turned_away_total",
                 "Connections refused or dropped, by cause.",
                 "cause",
