@@ -3,7 +3,7 @@
 
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
@@ -226,31 +226,54 @@ async fn a_new_tunnel_is_refused_without_an_agent_also_beside_another() {
 
 /// A runner in whose place a test speaks: the WebSockets of its agent, and their OPENs.
 async fn scripted_runner() -> (Program, tokio::sync::mpsc::Receiver<(Client, Open)>) {
+    let (url, came) = scripted(&[], "2500").await;
+    // Its waits are long enough to be told from none.
+    (lonely_agent(&url, &["--reconnect-delay", "60"]), came)
+}
+
+fn lonely_agent(url: &str, more: &[&str]) -> Program {
+    let args = ["--runner-url", url, "--container-id", "lonely"];
+    Program::start("agent", &[&args[..], more].concat())
+}
+
+/// The URL of a runner that says how many agents it has. It selects the first of these subprotocols
+/// on its first connection, and so on, later that of resumption. It drops a connection for which
+/// there is none.
+async fn scripted(
+    protocols: &'static [Option<&'static str>],
+    number: &'static str,
+) -> (String, tokio::sync::mpsc::Receiver<(Client, Open)>) {
     let (agents, came) = tokio::sync::mpsc::channel(16);
+    let connections = AtomicUsize::new(0);
     let runner = service(move |stream| {
         let agents = agents.clone();
+        let connection = connections.fetch_add(1, Ordering::Relaxed);
+        let protocol = protocols.get(connection).unwrap_or(&Some(RESUMES));
         async move {
+            let Some(protocol) = protocol else { return };
             #[allow(clippy::result_large_err)] // tungstenite's own
-            let resumes = |_: &Request, mut response: Response| {
+            let selects = |_: &Request, mut response: Response| {
                 let headers = response.headers_mut();
-                let chosen = HeaderValue::from_static("kohakuriver-tunnel.v2.resume");
+                let chosen = HeaderValue::from_static(protocol);
                 headers.insert("sec-websocket-protocol", chosen);
-                // Their waits are long enough to be told from none.
-                let many = HeaderValue::from_static("2500");
-                headers.insert("kohakuriver-tunnel-agents", many);
+                let number = HeaderValue::from_static(number);
+                headers.insert("kohakuriver-tunnel-agents", number);
                 Ok(response)
             };
-            let mut socket = accept_hdr_async(stream, resumes).await.unwrap();
+            let mut socket = accept_hdr_async(stream, selects).await.unwrap();
+            if *protocol != RESUMES {
+                return;
+            }
             if let Message::Open(open) = layer(&mut socket).await {
                 agents.send((socket, open)).await.unwrap();
             }
         }
     });
-    let url = format!("ws://{}", runner.await);
-    let args = ["--runner-url", &url, "--container-id", "lonely"];
-    let agent = Program::start("agent", &[&args[..], &["--reconnect-delay", "60"]].concat());
-    (agent, came)
+    (format!("ws://{}", runner.await), came)
 }
+
+/// The subprotocol of a server that resumes tunnels.
+const RESUMES: &str = "kohakuriver-tunnel.v2.resume";
 
 async fn send(socket: &mut Client, message: Message) {
     let message = WsMessage::binary(message.to_bytes());
@@ -283,6 +306,22 @@ async fn an_agent_registers_at_once_where_its_tunnel_is_not_known_any_more() {
     let (_socket, open) = next.await.expect("at once").unwrap();
     assert_eq!(open.tunnel, 0);
     agent.expect_lines("registered at", 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn answers_without_resumption_count_for_one_outage_alone() {
+    const V2: Option<&str> = Some("kohakuriver-tunnel.v2");
+    const ANSWERS: [Option<&str>; 6] = [Some(RESUMES), V2, V2, V2, Some(RESUMES), None];
+    let (url, mut came) = scripted(&ANSWERS, "1").await;
+    let agent = lonely_agent(&url, &["--reconnect-delay", "0.1"]);
+    for _ in 0..2 {
+        let (mut socket, open) = soon("an agent", came.recv()).await.unwrap();
+        assert_eq!(open.tunnel, 0);
+        send(&mut socket, OPENED).await;
+        assert_eq!(layer(&mut socket).await, Message::Ack { received: 0 });
+    }
+    let (_socket, open) = soon("the same again", came.recv()).await.unwrap();
+    assert_eq!(open.tunnel, 2, "{:?}", agent.stderr());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -20,7 +20,7 @@ use crate::common::serve::{self, Served};
 use crate::common::tunnel::{self, Upgraded};
 use crate::common::url::Url;
 use crate::common::words;
-use crate::common::ws::{self, ConnectError, Socket};
+use crate::common::ws::{self, ConnectError, Downgrades, Socket};
 
 /// Settings of the registration.
 pub struct Settings {
@@ -50,8 +50,7 @@ struct Tries {
     failures: u32,
     /// When the WebSocket that is there was connected.
     connected: Option<Instant>,
-    /// Answers since then that did not resume tunnels.
-    downgrades: u32,
+    downgrades: Downgrades,
     /// Hints that the machine woke up, of which none was heeded yet.
     woken: Receiver<()>,
 }
@@ -65,7 +64,7 @@ pub async fn keep(settings: Settings) -> Failure {
         retry: Retry::of_agent(),
         failures: 0,
         connected: None,
-        downgrades: 0,
+        downgrades: Downgrades::default(),
         woken: settings.connection.wake.subscribe(),
     }));
     let resume = &settings.connection.tunnels.resume;
@@ -226,6 +225,7 @@ async fn reconnect(
     dial: Dial,
 ) -> Result<Socket, ConnectFailure> {
     let mut tries = tries.lock().await;
+    tries.downgrades.begin(dial.attempt);
     if dial.attempt == 0 {
         tries.lost(&settings);
     }
@@ -242,12 +242,12 @@ async fn reconnect(
     let resumed = registered.and_then(|Registration { upgraded, agents }| {
         tries.connected(agents);
         let socket = upgraded.resumed(&settings.connection.tunnels)?;
-        tries.downgrades = 0;
+        tries.downgrades.reset();
         Ok(socket)
     });
     resumed.map_err(|error| {
         let reason = told(&error);
-        if error.ends_resumption(&mut tries.downgrades) {
+        if tries.downgrades.end_with(&error) {
             return ConnectFailure::last(&reason);
         }
         tries.failures += 1;

@@ -12,7 +12,7 @@ use crate::client::outage::Outage;
 use crate::client::pace::Pace;
 use crate::common::retry::longest_wait;
 use crate::common::url::Url;
-use crate::common::ws::{ConnectError, Socket};
+use crate::common::ws::{ConnectError, Downgrades, Socket};
 
 /// After a WebSocket that held this long the waits start over.
 const HELD: Duration = Duration::from_secs(1);
@@ -29,8 +29,7 @@ pub struct Redial {
 struct Waits {
     pace: Pace,
     connected: Instant,
-    /// Answers since then that did not resume tunnels.
-    downgrades: u32,
+    downgrades: Downgrades,
 }
 
 impl Redial {
@@ -42,7 +41,7 @@ impl Redial {
             waits: Arc::new(Mutex::new(Waits {
                 pace,
                 connected: Instant::now(),
-                downgrades: 0,
+                downgrades: Downgrades::default(),
             })),
         }
     }
@@ -54,6 +53,7 @@ impl Redial {
     pub async fn connect(self, dial: Dial) -> Result<Socket, ConnectFailure> {
         // Attempts follow one another.
         let mut waits = self.waits.lock().await;
+        waits.downgrades.begin(dial.attempt);
         let in_doubt = dial.attached && dial.attempt == 0;
         if in_doubt {
             waits.pace.pause_in_doubt().await;
@@ -67,11 +67,11 @@ impl Redial {
         match self.destination.reconnect(&self.url).await {
             Ok(socket) => {
                 waits.connected = Instant::now();
-                waits.downgrades = 0;
+                waits.downgrades.reset();
                 Ok(socket)
             }
             Err(error) => {
-                let is_final = error.ends_resumption(&mut waits.downgrades);
+                let is_final = waits.downgrades.end_with(&error);
                 Err(self.failed(dial, &error, is_final))
             }
         }

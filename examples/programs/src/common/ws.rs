@@ -42,7 +42,7 @@ pub const AGENTS: HeaderName = HeaderName::from_static("kohakuriver-tunnel-agent
 
 /// Answers without resumption after which a tunnel does not go on. Of several hosts behind one
 /// address some may not know it.
-const DOWNGRADES: u32 = 3;
+const DOWNGRADES_MAX: u32 = 3;
 
 /// Longest message accepted from a peer: as long as all deployed peers accept, and longer than any
 /// sends.
@@ -88,14 +88,6 @@ impl ConnectError {
         )
     }
 
-    /// Whether a tunnel that was to go on ends with this failure. `downgrades` counts the answers
-    /// without resumption.
-    pub fn ends_resumption(&self, downgrades: &mut u32) -> bool {
-        *downgrades += u32::from(matches!(self, Self::NotResumed(_)));
-        // The token was read from its file for this attempt.
-        self.is_forbidden() || *downgrades >= DOWNGRADES
-    }
-
     /// Whether the place of an agent is taken by another one.
     pub fn is_taken(&self) -> bool {
         self.status() == Some(StatusCode::CONFLICT)
@@ -117,6 +109,34 @@ impl ConnectError {
             Self::Refused { status, .. } => *status,
             Self::Unreachable(_) | Self::Closed(_) | Self::NotResumed(_) => None,
         }
+    }
+}
+
+/// Counts the answers without resumption since a tunnel lost its WebSocket, or was in doubt.
+#[derive(Debug, Default)]
+pub struct Downgrades(u32);
+
+impl Downgrades {
+    /// An attempt begins: the first one is number 0.
+    pub fn begin(&mut self, attempt: u32) {
+        if attempt == 0 {
+            self.0 = 0;
+        }
+    }
+
+    /// The other side resumes tunnels.
+    pub fn reset(&mut self) {
+        self.0 = 0;
+    }
+
+    /// Whether the tunnel ends with this failure of the attempt.
+    pub fn end_with(&mut self, error: &ConnectError) -> bool {
+        if matches!(error, ConnectError::NotResumed(_)) {
+            self.0 += 1;
+            return self.0 >= DOWNGRADES_MAX;
+        }
+        // The token was read from its file for this attempt.
+        error.is_forbidden()
     }
 }
 
@@ -307,4 +327,32 @@ pub fn switching(accept: Option<HeaderValue>, protocol: Option<HeaderValue>) -> 
 /// A WebSocket on an upgraded connection.
 pub fn over(stream: MaybeTls, read: Bytes, role: Role) -> Socket {
     WebSocket::new(stream, read, role, MESSAGE_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_answers_without_resumption_end_a_tunnel_and_no_other_failure_does() {
+        let downgraded = ConnectError::NotResumed(String::new());
+        let away = ConnectError::Unreachable(String::new());
+        let mut downgrades = Downgrades::default();
+        downgrades.begin(0);
+        for (attempt, error, ends) in [
+            (1, &downgraded, false),
+            (2, &downgraded, false),
+            (3, &away, false),
+            (4, &downgraded, true),
+            (5, &away, false),
+            // The next tunnel, or the next outage.
+            (0, &away, false),
+            (1, &downgraded, false),
+            (2, &downgraded, false),
+            (3, &downgraded, true),
+        ] {
+            downgrades.begin(attempt);
+            assert_eq!(downgrades.end_with(error), ends, "{attempt}");
+        }
+    }
 }
