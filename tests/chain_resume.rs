@@ -308,6 +308,37 @@ async fn an_agent_registers_at_once_where_its_tunnel_is_not_known_any_more() {
     agent.expect_lines("registered at", 2);
 }
 
+/// A hostile runner takes no tunnel. It must not get them as fast as the network allows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_agent_whose_new_tunnels_are_refused_waits_and_may_give_up() {
+    let (url, mut came) = scripted(&[], "1").await;
+    let mut agent = lonely_agent(&url, &["--max-reconnect", "2"]);
+    for _ in 0..2 {
+        let (mut socket, open) = soon("an agent", came.recv()).await.unwrap();
+        assert_eq!(open.tunnel, 0);
+        let (reason, text) = (EndReason::Unknown, String::new());
+        send(&mut socket, Message::End { reason, text }).await;
+    }
+    assert_eq!(agent.exit(LIMIT), 3);
+    agent.expect_lines("registered at", 2);
+
+    let _agent = lonely_agent(&url, &["--reconnect-delay", "60"]);
+    let refusing = async {
+        let mut count = 0;
+        while let Some((mut socket, _)) = came.recv().await {
+            // If it ends after OPENED, too.
+            if count % 2 == 1 {
+                send(&mut socket, OPENED).await;
+            }
+            let (reason, text) = (EndReason::Unknown, String::new());
+            send(&mut socket, Message::End { reason, text }).await;
+            count += 1;
+            assert!(count < 10, "it does not wait");
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(2), refusing).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn answers_without_resumption_count_for_one_outage_alone() {
     const V2: Option<&str> = Some("kohakuriver-tunnel.v2");

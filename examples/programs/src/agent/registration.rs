@@ -40,6 +40,8 @@ enum Ended {
     /// The runner, which has just answered, does not know the tunnel any more. A newer agent may
     /// have replaced this one meanwhile.
     Unknown(String),
+    /// The runner has not taken the new tunnel.
+    Refused(String),
     Lost(String),
 }
 
@@ -51,6 +53,8 @@ struct Tries {
     /// When the WebSocket that is there was connected.
     connected: Option<Instant>,
     downgrades: Downgrades,
+    /// The tunnel was connected again, after a wait.
+    redialled: bool,
     /// Hints that the machine woke up, of which none was heeded yet.
     woken: Receiver<()>,
 }
@@ -65,6 +69,7 @@ pub async fn keep(settings: Settings) -> Failure {
         failures: 0,
         connected: None,
         downgrades: Downgrades::default(),
+        redialled: false,
         woken: settings.connection.wake.subscribe(),
     }));
     let resume = &settings.connection.tunnels.resume;
@@ -79,7 +84,7 @@ pub async fn keep(settings: Settings) -> Failure {
         let error = match registered {
             Ok(registration) => {
                 was_registered = true;
-                tries.lock().await.connected(registration.agents);
+                tries.lock().await.registered(registration.agents);
                 tracing::info!(
                     v2 = registration.upgraded.is_v2(),
                     "registered at {}",
@@ -89,10 +94,11 @@ pub async fn keep(settings: Settings) -> Failure {
                 woken.mark_unchanged();
                 replaced = matches!(ended, Ended::Replaced);
                 let answered = matches!(ended, Ended::Unknown(_));
-                yields = (!matches!(ended, Ended::Lost(_))).then(Instant::now);
+                yields = (replaced || answered).then(Instant::now);
                 let mut tries = tries.lock().await;
                 tries.lost(&settings);
-                if let Ended::Lost(cause) | Ended::Unknown(cause) = ended {
+                tries.failures += u32::from(matches!(ended, Ended::Refused(_)));
+                if let Ended::Lost(cause) | Ended::Unknown(cause) | Ended::Refused(cause) = ended {
                     if tries.gives_up(&settings) {
                         return Failure::refused(gave_up(tries.failures, &cause));
                     }
@@ -153,6 +159,12 @@ async fn pause(woken: &mut Receiver<()>, wait: Duration) {
 }
 
 impl Tries {
+    /// A new tunnel has its WebSocket.
+    fn registered(&mut self, agents: Option<u32>) {
+        self.redialled = false;
+        self.connected(agents);
+    }
+
     fn connected(&mut self, agents: Option<u32>) {
         self.connected = Some(Instant::now());
         self.retry.connected(agents);
@@ -238,6 +250,7 @@ async fn reconnect(
         let wait = tries.wait(&settings, longest_wait(dial));
         pause(&mut settings.connection.wake.subscribe(), wait).await;
     }
+    tries.redialled = true;
     let registered = register(&settings, false).await;
     let resumed = registered.and_then(|Registration { upgraded, agents }| {
         tries.connected(agents);
@@ -296,7 +309,10 @@ async fn serve(
         Ok(Err(TunnelError::Ended(Some(close)))) if close.code == ws::REPLACED => Ended::Replaced,
         Ok(Err(TunnelError::NotResumed(ended))) => match ended.reason {
             EndReason::Replaced => Ended::Replaced,
-            EndReason::Unknown if ended.by_peer => Ended::Unknown(ended.to_string()),
+            EndReason::Unknown if ended.by_peer => match tries.lock().await.redialled {
+                true => Ended::Unknown(ended.to_string()),
+                false => Ended::Refused(ended.to_string()),
+            },
             _ => Ended::Lost(ended.to_string()),
         },
         Ok(ended) => Ended::Lost(tunnel::told(&ended)),
