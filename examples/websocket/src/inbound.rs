@@ -52,6 +52,8 @@ pub(crate) enum Found {
     Close(Option<CloseFrame>),
     /// At least this many bytes are missing.
     Missing(usize),
+    /// There is no memory for a fragment.
+    Short,
     /// There may be more, but the task yields first.
     Enough,
 }
@@ -96,6 +98,9 @@ impl Inbound {
             if let Some(missing) = whole.checked_sub(self.buffer.len() + 1) {
                 return Ok(Found::Missing(missing + 1));
             }
+            if !self.has_memory(&header) {
+                return Ok(Found::Short);
+            }
             self.frames += 1;
             self.buffer.advance(header.size);
             if let Some(found) = self.take_frame(&header)? {
@@ -126,6 +131,18 @@ impl Inbound {
         Ok(())
     }
 
+    /// Whether there is memory for the frame, which is needed if it is a fragment.
+    fn has_memory(&mut self, header: &Header) -> bool {
+        let is_whole = header.is_final && self.partial.is_none();
+        if is_whole || !matches!(header.opcode, OpCode::Data(_)) {
+            return true;
+        }
+        let partial = self.partial.as_ref();
+        let (held, len) = partial.map_or((0, 0), |partial| (partial.held(), partial.len()));
+        let grown = held.max(len + header.len);
+        self.charge.hold(self.allocated + grown)
+    }
+
     /// Takes the payload of a frame off the buffer.
     fn take_frame(&mut self, header: &Header) -> Result<Option<Found>, Error> {
         if let (OpCode::Data(kind), true, None) = (header.opcode, header.is_final, &self.partial) {
@@ -142,10 +159,6 @@ impl Inbound {
             OpCode::Data(kind) => kind,
         };
         let mut partial = self.partial.take().unwrap_or_else(|| Partial::new(kind));
-        let grown = partial.held().max(partial.len() + payload.len());
-        if !self.charge.hold(self.allocated + grown) {
-            return Err(Error::NoMemory);
-        }
         partial.push(&payload, header.is_final)?;
         if header.is_final {
             self.bytes = 0;
@@ -183,9 +196,7 @@ impl Inbound {
         missing: usize,
     ) -> Poll<Result<usize, Error>> {
         while !self.make_room(missing) {
-            if !ready!(self.patience.poll_retry(cx)) {
-                return Poll::Ready(Err(Error::NoMemory));
-            }
+            ready!(self.poll_memory(cx))?;
         }
         let most = self.whole_frames(self.buffer.capacity() - self.buffer.len());
         let mut room = (&mut self.buffer).limit(most);
@@ -193,8 +204,11 @@ impl Inbound {
         if read.is_pending() {
             self.rest();
             // A message that stays incomplete would keep memory from those of others.
-            if self.charge.is_due() && self.patience.is_over() && self.charge.is_exhausted() {
-                return Poll::Ready(Err(Error::NoMemory));
+            if self.charge.is_due() {
+                if self.patience.is_over() && self.charge.is_exhausted() {
+                    return Poll::Ready(Err(Error::NoMemory));
+                }
+                self.patience.look_again(cx);
             }
         }
         let len = ready!(read)?;
@@ -205,6 +219,14 @@ impl Inbound {
         }
         self.bytes += len;
         Poll::Ready(Ok(len))
+    }
+
+    /// Waits before the next attempt to get memory.
+    pub(crate) fn poll_memory(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(match ready!(self.patience.poll_retry(cx)) {
+            true => Ok(()),
+            false => Err(Error::NoMemory),
+        })
     }
 
     /// Starts a new turn, because nothing has arrived or enough was done.

@@ -3,29 +3,51 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::limits::{INCOMPLETE_MAX, MEMORY_RETRY};
+use crate::limits::{INCOMPLETE_MAX, LOOK_EVERY, MEMORY_RETRY};
 
 #[derive(Debug, Default)]
 pub(crate) struct Patience {
-    /// When the message was first found to be incomplete.
-    since: Option<Instant>,
+    /// For how long the message has been incomplete while this end was reading.
+    waited: Duration,
+    /// The last look at the incomplete message.
+    looked: Option<Instant>,
+    next_look: Option<Pin<Box<Sleep>>>,
     retry: Option<Pin<Box<Sleep>>>,
 }
 
 impl Patience {
     /// No message is incomplete.
     pub(crate) fn reset(&mut self) {
-        self.since = None;
+        self.waited = Duration::ZERO;
+        self.looked = None;
     }
 
     /// Whether the message has been incomplete for too long.
     pub(crate) fn is_over(&mut self) -> bool {
-        let since = *self.since.get_or_insert_with(Instant::now);
-        since.elapsed() >= INCOMPLETE_MAX
+        let now = Instant::now();
+        if let Some(before) = self.looked.replace(now) {
+            // The rest was a pause of this end, in which the message could not be completed.
+            self.waited += (now - before).min(LOOK_EVERY);
+        }
+        self.waited >= INCOMPLETE_MAX
+    }
+
+    /// Has the task woken for the next look, if there is a clock.
+    pub(crate) fn look_again(&mut self, cx: &mut Context<'_>) {
+        if self.next_look.is_none() && Handle::try_current().is_ok() {
+            self.next_look = Some(Box::pin(sleep(LOOK_EVERY)));
+        }
+        let Some(next) = &mut self.next_look else {
+            return;
+        };
+        while next.as_mut().poll(cx).is_ready() {
+            next.as_mut().reset(Instant::now() + LOOK_EVERY);
+        }
     }
 
     /// Waits before the next attempt to get memory. False if that took too long, or there is no

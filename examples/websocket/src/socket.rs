@@ -98,7 +98,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
                 self.outbound.close(frame.as_ref());
                 Some(Message::Close(frame))
             }
-            Found::Missing(_) | Found::Enough => None,
+            Found::Missing(_) | Found::Short | Found::Enough => None,
         })
     }
 
@@ -106,6 +106,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
         loop {
             let missing = match self.inbound.next()? {
                 Found::Missing(missing) => missing,
+                Found::Short => {
+                    ready!(self.inbound.poll_memory(cx))?;
+                    continue;
+                }
                 Found::Enough => {
                     self.inbound.rest();
                     cx.waker().wake_by_ref();

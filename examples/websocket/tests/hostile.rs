@@ -17,7 +17,7 @@ use futures_util::{SinkExt, StreamExt};
 use support::{MAX, frame, open, other, sockets, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufWriter, DuplexStream, duplex};
 use tunnel_websocket::limits::{
-    FRAGMENT_MIN, FRAGMENTS_FREE, FREE_ALLOWANCE, READ_AHEAD_MAX, WRITE_BUFFER,
+    FRAGMENT_MIN, FRAGMENTS_FREE, FREE_ALLOWANCE, INCOMPLETE_MAX, READ_AHEAD_MAX, WRITE_BUFFER,
 };
 use tunnel_websocket::{Account, Error, Message, Role, WebSocket};
 
@@ -369,15 +369,7 @@ async fn a_message_waits_for_memory_that_an_incomplete_one_holds() {
         far.write_all(&frame(other(role), BINARY, &[7; 100_000])[..90_000])
             .await
             .unwrap();
-        let hostile = tokio::spawn(async move {
-            loop {
-                // As the pings of a tunnel do.
-                let looked = tokio::time::timeout(Duration::from_secs(1), hostile.next());
-                if let Ok(ended) = looked.await {
-                    return ended;
-                }
-            }
-        });
+        let hostile = tokio::spawn(async move { hostile.next().await });
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert!(!hostile.is_finished(), "memory was not short");
         let (mut ours, mut near) = charged(role, &purse);
@@ -386,6 +378,57 @@ async fn a_message_waits_for_memory_that_an_incomplete_one_holds() {
         assert_eq!(received.len(), 120_000);
         let error = hostile.await.unwrap().unwrap().unwrap_err();
         assert!(matches!(error, Error::NoMemory), "{error}");
+    }
+}
+
+/// Whoever does not read for a while cannot blame the peer for it.
+#[tokio::test(start_paused = true)]
+async fn a_message_waits_for_memory_also_after_a_pause_of_its_reader() {
+    for role in ROLES {
+        let message = frame(other(role), BINARY, &[7; 120_000]);
+        let purse = purse(160_000);
+        let (mut ours, mut near) = charged(role, &purse);
+        near.write_all(&message[..40_000]).await.unwrap();
+        assert!(futures_util::poll!(ours.next()).is_pending());
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let others = 160_000 - purse.taken.load(Ordering::SeqCst);
+        assert!(purse.take(others));
+        near.write_all(&message[40_000..]).await.unwrap();
+        let gives_back = async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            purse.give_back(others);
+        };
+        let (received, ()) = tokio::join!(ours.next(), gives_back);
+        assert_eq!(received.unwrap().unwrap().len(), 120_000);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_in_fragments_waits_for_memory_too() {
+    for role in ROLES {
+        let mut message = frame(other(role), BINARY_BEGIN, &[7; 6_000]);
+        for _ in 0..4 {
+            message.extend(frame(other(role), CONTINUATION, &[7; 6_000]));
+        }
+        message.extend(frame(other(role), 0x80, &[7; 6_000]));
+        let purse = purse(160_000);
+        let (mut ours, mut near) = charged(role, &purse);
+        near.write_all(&message).await.unwrap();
+        assert!(purse.take(160_000));
+        let gives_back = async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            purse.give_back(160_000);
+        };
+        let (received, ()) = tokio::join!(ours.next(), gives_back);
+        assert_eq!(received.unwrap().unwrap().len(), 36_000);
+
+        assert!(purse.take(160_000 - purse.taken.load(Ordering::SeqCst)));
+        let (mut ours, mut near) = charged(role, &purse);
+        near.write_all(&message).await.unwrap();
+        let began = tokio::time::Instant::now();
+        let error = within(ours.next()).await.unwrap().unwrap_err();
+        assert!(matches!(error, Error::NoMemory), "{error}");
+        assert!(began.elapsed() >= INCOMPLETE_MAX);
     }
 }
 
