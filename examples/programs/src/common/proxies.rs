@@ -17,7 +17,7 @@ use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioIo;
 use kohakuriver_tunnel::session::clean_text;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tower_service::Service;
 
 use super::net::{self, MaybeTls};
@@ -31,8 +31,11 @@ const FORM: &str = "write http://HOST:PORT, socks5://HOST:PORT or socks5h://HOST
 /// Less than a whole attempt may take, so that the proxy is named and not the server.
 const REACHED_WITHIN: Duration = Duration::from_secs(5);
 
-/// The same for all that the proxy has to do.
+/// The same for all that the proxy has to do, for all addresses of the server.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(8);
+
+/// Time for each address, at least: several round trips to a distant proxy.
+const EACH_MIN: Duration = Duration::from_secs(3);
 
 /// Most bytes read of a proxy's error page.
 const PAGE_MAX: usize = 4096;
@@ -171,27 +174,43 @@ impl Proxy {
         if self.scheme() != "socks5" {
             return Ok(vec![url.authority()]);
         }
-        let addresses = net::resolve(&url.host, url.port).await?;
+        let mut addresses = net::resolve(&url.host, url.port).await?;
+        // One of each family comes first: there may be no time for more than two.
+        let is_ipv4 = addresses.first().is_some_and(SocketAddr::is_ipv4);
+        let mut families = addresses.iter().map(SocketAddr::is_ipv4);
+        if let Some(other) = families.position(|family| family != is_ipv4) {
+            let other = addresses.remove(other);
+            addresses.insert(1, other);
+        }
         Ok(addresses.iter().map(SocketAddr::to_string).collect())
     }
 
-    /// Tries one target after the other, each with its share of the time.
+    /// Tries one target after the other, as many as there is time for.
     async fn connect_any(&self, targets: &[String]) -> io::Result<TcpStream> {
-        let each = CONNECTED_WITHIN / u32::try_from(targets.len()).unwrap_or(u32::MAX).max(1);
+        let until = Instant::now() + CONNECTED_WITHIN;
+        let left = || until.saturating_duration_since(Instant::now());
         let mut failure = None;
-        for target in targets {
-            let stream = self.reach().await?;
+        for (target, others) in targets.iter().zip((1..=targets.len()).rev()) {
+            if failure.is_some() && left() < EACH_MIN {
+                break;
+            }
+            let stream = match self.reach(REACHED_WITHIN.min(left())).await {
+                Ok(stream) => stream,
+                Err(error) => return Err(failure.unwrap_or(error)),
+            };
+            let share = left() / u32::try_from(others).unwrap_or(u32::MAX);
+            let limit = share.max(EACH_MIN).min(left());
             let connecting = async {
                 match self.scheme() {
                     "http" => self.by_http(stream, target).await,
                     _ => self.by_socks(stream, target).await,
                 }
             };
-            let error = match timeout(each, connecting).await {
+            let error = match timeout(limit, connecting).await {
                 Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(error)) => error,
                 Err(_) => {
-                    let seconds = each.as_secs_f64();
+                    let seconds = limit.as_secs_f64();
                     let text = format!(
                         "{self} does not connect to {target}: no answer within {seconds:.0} s"
                     );
@@ -203,9 +222,9 @@ impl Proxy {
         Err(failure.unwrap_or_else(net::no_address))
     }
 
-    async fn reach(&self) -> io::Result<TcpStream> {
+    async fn reach(&self, limit: Duration) -> io::Result<TcpStream> {
         let host = self.host().trim_start_matches('[').trim_end_matches(']');
-        let stream = net::within(REACHED_WITHIN, net::connect(host, self.port())).await;
+        let stream = net::within(limit, net::connect(host, self.port())).await;
         let stream = stream.map_err(|error| {
             let reason = net::plain(&error);
             let text = format!("{self} cannot be reached: {reason}");
@@ -316,18 +335,21 @@ impl Service<Uri> for Connected {
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
+    use tokio::time::sleep;
 
     use super::*;
 
-    /// A SOCKS5 proxy that connects to port 2 alone, which echoes.
-    async fn socks(mut stream: TcpStream) -> io::Result<()> {
+    /// A SOCKS5 proxy that connects to port 2 alone, which echoes. Each answer takes a while.
+    async fn socks(mut stream: TcpStream, takes: Duration) -> io::Result<()> {
         let mut hello = [0; 2];
         stream.read_exact(&mut hello).await?;
         stream.read_exact(&mut vec![0; hello[1].into()]).await?;
+        sleep(takes).await;
         stream.write_all(&[5, 0]).await?;
         let mut request = [0; 10];
         stream.read_exact(&mut request).await?;
         let reply = if request[9] == 2 { 0 } else { 5 };
+        sleep(takes).await;
         stream
             .write_all(&[5, reply, 0, 1, 0, 0, 0, 0, 0, 0])
             .await?;
@@ -344,14 +366,37 @@ mod tests {
         (proxies.before(&server).unwrap().unwrap(), listener)
     }
 
-    #[tokio::test]
-    async fn all_addresses_are_tried_each_on_a_connection_of_its_own() {
+    async fn socks_proxy(takes: Duration) -> Proxy {
         let (proxy, listener) = proxy("socks5").await;
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(socks(stream));
+                tokio::spawn(socks(stream, takes));
             }
         });
+        proxy
+    }
+
+    #[tokio::test]
+    async fn a_slow_proxy_has_time_for_each_of_many_addresses() {
+        let targets = |ports: [u16; 8]| ports.map(|port| format!("192.0.2.1:{port}"));
+        let connected = async {
+            let proxy = socks_proxy(Duration::from_millis(600)).await;
+            for ports in [[2, 1, 1, 1, 1, 1, 1, 1], [1, 2, 1, 1, 1, 1, 1, 1]] {
+                proxy.connect_any(&targets(ports)).await.unwrap();
+            }
+        };
+        let silent = async {
+            let (proxy, _listener) = proxy("socks5").await;
+            let error = proxy.connect_any(&targets([1; 8])).await.unwrap_err();
+            let named = format!("{proxy} does not connect to 192.0.2.1:1: no answer within 3 s");
+            assert_eq!(error.to_string(), named);
+        };
+        tokio::join!(connected, silent);
+    }
+
+    #[tokio::test]
+    async fn all_addresses_are_tried_each_on_a_connection_of_its_own() {
+        let proxy = socks_proxy(Duration::ZERO).await;
         let targets = [1, 2].map(|port| format!("192.0.2.1:{port}"));
         let mut stream = proxy.connect_any(&targets).await.unwrap();
         stream.write_all(b"here").await.unwrap();
