@@ -22,7 +22,7 @@ use tunnel_test_support::chain::{
 };
 use tunnel_test_support::client::{Client, frame, greeted, upgrade};
 use tunnel_test_support::files::Folder;
-use tunnel_test_support::program::Program;
+use tunnel_test_support::program::{self, Program};
 use tunnel_test_support::relay::Relay;
 use tunnel_test_support::{LIMIT, soon};
 
@@ -475,6 +475,40 @@ async fn a_service_is_freed_soon_after_its_client_vanished() {
         .await,
         1
     );
+}
+
+/// Shell and kernel each send SIGHUP when a terminal closes, a service manager sends it right after
+/// SIGTERM, and users press Ctrl-C twice.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_service_is_freed_at_a_second_signal_too() {
+    let (port, mut gone) = watched().await;
+    let chain = direct();
+    let (url, remote) = (chain.host_url(), port.to_string());
+    for (first, then, second) in [
+        ("HUP", Duration::ZERO, "HUP"),
+        ("TERM", Duration::ZERO, "HUP"),
+        ("INT", Duration::ZERO, "INT"),
+        ("TERM", Duration::from_millis(300), "INT"),
+    ] {
+        // The tests themselves may run under nohup.
+        let mut command = std::process::Command::new("env");
+        command
+            .arg("--default-signal=HUP")
+            .arg(program::command("forward").get_program())
+            .args(["--host", &url, "42", &remote, "--local-port", "0"])
+            .args(LONG);
+        let mut forward = Program::spawn("forward", command);
+        let mut stream = connect(&forward).await;
+        expect_echo(&mut stream, b"here").await;
+        forward.signal(first);
+        forward.complaint(&format!("SIG{first}: ending"));
+        tokio::time::sleep(then).await;
+        forward.signal(second);
+        assert_eq!(forward.exit(LIMIT), 0, "{first} {second}");
+        soon("the end at the service", gone.recv()).await.unwrap();
+        expect_metric(&chain.runner, "runner_sessions", 0).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

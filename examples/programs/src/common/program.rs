@@ -149,7 +149,7 @@ where
 }
 
 /// Does `work` until it ends or a signal comes. After a signal, tunnels end in good order; after a
-/// second one, at once.
+/// second one, without a moment for their connections.
 async fn until_signal(
     tunnels: Tunnels,
     work: impl Future<Output = Result<(), Failure>>,
@@ -161,7 +161,7 @@ async fn until_signal(
         signal = signals.next() => tracing::info!("{signal}: ending"),
     }
     // The work is dropped now, and nothing new begins.
-    tunnels.end(signals.next()).await;
+    tunnels.end(signals.again()).await;
     Ok(())
 }
 

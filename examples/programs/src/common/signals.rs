@@ -5,9 +5,17 @@ use std::future::poll_fn;
 use std::io;
 #[cfg(unix)]
 use std::task::Poll;
+use std::time::Duration;
 
 #[cfg(unix)]
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
+
+/// Signals within this time have one cause: shell and kernel each send one when a terminal closes,
+/// and a service manager sends SIGHUP right after SIGTERM.
+const ONE_CAUSE: Duration = Duration::from_millis(200);
+
+const HANG_UP: &str = "SIGHUP";
 
 /// The signals from now on, with their names.
 pub struct Signals {
@@ -27,7 +35,7 @@ impl Signals {
             ("SIGTERM", signal(SignalKind::terminate())?),
         ];
         if !ignores_hang_up() {
-            heeded.push(("SIGHUP", signal(SignalKind::hangup())?));
+            heeded.push((HANG_UP, signal(SignalKind::hangup())?));
         }
         Ok(Self { heeded })
     }
@@ -44,6 +52,13 @@ impl Signals {
             Poll::Pending
         })
         .await
+    }
+
+    /// Waits for a signal of somebody who does not want to wait. SIGHUP is none, and neither is a
+    /// signal with the cause of the first one, which has just come.
+    pub async fn again(&mut self) {
+        let first = Instant::now();
+        while self.next().await == HANG_UP || first.elapsed() < ONE_CAUSE {}
     }
 
     #[cfg(not(unix))]

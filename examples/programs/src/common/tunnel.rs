@@ -28,6 +28,9 @@ const GRACE: Duration = Duration::from_secs(1);
 /// The program ends after this, whatever the peers do.
 const STOP_WITHIN: Duration = Duration::from_millis(2500);
 
+/// Time to tell the peers, when the user does not want to wait.
+const AT_ONCE: Duration = Duration::from_millis(200);
+
 /// Longest time of an attempt to connect again. Its pauses and its steps have limits of their own.
 const ATTEMPT: Duration = Duration::from_secs(86_400);
 
@@ -341,7 +344,8 @@ impl Tunnels {
     }
 
     /// Ends all tunnels. The peers are told, open connections get a moment to end, then the
-    /// WebSockets are closed. Returns at once when `again` is ready.
+    /// WebSockets are closed. When `again` is ready, there is no such moment, but the peers are
+    /// told: they would keep the connections for a while.
     pub async fn end(&self, again: impl Future) {
         let open: Vec<Tunnel> = {
             let mut state = self.0.lock();
@@ -360,7 +364,10 @@ impl Tunnels {
         tokio::select! {
             () = ending => {}
             () = sleep(STOP_WITHIN) => {}
-            _ = again => {}
+            _ = again => {
+                open.iter().for_each(Tunnel::shutdown);
+                let _ = timeout(AT_ONCE, self.0.until_none()).await;
+            }
         }
     }
 }
