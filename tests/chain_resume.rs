@@ -1007,7 +1007,8 @@ async fn a_websocket_that_is_lost_at_once_keeps_nobody_out() {
 
 /// One address for several hosts: the first connection goes to the first of them, and so on, and
 /// all others to the last.
-async fn balancer(hosts: [String; 3]) -> String {
+async fn balancer(hosts: &[&str]) -> String {
+    let hosts: Vec<String> = hosts.iter().map(|&host| host.to_owned()).collect();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     tokio::spawn(async move {
@@ -1033,10 +1034,7 @@ async fn one_host_of_several_that_does_not_know_resumption_ends_nothing() {
     let without = start_runner("127.0.0.1:0", &["--no-resume", "--target", &target]);
     let other = host_at("127.0.0.1:0", &without.address(), &[]);
     let own = chain.host.address();
-    let url = format!(
-        "ws://{}",
-        balancer([own.clone(), other.address(), own]).await
-    );
+    let url = format!("ws://{}", balancer(&[&own, &other.address(), &own]).await);
     let (port, place) = (port.to_string(), ["--local-port", "0", "--host", &url]);
     let args = [&["42", &*port][..], &place, &LONG_IN_ONE].concat();
     let forward = Program::start("forward", &args);
@@ -1045,6 +1043,52 @@ async fn one_host_of_several_that_does_not_know_resumption_ends_nothing() {
     chain.restart_host();
     forward.complaint("the tunnel goes on after ");
     expect_echo(&mut stream, b"after").await;
+}
+
+/// A proxy answers so while it reloads its rules, and a deployed host to a path that it does not
+/// know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn only_403_again_and_again_ends_connections() {
+    let port = service(echo).await.port();
+    let mut chain = direct();
+    let own = chain.host.address();
+    let forbidding = service(|mut stream| async move {
+        let _ = stream.read(&mut [0; 4096]).await;
+        let answer = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n";
+        let _ = stream.write_all(answer).await;
+    });
+    let no = &*forbidding.await.to_string();
+    let (one, two) = (port.to_string(), format!("{}:0", SilentPort::open().port()));
+    for (hosts, ports, goes_on) in [
+        (&[&own, no, no, &own][..], &[&*one][..], true),
+        (&[&own, no, no, no, &own], &[&one], false),
+        (
+            &[&own, no, no, no, no, &own],
+            &[&format!("{one}:0"), &two],
+            true,
+        ),
+    ] {
+        let url = format!("ws://{}", balancer(hosts).await);
+        let place = ["--host", &url, "42"];
+        let local: &[&str] = if ports.len() == 1 {
+            &["--local-port", "0"]
+        } else {
+            &[]
+        };
+        let args = [&place[..], ports, local, &LONG_IN_ONE].concat();
+        let forward = Program::start("forward", &args);
+        let mut stream = connect(&forward).await;
+        expect_echo(&mut stream, b"before").await;
+        chain.restart_host();
+        if goes_on {
+            forward.complaint("the tunnel goes on after ");
+            expect_echo(&mut stream, b"after").await;
+        } else {
+            assert_eq!(ending(&mut stream).await, Some(ErrorKind::ConnectionReset));
+            let told = forward.complaint("connections have ended");
+            assert!(told.contains("HTTP 403"), "{told}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -260,7 +260,7 @@ async fn reconnect(
     });
     resumed.map_err(|error| {
         let reason = told(&error);
-        if tries.downgrades.end_with(&error) {
+        if tries.downgrades.end_with(&error, &settings.url) {
             return ConnectFailure::last(&reason);
         }
         tries.failures += 1;

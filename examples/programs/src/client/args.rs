@@ -12,7 +12,7 @@ use crate::client::spec::PortSpec;
 use crate::common::args::{LogArgs, LogFormat, variable};
 use crate::common::connection::ConnectionArgs;
 use crate::common::program::{Basics, Failure, Process};
-use crate::common::route::{Route, Session};
+use crate::common::route::{ANY_PORT, Route, Session};
 use crate::common::serve::UDP_IDLE_MAX;
 use crate::common::threads::ThreadArgs;
 use crate::common::tls::public_roots;
@@ -234,7 +234,7 @@ impl Args {
     fn destination(&self) -> Result<(String, Url, bool, Vec<String>), Failure> {
         let text = self.host.clone().unwrap_or_else(default_host);
         let base = Url::parse(&text).map_err(wrong)?;
-        if let Some((_, task)) = base.path.rsplit_once("/api/tunnel/") {
+        if let Some((_, task)) = base.path.rsplit_once(ANY_PORT) {
             check_name("task id", task).map_err(wrong)?;
             let words = match self.words.split_first() {
                 // The task may be repeated before the ports.

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use crate::common::resume::SentAgain;
 
-/// Most reasons logged in one outage. The other side chooses the words.
-const REASONS: usize = 16;
+/// Most lines logged in one outage. The other side chooses the words.
+const LINES: usize = 16;
 
 /// Shared by all tunnels of a command.
 pub struct Outage {
@@ -26,7 +26,7 @@ struct Now {
     reconnected: bool,
     /// Sent again over next WebSockets.
     again: SentAgain,
-    /// Reasons that were logged.
+    /// Lines that were logged.
     told: HashSet<String>,
 }
 
@@ -58,9 +58,9 @@ impl Outage {
 
     /// A tunnel does not wait for its next WebSocket any more, and its connections have ended.
     pub fn gives_up(&self, cause: &str) {
-        if self.is_news(cause) {
-            tracing::warn!("{cause}: its connections have ended; still reconnecting");
-        }
+        self.warn(format!(
+            "{cause}: its connections have ended; still reconnecting"
+        ));
     }
 
     /// There is a new tunnel.
@@ -96,8 +96,10 @@ impl Outage {
     /// A tunnel is over that no other one replaces. `down` if it had lost its WebSocket, `lost` if
     /// its connections did not end by themselves.
     pub fn leaves(&self, cause: &str, down: bool, lost: bool) {
-        if lost && self.is_news(cause) {
-            tracing::warn!("{cause}: its connections have ended; others have their own tunnels");
+        if lost {
+            self.warn(format!(
+                "{cause}: its connections have ended; others have their own tunnels"
+            ));
         }
         if down {
             let mut now = self.lock();
@@ -107,21 +109,20 @@ impl Outage {
 
     /// Why the first session, which is waited for, did not begin.
     pub fn waits(&self, reason: &str) {
-        if self.is_news(reason) {
-            tracing::warn!("{reason}; waiting for {}", self.to);
-        }
+        self.warn(format!("{reason}; waiting for {}", self.to));
     }
 
     /// The other side answered and refused.
     pub fn refused(&self, reason: &str) {
-        if self.is_news(reason) {
-            tracing::warn!("{reason}; still trying");
-        }
+        self.warn(format!("{reason}; still trying"));
     }
 
-    fn is_news(&self, reason: &str) -> bool {
+    fn warn(&self, line: String) {
         let told = &mut self.lock().told;
-        told.len() < REASONS && told.insert(reason.to_owned())
+        if told.len() < LINES && !told.contains(&line) {
+            tracing::warn!("{line}");
+            told.insert(line);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Now> {

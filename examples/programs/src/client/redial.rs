@@ -71,7 +71,7 @@ impl Redial {
                 Ok(socket)
             }
             Err(error) => {
-                let is_final = waits.downgrades.end_with(&error);
+                let is_final = waits.downgrades.end_with(&error, &self.url);
                 Err(self.failed(dial, &error, is_final))
             }
         }

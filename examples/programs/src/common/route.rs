@@ -8,6 +8,9 @@ use kohakuriver_tunnel::wire::Proto;
 use super::http::BadRequest;
 use super::url::is_name;
 
+/// The path of a session for any port, before the name.
+pub const ANY_PORT: &str = "/api/tunnel/";
+
 /// The purpose of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
@@ -33,7 +36,7 @@ impl Session {
     pub fn path(&self, name: &str) -> String {
         match self.only {
             Some((port, proto)) => format!("/ws/forward/{name}/{port}?proto={proto}"),
-            None => format!("/api/tunnel/{name}"),
+            None => format!("{ANY_PORT}{name}"),
         }
     }
 }

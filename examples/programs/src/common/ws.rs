@@ -19,6 +19,7 @@ use tunnel_websocket::{Message, WebSocket};
 use super::connection::Connection;
 use super::http;
 use super::net::{self, MaybeTls};
+use super::route::ANY_PORT;
 use super::tunnel::Upgraded;
 use super::url::Url;
 
@@ -40,8 +41,8 @@ pub const IF_FREE: HeaderName = HeaderName::from_static("kohakuriver-tunnel-if-f
 /// In the answer to an agent: the number of the runner's agents.
 pub const AGENTS: HeaderName = HeaderName::from_static("kohakuriver-tunnel-agents");
 
-/// Answers without resumption after which a tunnel does not go on. Of several hosts behind one
-/// address some may not know it.
+/// Answers without resumption, or with 403, after which a tunnel does not go on. Of several hosts
+/// behind one address some may not know it, or not know the caller yet.
 const DOWNGRADES_MAX: u32 = 3;
 
 /// Longest message accepted from a peer: as long as all deployed peers accept, and longer than any
@@ -112,7 +113,8 @@ impl ConnectError {
     }
 }
 
-/// Counts the answers without resumption since a tunnel lost its WebSocket, or was in doubt.
+/// Counts the answers without resumption, and those with 403, since a tunnel lost its WebSocket or
+/// was in doubt.
 #[derive(Debug, Default)]
 pub struct Downgrades(u32);
 
@@ -129,14 +131,17 @@ impl Downgrades {
         self.0 = 0;
     }
 
-    /// Whether the tunnel ends with this failure of the attempt.
-    pub fn end_with(&mut self, error: &ConnectError) -> bool {
-        if matches!(error, ConnectError::NotResumed(_)) {
+    /// Whether the tunnel ends with this failure of the attempt at `url`. With 403 a server may say
+    /// that it does not know the path of all ports.
+    pub fn end_with(&mut self, error: &ConnectError, url: &Url) -> bool {
+        let is_forbidden =
+            error.status() == Some(StatusCode::FORBIDDEN) && !url.path.contains(ANY_PORT);
+        if is_forbidden || matches!(error, ConnectError::NotResumed(_)) {
             self.0 += 1;
             return self.0 >= DOWNGRADES_MAX;
         }
         // The token was read from its file for this attempt.
-        error.is_forbidden()
+        error.status() == Some(StatusCode::UNAUTHORIZED)
     }
 }
 
@@ -337,6 +342,7 @@ mod tests {
     fn three_answers_without_resumption_end_a_tunnel_and_no_other_failure_does() {
         let downgraded = ConnectError::NotResumed(String::new());
         let away = ConnectError::Unreachable(String::new());
+        let url = Url::parse("ws://x/ws/forward/42/80").unwrap();
         let mut downgrades = Downgrades::default();
         downgrades.begin(0);
         for (attempt, error, ends) in [
@@ -352,7 +358,7 @@ mod tests {
             (3, &downgraded, true),
         ] {
             downgrades.begin(attempt);
-            assert_eq!(downgrades.end_with(error), ends, "{attempt}");
+            assert_eq!(downgrades.end_with(error, &url), ends, "{attempt}");
         }
     }
 }
