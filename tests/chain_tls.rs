@@ -94,6 +94,49 @@ async fn roots_of_the_system_are_believed_beside_those_built_in() {
     forward.complaint("nobody known here issued its certificate");
 }
 
+/// A network that is away is no news; a host that cannot be used any more is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_reconnect_says_what_is_wrong_with_tls() {
+    let Certificates { ca, cert, key, .. } = &certificates();
+    let Certificates {
+        cert: cert_of_another,
+        key: key_of_another,
+        ..
+    } = &certificates();
+    let target = format!("{CONTAINER}=127.0.0.1");
+    let runner = Program::start("runner", &["--listen", "127.0.0.1:0", "--target", &target]);
+    let task = format!("42={CONTAINER}@http://{}", runner.address());
+    let host_at = |address: &str, identity: &[&str]| {
+        let args = ["--listen", address, "--task", &task];
+        let host = Program::start("host", &[&args[..], identity].concat());
+        host.address();
+        host
+    };
+    let own = ["--cert", cert, "--key", key];
+    let other = ["--cert", cert_of_another, "--key", key_of_another];
+    let mut host = host_at("127.0.0.1:0", &own);
+    let (address, url) = (host.address(), format!("wss://localhost:{}", host.port()));
+    let port = service(echo).await.port().to_string();
+    let args = ["42", &port, "--local-port", "0", "--host", &url, "--ca", ca];
+    let forward = Program::start("forward", &args);
+    let mut stream = connect(&forward).await;
+    for (identity, said) in [
+        (&other[..], "is not from an issuer in the file of --ca"),
+        (&[], "it speaks no TLS"),
+    ] {
+        expect_echo(&mut stream, b"before").await;
+        host.kill();
+        host = host_at(&address, identity);
+        let line = forward.complaint(said);
+        assert!(line.ends_with("; still trying"), "{line}");
+        host.kill();
+        host = host_at(&address, &own);
+        expect_echo(&mut stream, b"after").await;
+    }
+    forward.expect_lines("still trying", 2);
+    forward.expect_lines("the tunnel goes on after ", 2);
+}
+
 #[test]
 fn unusable_files_are_exit_code_2() {
     for args in [

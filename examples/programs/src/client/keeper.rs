@@ -17,7 +17,6 @@ use crate::client::lanes::Lanes;
 use crate::client::outage::Outage;
 use crate::client::pace::Pace;
 use crate::common::program::Failure;
-use crate::common::ws::ConnectError;
 
 /// After a tunnel that held this long the waits start over.
 const HELD: Duration = Duration::from_secs(10);
@@ -174,7 +173,7 @@ impl Keeper {
                     Err(Refusal::Failed(error)) => error,
                 };
                 let reason = self.connector.destination.told(&error);
-                if let ConnectError::Refused { .. } = error {
+                if error.is_answer() {
                     outage.refused(&reason);
                 } else {
                     tracing::debug!("{reason}");

@@ -82,9 +82,9 @@ impl Redial {
         if is_final {
             return ConnectFailure::last(&reason);
         }
-        match error {
-            ConnectError::Refused { .. } if !dial.attached => self.outage.refused(&reason),
-            _ => tracing::debug!("{reason}"),
+        match error.is_answer() && !dial.attached {
+            true => self.outage.refused(&reason),
+            false => tracing::debug!("{reason}"),
         }
         ConnectFailure::again(&reason)
     }

@@ -197,6 +197,16 @@ fn unpace(socket: &SockRef<'_>) {
     }
 }
 
+/// The error for an answer that does not let this side through.
+pub fn answer(text: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text.into())
+}
+
+/// Whether an error is from an answer, also one in a TLS handshake, and not from the network.
+pub fn is_answer(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData
+}
+
 /// Ends the socket by a reset when it is dropped: the other side sees a failure, not an empty
 /// reply.
 pub fn reset_on_drop(stream: &TcpStream) {

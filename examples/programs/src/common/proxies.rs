@@ -252,11 +252,11 @@ impl Proxy {
         if !status.is_success() {
             let page = http::body_text(response.into_body(), PAGE_MAX).await;
             let line = http::first_line(&page.unwrap_or_default());
-            return Err(io::Error::other(self.refusal(status, target, &line)));
+            return Err(net::answer(self.refusal(status, target, &line)));
         }
         match http::upgraded(hyper::upgrade::on(response)).await? {
             (MaybeTls::Plain(tcp), early) if early.is_empty() => Ok(tcp.into_stream()),
-            _ => Err(io::Error::other(format!(
+            _ => Err(net::answer(format!(
                 "{self} sent data that nobody asked for"
             ))),
         }
@@ -294,7 +294,7 @@ impl Proxy {
         }
         let stream = socks.call(uri).await.map_err(|error| {
             let reason = clean_text(error.to_string().as_bytes());
-            io::Error::other(format!("{self} does not connect to {target}: {reason}"))
+            net::answer(format!("{self} does not connect to {target}: {reason}"))
         })?;
         Ok(stream.into_inner())
     }
@@ -405,6 +405,22 @@ mod tests {
         assert_eq!(&said, b"here");
         let refused = proxy.connect_any(&targets[..1]).await.unwrap_err();
         assert!(refused.to_string().starts_with("the proxy 127.0.0.1:"));
+    }
+
+    #[tokio::test]
+    async fn only_what_a_proxy_says_is_an_answer() {
+        let (proxy, listener) = proxy("http").await;
+        let server = Url::parse("ws://192.0.2.1:2").unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 1024]).await;
+            let answer = b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n";
+            stream.write_all(answer).await.unwrap();
+        });
+        let refused = proxy.connect(&server).await.unwrap_err();
+        assert!(net::is_answer(&refused), "{refused}");
+        let away = proxy.connect(&server).await.unwrap_err();
+        assert!(!net::is_answer(&away), "{away}");
     }
 
     #[tokio::test]

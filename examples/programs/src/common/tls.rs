@@ -180,9 +180,12 @@ impl Dialer {
             Err(error) => error,
         };
         if !url.tls && words::may_be_tls(&error) && self.meets_tls(url).await {
-            return Err(io::Error::other("it speaks TLS: use wss:// or https://"));
+            return Err(net::answer("it speaks TLS: use wss:// or https://"));
         }
-        Err(io::Error::other(words::http(&error)))
+        match error.is_parse() {
+            true => Err(net::answer(words::http(&error))),
+            false => Err(io::Error::other(words::http(&error))),
+        }
     }
 
     async fn reach(&self, url: &Url) -> io::Result<TcpStream> {

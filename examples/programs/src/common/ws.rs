@@ -1,6 +1,7 @@
 //! The WebSocket handshake of the programs, on both sides.
 
 use std::fmt;
+use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -62,6 +63,9 @@ carrier!(pub WebSocketCarrier: Message, close: CloseFrame);
 pub enum ConnectError {
     /// Nothing answered as a WebSocket server. Another attempt may succeed.
     Unreachable(String),
+    /// Something answered, but does not let this side through to a WebSocket server: its
+    /// certificate has expired, a proxy wants a password. Another attempt may succeed.
+    Unusable(String),
     /// A WebSocket server answered, but closed before a session began.
     Closed(String),
     /// The other side did not choose resumption, and a tunnel was to go on.
@@ -79,6 +83,12 @@ impl ConnectError {
     /// Whether an immediate retry will not succeed.
     pub fn is_lasting(&self) -> bool {
         matches!(self, Self::Refused { lasting: true, .. })
+    }
+
+    /// Whether something answered that did not let this side through. While the network is away,
+    /// nothing does.
+    pub fn is_answer(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::Unusable(_))
     }
 
     /// Whether the caller is not allowed in. Waiting does not change that.
@@ -108,7 +118,9 @@ impl ConnectError {
     fn status(&self) -> Option<StatusCode> {
         match self {
             Self::Refused { status, .. } => *status,
-            Self::Unreachable(_) | Self::Closed(_) | Self::NotResumed(_) => None,
+            Self::Unreachable(_) | Self::Unusable(_) | Self::Closed(_) | Self::NotResumed(_) => {
+                None
+            }
         }
     }
 }
@@ -149,6 +161,7 @@ impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable(reason)
+            | Self::Unusable(reason)
             | Self::Closed(reason)
             | Self::NotResumed(reason)
             | Self::Refused { reason, .. } => f.write_str(reason),
@@ -165,17 +178,17 @@ pub async fn connect(
     url: &Url,
     more: HeaderMap,
 ) -> Result<(Upgraded, HeaderMap), ConnectError> {
-    let unreachable = |what: &dyn fmt::Display| {
-        ConnectError::Unreachable(format!("cannot reach {}: {what}", url.authority()))
-    };
+    let unreachable = |what: &str| format!("cannot reach {}: {what}", url.authority());
     let work = async {
         let stream = connection.dialer.connect(url).await;
-        let stream = stream.map_err(|error| unreachable(&net::plain(&error)))?;
+        let stream = stream.map_err(|error| failed(&error, unreachable(&net::plain(&error))))?;
         handshake(connection, url, more, stream).await
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, work).await {
         Ok(ended) => ended,
-        Err(_) => Err(unreachable(&"no answer within 10 s")),
+        Err(_) => Err(ConnectError::Unreachable(unreachable(
+            "no answer within 10 s",
+        ))),
     }
 }
 
@@ -185,12 +198,10 @@ async fn handshake(
     more: HeaderMap,
     stream: MaybeTls,
 ) -> Result<(Upgraded, HeaderMap), ConnectError> {
-    let broken = |what: &dyn fmt::Display| {
-        ConnectError::Unreachable(format!(
-            "{} does not answer as a WebSocket: {what}",
-            url.authority()
-        ))
+    let no_websocket = |what: &dyn fmt::Display| {
+        format!("{} does not answer as a WebSocket: {what}", url.authority())
     };
+    let broken = |what: &dyn fmt::Display| ConnectError::Unusable(no_websocket(what));
     let key = generate_key();
     let resumes = connection.tunnels.resume.is_some();
     let mut request = url
@@ -211,7 +222,7 @@ async fn handshake(
     }
     let request = request.body(Empty::new()).map_err(|error| broken(&error))?;
     let response = connection.dialer.ask(url, stream, request).await;
-    let response = response.map_err(|error| broken(&error))?;
+    let response = response.map_err(|error| failed(&error, no_websocket(&error)))?;
 
     let status = response.status();
     if status != StatusCode::SWITCHING_PROTOCOLS {
@@ -248,6 +259,14 @@ async fn handshake(
         resumable,
     };
     Ok((upgraded, headers))
+}
+
+/// The error of a connection, in these words.
+fn failed(error: &io::Error, reason: String) -> ConnectError {
+    match net::is_answer(error) {
+        true => ConnectError::Unusable(reason),
+        false => ConnectError::Unreachable(reason),
+    }
 }
 
 /// The error for an HTTP answer that is not a WebSocket.
