@@ -1,5 +1,5 @@
 //! What is logged while tunnels of a command are down, however many ports there are: one line when
-//! the first is lost, one for each reason of a refusal, one when all are up again.
+//! the first is lost, one for each reason in an answer, one when all are up again.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -24,8 +24,8 @@ struct Now {
     since: Instant,
     /// A new tunnel took the place of one that was lost.
     reconnected: bool,
-    /// Sent again over next WebSockets.
-    again: SentAgain,
+    /// Sent again over next WebSockets; `None` if no tunnel has gone on.
+    again: Option<SentAgain>,
     /// Lines that were logged.
     told: HashSet<String>,
 }
@@ -36,7 +36,7 @@ impl Outage {
             down: 0,
             since: Instant::now(),
             reconnected: false,
-            again: SentAgain::default(),
+            again: None,
             told: HashSet::new(),
         };
         let now = Mutex::new(now);
@@ -50,7 +50,7 @@ impl Outage {
         if now.down == 1 {
             now.since = Instant::now();
             now.reconnected = false;
-            now.again = SentAgain::default();
+            now.again = None;
             now.told.clear();
             tracing::warn!("{cause}; reconnecting to {}", self.to);
         }
@@ -70,7 +70,7 @@ impl Outage {
 
     /// A tunnel goes on over its next WebSocket.
     pub fn goes_on(&self, again: SentAgain) {
-        self.over(|now| now.again.add(again));
+        self.over(|now| now.again.get_or_insert_default().add(again));
     }
 
     fn over(&self, note: impl FnOnce(&mut Now)) {
@@ -81,9 +81,10 @@ impl Outage {
             return;
         }
         let away = now.since.elapsed().as_secs_f64();
-        match now.reconnected {
-            true => tracing::info!("reconnected to {} after {away:.1} s", self.to),
-            false => tracing::info!("the tunnel goes on after {away:.1} s: {}", now.again),
+        match (now.reconnected, now.again) {
+            (true, _) => tracing::info!("reconnected to {} after {away:.1} s", self.to),
+            (false, Some(again)) => tracing::info!("the tunnel goes on after {away:.1} s: {again}"),
+            (false, None) => tracing::info!("the other tunnels to {} are up", self.to),
         }
     }
 
@@ -102,8 +103,7 @@ impl Outage {
             ));
         }
         if down {
-            let mut now = self.lock();
-            now.down = now.down.saturating_sub(1);
+            self.over(|_| {});
         }
     }
 
@@ -112,7 +112,7 @@ impl Outage {
         self.warn(format!("{reason}; waiting for {}", self.to));
     }
 
-    /// The other side answered and refused.
+    /// Something answered and did not let this side through.
     pub fn refused(&self, reason: &str) {
         self.warn(format!("{reason}; still trying"));
     }
@@ -127,5 +127,74 @@ impl Outage {
 
     fn lock(&self) -> MutexGuard<'_, Now> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use tracing::subscriber::with_default;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is logged, without the time that it took.
+    fn logged(work: impl FnOnce(&Outage)) -> Vec<String> {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let log = tracing_subscriber::fmt()
+            .with_writer(move || writer.clone())
+            .with_ansi(false)
+            .with_target(false)
+            .without_time()
+            .finish();
+        with_default(log, || work(&Outage::new("task 42".to_owned())));
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let plain = |line: &str| {
+            line.split(" after ")
+                .next()
+                .unwrap_or_default()
+                .trim()
+                .to_owned()
+        };
+        text.lines().map(plain).collect()
+    }
+
+    #[test]
+    fn the_last_tunnel_that_was_down_ends_the_outage_also_if_it_leaves() {
+        let began = "WARN lost; reconnecting to task 42";
+        let over = logged(|outage| {
+            outage.begins("lost");
+            outage.begins("lost");
+            outage.ends();
+            outage.leaves("lost", true, false);
+        });
+        assert_eq!(over, [began, "INFO reconnected to task 42"]);
+        let over = logged(|outage| {
+            outage.begins("lost");
+            outage.begins("lost");
+            outage.goes_on(SentAgain::default());
+            outage.leaves("lost", true, false);
+        });
+        assert_eq!(over, [began, "INFO the tunnel goes on"]);
+        let over = logged(|outage| {
+            outage.begins("lost");
+            outage.leaves("lost", true, false);
+        });
+        assert_eq!(over, [began, "INFO the other tunnels to task 42 are up"]);
     }
 }
