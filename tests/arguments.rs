@@ -144,6 +144,16 @@ fn what_contradicts_itself_is_refused() {
             ],
             &["protocol", "twice"],
         ),
+        (
+            "forward",
+            &["--wait-for-task", "600", "42", "8888"],
+            &["write --wait-for-task=600"],
+        ),
+        (
+            "forward",
+            &["42", "8888", "--wait-for-task", "600"],
+            &["write --wait-for-task=600"],
+        ),
         ("forward", &["--no-resume"], &["no task"]),
         (
             "forward",

@@ -479,7 +479,7 @@ async fn nobody_waits_for_a_task_that_the_cluster_does_not_let_him_have() {
         ("44", "mine", "HTTP 403: task 44 belongs to someone else"),
     ] {
         for ports in [&["80:0"][..], &["80:0", "81:0"]] {
-            let args = [&["--host", &url, "--wait-for-task", task], ports].concat();
+            let args = [&["--host", &url, task], ports, &["--wait-for-task"]].concat();
             let token = [("KOHAKURIVER_TUNNEL_TOKEN", token)];
             let mut forward = Program::start_with("forward", &args, &token);
             assert_eq!(forward.exit(LIMIT), 3, "{task}");

@@ -1,5 +1,6 @@
 //! The client's command line.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ use crate::common::url::{Url, check_name};
 
 /// Tunnels of a session, beyond which more gain nothing.
 const MOST_TUNNELS: i64 = 256;
+
+const WAIT_FLAG: &str = "--wait-for-task";
 
 /// The path of a session for one port, before the task.
 const ONE_PORT: &str = "/ws/forward/";
@@ -340,6 +343,29 @@ impl Basics for Args {
     fn threads(&self) -> usize {
         self.threads.count()
     }
+}
+
+/// Refuses a number after `--wait-for-task`: it would be a task or a port, and looks like seconds.
+/// clap does not say where a flag without a value was.
+///
+/// # Errors
+/// There is one.
+pub fn check_wait(words: impl Iterator<Item = OsString>) -> Result<(), Failure> {
+    let mut is_flag = false;
+    for word in words {
+        let is_number = |word: &str| word.bytes().all(|byte| byte.is_ascii_digit());
+        match word.to_str() {
+            Some("--") => break,
+            Some(word) if is_flag && is_number(word) => {
+                return Err(wrong(format!(
+                    "--wait-for-task {word} is ambiguous: write --wait-for-task={word} for \
+                     seconds, or the flag at the end"
+                )));
+            }
+            _ => is_flag = word == WAIT_FLAG,
+        }
+    }
+    Ok(())
 }
 
 fn wrong(what: impl Into<String>) -> Failure {

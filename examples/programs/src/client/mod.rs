@@ -34,6 +34,7 @@ pub fn main() -> ExitCode {
 }
 
 async fn start(args: Args, process: Process) -> Result<(), Failure> {
+    args::check_wait(std::env::args_os())?;
     if args.asks_for_nothing() {
         return demo::run(&process).await;
     }
