@@ -154,6 +154,37 @@ fn what_contradicts_itself_is_refused() {
             &["42", "8888", "--wait-for-task", "600"],
             &["write --wait-for-task=600"],
         ),
+        (
+            "forward",
+            &["42", "8888", "--remote-port", "9999"],
+            &["twice", "8888", "--remote-port 9999"],
+        ),
+        (
+            "forward",
+            &[
+                "--host",
+                "ws://x/api/tunnel/42",
+                "80",
+                "--remote-port",
+                "81",
+            ],
+            &["twice"],
+        ),
+        (
+            "runner",
+            &["--no-resume", "--max-detached", "10"],
+            &["--no-resume", "--max-detached"],
+        ),
+        (
+            "runner",
+            &["--no-resume", "--max-detached-per-container", "10"],
+            &["--no-resume", "--max-detached-per-container"],
+        ),
+        (
+            "runner",
+            &["--no-resume", "--max-detached-per-address", "10"],
+            &["--no-resume", "--max-detached-per-address"],
+        ),
         ("forward", &["--no-resume"], &["no task"]),
         (
             "forward",

@@ -312,6 +312,11 @@ impl Args {
             .map(|word| PortSpec::parse(word).map_err(wrong))
             .collect::<Result<Vec<_>, _>>()?;
         if let Some(remote) = self.remote_port {
+            if let Some(word) = words.first() {
+                return Err(wrong(format!(
+                    "the remote port is given twice: {word} and --remote-port {remote}"
+                )));
+            }
             specs.push(PortSpec {
                 remote,
                 local: None,

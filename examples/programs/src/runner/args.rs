@@ -84,15 +84,15 @@ pub struct Args {
     /// sessions]. Beyond it, one ends: first those whose client never answered, then the one that
     /// has waited for longest. Each of them counts as a session, and one ends when a new session
     /// finds no other place.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "no_resume")]
     max_detached: Option<NonZeroUsize>,
 
     /// The same for one container [default: a quarter of the sessions].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "no_resume")]
     max_detached_per_container: Option<NonZeroUsize>,
 
     /// The same for one source address [default: no bound, because clients come from their host].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "no_resume")]
     max_detached_per_address: Option<NonZeroUsize>,
 
     /// File with a token that all agents share [default: the variable
