@@ -372,7 +372,7 @@ async fn a_task_file_is_read_again_when_it_changes() {
     write("[tasks\n");
     let mut client = connect(&host, "/ws/forward/42/80").await;
     assert!(next(&mut client).await.is_text());
-    host.complaint("keeping the tasks as they were");
+    host.complaint("keeping what was read before");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use super::program::{Failure, Process};
 use super::proxies::ProxyArgs;
 use super::resume::OpeningArgs;
 use super::tls::{ClientTlsArgs, Dialer, IdentityArgs};
-use super::token::{Credential, TokenArgs};
+use super::token::{Token, TokenArgs};
 use super::tunnel::{self, TunnelArgs};
 use super::url::Url;
 use super::wake::Wake;
@@ -37,7 +37,7 @@ pub struct ConnectionArgs {
 /// How to connect.
 #[derive(Clone)]
 pub struct Connection {
-    pub token: Credential,
+    pub token: Token,
     pub dialer: Dialer,
     pub tunnels: tunnel::Settings,
     /// Hints that connections may be dead.
@@ -66,7 +66,7 @@ impl ConnectionArgs {
         let mut tunnels = self.tunnels.settings(process)?;
         tunnels.resume = tunnels.resume.map(|config| self.opening.apply(config));
         Ok(Connection {
-            token: self.token.credential()?,
+            token: self.token.token()?,
             dialer: Dialer::new(&self.tls, Some(&self.identity), roots, proxies)?,
             tunnels,
             wake: Wake::watched(),

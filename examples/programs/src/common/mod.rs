@@ -20,6 +20,7 @@ pub mod output;
 pub mod places;
 pub mod program;
 pub mod proxies;
+pub mod reread;
 pub mod resume;
 pub mod retry;
 pub mod route;

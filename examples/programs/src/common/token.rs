@@ -1,7 +1,6 @@
 //! The bearer token, as a header. It is never logged.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
 use hyper::StatusCode;
@@ -10,6 +9,7 @@ use subtle::ConstantTimeEq;
 
 use super::http::{self, Answer, BadRequest};
 use super::program::Failure;
+use super::reread::Reread;
 use super::secret::Secret;
 
 /// The variable with the token, if no file is named.
@@ -17,6 +17,9 @@ const VARIABLE: &str = "KOHAKURIVER_TUNNEL_TOKEN";
 
 /// The header's value before the token.
 const PREFIX: &str = "Bearer ";
+
+/// The value of the `Authorization` header, if there is a token.
+pub type Token = Reread<Option<HeaderValue>>;
 
 #[derive(Args, Debug, Clone, PartialEq)]
 pub struct TokenArgs {
@@ -35,60 +38,18 @@ impl TokenArgs {
         header_from(self.token_file.as_deref(), VARIABLE)
     }
 
-    /// The token of a program that connects.
+    /// As [`header`](Self::header), read again when the file has changed.
     ///
     /// # Errors
-    /// As [`header`](Self::header).
-    pub fn credential(&self) -> Result<Credential, Failure> {
-        let header = self.header()?;
-        Ok(Credential(Arc::new(Inner {
-            file: self.token_file.clone(),
-            now: Mutex::new(Now {
-                header,
-                told: false,
-            }),
-        })))
+    /// As there.
+    pub fn token(&self) -> Result<Token, Failure> {
+        let args = self.clone();
+        Token::new(self.file(), move || args.header())
     }
-}
 
-/// The token of a program that connects. Its file is read again for each connection, because a
-/// token may be replaced while the program runs.
-#[derive(Clone)]
-pub struct Credential(Arc<Inner>);
-
-struct Inner {
-    file: Option<PathBuf>,
-    now: Mutex<Now>,
-}
-
-struct Now {
-    header: Option<HeaderValue>,
-    /// It was logged that the file cannot be used.
-    told: bool,
-}
-
-impl Credential {
-    /// The value of the `Authorization` header; the last one if the file cannot be used now.
-    pub fn header(&self) -> Option<HeaderValue> {
-        let Inner { file, now } = &*self.0;
-        let mut now = now.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = file {
-            match header_from(Some(file), VARIABLE) {
-                Ok(header) => {
-                    if now.header != header {
-                        tracing::info!("the token in {} has changed", file.display());
-                    }
-                    let told = false;
-                    *now = Now { header, told };
-                }
-                Err(error) if !now.told => {
-                    now.told = true;
-                    tracing::warn!("{error}; keeping the token as it was");
-                }
-                Err(_) => {}
-            }
-        }
-        now.header.clone()
+    /// Where the token is, unless in the variable.
+    pub fn file(&self) -> Option<PathBuf> {
+        self.token_file.clone()
     }
 }
 

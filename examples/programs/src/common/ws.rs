@@ -214,7 +214,7 @@ async fn handshake(
             header::SEC_WEBSOCKET_PROTOCOL,
             if resumes { V2_RESUME } else { V2 },
         );
-    if let Some(token) = connection.token.header() {
+    if let Some(token) = connection.token.current().await {
         request = request.header(header::AUTHORIZATION, token);
     }
     if let Some(headers) = request.headers_mut() {

@@ -97,9 +97,7 @@ impl Args {
             registries.push(Box::new(FixedTasks::new(tasks)));
         }
         if let Some(path) = &self.task_file {
-            registries.push(Box::new(
-                TaskFile::open(path.clone()).map_err(Failure::usage)?,
-            ));
+            registries.push(Box::new(TaskFile::open(path.clone())?));
         }
         if let Some(url) = &self.api {
             let url = parse_api(url).map_err(|wrong| Failure::usage(format!("--api: {wrong}")))?;

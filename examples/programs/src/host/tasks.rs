@@ -3,32 +3,19 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use hyper::header::HeaderValue;
 use serde::Deserialize;
 
 use crate::common::net;
+use crate::common::program::Failure;
+use crate::common::reread::Reread;
 use crate::common::url::check_name;
 use crate::host::proxy::registry::{Refusal, Registry, TaskPlace};
 
-pub struct TaskFile {
-    path: PathBuf,
-    loaded: Mutex<Loaded>,
-}
-
-struct Loaded {
-    tasks: HashMap<String, TaskPlace>,
-    /// The last text of the file, usable or not.
-    text: String,
-    /// The file's state when the text was read. `None` if it may change once more and look the
-    /// same.
-    stamp: Option<Stamp>,
-}
-
-type Stamp = (SystemTime, u64);
+pub struct TaskFile(Reread<Arc<HashMap<String, TaskPlace>>>);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,37 +29,12 @@ impl TaskFile {
     ///
     /// # Errors
     /// Names the file and says what is wrong with it.
-    pub fn open(path: PathBuf) -> Result<Self, String> {
-        let stamp = stamp(&path);
-        let text = read(&path)?;
-        let tasks = parse(&path, &text)?;
-        let loaded = Mutex::new(Loaded { tasks, text, stamp });
-        Ok(Self { path, loaded })
-    }
-
-    fn current(&self, task: &str) -> Option<TaskPlace> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let stamp = stamp(&self.path);
-        if stamp.is_some() && stamp == loaded.stamp {
-            return loaded.tasks.get(task).cloned();
-        }
-        loaded.stamp = stamp;
-        match read(&self.path) {
-            Ok(text) if text == loaded.text => {}
-            Ok(text) => {
-                match parse(&self.path, &text) {
-                    Ok(tasks) => {
-                        tracing::info!(tasks = tasks.len(), "read {}", self.path.display());
-                        loaded.tasks = tasks;
-                    }
-                    // A half-finished edit must not remove every task.
-                    Err(reason) => tracing::warn!("keeping the tasks as they were: {reason}"),
-                }
-                loaded.text = text;
-            }
-            Err(reason) => tracing::warn!("keeping the tasks as they were: {reason}"),
-        }
-        loaded.tasks.get(task).cloned()
+    pub fn open(path: PathBuf) -> Result<Self, Failure> {
+        let read = {
+            let path = path.clone();
+            move || read(&path).map(Arc::new).map_err(Failure::usage)
+        };
+        Reread::new([path], read).map(Self)
     }
 }
 
@@ -82,23 +44,13 @@ impl Registry for TaskFile {
         task: &'a str,
         _caller: Option<&'a HeaderValue>,
     ) -> BoxFuture<'a, Result<Option<TaskPlace>, Refusal>> {
-        let place = self.current(task);
-        Box::pin(async move { Ok(place) })
+        Box::pin(async move { Ok(self.0.current().await.get(task).cloned()) })
     }
 }
 
-/// The time of the last change and the size, once the file has been the same for a while: a change
-/// right after another can have the same time.
-fn stamp(path: &Path) -> Option<Stamp> {
-    const SETTLED: Duration = Duration::from_secs(2);
-    let file = fs::metadata(path).ok()?;
-    let changed = file.modified().ok()?;
-    let settled = changed.elapsed().is_ok_and(|age| age >= SETTLED);
-    settled.then_some((changed, file.len()))
-}
-
-fn read(path: &Path) -> Result<String, String> {
-    fs::read_to_string(path).map_err(|error| unusable(path, &net::plain(&error)))
+fn read(path: &Path) -> Result<HashMap<String, TaskPlace>, String> {
+    let text = fs::read_to_string(path).map_err(|error| unusable(path, &net::plain(&error)))?;
+    parse(path, &text)
 }
 
 fn parse(path: &Path, text: &str) -> Result<HashMap<String, TaskPlace>, String> {
