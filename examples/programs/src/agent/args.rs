@@ -9,7 +9,6 @@ use crate::agent::registration::Settings;
 use crate::common::args::{LogArgs, LogFormat, variable};
 use crate::common::connection::ConnectionArgs;
 use crate::common::program::{Basics, Failure, Process};
-use crate::common::tls::no_roots;
 use crate::common::url::{Url, check_name, is_name};
 
 /// The path of a registration, before the name.
@@ -150,7 +149,7 @@ impl Args {
         })?;
         Ok(Settings {
             // A runner is not a public server, so only --ca says whom to trust.
-            connection: self.connection.connection(&url, no_roots, process)?,
+            connection: self.connection.connection(&url, None, process)?,
             url,
             reconnect_delay,
             max_reconnect: self.max_reconnect,

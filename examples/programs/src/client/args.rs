@@ -176,7 +176,9 @@ impl Args {
     pub fn command(&self, process: &Process) -> Result<Command, Failure> {
         let (task, base, any_port, words) = self.destination()?;
         let specs = self.ports(&words)?;
-        let connection = self.connection.connection(&base, public_roots, process)?;
+        let connection = self
+            .connection
+            .connection(&base, Some(public_roots), process)?;
         let destination = Destination {
             whole: any_port.then(|| base.clone()),
             host: base,

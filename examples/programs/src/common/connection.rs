@@ -53,7 +53,7 @@ impl ConnectionArgs {
     pub fn connection(
         &self,
         url: &Url,
-        roots: fn() -> RootCertStore,
+        roots: Option<fn() -> RootCertStore>,
         process: &Process,
     ) -> Result<Connection, Failure> {
         if !url.tls && self.is_for_tls() {

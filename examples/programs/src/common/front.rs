@@ -21,7 +21,6 @@ use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout, timeout_at};
-use tokio_rustls::TlsAcceptor;
 
 use super::accept::Accepting;
 use super::addresses::{Source, Sources, parse_network};
@@ -32,7 +31,7 @@ use super::net::{self, MaybeTls};
 use super::program::Failure;
 use super::tcp::Tcp;
 use super::threads::Threads;
-use super::tls::IdentityArgs;
+use super::tls::{Acceptor, IdentityArgs};
 use super::token::TokenArgs;
 use super::turns::Turns;
 use super::words;
@@ -70,7 +69,7 @@ pub struct FrontArgs {
     proxies: Vec<IpNet>,
 
     #[command(flatten)]
-    token: TokenArgs,
+    pub token: TokenArgs,
 
     #[command(flatten)]
     identity: IdentityArgs,
@@ -79,10 +78,8 @@ pub struct FrontArgs {
 /// Who may connect, and how.
 #[derive(Clone, Default)]
 pub struct FrontSettings {
-    /// Token required from clients.
-    pub token: Option<HeaderValue>,
     /// If given, only TLS is served.
-    tls: Option<TlsAcceptor>,
+    tls: Option<Acceptor>,
     /// Most sessions, and most handshakes, of one address.
     pub max_per_address: Option<usize>,
     /// Addresses with many clients behind them.
@@ -91,10 +88,9 @@ pub struct FrontSettings {
 
 impl FrontArgs {
     /// # Errors
-    /// A file with a token, a certificate or a key cannot be used.
+    /// A file with a certificate or a key cannot be used.
     pub fn settings(&self) -> Result<FrontSettings, Failure> {
         Ok(FrontSettings {
-            token: self.token.header()?,
             tls: self.identity.acceptor()?,
             max_per_address: self.max_per_address.map(NonZeroUsize::get),
             proxies: self.proxies.clone(),
@@ -112,7 +108,7 @@ pub struct Caller {
 }
 
 pub struct Front {
-    tls: Option<TlsAcceptor>,
+    tls: Option<Acceptor>,
     handshakes: Arc<Handshakes>,
     sources: Sources,
     /// The server's own time to answer a request, in addition to [`HTTP_PHASE`].
@@ -235,7 +231,7 @@ impl Front {
 /// Serves one request. Returns when the connection is closed or upgraded.
 async fn speak_http<F>(
     stream: Tcp,
-    tls: Option<&TlsAcceptor>,
+    tls: Option<&Acceptor>,
     handler: impl Fn(Request<Incoming>) -> F,
 ) -> io::Result<()>
 where
@@ -244,7 +240,7 @@ where
     let stream = match tls {
         None => MaybeTls::Plain(stream),
         Some(tls) => {
-            let stream = tls.accept(stream).await;
+            let stream = tls.current().await.accept(stream).await;
             let stream =
                 stream.map_err(|error| io::Error::new(error.kind(), words::server_tls(&error)))?;
             MaybeTls::Tls(Box::new(stream.into()))

@@ -39,10 +39,9 @@ impl<T: Clone + Send + 'static> Reread<T> {
     /// # Errors
     /// Those of `read`.
     pub fn new(
-        files: impl IntoIterator<Item = PathBuf>,
+        files: Vec<PathBuf>,
         read: impl Fn() -> Result<T, Failure> + Send + Sync + 'static,
     ) -> Result<Self, Failure> {
-        let files: Vec<_> = files.into_iter().collect();
         let stamps = stamps(&files);
         let now = Mutex::new(Now {
             value: read()?,
@@ -161,7 +160,7 @@ mod tests {
                 Ok(text) if text != "bad" => Ok(text),
                 _ => Err(Failure::usage("it is bad")),
             };
-            Reread::new([self.0.clone()], read).unwrap()
+            Reread::new(vec![self.0.clone()], read).unwrap()
         }
     }
 

@@ -16,13 +16,14 @@ use tokio::net::TcpStream;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::http;
 use super::net::{self, MaybeTls};
 use super::program::Failure;
 use super::proxies::Proxies;
+use super::reread::Reread;
 use super::secret;
 use super::trust::Verifier;
 use super::url::Url;
@@ -37,7 +38,7 @@ pub struct ClientTlsArgs {
 }
 
 /// The certificate of a server, or of a client if the server asks for one.
-#[derive(Args, Debug, Clone, PartialEq)]
+#[derive(Args, Debug, Clone, Default, PartialEq)]
 pub struct IdentityArgs {
     /// Certificate chain (PEM). A host or runner serves only TLS with it, demands no certificate of
     /// its clients, and does not use it as a client. Programs that only connect present it to
@@ -68,11 +69,14 @@ fn client_hello() -> Vec<u8> {
 
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
+/// The TLS side of a server, with the certificate of now.
+pub type Acceptor = Reread<TlsAcceptor>;
+
 /// Connects to servers, with TLS if the URL says so.
 #[derive(Clone)]
 pub struct Dialer {
     /// `None` if no certificate is trusted.
-    tls: Option<TlsConnector>,
+    tls: Option<Reread<TlsConnector>>,
     trust: Trust,
     proxies: Proxies,
 }
@@ -85,39 +89,26 @@ impl Dialer {
     pub fn new(
         args: &ClientTlsArgs,
         identity: Option<&IdentityArgs>,
-        roots: fn() -> RootCertStore,
+        roots: Option<fn() -> RootCertStore>,
         proxies: Proxies,
     ) -> Result<Self, Failure> {
-        let (given, trust) = match &args.ca {
-            Some(path) => (read_certificates(path)?, Trust::File),
-            None => (Vec::new(), Trust::Known),
+        let identity = identity.cloned().unwrap_or_default();
+        let trust = match args.ca {
+            Some(_) => Trust::File,
+            None => Trust::Known,
         };
-        let roots = match &args.ca {
-            Some(path) => roots_of(&given, path)?,
-            None => roots(),
+        let files = [&args.ca, &identity.cert, &identity.key];
+        let files = files.into_iter().flatten().cloned().collect();
+        let tls = match (args.ca.clone(), roots) {
+            (Some(ca), _) => Some(Reread::new(files, move || {
+                let given = read_certificates(&ca)?;
+                identity.connector(roots_of(&given, &ca)?, given)
+            })?),
+            (None, Some(roots)) => Some(Reread::new(files, move || {
+                identity.connector(roots(), Vec::new())
+            })?),
+            (None, None) => None,
         };
-        let identity = identity.map(IdentityArgs::read).transpose()?.flatten();
-        if roots.is_empty() {
-            return Ok(Self {
-                tls: None,
-                trust,
-                proxies,
-            });
-        }
-        let verifier = Verifier::new(roots, given, provider())?;
-        let builder = ClientConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .map_err(|error| Failure::failed(error.to_string()))?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier));
-        let mut config = match identity {
-            Some((chain, key)) => builder
-                .with_client_auth_cert(chain, key)
-                .map_err(|error| unusable("certificate and key", &words::identity(&error)))?,
-            None => builder.with_no_client_auth(),
-        };
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let tls = Some(TlsConnector::from(Arc::new(config)));
         Ok(Self {
             tls,
             trust,
@@ -140,6 +131,7 @@ impl Dialer {
         };
         let name = ServerName::try_from(url.host.clone());
         let name = name.map_err(|_| invalid("its name cannot be in a certificate"))?;
+        let tls = tls.current().await;
         let stream = tls
             .connect(name, stream.into())
             .await
@@ -214,32 +206,59 @@ impl IdentityArgs {
     ///
     /// # Errors
     /// A file cannot be used.
-    pub fn acceptor(&self) -> Result<Option<TlsAcceptor>, Failure> {
-        let Some((chain, key)) = self.read()? else {
+    pub fn acceptor(&self) -> Result<Option<Acceptor>, Failure> {
+        let (Some(cert), Some(key)) = (self.cert.clone(), self.key.clone()) else {
             return Ok(None);
         };
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .map_err(|error| Failure::failed(error.to_string()))?
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .map_err(|error| unusable("certificate and key", &words::identity(&error)))?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Some(TlsAcceptor::from(Arc::new(config))))
+        let files = vec![cert.clone(), key.clone()];
+        let read = move || {
+            let (chain, secret) = identity(&cert, &key)?;
+            let mut config = ServerConfig::builder_with_provider(provider())
+                .with_safe_default_protocol_versions()
+                .map_err(|error| Failure::failed(error.to_string()))?
+                .with_no_client_auth()
+                .with_single_cert(chain, secret)
+                .map_err(|error| mismatch(&cert, &key, &error))?;
+            config.alpn_protocols = vec![b"http/1.1".to_vec()];
+            Ok(TlsAcceptor::from(Arc::new(config)))
+        };
+        Reread::new(files, read).map(Some)
     }
 
-    fn read(&self) -> Result<Option<Identity>, Failure> {
-        let (Some(cert), Some(key)) = (&self.cert, &self.key) else {
-            return Ok(None);
+    /// The TLS side of a client.
+    fn connector(
+        &self,
+        roots: RootCertStore,
+        given: Vec<CertificateDer<'static>>,
+    ) -> Result<TlsConnector, Failure> {
+        let verifier = Verifier::new(roots, given, provider())?;
+        let builder = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| Failure::failed(error.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
+        let mut config = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => {
+                let (chain, secret) = identity(cert, key)?;
+                builder
+                    .with_client_auth_cert(chain, secret)
+                    .map_err(|error| mismatch(cert, key, &error))?
+            }
+            _ => builder.with_no_client_auth(),
         };
-        let chain = read_certificates(cert)?;
-        if let Ok(file) = File::open(key) {
-            secret::check_mode(&file, "key", key)?;
-        }
-        let key = PrivateKeyDer::from_pem_file(key)
-            .map_err(|error| unusable(&format!("key {}", key.display()), &words::pem(&error)))?;
-        Ok(Some((chain, key)))
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(TlsConnector::from(Arc::new(config)))
     }
+}
+
+fn identity(cert: &Path, key: &Path) -> Result<Identity, Failure> {
+    let chain = read_certificates(cert)?;
+    if let Ok(file) = File::open(key) {
+        secret::check_mode(&file, "key", key)?;
+    }
+    let key = PrivateKeyDer::from_pem_file(key)
+        .map_err(|error| unusable(&format!("key {}", key.display()), &words::pem(&error)))?;
+    Ok((chain, key))
 }
 
 /// The roots that browsers trust, and those of the system.
@@ -251,11 +270,6 @@ pub fn public_roots() -> RootCertStore {
     }
     roots.add_parsable_certificates(system.certs);
     roots
-}
-
-/// No roots, for programs that only trust `--ca`.
-pub fn no_roots() -> RootCertStore {
-    RootCertStore::empty()
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -285,6 +299,11 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failur
         return Err(unusable(&what, &words::pem(&pem::Error::NoItemsFound)));
     }
     Ok(certificates)
+}
+
+fn mismatch(cert: &Path, key: &Path, error: &rustls::Error) -> Failure {
+    let what = format!("certificate {} and key {}", cert.display(), key.display());
+    unusable(&what, &words::identity(error))
 }
 
 fn unusable(what: &str, error: &dyn std::fmt::Display) -> Failure {

@@ -44,12 +44,14 @@ impl TokenArgs {
     /// As there.
     pub fn token(&self) -> Result<Token, Failure> {
         let args = self.clone();
-        Token::new(self.file(), move || args.header())
+        Token::new(self.file().cloned().into_iter().collect(), move || {
+            args.header()
+        })
     }
 
     /// Where the token is, unless in the variable.
-    pub fn file(&self) -> Option<PathBuf> {
-        self.token_file.clone()
+    pub fn file(&self) -> Option<&PathBuf> {
+        self.token_file.as_ref()
     }
 }
 

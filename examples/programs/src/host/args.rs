@@ -80,7 +80,7 @@ impl Args {
     pub fn settings(&self, process: &Process) -> Result<Settings, Failure> {
         let proxies = Proxies::from_environment();
         let check = |url: &Url| proxies.before(url).map(drop).map_err(Failure::usage);
-        let dialer = Dialer::new(&self.tls, None, public_roots, proxies.clone())?;
+        let dialer = Dialer::new(&self.tls, None, Some(public_roots), proxies.clone())?;
         let mut registries: Vec<Box<dyn Registry>> = Vec::new();
         // Not parsed by clap, which would repeat a password in a wrong URL.
         let tasks: Result<Vec<_>, _> = self.tasks.iter().map(|task| parse_task(task)).collect();
@@ -113,6 +113,7 @@ impl Args {
         let memory = self.memory.budget(&process.threads);
         Ok(Settings {
             registries,
+            token: self.front.token.token()?,
             front: self.front.settings()?,
             dialer,
             ceilings: HostCeilings::new(

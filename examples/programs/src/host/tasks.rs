@@ -30,11 +30,9 @@ impl TaskFile {
     /// # Errors
     /// Names the file and says what is wrong with it.
     pub fn open(path: PathBuf) -> Result<Self, Failure> {
-        let read = {
-            let path = path.clone();
-            move || read(&path).map(Arc::new).map_err(Failure::usage)
-        };
-        Reread::new([path], read).map(Self)
+        let files = vec![path.clone()];
+        let read = move || read(&path).map(Arc::new).map_err(Failure::usage);
+        Reread::new(files, read).map(Self)
     }
 }
 

@@ -3,19 +3,22 @@
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
+use hyper::header::HeaderValue;
 
 use crate::common::args::{LogArgs, LogFormat, twice};
 use crate::common::ceilings::{RunnerCeilings, usable};
 use crate::common::front::FrontArgs;
 use crate::common::program::{Basics, Failure, Process};
+use crate::common::reread::Reread;
 use crate::common::secret::Secret;
 use crate::common::threads::ThreadArgs;
 use crate::common::token;
 use crate::common::tunnel::TunnelArgs;
 use crate::common::url::check_name;
-use crate::runner::server::{AgentKey, Detached, Settings};
+use crate::runner::server::{AgentKey, Detached, Settings, Tokens};
 
 /// The variable with the token of the agents, if no file is named.
 const AGENT_TOKEN: &str = "KOHAKURIVER_TUNNEL_AGENT_TOKEN";
@@ -95,6 +98,22 @@ pub struct Args {
     #[arg(long, value_name = "N", conflicts_with = "no_resume")]
     max_detached_per_address: Option<NonZeroUsize>,
 
+    #[command(flatten)]
+    agents: AgentArgs,
+
+    #[command(flatten)]
+    threads: ThreadArgs,
+
+    #[command(flatten)]
+    log: LogArgs,
+
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What registers agents.
+#[derive(clap::Args, Debug, Clone)]
+struct AgentArgs {
     /// File with a token that all agents share [default: the variable
     /// KOHAKURIVER_TUNNEL_AGENT_TOKEN]. Whoever has it, such as root in any container, can register
     /// as any container and get the connections of its users. Without it and without a key, agents
@@ -107,15 +126,6 @@ pub struct Args {
     /// that container.
     #[arg(long, value_name = "FILE", global = true)]
     agent_key_file: Option<PathBuf>,
-
-    #[command(flatten)]
-    threads: ThreadArgs,
-
-    #[command(flatten)]
-    log: LogArgs,
-
-    #[command(subcommand)]
-    pub command: Option<Command>,
 }
 
 #[derive(Subcommand, Debug)]
@@ -134,7 +144,7 @@ impl Args {
     /// There is no key, or the name is not valid.
     pub fn token_of(&self, name: &str) -> Result<String, Failure> {
         check_name("container name", name).map_err(Failure::usage)?;
-        let key = self.agent_key()?.ok_or_else(|| {
+        let key = self.agents.key()?.ok_or_else(|| {
             Failure::usage(format!(
                 "no key is given to derive the token from: set --agent-key-file FILE or {AGENT_KEY}"
             ))
@@ -142,8 +152,17 @@ impl Args {
         Ok(key_from(&key)?.token(name))
     }
 
-    fn agent_key(&self) -> Result<Option<Secret>, Failure> {
-        Secret::find("agent key", self.agent_key_file.as_deref(), AGENT_KEY)
+    fn tokens(&self) -> Result<Reread<Arc<Tokens>>, Failure> {
+        let (clients, agents) = (self.front.token.clone(), self.agents.clone());
+        let AgentArgs {
+            agent_token_file: shared,
+            agent_key_file: key,
+        } = &agents;
+        let files = [clients.file(), shared.as_ref(), key.as_ref()];
+        let files = files.into_iter().flatten().cloned().collect();
+        Reread::new(files, move || {
+            agents.tokens(clients.header()?).map(Arc::new)
+        })
     }
 
     /// Settings of the server.
@@ -156,31 +175,12 @@ impl Args {
                 "--target {name} is given twice: a name has one address, leave one of them out"
             )));
         }
-        let front = self.front.settings()?;
-        let agent_token = token::header_from(self.agent_token_file.as_deref(), AGENT_TOKEN)?;
-        if agent_token.is_some() && agent_token == front.token {
-            return Err(Failure::usage(
-                "the token of the agents is that of the clients: give two different ones",
-            ));
-        }
-        let agent_key = self.agent_key()?;
-        if let Some(Secret { text, origin }) = &agent_key {
-            // Whoever has that token could derive those of all containers.
-            let tokens = [&front.token, &agent_token].into_iter().flatten();
-            if tokens.into_iter().any(|token| token::holds(token, text)) {
-                return Err(Failure::usage(format!(
-                    "the agent key in {origin} is also a token: \
-                     make another by openssl rand -hex 32"
-                )));
-            }
-        }
         let tunnels = self.tunnels.settings(process)?;
         Ok(Settings {
             targets: self.targets.iter().cloned().collect(),
             enabled: self.tunnel_enabled,
-            front,
-            agent_token,
-            agent_key: agent_key.as_ref().map(key_from).transpose()?,
+            front: self.front.settings()?,
+            tokens: self.tokens()?,
             ceilings: RunnerCeilings::new(
                 usable(process.threads.count()),
                 self.front.max_sessions.map(NonZeroUsize::get),
@@ -195,6 +195,39 @@ impl Args {
             },
             threads: process.threads.clone(),
             log: process.log.clone(),
+        })
+    }
+}
+
+impl AgentArgs {
+    fn key(&self) -> Result<Option<Secret>, Failure> {
+        Secret::find("agent key", self.agent_key_file.as_deref(), AGENT_KEY)
+    }
+
+    /// The tokens of the agents, beside that of the clients.
+    fn tokens(&self, clients: Option<HeaderValue>) -> Result<Tokens, Failure> {
+        let agents = token::header_from(self.agent_token_file.as_deref(), AGENT_TOKEN)?;
+        if agents.is_some() && agents == clients {
+            return Err(Failure::usage(
+                "the token of the agents is that of the clients: give two different ones",
+            ));
+        }
+        let key = self.key()?;
+        if let Some(Secret { text, origin }) = &key {
+            // Whoever has that token could derive those of all containers.
+            let tokens = [&clients, &agents].into_iter().flatten();
+            if tokens.into_iter().any(|token| token::holds(token, text)) {
+                return Err(Failure::usage(format!(
+                    "the agent key in {origin} is also a token: \
+                     make another by openssl rand -hex 32"
+                )));
+            }
+        }
+        let key = key.as_ref().map(key_from).transpose()?;
+        Ok(Tokens {
+            clients,
+            agents,
+            key,
         })
     }
 }

@@ -27,14 +27,16 @@ use crate::common::route::Route;
 use crate::common::sessions::Sessions;
 use crate::common::threads::{PerThread, Threads};
 use crate::common::tls::Dialer;
+use crate::common::token::Token;
 
 /// Settings of the proxy.
 pub struct Settings {
     /// Queried in this order. The first that knows the task decides.
     pub registries: Vec<Box<dyn Registry>>,
-    /// Its token is also sent to the runner. Without one, the caller's own token is sent, unless it
-    /// is for a registry. Callers that a registry checks do not need the host's token.
     pub front: FrontSettings,
+    /// Required from clients, and sent to the runner. Without one, the caller's own token is sent,
+    /// unless it is for a registry. Callers that a registry checks do not need the host's token.
+    pub token: Token,
     /// Connects to runners.
     pub dialer: Dialer,
     /// For data that was read and waits to be written.

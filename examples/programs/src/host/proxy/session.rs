@@ -47,13 +47,13 @@ pub async fn join(
         Err(bad) => return bad.into(),
     };
     let caller = request.headers().get(header::AUTHORIZATION);
-    let trusted = host.settings.front.token.as_ref();
-    if trusted.is_none() {
+    let own = host.settings.token.current().await;
+    if own.is_none() {
         if let Err(bad) = http::same_origin(request.headers()) {
             return bad.into();
         }
     }
-    let trusted = trusted.is_none_or(|own| token::same(own, caller));
+    let trusted = own.as_ref().is_none_or(|own| token::same(own, caller));
     if !trusted && !host.checks_callers() {
         return token::demanded().into();
     }
@@ -61,7 +61,7 @@ pub async fn join(
     let joined = async {
         let place_of_task = find(&host, &session.name, &asker, caller, trusted).await?;
         let place = host.sessions.take(&asker)?;
-        let response = ask_runner(&host, &request, &session, &place_of_task).await?;
+        let response = ask_runner(&host, own.as_ref(), &request, &session, &place_of_task).await?;
         Ok::<_, NoSession>((place_of_task, place, response))
     };
     match joined.await {
@@ -176,12 +176,17 @@ async fn find(
 /// Sends the client's request to the runner.
 async fn ask_runner(
     host: &Host,
+    own: Option<&HeaderValue>,
     request: &Request<Incoming>,
     session: &Session,
     place: &TaskPlace,
 ) -> Result<Response<Incoming>, Refusal> {
+    let caller = request.headers().get(header::AUTHORIZATION);
+    // A caller's token that a registry checks is a secret between the caller and the cluster.
+    let passes_on = own.is_none() && !host.checks_callers();
+    let token = own.or(caller.filter(|_| passes_on));
     let mut path = session.path(&place.container);
-    let mut response = ask_path(host, request, &path, place).await?;
+    let mut response = ask_path(host, token, request, &path, place).await?;
     let unknown_path = matches!(
         response.status(),
         StatusCode::NOT_FOUND | StatusCode::FORBIDDEN
@@ -190,7 +195,7 @@ async fn ask_runner(
         // A deployed runner does not serve that path. It wants a port in the path, but uses the
         // port of each CONNECT.
         path = format!("/ws/forward/{}/1?proto=tcp", place.container);
-        response = ask_path(host, request, &path, place).await?;
+        response = ask_path(host, token, request, &path, place).await?;
     }
     let status = response.status();
     if status == StatusCode::SWITCHING_PROTOCOLS {
@@ -209,8 +214,7 @@ async fn ask_runner(
         .unwrap_or_default();
     let line = http::first_line(&body);
     let reason = format!("the runner answered HTTP {}: {line}", status.as_u16());
-    let of_caller =
-        matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) && passes_on_token(host);
+    let of_caller = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) && passes_on;
     Err(if of_caller {
         Refusal::of_caller(status, reason)
     } else if status.is_client_error() {
@@ -220,14 +224,9 @@ async fn ask_runner(
     })
 }
 
-/// Whether the runner gets the caller's token. One that a registry checks is a secret between the
-/// caller and the cluster.
-fn passes_on_token(host: &Host) -> bool {
-    host.settings.front.token.is_none() && !host.checks_callers()
-}
-
 async fn ask_path(
     host: &Host,
+    token: Option<&HeaderValue>,
     request: &Request<Incoming>,
     path: &str,
     place: &TaskPlace,
@@ -249,9 +248,7 @@ async fn ask_path(
             forwarded = forwarded.header(name, value);
         }
     }
-    let caller = request.headers().get(header::AUTHORIZATION);
-    let caller = caller.filter(|_| passes_on_token(host));
-    if let Some(token) = host.settings.front.token.as_ref().or(caller) {
+    if let Some(token) = token {
         forwarded = forwarded.header(header::AUTHORIZATION, token);
     }
     let forwarded = forwarded

@@ -7,8 +7,6 @@ use hyper::StatusCode;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use sha2::Sha256;
 
-use super::Settings;
-use crate::common::front::FrontSettings;
 use crate::common::http::{self, BadRequest};
 use crate::common::route::Route;
 use crate::common::token;
@@ -53,6 +51,18 @@ impl AgentKey {
     }
 }
 
+/// What opens sessions and registers agents.
+#[derive(Default)]
+pub struct Tokens {
+    /// Demanded from clients, and from agents if there is no other for them.
+    pub clients: Option<HeaderValue>,
+    /// Accepted from the agent of any container instead. Agents run where strangers are root, so
+    /// their tokens do not open sessions.
+    pub agents: Option<HeaderValue>,
+    /// The tokens of single containers are derived from it.
+    pub key: Option<AgentKey>,
+}
+
 /// What let a request in. A tunnel goes on only with a request that the same lets in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
@@ -71,18 +81,17 @@ pub enum Class {
 /// # Errors
 /// The missing credential.
 pub fn check(
-    settings: &Settings,
+    tokens: &Tokens,
     route: &Route,
     headers: &HeaderMap,
     peer: SocketAddr,
 ) -> Result<Class, BadRequest> {
     let given = headers.get(header::AUTHORIZATION);
-    let Settings {
-        front: FrontSettings { token, .. },
-        agent_token,
-        agent_key,
-        ..
-    } = settings;
+    let Tokens {
+        clients,
+        agents,
+        key,
+    } = tokens;
     let allowed = |expected: &Option<HeaderValue>, class| {
         let expected = expected.as_ref()?;
         Some(token::same(expected, given).then_some(class))
@@ -90,21 +99,21 @@ pub fn check(
     // The outer `None`: nothing is demanded. The inner one: nothing that is demanded was given.
     let class = match route {
         Route::Agent(container) => {
-            let own = agent_key.as_ref();
+            let own = key.as_ref();
             let own = own.map(|key| key.opens(container, given).then_some(Class::Container));
-            match (own, allowed(agent_token, Class::Agents)) {
-                (None, None) => allowed(token, Class::Clients),
+            match (own, allowed(agents, Class::Agents)) {
+                (None, None) => allowed(clients, Class::Clients),
                 (own, shared) => Some(own.flatten().or(shared.flatten())),
             }
         }
-        _ => allowed(token, Class::Clients),
+        _ => allowed(clients, Class::Clients),
     };
     match (class, route) {
         (None, _) => http::same_origin(headers).map(|()| Class::Anybody),
         (Some(Some(class)), _) => Ok(class),
         (Some(None), Route::Agent(container)) => {
             tracing::info!(%peer, container, "agent refused: its token is not the right one");
-            Err(if agent_key.is_some() {
+            Err(if key.is_some() {
                 not_of_this_container()
             } else {
                 token::demanded()

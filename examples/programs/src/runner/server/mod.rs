@@ -20,7 +20,7 @@ use kohakuriver_tunnel::resume::Choice;
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-pub use self::access::AgentKey;
+pub use self::access::{AgentKey, Tokens};
 use self::agents::{Agents, FULL_WHY, NewAgent};
 pub use self::kept::Detached;
 use self::kept::Kept;
@@ -31,6 +31,7 @@ use crate::common::http::{self, Answer, BadRequest};
 use crate::common::log::Log;
 use crate::common::metrics::{Counter, Gauge, Page};
 use crate::common::places::Place;
+use crate::common::reread::Reread;
 use crate::common::route::{Route, Session};
 use crate::common::serve::Served;
 use crate::common::sessions::Sessions;
@@ -44,13 +45,8 @@ pub struct Settings {
     pub targets: HashMap<String, String>,
     /// Whether tunnels are served at all.
     pub enabled: bool,
-    /// Its token is also demanded from agents if there is no other for them.
     pub front: FrontSettings,
-    /// Accepted from the agent of any container instead. Agents run where strangers are root, so
-    /// their tokens do not open sessions.
-    pub agent_token: Option<HeaderValue>,
-    /// The tokens of single containers are derived from it.
-    pub agent_key: Option<AgentKey>,
+    pub tokens: Reread<Arc<Tokens>>,
     pub tunnels: tunnel::Settings,
     pub ceilings: RunnerCeilings,
     /// Most tunnels without a WebSocket.
@@ -130,7 +126,8 @@ impl Runner {
             Route::Forward(_) | Route::Agent(_) => {}
         }
         let key = http::upgrade_key(&request)?;
-        let class = access::check(&self.settings, &route, request.headers(), peer)?;
+        let tokens = self.settings.tokens.current().await;
+        let class = access::check(&tokens, &route, request.headers(), peer)?;
         let choice = ws::choose(request.headers(), self.settings.tunnels.resume.is_some());
         let binding = kept::binding(&route, class, caller.source);
         let upgrade = hyper::upgrade::on(&mut request);
