@@ -98,7 +98,7 @@ impl Url {
         }
     }
 
-    /// The `Host` header.
+    /// The host and the port.
     #[must_use]
     pub fn authority(&self) -> String {
         if self.host.contains(':') {
@@ -110,7 +110,17 @@ impl Url {
 
     /// A GET request for it.
     pub fn get(&self) -> request::Builder {
-        Request::get(self.target()).header(header::HOST, self.authority())
+        Request::get(self.target()).header(header::HOST, self.host_header())
+    }
+
+    /// Without the usual port, as browsers send it: proxies may compare it with names alone.
+    fn host_header(&self) -> String {
+        let authority = self.authority();
+        let usual = if self.tls { ":443" } else { ":80" };
+        authority
+            .strip_suffix(usual)
+            .unwrap_or(&authority)
+            .to_owned()
     }
 
     /// The target of a request line.
@@ -167,4 +177,26 @@ fn is_host(host: &str) -> bool {
     let in_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     let is_name = host.bytes().all(in_name) && !host.starts_with('.') && !host.contains("..");
     is_name || host.parse::<std::net::Ipv6Addr>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_port_is_not_in_the_host_header() {
+        for (url, host) in [
+            ("ws://box", "box"),
+            ("http://box:80/path", "box"),
+            ("wss://box", "box"),
+            ("https://[::1]:443", "[::1]"),
+            ("ws://box:443", "box:443"),
+            ("wss://box:80", "box:80"),
+            ("ws://box:8080", "box:8080"),
+            ("ws://[::80]:8000", "[::80]:8000"),
+        ] {
+            let request = Url::parse(url).unwrap().get().body(()).unwrap();
+            assert_eq!(request.headers()[header::HOST], host, "{url}");
+        }
+    }
 }
