@@ -109,7 +109,7 @@ fn what_contradicts_itself_is_refused() {
                 "--reconnect-delay",
                 "0",
             ],
-            &["--reconnect-delay 0"],
+            &["--reconnect-delay", "'0'", "from 0.01"],
         ),
         (
             "agent",

@@ -300,6 +300,39 @@ async fn the_deployed_environment_names_are_understood() {
     }
 }
 
+/// The agent runs in the images of others, whose variables are not for it.
+#[tokio::test]
+async fn variables_of_another_application_do_not_end_the_agent() {
+    let runner = start_runner("127.0.0.1:0", &[]);
+    let url = format!("ws://{}", runner.address());
+    let usual = [
+        ("RUNNER_URL", ""),
+        ("CONTAINER_ID", ""),
+        ("KOHAKURIVER_TUNNEL_URL", &*url),
+        ("KOHAKURIVER_CONTAINER_ID", "box"),
+        ("RECONNECT_DELAY", ""),
+        ("MAX_RECONNECT", ""),
+    ];
+    for (name, value) in [
+        ("LOG_LEVEL", "verbose"),
+        ("LOG_LEVEL", "20"),
+        ("RUST_LOG", "info,my_app[request{id=5}]=debug"),
+    ] {
+        let environment = [&usual[..], &[(name, value)]].concat();
+        let agent = Program::start_with("agent", &[], &environment);
+        agent.complaint("registered at");
+        agent.expect_lines(&format!("cannot read {name}="), 1);
+    }
+    for name in ["LOG_LEVEL", "RUST_LOG"] {
+        let environment = [&usual[..], &[(name, "")]].concat();
+        let agent = Program::start_with("agent", &[], &environment);
+        agent.complaint("registered at");
+        assert_eq!(agent.lines_with("cannot read"), 0);
+    }
+    let mut agent = Program::start_with("agent", &["--log-level", "verbose"], &usual);
+    assert_eq!(agent.exit(BACK), 2);
+}
+
 #[tokio::test]
 async fn a_streaming_service_learns_that_its_client_has_vanished() {
     let (tell, mut told) = tokio::sync::mpsc::channel(1);

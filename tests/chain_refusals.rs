@@ -136,12 +136,15 @@ async fn a_taken_local_port_is_exit_code_1_and_named() {
 
 #[test]
 fn the_reason_for_ending_is_logged_as_json_whatever_the_filter() {
-    for (filter, part) in [("a=b=c", "a=b=c"), ("off", "no such file")] {
+    for filter in ["error", "off"] {
         let args = ["42", "80", "--log-format", "json", "--token-file", "/none"];
         let mut forward = Program::start_with("forward", &args, &[("RUST_LOG", filter)]);
         assert_eq!(forward.exit(SOON), 2);
         let line = forward.complaint("exit_code").to_lowercase();
-        assert!(line.starts_with('{') && line.contains(part), "{line}");
+        assert!(
+            line.starts_with('{') && line.contains("no such file"),
+            "{line}"
+        );
         assert_eq!(forward.stderr().len(), 1);
     }
 }

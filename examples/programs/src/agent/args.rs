@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use clap::Parser;
+use tracing::level_filters::LevelFilter;
 
 use crate::agent::registration::Settings;
 use crate::common::args::{LogArgs, LogFormat, variable};
@@ -55,32 +56,28 @@ pub struct Args {
     #[arg(
         long,
         env = "RECONNECT_DELAY",
-        default_value_t = 5.0,
+        default_value = "5",
         hide_env_values = true,
-        value_name = "SECONDS"
+        value_name = "SECONDS",
+        value_parser = parse_delay
     )]
-    reconnect_delay: f64,
+    reconnect_delay: Duration,
 
     /// Failed attempts in a row after which the agent gives up; 0 means never.
     #[arg(
         long,
         env = "MAX_RECONNECT",
-        default_value_t = 0,
+        default_value = "0",
         hide_env_values = true,
-        value_name = "N"
+        value_name = "N",
+        value_parser = parse_attempts
     )]
     max_reconnect: u32,
 
-    /// What is logged, unless RUST_LOG is set: error, warn, info, debug or trace.
-    #[arg(
-        long,
-        env = "LOG_LEVEL",
-        default_value = "info",
-        hide_env_values = true,
-        value_name = "LEVEL",
-        value_parser = parse_level
-    )]
-    log_level: String,
+    /// What is logged, unless RUST_LOG is set: error, warn, info, debug or trace [default: the
+    /// variable LOG_LEVEL, or info].
+    #[arg(long, value_name = "LEVEL", value_parser = parse_level)]
+    log_level: Option<LevelFilter>,
 
     #[command(flatten)]
     connection: ConnectionArgs,
@@ -95,9 +92,8 @@ impl Args {
     /// # Errors
     /// URL or name is missing or wrong, or the token file cannot be used.
     pub fn settings(&self, process: &Process) -> Result<Settings, Failure> {
-        let runner = self
-            .runner_url
-            .clone()
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        let runner = given(&self.runner_url)
             .or_else(|| variable("KOHAKURIVER_TUNNEL_URL"))
             .ok_or_else(|| {
                 missing(
@@ -106,10 +102,7 @@ impl Args {
                 )
             })?;
         let base = Url::parse_base(&runner).map_err(Failure::usage)?;
-        let name = self
-            .container_id
-            .clone()
-            .or_else(|| variable("KOHAKURIVER_CONTAINER_ID"));
+        let name = given(&self.container_id).or_else(|| variable("KOHAKURIVER_CONTAINER_ID"));
         if let Some(name) = &name {
             check_name("container name", name).map_err(Failure::usage)?;
         }
@@ -138,20 +131,11 @@ impl Args {
             }
             (Some(_), _) => base,
         };
-        let delay = Duration::try_from_secs_f64(self.reconnect_delay)
-            .ok()
-            .filter(|delay| DELAYS.contains(delay));
-        let reconnect_delay = delay.ok_or_else(|| {
-            Failure::usage(format!(
-                "--reconnect-delay {} is not from 0.01 to 3600 seconds: 5 is usual",
-                self.reconnect_delay
-            ))
-        })?;
         Ok(Settings {
             // A runner is not a public server, so only --ca says whom to trust.
             connection: self.connection.connection(&url, None, process)?,
             url,
-            reconnect_delay,
+            reconnect_delay: self.reconnect_delay,
             max_reconnect: self.max_reconnect,
         })
     }
@@ -162,9 +146,32 @@ impl Basics for Args {
         self.log.log_format
     }
 
-    fn log_level(&self) -> &str {
-        &self.log_level
+    fn log_level(&self) -> Result<LevelFilter, String> {
+        let parse = |text: String| {
+            let wrong = |form| format!("cannot read LOG_LEVEL={text:?}: {form}");
+            parse_level(&text).map_err(wrong)
+        };
+        let level = self.log_level.map(Ok);
+        let level = level.or_else(|| variable("LOG_LEVEL").map(parse));
+        level.unwrap_or(Ok(LevelFilter::INFO))
     }
+}
+
+/// An empty variable is one that is not set.
+fn parse_delay(text: &str) -> Result<Duration, String> {
+    let text = if text.is_empty() { "5" } else { text };
+    let seconds = text.parse().ok().map(Duration::try_from_secs_f64);
+    let delay = seconds
+        .and_then(Result::ok)
+        .filter(|delay| DELAYS.contains(delay));
+    delay.ok_or_else(|| "write a number of seconds from 0.01 to 3600, for example 5".to_owned())
+}
+
+/// As [`parse_delay`].
+fn parse_attempts(text: &str) -> Result<u32, String> {
+    let text = if text.is_empty() { "0" } else { text };
+    let wrong = |_| "write a number of attempts, or 0 for no end".to_owned();
+    text.parse().map_err(wrong)
 }
 
 fn missing(what: &str, how: &str) -> Failure {
@@ -172,12 +179,14 @@ fn missing(what: &str, how: &str) -> Failure {
 }
 
 /// Parses levels as Python and Rust name them.
-fn parse_level(text: &str) -> Result<String, String> {
-    let level = text.to_ascii_lowercase();
-    match level.as_str() {
-        "error" | "warn" | "info" | "debug" | "trace" | "off" => Ok(level),
-        "warning" => Ok("warn".to_owned()),
-        "critical" => Ok("error".to_owned()),
+fn parse_level(text: &str) -> Result<LevelFilter, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "error" | "critical" => Ok(LevelFilter::ERROR),
+        "warn" | "warning" => Ok(LevelFilter::WARN),
+        "info" => Ok(LevelFilter::INFO),
+        "debug" => Ok(LevelFilter::DEBUG),
+        "trace" => Ok(LevelFilter::TRACE),
+        "off" => Ok(LevelFilter::OFF),
         _ => Err("write error, warn, info, debug or trace".to_owned()),
     }
 }

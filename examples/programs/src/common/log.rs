@@ -73,21 +73,28 @@ impl Log {
     /// Logs from now on what RUST_LOG, or else `level`, selects. In it, `name` stands for the
     /// modules of the programs.
     ///
-    /// # Errors
-    /// RUST_LOG cannot be read.
-    pub fn start(&self, name: &str, level: &str) -> Result<(), Failure> {
-        let wanted = variable("RUST_LOG");
-        let directives = wanted.as_deref().unwrap_or(level);
-        let filter = filter(name, directives).ok_or_else(|| {
-            Failure::usage(format!(
-                "cannot read the log filter {directives:?}: \
-                 use for example RUST_LOG=debug or RUST_LOG=warn,{name}=debug"
-            ))
-        })?;
+    /// A variable may be meant for another program of the container. One that cannot be read is
+    /// logged and means `info`.
+    pub fn start(&self, name: &str, level: Result<LevelFilter, String>) {
+        let filter = match variable("RUST_LOG") {
+            Some(text) => filter(name, &text).ok_or_else(|| {
+                format!(
+                    "cannot read RUST_LOG={text:?}: \
+                     use for example RUST_LOG=debug or RUST_LOG=warn,{name}=debug"
+                )
+            }),
+            None => level.map(|level| Targets::new().with_default(level)),
+        };
+        let (filter, wrong) = match filter {
+            Ok(filter) => (filter, None),
+            Err(wrong) => (Targets::new().with_default(LevelFilter::INFO), Some(wrong)),
+        };
         let lines = registry().with(filter).with(self.layer());
         // Called only once: a second subscriber would be refused.
         let _ = lines.with(self.clone()).try_init();
-        Ok(())
+        if let Some(wrong) = wrong {
+            tracing::warn!("{wrong}");
+        }
     }
 
     /// Reports once a second how many lines were hidden, while it is polled.

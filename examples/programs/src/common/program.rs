@@ -12,6 +12,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use kohakuriver_tunnel::session::clean_text;
 use tokio::net::TcpListener;
+use tracing::level_filters::LevelFilter;
 
 use super::args::{LogFormat, one_line};
 use super::log::Log;
@@ -78,8 +79,11 @@ pub trait Basics {
     }
 
     /// Level of logging unless RUST_LOG is set.
-    fn log_level(&self) -> &str {
-        "info"
+    ///
+    /// # Errors
+    /// What is wrong with the variable that names it.
+    fn log_level(&self) -> Result<LevelFilter, String> {
+        Ok(LevelFilter::INFO)
     }
 }
 
@@ -122,8 +126,8 @@ where
     keep_memory();
     raise_file_limit();
     let log = Log::new(args.log_format());
-    let ended = log.start(about.name, args.log_level()).and_then(|()| {
-        let runtime = threads::runtime()?;
+    log.start(about.name, args.log_level());
+    let ended = threads::runtime().and_then(|runtime| {
         let ended = runtime.block_on(async {
             let (threads, mut workers) = Threads::start(args.threads())?;
             let process = Process {
