@@ -124,6 +124,11 @@ fn what_contradicts_itself_is_refused() {
             &["--ca", "wss://"],
         ),
         (
+            "agent",
+            &["--runner-url", "wss://x", "--container-id", "a"],
+            &["wss://", "--ca FILE"],
+        ),
+        (
             "forward",
             &["42", "80", "--host", "ws://x", "--ca", "/dev/null"],
             &["--ca", "wss://"],

@@ -49,7 +49,7 @@ impl ConnectionArgs {
     ///
     /// # Errors
     /// A file cannot be used, a proxy URL is malformed, certificates are given for a connection
-    /// without TLS, or flags contradict each other.
+    /// without TLS, none are trusted for one with it, or flags contradict each other.
     pub fn connection(
         &self,
         url: &Url,
@@ -59,6 +59,12 @@ impl ConnectionArgs {
         if !url.tls && self.is_for_tls() {
             return Err(Failure::usage(
                 "--ca and --cert are for TLS, and the URL is not: write wss://, or leave them out",
+            ));
+        }
+        if url.tls && roots.is_none() && self.tls.ca.is_none() {
+            return Err(Failure::usage(
+                "wss:// needs --ca FILE, with the certificate of the server or of its issuer: \
+                 no other is trusted",
             ));
         }
         let proxies = self.proxy.proxies()?;
