@@ -171,6 +171,47 @@ fn whoever_is_no_websocket_server_is_called_that() {
 }
 
 #[test]
+fn what_a_reverse_proxy_does_is_said() {
+    let moved = b"HTTP/1.1 301 Moved Permanently\r\nLocation: https://cluster/x?key=s3cret\r\n\
+        Content-Length: 0\r\n\r\n";
+    let port = answering(moved);
+    let line = ending(&format!("ws://127.0.0.1:{port}"), &[]);
+    expect(
+        &line,
+        "redirects to https://cluster/x (HTTP 301): connect with wss://",
+    );
+    assert!(!line.contains("s3cret"), "{line}");
+
+    // A page of which only the beginning is read.
+    let head = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 100000\r\n\r\n\
+        <html><title>Bad Gateway of a proxy</title>";
+    let page = [&head[..], &[b' '; 100_000]].concat();
+    let port = answering(page.leak());
+    let line = ending(&format!("ws://127.0.0.1:{port}"), &[]);
+    expect(
+        &line,
+        &format!("the host 127.0.0.1:{port} refused with HTTP 502: Bad Gateway of a proxy"),
+    );
+}
+
+/// As through a reverse proxy that drops the headers of a hop.
+#[test]
+fn an_upgrade_without_its_headers_leads_to_the_reverse_proxy() {
+    let runner = Program::start("runner", &["--listen", "127.0.0.1:0"]);
+    let mut stream = TcpStream::connect(runner.address()).unwrap();
+    stream
+        .write_all(b"GET /ws/forward/box/80 HTTP/1.1\r\nHost: x\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    expect(&answer, "HTTP/1.1 426");
+    expect(
+        &answer,
+        "let the reverse proxy pass Upgrade and Connection on",
+    );
+}
+
+#[test]
 fn the_agent_says_it_too() {
     let files = self_signed(|_| {});
     let Certificates { cert, key, .. } = &files;

@@ -100,8 +100,12 @@ impl Destination {
     /// One line that says why a session could not begin.
     pub fn told(&self, error: &ConnectError) -> String {
         match error {
-            ConnectError::Refused { reason, .. } => {
-                format!("the host {} refused: {reason}", self.host.authority())
+            ConnectError::Refused { reason, status, .. } => {
+                let host = self.host.authority();
+                match status {
+                    Some(_) => format!("the host {host} {reason}"),
+                    None => format!("the host {host} refused: {reason}"),
+                }
             }
             other => other.to_string(),
         }

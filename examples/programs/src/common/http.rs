@@ -18,6 +18,9 @@ use super::net::MaybeTls;
 /// Longest head of a request, in bytes; a longer one is refused (431).
 pub const HEAD_MAX: usize = 16 * 1024;
 
+/// Most bytes read of the body of an error answer.
+const PAGE_MAX: usize = 4096;
+
 pub type Answer = Response<Full<Bytes>>;
 
 /// A plain-text answer of one line.
@@ -95,7 +98,8 @@ pub fn upgrade_key<B>(request: &Request<B>) -> Result<HeaderValue, BadRequest> {
     if !has_token(headers, &header::CONNECTION, "upgrade")
         || !has_token(headers, &header::UPGRADE, "websocket")
     {
-        let line = "this path speaks WebSocket: connect with ws://";
+        let line = "this path speaks WebSocket: connect with ws:// or wss://, or let the reverse \
+                    proxy pass Upgrade and Connection on";
         let bad = BadRequest::new(StatusCode::UPGRADE_REQUIRED, line);
         return Err(bad.with(header::UPGRADE, "websocket"));
     }
@@ -203,9 +207,22 @@ pub async fn body_text(body: Incoming, limit: usize) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The part of an answer's body that is shown to a person: its first line with text, or the title
-/// of a web page, cleaned.
-pub fn first_line(body: &str) -> String {
+/// The part of an error answer that is shown to a person: the first line with text, or the title of
+/// a web page, of the first bytes of its body.
+pub async fn shown(mut body: Incoming) -> String {
+    use http_body_util::BodyExt;
+    let mut page = Vec::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        page.extend(frame.into_data().unwrap_or_default());
+        if page.len() >= PAGE_MAX {
+            break;
+        }
+    }
+    page.truncate(PAGE_MAX);
+    first_line(&String::from_utf8_lossy(&page))
+}
+
+fn first_line(body: &str) -> String {
     let title = |body: &str| {
         let body = body.get(body.to_ascii_lowercase().find("<title>")?..)?;
         let (_, title) = body.split_once('>')?;

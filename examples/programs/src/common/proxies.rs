@@ -37,9 +37,6 @@ const CONNECTED_WITHIN: Duration = Duration::from_secs(8);
 /// Time for each address, at least: several round trips to a distant proxy.
 const EACH_MIN: Duration = Duration::from_secs(3);
 
-/// Most bytes read of a proxy's error page.
-const PAGE_MAX: usize = 4096;
-
 #[derive(Args, Debug, Clone, PartialEq)]
 pub struct ProxyArgs {
     /// Proxy to connect through: http://[NAME:PASSWORD@]HOST:PORT, socks5:// or socks5h:// (which
@@ -250,8 +247,7 @@ impl Proxy {
             .map_err(|error| io::Error::other(format!("{self}: {}", words::http(&error))))?;
         let status = response.status();
         if !status.is_success() {
-            let page = http::body_text(response.into_body(), PAGE_MAX).await;
-            let line = http::first_line(&page.unwrap_or_default());
+            let line = http::shown(response.into_body()).await;
             return Err(net::answer(self.refusal(status, target, &line)));
         }
         match http::upgraded(hyper::upgrade::on(response)).await? {

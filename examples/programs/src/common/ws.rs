@@ -11,7 +11,7 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use kohakuriver_tunnel::carrier;
 use kohakuriver_tunnel::mux;
 use kohakuriver_tunnel::resume::{self, Choice};
-use kohakuriver_tunnel::session::Version;
+use kohakuriver_tunnel::session::{Version, clean_text};
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
@@ -52,9 +52,6 @@ const MESSAGE_MAX: usize = 1 << 20;
 
 /// Time for the WebSocket handshake, and for the first text after it.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Most bytes read of the body of an error answer.
-const REFUSAL_TEXT_MAX: usize = 4096;
 
 carrier!(pub WebSocketCarrier: Message, close: CloseFrame);
 
@@ -226,8 +223,9 @@ async fn handshake(
 
     let status = response.status();
     if status != StatusCode::SWITCHING_PROTOCOLS {
-        let body = http::body_text(response.into_body(), REFUSAL_TEXT_MAX).await;
-        return Err(refused(status, &body.unwrap_or_default()));
+        let location = response.headers().get(header::LOCATION).cloned();
+        let line = http::shown(response.into_body()).await;
+        return Err(refused(status, location.as_ref(), &line));
     }
     let headers = response.headers();
     let accept = derive_accept_key(key.as_bytes());
@@ -269,11 +267,23 @@ fn failed(error: &io::Error, reason: String) -> ConnectError {
     }
 }
 
-/// The error for an HTTP answer that is not a WebSocket.
-fn refused(status: StatusCode, body: &str) -> ConnectError {
-    let reason = match http::first_line(body) {
-        line if line.is_empty() => format!("refused with HTTP {status}"),
-        line => format!("refused with HTTP {}: {line}", status.as_u16()),
+/// The error for an HTTP answer that is not a WebSocket. Its words go on after the server's name.
+fn refused(status: StatusCode, location: Option<&HeaderValue>, line: &str) -> ConnectError {
+    let code = status.as_u16();
+    let location = location.filter(|_| status.is_redirection());
+    let reason = match location {
+        Some(location) => {
+            let location = clean_text(location.as_bytes());
+            // What follows may be a secret.
+            let location = location.split(['?', '#']).next().unwrap_or_default();
+            let remedy = match location.split_once("://") {
+                Some(("https", _)) => "connect with wss://",
+                _ => "connect to where it leads",
+            };
+            format!("redirects to {location} (HTTP {code}): {remedy}")
+        }
+        None if line.is_empty() => format!("refused with HTTP {status}"),
+        None => format!("refused with HTTP {code}: {line}"),
     };
     let passing = matches!(
         status,
@@ -281,7 +291,7 @@ fn refused(status: StatusCode, body: &str) -> ConnectError {
     );
     ConnectError::Refused {
         reason,
-        lasting: status.is_client_error() && !passing,
+        lasting: (status.is_client_error() || status.is_redirection()) && !passing,
         status: Some(status),
     }
 }

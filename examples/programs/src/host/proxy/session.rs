@@ -209,10 +209,7 @@ async fn ask_runner(
         }
         return Ok(response);
     }
-    let body = http::body_text(response.into_body(), 4096)
-        .await
-        .unwrap_or_default();
-    let line = http::first_line(&body);
+    let line = http::shown(response.into_body()).await;
     let reason = format!("the runner answered HTTP {}: {line}", status.as_u16());
     let of_caller = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) && passes_on;
     Err(if of_caller {
