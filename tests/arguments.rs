@@ -222,6 +222,61 @@ fn what_contradicts_itself_is_refused() {
 }
 
 #[test]
+fn no_library_speaks_to_the_user() {
+    let task = ["--task", PLACE];
+    let agent = ["--runner-url", "ws://x", "--container-id", "a"];
+    for (name, args, more, said) in [
+        (
+            "host",
+            &task[..],
+            ["--listen", "localhost:8000"],
+            "[::]:8000",
+        ),
+        ("host", &task, ["--max-sessions", "0"], "1 or more"),
+        ("host", &task, ["--max-per-address", "x"], "1 or more"),
+        (
+            "runner",
+            &[],
+            ["--listen", ":8000"],
+            "an IP address and a port",
+        ),
+        ("runner", &[], ["--max-agents", "0"], "1 or more"),
+        ("runner", &[], ["--max-detached", "0"], "1 or more"),
+        ("agent", &agent, ["--reconnect-delay", "5s"], "seconds"),
+        ("agent", &agent, ["--max-reconnect", "-"], "attempts"),
+    ] {
+        let line = refusal(name, &[args, &more].concat(), &[]);
+        assert!(line.contains(said) && line.contains(more[0]), "{line}");
+        for jargon in ["syntax", "literal", "non-zero", "digit"] {
+            assert!(!line.contains(jargon), "{line}");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_variable_is_named() {
+    for (name, value) in [
+        ("KOHAKURIVER_HOST", "cluster:9000"),
+        ("KOHAKURIVER_PORT", "http"),
+        ("KOHAKURIVER_HOST", "ftp://cluster"),
+    ] {
+        let line = refusal("forward", &["42", "80"], &[(name, value)]);
+        assert!(line.contains(name), "{line}");
+    }
+}
+
+#[test]
+fn a_local_address_of_another_machine_is_called_that() {
+    // For documentation only (RFC 5737).
+    for port in ["80", "80/udp"] {
+        let args = ["42", port, "--local-port", "0", "--local-host", "192.0.2.1"];
+        let mut forward = Program::start("forward", &args);
+        assert_eq!(forward.exit(LIMIT), 1);
+        forward.complaint("an address of this machine with --local-host");
+    }
+}
+
+#[test]
 fn nonsense_arguments_are_exit_code_2_and_one_line() {
     for args in [
         &["42"][..],

@@ -238,7 +238,13 @@ impl Args {
     /// are ports.
     fn destination(&self) -> Result<(String, Url, bool, Vec<String>), Failure> {
         let text = self.host.clone().unwrap_or_else(default_host);
-        let base = Url::parse(&text).map_err(wrong)?;
+        let base = Url::parse(&text).map_err(|what| match &self.host {
+            Some(_) => wrong(what),
+            None => wrong(format!(
+                "{what}; it is made of the variables KOHAKURIVER_HOST, a name alone or a whole \
+                 URL, and KOHAKURIVER_PORT"
+            )),
+        })?;
         if let Some((_, task)) = base.path.rsplit_once(ANY_PORT) {
             check_name("task id", task).map_err(wrong)?;
             let words = match self.words.split_first() {

@@ -1,5 +1,6 @@
 //! Local ports: bound first, announced once their tunnels are up.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use kohakuriver_tunnel::wire::Proto;
@@ -87,10 +88,17 @@ fn bind(forward: &Forward) -> Result<Bound, Failure> {
 fn taken(forward: &Forward, error: &std::io::Error) -> Failure {
     let Forward { local, proto, .. } = forward;
     let reason = net::plain(error);
+    let remedy = match error.kind() {
+        ErrorKind::AddrNotAvailable => {
+            "give an address of this machine with --local-host".to_owned()
+        }
+        _ => format!(
+            "choose another local port with --local-port N or {}:N, 0 takes a free one",
+            forward.remote
+        ),
+    };
     Failure::failed(format!(
-        "cannot listen on {local} ({proto}): {reason}; choose another local port with \
-         --local-port N or {}:N, 0 takes a free one",
-        forward.remote
+        "cannot listen on {local} ({proto}): {reason}; {remedy}"
     ))
 }
 

@@ -1,6 +1,8 @@
 //! Command line basics: one-line usage errors and the logging flag.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 
 use clap::error::Error;
 use clap::{Args, ValueEnum};
@@ -42,6 +44,24 @@ pub fn one_line(error: &Error) -> String {
         line.push_str(part);
     }
     line
+}
+
+/// Parses an address to listen on.
+///
+/// # Errors
+/// Says what to write.
+pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    let form = "write an IP address and a port, for example 127.0.0.1:8000 or [::]:8000";
+    text.parse().map_err(|_| form.to_owned())
+}
+
+/// Parses a number that must not be 0.
+///
+/// # Errors
+/// Says what to write.
+pub fn parse_count(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse()
+        .map_err(|_| "write a whole number, 1 or more".to_owned())
 }
 
 /// The value of an environment variable, unless it is empty.

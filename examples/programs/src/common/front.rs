@@ -24,6 +24,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::accept::Accepting;
 use super::addresses::{Source, Sources, parse_network};
+use super::args::parse_count;
 use super::handshakes::{Handshake, Handshakes};
 use super::http::{Answer, HEAD_MAX};
 use super::metrics::Counter;
@@ -52,7 +53,7 @@ const CLOSING: Duration = Duration::from_millis(10);
 pub struct FrontArgs {
     /// Maximum number of client sessions; further ones are answered with 503 [default: 4096, or
     /// fewer if the limit of open files or --memory is low].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
     pub max_sessions: Option<NonZeroUsize>,
 
     /// Maximum number of sessions of one source address (IPv6: of one /64), and of its unfinished
@@ -60,7 +61,7 @@ pub struct FrontArgs {
     /// leaves free for others. A runner has no such bound, because its clients come from its host.
     /// Set it if clients connect directly, with --proxy for the host and for addresses with many
     /// agents.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
     max_per_address: Option<NonZeroUsize>,
 
     /// Address of a proxy or host with many clients: ADDRESS[/PREFIX]; may be repeated. Each of its

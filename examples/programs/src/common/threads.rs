@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::net;
 use super::program::Failure;
 
 /// Most threads, which are more than the cores that a few sockets can occupy.
@@ -258,7 +259,10 @@ pub fn runtime() -> Result<Runtime, Failure> {
         .enable_all()
         .event_interval(EVENT_INTERVAL)
         .build();
-    runtime.map_err(|error| Failure::failed(format!("cannot start the event loop: {error}")))
+    runtime.map_err(|error| {
+        let reason = net::plain(&error);
+        Failure::failed(format!("cannot start an event loop: {reason}"))
+    })
 }
 
 fn start_thread(
@@ -267,8 +271,13 @@ fn start_thread(
     run: impl FnOnce() + Send + 'static,
 ) -> Result<(), Failure> {
     let name = format!("thread-{position}");
-    let cannot =
-        |error: io::Error| Failure::failed(format!("cannot start {name}, a thread: {error}"));
+    let cannot = |error: io::Error| {
+        let reason = net::plain(&error);
+        Failure::failed(format!(
+            "cannot start another thread beside {position}: {reason}; \
+             choose fewer with --threads N, or raise the limit of processes"
+        ))
+    };
     let ended = Ended(name.clone(), ending);
     let started = thread::Builder::new().name(name.clone()).spawn(move || {
         let _ended = ended;

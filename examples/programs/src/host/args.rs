@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::common::args::{LogArgs, LogFormat, twice};
+use crate::common::args::{LogArgs, LogFormat, parse_listen, twice};
 use crate::common::ceilings::{HostCeilings, usable};
 use crate::common::front::FrontArgs;
 use crate::common::memory::MemoryArgs;
@@ -39,7 +39,12 @@ Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage."
 )]
 pub struct Args {
     /// Address to serve on; port 0 takes a free one and prints it.
-    #[arg(long, default_value = "127.0.0.1:8000", value_name = "ADDRESS:PORT")]
+    #[arg(
+        long,
+        default_value = "127.0.0.1:8000",
+        value_name = "ADDRESS:PORT",
+        value_parser = parse_listen
+    )]
     pub listen: SocketAddr,
 
     /// A task and where it runs: TASK=CONTAINER@RUNNER-URL; may be repeated.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use clap::{Parser, Subcommand};
 use hyper::header::HeaderValue;
 
-use crate::common::args::{LogArgs, LogFormat, twice};
+use crate::common::args::{LogArgs, LogFormat, parse_count, parse_listen, twice};
 use crate::common::ceilings::{RunnerCeilings, usable};
 use crate::common::front::FrontArgs;
 use crate::common::program::{Basics, Failure, Process};
@@ -52,7 +52,12 @@ Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage."
 )]
 pub struct Args {
     /// Address to serve on; port 0 takes a free one and prints it.
-    #[arg(long, default_value = "127.0.0.1:8001", value_name = "ADDRESS:PORT")]
+    #[arg(
+        long,
+        default_value = "127.0.0.1:8001",
+        value_name = "ADDRESS:PORT",
+        value_parser = parse_listen
+    )]
     pub listen: SocketAddr,
 
     /// A container or VM that the runner dials itself: NAME=ADDRESS; may be repeated.
@@ -65,7 +70,7 @@ pub struct Args {
     /// Maximum number of agents; further ones are answered with 503 [default: 16384, or an eighth
     /// of the open files, or one for each 32 KiB of --memory, if that is less]. Clients cannot take
     /// their places.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_count)]
     max_agents: Option<NonZeroUsize>,
 
     /// Whether tunnels are served; False or 0 turns them off, and clients are told so.
@@ -87,15 +92,15 @@ pub struct Args {
     /// sessions]. Beyond it, one ends: first those whose client never answered, then the one that
     /// has waited for longest. Each of them counts as a session, and one ends when a new session
     /// finds no other place.
-    #[arg(long, value_name = "N", conflicts_with = "no_resume")]
+    #[arg(long, value_name = "N", value_parser = parse_count, conflicts_with = "no_resume")]
     max_detached: Option<NonZeroUsize>,
 
     /// The same for one container [default: a quarter of the sessions].
-    #[arg(long, value_name = "N", conflicts_with = "no_resume")]
+    #[arg(long, value_name = "N", value_parser = parse_count, conflicts_with = "no_resume")]
     max_detached_per_container: Option<NonZeroUsize>,
 
     /// The same for one source address [default: no bound, because clients come from their host].
-    #[arg(long, value_name = "N", conflicts_with = "no_resume")]
+    #[arg(long, value_name = "N", value_parser = parse_count, conflicts_with = "no_resume")]
     max_detached_per_address: Option<NonZeroUsize>,
 
     #[command(flatten)]
