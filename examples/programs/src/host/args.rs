@@ -15,9 +15,7 @@ use crate::common::proxies::Proxies;
 use crate::common::threads::ThreadArgs;
 use crate::common::tls::{ClientTlsArgs, Dialer, public_roots};
 use crate::common::url::{Url, check_name};
-use crate::host::api::ClusterApi;
-use crate::host::proxy::{FixedTasks, Registry, Settings, TaskPlace};
-use crate::host::tasks::TaskFile;
+use crate::host::proxy::{ClusterApi, Settings, TaskFile, TaskPlace};
 
 #[derive(Parser, Debug)]
 #[command(
@@ -86,7 +84,6 @@ impl Args {
         let proxies = Proxies::from_environment();
         let check = |url: &Url| proxies.before(url).map(drop).map_err(Failure::usage);
         let dialer = Dialer::new(&self.tls, None, Some(public_roots), proxies.clone())?;
-        let mut registries: Vec<Box<dyn Registry>> = Vec::new();
         // Not parsed by clap, which would repeat a password in a wrong URL.
         let tasks: Result<Vec<_>, _> = self.tasks.iter().map(|task| parse_task(task)).collect();
         let tasks = tasks.map_err(Failure::usage)?;
@@ -98,18 +95,14 @@ impl Args {
         for (_, place) in &tasks {
             check(&place.runner)?;
         }
-        if !tasks.is_empty() {
-            registries.push(Box::new(FixedTasks::new(tasks)));
-        }
-        if let Some(path) = &self.task_file {
-            registries.push(Box::new(TaskFile::open(path.clone())?));
-        }
-        if let Some(url) = &self.api {
+        let file = self.task_file.clone().map(TaskFile::open).transpose()?;
+        let api = |url: &String| {
             let url = parse_api(url).map_err(|wrong| Failure::usage(format!("--api: {wrong}")))?;
             check(&url)?;
-            registries.push(Box::new(ClusterApi::new(url, dialer.clone())));
-        }
-        if registries.is_empty() {
+            Ok(ClusterApi::new(url, dialer.clone()))
+        };
+        let api = self.api.as_ref().map(api).transpose()?;
+        if tasks.is_empty() && file.is_none() && api.is_none() {
             return Err(Failure::usage(
                 "no tasks are known: give --task 42=kohakuriver-vps-42@http://127.0.0.1:8001, \
                  --tasks FILE or --api URL",
@@ -117,7 +110,9 @@ impl Args {
         }
         let memory = self.memory.budget(&process.threads);
         Ok(Settings {
-            registries,
+            tasks: tasks.into_iter().collect(),
+            file,
+            api,
             token: self.front.token.token()?,
             front: self.front.settings()?,
             dialer,

@@ -1,10 +1,8 @@
 //! The host: the proxy in front of the runners. It finds the runner of a task and joins the client
 //! to it.
 
-mod api;
 pub(crate) mod args;
 pub(crate) mod proxy;
-mod tasks;
 
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -1,12 +1,15 @@
 //! The proxy without its command line. The demo of `forward` runs it too.
 
+mod api;
+mod place;
 mod questions;
-pub mod registry;
 mod relay;
 mod session;
 #[cfg_attr(not(target_os = "linux"), path = "no_splice.rs")]
 mod splice;
+mod tasks;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
@@ -14,9 +17,11 @@ use hyper::{Request, StatusCode};
 use kohakuriver_tunnel::mux::Budget;
 use tokio::net::TcpListener;
 
+pub use self::api::ClusterApi;
+pub use self::place::TaskPlace;
 use self::questions::Questions;
-pub use self::registry::{FixedTasks, Registry, TaskPlace};
 use self::relay::Relays;
+pub use self::tasks::TaskFile;
 
 use crate::common::ceilings::HostCeilings;
 use crate::common::front::{Caller, Front, FrontSettings};
@@ -31,11 +36,14 @@ use crate::common::token::Token;
 
 /// Settings of the proxy.
 pub struct Settings {
-    /// Queried in this order. The first that knows the task decides.
-    pub registries: Vec<Box<dyn Registry>>,
+    /// Tasks of the command line, then those of a file, then those of a cluster, which checks the
+    /// callers itself.
+    pub tasks: HashMap<String, TaskPlace>,
+    pub file: Option<TaskFile>,
+    pub api: Option<ClusterApi>,
     pub front: FrontSettings,
     /// Required from clients, and sent to the runner. Without one, the caller's own token is sent,
-    /// unless it is for a registry. Callers that a registry checks do not need the host's token.
+    /// unless it is for a cluster. Callers that a cluster checks do not need the host's token.
     pub token: Token,
     /// Connects to runners.
     pub dialer: Dialer,
@@ -61,7 +69,7 @@ struct Counters {
     joined: Counter,
     refused: Counter,
     unreachable: Counter,
-    /// Callers without the header that a registry needs.
+    /// Callers without the header that the cluster needs.
     nameless: Counter,
 }
 
@@ -98,10 +106,9 @@ impl Host {
         front.serve(listener, answer).await;
     }
 
-    /// Whether the tokens of callers are for a registry.
+    /// Whether the tokens of callers are for a cluster.
     fn checks_callers(&self) -> bool {
-        let mut registries = self.settings.registries.iter();
-        registries.any(|registry| registry.checks_callers())
+        self.settings.api.is_some()
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>, caller: Caller) -> Answer {

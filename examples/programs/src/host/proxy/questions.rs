@@ -1,4 +1,4 @@
-//! Bounds the queries that a registry makes about callers.
+//! Bounds the queries to the cluster about callers.
 //!
 //! Nobody knows yet who these callers are, so they share a small pool and have no session's place.
 

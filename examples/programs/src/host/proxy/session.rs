@@ -11,8 +11,8 @@ use hyper::{Request, Response, StatusCode};
 use kohakuriver_tunnel::mux;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-use super::Host;
-use super::registry::{Refusal, TaskPlace};
+use super::place::{Refusal, TaskPlace};
+use super::{Host, Settings};
 use crate::common::front::Caller;
 use crate::common::http::{self, Answer, BadRequest};
 use crate::common::route::Session;
@@ -23,7 +23,7 @@ use crate::common::{net, token};
 /// Time to reach the runner and get its answer. The client waits 10 s in all.
 const RUNNER_WITHIN: Duration = Duration::from_secs(5);
 
-/// Time that a host may need to answer: a turn to query a registry, the registry's answer, and two
+/// Time that a host may need to answer: a turn to query the cluster, its answer, and two
 /// requests to the runner.
 pub const ANSWERING: Duration = Duration::from_secs(16);
 
@@ -138,8 +138,8 @@ impl From<Refusal> for NoSession {
     }
 }
 
-/// Queries the registries that check the caller themselves, and the others if the caller has the
-/// host's token.
+/// Where a task runs. Tasks that are given to the host are for callers with its token, and a cluster
+/// checks its callers itself.
 async fn find(
     host: &Host,
     task: &str,
@@ -147,30 +147,27 @@ async fn find(
     caller: Option<&HeaderValue>,
     trusted: bool,
 ) -> Result<TaskPlace, NoSession> {
-    let mut not_asked = false;
-    for registry in &host.settings.registries {
-        let found = match (registry.checks_callers(), caller) {
-            // It would refuse a caller without a header.
-            (true, None) => {
-                not_asked = true;
-                None
-            }
-            (true, Some(_)) => {
-                let _turn = host.questions.turn(asker).await?;
-                registry.find(task, caller).await?
-            }
-            (false, _) if trusted => registry.find(task, caller).await?,
-            (false, _) => None,
+    if trusted {
+        let Settings { tasks, file, .. } = &host.settings;
+        let listed = match (tasks.get(task), file) {
+            (Some(place), _) => Some(place.clone()),
+            (None, Some(file)) => file.find(task).await,
+            (None, None) => None,
         };
-        if let Some(place) = found {
+        if let Some(place) = listed {
             return Ok(place);
         }
     }
-    if not_asked {
+    let unknown = || Refusal::policy(format!("task {task} is unknown"));
+    let api = host.settings.api.as_ref().ok_or_else(unknown)?;
+    // The cluster would refuse a caller without a header.
+    let Some(caller) = caller else {
         host.counters.nameless.add(1);
         return Err(token::demanded().into());
-    }
-    Err(Refusal::policy(format!("task {task} is unknown")).into())
+    };
+    let _turn = host.questions.turn(asker).await?;
+    let found = api.find(task, caller).await?;
+    Ok(found.ok_or_else(unknown)?)
 }
 
 /// Sends the client's request to the runner.
@@ -182,7 +179,7 @@ async fn ask_runner(
     place: &TaskPlace,
 ) -> Result<Response<Incoming>, Refusal> {
     let caller = request.headers().get(header::AUTHORIZATION);
-    // A caller's token that a registry checks is a secret between the caller and the cluster.
+    // A caller's token that a cluster checks is a secret between the caller and the cluster.
     let passes_on = own.is_none() && !host.checks_callers();
     let token = own.or(caller.filter(|_| passes_on));
     let mut path = session.path(&place.container);

@@ -1,32 +1,8 @@
-//! Sources that know the tasks.
+//! Where a task runs, or why it cannot be reached.
 
-use std::collections::HashMap;
-
-use futures_util::future::BoxFuture;
 use hyper::StatusCode;
-use hyper::header::HeaderValue;
 
 use crate::common::url::{Url, is_name};
-
-/// A source of tasks: flags, a file, a cluster's API.
-pub trait Registry: Send + Sync {
-    /// Where the task runs; `None` if this source does not know it.
-    ///
-    /// `caller` is the `Authorization` header of the client.
-    ///
-    /// # Errors
-    /// The task is known, but this caller cannot reach it now.
-    fn find<'a>(
-        &'a self,
-        task: &'a str,
-        caller: Option<&'a HeaderValue>,
-    ) -> BoxFuture<'a, Result<Option<TaskPlace>, Refusal>>;
-
-    /// Whether `find` checks the caller. If not, the host demands its own token.
-    fn checks_callers(&self) -> bool {
-        false
-    }
-}
 
 /// A container and its runner.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,26 +64,5 @@ impl Refusal {
             code,
             status,
         }
-    }
-}
-
-/// Tasks given on the command line.
-#[derive(Debug)]
-pub struct FixedTasks(HashMap<String, TaskPlace>);
-
-impl FixedTasks {
-    pub fn new(tasks: impl IntoIterator<Item = (String, TaskPlace)>) -> Self {
-        Self(tasks.into_iter().collect())
-    }
-}
-
-impl Registry for FixedTasks {
-    fn find<'a>(
-        &'a self,
-        task: &'a str,
-        _caller: Option<&'a HeaderValue>,
-    ) -> BoxFuture<'a, Result<Option<TaskPlace>, Refusal>> {
-        let place = self.0.get(task).cloned();
-        Box::pin(async move { Ok(place) })
     }
 }

@@ -5,15 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
-use hyper::header::HeaderValue;
 use serde::Deserialize;
 
+use super::place::TaskPlace;
 use crate::common::net;
 use crate::common::program::Failure;
 use crate::common::reread::Reread;
 use crate::common::url::check_name;
-use crate::host::proxy::registry::{Refusal, Registry, TaskPlace};
 
 pub struct TaskFile(Reread<Arc<HashMap<String, TaskPlace>>>);
 
@@ -34,15 +32,10 @@ impl TaskFile {
         let read = move || read(&path).map(Arc::new).map_err(Failure::usage);
         Reread::new(files, read).map(Self)
     }
-}
 
-impl Registry for TaskFile {
-    fn find<'a>(
-        &'a self,
-        task: &'a str,
-        _caller: Option<&'a HeaderValue>,
-    ) -> BoxFuture<'a, Result<Option<TaskPlace>, Refusal>> {
-        Box::pin(async move { Ok(self.0.current().await.get(task).cloned()) })
+    /// Where the task runs; `None` if the file does not say it.
+    pub async fn find(&self, task: &str) -> Option<TaskPlace> {
+        self.0.current().await.get(task).cloned()
     }
 }
 

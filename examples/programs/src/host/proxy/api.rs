@@ -3,18 +3,18 @@
 
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use http_body_util::Empty;
 use hyper::StatusCode;
 use hyper::header::{self, HeaderValue};
 use kohakuriver_tunnel::session::clean_text;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 
+use super::place::{Refusal, TaskPlace};
 use crate::common::tls::Dialer;
 use crate::common::url::Url;
 use crate::common::{http, net};
-use crate::host::proxy::registry::{Refusal, Registry, TaskPlace};
 
 /// Time for both queries together, well within the 10 s that a client waits.
 const ANSWER_WITHIN: Duration = Duration::from_secs(4);
@@ -56,11 +56,22 @@ impl ClusterApi {
         Self { base, dialer }
     }
 
-    async fn place(
-        &self,
-        id: &str,
-        caller: Option<&HeaderValue>,
-    ) -> Result<Option<TaskPlace>, Refusal> {
+    /// Where the task runs; `None` if the cluster does not know it. `caller` is the `Authorization`
+    /// header of the client.
+    ///
+    /// # Errors
+    /// The task is known, but this caller cannot reach it now, or the cluster does not answer.
+    pub async fn find(&self, id: &str, caller: &HeaderValue) -> Result<Option<TaskPlace>, Refusal> {
+        let silent = |_| {
+            let cluster = self.base.authority();
+            Refusal::failure(format!("the cluster at {cluster} does not answer"))
+        };
+        timeout(ANSWER_WITHIN, self.place(id, caller))
+            .await
+            .map_err(silent)?
+    }
+
+    async fn place(&self, id: &str, caller: &HeaderValue) -> Result<Option<TaskPlace>, Refusal> {
         let task: Task = match self.get(&format!("/api/status/{id}"), caller).await {
             Err(Unanswered::Status(StatusCode::NOT_FOUND)) => return Ok(None),
             answered => answered.map_err(|other| self.refusal(id, other))?,
@@ -97,14 +108,12 @@ impl ClusterApi {
     async fn get<T: DeserializeOwned>(
         &self,
         path: &str,
-        caller: Option<&HeaderValue>,
+        caller: &HeaderValue,
     ) -> Result<T, Unanswered> {
         let failed = |error: std::io::Error| Unanswered::Failed(net::plain(&error));
         let url = self.base.join(path);
-        let mut request = url.get().header(header::ACCEPT, "application/json");
-        if let Some(caller) = caller {
-            request = request.header(header::AUTHORIZATION, caller);
-        }
+        let request = url.get().header(header::ACCEPT, "application/json");
+        let request = request.header(header::AUTHORIZATION, caller);
         let request = request.body(Empty::new());
         let request = request.map_err(|error| Unanswered::Failed(error.to_string()))?;
         let response = self.dialer.send(&url, ANSWER_WITHIN, request).await;
@@ -139,28 +148,6 @@ impl ClusterApi {
                 self.base.authority()
             )),
         }
-    }
-}
-
-impl Registry for ClusterApi {
-    fn checks_callers(&self) -> bool {
-        true
-    }
-
-    fn find<'a>(
-        &'a self,
-        task: &'a str,
-        caller: Option<&'a HeaderValue>,
-    ) -> BoxFuture<'a, Result<Option<TaskPlace>, Refusal>> {
-        Box::pin(async move {
-            match tokio::time::timeout(ANSWER_WITHIN, self.place(task, caller)).await {
-                Ok(found) => found,
-                Err(_) => Err(Refusal::failure(format!(
-                    "the cluster at {} does not answer",
-                    self.base.authority()
-                ))),
-            }
-        })
     }
 }
 
