@@ -204,11 +204,8 @@ impl Inbound {
         if read.is_pending() {
             self.rest();
             // A message that stays incomplete would keep memory from those of others.
-            if self.charge.is_due() {
-                if self.patience.is_over() && self.charge.is_exhausted() {
-                    return Poll::Ready(Err(Error::NoMemory));
-                }
-                self.patience.look_again(cx);
+            if self.charge.is_due() && self.patience.is_over() && self.charge.is_exhausted() {
+                return Poll::Ready(Err(Error::NoMemory));
             }
         }
         let len = ready!(read)?;

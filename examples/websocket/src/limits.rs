@@ -24,11 +24,12 @@ pub const WRITE_BUFFER: usize = 128 << 10;
 pub const FREE_ALLOWANCE: usize = 16 << 10;
 
 /// While the account is exhausted, a message that is incomplete for longer ends its connection.
-/// Until then it waits for memory. Time in which this end does not read does not count.
+/// Until then it waits for memory.
 pub const INCOMPLETE_MAX: Duration = Duration::from_secs(10);
 
-/// Time between two looks at an incomplete message, at most, while this end reads.
-pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Most of the time between two looks at a message that counts once it waits for memory: this end
+/// may have made a pause.
+pub(crate) const STEP_MAX: Duration = Duration::from_secs(5);
 
 /// Time between two attempts to get memory for a message.
 pub(crate) const MEMORY_RETRY: Duration = Duration::from_millis(20);

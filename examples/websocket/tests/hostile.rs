@@ -369,7 +369,15 @@ async fn a_message_waits_for_memory_that_an_incomplete_one_holds() {
         far.write_all(&frame(other(role), BINARY, &[7; 100_000])[..90_000])
             .await
             .unwrap();
-        let hostile = tokio::spawn(async move { hostile.next().await });
+        let hostile = tokio::spawn(async move {
+            loop {
+                // As the pings of a tunnel do.
+                let looked = tokio::time::timeout(Duration::from_secs(1), hostile.next());
+                if let Ok(ended) = looked.await {
+                    return ended;
+                }
+            }
+        });
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert!(!hostile.is_finished(), "memory was not short");
         let (mut ours, mut near) = charged(role, &purse);
@@ -395,7 +403,7 @@ async fn a_message_waits_for_memory_also_after_a_pause_of_its_reader() {
         assert!(purse.take(others));
         near.write_all(&message[40_000..]).await.unwrap();
         let gives_back = async {
-            tokio::time::sleep(Duration::from_secs(5)).await;
+            tokio::time::sleep(Duration::from_secs(4)).await;
             purse.give_back(others);
         };
         let (received, ()) = tokio::join!(ours.next(), gives_back);
