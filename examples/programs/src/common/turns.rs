@@ -3,8 +3,8 @@
 //! An event loop polls ready tasks in order. If thousands always have more to do, each of the
 //! others waits for thousands of polls. The tasks of a busy connection therefore wait in line, and
 //! one task of that line at a time is in the event loop's queue. A connection that sleeps between
-//! short pieces of work never waits. Without busy connections there is no line, and one that is
-//! alone waits for nobody.
+//! short pieces of work never waits. Without busy connections there is no line, and a few of them
+//! need none.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -29,6 +29,10 @@ const REST: Duration = Duration::from_millis(1);
 
 /// Most that one poll counts for. Beyond it, the system has probably run another process meanwhile.
 const POLL_MAX: Duration = Duration::from_micros(100);
+
+/// So many busy connections take turns without a line: the others wait for these few only. An
+/// agent's and a client's, which every message between them needs, are two.
+const FEW: usize = 4;
 
 thread_local! {
     /// A task stays on the thread of its event loop.
@@ -205,19 +209,21 @@ struct Line {
     was_newcomer: bool,
     /// Was woken and will run next. Tasks that were ready before run before it.
     called: Option<u64>,
-    /// The connection whose task ran last: see [`Turns::id`].
-    last: usize,
+    /// The connections whose tasks ran last: see [`Turns::id`].
+    recent: [usize; FEW],
+    /// Where the next one is noted.
+    next_recent: usize,
 }
 
 impl Line {
     /// Whether this task may run now. Otherwise it is in line afterwards, and will be woken.
     fn may_run(&mut self, turns: &Turns, ticket: &mut Option<u64>, cx: &Context<'_>) -> bool {
-        if ticket.is_none() && self.is_alone(turns) {
+        if ticket.is_none() && self.is_free(turns) {
             return true;
         }
         let number = *ticket.get_or_insert_with(|| self.next_number());
         if self.called == Some(number) {
-            self.last = turns.id();
+            self.note_run(turns);
             return true;
         }
         let mut member = turns.lock();
@@ -256,10 +262,21 @@ impl Line {
         }
     }
 
-    /// Whether nobody else is in line, and the task that ran last was one of this connection.
-    fn is_alone(&self, turns: &Turns) -> bool {
+    /// Whether nobody is in line, and this connection is one of the few whose tasks ran last.
+    fn is_free(&self, turns: &Turns) -> bool {
         let is_empty = self.newcomers.is_empty() && self.sessions.is_empty();
-        is_empty && self.called.is_none() && self.last == turns.id()
+        is_empty && self.called.is_none() && self.recent.contains(&turns.id())
+    }
+
+    fn note_run(&mut self, turns: &Turns) {
+        let id = turns.id();
+        if self.recent.contains(&id) {
+            return;
+        }
+        if let Some(oldest) = self.recent.get_mut(self.next_recent) {
+            *oldest = id;
+        }
+        self.next_recent = (self.next_recent + 1) % FEW;
     }
 
     fn next_number(&mut self) -> u64 {
