@@ -197,7 +197,8 @@ impl Outbound {
         Pin::new(socket).poll_write_vectored(cx, slices)
     }
 
-    /// Copies the first shared payloads, the last one in part, and masks the copies.
+    /// Copies the first shared payloads, as many as fit, and masks the copies. A long one alone is
+    /// copied in part: a write that ends within a payload costs a segment more.
     fn mask(&mut self) {
         let mut shared = self.queue.iter().take(WRITE_SLICES).filter_map(|part| {
             let Part::Shared { payload, key } = part else {
@@ -212,6 +213,9 @@ impl Outbound {
         let mut end = 0;
         for (payload, key) in iter::once(first).chain(shared) {
             let start = end;
+            if start > 0 && payload.len() > MASKED_MAX - start {
+                break;
+            }
             let payload = payload.get(..MASKED_MAX - start).unwrap_or(payload);
             end += payload.len();
             if bytes.len() < end {
