@@ -211,7 +211,7 @@ impl Inbound {
         let len = ready!(read)?;
         if len == most {
             self.read_size = (self.read_size * 2).min(READ_AHEAD_MAX);
-        } else if len < self.read_size / 4 {
+        } else if len.max(self.frame) < self.read_size / 4 {
             self.read_size = (self.read_size / 2).max(READ_MIN);
         }
         self.bytes += len;
