@@ -137,8 +137,9 @@ async fn is_in_time(
     tunnel: &Tunnel,
     deadline: Instant,
 ) -> bool {
+    // Before that it does not matter, so CONNECTED need not wake this task.
+    sleep_until(deadline).await;
     let overdue = async {
-        sleep_until(deadline).await;
         let mut attachments = tunnel.attachments();
         while tunnel.is_attached() {
             if attachments.changed().await.is_none() {
@@ -147,6 +148,7 @@ async fn is_in_time(
         }
     };
     tokio::select! {
+        biased;
         // The relay has the reset.
         _ = established => true,
         () = overdue => false,
