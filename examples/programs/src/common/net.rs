@@ -251,6 +251,9 @@ pub async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
 
 /// Connects to the address that answers first. Earlier ones have a head start.
 pub async fn connect_any(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    if let [only] = addresses {
+        return TcpStream::connect(*only).await;
+    }
     let mut waiting = addresses.iter().copied();
     let mut attempts = FuturesUnordered::new();
     let mut failure = None;
