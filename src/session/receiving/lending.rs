@@ -21,11 +21,16 @@ impl Lending {
     const SMALL_DATA: usize = 1024;
     /// How long the other streams leave room for the next such piece.
     const INTERACTIVE_FOR: Duration = Duration::from_millis(100);
+    /// A longer piece than interactive streams have: a stream that began with a small one, as most
+    /// do, is bulk.
+    const LARGE_DATA: usize = 16 << 10;
 
     /// A stream has received a piece of `len` bytes.
     pub(super) fn note_piece(&mut self, now: Instant, stream: StreamId, len: usize) {
         if len < Self::SMALL_DATA {
             self.interactive = Some((stream, now));
+        } else if len >= Self::LARGE_DATA {
+            self.interactive = self.interactive.filter(|(other, _)| *other != stream);
         }
     }
 
