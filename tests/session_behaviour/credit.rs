@@ -172,14 +172,10 @@ fn small_writes_that_wait_are_joined() {
     assert_eq!(drain(&mut pair.acceptor, accepted, pair.now).0, sent);
 }
 
-/// The interactive stream is identified by its handle, which is never reused.
-#[test]
-fn a_stream_in_the_slot_of_an_interactive_one_leaves_it_room_as_any_other() {
-    let now = at(1_000);
+/// An acceptor with a stream of id 1, which knows that the round trip is short.
+fn near() -> (Session, StreamId) {
     let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
-    let mut open = |id| accepted(&mut acceptor, id);
-    let keys = open(1);
-    // The round trip is known, and short.
+    let stream = accepted(&mut acceptor, 1);
     let Some(Transmit::Message(_)) = acceptor.poll_transmit(at(0)) else {
         panic!("nothing to send");
     };
@@ -188,24 +184,50 @@ fn a_stream_in_the_slot_of_an_interactive_one_leaves_it_room_as_any_other() {
             say(&mut acceptor, at(0), Frame::Pong { id, payload }).unwrap();
         }
     }
-    say(&mut acceptor, now, data(1, "key")).unwrap();
-    say(&mut acceptor, now, error(1, 8, b"")).unwrap();
-    acceptor.release(keys, now);
-    say(&mut acceptor, now, connect(3)).unwrap();
-    let bulk = incoming(&mut acceptor);
-    assert_eq!(bulk.slot(), keys.slot());
-    acceptor.accept(bulk, now).unwrap();
-    // Fast enough for a second window if it were the only stream.
+    (acceptor, stream)
+}
+
+/// Opens a stream of id 3, receives on it fast enough for a second window if nobody else needs
+/// room, and returns the credit granted.
+fn granted_to_another(acceptor: &mut Session) -> (u32, StreamId) {
+    say(acceptor, at(1_000), connect(3)).unwrap();
+    let bulk = incoming(acceptor);
+    acceptor.accept(bulk, at(1_000)).unwrap();
     let mut granted = 0;
     for millis in [1_000, 1_002] {
-        say(&mut acceptor, at(millis), data(3, vec![0; WINDOW / 2])).unwrap();
-        drain(&mut acceptor, bulk, at(millis)).1.unwrap();
-        for frame in messages(&mut acceptor, at(millis)) {
+        say(acceptor, at(millis), data(3, vec![0; WINDOW / 2])).unwrap();
+        drain(acceptor, bulk, at(millis)).1.unwrap();
+        for frame in messages(acceptor, at(millis)) {
             if let Frame::Window { credit, .. } = frame {
                 granted += credit;
             }
         }
     }
+    (granted, bulk)
+}
+
+#[test]
+fn a_stream_that_goes_on_with_long_pieces_is_not_interactive() {
+    for (first, second, has_room) in [(3, 3, false), (3, 16 << 10, true), (2000, 2000, true)] {
+        let (mut acceptor, _) = near();
+        for len in [first, second] {
+            say(&mut acceptor, at(1_000), data(1, vec![0; len])).unwrap();
+        }
+        let (granted, _) = granted_to_another(&mut acceptor);
+        assert_eq!(granted > INITIAL_WINDOW, has_room, "{first} {second}");
+    }
+}
+
+/// The interactive stream is identified by its handle, which is never reused.
+#[test]
+fn a_stream_in_the_slot_of_an_interactive_one_leaves_it_room_as_any_other() {
+    let now = at(1_000);
+    let (mut acceptor, keys) = near();
+    say(&mut acceptor, now, data(1, "key")).unwrap();
+    say(&mut acceptor, now, error(1, 8, b"")).unwrap();
+    acceptor.release(keys, now);
+    let (granted, bulk) = granted_to_another(&mut acceptor);
+    assert_eq!(bulk.slot(), keys.slot());
     assert!(granted <= INITIAL_WINDOW, "{granted}");
 }
 

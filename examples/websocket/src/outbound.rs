@@ -446,6 +446,21 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn a_write_ends_with_a_payload_unless_one_alone_is_too_long() {
+        let mut outbound = Outbound::new(Role::Client);
+        let payload = Bytes::from(vec![7; 70_000]);
+        for _ in 0..3 {
+            outbound.push(OpCode::Data(Data::Binary), payload.clone());
+        }
+        let mut socket = Narrow::taking(usize::MAX);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(outbound.poll_drain(&mut cx, &mut socket).is_ready());
+        assert!(unframed(&socket.taken).iter().all(|taken| *taken == payload));
+        assert_eq!(socket.ends.len(), 3);
+    }
+
     #[test]
     fn what_a_write_leaves_over_is_not_masked_again() {
         let mut outbound = Outbound::new(Role::Client);

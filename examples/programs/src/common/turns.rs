@@ -370,6 +370,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use tokio::runtime::Builder;
+    use tokio::sync::Notify;
     use tokio::task::JoinHandle;
 
     use super::*;
@@ -460,6 +461,36 @@ mod tests {
             counts.map(|count| count.load(Ordering::Relaxed))
         });
         assert!(counts.iter().all(|count| *count > 200), "{counts:?}");
+    }
+
+    /// As those of a client and of its agent, which pass each message on.
+    #[test]
+    fn two_busy_connections_that_wake_each_other_need_no_line() {
+        let numbers = run(async {
+            let halves = [Arc::new(Notify::new()), Arc::new(Notify::new())];
+            let passed = Count::default();
+            for (from, to) in [(0, 1), (1, 0)] {
+                let (from, to) = (Arc::clone(&halves[from]), Arc::clone(&halves[to]));
+                let passed = Arc::clone(&passed);
+                tokio::spawn(Turns::session().run(Box::pin(async move {
+                    loop {
+                        from.notified().await;
+                        passed.fetch_add(1, Ordering::Relaxed);
+                        to.notify_one();
+                    }
+                })));
+            }
+            halves[0].notify_one();
+            let mut numbers = Vec::new();
+            for target in [100, 1100] {
+                while passed.load(Ordering::Relaxed) < target {
+                    requeue().await;
+                }
+                numbers.push(with_line(|line| line.numbers));
+            }
+            numbers
+        });
+        assert_eq!(numbers[0], numbers[1]);
     }
 
     #[test]
