@@ -55,16 +55,17 @@ pub struct Config {
     ///
     /// v1 has no credit, so this is what one paused reader can hold.
     pub v1_stream_buffer: usize,
-    /// v1: longest stall of the tunnel by a full stream that reads less than 64 KiB while other
-    /// streams wait. Then the stream is reset with reason overflow. Default 2 s.
+    /// v1: longest stall of the tunnel by a full stream that reads less than 64 KiB, or less than a
+    /// 256th of what it holds beyond `v1_stream_buffer`, while other streams wait. Then the stream
+    /// is reset with reason overflow. Default 2 s.
     ///
     /// Bounds how long one paused reader stops all others. While no other stream waits, the stall
     /// lasts until the reader reads or the peer ends the transport. One that only may wait, since
     /// something came for it just before, waits until `v1_reach` is used up.
     pub v1_stall: Duration,
-    /// v1: most bytes received beyond `v1_stream_buffer` while a stream stalls the tunnel and no
-    /// other stream is known to wait, 1 MiB each `v1_stall`, or 4 MiB if one may wait. Default 32
-    /// MiB.
+    /// v1: most bytes that streams hold beyond `v1_stream_buffer` while one of them stalls the
+    /// tunnel, except for one message. Received 1 MiB each `v1_stall`, or 4 MiB if others may wait.
+    /// Default 32 MiB.
     ///
     /// The peer's transport pings are queued behind these bytes, and the peer ends the transport
     /// when they are not answered. At most half of `receive_budget` is used for this.

@@ -207,6 +207,134 @@ fn a_lone_stall_reaches_for_what_stands_behind_it() {
     assert_eq!(take(&mut opener, at(62_000)), 1 << 20);
 }
 
+const MESSAGE: usize = 64 << 10;
+
+/// An opener of which stream 1 is full, long after anything came for stream 2.
+fn paused(reach: usize) -> (Session, [StreamId; 2]) {
+    let config = config(|config| {
+        config.v1_stream_buffer = 256 << 10;
+        config.v1_reach = reach;
+        config.keepalive = None;
+    });
+    let mut opener = Session::new(Role::Opener, Version::V1, config, at(0));
+    let streams = [1, 2].map(|port| opener.open_tcp(port, at(0)).unwrap());
+    messages(&mut opener, at(0));
+    for id in [1, 2] {
+        let (proto, id) = (Proto::Tcp, ClientId(id));
+        say(&mut opener, at(0), Frame::Connected { proto, id }).unwrap();
+    }
+    take(&mut opener, at(9_000), MESSAGE);
+    (opener, streams)
+}
+
+/// When the stall is looked at.
+fn looks() -> impl Iterator<Item = Instant> {
+    (1..).map(|look| at(9_000 + look * 2_000))
+}
+
+/// Receives as many messages as the session does. Returns their bytes.
+fn take(opener: &mut Session, now: Instant, message: usize) -> usize {
+    let before = opener.stats().unread;
+    while opener.can_receive() {
+        assert_eq!(opener.stats().resets, 0);
+        say(opener, now, data(1, vec![0; message])).unwrap();
+    }
+    opener.stats().unread - before
+}
+
+/// Reads some whole messages.
+fn read(opener: &mut Session, stream: StreamId, now: Instant, messages: usize) {
+    for _ in 0..messages {
+        let read = opener.recv(stream, now);
+        assert!(matches!(read, Ok(Recv::Data(_))), "{read:?}");
+    }
+}
+
+/// What the pause has left in the buffer does not keep the peer's pings waiting until it is read.
+#[test]
+fn a_lone_reader_that_goes_on_slowly_does_not_stop_the_transport() {
+    let reach = 8 << 20;
+    let (mut opener, [stream, _]) = paused(reach);
+    let mut looks = looks();
+    for now in looks.by_ref().take(5) {
+        opener.handle_timeout(now);
+        assert_eq!(take(&mut opener, now, MESSAGE), 1 << 20);
+    }
+    for (turn, now) in looks.take(60).enumerate() {
+        read(&mut opener, stream, now, 4);
+        opener.handle_timeout(now);
+        let taken = take(&mut opener, now, MESSAGE);
+        // While the reach lasts, the pings come as soon as in the pause.
+        let pace = if turn < 3 { 1 << 20 } else { 4 * MESSAGE };
+        assert!(taken >= pace, "{taken} in turn {turn}");
+        assert!(opener.stats().unread <= (256 << 10) + reach);
+    }
+    assert_eq!(opener.reset_of(stream), None);
+    // A fast reader ends the stall.
+    drain(&mut opener, stream, at(200_000)).1.unwrap();
+    assert_eq!(opener.poll_timeout(), None);
+}
+
+#[test]
+fn the_reach_bounds_what_a_reader_holds_however_often_it_reads() {
+    for message in [MESSAGE, 1 << 20] {
+        let reach = 5 << 20;
+        let (mut opener, [stream, _]) = paused(reach);
+        for (look, now) in looks().take(500).enumerate() {
+            if look % 16 == 0 {
+                read(&mut opener, stream, now, 1);
+            }
+            opener.handle_timeout(now);
+            take(&mut opener, now, message);
+            let most = (256 << 10) + reach + message;
+            assert!(opener.stats().unread <= most, "look {look}");
+        }
+        assert_eq!(opener.reset_of(stream), None);
+    }
+}
+
+/// A reader has paused while nobody waited, and goes on to read when somebody does.
+#[test]
+fn a_reader_that_is_far_behind_does_not_hold_up_others() {
+    let asks = |opener: &mut Session, other, now| {
+        opener.send_slice(other, b"?").unwrap();
+        messages(opener, now);
+    };
+    for (pace, is_kept) in [(1, false), (2, true)] {
+        let (mut opener, [slow, other]) = paused(32 << 20);
+        let mut looks = looks();
+        for now in looks.by_ref().take(10) {
+            opener.handle_timeout(now);
+            take(&mut opener, now, MESSAGE);
+        }
+        asks(&mut opener, other, at(29_000));
+        // The answer is behind what both kernels hold.
+        let mut ahead = (6 << 20) / MESSAGE;
+        let (mut answered, mut reset) = (None, None);
+        for (turn, now) in looks.take(60).enumerate() {
+            read(&mut opener, slow, now, pace);
+            opener.handle_timeout(now);
+            if opener.reset_of(slow).is_some() {
+                reset = Some(turn);
+                break;
+            }
+            while ahead > 0 && opener.can_receive() {
+                say(&mut opener, now, data(1, vec![0; MESSAGE])).unwrap();
+                ahead -= 1;
+            }
+            if ahead == 0 && answered.is_none() && opener.can_receive() {
+                say(&mut opener, now, data(2, "!")).unwrap();
+                answered = Some(turn);
+            }
+            take(&mut opener, now, MESSAGE);
+            asks(&mut opener, other, now);
+        }
+        assert_eq!(answered, Some(1));
+        assert_eq!(reset.is_none(), is_kept, "{reset:?}");
+        assert!(reset.is_none_or(|turn| turn < 9), "{reset:?}");
+    }
+}
+
 /// An opener knows which of its streams are unanswered.
 #[test]
 fn a_stall_ends_for_a_stream_that_waits_for_an_answer() {
@@ -381,8 +509,9 @@ fn a_reader_that_has_read_enough_since_is_not_reset_for_the_next_message() {
     assert_eq!(acceptor.reset_of(slow), None);
     acceptor.handle_timeout(at(13_000));
     assert_eq!(acceptor.reset_of(slow), None);
-    // It pauses again, and the other stream waits.
+    // It pauses again, and the other stream waits again.
     acceptor.handle_timeout(at(15_000));
+    say(&mut acceptor, at(15_000), data(2, "next")).unwrap();
     let reset = acceptor.reset_of(slow).expect("no reset");
     assert_eq!(reset.reason, Reason::Overflow);
 }

@@ -24,7 +24,7 @@ use super::ready::{List, Place};
 use super::stream::Stream;
 use super::streams::Streams;
 use super::time::earliest;
-use super::{Config, Instant, MAX_DATAGRAM, Role, Stats, StreamId};
+use super::{Config, EARLY_DATA, Instant, MAX_DATAGRAM, Role, Stats, StreamId};
 use crate::wire::{Chunk, Frame, Proto};
 
 /// The receiving half of a session: buffers, the budgets on them, credit, and the stall of v1.
@@ -300,11 +300,15 @@ impl Receiving {
     /// Checks at the deadline whether the stall continues. Returns the stream to reset, if any.
     pub(super) fn look_at_stall(&mut self, now: Instant, streams: &Streams) -> Option<StreamId> {
         self.reconsider_stall(now, streams);
-        let mut stalls = core::mem::take(&mut self.stalls);
-        let others_wait = |stalled, since| self.others_wait(streams, stalled, since);
-        let give_up = stalls.look(now, others_wait, self.unread(), &self.config);
-        self.stalls = stalls;
-        give_up
+        let (stalled, since) = self.stalls.due(now)?;
+        let bytes = streams.iter().filter(|s| s.proto() == Proto::Tcp);
+        let all: usize = bytes.map(|s| self.beyond(s)).sum();
+        let reach = self.config.v1_reach.saturating_sub(all);
+        let half = self.config.receive_budget / 2;
+        let room = reach.min(half.saturating_sub(self.unread()));
+        let waits = self.others_wait(streams, stalled, since);
+        let beyond = streams.get(stalled).map_or(0, |s| self.beyond(s));
+        self.stalls.look(now, waits, beyond, room, &self.config)
     }
 
     /// Whether another stream waits to receive.
@@ -320,7 +324,21 @@ impl Receiving {
 
     /// Whether a v1 stream holds as much as it may. A full stream waits only for its reader.
     fn is_full(&self, s: &Stream) -> bool {
-        s.recv.unread() >= self.config.v1_stream_buffer || self.early.is_too_much(&s.recv.early)
+        s.recv.unread() >= self.limit_of(s)
+    }
+
+    /// Bytes that a v1 stream holds because a stall had to reach behind them.
+    fn beyond(&self, s: &Stream) -> usize {
+        s.recv.unread().saturating_sub(self.limit_of(s))
+    }
+
+    /// Most bytes that a v1 stream may hold before it stalls the tunnel.
+    fn limit_of(&self, s: &Stream) -> usize {
+        let buffer = self.config.v1_stream_buffer;
+        match self.early.is_too_much(&s.recv.early) {
+            true => buffer.min(EARLY_DATA as usize),
+            false => buffer,
+        }
     }
 
     /// Whether a stall of the stream has ended. With less room the next message would begin a new

@@ -16,6 +16,7 @@ pub(super) struct Stalls {
 #[derive(Debug, Clone, Copy)]
 struct Stall {
     stream: StreamId,
+    /// When it began, or the last check that found progress.
     since: Instant,
     /// When to check again whether other streams wait.
     until: Instant,
@@ -26,8 +27,6 @@ struct Stall {
     overdue: bool,
     /// Bytes that may be received until the next check, to reach the peer's pings behind them.
     allowance: usize,
-    /// Bytes left of [`Config::v1_reach`].
-    reach: usize,
 }
 
 /// A stall that ended because the application continued to read, or with the tunnel.
@@ -71,8 +70,11 @@ pub(super) enum Waits {
 impl Stalls {
     /// Bytes that must be read within [`Config::v1_stall`] to count as progress.
     pub(super) const PROGRESS: usize = 64 << 10;
-    /// Bytes of the reach used in one [`Config::v1_stall`]. The reach has to last for several pings
-    /// of the peer, each of which is queued behind all data in both kernels.
+    /// While others wait, it also takes this part of what the stream holds beyond its bound.
+    /// Otherwise a reader that is far behind could hold them up for minutes.
+    const PART: usize = 256;
+    /// Bytes of [`Config::v1_reach`] used in one [`Config::v1_stall`]. The reach has to last for
+    /// several pings of the peer, each of which is queued behind all data in both kernels.
     const STEP: usize = 1 << 20;
     /// The same while another stream may wait behind these bytes: a few seconds for what both
     /// kernels hold.
@@ -125,38 +127,44 @@ impl Stalls {
         }
     }
 
-    /// Checks at the deadline whether the stall continues. Returns the stream to reset, if any.
+    /// The stalled stream, and since when it has not read, if the stall is to be checked.
+    pub(super) fn due(&self, now: Instant) -> Option<(StreamId, Instant)> {
+        let stall = self.stall.filter(|stall| stall.until <= now)?;
+        Some((stall.stream, stall.since))
+    }
+
+    /// Checks at the deadline whether the stall continues. Returns the stream to reset, if any. It
+    /// holds bytes `beyond` its bound, and all streams have `room` for that many more.
     pub(super) fn look(
         &mut self,
         now: Instant,
-        others_wait: impl FnOnce(StreamId, Instant) -> Waits,
-        unread: usize,
+        waits: Waits,
+        beyond: usize,
+        room: usize,
         config: &Config,
     ) -> Option<StreamId> {
-        let stall = self.stall.as_mut().filter(|stall| stall.until <= now)?;
-        stall.until = now + config.v1_stall;
-        // What is left was not needed: the transport is empty.
-        stall.reach += core::mem::take(&mut stall.allowance);
-        stall.overdue = false;
-        if core::mem::take(&mut stall.progress) >= Self::PROGRESS {
-            stall.reach = config.v1_reach;
-            return None;
-        }
-        let waits = others_wait(stall.stream, stall.since);
-        let step = match waits {
-            Waits::Surely => return Some(stall.stream),
-            Waits::Perhaps => Self::STEP_TO_OTHERS,
-            Waits::No => Self::STEP,
+        let stall = self.stall.as_mut()?;
+        let progress = core::mem::take(&mut stall.progress);
+        let reads = progress >= Self::PROGRESS;
+        let enough = match waits {
+            Waits::Surely => reads && progress >= beyond / Self::PART,
+            // Otherwise nothing more can be read to find out.
+            Waits::Perhaps => reads || room > progress,
+            Waits::No => true,
         };
-        let room = (config.receive_budget / 2).saturating_sub(unread);
-        let allowance = step.min(stall.reach).min(room);
-        if allowance == 0 && waits == Waits::Perhaps {
-            // Nothing more can be read to find out.
+        if !enough {
             return Some(stall.stream);
         }
-        stall.allowance = allowance;
-        stall.reach -= allowance;
-        stall.overdue = true;
+        let step = match waits {
+            Waits::Surely | Waits::Perhaps => Self::STEP_TO_OTHERS,
+            Waits::No => Self::STEP,
+        };
+        stall.until = now + config.v1_stall;
+        stall.allowance = step.min(room);
+        stall.overdue = !reads;
+        if reads {
+            stall.since = now;
+        }
         None
     }
 
@@ -205,7 +213,6 @@ impl Stall {
             progress: 0,
             overdue: false,
             allowance: 0,
-            reach: config.v1_reach,
         }
     }
 }
