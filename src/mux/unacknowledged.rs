@@ -5,23 +5,34 @@ use crate::session::{Instant, Session};
 
 /// What a resumable tunnel keeps beyond its part of a budget, while memory is short.
 ///
-/// A peer that acknowledges frees it within a round trip. One that does not would make this end
+/// A peer that acknowledges frees it, as fast as its path is. One that does not would make this end
 /// keep it for ever, at the cost of other tunnels.
 #[derive(Debug, Default)]
 pub(super) struct Unacknowledged {
     /// Most bytes that the tunnel may keep, if memory is short.
     most: Option<usize>,
-    /// Since when there is more, and how many messages were acknowledged then.
-    since: Option<(Instant, u64)>,
+    /// It keeps more.
+    wait: Option<Wait>,
     /// How many messages were acknowledged when the peer was last asked for more.
     asked: Option<u64>,
 }
 
+/// A tunnel that keeps too much, since the peer last acknowledged enough.
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    since: Instant,
+    /// Bytes kept then.
+    kept: usize,
+    /// How many messages were acknowledged then.
+    acked: u64,
+}
+
 impl Unacknowledged {
-    /// Time for an acknowledgement.
-    const PATIENCE: Duration = Duration::from_secs(5);
+    /// Time for an acknowledgement. A peer near its budget may not read for 20 s (PROTOCOL.md
+    /// section 5.5).
+    const PATIENCE: Duration = Duration::from_secs(30);
     /// A tunnel that acknowledges may be above its part by about a message. Above that, it has to
-    /// get down to it.
+    /// get down to it, by as much in each [`PATIENCE`](Self::PATIENCE).
     const MESSAGE: usize = 192 << 10;
 
     /// The tunnel may keep `most` bytes.
@@ -44,23 +55,107 @@ impl Unacknowledged {
     pub(super) fn is_overdue(&mut self, now: Instant, link: &Link) -> bool {
         let kept = link.ring_bytes();
         let Some(most) = self.most.filter(|most| kept > *most) else {
-            self.since = None;
+            self.wait = None;
             return false;
         };
         let acked = link.stats().acked;
-        let (since, before) = self.since.get_or_insert((now, acked));
-        if *before != acked && kept <= most + Self::MESSAGE {
-            (*since, *before) = (now, acked);
+        let new = Wait {
+            since: now,
+            kept,
+            acked,
+        };
+        let wait = self.wait.get_or_insert(new);
+        let near = kept <= most + Self::MESSAGE && acked != wait.acked;
+        if near || kept + Self::MESSAGE <= wait.kept {
+            *wait = new;
         }
-        now - *since >= Self::PATIENCE
+        now - wait.since >= Self::PATIENCE
     }
 
     /// Without a transport nothing can be acknowledged.
     pub(super) fn pause(&mut self) {
-        self.since = None;
+        self.wait = None;
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.since.map(|(since, _)| since + Self::PATIENCE)
+        self.wait.map(|wait| wait.since + Self::PATIENCE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::resume::{Accepts, Config, Identity, Message, Open, Secret};
+
+    const MOST: usize = 100 << 10;
+    const MESSAGE: usize = 32 << 10;
+
+    fn at(seconds: u64) -> Instant {
+        Instant::from_micros(seconds * 1_000_000)
+    }
+
+    /// A link whose ring is full, at second 0.
+    fn full() -> (Unacknowledged, Link) {
+        let open = Open {
+            tunnel: 0,
+            secret: Secret::new([0; Secret::LEN]),
+            attempt: 1,
+            received: 0,
+            keep: 120,
+            ring: 1 << 20,
+        };
+        let identity = Identity {
+            instance: 1,
+            tunnel: 1,
+        };
+        let secret = Secret::new([1; Secret::LEN]);
+        let mut link = Link::server(Config::default(), identity, &open, secret, at(0));
+        link.poll_output().unwrap();
+        let mut message = [0; MESSAGE];
+        message[0] = 3;
+        while link.accepts() == Accepts::All {
+            link.sent(&Bytes::copy_from_slice(&message)).unwrap();
+        }
+        let mut unacknowledged = Unacknowledged::default();
+        unacknowledged.limit(&mut link, Some(MOST));
+        assert!(!unacknowledged.is_overdue(at(0), &link));
+        (unacknowledged, link)
+    }
+
+    fn acknowledge(link: &mut Link, now: Instant, messages: u64) {
+        let received = link.stats().acked + messages;
+        link.handle_message(now, Message::Ack { received }.to_bytes());
+    }
+
+    /// When the tunnel ends of a peer that acknowledges so many messages in each period.
+    fn ends_at(messages: u64, period: u64) -> Option<u64> {
+        let (mut unacknowledged, mut link) = full();
+        let begin = link.ring_bytes();
+        for second in 1..=600 {
+            if second % period == 0 && link.ring_bytes() > MOST {
+                acknowledge(&mut link, at(second), messages);
+            }
+            if unacknowledged.is_overdue(at(second), &link) {
+                assert!(link.ring_bytes() <= begin);
+                return Some(second);
+            }
+        }
+        assert!(link.ring_bytes() <= MOST);
+        None
+    }
+
+    #[test]
+    fn a_slow_peer_that_acknowledges_is_kept() {
+        // 128 kbit/s, and one that does not read for 20 s.
+        assert_eq!(ends_at(1, 2), None);
+        assert_eq!(ends_at(8, 20), None);
+    }
+
+    #[test]
+    fn a_peer_that_acknowledges_hardly_anything_is_not() {
+        assert_eq!(ends_at(0, 1), Some(30));
+        assert_eq!(ends_at(1, 8), Some(30));
     }
 }

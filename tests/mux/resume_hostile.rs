@@ -8,6 +8,7 @@ use kohakuriver_tunnel::mux::{
     self, Acceptor, Admission, Binding, Budget, ConnectFailure, Keeper, KeeperLimits, TunnelError,
 };
 use kohakuriver_tunnel::resume::{self, EndReason, Message, Open, Secret};
+use kohakuriver_tunnel::session::Config;
 use kohakuriver_tunnel::wire::{ClientId, Frame, Proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -170,4 +171,75 @@ async fn peers_that_acknowledge_nothing_end_when_memory_is_short() {
     for ended in ended {
         assert_eq!(ended.unwrap(), EndReason::Overflow);
     }
+}
+
+/// Reads half a megabit a second and acknowledges it, for a minute.
+async fn read_slowly(mut near: Pipe) {
+    let id = ClientId(1);
+    let (proto, port) = (Proto::Tcp, DOWNLOAD);
+    near.send(open()).await.unwrap();
+    let opened = near.next().await;
+    assert!(matches!(opened, Some(Ok(Packet::Binary(_)))), "{opened:?}");
+    let ack = |received| Packet::Binary(Message::Ack { received }.to_bytes());
+    near.send(ack(0)).await.unwrap();
+    let connect = Frame::<Bytes>::Connect { proto, id, port };
+    let credit = 4 << 20;
+    let window = Frame::<Bytes>::Window { id, credit };
+    for frame in [connect, window] {
+        near.send(Packet::Binary(frame.to_bytes())).await.unwrap();
+    }
+    let (mut received, mut debt) = (0, 0);
+    let begin = tokio::time::Instant::now();
+    while begin.elapsed() < Duration::from_secs(60) {
+        let Some(Ok(Packet::Binary(message))) = near.next().await else {
+            panic!("the transport ended")
+        };
+        let len = message.len();
+        tokio::time::sleep(Duration::from_micros(len as u64 * 16)).await;
+        if let Ok(message) = Message::decode(&message) {
+            assert!(!matches!(message, Message::End { .. }), "{message:?}");
+            continue;
+        }
+        received += 1;
+        debt += len;
+        let answer = match Frame::decode(message) {
+            Ok(Frame::Data { payload, .. }) => Frame::Window {
+                id,
+                credit: u32::try_from(payload.len()).unwrap(),
+            },
+            Ok(Frame::Ping { id, payload }) => {
+                debt += 256 << 10;
+                Frame::Pong { id, payload }
+            }
+            _ => continue,
+        };
+        near.send(Packet::Binary(answer.to_bytes())).await.unwrap();
+        if debt >= 256 << 10 {
+            debt = 0;
+            near.send(ack(received)).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_peer_that_acknowledges_is_kept_while_memory_is_short() {
+    let (keeper, budget) = (keeper(), Budget::new(12 << 20));
+    // Their shares leave little for one tunnel.
+    let mut others = Vec::new();
+    for _ in 0..16 {
+        let (near, far, _) = pipe(8);
+        let config = Config::default().with_keepalive(None);
+        let builder = mux::builder().config(config).budget(&budget);
+        let (acceptor, driver) = builder.acceptor(far, Packets::default());
+        others.push((near, acceptor, tokio::spawn(driver)));
+    }
+    let (near, far, _) = pipe(64);
+    admit(&keeper, &budget, far);
+    let slow = tokio::spawn(read_slowly(near));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(keeper.stats().ring_bytes >= 1 << 20);
+    assert!(budget.take(13 << 19) && budget.held() > budget.limit() / 2);
+    slow.await.unwrap();
+    assert!(keeper.stats().ring_bytes < 512 << 10);
+    assert!(budget.held() > budget.limit() / 2);
 }
