@@ -329,6 +329,7 @@ where
         });
         let kept_max = account.and_then(Account::kept_max);
         self.unacknowledged.limit(&mut self.link, kept_max);
+        self.unacknowledged.set_deaf(state.driver_stalled);
     }
 
     fn end_of_inbox(&mut self, shared: &Shared, now: Instant, lost: Option<TunnelError>) -> Round {

@@ -13,6 +13,8 @@ pub(super) struct Unacknowledged {
     most: Option<usize>,
     /// It keeps more.
     wait: Option<Wait>,
+    /// This end does not read its transport, so acknowledgements may be unread.
+    deaf: bool,
     /// How many messages were acknowledged when the peer was last asked for more.
     asked: Option<u64>,
 }
@@ -25,12 +27,17 @@ struct Wait {
     kept: usize,
     /// How many messages were acknowledged then.
     acked: u64,
+    /// For how long this end has read its transport since, until `seen`.
+    read: Duration,
+    seen: Instant,
 }
 
 impl Unacknowledged {
     /// Time for an acknowledgement. A peer near its budget may not read for 20 s (PROTOCOL.md
     /// section 5.5).
     const PATIENCE: Duration = Duration::from_secs(30);
+    /// The same, with the time for which this end has not read its transport.
+    const LONGEST: Duration = Duration::from_secs(120);
     /// A tunnel that acknowledges may be above its part by about a message. Above that, it has to
     /// get down to it, by as much in each [`PATIENCE`](Self::PATIENCE).
     const MESSAGE: usize = 192 << 10;
@@ -51,6 +58,11 @@ impl Unacknowledged {
         self.asked = acked;
     }
 
+    /// From now on, this end reads its transport, or does not.
+    pub(super) fn set_deaf(&mut self, deaf: bool) {
+        self.deaf = deaf;
+    }
+
     /// Whether the tunnel, which has a transport, has to end.
     pub(super) fn is_overdue(&mut self, now: Instant, link: &Link) -> bool {
         let kept = link.ring_bytes();
@@ -63,13 +75,19 @@ impl Unacknowledged {
             since: now,
             kept,
             acked,
+            read: Duration::ZERO,
+            seen: now,
         };
         let wait = self.wait.get_or_insert(new);
+        if !self.deaf {
+            wait.read += now - wait.seen;
+        }
+        wait.seen = now;
         let near = kept <= most + Self::MESSAGE && acked != wait.acked;
         if near || kept + Self::MESSAGE <= wait.kept {
             *wait = new;
         }
-        now - wait.since >= Self::PATIENCE
+        wait.read >= Self::PATIENCE || now - wait.since >= Self::LONGEST
     }
 
     /// Without a transport nothing can be acknowledged.
@@ -78,7 +96,13 @@ impl Unacknowledged {
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.wait.map(|wait| wait.since + Self::PATIENCE)
+        let wait = self.wait?;
+        let longest = wait.since + Self::LONGEST;
+        let patience = wait.seen + Self::PATIENCE.saturating_sub(wait.read);
+        Some(match self.deaf {
+            true => longest,
+            false => patience.min(longest),
+        })
     }
 }
 
@@ -151,6 +175,20 @@ mod tests {
         // 128 kbit/s, and one that does not read for 20 s.
         assert_eq!(ends_at(1, 2), None);
         assert_eq!(ends_at(8, 20), None);
+    }
+
+    #[test]
+    fn what_this_end_does_not_read_counts_for_a_bounded_time() {
+        for (deaf_until, end) in [(70, 100), (110, 120), (200, 120)] {
+            let (mut unacknowledged, link) = full();
+            unacknowledged.set_deaf(true);
+            for second in 1..=end {
+                assert!(unacknowledged.poll_timeout() >= Some(at(second)));
+                let is_overdue = unacknowledged.is_overdue(at(second), &link);
+                unacknowledged.set_deaf(second < deaf_until);
+                assert_eq!(is_overdue, second == end, "{second}");
+            }
+        }
     }
 
     #[test]
