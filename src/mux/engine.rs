@@ -10,7 +10,7 @@ use super::closing::{CLOSE_TIMEOUT, Closing};
 use super::flood::{FloodControl, Inrush};
 use super::path::{Finish, Inward, Path, Round, is_end};
 use super::read_turn::Turn;
-use super::shared::{register, wake_all};
+use super::shared::{State, register, wake_all};
 use super::stoppable::Now;
 use super::{Timer, Tunnel, TunnelError};
 use crate::resume::EndReason;
@@ -338,17 +338,17 @@ impl<P: Path, R: Timer> Engine<P, R> {
 
     /// Arms the timer for the session's next timeout.
     fn wait(&mut self, cx: &mut Context<'_>, now: Now) -> Option<Result<(), TunnelError>> {
-        let (shutdown, mut due) = {
+        let (shutdown, reason, mut due) = {
             let mut state = self.tunnel.shared.lock();
             state.driver_blocked = self.blocked;
-            (state.shutdown, state.arm())
+            (state.shutdown, end_reason(&state), state.arm())
         };
         if shutdown {
             let until = *self.give_up.get_or_insert(now.timer + CLOSE_TIMEOUT);
             if self.timer.poll_deadline(cx, until).is_pending() {
                 return None;
             }
-            self.path.give_up(EndReason::Gone);
+            self.path.give_up(reason);
             return Some(Ok(()));
         }
         loop {
@@ -390,11 +390,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
         if !finished && !finishing {
             return (false, work);
         }
-        let reason = match &state.goodbye {
-            Some((REPLACED, _)) => EndReason::Replaced,
-            _ if state.shutdown => EndReason::Gone,
-            _ => EndReason::Closed,
-        };
+        let reason = end_reason(&state);
         drop(state);
         match self.path.finish(reason) {
             Finish::Done => (self.outbox.is_empty(), work),
@@ -441,6 +437,15 @@ impl<P, R> Engine<P, R> {
         let now = self.tunnel.shared.now();
         self.tunnel.shared.lock().close(closed, now, &mut self.wake);
         wake_all(&mut self.wake);
+    }
+}
+
+/// What END says when this end ends the tunnel.
+const fn end_reason(state: &State) -> EndReason {
+    match &state.goodbye {
+        Some((REPLACED, _)) => EndReason::Replaced,
+        _ if state.shutdown => EndReason::Gone,
+        _ => EndReason::Closed,
     }
 }
 

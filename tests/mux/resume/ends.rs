@@ -177,6 +177,27 @@ async fn a_shutdown_that_the_transport_does_not_take_is_told_when_it_does() {
     drop((stream, unread));
 }
 
+/// An agent is mostly replaced because its transport is stuck.
+#[tokio::test(start_paused = true)]
+async fn a_replaced_tunnel_whose_transport_was_stuck_says_so() {
+    let (server, mut accepted) = Server::new(resume::Config::default());
+    let mut liar = Liar::new(&server).await;
+    let mut acceptor = within(accepted.recv()).await.unwrap();
+    let (proto, id, port) = (Proto::Tcp, ClientId(1), 7);
+    let connect = Frame::<Bytes>::Connect { proto, id, port };
+    let connect = Packet::Binary(connect.to_bytes());
+    liar.pipe.send(connect).await.unwrap();
+    let mut stream = accept_tcp(&mut acceptor).await;
+    for _ in 0..2 * server.capacity.load(Ordering::Relaxed) {
+        // More than the pipe takes.
+        stream.write_all(&[1; 100]).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    acceptor.tunnel().shutdown_with(4001, "another agent");
+    assert_eq!(within(acceptor.tunnel().closed()).await, Ok(()));
+    assert_eq!(reason(&hear(&mut liar.pipe).await), EndReason::Replaced);
+}
+
 /// The server's end cleans up after a client that never returns: soon without connections.
 #[tokio::test(start_paused = true)]
 async fn a_tunnel_without_a_client_ends_after_its_keep() {

@@ -21,6 +21,7 @@ use kohakuriver_tunnel::mux::{
 };
 use kohakuriver_tunnel::resume::{self, EndReason, Message, Open, Secret};
 use kohakuriver_tunnel::session::Config;
+use kohakuriver_tunnel::wire::{ClientId, Frame, Proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
