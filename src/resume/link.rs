@@ -122,7 +122,8 @@ impl Link {
     ///
     /// # Errors
     /// [`Ended`] if the tunnel is over: before, or because more than [`Config::ring_reserve`]
-    /// beyond the ring's size would be kept. The message must not be sent then; END is the next output.
+    /// beyond the ring's size would be kept. The message must not be sent then; END is the next
+    /// output.
     #[inline]
     pub fn sent(&mut self, message: &Bytes) -> Result<(), Ended> {
         if let Some(ended) = &self.ended {

@@ -457,7 +457,11 @@ mod tests {
         let mut socket = Narrow::taking(usize::MAX);
         let mut cx = Context::from_waker(Waker::noop());
         assert!(outbound.poll_drain(&mut cx, &mut socket).is_ready());
-        assert!(unframed(&socket.taken).iter().all(|taken| *taken == payload));
+        assert!(
+            unframed(&socket.taken)
+                .iter()
+                .all(|taken| *taken == payload)
+        );
         assert_eq!(socket.ends.len(), 3);
     }
 

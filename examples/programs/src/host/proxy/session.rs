@@ -138,7 +138,7 @@ impl From<Refusal> for NoSession {
     }
 }
 
-/// Where a task runs. Tasks that are given to the host are for callers with its token, and a cluster
+/// Where a task runs. Tasks that are given to the host are for callers with its token. A cluster
 /// checks its callers itself.
 async fn find(
     host: &Host,
