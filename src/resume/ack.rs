@@ -13,7 +13,7 @@ impl Acks {
     /// Debt from which on an acknowledgement goes along with any write.
     const BESIDE: usize = 128 << 10;
     /// Debt from which on it is a write of its own, if the peer's ring is large enough.
-    const ALONE: usize = 256 << 10;
+    const ALONE: usize = 512 << 10;
     /// Debt from which on it goes beside a keepalive.
     const KEEPALIVE: usize = 1 << 10;
 
@@ -28,7 +28,7 @@ impl Acks {
     /// The peer keeps at least this many bytes, and waits when they are full.
     pub(super) fn set_peer_ring(&mut self, bytes: u32) {
         let ring = usize::try_from(bytes).unwrap_or(usize::MAX);
-        self.alone = (ring / 4).clamp(1, Self::ALONE);
+        self.alone = (ring / 2).clamp(1, Self::ALONE);
         self.now = self.alone;
     }
 

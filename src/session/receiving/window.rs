@@ -19,6 +19,8 @@ pub(super) struct ReceiveWindow {
     consumed: u64,
     epoch: Instant,
     epoch_bytes: u64,
+    /// The round trip is shorter than an epoch.
+    near: bool,
 }
 
 /// The other streams of the tunnel, as far as windows are concerned.
@@ -39,6 +41,9 @@ impl ReceiveWindow {
     /// turn. With more, round trips beside it take longer and little gets faster. A stream is fast
     /// if it fills the initial window within the shortest epoch.
     const FAST_WINDOW: u32 = 2 * INITIAL_WINDOW;
+    /// The same for a stream without such neighbours. Credit is granted in halves of it: each WINDOW
+    /// wakes both ends.
+    const FAST_ALONE_WINDOW: u32 = 4 * INITIAL_WINDOW;
     /// The window of a stream over a long path that is the only one whose window has grown, once a
     /// quarter of the initial window has arrived and was read in one round trip: twice what 1
     /// Gbit/s has in flight, within these bounds. A transfer need not begin with small windows.
@@ -56,6 +61,7 @@ impl ReceiveWindow {
             consumed: 0,
             epoch: now,
             epoch_bytes: 0,
+            near: false,
         }
     }
 
@@ -96,6 +102,7 @@ impl ReceiveWindow {
         neighbours: Neighbours,
         max: u32,
     ) -> u32 {
+        self.near = rtt < Self::SHORTEST_EPOCH;
         let elapsed = now - self.epoch;
         let unread = self.received - self.consumed;
         let keeps_up = unread <= u64::from(self.size) / 2;
@@ -104,7 +111,7 @@ impl ReceiveWindow {
             let least = self.epoch_bytes.min(self.consumed);
             let starting = least >= u64::from(INITIAL_WINDOW / 4) && keeps_up;
             return match neighbours {
-                Neighbours::None if starting && rtt >= Self::SHORTEST_EPOCH => {
+                Neighbours::None if starting && !self.near => {
                     self.size.max(Self::alone(rtt).min(max))
                 }
                 _ => self.size,
@@ -117,7 +124,11 @@ impl ReceiveWindow {
         let fast = per(Self::SHORTEST_EPOCH) >= u64::from(INITIAL_WINDOW);
         self.epoch = now;
         self.epoch_bytes = 0;
-        let least = if fast { Self::FAST_WINDOW.min(max) } else { 0 };
+        let least = match (fast, neighbours) {
+            (false, _) => 0,
+            (true, Neighbours::None) if self.near => Self::FAST_ALONE_WINDOW.min(max),
+            (true, _) => Self::FAST_WINDOW.min(max),
+        };
         let extra = match neighbours {
             Neighbours::Interactive => 0,
             Neighbours::Bulk => least.max(self.size.min(Self::FAST_WINDOW)),
@@ -127,7 +138,7 @@ impl ReceiveWindow {
             return self.size.min(extra.max(self.base));
         }
         // On a short path the extra makes more arrive than the path needs.
-        if rtt >= Self::SHORTEST_EPOCH || self.size <= self.base {
+        if !self.near || self.size <= self.base {
             self.base = self.base.max(per_trip);
         }
         self.base.max(extra)
@@ -157,7 +168,9 @@ impl ReceiveWindow {
 
     /// Whether enough was read since the last grant for a WINDOW.
     pub(super) fn grant_is_due(&self) -> bool {
-        self.grant() >= Self::in_pieces(self.size / 4)
+        let large = self.near && self.size >= Self::FAST_ALONE_WINDOW;
+        let part = if large { 2 } else { 4 };
+        self.grant() >= Self::in_pieces(self.size / part)
     }
 
     /// Takes the credit for the next WINDOW.
@@ -246,6 +259,21 @@ mod tests {
     }
 
     #[test]
+    fn a_near_stream_alone_gets_credit_in_halves_of_its_window() {
+        let mut window = ReceiveWindow::new(at(0));
+        let size = fill(&mut window, 2, Neighbours::None);
+        assert_eq!(size, ReceiveWindow::FAST_ALONE_WINDOW);
+        window.take_grant();
+        let piece = ReceiveWindow::PIECE as usize;
+        for _ in 0..4 {
+            assert!(!window.grant_is_due());
+            window.receive(piece).unwrap();
+            window.consume(piece);
+        }
+        assert!(window.grant_is_due());
+    }
+
+    #[test]
     fn there_is_credit_whenever_all_was_read() {
         for size in (0..200).map(|step| INITIAL_WINDOW + step * 4_321) {
             let mut window = ReceiveWindow::new(at(0));
@@ -279,7 +307,8 @@ mod tests {
     fn the_extra_of_a_fast_stream_is_withdrawn_beside_an_interactive_one() {
         let fast = ReceiveWindow::FAST_WINDOW;
         let mut window = ReceiveWindow::new(at(0));
-        assert_eq!(fill(&mut window, 2, Neighbours::None), fast);
+        let alone = ReceiveWindow::FAST_ALONE_WINDOW;
+        assert_eq!(fill(&mut window, 2, Neighbours::None), alone);
         assert_eq!(fill(&mut window, 4, Neighbours::Bulk), fast);
         assert_eq!(
             fill(&mut window, 6, Neighbours::Interactive),
