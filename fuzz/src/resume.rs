@@ -366,9 +366,8 @@ impl World {
         for end in ends.into_iter().flatten() {
             for _ in 0..3 {
                 if end.link.poll_timeout().is_some_and(|due| due <= now) {
-                    match end.link.handle_timeout(now) {
-                        Some(Due::NotOpened) => end.on = None,
-                        _ => {}
+                    if let Some(Due::NotOpened) = end.link.handle_timeout(now) {
+                        end.on = None;
                     }
                 }
             }

@@ -41,8 +41,8 @@ impl ReceiveWindow {
     /// turn. With more, round trips beside it take longer and little gets faster. A stream is fast
     /// if it fills the initial window within the shortest epoch.
     const FAST_WINDOW: u32 = 2 * INITIAL_WINDOW;
-    /// The same for a stream without such neighbours. Credit is granted in halves of it: each WINDOW
-    /// wakes both ends.
+    /// The same for a near stream that is the only one. Credit is granted in halves of it: each
+    /// WINDOW wakes both ends.
     const FAST_ALONE_WINDOW: u32 = 4 * INITIAL_WINDOW;
     /// The window of a stream over a long path that is the only one whose window has grown, once a
     /// quarter of the initial window has arrived and was read in one round trip: twice what 1
