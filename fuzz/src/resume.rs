@@ -365,10 +365,9 @@ impl World {
         let ends = [Some(&mut self.client), self.server.as_mut()];
         for end in ends.into_iter().flatten() {
             for _ in 0..3 {
-                if end.link.poll_timeout().is_some_and(|due| due <= now) {
-                    if let Some(Due::NotOpened) = end.link.handle_timeout(now) {
-                        end.on = None;
-                    }
+                let is_due = end.link.poll_timeout().is_some_and(|due| due <= now);
+                if is_due && end.link.handle_timeout(now) == Some(Due::NotOpened) {
+                    end.on = None;
                 }
             }
             let due = end.link.poll_timeout();
