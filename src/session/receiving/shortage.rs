@@ -64,6 +64,11 @@ impl Shortage {
                     false => Self::lapse(now),
                 };
             }
+            // The rest of the read that began the pause.
+            Phase::Pausing {
+                until,
+                held: before,
+            } if held > before => self.phase = Phase::Pausing { until, held },
             _ => {}
         }
     }
@@ -150,6 +155,14 @@ mod tests {
         assert!(!shortage.may_receive());
         shortage.shrink(48 << 20);
         assert!(shortage.may_receive() && shortage.until().is_none());
+    }
+
+    #[test]
+    fn progress_counts_from_all_that_the_last_read_brought() {
+        let mut shortage = short();
+        shortage.grow(at(0), 59 << 20, || true);
+        shortage.look(at(2), 58 << 20);
+        assert!(!shortage.may_receive());
     }
 
     #[test]
