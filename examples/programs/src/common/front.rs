@@ -77,7 +77,7 @@ pub struct FrontArgs {
 }
 
 /// Who may connect, and how.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct FrontSettings {
     /// If given, only TLS is served.
     tls: Option<Acceptor>,

@@ -100,21 +100,6 @@ impl<T: Clone + Send + 'static> Reread<T> {
     }
 }
 
-impl<T: Clone + Default + Send + 'static> Default for Reread<T> {
-    fn default() -> Self {
-        Self(Arc::new(Inner {
-            files: Vec::new(),
-            read: Box::new(|| Ok(T::default())),
-            now: Mutex::new(Now {
-                value: T::default(),
-                stamps: Vec::new(),
-                settled: true,
-                told: None,
-            }),
-        }))
-    }
-}
-
 fn stamps(files: &[PathBuf]) -> Vec<Option<Stamp>> {
     let stamp = |file: &Path| {
         let file = fs::metadata(file).ok()?;

@@ -29,7 +29,7 @@ use super::trust::Verifier;
 use super::url::Url;
 use super::words::{self, Trust};
 
-#[derive(Args, Debug, Clone, Default, PartialEq)]
+#[derive(Args, Debug, Clone, PartialEq)]
 pub struct ClientTlsArgs {
     /// Certificates (PEM) to check wss:// servers against, instead of the usual ones: those of
     /// their issuers, or self-signed ones themselves.

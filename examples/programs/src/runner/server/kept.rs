@@ -13,7 +13,7 @@ use crate::common::tunnel;
 use crate::common::ws::Socket;
 
 /// Most clients' tunnels without a WebSocket. Those of agents are bounded as agents are.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Detached {
     /// In all. By default as many as sessions: then a new session takes the place of the oldest.
     pub all: Option<usize>,
