@@ -338,12 +338,13 @@ impl<P: Path, R: Timer> Engine<P, R> {
 
     /// Arms the timer for the session's next timeout.
     fn wait(&mut self, cx: &mut Context<'_>, now: Now) -> Option<Result<(), TunnelError>> {
-        let (shutdown, reason, mut due) = {
+        let (shutdown, mut due) = {
             let mut state = self.tunnel.shared.lock();
             state.driver_blocked = self.blocked;
-            (state.shutdown, end_reason(&state), state.arm())
+            let shutdown = state.shutdown.then(|| end_reason(&state));
+            (shutdown, state.arm())
         };
-        if shutdown {
+        if let Some(reason) = shutdown {
             let until = *self.give_up.get_or_insert(now.timer + CLOSE_TIMEOUT);
             if self.timer.poll_deadline(cx, until).is_pending() {
                 return None;
