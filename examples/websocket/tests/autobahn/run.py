@@ -35,9 +35,13 @@ ADDRESS = ("127.0.0.1", 19001)
 def main():
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument(
-        "--echo", type=os.path.abspath, required=True, help="the built example `echo`"
+        "--echo",
+        type=os.path.abspath,
+        default="target/release/examples/echo",
+        help="the built example `echo`",
     )
     arguments.add_argument("--cases", nargs="*", default=["*"])
+    arguments.add_argument("--probe", action="store_true", help="only look for the suite")
     arguments = arguments.parse_args()
     suite = [os.environ.get("PYTHON2", "python2.7"), "-c", START + "run()"]
     try:
@@ -47,6 +51,8 @@ def main():
     if found is None or found.returncode != 0:
         print("no Python 2.7 with autobahntestsuite 0.8.2")
         return 77
+    if arguments.probe:
+        return 0
     failures = 0
     for role, mode in (("server", "fuzzingclient"), ("client", "fuzzingserver")):
         with tempfile.TemporaryDirectory() as folder:
