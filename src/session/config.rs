@@ -63,12 +63,13 @@ pub struct Config {
     /// lasts until the reader reads or the peer ends the transport. One that only may wait, since
     /// something came for it just before, waits until `v1_reach` is used up.
     pub v1_stall: Duration,
-    /// v1: most bytes that streams hold beyond `v1_stream_buffer` while one of them stalls the
-    /// tunnel, except for one message. Received 1 MiB each `v1_stall`, or 4 MiB if others may wait.
-    /// Default 32 MiB.
+    /// v1: most bytes that streams that still receive hold beyond `v1_stream_buffer` while one of
+    /// them stalls the tunnel, except for one message. Received 1 MiB each `v1_stall`, or 4 MiB if
+    /// others may wait. Default 32 MiB.
     ///
     /// The peer's transport pings are queued behind these bytes, and the peer ends the transport
-    /// when they are not answered. At most half of `receive_budget` is used for this.
+    /// when they are not answered. No more is received for this once all streams, ended ones
+    /// included, hold half of `receive_budget`.
     pub v1_reach: usize,
     /// Most bytes accepted for sending and not yet transmitted, over all streams. Default 512 KiB.
     ///

@@ -293,6 +293,41 @@ fn the_reach_bounds_what_a_reader_holds_however_often_it_reads() {
     }
 }
 
+/// All that an ended stream holds has arrived, so it stalls nothing.
+#[test]
+fn a_stream_that_has_ended_takes_no_reach_from_others() {
+    let reach = 4 << 20;
+    let (mut opener, [ended, other]) = paused(reach);
+    let mut looks = looks();
+    for now in looks.by_ref().take(4) {
+        opener.handle_timeout(now);
+        take(&mut opener, now, MESSAGE);
+    }
+    let now = at(17_500);
+    assert_eq!(opener.stats().unread, (256 << 10) + reach);
+    say(&mut opener, now, close(1)).unwrap();
+    let mut held = 0;
+    let mut fill = |opener: &mut Session, now| {
+        while opener.can_receive() {
+            say(opener, now, data(2, vec![0; MESSAGE])).unwrap();
+            held += MESSAGE;
+        }
+        held
+    };
+    assert_eq!(fill(&mut opener, now), 256 << 10);
+    for look in 1..=4 {
+        let now = now + Duration::from_secs(2 * look);
+        opener.handle_timeout(now);
+        assert_eq!(
+            fill(&mut opener, now),
+            (256 << 10) + ((look as usize) << 20)
+        );
+    }
+    for stream in [ended, other] {
+        assert_eq!(opener.reset_of(stream), None);
+    }
+}
+
 /// A reader has paused while nobody waited, and goes on to read when somebody does.
 #[test]
 fn a_reader_that_is_far_behind_does_not_hold_up_others() {

@@ -301,8 +301,9 @@ impl Receiving {
     pub(super) fn look_at_stall(&mut self, now: Instant, streams: &Streams) -> Option<StreamId> {
         self.reconsider_stall(now, streams);
         let (stalled, since) = self.stalls.due(now)?;
-        let bytes = streams.iter().filter(|s| s.proto() == Proto::Tcp);
-        let all: usize = bytes.map(|s| self.beyond(s)).sum();
+        // What has ended can stall nothing more.
+        let open = |s: &&Stream| s.proto() == Proto::Tcp && s.life.state().can_receive();
+        let all: usize = streams.iter().filter(open).map(|s| self.beyond(s)).sum();
         let reach = self.config.v1_reach.saturating_sub(all);
         let half = self.config.receive_budget / 2;
         let room = reach.min(half.saturating_sub(self.unread()));
