@@ -389,7 +389,7 @@ async fn the_end_of_a_tunnel_over_a_pause_is_told_with_whose_pause_it_was() {
         }
     };
     soon("the end", saying).await;
-    let line = forward.complaint("after the application had not read for");
+    let line = forward.complaint("after the application had not read enough for");
     assert!(line.contains("port 80: the tunnel ended"), "{line}");
-    forward.expect_lines("had not read for", 1);
+    forward.expect_lines("had not read enough for", 1);
 }

@@ -74,7 +74,8 @@ impl Session {
     }
 
     /// Handles the end of the transport: every stream is reset, and nothing more is transmitted. A
-    /// v1 stream whose paused reader may have led to it is reset with [`Reason::Overflow`].
+    /// v1 stream whose paused or slow reader may have led to it is reset with
+    /// [`Reason::Overflow`].
     pub fn handle_closed(&mut self, now: Instant, reason: Reason, text: &str) {
         self.closed = true;
         if let Some((stream, pause)) = self.receiving.blame(now) {
@@ -83,7 +84,7 @@ impl Session {
                 Role::Acceptor => "the service",
             };
             let seconds = pause.as_secs();
-            let text = alloc::format!("{text}, after {reader} had not read for {seconds} s");
+            let text = alloc::format!("{text}, after {reader} had not read enough for {seconds} s");
             self.reset(stream, Reason::Overflow, &text);
         }
         for stream in self.streams.live() {

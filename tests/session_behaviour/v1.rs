@@ -568,7 +568,7 @@ fn the_end_of_the_tunnel_over_a_pause_names_the_reader() {
         pair.opener
             .handle_closed(pair.now, Reason::Gone, "the tunnel ended");
         let reset = pair.opener.reset_of(slow).unwrap();
-        let words = "the tunnel ended, after the application had not read for ";
+        let words = "the tunnel ended, after the application had not read enough for ";
         let seconds = reset.text.strip_prefix(words).expect(&reset.text);
         assert!(["40 s", "41 s"].contains(&seconds), "{seconds}");
         // Received data can still be read, followed by a reset: never by an end of data.
@@ -577,6 +577,22 @@ fn the_end_of_the_tunnel_over_a_pause_names_the_reader() {
             Reason::Overflow
         );
     }
+}
+
+/// A reader that takes something between two looks, but too little for all that comes.
+#[test]
+fn the_end_of_the_tunnel_over_a_slow_reader_names_it() {
+    let (mut opener, [slow, _]) = paused(2 << 20);
+    for (look, now) in looks().take(20).enumerate() {
+        // It stays behind what the pause has left.
+        read(&mut opener, slow, now, usize::from(look > 1));
+        opener.handle_timeout(now);
+        take(&mut opener, now, MESSAGE);
+    }
+    opener.handle_closed(at(49_500), Reason::Gone, "the tunnel ended");
+    let reset = opener.reset_of(slow).unwrap();
+    let text = "the tunnel ended, after the application had not read enough for 40 s";
+    assert_eq!((reset.reason, &*reset.text), (Reason::Overflow, text));
 }
 
 #[test]

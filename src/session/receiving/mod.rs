@@ -350,7 +350,8 @@ impl Receiving {
         s.recv.unread() <= limit && !self.early.is_too_much(&s.recv.early)
     }
 
-    /// The transport has ended. Returns the stream whose reader was paused, and for how long.
+    /// The transport has ended. Returns the stream whose reader was paused or too slow, and for how
+    /// long.
     pub(super) fn blame(&mut self, now: Instant) -> Option<(StreamId, Duration)> {
         self.stalls.blame(now, &self.config)
     }

@@ -16,6 +16,7 @@ pub(super) struct Stalls {
 #[derive(Debug, Clone, Copy)]
 struct Stall {
     stream: StreamId,
+    began: Instant,
     /// When it began, or the last check that found progress.
     since: Instant,
     /// When to check again whether other streams wait.
@@ -29,7 +30,7 @@ struct Stall {
     allowance: usize,
 }
 
-/// A stall that ended because the application continued to read, or with the tunnel.
+/// A stall that ended because the application has read enough, or with the tunnel.
 #[derive(Debug, Clone, Copy)]
 struct Pause {
     stream: StreamId,
@@ -168,8 +169,8 @@ impl Stalls {
         None
     }
 
-    /// The transport has ended. Returns the stream whose reader was paused until now, and for how
-    /// long: the pause may be why the peer gave up.
+    /// The transport has ended. Returns the stream whose reader was paused or too slow until now,
+    /// and for how long: that may be why the peer gave up.
     pub(super) fn blame(&mut self, now: Instant, config: &Config) -> Option<(StreamId, Duration)> {
         let pause = self.pause(now).or(self.last_pause.take());
         self.stall = None;
@@ -198,7 +199,7 @@ impl Stalls {
         let stall = self.stall?;
         Some(Pause {
             stream: stall.stream,
-            lasted: now - stall.since,
+            lasted: now - stall.began,
             over: now,
         })
     }
@@ -208,6 +209,7 @@ impl Stall {
     fn new(stream: StreamId, now: Instant, config: &Config) -> Self {
         Self {
             stream,
+            began: now,
             since: now,
             until: now + config.v1_stall,
             progress: 0,
