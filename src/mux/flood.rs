@@ -17,13 +17,17 @@ pub(super) struct FloodControl {
     senseless: Option<Instant>,
 }
 
-/// Numbers of the peer's messages that had no use.
+/// How much the peer sent that had no use.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Useless {
-    /// What no honest peer sends often.
+    /// Messages that no honest peer sends often.
     pub(super) senseless: u64,
     /// Requests for connections beyond a bound.
     pub(super) refused: u64,
+    /// Bytes of data for connections that do not exist ([`Stats::stray_excess`]).
+    ///
+    /// [`Stats::stray_excess`]: crate::session::Stats::stray_excess
+    pub(super) stray: u64,
 }
 
 /// What one read of the transport was.
@@ -31,7 +35,8 @@ pub(super) struct Useless {
 pub(super) enum Inrush {
     /// Of use.
     Fair,
-    /// Many connections that were refused, or more than a tunnel may hold while memory is short.
+    /// Many connections that were refused, much data for connections that do not exist, or more
+    /// than a tunnel may hold while memory is short.
     Excessive,
     /// Pings, violations, credit that nobody needs.
     Senseless,
@@ -43,6 +48,7 @@ impl Useless {
         Self {
             senseless: self.senseless - before.senseless,
             refused: self.refused - before.refused,
+            stray: self.stray - before.stray,
         }
     }
 }

@@ -45,7 +45,10 @@ impl Turn {
         let senseless = skipped as u64 + useless.senseless;
         if senseless >= many {
             Inrush::Senseless
-        } else if senseless + useless.refused >= many || excess {
+        } else if senseless + useless.refused >= many
+            || useless.stray >= self.bytes as u64 / 2
+            || excess
+        {
             Inrush::Excessive
         } else {
             Inrush::Fair
@@ -70,10 +73,21 @@ mod tests {
     #[test]
     fn half_a_turn_without_use_is_a_flood() {
         let turn = Turn::LONGEST;
-        let useless = |senseless, refused| Useless { senseless, refused };
+        let useless = |senseless, refused| Useless {
+            senseless,
+            refused,
+            stray: 0,
+        };
         assert_eq!(turn.inrush(15, useless(16, 0), true), Inrush::Excessive);
         assert_eq!(turn.inrush(16, useless(16, 0), false), Inrush::Senseless);
         assert_eq!(turn.inrush(0, useless(15, 16), false), Inrush::Fair);
         assert_eq!(turn.inrush(0, useless(0, 32), false), Inrush::Excessive);
+        for (stray, inrush) in [(65_535, Inrush::Fair), (65_536, Inrush::Excessive)] {
+            let useless = Useless {
+                stray,
+                ..useless(0, 0)
+            };
+            assert_eq!(turn.inrush(0, useless, false), inrush);
+        }
     }
 }

@@ -232,6 +232,7 @@ impl State {
         Useless {
             senseless: stats.violations + stats.empty,
             refused: stats.refused,
+            stray: stats.stray_excess,
         }
     }
 

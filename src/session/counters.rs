@@ -33,6 +33,10 @@ pub struct Stats {
     pub empty: u64,
     /// DATA for ids that are not live.
     pub stray_data: u64,
+    /// The part of it that the peer had no reason to send: for ids that never were, or more than
+    /// may be under way for one that has ended (PROTOCOL.md sections 4.2 and 5.3). In bytes, each
+    /// DATA with 2 KiB more than its payload.
+    pub stray_excess: u64,
     /// Datagrams to the peer that were dropped: newer ones came, or they were too long.
     pub datagrams_dropped_sending: u64,
     /// Datagrams from the peer that were dropped: they were not read, or were too long.

@@ -92,6 +92,17 @@ impl Dialect {
         }
     }
 
+    /// Bytes that the peer may have under way for a connection that does not exist. Without credit
+    /// an opener is expected to stop once it is told; a deployed acceptor does not.
+    pub(super) const fn stray_credit(self) -> u64 {
+        const UNDER_WAY: u64 = 4 << 20;
+        match (self.version, self.role) {
+            (Version::V2, _) => 0,
+            (Version::V1, Role::Acceptor) => UNDER_WAY,
+            (Version::V1, Role::Opener) => u64::MAX,
+        }
+    }
+
     /// The reason for the code of an ERROR.
     pub(super) const fn reason(self, code: u16) -> Reason {
         match self.version {

@@ -12,6 +12,9 @@ use super::{Event, Instant, Reason, Reset, Role, State, Stats, Violation};
 use crate::wire::{ClientId, Frame, Kind, Proto};
 
 impl Session {
+    /// What a DATA costs besides its bytes: as many fill a turn of a driver (`mux`).
+    const DATA_COST: u64 = 2 << 10;
+
     /// Handles one message of the peer. Call it only while [`can_receive`](Self::can_receive) is
     /// true.
     ///
@@ -134,9 +137,17 @@ impl Session {
                 self.counters.empty += u64::from(len == 0);
                 let received = self.streams.receive_late(id, len);
                 self.answer_late_data(proto, id);
-                return received.map_err(|excess| Violation::CreditOverrun { id, excess });
+                let Err(excess) = received else {
+                    return Ok(());
+                };
+                self.counters.stray_excess += excess + Self::DATA_COST;
+                return match self.dialect.has_credit() {
+                    true => Err(Violation::CreditOverrun { id, excess }),
+                    false => Ok(()),
+                };
             }
             OnWire::Unknown => {
+                self.counters.stray_excess += len as u64 + Self::DATA_COST;
                 self.answer_late_data(proto, id);
                 let kind = Kind::Data;
                 return Err(Violation::UnknownStream { kind, id });

@@ -5,7 +5,7 @@ use super::linger::Deadline;
 use super::receiving::RecvHalf;
 use super::sending::SendHalf;
 use super::state::Life;
-use super::{Instant, State, StreamId, StreamStats};
+use super::{EARLY_DATA, Instant, State, StreamId, StreamStats};
 use crate::wire::{ClientId, Proto};
 
 /// The state of one stream or flow. Each member belongs to the part that defines its type.
@@ -65,8 +65,13 @@ impl Stream {
 
     /// Bytes that the peer may have sent before it learns that the stream has ended here.
     pub(super) fn late_credit(&self, dialect: Dialect) -> u64 {
+        let is_pending = self.life.state().is_pending();
         match self.proto() {
+            Proto::Tcp if dialect.has_credit() && is_pending => {
+                u64::from(EARLY_DATA).saturating_sub(self.recv.received())
+            }
             Proto::Tcp if dialect.has_credit() => self.recv.credit(),
+            Proto::Tcp if is_pending => dialect.stray_credit(),
             _ => u64::MAX,
         }
     }

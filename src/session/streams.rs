@@ -182,11 +182,7 @@ impl Streams {
     /// Whether to answer late DATA for an id that is not live now. True once for an id, known or
     /// not.
     pub(super) fn answer_late(&mut self, id: ClientId, dialect: Dialect) -> bool {
-        let credit = match dialect.has_credit() {
-            true => 0,
-            false => u64::MAX,
-        };
-        self.ended.answer(id, credit)
+        self.ended.answer(id, dialect.stray_credit())
     }
 
     /// Subtracts late bytes for an id from its remaining credit. The error is by how much they

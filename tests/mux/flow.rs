@@ -420,6 +420,44 @@ async fn a_flood_of_pings_is_slowed_down() {
     assert!(began.elapsed() >= Duration::from_millis(62));
 }
 
+/// A peer that was told, and goes on to send.
+#[tokio::test(start_paused = true)]
+async fn data_for_a_refused_connection_is_slowed_down() {
+    let header = |kind, id| Header {
+        kind,
+        proto: Proto::Tcp,
+        id: ClientId(id),
+        port: 80,
+    };
+    let packet = |header: Header, len: usize| {
+        let mut message = header.to_bytes().to_vec();
+        message.resize(8 + len, 0);
+        Packet::Binary(message.into())
+    };
+    for version in [Version::V1, Version::V2] {
+        let (mut near, far, _) = pipe(1);
+        let builder = mux::builder().version(version);
+        let (mut acceptor, driver) = builder.acceptor(far, Packets::default());
+        let _driver = tokio::spawn(driver);
+        near.send(packet(header(Kind::Connect, 1), 0))
+            .await
+            .unwrap();
+        drop(within(acceptor.accept()).await);
+        let began = tokio::time::Instant::now();
+        // What may be under way, and six reads.
+        for _ in 0..64 + 6 * 2 {
+            let data = packet(header(Kind::Data, 1), 64 << 10);
+            near.send(data).await.unwrap();
+        }
+        near.send(packet(header(Kind::Connect, 2), 0))
+            .await
+            .unwrap();
+        within(acceptor.accept()).await.unwrap();
+        // 2, 4, 8, 16, 32 ms.
+        assert!(began.elapsed() >= Duration::from_millis(62), "{version:?}");
+    }
+}
+
 /// What is unread could take minutes, also after the peer has left.
 #[tokio::test(start_paused = true)]
 async fn a_flood_that_goes_on_ends_the_tunnel() {

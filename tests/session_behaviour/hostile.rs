@@ -105,6 +105,52 @@ fn data_after_the_end_is_late_only_within_the_credit() {
     assert_eq!(pair.opener.client_id(opened), Some(id));
 }
 
+/// Before CONNECTED an opener sends no more than its early data.
+#[test]
+fn data_for_a_refused_connection_is_late_only_within_the_early_data() {
+    let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
+    say(&mut acceptor, at(0), connect(1)).unwrap();
+    let refused = incoming(&mut acceptor);
+    let all = EARLY_DATA as usize;
+    say(&mut acceptor, at(0), data(1, vec![0; 1_000])).unwrap();
+    acceptor.reject(refused, Reason::Refused, "");
+    say(&mut acceptor, at(0), data(1, vec![0; all - 1_000])).unwrap();
+    assert_eq!(acceptor.stats().stray_excess, 0);
+    let id = ClientId(1);
+    let broken = say(&mut acceptor, at(0), data(1, "x"));
+    assert_eq!(broken, Err(Violation::CreditOverrun { id, excess: 1 }));
+    assert_eq!(acceptor.stats().stray_excess, (2 << 10) + 1);
+}
+
+/// v1 has no credit: what may be under way is a guess, and more than that is no violation. Deployed
+/// acceptors go on for as long as their service sends.
+#[test]
+fn a_v1_opener_should_not_go_on_for_a_connection_that_was_not_made() {
+    let megabyte = || data(1, vec![0; 1 << 20]);
+    let send = |session: &mut Session, megabytes: u64| {
+        for _ in 0..megabytes {
+            let _ = say(session, at(0), megabyte());
+        }
+        session.stats().stray_excess
+    };
+    let mut acceptor = Session::new(Role::Acceptor, Version::V1, Config::default(), at(0));
+    say(&mut acceptor, at(0), connect(1)).unwrap();
+    let refused = incoming(&mut acceptor);
+    acceptor.reject(refused, Reason::Refused, "");
+    assert_eq!(send(&mut acceptor, 4), 0);
+    assert_eq!(send(&mut acceptor, 3), 3 * ((1 << 20) + (2 << 10)));
+    assert_eq!(acceptor.stats().violations, 0);
+
+    let mut pair = Pair::new(Version::V1);
+    let (opened, accepted) = pair.stream();
+    pair.opener.reset(opened, Reason::Reset, "");
+    pair.acceptor.reset(accepted, Reason::Reset, "");
+    for session in [&mut pair.opener, &mut pair.acceptor] {
+        assert_eq!(send(session, 100), 0);
+        assert_eq!(session.stats().violations, 0);
+    }
+}
+
 #[test]
 fn every_breach_is_counted_and_survived() {
     let connected = |id| Frame::<Bytes>::Connected {
