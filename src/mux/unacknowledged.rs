@@ -41,6 +41,9 @@ impl Unacknowledged {
     /// A tunnel that acknowledges may be above its part by about a message. Above that, it has to
     /// get down to it, by as much in each [`PATIENCE`](Self::PATIENCE).
     const MESSAGE: usize = 192 << 10;
+    /// What it may keep more than when the wait began. No data is taken meanwhile, so this is what
+    /// the peer asked for: answers, each with a new chance to acknowledge.
+    const GROWTH: usize = 512 << 10;
 
     /// The tunnel may keep `most` bytes.
     pub(super) fn limit(&mut self, link: &mut Link, most: Option<usize>) {
@@ -87,7 +90,9 @@ impl Unacknowledged {
         if near || kept + Self::MESSAGE <= wait.kept {
             *wait = new;
         }
-        wait.read >= Self::PATIENCE || now - wait.since >= Self::LONGEST
+        kept > wait.kept + Self::GROWTH
+            || wait.read >= Self::PATIENCE
+            || now - wait.since >= Self::LONGEST
     }
 
     /// Without a transport nothing can be acknowledged.
@@ -188,6 +193,23 @@ mod tests {
                 unacknowledged.set_deaf(second < deaf_until);
                 assert_eq!(is_overdue, second == end, "{second}");
             }
+        }
+    }
+
+    /// Answers pass a full ring, also while this end does not read.
+    #[test]
+    fn a_peer_that_asks_and_does_not_acknowledge_is_not() {
+        for deaf in [false, true] {
+            let (mut unacknowledged, mut link) = full();
+            unacknowledged.set_deaf(deaf);
+            let begin = link.ring_bytes();
+            let mut pong = [0; 133];
+            pong[0] = 7;
+            while !unacknowledged.is_overdue(at(1), &link) {
+                assert!(link.ring_bytes() <= begin + Unacknowledged::GROWTH);
+                link.sent(&Bytes::copy_from_slice(&pong)).unwrap();
+            }
+            assert!(link.ring_bytes() > begin + Unacknowledged::GROWTH);
         }
     }
 
