@@ -30,6 +30,8 @@ struct Wait {
     /// For how long this end has read its transport since, until `seen`.
     read: Duration,
     seen: Instant,
+    /// When the wait was first found to be too long.
+    found: Option<Instant>,
 }
 
 impl Unacknowledged {
@@ -38,6 +40,9 @@ impl Unacknowledged {
     const PATIENCE: Duration = Duration::from_secs(30);
     /// The same, with the time for which this end has not read its transport.
     const LONGEST: Duration = Duration::from_secs(120);
+    /// For how long this end reads on after that. It may have been stopped, as by SIGSTOP, and then
+    /// the acknowledgements are still unread.
+    const LAST_LOOK: Duration = Duration::from_secs(1);
     /// A tunnel that acknowledges may be above its part by about a message. Above that, it has to
     /// get down to it, by as much in each [`PATIENCE`](Self::PATIENCE).
     const MESSAGE: usize = 192 << 10;
@@ -80,6 +85,7 @@ impl Unacknowledged {
             acked,
             read: Duration::ZERO,
             seen: now,
+            found: None,
         };
         let wait = self.wait.get_or_insert(new);
         if !self.deaf {
@@ -90,9 +96,14 @@ impl Unacknowledged {
         if near || kept + Self::MESSAGE <= wait.kept {
             *wait = new;
         }
-        kept > wait.kept + Self::GROWTH
-            || wait.read >= Self::PATIENCE
-            || now - wait.since >= Self::LONGEST
+        if kept > wait.kept + Self::GROWTH {
+            return true;
+        }
+        if wait.read < Self::PATIENCE && now - wait.since < Self::LONGEST {
+            return false;
+        }
+        let found = *wait.found.get_or_insert(now);
+        now - found >= Self::LAST_LOOK
     }
 
     /// Without a transport nothing can be acknowledged.
@@ -102,6 +113,9 @@ impl Unacknowledged {
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let wait = self.wait?;
+        if let Some(found) = wait.found {
+            return Some(found + Self::LAST_LOOK);
+        }
         let longest = wait.since + Self::LONGEST;
         let patience = wait.seen + Self::PATIENCE.saturating_sub(wait.read);
         Some(match self.deaf {
@@ -184,7 +198,7 @@ mod tests {
 
     #[test]
     fn what_this_end_does_not_read_counts_for_a_bounded_time() {
-        for (deaf_until, end) in [(70, 100), (110, 120), (200, 120)] {
+        for (deaf_until, end) in [(70, 101), (110, 121), (200, 121)] {
             let (mut unacknowledged, link) = full();
             unacknowledged.set_deaf(true);
             for second in 1..=end {
@@ -193,6 +207,24 @@ mod tests {
                 unacknowledged.set_deaf(second < deaf_until);
                 assert_eq!(is_overdue, second == end, "{second}");
             }
+        }
+    }
+
+    /// As after SIGSTOP, or in a machine that goes on from a snapshot.
+    #[test]
+    fn time_in_which_this_end_was_stopped_does_not_end_the_tunnel() {
+        let (mut unacknowledged, mut link) = full();
+        for away in [40, 400] {
+            let back = at(10 + away);
+            assert!(!unacknowledged.is_overdue(at(10), &link));
+            assert!(!unacknowledged.is_overdue(back, &link));
+            // The rest of what the peer had sent meanwhile, in several reads.
+            let soon = back + Duration::from_millis(500);
+            assert!(!unacknowledged.is_overdue(soon, &link));
+            assert!(unacknowledged.poll_timeout() > Some(soon));
+            acknowledge(&mut link, soon, 8);
+            assert!(!unacknowledged.is_overdue(back + Duration::from_secs(2), &link));
+            unacknowledged.pause();
         }
     }
 
@@ -215,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_acknowledges_hardly_anything_is_not() {
-        assert_eq!(ends_at(0, 1), Some(30));
-        assert_eq!(ends_at(1, 8), Some(30));
+        assert_eq!(ends_at(0, 1), Some(31));
+        assert_eq!(ends_at(1, 8), Some(31));
     }
 }
