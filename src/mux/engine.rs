@@ -228,6 +228,9 @@ impl<P: Path, R: Timer> Engine<P, R> {
             if heard {
                 let account = state.account.as_mut();
                 self.flood_control.note(now.timer, inrush, account);
+                if self.outbox.is_empty() && self.flood_control.take_probe(now.timer) {
+                    self.outbox.push_back(Transmit::Ping);
+                }
                 if self.flood_control.is_endless(now.timer) && !state.shutdown {
                     let goodbye = Some((1008, "a flood of messages without use".into()));
                     state.shut_down(goodbye, &mut self.wake);
@@ -464,7 +467,9 @@ impl<P: Path, R: Timer> Future for Engine<P, R> {
             };
             let now = this.tunnel.shared.clock.timer_now();
             this.path.over(now, &closed);
-            let awaits_end = !this.over && (closed.is_ok() || this.path.has_failed());
+            let ends = closed.is_ok() || this.path.has_failed();
+            // What a flood has left unread could take as long as there is time.
+            let awaits_end = ends && !this.over && !this.flooded;
             this.phase = match this.path.is_attached() {
                 true => Phase::Closing(Closing::begin(now, !awaits_end)),
                 false => Phase::Done,

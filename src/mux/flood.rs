@@ -15,6 +15,8 @@ pub(super) struct FloodControl {
     until: Option<Instant>,
     /// Since when the peer has sent hardly anything but what no honest peer sends.
     senseless: Option<Instant>,
+    /// When the peer was last probed.
+    probed: Instant,
 }
 
 /// How much the peer sent that had no use.
@@ -63,6 +65,8 @@ impl FloodControl {
     const EACH: Duration = Duration::from_millis(1);
     /// How long a senseless flood may last.
     const ENOUGH: Duration = Duration::from_secs(30);
+    /// How often a peer is probed whose end may stand behind a senseless flood.
+    const PROBE_EVERY: Duration = Duration::from_secs(2);
     /// Two floods with more time between them are two.
     const LULL: Duration = Duration::from_secs(5);
 
@@ -88,6 +92,19 @@ impl FloodControl {
     pub(super) fn is_endless(&self, now: Instant) -> bool {
         self.senseless
             .is_some_and(|since| now - since >= Self::ENOUGH)
+    }
+
+    /// Whether to send a ping of the transport. If the peer's process has gone, its kernel answers
+    /// that something was sent with RST, whereas a FIN stands behind all that is unread.
+    pub(super) fn take_probe(&mut self, now: Instant) -> bool {
+        let Some(since) = self.senseless else {
+            return false;
+        };
+        let due = self.probed.max(since) + Self::PROBE_EVERY <= now;
+        if due {
+            self.probed = now;
+        }
+        due
     }
 
     /// When reading resumes, if it is paused.
@@ -135,6 +152,24 @@ mod tests {
             let endless = second >= 120 + 30;
             assert_eq!(control.is_endless(at(second)), endless, "{second}");
         }
+    }
+
+    #[test]
+    fn the_peer_is_probed_while_it_floods() {
+        let at = |millis: u64| Instant::from_micros(millis * 1_000);
+        let mut control = FloodControl::default();
+        let mut probes = Vec::new();
+        for millis in (5_000..17_000).step_by(100) {
+            let inrush = match millis {
+                10_000 => Inrush::Fair,
+                _ => Inrush::Senseless,
+            };
+            control.note(at(millis), inrush, None);
+            if control.take_probe(at(millis)) {
+                probes.push(millis);
+            }
+        }
+        assert_eq!(probes, [7_000, 9_000, 12_100, 14_100, 16_100]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::SinkExt;
 use kohakuriver_tunnel::mux::{self, Budget, RelayError, TunnelError, TunnelStream};
 use kohakuriver_tunnel::session::{Config, Reason, Version};
-use kohakuriver_tunnel::wire::{ClientId, Header, Kind, Proto};
+use kohakuriver_tunnel::wire::{ClientId, Frame, Header, Kind, Proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 
@@ -482,4 +482,32 @@ async fn a_flood_that_goes_on_ends_the_tunnel() {
     assert!((30..40).contains(&lasted.as_secs()), "{lasted:?}");
     drop(near);
     assert_eq!(within(driver).await.unwrap(), Err(TunnelError::Flooded));
+}
+
+/// The end of a peer that has gone is behind all that it sent. Nothing of that needs an answer, so
+/// nothing would be sent that could fail.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_floods_is_probed_and_not_read_to_its_end() {
+    let (mut near, far, [_, back]) = pipe(100);
+    let (acceptor, driver) = mux::builder().acceptor(far, Packets { probes: true });
+    let driver = tokio::spawn(driver);
+    let (id, credit) = (ClientId(9), 1);
+    let window = Packet::Binary(Frame::<Bytes>::Window { id, credit }.to_bytes());
+    let mut flood = std::pin::pin!(async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            for _ in 0..64 {
+                let _ = near.send(window.clone()).await;
+            }
+        }
+    });
+    let _ = tokio::time::timeout(Duration::from_secs(9), flood.as_mut()).await;
+    assert_eq!(back.passed(), 4);
+    tokio::select! {
+        ended = acceptor.tunnel().closed() => assert_eq!(ended, Err(TunnelError::Flooded)),
+        () = flood.as_mut() => {}
+    }
+    let ended = tokio::time::Instant::now();
+    assert_eq!(driver.await.unwrap(), Err(TunnelError::Flooded));
+    assert_eq!(ended.elapsed(), Duration::ZERO);
 }
