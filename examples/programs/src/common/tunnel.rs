@@ -117,9 +117,18 @@ impl TunnelArgs {
     /// # Errors
     /// Flags contradict each other.
     pub fn settings(&self, process: &Process) -> Result<Settings, Failure> {
+        Ok(Settings {
+            config: self.config(process.place),
+            budget: self.memory.budget(&process.threads),
+            tunnels: process.tunnels.clone(),
+            resume: self.resume.config()?,
+        })
+    }
+
+    fn config(&self, place: &'static str) -> Config {
         let bytes = |mib: u64| usize::try_from(mib << 20).unwrap_or(usize::MAX);
         let mut config = Config::default();
-        config.place = process.place;
+        config.place = place;
         // The program takes each request at once and accepts it when the service has answered, so a
         // burst of slow ones is no reason to refuse any.
         config.accept_backlog = config.max_streams;
@@ -127,15 +136,11 @@ impl TunnelArgs {
         config.v1_stream_buffer = bytes(self.v1_buffer);
         config.v1_reach = bytes(self.v1_reach);
         // A thousand streams may use their initial windows at once, and none waits for another, nor
-        // is a paused reader reset. What all sessions hold has its own bound.
-        let paused = config.v1_stream_buffer.saturating_mul(2);
-        config.receive_budget = paused.max(256 << 20);
-        Ok(Settings {
-            config,
-            budget: self.memory.budget(&process.threads),
-            tunnels: process.tunnels.clone(),
-            resume: self.resume.config()?,
-        })
+        // is a paused reader reset: it may use half of the budget. What all sessions hold has its
+        // own bound.
+        let paused = config.v1_stream_buffer.saturating_add(config.v1_reach);
+        config.receive_budget = paused.saturating_mul(2).max(256 << 20);
+        config
     }
 }
 
@@ -394,6 +399,34 @@ impl Drop for Entry {
         state.open.remove(&self.number);
         if state.open.is_empty() {
             self.all.ended.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        tunnel: TunnelArgs,
+    }
+
+    /// Half of the budget is for readers that pause.
+    #[test]
+    fn the_budget_has_room_for_every_buffer_and_reach() {
+        for (buffer, reach, budget) in [
+            ("4", "32", 256 << 20),
+            ("96", "32", 256 << 20),
+            ("128", "32", 320 << 20),
+            ("1", "1024", 2050 << 20),
+        ] {
+            let flags = ["program", "--v1-buffer", buffer, "--v1-reach", reach];
+            let config = Line::parse_from(flags).tunnel.config("here");
+            assert_eq!(config.receive_budget, budget, "{flags:?}");
         }
     }
 }
