@@ -16,9 +16,12 @@ pub const FRAGMENTS_FREE: usize = 1024;
 pub const FRAGMENT_MIN: usize = 16;
 
 /// Bytes that may wait to be written before the sink accepts no more; [`FREE_ALLOWANCE`] if the
-/// account is exhausted. Beyond the bound there are at most the message that crossed it, one pong
-/// and one close frame.
+/// account is exhausted. Beyond the bound there are at most the message that crossed it,
+/// [`PONGS_MAX`] pongs and one close frame.
 pub const WRITE_BUFFER: usize = 128 << 10;
+
+/// Pongs that are queued at a time. While so many wait, one more is kept: that of the last ping.
+pub const PONGS_MAX: usize = 16;
 
 /// Bytes held each way without asking the [`Account`](crate::Account).
 pub const FREE_ALLOWANCE: usize = 16 << 10;

@@ -16,7 +16,7 @@ use tungstenite::protocol::{CloseFrame, Role};
 use crate::budget::Charge;
 use crate::close;
 use crate::limits::{
-    FREE_ALLOWANCE, HEADER_MAX, MASKED_MAX, SCRATCH, SMALL, WRITE_BUFFER, WRITE_SLICES,
+    FREE_ALLOWANCE, HEADER_MAX, MASKED_MAX, PONGS_MAX, SCRATCH, SMALL, WRITE_BUFFER, WRITE_SLICES,
 };
 use crate::mask::{apply_mask, copy_masked};
 use crate::random::random;
@@ -40,10 +40,11 @@ pub(crate) struct Outbound {
     short_of_memory: bool,
     /// Bytes written in total.
     written: u64,
-    /// The pong that answers the last ping. It replaces an earlier one that was not sent (RFC 6455
-    /// section 5.5.3).
+    /// The pong that answers the last ping, not queued yet.
     pong: Option<Bytes>,
-    /// The last pong is written completely once `written` reaches this.
+    /// Pongs queued since those before were all written.
+    pongs: usize,
+    /// They are written completely once `written` reaches this.
     pong_end: u64,
     closed: bool,
     /// Data is queued that no caller will flush.
@@ -62,15 +63,17 @@ impl Outbound {
             short_of_memory: false,
             written: 0,
             pong: None,
+            pongs: 0,
             pong_end: 0,
             closed: false,
             owes: false,
         }
     }
 
-    /// Queues the answer to a ping. Only one pong waits at a time; the next follows when it is
-    /// written.
+    /// Answers a ping with the next write. If many pongs wait, this one replaces the last of them
+    /// (RFC 6455 section 5.5.3), so the last place in the queue is left to it.
     pub(crate) fn answer(&mut self, ping: Bytes) {
+        self.push_pong(PONGS_MAX - 1);
         self.pong = Some(ping);
         self.owes = true;
     }
@@ -78,6 +81,7 @@ impl Outbound {
     /// Queues the close frame, which is the last frame.
     pub(crate) fn close(&mut self, frame: Option<&CloseFrame>) {
         if !self.closed {
+            self.push_pong(PONGS_MAX);
             self.push(OpCode::Control(Control::Close), close::payload(frame));
             self.closed = true;
             self.owes = true;
@@ -136,7 +140,7 @@ impl Outbound {
         socket: &mut (impl AsyncWrite + Unpin),
     ) -> Poll<io::Result<()>> {
         loop {
-            self.push_pong();
+            self.push_pong(PONGS_MAX);
             if self.queued == 0 {
                 break;
             }
@@ -155,10 +159,15 @@ impl Outbound {
         Poll::Ready(Ok(()))
     }
 
-    fn push_pong(&mut self) {
+    /// Queues the last pong, unless `most` are queued already.
+    fn push_pong(&mut self, most: usize) {
         if self.written >= self.pong_end {
+            self.pongs = 0;
+        }
+        if self.pongs < most {
             if let Some(payload) = self.pong.take() {
                 self.push(OpCode::Control(Control::Pong), payload);
+                self.pongs += 1;
                 self.pong_end = self.written + self.queued as u64;
             }
         }

@@ -21,7 +21,8 @@ use crate::outbound::Outbound;
 
 /// A WebSocket after its handshake: a `Stream` and `Sink` of messages, for one task.
 ///
-/// It answers pings and completes the closing handshake while it is polled.
+/// It answers pings and completes the closing handshake while it is polled: before it reads more,
+/// and before it sends more.
 #[derive(Debug)]
 pub struct WebSocket<S> {
     socket: S,
@@ -81,14 +82,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
         error
     }
 
-    fn take(&mut self, cx: &mut Context<'_>, found: Found) -> io::Result<Option<Message>> {
-        Ok(match found {
+    fn take(&mut self, found: Found) -> Option<Message> {
+        match found {
             Found::Data(message) => Some(message),
             Found::Ping(payload) => {
                 self.outbound.answer(payload.clone());
-                if let Poll::Ready(Err(error)) = self.poll_drain(cx) {
-                    return Err(error);
-                }
                 Some(Message::Ping(payload))
             }
             Found::Pong(payload) => Some(Message::Pong(payload)),
@@ -99,7 +97,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
                 Some(Message::Close(frame))
             }
             Found::Missing(_) | Found::Short | Found::Enough => None,
-        })
+        }
+    }
+
+    /// Writes answers as far as the socket accepts them now. Those to all that one read brought
+    /// take one write.
+    fn write_answers(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if !self.outbound.owes() {
+            return Ok(());
+        }
+        match self.poll_drain(cx) {
+            Poll::Ready(written) => written,
+            Poll::Pending => Ok(()),
+        }
     }
 
     fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Message>, Error>> {
@@ -107,16 +117,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
             let missing = match self.inbound.next()? {
                 Found::Missing(missing) => missing,
                 Found::Short => {
+                    self.write_answers(cx)?;
                     ready!(self.inbound.poll_memory(cx))?;
                     continue;
                 }
                 Found::Enough => {
+                    self.write_answers(cx)?;
                     self.inbound.rest();
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
-                found => return Poll::Ready(Ok(self.take(cx, found)?)),
+                found => return Poll::Ready(Ok(self.take(found))),
             };
+            self.write_answers(cx)?;
             let len = ready!(self.inbound.poll_read(cx, &mut self.socket, missing))?;
             if len == 0 {
                 if !self.inbound.is_between_messages() {
@@ -151,16 +164,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream for WebSocket<S> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        if this.outbound.owes() {
-            let owed = this.poll_drain(cx);
-            if this.state == State::Ended {
-                // This answers a close frame.
-                let _ = ready!(owed);
-            } else if let (State::Open, Poll::Ready(Err(error))) = (this.state, owed) {
-                return Poll::Ready(Some(Err(this.fail(cx, error.into()))));
-            }
-        }
         if this.state != State::Open {
+            if this.outbound.owes() {
+                let owed = this.poll_drain(cx);
+                if this.state == State::Ended {
+                    // This answers a close frame.
+                    let _ = ready!(owed);
+                }
+            }
             return Poll::Ready(None);
         }
         match ready!(this.poll_message(cx)) {

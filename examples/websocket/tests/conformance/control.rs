@@ -39,7 +39,7 @@ async fn pings_in_a_row_are_answered_in_order() {
         .iter()
         .map(|ping| (PONG, ping.as_bytes()))
         .collect();
-    // The socket accepts each pong at once, so none is left out.
+    // Few enough that none is left out.
     case(0).gives(echo(&pongs)).await;
     case(1).gives(echo(&pongs)).await;
 }
