@@ -39,6 +39,8 @@ pub(crate) struct Inbound {
     patience: Patience,
     /// Frames since the task last yielded.
     frames: usize,
+    /// Their bytes.
+    taken: usize,
     /// Bytes read since then, or since the last message.
     bytes: usize,
 }
@@ -72,6 +74,7 @@ impl Inbound {
             charge: Charge::default(),
             patience: Patience::default(),
             frames: 0,
+            taken: 0,
             bytes: 0,
         }
     }
@@ -84,7 +87,11 @@ impl Inbound {
     /// Takes the next message, or control frame, off the bytes read.
     pub(crate) fn next(&mut self) -> Result<Found, Error> {
         loop {
-            if self.frames >= FRAMES_PER_TURN || self.bytes >= BYTES_PER_TURN {
+            if self.frames >= FRAMES_PER_TURN {
+                self.shorten_reads();
+                return Ok(Found::Enough);
+            }
+            if self.bytes >= BYTES_PER_TURN {
                 return Ok(Found::Enough);
             }
             let Some(header) = Header::parse(&self.buffer, self.role)? else {
@@ -102,6 +109,7 @@ impl Inbound {
                 return Ok(Found::Short);
             }
             self.frames += 1;
+            self.taken += whole;
             self.buffer.advance(header.size);
             if let Some(found) = self.take_frame(&header)? {
                 if self.partial.is_none() {
@@ -109,6 +117,13 @@ impl Inbound {
                 }
                 return Ok(found);
             }
+        }
+    }
+
+    /// Reads less at once if one read may bring more than twice what this turn took.
+    fn shorten_reads(&mut self) {
+        if self.taken < self.read_size / 2 {
+            self.read_size = (self.read_size / 2).max(READ_MIN);
         }
     }
 
@@ -198,7 +213,12 @@ impl Inbound {
         while !self.make_room(missing) {
             ready!(self.poll_memory(cx))?;
         }
-        let most = self.whole_frames(self.buffer.capacity() - self.buffer.len());
+        let mut room = self.buffer.capacity() - self.buffer.len();
+        if self.read_size < READ_AHEAD_MAX {
+            // The buffer may be from a time of longer frames.
+            room = room.min(self.read_size.max(missing));
+        }
+        let most = self.whole_frames(room);
         let mut room = (&mut self.buffer).limit(most);
         let read = poll_read_buf(Pin::new(socket), cx, &mut room);
         if read.is_pending() {
@@ -229,6 +249,7 @@ impl Inbound {
     /// Starts a new turn, because nothing has arrived or enough was done.
     pub(crate) fn rest(&mut self) {
         self.frames = 0;
+        self.taken = 0;
         self.bytes = 0;
         if self.buffer.is_empty() && self.allocated > READ_MIN {
             self.buffer = BytesMut::new();

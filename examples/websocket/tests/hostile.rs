@@ -10,9 +10,9 @@ mod support;
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -60,6 +60,8 @@ struct Watched {
 #[derive(Default)]
 struct Seen {
     writes: AtomicUsize,
+    /// The length of each read.
+    reads: Mutex<Vec<usize>>,
 }
 
 impl Watched {
@@ -79,7 +81,11 @@ impl AsyncRead for Watched {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.socket).poll_read(cx, buffer))?;
+        let len = buffer.filled().len() - before;
+        self.seen.reads.lock().unwrap().push(len);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -257,6 +263,38 @@ async fn no_flood_keeps_the_thread() {
     for endless in [pings, pongs, empties] {
         let lasting = within(others_progress(Role::Client, endless, 200)).await;
         assert!(lasting, "legal frames, however many, end nothing");
+    }
+}
+
+/// One read brings the work of few turns, so tiny frames take little memory. Large ones are read
+/// many at once as before.
+#[tokio::test]
+async fn tiny_frames_are_read_few_at_a_time() {
+    const LARGE: usize = 65_000;
+    for role in ROLES {
+        let ping = frame(other(role), PING, &[7; 125]);
+        let tiny = frame(other(role), BINARY, &[7; 12]);
+        for small in [ping, tiny] {
+            let large = frame(other(role), BINARY, &[7; LARGE]).repeat(20);
+            let flood = [&large[..], &small.repeat((1 << 20) / small.len())].concat();
+            let (near, mut far) = duplex(4 << 20);
+            let (near, seen) = Watched::new(near);
+            let mut ours = open(near, role, MAX);
+            let mut reads_of = async |bytes: &[u8]| {
+                far.write_all(bytes).await.unwrap();
+                while seen.reads.lock().unwrap().iter().sum::<usize>() < bytes.len() {
+                    if futures_util::poll!(ours.next()).is_pending() {
+                        tokio::task::yield_now().await;
+                    }
+                }
+                std::mem::take(&mut *seen.reads.lock().unwrap())
+            };
+            let reads = reads_of(&flood).await;
+            let long: usize = reads.into_iter().filter(|len| *len > 32 << 10).sum();
+            assert!(long <= large.len() + 2 * READ_AHEAD_MAX, "{long}");
+            let reads = reads_of(&large).await;
+            assert!(reads.into_iter().max() > Some(LARGE));
+        }
     }
 }
 
