@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::limits::{INCOMPLETE_MAX, MEMORY_RETRY, STEP_MAX};
+use crate::limits::{INCOMPLETE_MAX, MEMORY_RETRY, MEMORY_RETRY_MAX, STEP_MAX};
 
 #[derive(Debug, Default)]
 pub(crate) struct Patience {
@@ -19,6 +19,8 @@ pub(crate) struct Patience {
     /// Since the first time, in which this end did not read.
     paused: Duration,
     retry: Option<Pin<Box<Sleep>>>,
+    /// The last wait, unless memory was found since.
+    last_wait: Option<Duration>,
 }
 
 impl Patience {
@@ -27,6 +29,11 @@ impl Patience {
         self.since = None;
         self.looked = None;
         self.paused = Duration::ZERO;
+    }
+
+    /// There was memory: the waits start over.
+    pub(crate) fn found_memory(&mut self) {
+        self.last_wait = None;
     }
 
     /// Whether the message has been incomplete for too long.
@@ -49,11 +56,14 @@ impl Patience {
         if waited >= INCOMPLETE_MAX || Handle::try_current().is_err() {
             return Poll::Ready(false);
         }
-        let retry = self
-            .retry
-            .get_or_insert_with(|| Box::pin(sleep(MEMORY_RETRY)));
+        let wait = match self.last_wait {
+            Some(last) => (last * 2).min(MEMORY_RETRY_MAX),
+            None => MEMORY_RETRY,
+        };
+        let retry = self.retry.get_or_insert_with(|| Box::pin(sleep(wait)));
         ready!(retry.as_mut().poll(cx));
         self.retry = None;
+        self.last_wait = Some(wait);
         Poll::Ready(true)
     }
 }
