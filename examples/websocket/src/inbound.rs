@@ -231,6 +231,7 @@ impl Inbound {
             }
         }
         let len = ready!(read)?;
+        self.patience.progressed();
         if len == most {
             self.read_size = (self.read_size * 2).min(READ_AHEAD_MAX);
         } else if len.max(self.frame) < self.read_size / 4 {

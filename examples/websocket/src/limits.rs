@@ -30,8 +30,8 @@ pub const FREE_ALLOWANCE: usize = 16 << 10;
 /// Until then it waits for memory.
 pub const INCOMPLETE_MAX: Duration = Duration::from_secs(10);
 
-/// Most of the time between two looks at a message that counts once it waits for memory: this end
-/// may have made a pause.
+/// Most of the time between two looks at a message that counts if it waits for memory, or if bytes
+/// came in between: this end may have made a pause.
 pub(crate) const STEP_MAX: Duration = Duration::from_secs(5);
 
 /// Time between the first two attempts to get memory for a message, which doubles each time.

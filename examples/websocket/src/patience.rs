@@ -1,6 +1,7 @@
 //! How long a message may be incomplete while memory is short: it waits for memory, and holds some.
 
 use std::future::Future;
+use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -16,8 +17,12 @@ pub(crate) struct Patience {
     since: Option<Instant>,
     /// When that was found last.
     looked: Option<Instant>,
-    /// Since the first time, in which this end did not read.
+    /// Since the first time, in which this end did not look.
     paused: Duration,
+    /// Of that, what ended with bytes from the peer. Otherwise the peer may have been silent.
+    unread: Duration,
+    /// Bytes came since the last look.
+    progress: bool,
     retry: Option<Pin<Box<Sleep>>>,
     /// The last wait, unless memory was found since.
     last_wait: Option<Duration>,
@@ -29,6 +34,13 @@ impl Patience {
         self.since = None;
         self.looked = None;
         self.paused = Duration::ZERO;
+        self.unread = Duration::ZERO;
+        self.progress = false;
+    }
+
+    /// Bytes came.
+    pub(crate) fn progressed(&mut self) {
+        self.progress = true;
     }
 
     /// There was memory: the waits start over.
@@ -38,14 +50,18 @@ impl Patience {
 
     /// Whether the message has been incomplete for too long.
     pub(crate) fn is_over(&mut self) -> bool {
-        self.look() >= INCOMPLETE_MAX
+        self.look().saturating_sub(self.unread) >= INCOMPLETE_MAX
     }
 
     /// For how long the message has been incomplete.
     fn look(&mut self) -> Duration {
         let now = Instant::now();
         let gap = now - self.looked.replace(now).unwrap_or(now);
-        self.paused += gap.saturating_sub(STEP_MAX);
+        let pause = gap.saturating_sub(STEP_MAX);
+        self.paused += pause;
+        if mem::take(&mut self.progress) {
+            self.unread += pause;
+        }
         now - *self.since.get_or_insert(now)
     }
 

@@ -534,6 +534,27 @@ async fn a_message_waits_for_memory_also_after_a_pause_of_its_reader() {
     }
 }
 
+/// The same if what came meanwhile needs no more memory, and the message is still incomplete.
+#[tokio::test(start_paused = true)]
+async fn a_message_may_stay_incomplete_after_a_pause_of_its_reader() {
+    for role in ROLES {
+        let message = frame(other(role), BINARY, &[7; 120_000]);
+        let purse = purse(160_000);
+        let (mut ours, mut near) = charged(role, &purse);
+        near.write_all(&message[..40_000]).await.unwrap();
+        assert!(futures_util::poll!(ours.next()).is_pending());
+        let others = 160_000 - purse.taken.load(Ordering::SeqCst);
+        assert!(purse.take(others));
+        near.write_all(&message[40_000..41_000]).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(futures_util::poll!(ours.next()).is_pending());
+        purse.give_back(others);
+        near.write_all(&message[41_000..]).await.unwrap();
+        let received = within(ours.next()).await.unwrap().unwrap();
+        assert_eq!(received.len(), 120_000);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_message_in_fragments_waits_for_memory_too() {
     for role in ROLES {
