@@ -42,8 +42,8 @@ pub const IF_FREE: HeaderName = HeaderName::from_static("kohakuriver-tunnel-if-f
 /// In the answer to an agent: the number of the runner's agents.
 pub const AGENTS: HeaderName = HeaderName::from_static("kohakuriver-tunnel-agents");
 
-/// Answers without resumption, or with 403, after which a tunnel does not go on. Of several hosts
-/// behind one address some may not know it, or not know the caller yet.
+/// Answers without resumption, or with 403 in a row, after which a tunnel does not go on. Of
+/// several hosts behind one address some may not know it, or not know the caller yet.
 const DOWNGRADES_MAX: u32 = 3;
 
 /// Longest message accepted from a peer: as long as all deployed peers accept, and longer than any
@@ -122,35 +122,51 @@ impl ConnectError {
     }
 }
 
-/// Counts the answers without resumption, and those with 403, since a tunnel lost its WebSocket or
-/// was in doubt.
+/// Counts answers since a tunnel lost its WebSocket or was in doubt.
 #[derive(Debug, Default)]
-pub struct Downgrades(u32);
+pub struct Downgrades {
+    /// Those without resumption.
+    not_resumed: u32,
+    /// Those with 403, in a row. Attempts without an answer do not interrupt it.
+    forbidden: u32,
+}
 
 impl Downgrades {
     /// An attempt begins: the first one is number 0.
     pub fn begin(&mut self, attempt: u32) {
         if attempt == 0 {
-            self.0 = 0;
+            self.reset();
         }
     }
 
     /// The other side resumes tunnels.
     pub fn reset(&mut self) {
-        self.0 = 0;
+        *self = Self::default();
     }
 
     /// Whether the tunnel ends with this failure of the attempt at `url`. With 403 a server may say
     /// that it does not know the path of all ports.
     pub fn end_with(&mut self, error: &ConnectError, url: &Url) -> bool {
-        let is_forbidden =
-            error.status() == Some(StatusCode::FORBIDDEN) && !url.path.contains(ANY_PORT);
-        if is_forbidden || matches!(error, ConnectError::NotResumed(_)) {
-            self.0 += 1;
-            return self.0 >= DOWNGRADES_MAX;
+        match error {
+            ConnectError::Unreachable(_) => false,
+            ConnectError::Refused {
+                status: Some(StatusCode::FORBIDDEN),
+                ..
+            } if !url.path.contains(ANY_PORT) => {
+                self.forbidden += 1;
+                self.forbidden >= DOWNGRADES_MAX
+            }
+            ConnectError::NotResumed(_) => {
+                self.forbidden = 0;
+                self.not_resumed += 1;
+                self.not_resumed >= DOWNGRADES_MAX
+            }
+            _ => {
+                self.forbidden = 0;
+                // The token was read from its file for this attempt.
+                error.status() == Some(StatusCode::UNAUTHORIZED)
+            }
         }
-        // The token was read from its file for this attempt.
-        error.status() == Some(StatusCode::UNAUTHORIZED)
     }
 }
 
@@ -388,6 +404,36 @@ mod tests {
         ] {
             downgrades.begin(attempt);
             assert_eq!(downgrades.end_with(error, &url), ends, "{attempt}");
+        }
+    }
+
+    #[test]
+    fn only_403_in_a_row_ends_a_tunnel() {
+        let away = ConnectError::Unreachable(String::new());
+        let forbidden = refused(StatusCode::FORBIDDEN, None, "");
+        let full = refused(StatusCode::SERVICE_UNAVAILABLE, None, "");
+        let downgraded = ConnectError::NotResumed(String::new());
+        let one = Url::parse("ws://x/ws/forward/42/80").unwrap();
+        let whole = Url::parse("ws://x/api/tunnel/42").unwrap();
+        for (url, errors, ends) in [
+            (&one, [&forbidden, &away, &forbidden, &forbidden], true),
+            (
+                &one,
+                [&downgraded, &forbidden, &forbidden, &forbidden],
+                true,
+            ),
+            (&one, [&forbidden, &forbidden, &full, &forbidden], false),
+            (
+                &one,
+                [&forbidden, &forbidden, &downgraded, &forbidden],
+                false,
+            ),
+            (&one, [&forbidden, &downgraded, &downgraded, &full], false),
+            (&whole, [&forbidden; 4], false),
+        ] {
+            let mut downgrades = Downgrades::default();
+            let ended = errors.map(|error| downgrades.end_with(error, url));
+            assert_eq!(ended, [false, false, false, ends], "{errors:?}");
         }
     }
 }
