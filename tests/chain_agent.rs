@@ -286,6 +286,30 @@ async fn an_agent_stops_for_good_when_it_is_refused_for_good() {
     agent.complaint("401");
 }
 
+/// A load balancer redirects to a page while the runner restarts, or for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_agent_tries_again_after_a_redirect_that_is_not_for_good() {
+    for (status, lasting) in [(302, false), (301, true)] {
+        let answer = format!(
+            "HTTP/1.1 {status} Moved\r\nLocation: http://sorry/\r\nContent-Length: 0\r\n\r\n"
+        );
+        let balancer = service(move |mut stream| {
+            let answer = answer.clone();
+            async move {
+                let _ = stream.read(&mut [0; 4096]).await;
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        let url = format!("ws://{}", balancer.await);
+        let args = ["--runner-url", &url, "--container-id", "box"];
+        let few = ["--reconnect-delay", "0.05", "--max-reconnect", "3"];
+        let mut agent = Program::start("agent", &[&args[..], &few].concat());
+        assert_eq!(agent.exit(BACK), 3);
+        agent.complaint(&format!("redirects to http://sorry/ (HTTP {status})"));
+        agent.expect_lines("giving up after 3 tries", usize::from(!lasting));
+    }
+}
+
 #[tokio::test]
 async fn the_deployed_environment_names_are_understood() {
     let runner = start_runner("127.0.0.1:0", &[]);

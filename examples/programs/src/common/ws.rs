@@ -301,14 +301,21 @@ fn refused(status: StatusCode, location: Option<&HeaderValue>, line: &str) -> Co
         None if line.is_empty() => format!("refused with HTTP {status}"),
         None => format!("refused with HTTP {code}: {line}"),
     };
-    let passing = matches!(
-        status,
-        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS
-    );
     ConnectError::Refused {
         reason,
-        lasting: (status.is_client_error() || status.is_redirection()) && !passing,
+        lasting: is_lasting(status),
         status: Some(status),
+    }
+}
+
+/// Whether an immediate retry will not change this answer (PROTOCOL.md section 4.1).
+fn is_lasting(status: StatusCode) -> bool {
+    match status {
+        StatusCode::MOVED_PERMANENTLY | StatusCode::PERMANENT_REDIRECT => true,
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => {
+            false
+        }
+        status => status.is_client_error(),
     }
 }
 
@@ -404,6 +411,27 @@ mod tests {
         ] {
             downgrades.begin(attempt);
             assert_eq!(downgrades.end_with(error, &url), ends, "{attempt}");
+        }
+    }
+
+    #[test]
+    fn some_answers_pass() {
+        for (status, lasting) in [
+            (301, true),
+            (302, false),
+            (303, false),
+            (307, false),
+            (308, true),
+            (401, true),
+            (404, true),
+            (408, false),
+            (425, false),
+            (429, false),
+            (500, false),
+            (503, false),
+        ] {
+            let error = refused(StatusCode::from_u16(status).unwrap(), None, "");
+            assert_eq!(error.is_lasting(), lasting, "{status}");
         }
     }
 
