@@ -55,7 +55,7 @@ impl<T, C: Carrier, R: Timer> Opening<T, C, R> {
     }
 
     /// Refuses: sends END with `reason` and `text`, closes the transport with `code` (PROTOCOL.md
-    /// section 4.1), and waits for the peer's close. Takes at most 5 s.
+    /// section 4.1), and waits for the peer's close, as [`Builder::refuse`] does.
     pub async fn refuse<E>(mut self, reason: EndReason, code: u16, text: &str)
     where
         T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,

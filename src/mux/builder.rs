@@ -317,7 +317,7 @@ impl<R: Timer> Builder<R> {
     /// Refuses the opener: sends `why`, closes the transport with `code` (1008 for a refusal by
     /// rule, 1011 for a failure; PROTOCOL.md section 4.1), and waits for the peer's close.
     ///
-    /// Takes at most 5 s, whatever the peer reads or sends.
+    /// Takes at most 5 s. Ends sooner if the peer goes on sending: after 32 messages or 256 KiB.
     pub async fn refuse<T, C, E>(mut self, transport: T, carrier: C, code: u16, why: &str)
     where
         T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,

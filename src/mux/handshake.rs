@@ -24,8 +24,12 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for the peer to read and answer a refusal.
 const REFUSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Most messages skipped in one poll before the task yields.
+/// Most messages skipped in one poll before the task yields. A peer that has been refused or told
+/// the end, and sends more than this, does not close.
 const SKIP_MAX: usize = 32;
+
+/// Most bytes read from a peer that was refused, beside one more message.
+const DISCARDED_MAX: usize = 256 << 10;
 
 /// Waits for the greeting.
 pub(super) async fn hear<T, C, E>(
@@ -111,7 +115,8 @@ pub(super) async fn refuse<T, C, E>(
     part(transport, carrier, timer, text.into_iter().chain(close)).await;
 }
 
-/// Sends the last messages, closes the transport and waits for the peer's close.
+/// Sends the last messages, closes the transport, and waits for the peer's close unless it goes on
+/// sending.
 pub(super) async fn part<T, C, E>(
     mut transport: T,
     mut carrier: C,
@@ -126,7 +131,18 @@ pub(super) async fn part<T, C, E>(
             send(&mut transport, message).await?;
         }
         poll_fn(|cx| Pin::new(&mut transport).poll_close(cx)).await?;
-        poll_fn(|cx| poll_end(cx, &mut transport, &mut carrier)).await;
+        let mut bytes = 0;
+        for _ in 0..SKIP_MAX {
+            bytes += match poll_fn(|cx| poll_message(cx, &mut transport, &mut carrier)).await {
+                None | Some(Err(_) | Ok(Received::End(_))) => break,
+                Some(Ok(Received::Message(message))) => message.len(),
+                Some(Ok(Received::Text(text))) => text.len(),
+                Some(Ok(_)) => 0,
+            };
+            if bytes > DISCARDED_MAX {
+                break;
+            }
+        }
         Ok::<_, E>(())
     };
     // The result does not matter here.
@@ -176,17 +192,9 @@ where
 {
     poll_fn(|cx| {
         for _ in 0..SKIP_MAX {
-            let message = match ready!(Pin::new(&mut *transport).poll_next(cx)) {
-                None => return Poll::Ready(None),
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                Some(Ok(message)) => carrier.classify(message),
-            };
-            if let Received::End(_) = message {
-                // Stacks answer a closing handshake when they are polled again.
-                let _ = Pin::new(&mut *transport).poll_next(cx);
-            }
-            if !matches!(message, Received::Skip) {
-                return Poll::Ready(Some(Ok(message)));
+            let message = ready!(poll_message(cx, transport, carrier));
+            if !matches!(message, Some(Ok(Received::Skip))) {
+                return Poll::Ready(message);
             }
         }
         cx.waker().wake_by_ref();
@@ -201,7 +209,6 @@ where
     T: Stream<Item = Result<C::Message, E>> + Unpin,
     C: Carrier,
 {
-    // A peer that sends more than this after a refusal does not close.
     for _ in 0..SKIP_MAX {
         match next(transport, carrier).await? {
             Ok(Received::End(reason)) => return reason.map(|reason| reason.code),
@@ -221,23 +228,20 @@ where
     poll_fn(|cx| Pin::new(&mut *transport).poll_flush(cx)).await
 }
 
-/// Reads to the end and discards everything.
-fn poll_end<T, C, E>(cx: &mut Context<'_>, transport: &mut T, carrier: &mut C) -> Poll<()>
+fn poll_message<T, C, E>(
+    cx: &mut Context<'_>,
+    transport: &mut T,
+    carrier: &mut C,
+) -> Poll<Option<Result<Received<C::Message>, E>>>
 where
     T: Stream<Item = Result<C::Message, E>> + Unpin,
     C: Carrier,
 {
-    for _ in 0..SKIP_MAX {
-        match ready!(Pin::new(&mut *transport).poll_next(cx)) {
-            None | Some(Err(_)) => return Poll::Ready(()),
-            Some(Ok(message)) => {
-                if let Received::End(_) = carrier.classify(message) {
-                    let _ = Pin::new(&mut *transport).poll_next(cx);
-                    return Poll::Ready(());
-                }
-            }
-        }
+    let message = ready!(Pin::new(&mut *transport).poll_next(cx));
+    let message = message.map(|message| message.map(|message| carrier.classify(message)));
+    if let Some(Ok(Received::End(_))) = message {
+        // Stacks answer a closing handshake when they are polled again.
+        let _ = Pin::new(transport).poll_next(cx);
     }
-    cx.waker().wake_by_ref();
-    Poll::Pending
+    Poll::Ready(message)
 }

@@ -170,6 +170,20 @@ async fn a_peer_that_reads_nothing_holds_up_neither_a_welcome_nor_a_refusal() {
     assert_eq!(began.elapsed().as_secs(), 5);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_refusal_does_not_wait_for_a_peer_that_goes_on_sending() {
+    let large = Packet::Binary(Bytes::from(vec![0; 64 << 10]));
+    for (packet, count) in [(Packet::Ping, 32), (text("more"), 32), (large, 5)] {
+        for (count, seconds) in [(count - 1, 5), (count, 0)] {
+            let (near, _far, _) = scripted(vec![packet.clone(); count]);
+            let began = Instant::now();
+            let refusing = mux::builder().refuse(near, Packets::default(), 1008, "no");
+            refusing.await;
+            assert_eq!(began.elapsed().as_secs(), seconds, "{count}");
+        }
+    }
+}
+
 /// A peer that floods meanwhile is read, and the refusal still ends in time.
 #[tokio::test]
 async fn a_flood_does_not_keep_a_refusal_from_ending() {
