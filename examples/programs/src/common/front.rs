@@ -34,7 +34,6 @@ use super::tcp::Tcp;
 use super::threads::Threads;
 use super::tls::{Acceptor, IdentityArgs};
 use super::token::TokenArgs;
-use super::turns::Turns;
 use super::words;
 
 /// Time for everything the client does on a connection: the TLS handshake, the request, reading the
@@ -199,11 +198,10 @@ impl Front {
         let until = Instant::now() + HTTP_PHASE;
         let (peer, handshake) = (caller.address, Arc::clone(&caller.handshake));
         let asked = AtomicBool::new(false);
-        let http = pin!(speak_http(stream, self.tls.as_ref(), |request| {
+        let mut http = pin!(speak_http(stream, self.tls.as_ref(), |request| {
             asked.store(true, Ordering::Relaxed);
             handler(request, caller.clone())
         }));
-        let mut http = Turns::newcomer().run(http);
         let in_time = async {
             match timeout_at(until, &mut http).await {
                 Err(_) if asked.load(Ordering::Relaxed) => {

@@ -6,12 +6,14 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::addresses::Source;
+use super::turns::Turns;
 
 #[derive(Debug)]
 pub struct Handshakes {
@@ -140,10 +142,11 @@ impl Handshake {
         }
     }
 
-    /// Does `work` unless a newer connection needs the place; `None` then.
+    /// Does `work` in turn with others, unless a newer connection needs the place; `None` then.
     pub async fn unless_displaced<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let work = pin!(work);
         tokio::select! {
-            done = work => Some(done),
+            done = Turns::newcomer().run(work) => Some(done),
             () = self.displaced.cancelled() => None,
         }
     }

@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use kohakuriver_tunnel::session::clean_text;
 
 use super::net::MaybeTls;
+use super::turns::Turns;
 
 /// Longest head of a request, in bytes; a longer one is refused (431).
 pub const HEAD_MAX: usize = 16 * 1024;
@@ -188,11 +189,12 @@ pub async fn ask(
         .max_buf_size(HEAD_MAX)
         .handshake(TokioIo::new(stream))
         .await?;
-    tokio::spawn(async move {
+    let connection = Box::pin(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!("connection ended in its HTTP phase: {error}");
         }
     });
+    tokio::spawn(Turns::newcomer().run(connection));
     sender.send_request(request).await
 }
 

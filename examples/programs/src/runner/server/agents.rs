@@ -153,8 +153,7 @@ impl Agents {
 
     /// Keeps an agent registered from its answer until its tunnel ends. Until then it has the place
     /// of a handshake.
-    pub async fn serve(&self, agent: NewAgent, driver: Driving, handshake: &Handshake) {
-        let mut driver = Turns::session().run(driver);
+    pub async fn serve(&self, agent: NewAgent, mut driver: Driving, handshake: &Handshake) {
         let (name, peer, v2) = (agent.name.clone(), agent.peer, agent.v2);
         let connection = self.arrive();
         let tunnel = agent.mux.tunnel().clone();
@@ -170,6 +169,7 @@ impl Agents {
             return tracing::debug!(container = name, %peer, "a registration without an agent");
         }
         handshake.settle();
+        let mut driver = Turns::session().run(driver);
         let mut attachments = tunnel.attachments();
         if let Err((code, why)) = self.register(agent, connection) {
             tunnel.shutdown_with(code, why);

@@ -70,7 +70,7 @@ pub async fn serve(
     let turns = Turns::session();
     let driver = tokio::spawn(turns.run(driver));
     let party = runner.served.parties.party();
-    let accepting = async {
+    let accepting = pin!(async {
         while let Some(incoming) = acceptor.accept().await {
             if let Err(reason) = permitted(&session, &incoming) {
                 runner.counters.denied.add(1);
@@ -85,7 +85,7 @@ pub async fn serve(
             };
             tokio::spawn(turns.run(Box::pin(connection)));
         }
-    };
+    });
     let mut attachments = tunnel.attachments();
     let watching = async {
         while let Some(changed) = attachments.changed().await {
@@ -93,7 +93,7 @@ pub async fn serve(
         }
     };
     tokio::select! {
-        () = accepting => {}
+        () = turns.run(accepting) => {}
         () = watching => {}
     }
     if let Ok(ended) = driver.await {
@@ -126,7 +126,10 @@ async fn begin(
     }
     let admitting = upgraded.admit(tunnels, &runner.kept.clients, binding, true);
     let (opening, place) = match place {
-        Some(place) => (fresh(admitting.await)?, place),
+        Some(place) => {
+            let admitted = Turns::newcomer().run(pin!(admitting)).await;
+            (fresh(admitted)?, place)
+        }
         // It has only the place of a handshake.
         None => {
             let entering = async {
