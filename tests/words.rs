@@ -65,13 +65,19 @@ fn expect(line: &str, said: &str) {
 
 /// Answers each connection with `answer` after the client has sent something, and closes.
 fn answering(answer: &'static [u8]) -> u16 {
+    answering_to(move |_| answer)
+}
+
+/// As [`answering`], by the first byte that the client has sent.
+fn answering_to(answer: impl Fn(u8) -> &'static [u8] + Send + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream: TcpStream = stream.unwrap();
-            let _ = stream.read(&mut [0; 4096]);
-            let _ = stream.write_all(answer);
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request);
+            let _ = stream.write_all(answer(request[0]));
         }
     });
     port
@@ -168,6 +174,15 @@ fn whoever_is_no_websocket_server_is_called_that() {
         let port = answering(answer);
         expect(&ending(&format!("wss://localhost:{port}"), &[]), secure);
     }
+}
+
+#[test]
+fn an_answer_that_begins_as_http_is_not_tried_as_tls() {
+    let head = [b"HTTP/1.1 200 OK\r\n".to_vec(), b"a: b\r\n".repeat(1000)].concat();
+    let head: &[u8] = head.leak();
+    let port = answering_to(move |first| if first == 0x16 { b"\x15" } else { head });
+    let line = ending(&format!("ws://127.0.0.1:{port}"), &[]);
+    expect(&line, "the head of its answer is too large");
 }
 
 #[test]

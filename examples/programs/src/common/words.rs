@@ -100,7 +100,8 @@ pub fn http(error: &hyper::Error) -> String {
 
 /// Whether HTTP may have been sent to a TLS server.
 pub fn may_be_tls(error: &hyper::Error) -> bool {
-    let broken = error.is_parse() || error.is_incomplete_message() || error.is_canceled();
+    let is_other = error.is_parse() && !error.is_parse_too_large();
+    let broken = is_other || error.is_incomplete_message() || error.is_canceled();
     let reset = error
         .source()
         .and_then(|source| source.downcast_ref::<io::Error>());
