@@ -2,13 +2,23 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 use super::program::Failure;
+
+/// Most looks at the files without a pause, and the time after which there may be one more. Anybody
+/// who connects causes one.
+const AT_ONCE: u32 = 64;
+const EVERY: Duration = Duration::from_millis(100);
+
+/// Longest wait for a look. The disk may be slow or gone.
+const LOOK_WITHIN: Duration = Duration::from_secs(1);
 
 /// A value from files. It is read again when the time or the size of one of them has changed.
 #[derive(Clone)]
@@ -18,6 +28,7 @@ struct Inner<T> {
     files: Vec<PathBuf>,
     read: Box<dyn Fn() -> Result<T, Failure> + Send + Sync>,
     now: Mutex<Now<T>>,
+    looked: Notify,
 }
 
 struct Now<T> {
@@ -28,6 +39,10 @@ struct Now<T> {
     settled: bool,
     /// The last failure, which was logged.
     told: Option<String>,
+    /// How long to wait for the look that is under way.
+    looking: Option<Instant>,
+    /// When there could be [`AT_ONCE`] looks again.
+    rested: Instant,
 }
 
 /// The time of the last change, and the size.
@@ -43,60 +58,95 @@ impl<T: Clone + Send + 'static> Reread<T> {
         read: impl Fn() -> Result<T, Failure> + Send + Sync + 'static,
     ) -> Result<Self, Failure> {
         let stamps = stamps(&files);
-        let now = Mutex::new(Now {
+        let now = Now {
             value: read()?,
             settled: are_settled(&stamps),
             stamps,
             told: None,
-        });
-        let read = Box::new(read);
-        Ok(Self(Arc::new(Inner { files, read, now })))
+            looking: None,
+            rested: Instant::now(),
+        };
+        Ok(Self(Arc::new(Inner {
+            files,
+            read: Box::new(read),
+            now: Mutex::new(now),
+            looked: Notify::new(),
+        })))
     }
 
-    /// The value of now; the last one if the files cannot be used. That is logged once.
+    /// The value of now; the last one if the files cannot be used or not be read in time, which is
+    /// logged once. Of many callers a few look, so it may be 0.1 s old.
     pub async fn current(&self) -> T {
-        let mut now = self.0.now.lock().await;
-        let stamps = stamps(&self.0.files);
-        if now.settled && now.stamps == stamps {
-            return now.value.clone();
+        let looked = pin!(self.0.looked.notified());
+        if let Some(until) = self.look() {
+            let _ = timeout_at(until, looked).await;
         }
-        match self.read_aside().await {
-            Ok(value) => {
-                if now.told.is_some() || now.stamps != stamps {
-                    tracing::info!("read {} again", self.names());
-                }
-                *now = Now {
-                    value,
-                    settled: are_settled(&stamps),
-                    stamps,
-                    told: None,
-                };
-            }
-            Err(error) => {
-                // What is wrong may be the mode of the file, which the stamp does not show.
-                now.settled = false;
-                let error = error.to_string();
-                if now.told.as_ref() != Some(&error) {
-                    tracing::warn!("{error}; keeping what was read before");
-                    now.told = Some(error);
-                }
-            }
+        let mut now = self.lock();
+        if now.looking.is_some_and(|until| until <= Instant::now()) {
+            now.tell(format!("reading {} takes long", self.names()));
         }
         now.value.clone()
     }
 
-    /// Reads without blocking this thread: the disk may be slow.
-    async fn read_aside(&self) -> Result<T, Failure> {
-        let (tell, told) = oneshot::channel();
-        let inner = Arc::clone(&self.0);
-        // The result is in the channel: nobody answers if no thread can be had.
-        let _ = thread::Builder::new().spawn(move || tell.send((inner.read)()));
-        told.await.unwrap_or_else(|_| (self.0.read)())
+    /// Begins a look, unless one is under way or there were enough. It does not block this thread.
+    /// Returns how long to wait for it.
+    fn look(&self) -> Option<Instant> {
+        let mut now = self.lock();
+        let time = Instant::now();
+        let rested = now.rested.max(time) + EVERY;
+        if now.looking.is_none() && !self.0.files.is_empty() && rested <= time + EVERY * AT_ONCE {
+            let this = self.clone();
+            let begun = thread::Builder::new().spawn(move || this.look_aside());
+            now.looking = begun.ok().map(|_| time + LOOK_WITHIN);
+            now.rested = rested;
+        }
+        now.looking
+    }
+
+    fn look_aside(&self) {
+        let stamps = stamps(&self.0.files);
+        let now = self.lock();
+        let is_new = !now.settled || now.stamps != stamps;
+        drop(now);
+        let read = is_new.then(|| (self.0.read)());
+        let mut now = self.lock();
+        now.looking = None;
+        match read {
+            None => {}
+            Some(Ok(value)) => {
+                if now.told.take().is_some() || now.stamps != stamps {
+                    tracing::info!("read {} again", self.names());
+                }
+                now.value = value;
+                now.settled = are_settled(&stamps);
+                now.stamps = stamps;
+            }
+            Some(Err(error)) => {
+                // What is wrong may be the mode of the file, which the stamp does not show.
+                now.settled = false;
+                now.tell(error.to_string());
+            }
+        }
+        drop(now);
+        self.0.looked.notify_waiters();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Now<T>> {
+        self.0.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn names(&self) -> String {
         let names = self.0.files.iter().map(|file| file.display().to_string());
         names.collect::<Vec<_>>().join(" and ")
+    }
+}
+
+impl<T> Now<T> {
+    fn tell(&mut self, error: String) {
+        if self.told.as_ref() != Some(&error) {
+            tracing::warn!("{error}; keeping what was read before");
+            self.told = Some(error);
+        }
     }
 }
 
@@ -121,8 +171,14 @@ fn are_settled(stamps: &[Option<Stamp>]) -> bool {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    use tokio::time::timeout;
 
     use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(60);
 
     struct Text(PathBuf);
 
@@ -167,6 +223,37 @@ mod tests {
         let file = File::options().write(true).open(&text.0).unwrap();
         file.set_modified(time).unwrap();
         assert_eq!(reread.current().await, "two");
+    }
+
+    #[tokio::test]
+    async fn many_callers_do_not_all_read_a_file_of_the_future() {
+        let text = Text::new("future");
+        text.write("one", Duration::ZERO);
+        let file = File::options().write(true).open(&text.0).unwrap();
+        file.set_modified(SystemTime::now() + HOUR).unwrap();
+        let reads = Arc::<AtomicUsize>::default();
+        let counted = Arc::clone(&reads);
+        let read = move || Ok(counted.fetch_add(1, Ordering::Relaxed));
+        let reread = Reread::new(vec![text.0.clone()], read).unwrap();
+        for _ in 0..1000 {
+            reread.current().await;
+        }
+        assert!(reads.load(Ordering::Relaxed) < 500);
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_file_that_cannot_be_read_now() {
+        let text = Text::new("hanging");
+        text.write("one", HOUR);
+        let (release, held) = mpsc::channel();
+        release.send("one").unwrap();
+        let held = Mutex::new(held);
+        let read = move || Ok(held.lock().unwrap().recv().unwrap_or("the end"));
+        let reread = Reread::new(vec![text.0.clone()], read).unwrap();
+        text.write("three", HOUR);
+        assert_eq!(timeout(LIMIT, reread.current()).await, Ok("one"));
+        release.send("three").unwrap();
+        while reread.current().await != "three" {}
     }
 
     #[tokio::test]
