@@ -18,7 +18,7 @@ pub const LASTING: usize = 8;
 
 /// How long an attempt that failed or was given up keeps its turn. A port that refuses answers at
 /// once, so without this a flood of attempts would be as fast as the processor.
-const REST: Duration = Duration::from_millis(100);
+const REST: Duration = Duration::from_millis(400);
 
 /// A session, or whatever else has a share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
