@@ -9,6 +9,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::ops::Bound::{Excluded, Unbounded};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,6 +27,10 @@ const SLEEPS: u32 = 10;
 
 /// A busy connection is quiet again once it has slept this long.
 const REST: Duration = Duration::from_millis(1);
+
+/// A session that has been busy for less than this waits only for others like it. A browser's burst
+/// is over by then.
+const FRESH: Duration = Duration::from_millis(20);
 
 /// Most that one poll counts for. Beyond it, the system has probably run another process meanwhile.
 const POLL_MAX: Duration = Duration::from_micros(100);
@@ -171,9 +176,13 @@ fn call() {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The classes have the turn one after the other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 enum Class {
+    #[default]
     Newcomer,
+    /// A session that has not been busy for long.
+    Fresh,
     Session,
 }
 
@@ -185,7 +194,7 @@ struct Member {
     /// Its tasks that wait, by ticket.
     waiting: BTreeMap<u64, Waker>,
     /// Its position in the line.
-    position: Option<u64>,
+    position: Option<Position>,
     /// One of its tasks was called and has not left yet. Then it is nowhere in the line.
     is_called: bool,
 }
@@ -194,20 +203,26 @@ impl Member {
     fn is_busy(&mut self, now: Instant) -> bool {
         self.effort.is_busy(now, self.waiting.is_empty())
     }
+
+    fn class(&self) -> Class {
+        let busy_since = self.effort.busy_since;
+        if self.class == Class::Session && busy_since.is_some_and(|since| since.elapsed() < FRESH) {
+            return Class::Fresh;
+        }
+        self.class
+    }
 }
 
-/// Connections by position.
-type Queue = BTreeMap<u64, Turns>;
+type Position = (Class, u64);
 
-/// The busy connections of a thread that wait, first come first served.
+/// The busy connections of a thread that wait, in each class first come first served.
 #[derive(Debug, Default)]
 struct Line {
     /// Of tickets and positions.
     numbers: u64,
-    newcomers: Queue,
-    sessions: Queue,
-    /// The turn before went to a newcomer.
-    was_newcomer: bool,
+    queue: BTreeMap<Position, Turns>,
+    /// Which class had the turn before.
+    last: Class,
     /// Was woken and will run next. Tasks that were ready before run before it.
     called: Option<u64>,
     /// The connections whose tasks ran last: see [`Turns::id`].
@@ -247,7 +262,7 @@ impl Line {
         }
         if member.waiting.is_empty() {
             if let Some(position) = member.position.take() {
-                self.queue(member.class).remove(&position);
+                self.queue.remove(&position);
             }
         }
         waiting
@@ -257,16 +272,16 @@ impl Line {
     fn queue_up(&mut self, member: &mut Member, turns: &Turns) {
         let waits = !member.is_called && !member.waiting.is_empty();
         if waits && member.position.is_none() {
-            let position = self.next_number();
+            let position = (member.class(), self.next_number());
             member.position = Some(position);
-            self.queue(member.class).insert(position, turns.clone());
+            self.queue.insert(position, turns.clone());
         }
     }
 
     /// Whether nobody is in line, and this connection is one of the few whose tasks ran last.
     fn is_free(&self, turns: &Turns) -> bool {
-        let is_empty = self.newcomers.is_empty() && self.sessions.is_empty();
-        is_empty && self.called.is_none() && self.recent.contains(&turns.id())
+        let is_empty = self.queue.is_empty() && self.called.is_none();
+        is_empty && self.recent.contains(&turns.id())
     }
 
     fn note_run(&mut self, turns: &Turns) {
@@ -285,25 +300,16 @@ impl Line {
         self.numbers
     }
 
-    fn queue(&mut self, class: Class) -> &mut Queue {
-        match class {
-            Class::Newcomer => &mut self.newcomers,
-            Class::Session => &mut self.sessions,
-        }
-    }
-
     /// The waker of the task that runs next, unless one was called already.
     fn call(&mut self) -> Option<Waker> {
         if self.called.is_some() {
             return None;
         }
-        let takes_newcomer = !self.was_newcomer || self.sessions.is_empty();
-        self.was_newcomer = takes_newcomer && !self.newcomers.is_empty();
-        let class = match self.was_newcomer {
-            true => Class::Newcomer,
-            false => Class::Session,
-        };
-        let (_, turns) = self.queue(class).pop_first()?;
+        let later = (Excluded((self.last, u64::MAX)), Unbounded);
+        let mut in_order = self.queue.range(later).chain(&self.queue);
+        let position = *in_order.next()?.0;
+        self.last = position.0;
+        let turns = self.queue.remove(&position)?;
         let mut member = turns.lock();
         member.position = None;
         let (ticket, waker) = member.waiting.pop_first()?;
@@ -321,7 +327,7 @@ struct Effort {
     ended: Instant,
     /// It was woken while it worked.
     has_more: bool,
-    is_busy: bool,
+    busy_since: Option<Instant>,
 }
 
 impl Effort {
@@ -331,19 +337,19 @@ impl Effort {
             slept: now + BURST * SLEEPS,
             ended: now,
             has_more: false,
-            is_busy: true,
+            busy_since: Some(now),
         }
     }
 
     fn is_busy(&mut self, now: Instant, is_idle: bool) -> bool {
         self.wait(now);
         if is_idle && now >= self.ended + REST {
-            self.is_busy = false;
+            self.busy_since = None;
         }
         if self.slept > now + BURST * SLEEPS {
-            self.is_busy = true;
+            self.busy_since.get_or_insert(now);
         }
-        self.is_busy
+        self.busy_since.is_some()
     }
 
     fn add(&mut self, began: Instant, ended: Instant, has_more: bool) {
@@ -504,6 +510,34 @@ mod tests {
     }
 
     #[test]
+    fn whoever_is_busy_for_a_short_time_does_not_wait_for_all() {
+        let polls = run(async {
+            let (flood, count) = (Count::default(), Count::default());
+            for _ in 0..BUSY {
+                start(&Turns::session(), &flood);
+            }
+            let began = Instant::now();
+            while began.elapsed() < 2 * FRESH {
+                requeue().await;
+            }
+            let mut polls = usize::MAX;
+            // The system may stop this thread for longer than that.
+            for round in 1..=10 {
+                let task = start(&Turns::session(), &count);
+                let before = flood.load(Ordering::Relaxed);
+                while count.load(Ordering::Relaxed) < 5 * round {
+                    requeue().await;
+                }
+                polls = polls.min(flood.load(Ordering::Relaxed) - before);
+                task.abort();
+                let _ = task.await;
+            }
+            polls
+        });
+        assert!(polls < BUSY, "{polls}");
+    }
+
+    #[test]
     fn whoever_leaves_the_line_holds_up_nobody() {
         let left = run(async {
             let count = Count::default();
@@ -523,7 +557,7 @@ mod tests {
             }
             last.abort();
             let _ = last.await;
-            with_line(|line| line.newcomers.len() + line.sessions.len())
+            with_line(|line| line.queue.len())
         });
         assert_eq!(left, 0);
     }
