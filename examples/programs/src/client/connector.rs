@@ -9,7 +9,7 @@ use crate::client::destination::{Connected, Destination, Refusal};
 use crate::client::outage::Outage;
 use crate::client::pace::Pace;
 use crate::client::redial::Redial;
-use crate::common::resume::SentAgain;
+use crate::common::resume::sent_again;
 use crate::common::url::Url;
 use crate::common::words;
 
@@ -77,13 +77,14 @@ impl Connector {
                 up => {
                     tell(None);
                     let again = match up {
-                        Attachment::Resumed(resumption) => Some(SentAgain::from(resumption)),
+                        Attachment::Resumed(again) => Some((again.messages, again.bytes)),
                         _ => None,
                     };
                     if std::mem::take(&mut down) {
                         self.outage.goes_on(again.unwrap_or_default());
                     } else if let Some(again) = again {
                         // The old WebSocket was still there, or lost just now.
+                        let again = sent_again(again);
                         tracing::info!("the tunnel goes on over another WebSocket: {again}");
                     }
                 }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use crate::common::resume::SentAgain;
+use crate::common::resume::sent_again;
 
 /// Most lines logged in one outage. The other side chooses the words.
 const LINES: usize = 16;
@@ -24,8 +24,8 @@ struct Now {
     since: Instant,
     /// A new tunnel took the place of one that was lost.
     reconnected: bool,
-    /// Sent again over next WebSockets; `None` if no tunnel has gone on.
-    again: Option<SentAgain>,
+    /// Messages and bytes sent again over next WebSockets; `None` if no tunnel has gone on.
+    again: Option<(u64, u64)>,
     /// Lines that were logged.
     told: HashSet<String>,
 }
@@ -68,9 +68,12 @@ impl Outage {
         self.over(|now| now.reconnected = true);
     }
 
-    /// A tunnel goes on over its next WebSocket.
-    pub fn goes_on(&self, again: SentAgain) {
-        self.over(|now| now.again.get_or_insert_default().add(again));
+    /// A tunnel goes on over its next WebSocket, after these messages and bytes were sent again.
+    pub fn goes_on(&self, (messages, bytes): (u64, u64)) {
+        self.over(|now| {
+            let again = now.again.get_or_insert_default();
+            *again = (again.0 + messages, again.1 + bytes);
+        });
     }
 
     fn over(&self, note: impl FnOnce(&mut Now)) {
@@ -83,7 +86,10 @@ impl Outage {
         let away = now.since.elapsed().as_secs_f64();
         match (now.reconnected, now.again) {
             (true, _) => tracing::info!("reconnected to {} after {away:.1} s", self.to),
-            (false, Some(again)) => tracing::info!("the tunnel goes on after {away:.1} s: {again}"),
+            (false, Some(again)) => {
+                let again = sent_again(again);
+                tracing::info!("the tunnel goes on after {away:.1} s: {again}");
+            }
             (false, None) => tracing::info!("the other tunnels to {} are up", self.to),
         }
     }
@@ -187,7 +193,7 @@ mod tests {
         let over = logged(|outage| {
             outage.begins("lost");
             outage.begins("lost");
-            outage.goes_on(SentAgain::default());
+            outage.goes_on((0, 0));
             outage.leaves("lost", true, false);
         });
         assert_eq!(over, [began, "INFO the tunnel goes on"]);

@@ -1,12 +1,11 @@
 //! Flags and settings of resumption: tunnels that outlive their WebSockets (PROTOCOL.md section
 //! 5.10).
 
-use std::fmt;
 use std::time::Duration;
 
 use clap::Args;
 use kohakuriver_tunnel::mux::Attachment;
-use kohakuriver_tunnel::resume::{Config, Resumption};
+use kohakuriver_tunnel::resume::Config;
 
 use super::program::Failure;
 use super::words;
@@ -119,44 +118,10 @@ fn seconds(seconds: u32) -> Duration {
     Duration::from_secs(seconds.into())
 }
 
-/// What was sent again when tunnels went on.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SentAgain {
-    pub messages: u64,
-    pub bytes: u64,
-}
-
-impl SentAgain {
-    pub fn add(&mut self, more: Self) {
-        self.messages += more.messages;
-        self.bytes += more.bytes;
-    }
-}
-
-impl From<Resumption> for SentAgain {
-    fn from(
-        Resumption {
-            messages, bytes, ..
-        }: Resumption,
-    ) -> Self {
-        Self { messages, bytes }
-    }
-}
-
-impl fmt::Display for SentAgain {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { messages, bytes } = self;
-        let noun = if *messages == 1 {
-            "message"
-        } else {
-            "messages"
-        };
-        write!(
-            f,
-            "{messages} {noun}, {} KiB sent again",
-            bytes.div_ceil(1024)
-        )
-    }
+/// What was sent again when tunnels went on, for a log line.
+pub fn sent_again((messages, bytes): (u64, u64)) -> String {
+    let noun = if messages == 1 { "message" } else { "messages" };
+    format!("{messages} {noun}, {} KiB sent again", bytes.div_ceil(1024))
 }
 
 /// What happened to a tunnel, for a log line.
@@ -167,10 +132,8 @@ pub fn told(attachment: &Attachment) -> String {
         }
         Attachment::Resumed(resumption) => {
             let away = resumption.detached.as_secs_f64();
-            format!(
-                "goes on after {away:.1} s: {}",
-                SentAgain::from(*resumption)
-            )
+            let again = sent_again((resumption.messages, resumption.bytes));
+            format!("goes on after {away:.1} s: {again}")
         }
         _ => "has its first WebSocket".to_owned(),
     }
