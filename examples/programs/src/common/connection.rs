@@ -1,6 +1,7 @@
 //! Settings of a program that connects to another: its identity, whom it trusts, and the way there.
 
 use clap::Args;
+use tokio::sync::watch;
 use tokio_rustls::rustls::RootCertStore;
 
 use super::program::{Failure, Process};
@@ -10,7 +11,7 @@ use super::tls::{ClientTlsArgs, Dialer, IdentityArgs};
 use super::token::{Token, TokenArgs};
 use super::tunnel::{self, TunnelArgs};
 use super::url::Url;
-use super::wake::Wake;
+use super::wake;
 
 /// Flags of a program that opens tunnels.
 #[derive(Args, Debug, Clone, PartialEq)]
@@ -41,7 +42,7 @@ pub struct Connection {
     pub dialer: Dialer,
     pub tunnels: tunnel::Settings,
     /// Hints that connections may be dead.
-    pub wake: Wake,
+    pub wake: watch::Sender<()>,
 }
 
 impl ConnectionArgs {
@@ -75,7 +76,7 @@ impl ConnectionArgs {
             token: self.token.token()?,
             dialer: Dialer::new(&self.tls, Some(&self.identity), roots, proxies)?,
             tunnels,
-            wake: Wake::watched(),
+            wake: wake::watched(),
         })
     }
 

@@ -7,45 +7,26 @@ use std::io;
 
 use tokio::sync::watch;
 
-/// The hints. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Wake(watch::Sender<()>);
-
-impl Default for Wake {
-    fn default() -> Self {
-        Self(watch::Sender::new(()))
-    }
+/// Watches for the hints in a task, as long as the program runs. Whoever subscribes receives them.
+pub fn watched() -> watch::Sender<()> {
+    let hints = watch::Sender::new(());
+    tokio::spawn(watch_for(hints.clone()));
+    hints
 }
 
-impl Wake {
-    /// Watches for hints in a task, as long as the program runs.
-    pub fn watched() -> Self {
-        let wake = Self::default();
-        tokio::spawn(wake.clone().watch());
-        wake
-    }
-
-    async fn watch(self) {
-        let jumps = async { self.stops("the clock", on_clock_jumps(|| self.hint()).await) };
-        let continued = async { self.stops("SIGCONT", on_continued(|| self.hint()).await) };
-        tokio::join!(jumps, continued);
-    }
-
-    /// Receives the hints from now on.
-    pub fn subscribe(&self) -> watch::Receiver<()> {
-        self.0.subscribe()
-    }
-
-    fn hint(&self) {
+async fn watch_for(hints: watch::Sender<()>) {
+    let hint = || {
         tracing::debug!("the machine or the process was asleep: looking at the connections");
-        self.0.send_replace(());
-    }
-
-    fn stops(&self, what: &str, ended: io::Result<()>) {
+        hints.send_replace(());
+    };
+    let stops = |what: &str, ended: io::Result<()>| {
         if let Err(error) = ended {
             tracing::debug!("{what} is not watched: {error}");
         }
-    }
+    };
+    let jumps = async { stops("the clock", on_clock_jumps(hint).await) };
+    let continued = async { stops("SIGCONT", on_continued(hint).await) };
+    tokio::join!(jumps, continued);
 }
 
 /// Calls `then` each time the real-time clock is set, as at a wake-up.
