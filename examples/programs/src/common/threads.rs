@@ -10,7 +10,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::iter::once;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::net;
 use super::program::Failure;
@@ -69,7 +70,7 @@ struct All {
 pub struct Thread {
     runtime: Handle,
     /// Tasks from [`spawn`](Self::spawn) that have not ended.
-    load: Arc<AtomicUsize>,
+    load: TaskTracker,
     /// Microseconds for which it was busy, when [`Threads::least_loaded`] last looked.
     was_busy: AtomicU64,
 }
@@ -144,7 +145,7 @@ impl Threads {
     /// The thread with fewest tasks that were spawned through its [`Thread`]. Of several, the one
     /// that was least busy since the last call: one connection may be idle, and another bulk.
     pub fn least_loaded(&self) -> &Thread {
-        let load = |thread: &&Thread| (thread.load.load(Ordering::Relaxed), thread.busy_since());
+        let load = |thread: &&Thread| (thread.load.len(), thread.busy_since());
         self.iter().min_by_key(load).unwrap_or(&self.0.main)
     }
 
@@ -175,7 +176,7 @@ impl Thread {
     fn of(runtime: &Handle) -> Self {
         Self {
             runtime: runtime.clone(),
-            load: Arc::default(),
+            load: TaskTracker::new(),
             was_busy: AtomicU64::new(0),
         }
     }
@@ -189,27 +190,7 @@ impl Thread {
 
     /// Runs a task on this thread.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let counted = Counted::new(&self.load);
-        self.runtime.spawn(async move {
-            let _counted = counted;
-            task.await;
-        });
-    }
-}
-
-/// A task that has not ended.
-struct Counted(Arc<AtomicUsize>);
-
-impl Counted {
-    fn new(load: &Arc<AtomicUsize>) -> Self {
-        load.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(load))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.load.spawn_on(task, &self.runtime);
     }
 }
 
@@ -344,7 +325,7 @@ mod tests {
         assert_eq!(counts, [2; 4]);
         // What ends makes room.
         ends.retain(|(position, _)| *position != 2);
-        while threads.0.others[1].load.load(Ordering::Relaxed) > 0 {
+        while !threads.0.others[1].load.is_empty() {
             tokio::task::yield_now().await;
         }
         assert_eq!(position_of(threads.least_loaded()).await, 2);
@@ -361,7 +342,7 @@ mod tests {
             let work = Duration::from_secs(1);
             thread.spawn(async move { thread::sleep(work) });
             // It is counted when the thread has nothing to do.
-            while started() - before < work || thread.load.load(Ordering::Relaxed) > 0 {
+            while started() - before < work || !thread.load.is_empty() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             let taken = threads.least_loaded();
