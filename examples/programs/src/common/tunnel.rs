@@ -13,8 +13,8 @@ use kohakuriver_tunnel::mux::{
 };
 use kohakuriver_tunnel::resume;
 use kohakuriver_tunnel::session::{Config, Version};
-use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
+use tokio_util::task::TaskTracker;
 
 use super::memory::{Charged, MemoryArgs};
 use super::program::{Failure, Process};
@@ -42,13 +42,9 @@ pub type Ended = Result<(), TunnelError>;
 
 /// The tunnels of this process.
 #[derive(Debug, Clone, Default)]
-pub struct Tunnels(Arc<All>);
-
-#[derive(Debug, Default)]
-struct All {
-    state: Mutex<State>,
-    /// There is none any more.
-    ended: Notify,
+pub struct Tunnels {
+    state: Arc<Mutex<State>>,
+    drivers: TaskTracker,
 }
 
 #[derive(Debug, Default)]
@@ -60,7 +56,7 @@ struct State {
 
 /// A tunnel's entry. It is there until the driver ends or is dropped.
 struct Entry {
-    all: Arc<All>,
+    tunnels: Arc<Mutex<State>>,
     number: u64,
 }
 
@@ -325,15 +321,15 @@ impl Tunnels {
         D: Future<Output = Ended> + Send + 'static,
     {
         let entry = self.enter(tunnel(&handle));
-        let driving = async move {
+        let driving = self.drivers.track_future(async move {
             let _entry = entry;
             driver.await
-        };
+        });
         (handle, Box::pin(driving))
     }
 
     fn enter(&self, tunnel: &Tunnel) -> Entry {
-        let mut state = self.0.lock();
+        let mut state = lock(&self.state);
         state.last_number += 1;
         let number = state.last_number;
         state.open.insert(number, tunnel.clone());
@@ -343,7 +339,7 @@ impl Tunnels {
             tunnel.shutdown();
         }
         Entry {
-            all: Arc::clone(&self.0),
+            tunnels: Arc::clone(&self.state),
             number,
         }
     }
@@ -353,54 +349,39 @@ impl Tunnels {
     /// told: they would keep the connections for a while.
     pub async fn end(&self, again: impl Future) {
         let open: Vec<Tunnel> = {
-            let mut state = self.0.lock();
+            let mut state = lock(&self.state);
             state.stopping = true;
             state.open.values().cloned().collect()
         };
+        self.drivers.close();
         let ending = async {
             for tunnel in &open {
                 // It goes on by itself.
                 let _ = tunnel.close().now_or_never();
             }
-            let _ = timeout(GRACE, self.0.until_none()).await;
+            let _ = timeout(GRACE, self.drivers.wait()).await;
             open.iter().for_each(Tunnel::shutdown);
-            self.0.until_none().await;
+            self.drivers.wait().await;
         };
         tokio::select! {
             () = ending => {}
             () = sleep(STOP_WITHIN) => {}
             _ = again => {
                 open.iter().for_each(Tunnel::shutdown);
-                let _ = timeout(AT_ONCE, self.0.until_none()).await;
+                let _ = timeout(AT_ONCE, self.drivers.wait()).await;
             }
         }
-    }
-}
-
-impl All {
-    async fn until_none(&self) {
-        loop {
-            let ended = self.ended.notified();
-            if self.lock().open.is_empty() {
-                return;
-            }
-            ended.await;
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let mut state = self.all.lock();
-        state.open.remove(&self.number);
-        if state.open.is_empty() {
-            self.all.ended.notify_waiters();
-        }
+        lock(&self.tunnels).open.remove(&self.number);
     }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
