@@ -144,10 +144,8 @@ impl Settings {
     /// The same for the tunnels of another thread.
     pub fn for_thread(&self) -> Self {
         Self {
-            config: self.config.clone(),
             budget: self.budget.for_thread(),
-            tunnels: self.tunnels.clone(),
-            resume: self.resume.clone(),
+            ..self.clone()
         }
     }
 
@@ -175,14 +173,11 @@ impl Upgraded {
     ///
     /// # Errors
     /// The peer refuses, or sends no greeting.
-    pub async fn connect<N: Redials>(
+    pub async fn connect(
         self,
         tunnels: &Settings,
-        redial: N,
-    ) -> Result<(Mux, Driving), ConnectError>
-    where
-        N::Future: Send,
-    {
+        redial: impl Connect<Transport = Socket, Future: Send> + Send + 'static,
+    ) -> Result<(Mux, Driving), ConnectError> {
         let resumable = self.resumable;
         let (mut builder, mut socket) = self.on(tunnels);
         builder
@@ -252,10 +247,11 @@ impl Upgraded {
     }
 
     /// An agent's end. `redial` connects it again.
-    pub fn acceptor<N: Redials>(self, tunnels: &Settings, redial: N) -> (Acceptor, Driving)
-    where
-        N::Future: Send,
-    {
+    pub fn acceptor(
+        self,
+        tunnels: &Settings,
+        redial: impl Connect<Transport = Socket, Future: Send> + Send + 'static,
+    ) -> (Acceptor, Driving) {
         let resumable = self.resumable;
         let (builder, socket) = self.on(tunnels);
         let tunnels = &tunnels.tunnels;
@@ -288,17 +284,10 @@ impl Upgraded {
     }
 }
 
-/// Connects a tunnel again. A closure from [`Dial`](mux::Dial) to a future is one.
-pub trait Redials: Connect<Transport = Socket> + Send + 'static {}
-
-impl<N: Connect<Transport = Socket> + Send + 'static> Redials for N {}
-
 fn resumed(socket: Socket, resumable: bool) -> Result<Socket, ws::ConnectError> {
-    let off = || "the other side does not let tunnels go on any more".to_owned();
-    match resumable {
-        true => Ok(socket),
-        false => Err(ws::ConnectError::NotResumed(off())),
-    }
+    let off = "the other side does not let tunnels go on any more";
+    let not_resumed = || ws::ConnectError::NotResumed(off.to_owned());
+    resumable.then_some(socket).ok_or_else(not_resumed)
 }
 
 /// How a tunnel ended, as text.
