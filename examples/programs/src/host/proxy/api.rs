@@ -1,6 +1,7 @@
 //! Finds tasks through the REST API of a deployed host. It is queried with the caller's own token
 //! and decides who may forward.
 
+use std::io;
 use std::time::Duration;
 
 use http_body_util::Empty;
@@ -45,12 +46,6 @@ struct Node {
     status: String,
 }
 
-/// Why a query had no usable answer.
-enum Unanswered {
-    Status(StatusCode),
-    Failed(String),
-}
-
 impl ClusterApi {
     pub fn new(base: Url, dialer: Dialer) -> Self {
         Self { base, dialer }
@@ -62,19 +57,15 @@ impl ClusterApi {
     /// # Errors
     /// The task is known, but this caller cannot reach it now, or the cluster does not answer.
     pub async fn find(&self, id: &str, caller: &HeaderValue) -> Result<Option<TaskPlace>, Refusal> {
-        let silent = |_| {
-            let cluster = self.base.authority();
-            Refusal::failure(format!("the cluster at {cluster} does not answer"))
-        };
         timeout(ANSWER_WITHIN, self.place(id, caller))
             .await
-            .map_err(silent)?
+            .map_err(|_| self.failure("does not answer"))?
     }
 
     async fn place(&self, id: &str, caller: &HeaderValue) -> Result<Option<TaskPlace>, Refusal> {
-        let task: Task = match self.get(&format!("/api/status/{id}"), caller).await {
-            Err(Unanswered::Status(StatusCode::NOT_FOUND)) => return Ok(None),
-            answered => answered.map_err(|other| self.refusal(id, other))?,
+        let path = format!("/api/status/{id}");
+        let Some(task) = self.get::<Task>(id, &path, caller).await? else {
+            return Ok(None);
         };
         if task.status != "running" {
             let status = clean_text(task.status.as_bytes());
@@ -85,8 +76,8 @@ impl ClusterApi {
         let Some(hostname) = &task.assigned_node else {
             return Err(Refusal::policy(format!("task {id} runs on no node")));
         };
-        let nodes = self.get("/api/nodes", caller).await;
-        let nodes: Vec<Node> = nodes.map_err(|other| self.refusal(id, other))?;
+        let nodes: Option<Vec<Node>> = self.get(id, "/api/nodes", caller).await?;
+        let nodes = nodes.ok_or_else(|| self.answered(StatusCode::NOT_FOUND))?;
         let shown_name = clean_text(hostname.as_bytes());
         let Some(node) = nodes.into_iter().find(|node| node.hostname == *hostname) else {
             return Err(Refusal::policy(format!(
@@ -105,49 +96,50 @@ impl ClusterApi {
         Ok(Some(TaskPlace { container, runner }))
     }
 
+    /// The answer to a query about task `id`; `None` if the cluster does not know the path.
     async fn get<T: DeserializeOwned>(
         &self,
+        id: &str,
         path: &str,
         caller: &HeaderValue,
-    ) -> Result<T, Unanswered> {
-        let failed = |error: std::io::Error| Unanswered::Failed(net::plain(&error));
+    ) -> Result<Option<T>, Refusal> {
+        let cannot = |reason: String| self.failure(&format!("cannot be asked: {reason}"));
+        let failed = |error: io::Error| cannot(net::plain(&error));
         let url = self.base.join(path);
         let request = url.get().header(header::ACCEPT, "application/json");
         let request = request.header(header::AUTHORIZATION, caller);
         let request = request.body(Empty::new());
-        let request = request.map_err(|error| Unanswered::Failed(error.to_string()))?;
+        let request = request.map_err(|error| cannot(error.to_string()))?;
         let response = self.dialer.send(&url, ANSWER_WITHIN, request).await;
         let response = response.map_err(failed)?;
-        let status = response.status();
-        if status != StatusCode::OK {
-            return Err(Unanswered::Status(status));
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => return Ok(None),
+            status @ StatusCode::UNAUTHORIZED => {
+                let line = "the cluster wants a valid token: give --token-file or \
+                            KOHAKURIVER_TUNNEL_TOKEN";
+                return Err(Refusal::of_caller(status, line));
+            }
+            status @ StatusCode::FORBIDDEN => {
+                let line = format!("task {id} belongs to someone else");
+                return Err(Refusal::of_caller(status, line));
+            }
+            status => return Err(self.answered(status)),
         }
         let body = http::body_text(response.into_body(), ANSWER_MAX).await;
         let body = body.map_err(failed)?;
-        serde_json::from_str(&body).map_err(|error| {
+        serde_json::from_str(&body).map(Some).map_err(|error| {
             let error = clean_text(error.to_string().as_bytes());
-            Unanswered::Failed(format!("{path} is not as expected: {error}"))
+            cannot(format!("{path} is not as expected: {error}"))
         })
     }
 
-    fn refusal(&self, id: &str, unanswered: Unanswered) -> Refusal {
-        match unanswered {
-            Unanswered::Status(status @ StatusCode::UNAUTHORIZED) => Refusal::of_caller(
-                status,
-                "the cluster wants a valid token: give --token-file or KOHAKURIVER_TUNNEL_TOKEN",
-            ),
-            Unanswered::Status(status @ StatusCode::FORBIDDEN) => {
-                Refusal::of_caller(status, format!("task {id} belongs to someone else"))
-            }
-            Unanswered::Status(status) => Refusal::failure(format!(
-                "the cluster at {} answered HTTP {status}",
-                self.base.authority()
-            )),
-            Unanswered::Failed(reason) => Refusal::failure(format!(
-                "the cluster at {} cannot be asked: {reason}",
-                self.base.authority()
-            )),
-        }
+    fn answered(&self, status: StatusCode) -> Refusal {
+        self.failure(&format!("answered HTTP {status}"))
+    }
+
+    fn failure(&self, what: &str) -> Refusal {
+        Refusal::failure(format!("the cluster at {} {what}", self.base.authority()))
     }
 }
 
