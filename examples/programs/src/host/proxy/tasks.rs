@@ -40,15 +40,12 @@ impl TaskFile {
 }
 
 fn read(path: &Path) -> Result<HashMap<String, TaskPlace>, String> {
-    let text = fs::read_to_string(path).map_err(|error| unusable(path, &net::plain(&error)))?;
-    parse(path, &text)
-}
-
-fn parse(path: &Path, text: &str) -> Result<HashMap<String, TaskPlace>, String> {
-    let contents: Contents = toml::from_str(text).map_err(|error| {
+    let unusable = |what: &str| format!("cannot use the task file {}: {what}", path.display());
+    let text = fs::read_to_string(path).map_err(|error| unusable(&net::plain(&error)))?;
+    let contents: Contents = toml::from_str(&text).map_err(|error| {
         let before = error.span().and_then(|span| text.get(..span.start));
         let line = 1 + before.unwrap_or_default().matches('\n').count();
-        unusable(path, &format!("line {line}: {}", error.message()))
+        unusable(&format!("line {line}: {}", error.message()))
     })?;
     let place = |(task, place): (String, String)| {
         check_name("task id", &task)?;
@@ -57,9 +54,5 @@ fn parse(path: &Path, text: &str) -> Result<HashMap<String, TaskPlace>, String> 
     };
     let places = contents.tasks.into_iter().map(place);
     let places = places.collect::<Result<_, String>>();
-    places.map_err(|wrong| unusable(path, &wrong))
-}
-
-fn unusable(path: &Path, what: &str) -> String {
-    format!("cannot use the task file {}: {what}", path.display())
+    places.map_err(|wrong| unusable(&wrong))
 }
