@@ -19,28 +19,15 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// Does not limit addresses, as all sessions of a runner come from its host.
-    pub fn freely(places: usize) -> Self {
-        Self::new(Sizes {
-            times_free: usize::MAX,
-            ..Sizes::of(places)
-        })
-    }
-
-    /// An address may have as many as it leaves free, and no more than its flag allows.
-    pub fn by_address(places: usize, each: Option<usize>) -> Self {
-        Self::new(Sizes {
-            each: each.unwrap_or(usize::MAX),
-            ..Sizes::of(places)
-        })
-    }
-
-    fn new(sizes: Sizes) -> Self {
+    /// An address may have `times_free` times as many as are left free, and at most `each`.
+    pub fn new(places: usize, times_free: usize, each: Option<usize>) -> Self {
         Self {
-            // Each that waits has evicted a session.
             places: Places::new(Sizes {
+                places,
+                each: each.unwrap_or(usize::MAX),
+                times_free,
+                // Each that waits has evicted a session.
                 queue: usize::MAX,
-                ..sizes
             }),
             warned: AtomicBool::new(false),
             full: Counter::default(),

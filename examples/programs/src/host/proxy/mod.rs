@@ -90,7 +90,7 @@ impl Host {
                 settings.threads.clone(),
             )),
             questions: Questions::new(questions, waiting),
-            sessions: Sessions::by_address(sessions, settings.front.max_per_address),
+            sessions: Sessions::new(sessions, 1, settings.front.max_per_address),
             relays: settings
                 .threads
                 .each(|| Relays::new(settings.memory.clone(), pipes)),

@@ -81,10 +81,9 @@ struct Counters {
 impl Runner {
     pub fn new(settings: Settings) -> Self {
         let ceilings = settings.ceilings;
-        let sessions = match settings.front.max_per_address {
-            each @ Some(_) => Sessions::by_address(ceilings.sessions, each),
-            None => Sessions::freely(ceilings.sessions),
-        };
+        let each = settings.front.max_per_address;
+        // Without a flag no address has a share: all sessions of a runner come from its host.
+        let times_free = if each.is_some() { 1 } else { usize::MAX };
         // Its connections move to other threads once they have said which container they are for.
         let single = Threads::single();
         let front = Front::new(ceilings.handshakes, &settings.front, Duration::ZERO, single);
@@ -92,7 +91,7 @@ impl Runner {
             agents: Agents::new(ceilings.agents),
             kept: Kept::new(&settings.tunnels, ceilings, settings.detached),
             front: Arc::new(front),
-            sessions,
+            sessions: Sessions::new(ceilings.sessions, times_free, each),
             tunnels: settings.threads.each(|| settings.tunnels.for_thread()),
             settings,
             counters: Counters::default(),
