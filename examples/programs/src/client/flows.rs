@@ -1,8 +1,7 @@
 //! A UDP port. Each local peer has a flow through the tunnel, which ends when the peer is idle.
 
-use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,7 +31,7 @@ pub async fn serve(socket: UdpSocket, forward: Forward, access: Access) -> Failu
         forward,
         access,
         by_peer: HashMap::new(),
-        due: BinaryHeap::new(),
+        due: BTreeSet::new(),
         readers: JoinSet::new(),
         started: Instant::now(),
         opened: 0,
@@ -53,9 +52,8 @@ struct Flows {
     forward: Forward,
     access: Access,
     by_peer: HashMap<SocketAddr, Flow>,
-    /// When to look at each flow again: the earliest moment at which it can be idle. Entries of
-    /// flows that have ended stay until they are due.
-    due: BinaryHeap<Reverse<(Instant, u64, SocketAddr)>>,
+    /// When to look at each flow again: the earliest moment at which it can be idle.
+    due: BTreeSet<(Instant, SocketAddr)>,
     /// One task per flow, for the other direction.
     readers: JoinSet<Ended>,
     started: Instant,
@@ -89,12 +87,14 @@ struct Flow {
     /// Milliseconds since the start. Both directions write it.
     last_used: Arc<AtomicU64>,
     reader: AbortHandle,
+    /// Its moment in [`Flows::due`].
+    due: Instant,
 }
 
 impl Flows {
     async fn turn(&mut self) {
         let far = || Instant::now() + Duration::from_secs(3600);
-        let due = self.due.peek().map_or_else(far, |Reverse((at, ..))| *at);
+        let due = self.due.first().map_or_else(far, |(at, _)| *at);
         let silent = self.asked.map_or_else(far, |asked| asked + ANSWER_WITHIN);
         tokio::select! {
             ready = self.socket.readable() => {
@@ -108,7 +108,10 @@ impl Flows {
                 }
             }
             () = tokio::time::sleep_until(due) => {
-                while self.forget_idle() {}
+                let now = Instant::now();
+                while self.due.first().is_some_and(|(at, _)| *at <= now) {
+                    self.look_at_first(now);
+                }
             }
             () = tokio::time::sleep_until(silent) => self.look_for_silence(),
         }
@@ -166,7 +169,9 @@ impl Flows {
                 return None;
             }
         };
-        while self.by_peer.len() >= self.forward.udp_peers && self.forget_oldest() {}
+        if self.by_peer.len() >= self.forward.udp_peers {
+            self.forget_oldest();
+        }
         self.opened += 1;
         let number = self.opened;
         let tunnel = Arc::new(tunnel);
@@ -182,64 +187,50 @@ impl Flows {
                 heard: Arc::clone(&self.heard),
             },
         ));
+        let due = Instant::now() + self.forward.udp_idle;
         let flow = Flow {
             number,
             tunnel: Arc::clone(&tunnel),
             watch: mux.tunnel().clone(),
             last_used,
             reader,
+            due,
         };
         tracing::debug!(%peer, "flow opened");
         self.by_peer.insert(peer, flow);
-        self.due.push(Reverse((
-            Instant::now() + self.forward.udp_idle,
-            number,
-            peer,
-        )));
-        self.drop_stale_entries();
+        self.due.insert((due, peer));
         Some(tunnel)
     }
 
-    /// Ends the first flow in the queue if it is idle. Returns whether there may be more.
-    fn forget_idle(&mut self) -> bool {
-        let now = Instant::now();
-        match self.due.peek() {
-            Some(Reverse((at, ..))) if *at <= now => self.look_at_first(now),
-            _ => false,
-        }
-    }
-
-    /// Ends the flow that was silent for longest. Returns whether there was one.
-    fn forget_oldest(&mut self) -> bool {
+    /// Ends the flow that was silent for longest.
+    fn forget_oldest(&mut self) {
         let before = self.by_peer.len();
-        while self.by_peer.len() == before {
-            let Some(Reverse((at, ..))) = self.due.peek() else {
-                return false;
-            };
-            let at = *at;
+        while let Some((at, _)) = self.due.first().copied() {
             self.look_at_first(at);
+            if self.by_peer.len() < before {
+                return;
+            }
         }
-        true
     }
 
     /// Takes the first entry of the queue. Its flow ends if it was not used since it was queued,
     /// and is queued again otherwise.
-    fn look_at_first(&mut self, now: Instant) -> bool {
-        let Some(Reverse((_, number, peer))) = self.due.pop() else {
-            return false;
+    fn look_at_first(&mut self, now: Instant) {
+        let Some((_, peer)) = self.due.pop_first() else {
+            return;
         };
-        let Some(flow) = self.by_peer.get(&peer).filter(|f| f.number == number) else {
-            return true;
+        let Entry::Occupied(mut entry) = self.by_peer.entry(peer) else {
+            return;
         };
-        let used = Duration::from_millis(flow.last_used.load(Ordering::Relaxed));
+        let used = Duration::from_millis(entry.get().last_used.load(Ordering::Relaxed));
         let idle_at = self.started + used + self.forward.udp_idle;
         if idle_at > now {
-            self.due.push(Reverse((idle_at, number, peer)));
-        } else if let Some(flow) = self.by_peer.remove(&peer) {
+            entry.get_mut().due = idle_at;
+            self.due.insert((idle_at, peer));
+        } else {
             tracing::debug!(%peer, "flow forgotten");
-            flow.reader.abort();
+            entry.remove().reader.abort();
         }
-        true
     }
 
     fn ended(&mut self, ended: &Ended) {
@@ -252,6 +243,7 @@ impl Flows {
         }
         tracing::debug!(%peer, "flow ended: {reset}");
         let flow = entry.remove();
+        self.due.remove(&(flow.due, *peer));
         let port = self.forward.remote;
         match reset.reason {
             // The end of the tunnel is logged elsewhere.
@@ -298,16 +290,6 @@ impl Flows {
         if !self.told.swap(true, Ordering::Relaxed) {
             let port = self.forward.remote;
             tracing::warn!("{line}; this line comes once until port {port} answers");
-        }
-    }
-
-    /// Bounds the queue when peers come and go fast.
-    fn drop_stale_entries(&mut self) {
-        if self.due.len() > 2 * self.by_peer.len() + 1024 {
-            let by_peer = &self.by_peer;
-            self.due.retain(|Reverse((_, number, peer))| {
-                by_peer.get(peer).is_some_and(|f| f.number == *number)
-            });
         }
     }
 
