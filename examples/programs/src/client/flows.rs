@@ -27,19 +27,21 @@ const BURST: usize = 64;
 /// Serves the port until dropped.
 pub async fn serve(socket: UdpSocket, forward: Forward, access: Access) -> Failure {
     let mut flows = Flows {
-        socket: Arc::new(socket),
+        shared: Arc::new(Shared {
+            socket,
+            started: Instant::now(),
+            told: AtomicBool::new(false),
+            heard: AtomicU64::new(0),
+        }),
         forward,
         access,
         by_peer: HashMap::new(),
         due: BTreeSet::new(),
         readers: JoinSet::new(),
-        started: Instant::now(),
         opened: 0,
         dropped: 0,
         asked: None,
         sent: Instant::now(),
-        told: Arc::default(),
-        heard: Arc::default(),
         buffer: vec![0; DATAGRAM_MAX].into_boxed_slice(),
     };
     loop {
@@ -47,8 +49,25 @@ pub async fn serve(socket: UdpSocket, forward: Forward, access: Access) -> Failu
     }
 }
 
+/// What the readers use too.
+struct Shared {
+    socket: UdpSocket,
+    started: Instant,
+    /// A refusal or silence was logged, and no datagram has come back since. The readers clear it.
+    told: AtomicBool,
+    /// Milliseconds from the start to the last datagram that came back. The readers write it.
+    heard: AtomicU64,
+}
+
+impl Shared {
+    /// Milliseconds since the start.
+    fn clock(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
 struct Flows {
-    socket: Arc<UdpSocket>,
+    shared: Arc<Shared>,
     forward: Forward,
     access: Access,
     by_peer: HashMap<SocketAddr, Flow>,
@@ -56,7 +75,6 @@ struct Flows {
     due: BTreeSet<(Instant, SocketAddr)>,
     /// One task per flow, for the other direction.
     readers: JoinSet<Ended>,
-    started: Instant,
     opened: u64,
     /// Datagrams from local peers that were dropped because there was no flow for them.
     dropped: u64,
@@ -64,10 +82,6 @@ struct Flows {
     asked: Option<Instant>,
     /// When the last one was sent.
     sent: Instant,
-    /// A refusal or silence was logged, and no datagram has come back since. The readers clear it.
-    told: Arc<AtomicBool>,
-    /// Milliseconds from the start to the last datagram that came back. The readers write it.
-    heard: Arc<AtomicU64>,
     /// For one datagram.
     buffer: Box<[u8]>,
 }
@@ -97,7 +111,7 @@ impl Flows {
         let due = self.due.first().map_or_else(far, |(at, _)| *at);
         let silent = self.asked.map_or_else(far, |asked| asked + ANSWER_WITHIN);
         tokio::select! {
-            ready = self.socket.readable() => {
+            ready = self.shared.socket.readable() => {
                 // The read reports an error of the socket.
                 let _ = ready;
                 self.receive_burst();
@@ -120,6 +134,7 @@ impl Flows {
     fn receive_burst(&mut self) {
         for _ in 0..BURST {
             let received = self
+                .shared
                 .socket
                 .try_recv_from(&mut self.buffer)
                 .map(|(len, peer)| {
@@ -136,7 +151,7 @@ impl Flows {
     }
 
     fn send(&mut self, peer: SocketAddr, datagram: Chunk) {
-        let now = self.clock();
+        let now = self.shared.clock();
         if let Some(flow) = self.by_peer.get(&peer) {
             flow.last_used.store(now, Ordering::Relaxed);
             // If the flow has just ended, its reader reports it and the next datagram opens
@@ -175,17 +190,12 @@ impl Flows {
         self.opened += 1;
         let number = self.opened;
         let tunnel = Arc::new(tunnel);
-        let last_used = Arc::new(AtomicU64::new(self.clock()));
+        let last_used = Arc::new(AtomicU64::new(self.shared.clock()));
         let reader = self.readers.spawn(read(
             (peer, number),
-            Arc::clone(&self.socket),
+            Arc::clone(&self.shared),
             Arc::clone(&tunnel),
-            Used {
-                at: Arc::clone(&last_used),
-                started: self.started,
-                told: Arc::clone(&self.told),
-                heard: Arc::clone(&self.heard),
-            },
+            Arc::clone(&last_used),
         ));
         let due = Instant::now() + self.forward.udp_idle;
         let flow = Flow {
@@ -223,7 +233,7 @@ impl Flows {
             return;
         };
         let used = Duration::from_millis(entry.get().last_used.load(Ordering::Relaxed));
-        let idle_at = self.started + used + self.forward.udp_idle;
+        let idle_at = self.shared.started + used + self.forward.udp_idle;
         if idle_at > now {
             entry.get_mut().due = idle_at;
             self.due.insert((idle_at, peer));
@@ -250,7 +260,7 @@ impl Flows {
             _ if flow.watch.close_reason().is_some() => self.asked = None,
             Reason::Gone if self.access.is_v1() && !ended.answered => {
                 let used = Duration::from_millis(flow.last_used.load(Ordering::Relaxed));
-                if (self.started + used).elapsed() < ANSWER_WITHIN {
+                if (self.shared.started + used).elapsed() < ANSWER_WITHIN {
                     self.tell(&format!("port {port}/udp: {}", flow::REFUSED_BY_CLOSE));
                 }
             }
@@ -271,8 +281,8 @@ impl Flows {
             return;
         };
         // To a whole millisecond.
-        let heard = Duration::from_millis(self.heard.load(Ordering::Relaxed) + 1);
-        let heard = self.started + heard;
+        let heard = Duration::from_millis(self.shared.heard.load(Ordering::Relaxed) + 1);
+        let heard = self.shared.started + heard;
         if heard > asked {
             self.asked = Some(self.sent).filter(|sent| *sent > heard);
         } else if self.access.is_v1() {
@@ -287,42 +297,30 @@ impl Flows {
 
     /// Logs one line for the port, and no other until a datagram comes back: applications retry.
     fn tell(&self, line: &str) {
-        if !self.told.swap(true, Ordering::Relaxed) {
+        if !self.shared.told.swap(true, Ordering::Relaxed) {
             let port = self.forward.remote;
             tracing::warn!("{line}; this line comes once until port {port} answers");
         }
     }
-
-    fn clock(&self) -> u64 {
-        millis_since(self.started)
-    }
-}
-
-/// What a reader records about datagrams that come back.
-struct Used {
-    at: Arc<AtomicU64>,
-    started: Instant,
-    told: Arc<AtomicBool>,
-    heard: Arc<AtomicU64>,
 }
 
 /// Carries datagrams back to a peer until the flow ends.
 async fn read(
     (peer, number): (SocketAddr, u64),
-    socket: Arc<UdpSocket>,
+    shared: Arc<Shared>,
     tunnel: Arc<TunnelDatagram>,
-    used: Used,
+    last_used: Arc<AtomicU64>,
 ) -> Ended {
     let mut answered = false;
     loop {
         match tunnel.recv().await {
             Ok(datagram) => {
-                let now = millis_since(used.started);
-                used.at.store(now, Ordering::Relaxed);
-                used.heard.store(now, Ordering::Relaxed);
-                used.told.store(false, Ordering::Relaxed);
+                let now = shared.clock();
+                last_used.store(now, Ordering::Relaxed);
+                shared.heard.store(now, Ordering::Relaxed);
+                shared.told.store(false, Ordering::Relaxed);
                 answered = true;
-                if let Err(error) = socket.send_to(&datagram, peer).await {
+                if let Err(error) = shared.socket.send_to(&datagram, peer).await {
                     tracing::debug!(%peer, "a datagram could not be sent: {error}");
                 }
             }
@@ -336,8 +334,4 @@ async fn read(
             }
         }
     }
-}
-
-fn millis_since(started: Instant) -> u64 {
-    u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
