@@ -1,11 +1,10 @@
 //! Connects through a proxy, by HTTP CONNECT or SOCKS5.
 
 use std::fmt;
-use std::future::{Ready, ready};
+use std::future::ready;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use clap::Args;
@@ -18,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use kohakuriver_tunnel::session::clean_text;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
-use tower_service::Service;
+use tower::{Service, service_fn};
 
 use super::net::{self, MaybeTls};
 use super::program::Failure;
@@ -284,7 +283,16 @@ impl Proxy {
         let uri: Uri = format!("tunnel://{target}/")
             .parse()
             .map_err(io::Error::other)?;
-        let mut socks = SocksV5::new(self.0.uri().clone(), Connected(Some(stream)));
+        // The connection to the proxy is there already.
+        let mut stream = Some(TokioIo::new(stream));
+        let connected = service_fn(move |_: Uri| {
+            ready(
+                stream
+                    .take()
+                    .ok_or(io::Error::from(io::ErrorKind::NotConnected)),
+            )
+        });
+        let mut socks = SocksV5::new(self.0.uri().clone(), connected);
         if let Some((name, password)) = self.0.raw_auth() {
             socks = socks.with_auth(name.to_owned(), password.to_owned());
         }
@@ -306,24 +314,6 @@ impl Proxy {
     fn port(&self) -> u16 {
         let usual = if self.scheme() == "http" { 80 } else { 1080 };
         self.0.uri().port_u16().unwrap_or(usual)
-    }
-}
-
-/// A connector that returns the existing connection to the proxy.
-struct Connected(Option<TcpStream>);
-
-impl Service<Uri> for Connected {
-    type Response = TokioIo<TcpStream>;
-    type Error = io::Error;
-    type Future = Ready<io::Result<Self::Response>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Uri) -> Self::Future {
-        let stream = self.0.take().map(TokioIo::new);
-        ready(stream.ok_or_else(|| io::ErrorKind::NotConnected.into()))
     }
 }
 
