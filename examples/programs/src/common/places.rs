@@ -17,6 +17,7 @@ use tokio::time::timeout;
 const EVICTED_WITHIN: Duration = Duration::from_millis(100);
 
 /// The places, for holders that `K` distinguishes.
+#[derive(Debug, Clone)]
 pub struct Places<K: Key>(Arc<Mutex<State<K>>>);
 
 /// Identifies a holder: a session's number, an address.
@@ -170,18 +171,6 @@ impl<K: Key> Places<K> {
     }
 }
 
-impl<K: Key> Clone for Places<K> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl<K: Key> Debug for Places<K> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Places").field(&self.lock().sizes).finish()
-    }
-}
-
 impl<K: Key> Drop for Place<K> {
     fn drop(&mut self) {
         if let Some(of) = self.of.take() {
@@ -217,6 +206,7 @@ impl<K: Key> Drop for Waiting<'_, K> {
     }
 }
 
+#[derive(Debug)]
 struct State<K: Key> {
     sizes: Sizes,
     free: usize,
@@ -227,6 +217,7 @@ struct State<K: Key> {
     next: BTreeSet<(usize, u64, K)>,
 }
 
+#[derive(Debug)]
 struct Holder<K: Key> {
     taken: usize,
     /// By turn.
@@ -280,7 +271,10 @@ impl<K: Key> State<K> {
 
     /// Changes a holder and updates its place in the queue.
     fn change<T>(&mut self, key: K, change: impl FnOnce(&mut Holder<K>) -> T) -> T {
-        let holder = self.holders.entry(key).or_default();
+        let holder = self.holders.entry(key).or_insert_with(|| Holder {
+            taken: 0,
+            waiting: BTreeMap::new(),
+        });
         if let Some((turn, _)) = holder.waiting.first_key_value() {
             self.next.remove(&(holder.taken, *turn, key));
         }
@@ -291,15 +285,6 @@ impl<K: Key> State<K> {
             self.holders.remove(&key);
         }
         changed
-    }
-}
-
-impl<K: Key> Default for Holder<K> {
-    fn default() -> Self {
-        Self {
-            taken: 0,
-            waiting: BTreeMap::new(),
-        }
     }
 }
 
