@@ -40,9 +40,10 @@ impl MaybeTls {
         }
     }
 
-    /// Ends the socket by a reset, not an orderly close, when it is dropped.
+    /// Ends the socket by a reset when it is dropped: the other side sees a failure, not an empty
+    /// reply.
     pub fn reset_on_drop(&self) {
-        reset_on_drop(self.tcp());
+        let _ = SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO));
     }
 }
 
@@ -205,12 +206,6 @@ pub fn answer(text: impl Into<String>) -> io::Error {
 /// Whether an error is from an answer, also one in a TLS handshake, and not from the network.
 pub fn is_answer(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::InvalidData
-}
-
-/// Ends the socket by a reset when it is dropped: the other side sees a failure, not an empty
-/// reply.
-pub fn reset_on_drop(stream: &TcpStream) {
-    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 /// The other side has everything: the socket is closed and not reset.

@@ -41,8 +41,7 @@ impl AgentKey {
         let mut hmac = self.0.clone();
         hmac.update(PURPOSE);
         hmac.update(container.as_bytes());
-        let bytes = hmac.finalize().into_bytes();
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        format!("{:x}", hmac.finalize().into_bytes())
     }
 
     fn opens(&self, container: &str, given: Option<&HeaderValue>) -> bool {
