@@ -121,8 +121,8 @@ impl Keeper {
             }
             self.connector.outage.waits(&reason);
             last = Some(reason);
-            let paused = before(deadline, self.connector.pace.pause(error.is_lasting())).await;
-            if paused.is_none() {
+            let pause = self.connector.pace.pause(error.is_lasting(), Duration::MAX);
+            if before(deadline, pause).await.is_none() {
                 return Err(self.gave_up(begin, last));
             }
         }
@@ -157,7 +157,7 @@ impl Keeper {
             let mut refused = false;
             let mut lacking = 0;
             loop {
-                self.connector.pace.pause(refused).await;
+                self.connector.pace.pause(refused, Duration::MAX).await;
                 let error = match self.connect().await {
                     Ok(()) => break outage.ends(),
                     // A proxy whose servers restart answers so too.

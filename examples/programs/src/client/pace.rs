@@ -54,25 +54,15 @@ impl Pace {
         retry::pause_in_doubt(&mut self.woken).await;
     }
 
-    /// Waits before the next attempt; less if an application wants the tunnel, and no longer when
-    /// the machine wakes up. `refused` if an immediate retry would be refused.
-    pub async fn pause(&mut self, refused: bool) {
+    /// Waits before the next attempt, for at most `most`; less if an application wants the tunnel,
+    /// and no longer when the machine wakes up. `refused` if an immediate retry would be refused.
+    pub async fn pause(&mut self, refused: bool, most: Duration) {
         let (longest, spacing) = match refused {
             true => (LONGEST_REFUSED, HURRIED_REFUSED),
             false => (LONGEST_WAIT, Duration::ZERO),
         };
-        self.pause_within(longest, spacing).await;
-    }
-
-    /// As [`pause`](Self::pause), for at most `longest`: connections wait for the attempt.
-    pub async fn pause_shortly(&mut self, longest: Duration) {
-        self.pause_within(LONGEST_WAIT.min(longest), Duration::ZERO)
-            .await;
-    }
-
-    async fn pause_within(&mut self, longest: Duration, spacing: Duration) {
         let start = Instant::now();
-        let until = start + self.retry.wait(longest);
+        let until = start + self.retry.wait(longest.min(most));
         let hurried = async {
             if let Ok(Ok(())) = timeout_at(until, self.wanted.changed()).await {
                 let earliest = Instant::now().max(start + spacing);

@@ -62,7 +62,8 @@ impl Redial {
             waits.pace.held();
         }
         if !in_doubt {
-            waits.pace.pause_shortly(longest_wait(dial)).await;
+            // Connections wait for the attempt.
+            waits.pace.pause(false, longest_wait(dial)).await;
         }
         match self.destination.reconnect(&self.url).await {
             Ok(socket) => {
