@@ -128,22 +128,18 @@ impl Keeper {
         }
     }
 
-    /// Keeps the tunnel up after the first connection.
+    /// Keeps the tunnel up after the first connection, and opens others beside it.
     pub async fn keep(mut self) -> Infallible {
-        let split = self.keep_in_one().await;
+        let lanes = Arc::clone(&self.lanes);
+        let split = tokio::select! {
+            never = lanes.tend(self.connector.clone()) => match never {},
+            split = self.keep_first() => split,
+        };
         Box::pin(join_all(split.into_iter().map(Self::keep))).await;
         std::future::pending().await
     }
 
-    /// Keeps one tunnel up, and opens others beside it, until each port needs its own.
-    async fn keep_in_one(&mut self) -> Vec<Self> {
-        let lanes = Arc::clone(&self.lanes);
-        tokio::select! {
-            never = lanes.tend(self.connector.clone()) => match never {},
-            split = self.keep_first() => split,
-        }
-    }
-
+    /// Keeps the first tunnel up until each port needs its own.
     async fn keep_first(&mut self) -> Vec<Self> {
         let outage = Arc::clone(&self.connector.outage);
         loop {
@@ -178,7 +174,7 @@ impl Keeper {
                 } else {
                     tracing::debug!("{reason}");
                 }
-                self.tell(&State::Down(reason));
+                tell(&self.ports, &State::Down(reason));
                 refused = error.is_lasting();
             }
         }
@@ -187,7 +183,10 @@ impl Keeper {
     async fn connect(&mut self) -> Result<(), Refusal> {
         let connected = self.connector.connect().await?;
         self.lanes.first(&connected);
-        self.tell(&State::Up(connected.mux.clone(), Arc::clone(&self.lanes)));
+        tell(
+            &self.ports,
+            &State::Up(connected.mux.clone(), Arc::clone(&self.lanes)),
+        );
         self.mux = Some(connected.mux);
         Ok(())
     }
@@ -208,7 +207,7 @@ impl Keeper {
             true => self.connector.outage.gives_up(&over.cause),
             false => self.connector.outage.begins(&over.cause),
         }
-        self.tell(&State::Down(over.cause));
+        tell(&self.ports, &State::Down(over.cause));
     }
 
     /// One keeper for each remote port, instead of this one.
@@ -233,10 +232,6 @@ impl Keeper {
             }
         }
         split
-    }
-
-    fn tell(&self, state: &State) {
-        tell(&self.ports, state);
     }
 
     fn gave_up(&self, begin: Begin, last: Option<String>) -> Failure {
