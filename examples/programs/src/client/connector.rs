@@ -50,9 +50,7 @@ impl Connector {
     /// # Errors
     /// The host cannot be reached or refuses.
     pub async fn connect(&self) -> Result<Connected, Refusal> {
-        let destination = Arc::clone(&self.destination);
-        let (outage, pace) = (Arc::clone(&self.outage), self.pace.of_another());
-        let redial = Redial::new(destination, self.url.clone(), outage, pace);
+        let redial = Redial::new(self.clone());
         self.destination
             .connect(&self.url, self.splits, redial)
             .await

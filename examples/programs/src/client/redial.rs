@@ -7,11 +7,9 @@ use kohakuriver_tunnel::mux::{ConnectFailure, Dial};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::client::destination::Destination;
-use crate::client::outage::Outage;
+use crate::client::connector::Connector;
 use crate::client::pace::Pace;
 use crate::common::retry::longest_wait;
-use crate::common::url::Url;
 use crate::common::ws::{ConnectError, Downgrades, Socket};
 
 /// After a WebSocket that held this long the waits start over.
@@ -20,9 +18,7 @@ const HELD: Duration = Duration::from_secs(1);
 /// Connects a tunnel again. Clones share their pace.
 #[derive(Clone)]
 pub struct Redial {
-    destination: Arc<Destination>,
-    url: Url,
-    outage: Arc<Outage>,
+    to: Connector,
     waits: Arc<Mutex<Waits>>,
 }
 
@@ -33,17 +29,14 @@ struct Waits {
 }
 
 impl Redial {
-    pub fn new(destination: Arc<Destination>, url: Url, outage: Arc<Outage>, pace: Pace) -> Self {
-        Self {
-            destination,
-            url,
-            outage,
-            waits: Arc::new(Mutex::new(Waits {
-                pace,
-                connected: Instant::now(),
-                downgrades: Downgrades::default(),
-            })),
-        }
+    pub fn new(to: Connector) -> Self {
+        let waits = Waits {
+            pace: to.pace.of_another(),
+            connected: Instant::now(),
+            downgrades: Downgrades::default(),
+        };
+        let waits = Arc::new(Mutex::new(waits));
+        Self { to, waits }
     }
 
     /// One attempt, after a wait.
@@ -65,26 +58,26 @@ impl Redial {
             // Connections wait for the attempt.
             waits.pace.pause(false, longest_wait(dial)).await;
         }
-        match self.destination.reconnect(&self.url).await {
+        match self.to.destination.reconnect(&self.to.url).await {
             Ok(socket) => {
                 waits.connected = Instant::now();
                 waits.downgrades.reset();
                 Ok(socket)
             }
             Err(error) => {
-                let is_final = waits.downgrades.end_with(&error, &self.url);
+                let is_final = waits.downgrades.end_with(&error, &self.to.url);
                 Err(self.failed(dial, &error, is_final))
             }
         }
     }
 
     fn failed(&self, dial: Dial, error: &ConnectError, is_final: bool) -> ConnectFailure {
-        let reason = self.destination.told(error);
+        let reason = self.to.destination.told(error);
         if is_final {
             return ConnectFailure::last(&reason);
         }
         match error.is_answer() && !dial.attached {
-            true => self.outage.refused(&reason),
+            true => self.to.outage.refused(&reason),
             false => tracing::debug!("{reason}"),
         }
         ConnectFailure::again(&reason)
