@@ -2,8 +2,8 @@
 //! the first is lost, one for each reason in an answer, one when all are up again.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::common::resume::sent_again;
@@ -45,7 +45,7 @@ impl Outage {
 
     /// A tunnel was lost, or its WebSocket was.
     pub fn begins(&self, cause: &str) {
-        let mut now = self.lock();
+        let mut now = self.now.lock();
         now.down += 1;
         if now.down == 1 {
             now.since = Instant::now();
@@ -77,7 +77,7 @@ impl Outage {
     }
 
     fn over(&self, note: impl FnOnce(&mut Now)) {
-        let mut now = self.lock();
+        let mut now = self.now.lock();
         note(&mut now);
         now.down = now.down.saturating_sub(1);
         if now.down > 0 {
@@ -96,7 +96,7 @@ impl Outage {
 
     /// Several tunnels replace one that is down.
     pub fn spreads(&self, tunnels: usize) {
-        let mut now = self.lock();
+        let mut now = self.now.lock();
         now.down = (now.down + tunnels).saturating_sub(1);
     }
 
@@ -124,15 +124,11 @@ impl Outage {
     }
 
     fn warn(&self, line: String) {
-        let told = &mut self.lock().told;
+        let told = &mut self.now.lock().told;
         if told.len() < LINES && !told.contains(&line) {
             tracing::warn!("{line}");
             told.insert(line);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Now> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -150,7 +146,7 @@ mod tests {
 
     impl io::Write for Lines {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
+            self.0.lock().write(bytes)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -169,7 +165,7 @@ mod tests {
             .without_time()
             .finish();
         with_default(log, || work(&Outage::new("task 42".to_owned())));
-        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let text = String::from_utf8(lines.0.lock().clone()).unwrap();
         let plain = |line: &str| {
             line.split(" after ")
                 .next()

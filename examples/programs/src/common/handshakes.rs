@@ -7,8 +7,9 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -60,7 +61,7 @@ impl Handshakes {
     pub async fn leaving_below(&self, most: usize) {
         loop {
             let left = self.left.notified();
-            if self.lock().leaving.len() < most {
+            if self.state.lock().leaving.len() < most {
                 return;
             }
             left.await;
@@ -69,7 +70,7 @@ impl Handshakes {
 
     /// A place for a new connection.
     pub fn begin(self: &Arc<Self>, source: Source) -> Handshake {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let own = state.unfinished.get(&source).map_or(0, BTreeMap::len);
         let victim = match own >= self.each {
             true => Some(source),
@@ -91,10 +92,6 @@ impl Handshakes {
             displaced,
             of: Arc::clone(self),
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -135,7 +132,7 @@ impl State {
 impl Handshake {
     /// Gives the place back: the connection has a place of another kind now.
     pub fn settle(&self) {
-        let mut state = self.of.lock();
+        let mut state = self.of.state.lock();
         state.remove(self.source, self.number);
         if state.leaving.remove(&self.number) {
             self.of.left.notify_waiters();
@@ -184,7 +181,7 @@ mod tests {
         assert!(!is_displaced(&flood[99]) && is_displaced(&flood[0]));
         drop(flood);
         drop(patient);
-        let state = handshakes.lock();
+        let state = handshakes.state.lock();
         assert!(state.count == 0 && state.unfinished.is_empty());
     }
 

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tracing::callsite::Identifier;
 use tracing::dispatcher::with_default;
 use tracing::field::{Field, Visit};
@@ -143,7 +144,7 @@ impl Log {
             let hidden = std::mem::take(&mut place.hidden);
             (hidden > 0).then(|| (hidden, std::mem::take(&mut place.example)))
         };
-        let places = &mut *self.0.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let places = &mut *self.0.places.lock();
         for (lines, example) in places.values_mut().filter_map(told) {
             self.unfiltered(|| {
                 tracing::warn!("{lines} more lines like this were not shown: {example}");
@@ -179,7 +180,7 @@ impl Log {
             return true;
         }
         let now = Instant::now();
-        let mut places = self.0.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = self.0.places.lock();
         let place = places.entry(metadata.callsite()).or_insert_with(|| Place {
             second: now,
             shown: 0,

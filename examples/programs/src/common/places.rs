@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -83,7 +84,7 @@ impl<K: Key> Places<K> {
     /// # Errors
     /// There is no place for this holder.
     pub fn try_take(&self, key: K) -> Result<Place<K>, Full> {
-        self.lock().take(key)?;
+        self.0.lock().take(key)?;
         Ok(self.place(key))
     }
 
@@ -103,7 +104,7 @@ impl<K: Key> Places<K> {
     }
 
     fn may_have_next(&self, key: K) -> bool {
-        let state = self.lock();
+        let state = self.0.lock();
         state.free == 0 && state.may_take(state.taken(key), 1)
     }
 
@@ -114,7 +115,7 @@ impl<K: Key> Places<K> {
     pub async fn take(&self, key: K) -> Result<Place<K>, Full> {
         let waiting = {
             // Under one lock: a place that is given back in between would be granted to nobody.
-            let mut state = self.lock();
+            let mut state = self.0.lock();
             if state.take(key).is_ok() {
                 return Ok(self.place(key));
             }
@@ -147,12 +148,12 @@ impl<K: Key> Places<K> {
 
     /// Takes a place back and grants those that are free now.
     fn give_back(&self, key: K) {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         state.returned(key);
         while let Some((key, granting)) = state.grant() {
             drop(state);
             let unwanted = granting.send(self.place(key)).err();
-            state = self.lock();
+            state = self.0.lock();
             if let Some(mut unwanted) = unwanted {
                 // If it were dropped, it would recurse here, once for each waiter that is gone.
                 unwanted.of = None;
@@ -164,10 +165,6 @@ impl<K: Key> Places<K> {
     fn place(&self, key: K) -> Place<K> {
         let of = Some(self.clone());
         Place { key, of }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State<K>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -195,7 +192,7 @@ impl<K: Key> Waiting<'_, K> {
 
 impl<K: Key> Drop for Waiting<'_, K> {
     fn drop(&mut self) {
-        let mut state = self.of.lock();
+        let mut state = self.of.0.lock();
         let turn = self.turn;
         if state
             .change(self.key, |holder| holder.waiting.remove(&turn))
@@ -319,8 +316,8 @@ mod tests {
         assert_eq!(taken.iter().filter(|place| place.key == 0).count(), 50);
         assert_eq!(places.try_take(0).err(), Some(Full::Share));
         taken.clear();
-        assert_eq!(places.lock().free, 100);
-        assert!(places.lock().holders.is_empty());
+        assert_eq!(places.0.lock().free, 100);
+        assert!(places.0.lock().holders.is_empty());
     }
 
     #[test]
@@ -350,10 +347,10 @@ mod tests {
         let greedy = [places.try_take(1).unwrap(), places.try_take(1).unwrap()];
         let others = [places.try_take(2).unwrap(), places.try_take(3).unwrap()];
         let gone: Vec<_> = (0..40)
-            .map(|_| places.wait(&mut places.lock(), 5).unwrap())
+            .map(|_| places.wait(&mut places.0.lock(), 5).unwrap())
             .collect();
-        let again = places.wait(&mut places.lock(), 1).unwrap();
-        let newcomer = places.wait(&mut places.lock(), 4).unwrap();
+        let again = places.wait(&mut places.0.lock(), 1).unwrap();
+        let newcomer = places.wait(&mut places.0.lock(), 4).unwrap();
         drop(gone);
         drop(others);
         let newcomer = newcomer.granted().await.unwrap();
@@ -361,7 +358,7 @@ mod tests {
         drop(greedy);
         let again = again.granted().await.unwrap();
         drop((again, newcomer));
-        let state = places.lock();
+        let state = places.0.lock();
         assert_eq!((state.free, state.waiting), (4, 0));
         assert!(state.holders.is_empty() && state.next.is_empty());
     }
@@ -371,11 +368,11 @@ mod tests {
         let places = places(2, usize::MAX);
         let taken = [places.try_take(1).unwrap(), places.try_take(2).unwrap()];
         let waiting: Vec<_> = (3..50)
-            .map(|key| places.wait(&mut places.lock(), key).unwrap())
+            .map(|key| places.wait(&mut places.0.lock(), key).unwrap())
             .collect();
         drop(taken);
         drop(waiting);
-        assert_eq!(places.lock().free, 2);
+        assert_eq!(places.0.lock().free, 2);
     }
 
     #[tokio::test]
@@ -383,10 +380,10 @@ mod tests {
         let places = places(1, usize::MAX);
         let _taken = places.try_take(1).unwrap();
         let mut waiting: Vec<_> = (0..50)
-            .map(|_| places.wait(&mut places.lock(), 2).unwrap())
+            .map(|_| places.wait(&mut places.0.lock(), 2).unwrap())
             .collect();
         assert_eq!(places.take(2).await.err(), Some(Full::Share));
-        waiting.extend((3..=52).map(|key| places.wait(&mut places.lock(), key).unwrap()));
+        waiting.extend((3..=52).map(|key| places.wait(&mut places.0.lock(), key).unwrap()));
         assert_eq!(places.take(99).await.err(), Some(Full::All));
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -13,6 +13,7 @@ use kohakuriver_tunnel::mux::{
 };
 use kohakuriver_tunnel::resume;
 use kohakuriver_tunnel::session::{Config, Version};
+use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 
@@ -318,7 +319,7 @@ impl Tunnels {
     }
 
     fn enter(&self, tunnel: &Tunnel) -> Entry {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.last_number += 1;
         let number = state.last_number;
         state.open.insert(number, tunnel.clone());
@@ -338,7 +339,7 @@ impl Tunnels {
     /// told: they would keep the connections for a while.
     pub async fn end(&self, again: impl Future) {
         let open: Vec<Tunnel> = {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             state.stopping = true;
             state.open.values().cloned().collect()
         };
@@ -365,12 +366,8 @@ impl Tunnels {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        lock(&self.tunnels).open.remove(&self.number);
+        self.tunnels.lock().open.remove(&self.number);
     }
-}
-
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

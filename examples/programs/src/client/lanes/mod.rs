@@ -8,10 +8,11 @@
 mod load;
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kohakuriver_tunnel::mux::Mux;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -96,13 +97,13 @@ impl Lanes {
 
     /// Those of another session.
     pub fn of_another(&self) -> Arc<Self> {
-        let most = self.lock().lanes.len();
+        let most = self.state.lock().lanes.len();
         Self::on(&self.threads, Some(most))
     }
 
     /// The first tunnel was connected.
     pub fn first(&self, connected: &Connected) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.v2 = connected.v2;
         if let Some(lane) = state.lanes.first_mut() {
             lane.mux = Some(connected.mux.clone());
@@ -112,12 +113,12 @@ impl Lanes {
 
     /// Whether the first tunnel speaks version 2.
     pub fn is_v2(&self) -> bool {
-        self.lock().v2
+        self.state.lock().v2
     }
 
     /// The place of a new connection.
     pub fn choose(self: &Arc<Self>) -> Seat {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let open = state.lanes.iter().enumerate();
         let loads = open.map(|(index, lane)| (index == 0 || lane.is_up()).then_some(lane.load));
         let index = choose(&loads.collect::<Vec<_>>());
@@ -139,7 +140,7 @@ impl Lanes {
     /// Opens and closes tunnels. When it is dropped, those other than the first are closed.
     pub async fn tend(self: &Arc<Self>, connector: Connector) -> Infallible {
         let _closed = Closed(self);
-        if self.lock().lanes.len() == 1 {
+        if self.state.lock().lanes.len() == 1 {
             return std::future::pending().await;
         }
         let mut seen = Instant::now();
@@ -173,7 +174,7 @@ impl Lanes {
 
     /// Whether there is nothing to look at until the next connection.
     fn is_unused(&self) -> bool {
-        let state = self.lock();
+        let state = self.state.lock();
         let mut lanes = state.lanes.iter().enumerate();
         lanes.all(|(index, lane)| lane.load.connections == 0 && (index == 0 || lane.mux.is_none()))
     }
@@ -181,7 +182,7 @@ impl Lanes {
     /// Measures the loads since the last look and closes what is idle. Returns whether anything
     /// moves.
     fn look(&self, elapsed: Duration) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let mut moves = false;
         for lane in &mut state.lanes {
             moves |= lane.look(elapsed);
@@ -208,7 +209,7 @@ impl Lanes {
 
     /// The place of a tunnel that is to be opened now, if any.
     fn opens(&self) -> Option<usize> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let may = state.v2 && !state.opening && state.not_before <= Instant::now();
         let index = wanted(&state.loads()).filter(|index| may && *index > 0)?;
         state.opening = true;
@@ -225,7 +226,7 @@ impl Lanes {
             Ok(connected) => connected.mux,
             Err(refusal) => {
                 tracing::debug!("no other tunnel: {refusal:?}");
-                let mut state = self.lock();
+                let mut state = self.state.lock();
                 state.opening = false;
                 state.not_before = Instant::now() + PAUSE;
                 return;
@@ -244,7 +245,7 @@ impl Lanes {
 
     /// `None` if it is not wanted any more.
     fn opened(&self, index: usize, mux: Mux) -> Option<u64> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.opening = false;
         state.opened += 1;
         let (number, wanted) = (state.opened, state.v2);
@@ -259,16 +260,12 @@ impl Lanes {
     }
 
     fn ended(&self, index: usize, number: u64) {
-        if let Some(lane) = self.lock().lanes.get_mut(index) {
+        if let Some(lane) = self.state.lock().lanes.get_mut(index) {
             // Not if another one is there already.
             if lane.number == number {
                 lane.mux = None;
             }
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -326,7 +323,7 @@ struct Closed<'a>(&'a Lanes);
 
 impl Drop for Closed<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
+        let mut state = self.0.state.lock();
         state.v2 = false;
         state.lanes.iter_mut().skip(1).for_each(Lane::close);
     }
@@ -355,7 +352,7 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        if let Some(lane) = self.lanes.lock().lanes.get_mut(self.index) {
+        if let Some(lane) = self.lanes.state.lock().lanes.get_mut(self.index) {
             lane.leave();
         }
     }

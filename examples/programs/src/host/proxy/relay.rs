@@ -11,12 +11,12 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use kohakuriver_tunnel::mux::Budget;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 
@@ -120,10 +120,6 @@ impl Relays {
             runner.reset_on_drop();
         }
         ended
-    }
-
-    fn lock_pool(&self) -> MutexGuard<'_, Vec<Box<[u8]>>> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -314,7 +310,7 @@ struct Buffer<'a> {
 
 impl<'a> Buffer<'a> {
     fn take(relays: &'a Relays) -> Self {
-        let pooled = relays.lock_pool().pop();
+        let pooled = relays.pool.lock().pop();
         let new = |size| vec![0; size].into_boxed_slice();
         let charged = pooled.or_else(|| relays.memory.take(BUFFER).then(|| new(BUFFER)));
         match charged {
@@ -333,7 +329,7 @@ impl<'a> Buffer<'a> {
 impl Drop for Buffer<'_> {
     fn drop(&mut self) {
         if let Some(relays) = self.charged {
-            let mut pool = relays.lock_pool();
+            let mut pool = relays.pool.lock();
             if pool.len() < POOLED {
                 pool.push(std::mem::take(&mut self.bytes));
             } else {

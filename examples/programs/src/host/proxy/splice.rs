@@ -4,11 +4,12 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use kohakuriver_tunnel::mux::Budget;
+use parking_lot::Mutex;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -55,7 +56,7 @@ impl Pipes {
         if !self.memory.take(PIPE) {
             return None;
         }
-        let pooled = self.lock_pool().pop();
+        let pooled = self.pool.lock().pop();
         let Some(ends) = pooled.or_else(|| self.open()) else {
             self.memory.give_back(PIPE);
             return None;
@@ -92,10 +93,6 @@ impl Pipes {
         }
         self.open.fetch_sub(1, Ordering::Relaxed);
         None
-    }
-
-    fn lock_pool(&self) -> MutexGuard<'_, Vec<Arc<Ends>>> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -204,7 +201,7 @@ impl Drop for Pipe<'_> {
     fn drop(&mut self) {
         self.pipes.memory.give_back(PIPE);
         if self.is_empty() {
-            let mut pool = self.pipes.lock_pool();
+            let mut pool = self.pipes.pool.lock();
             if pool.len() < POOLED {
                 pool.push(Arc::clone(&self.ends));
                 return;

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kohakuriver_tunnel::mux::Mux;
 use kohakuriver_tunnel::session::Config;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -130,7 +131,7 @@ impl Agents {
         source: Source,
         evict: impl FnOnce() -> bool,
     ) -> Result<Option<Place<Source>>, Full> {
-        let is_taken_over = || self.lock().live.contains_key(name);
+        let is_taken_over = || self.state.lock().live.contains_key(name);
         let evict = || !is_taken_over() && evict();
         match self.places.take_or(source, evict).await {
             Ok(place) => Ok(Some(place)),
@@ -144,11 +145,11 @@ impl Agents {
 
     /// Whether an agent of this name is registered, also while its tunnel waits for a WebSocket.
     pub fn is_taken(&self, name: &str) -> bool {
-        self.lock().live.get(name).is_some_and(Agent::is_open)
+        self.state.lock().live.get(name).is_some_and(Agent::is_open)
     }
 
     pub fn count(&self) -> u64 {
-        self.lock().live.len() as u64
+        self.state.lock().live.len() as u64
     }
 
     /// Keeps an agent registered from its answer until its tunnel ends. Until then it has the place
@@ -213,13 +214,13 @@ impl Agents {
     }
 
     fn live(&self, name: &str) -> Option<Tunnel> {
-        let state = self.lock();
+        let state = self.state.lock();
         let tunnel = &state.live.get(name)?.tunnel;
         tunnel.mux.tunnel().is_attached().then(|| tunnel.clone())
     }
 
     fn may_come_back(&self, name: &str) -> bool {
-        let state = self.lock();
+        let state = self.state.lock();
         let since = match (state.live.get(name), state.lost.get(name)) {
             // Its tunnel has just ended and will be removed.
             (Some(_), _) => return true,
@@ -231,7 +232,7 @@ impl Agents {
 
     /// The number of a new connection.
     fn arrive(&self) -> u64 {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.connections += 1;
         state.connections
     }
@@ -256,7 +257,7 @@ impl Agents {
             connections: Config::default().max_streams,
         };
         let dials = Dials::new(ceilings, true, Arc::clone(&self.refused));
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let mut live = state.live.get_mut(&name);
         let stays = |live: &Agent| live.connection > connection || yields && live.is_open();
         if live.as_deref().is_some_and(stays) {
@@ -308,7 +309,7 @@ impl Agents {
 
     /// Removes this connection. Returns whether it was still the registered one.
     fn remove(&self, name: &str, connection: u64) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let current = state.live.get(name).map(|agent| agent.connection);
         if current != Some(connection) {
             return false;
@@ -323,10 +324,6 @@ impl Agents {
             state.lost.insert(name.to_owned(), Instant::now());
         }
         true
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

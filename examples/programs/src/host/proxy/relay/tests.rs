@@ -71,7 +71,7 @@ fn pattern(len: usize) -> Vec<u8> {
 
 /// Bytes charged for data, without those for unused buffers.
 fn held(relays: &Relays) -> usize {
-    relays.memory.held() - relays.lock_pool().len() * BUFFER
+    relays.memory.held() - relays.pool.lock().len() * BUFFER
 }
 
 /// Sends all and ends the direction.
