@@ -75,12 +75,6 @@ impl Page {
         self
     }
 
-    /// Adds a part that another module writes.
-    #[must_use]
-    pub fn with(self, add: impl FnOnce(Self) -> Self) -> Self {
-        add(self)
-    }
-
     /// Adds the number of lines that are missing in the log.
     #[must_use]
     pub fn log(self, log: &Log) -> Self {

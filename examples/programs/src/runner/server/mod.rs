@@ -243,7 +243,7 @@ impl Runner {
     fn page(&self) -> Answer {
         let (counters, served) = (&self.counters, &self.served);
         let (refused, at_agents) = (&served.refused_dials, &self.agents.refused);
-        Page::default()
+        let page = Page::default()
             .one(
                 "runner_sessions",
                 "Client sessions open now.",
@@ -300,8 +300,9 @@ impl Runner {
                     ("agent_dials", at_agents.turn.value()),
                     ("agent_streams", at_agents.socket.value()),
                 ],
-            )
-            .with(|page| self.kept.show(page))
+            );
+        self.kept
+            .show(page)
             .each(
                 "runner_turned_away_total",
                 "Connections refused or dropped, by cause.",
