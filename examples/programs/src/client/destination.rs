@@ -45,12 +45,9 @@ pub struct Connected {
 impl Destination {
     /// The URL of a session.
     pub fn url(&self, only: Only) -> Url {
-        let session = || Session {
-            name: self.task.clone(),
-            only,
-        };
-        let whole = self.whole.clone();
-        whole.unwrap_or_else(|| self.host.join(&session().path(&self.task)))
+        let name = self.task.clone();
+        let path = Session { name, only }.path(&self.task);
+        self.whole.clone().unwrap_or_else(|| self.host.join(&path))
     }
 
     /// Begins a session, which `redial` connects again. One that several ports share must speak

@@ -57,7 +57,7 @@ impl ConnectionArgs {
         roots: Option<fn() -> RootCertStore>,
         process: &Process,
     ) -> Result<Connection, Failure> {
-        if !url.tls && self.is_for_tls() {
+        if !url.tls && (self.tls.ca.is_some() || self.identity.cert.is_some()) {
             return Err(Failure::usage(
                 "--ca and --cert are for TLS, and the URL is not: write wss://, or leave them out",
             ));
@@ -78,9 +78,5 @@ impl ConnectionArgs {
             tunnels,
             wake: wake::watched(),
         })
-    }
-
-    fn is_for_tls(&self) -> bool {
-        self.tls.ca.is_some() || self.identity.cert.is_some()
     }
 }
