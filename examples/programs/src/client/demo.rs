@@ -6,7 +6,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use clap::Parser;
-use tokio::net::TcpListener;
 
 use crate::client::args::Args;
 use crate::client::{listener, sample};
@@ -36,9 +35,10 @@ pub async fn run(process: &Process) -> Result<(), Failure> {
         let reason = net::plain(&error);
         Failure::failed(format!("cannot start the demonstration: {reason}"))
     };
-    let (service, service_at) = loopback().map_err(cannot)?;
-    let (runner, runner_at) = loopback().map_err(cannot)?;
-    let (host, host_at) = loopback().map_err(cannot)?;
+    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let (service, service_at) = net::listen(loopback).map_err(cannot)?;
+    let (runner, runner_at) = net::listen(loopback).map_err(cannot)?;
+    let (host, host_at) = net::listen(loopback).map_err(cannot)?;
     let local = free_port().map_err(cannot)?;
 
     let target = format!("{CONTAINER}=127.0.0.1");
@@ -71,12 +71,6 @@ fn parse<A: Parser>(args: &[&str]) -> Result<A, Failure> {
 
 fn wrong(error: clap::Error) -> Failure {
     Failure::usage(one_line(&error))
-}
-
-fn loopback() -> io::Result<(TcpListener, SocketAddr)> {
-    let listener = net::listen((Ipv4Addr::LOCALHOST, 0).into())?;
-    let address = listener.local_addr()?;
-    Ok((listener, address))
 }
 
 /// The first port that can be listened on. The real listener follows at once.

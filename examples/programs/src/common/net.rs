@@ -234,9 +234,12 @@ pub fn bind_app(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// Listens with a backlog for a burst of browsers or of clients that reconnect.
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    bind_tcp(address)?.listen(4096)
+/// Listens with a backlog for a burst of browsers or of clients that reconnect. Returns the address
+/// too.
+pub fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let listener = bind_tcp(address)?.listen(4096)?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
 }
 
 /// Connects to a name or an address.
@@ -283,17 +286,13 @@ pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         return Ok(vec![SocketAddr::new(address, port)]);
     }
     if host.eq_ignore_ascii_case("localhost") {
-        return Ok(loopbacks(port).to_vec());
+        // Both: a service may listen on only one of them.
+        let loopbacks = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        return Ok(loopbacks
+            .map(|address| SocketAddr::new(address, port))
+            .to_vec());
     }
     Ok(tokio::net::lookup_host((host, port)).await?.collect())
-}
-
-/// Both loopback addresses: a service may listen on only one of them.
-pub fn loopbacks(port: u16) -> [SocketAddr; 2] {
-    [
-        SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-        SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
-    ]
 }
 
 /// Limits the time of `work`. A timeout is an `io::Error` like every other failure.

@@ -1,6 +1,5 @@
 //! Runs a program: parses its arguments, starts the log, and turns its end into an exit code.
 
-use std::error::Error;
 use std::fmt::Display;
 use std::future::Future;
 use std::io::Write;
@@ -57,8 +56,6 @@ impl Display for Failure {
         f.write_str(&self.message)
     }
 }
-
-impl Error for Failure {}
 
 /// The words of a program for usage errors.
 pub struct About {
@@ -229,8 +226,7 @@ impl Process {
                 "cannot listen on {listen}: {reason}; choose another with --listen"
             ))
         };
-        let listener = net::listen(listen).map_err(cannot)?;
-        let address = listener.local_addr().map_err(cannot)?;
+        let (listener, address) = net::listen(listen).map_err(cannot)?;
         self.announce(&format!("Listening on {address}"));
         serve(listener).await;
         Ok(())
