@@ -130,6 +130,7 @@ impl Runner {
         let choice = ws::choose(request.headers(), self.settings.tunnels.resume.is_some());
         let binding = kept::binding(&route, class, caller.source);
         let upgrade = hyper::upgrade::on(&mut request);
+        let mut answer = ws::accept_answer(&key, choice.answer);
         match route {
             Route::Forward(session) => {
                 let may_go_on = choice.resumable && self.kept.clients.has(&binding.route);
@@ -163,7 +164,6 @@ impl Runner {
                     let place = self.agents.place(&name, caller.source, evict).await;
                     place.map_err(|_| BadRequest::busy(FULL_WHY))?
                 };
-                let mut answer = ws::accept_answer(&key, choice.answer);
                 let agents = HeaderValue::from(self.agents.count() + 1);
                 answer.headers_mut().insert(ws::AGENTS, agents);
                 let runner = Arc::clone(&self);
@@ -173,11 +173,10 @@ impl Runner {
                         self.serve_agent(upgraded, name, binding, agent).await;
                     }
                 });
-                return Ok(answer);
             }
             Route::Health | Route::Metrics => {}
         }
-        Ok(ws::accept_answer(&key, choice.answer))
+        Ok(answer)
     }
 
     /// Where to serve a session: beside the agent of its container, or anywhere if the runner dials
