@@ -38,7 +38,6 @@ pub async fn serve(socket: UdpSocket, forward: Forward, access: Access) -> Failu
         by_peer: HashMap::new(),
         due: BTreeSet::new(),
         readers: JoinSet::new(),
-        opened: 0,
         dropped: 0,
         asked: None,
         sent: Instant::now(),
@@ -70,12 +69,11 @@ struct Flows {
     shared: Arc<Shared>,
     forward: Forward,
     access: Access,
-    by_peer: HashMap<SocketAddr, Flow>,
+    by_peer: HashMap<SocketAddr, Open>,
     /// When to look at each flow again: the earliest moment at which it can be idle.
     due: BTreeSet<(Instant, SocketAddr)>,
     /// One task per flow, for the other direction.
-    readers: JoinSet<Ended>,
-    opened: u64,
+    readers: JoinSet<(Arc<Flow>, Reset)>,
     /// Datagrams from local peers that were dropped because there was no flow for them.
     dropped: u64,
     /// When the first datagram was sent of those after which no look was taken yet.
@@ -86,20 +84,27 @@ struct Flows {
     buffer: Box<[u8]>,
 }
 
-/// How the tunnel ended a flow.
-struct Ended {
+/// What both directions of a flow use.
+struct Flow {
     peer: SocketAddr,
-    number: u64,
-    reset: Reset,
-    answered: bool,
+    datagrams: TunnelDatagram,
+    tunnel: Tunnel,
+    /// Milliseconds since the start. Both directions write it.
+    last_used: AtomicU64,
+    /// A datagram has come back.
+    answered: AtomicBool,
 }
 
-struct Flow {
-    number: u64,
-    tunnel: Arc<TunnelDatagram>,
-    watch: Tunnel,
-    /// Milliseconds since the start. Both directions write it.
-    last_used: Arc<AtomicU64>,
+impl Flow {
+    /// When it was last used.
+    fn used_at(&self, started: Instant) -> Instant {
+        started + Duration::from_millis(self.last_used.load(Ordering::Relaxed))
+    }
+}
+
+/// A flow that has not ended.
+struct Open {
+    flow: Arc<Flow>,
     reader: AbortHandle,
     /// Its moment in [`Flows::due`].
     due: Instant,
@@ -117,8 +122,8 @@ impl Flows {
                 self.receive_burst();
             }
             Some(ended) = self.readers.join_next() => {
-                if let Ok(ended) = ended {
-                    self.ended(&ended);
+                if let Ok((flow, reset)) = ended {
+                    self.ended(&flow, &reset);
                 }
             }
             () = tokio::time::sleep_until(due) => {
@@ -151,31 +156,26 @@ impl Flows {
     }
 
     fn send(&mut self, peer: SocketAddr, datagram: Chunk) {
-        let now = self.shared.clock();
-        if let Some(flow) = self.by_peer.get(&peer) {
-            flow.last_used.store(now, Ordering::Relaxed);
-            // If the flow has just ended, its reader reports it and the next datagram opens
-            // another.
-            let _ = flow.tunnel.send(datagram);
-            self.note_sent();
+        let flow = match self.by_peer.get(&peer) {
+            Some(open) => Some(Arc::clone(&open.flow)),
+            None => self.open(peer),
+        };
+        let Some(flow) = flow else {
+            self.dropped += 1;
+            tracing::debug!(%peer, dropped = self.dropped, "no flow for a datagram");
             return;
-        }
-        match self.open(peer) {
-            Some(tunnel) => {
-                let _ = tunnel.send(datagram);
-                self.note_sent();
-            }
-            None => {
-                self.dropped += 1;
-                tracing::debug!(%peer, dropped = self.dropped, "no flow for a datagram");
-            }
-        }
+        };
+        flow.last_used.store(self.shared.clock(), Ordering::Relaxed);
+        // If the flow has just ended, its reader reports it and the next datagram opens another.
+        let _ = flow.datagrams.send(datagram);
+        self.sent = Instant::now();
+        self.asked.get_or_insert(self.sent);
     }
 
-    fn open(&mut self, peer: SocketAddr) -> Option<Arc<TunnelDatagram>> {
+    fn open(&mut self, peer: SocketAddr) -> Option<Arc<Flow>> {
         let mux = self.access.now()?;
-        let tunnel = match mux.open_udp(self.forward.remote) {
-            Ok(tunnel) => tunnel,
+        let datagrams = match mux.open_udp(self.forward.remote) {
+            Ok(datagrams) => datagrams,
             Err(error) => {
                 if let OpenError::Limit(_) = error {
                     // The ports share the session. There is room for the next datagram.
@@ -187,29 +187,24 @@ impl Flows {
         if self.by_peer.len() >= self.forward.udp_peers {
             self.forget_oldest();
         }
-        self.opened += 1;
-        let number = self.opened;
-        let tunnel = Arc::new(tunnel);
-        let last_used = Arc::new(AtomicU64::new(self.shared.clock()));
-        let reader = self.readers.spawn(read(
-            (peer, number),
-            Arc::clone(&self.shared),
-            Arc::clone(&tunnel),
-            Arc::clone(&last_used),
-        ));
+        let flow = Arc::new(Flow {
+            peer,
+            datagrams,
+            tunnel: mux.tunnel().clone(),
+            last_used: AtomicU64::new(self.shared.clock()),
+            answered: AtomicBool::new(false),
+        });
+        let reading = read(Arc::clone(&self.shared), Arc::clone(&flow));
         let due = Instant::now() + self.forward.udp_idle;
-        let flow = Flow {
-            number,
-            tunnel: Arc::clone(&tunnel),
-            watch: mux.tunnel().clone(),
-            last_used,
-            reader,
+        let open = Open {
+            flow: Arc::clone(&flow),
+            reader: self.readers.spawn(reading),
             due,
         };
         tracing::debug!(%peer, "flow opened");
-        self.by_peer.insert(peer, flow);
+        self.by_peer.insert(peer, open);
         self.due.insert((due, peer));
-        Some(tunnel)
+        Some(flow)
     }
 
     /// Ends the flow that was silent for longest.
@@ -232,8 +227,8 @@ impl Flows {
         let Entry::Occupied(mut entry) = self.by_peer.entry(peer) else {
             return;
         };
-        let used = Duration::from_millis(entry.get().last_used.load(Ordering::Relaxed));
-        let idle_at = self.shared.started + used + self.forward.udp_idle;
+        let used_at = entry.get().flow.used_at(self.shared.started);
+        let idle_at = used_at + self.forward.udp_idle;
         if idle_at > now {
             entry.get_mut().due = idle_at;
             self.due.insert((idle_at, peer));
@@ -243,24 +238,21 @@ impl Flows {
         }
     }
 
-    fn ended(&mut self, ended: &Ended) {
-        let Ended { peer, reset, .. } = ended;
-        let Entry::Occupied(entry) = self.by_peer.entry(*peer) else {
+    fn ended(&mut self, flow: &Arc<Flow>, reset: &Reset) {
+        let Entry::Occupied(entry) = self.by_peer.entry(flow.peer) else {
             return;
         };
-        if entry.get().number != ended.number {
+        if !Arc::ptr_eq(&entry.get().flow, flow) {
             return;
         }
-        tracing::debug!(%peer, "flow ended: {reset}");
-        let flow = entry.remove();
-        self.due.remove(&(flow.due, *peer));
+        tracing::debug!(peer = %flow.peer, "flow ended: {reset}");
+        self.due.remove(&(entry.remove().due, flow.peer));
         let port = self.forward.remote;
         match reset.reason {
             // The end of the tunnel is logged elsewhere.
-            _ if flow.watch.close_reason().is_some() => self.asked = None,
-            Reason::Gone if self.access.is_v1() && !ended.answered => {
-                let used = Duration::from_millis(flow.last_used.load(Ordering::Relaxed));
-                if (self.shared.started + used).elapsed() < ANSWER_WITHIN {
+            _ if flow.tunnel.close_reason().is_some() => self.asked = None,
+            Reason::Gone if self.access.is_v1() && !flow.answered.load(Ordering::Relaxed) => {
+                if flow.used_at(self.shared.started).elapsed() < ANSWER_WITHIN {
                     self.tell(&format!("port {port}/udp: {}", flow::REFUSED_BY_CLOSE));
                 }
             }
@@ -268,11 +260,6 @@ impl Flows {
             Reason::Gone | Reason::TimedOut => {}
             _ => self.tell(&streams::told(port, reset)),
         }
-    }
-
-    fn note_sent(&mut self) {
-        self.sent = Instant::now();
-        self.asked.get_or_insert(self.sent);
     }
 
     /// Peers of version 1 may refuse a port in silence.
@@ -304,34 +291,21 @@ impl Flows {
     }
 }
 
-/// Carries datagrams back to a peer until the flow ends.
-async fn read(
-    (peer, number): (SocketAddr, u64),
-    shared: Arc<Shared>,
-    tunnel: Arc<TunnelDatagram>,
-    last_used: Arc<AtomicU64>,
-) -> Ended {
-    let mut answered = false;
+/// Carries datagrams back to a peer until the tunnel ends the flow. Returns how.
+async fn read(shared: Arc<Shared>, flow: Arc<Flow>) -> (Arc<Flow>, Reset) {
     loop {
-        match tunnel.recv().await {
+        match flow.datagrams.recv().await {
             Ok(datagram) => {
-                let now = shared.clock();
-                last_used.store(now, Ordering::Relaxed);
+                let (now, peer) = (shared.clock(), flow.peer);
+                flow.last_used.store(now, Ordering::Relaxed);
+                flow.answered.store(true, Ordering::Relaxed);
                 shared.heard.store(now, Ordering::Relaxed);
                 shared.told.store(false, Ordering::Relaxed);
-                answered = true;
                 if let Err(error) = shared.socket.send_to(&datagram, peer).await {
                     tracing::debug!(%peer, "a datagram could not be sent: {error}");
                 }
             }
-            Err(reset) => {
-                return Ended {
-                    peer,
-                    number,
-                    reset,
-                    answered,
-                };
-            }
+            Err(reset) => return (flow, reset),
         }
     }
 }
