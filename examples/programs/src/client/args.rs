@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use kohakuriver_tunnel::wire::Proto;
 
-use crate::client::destination::{Destination, Only};
+use crate::client::destination::Destination;
 use crate::client::keeper::Begin;
 use crate::client::spec::PortSpec;
 use crate::common::args::{LogArgs, LogFormat, variable};
@@ -159,13 +159,6 @@ pub struct Forward {
     pub wait: Duration,
     pub udp_idle: Duration,
     pub udp_peers: usize,
-}
-
-impl Forward {
-    /// The remote port.
-    pub fn only(&self) -> Only {
-        Some((self.remote, self.proto))
-    }
 }
 
 impl Args {

@@ -40,7 +40,7 @@ pub async fn forward(command: Command, process: &Process) -> Result<(), Failure>
     let bound = ports.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
     let (keeper, accesses) = Keeper::new(
         destination,
-        ports.iter().map(Forward::only),
+        ports.iter().map(|port| Some((port.remote, port.proto))),
         Lanes::on(&process.threads, tunnels),
     );
     let keepers = keeper.begin(begin).await?;

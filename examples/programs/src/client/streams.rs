@@ -163,7 +163,7 @@ async fn open(
     seat: &Seat,
     deadline: Instant,
 ) -> Result<(Mux, TunnelStream), String> {
-    if let Some(mux) = seat.mux() {
+    if let Some(mux) = &seat.mux {
         if let Ok(stream) = mux.open_tcp(forward.remote) {
             return Ok((mux.clone(), stream));
         }

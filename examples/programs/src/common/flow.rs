@@ -59,8 +59,7 @@ pub struct ServiceFlow<'a> {
 /// All addresses have refused a datagram.
 struct Refused {
     since: Instant,
-    reason: Reason,
-    text: String,
+    reset: Reset,
     /// The last one was refused too.
     still: bool,
 }
@@ -142,8 +141,8 @@ impl<'a> ServiceFlow<'a> {
                 () = sleep_until(telling_at.unwrap_or(last_used)), if telling_at.is_some() => {
                     // If the last datagram was not refused, a service received it.
                     if let Some(refused) = self.refused.take().filter(|refused| refused.still) {
-                        self.flow.reset(refused.reason, &refused.text);
-                        return Reset::new(refused.reason, &refused.text);
+                        self.flow.reset(refused.reset.reason, &refused.reset.text);
+                        return refused.reset;
                     }
                 }
                 () = &mut idle => {
@@ -219,8 +218,7 @@ impl<'a> ServiceFlow<'a> {
                 let since = self.refused.as_ref().map(|refused| refused.since);
                 self.refused = Some(Refused {
                     since: since.unwrap_or_else(Instant::now),
-                    reason: reason(error),
-                    text,
+                    reset: Reset::new(reason(error), &text),
                     still: true,
                 });
             }

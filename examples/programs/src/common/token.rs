@@ -26,7 +26,7 @@ pub struct TokenArgs {
     /// File with the token (one line), which not every user may read [default: the variable
     /// KOHAKURIVER_TUNNEL_TOKEN].
     #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
+    pub token_file: Option<PathBuf>,
 }
 
 impl TokenArgs {
@@ -44,14 +44,8 @@ impl TokenArgs {
     /// As there.
     pub fn token(&self) -> Result<Token, Failure> {
         let args = self.clone();
-        Token::new(self.file().cloned().into_iter().collect(), move || {
-            args.header()
-        })
-    }
-
-    /// Where the token is, unless in the variable.
-    pub fn file(&self) -> Option<&PathBuf> {
-        self.token_file.as_ref()
+        let files = self.token_file.clone().into_iter().collect();
+        Token::new(files, move || args.header())
     }
 }
 

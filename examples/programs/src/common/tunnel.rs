@@ -104,7 +104,8 @@ pub struct TunnelArgs {
 #[derive(Debug, Clone)]
 pub struct Settings {
     config: Config,
-    budget: Budget,
+    /// For what peers may make the process hold.
+    pub budget: Budget,
     pub tunnels: Tunnels,
     /// `None` if tunnels end with their WebSockets.
     pub resume: Option<resume::Config>,
@@ -148,11 +149,6 @@ impl Settings {
             budget: self.budget.for_thread(),
             ..self.clone()
         }
-    }
-
-    /// Bytes that peers may make the process hold.
-    pub fn memory(&self) -> usize {
-        self.budget.limit()
     }
 }
 

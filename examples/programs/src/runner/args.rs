@@ -163,7 +163,7 @@ impl Args {
             agent_token_file: shared,
             agent_key_file: key,
         } = &agents;
-        let files = [clients.file(), shared.as_ref(), key.as_ref()];
+        let files = [&clients.token_file, shared, key];
         let files = files.into_iter().flatten().cloned().collect();
         Reread::new(files, move || {
             agents.tokens(clients.header()?).map(Arc::new)
@@ -190,7 +190,7 @@ impl Args {
                 usable(process.threads.count()),
                 self.front.max_sessions.map(NonZeroUsize::get),
                 self.max_agents.map(NonZeroUsize::get),
-                tunnels.memory(),
+                tunnels.budget.limit(),
             ),
             tunnels,
             detached: Detached {

@@ -73,7 +73,8 @@ struct Lane {
 pub struct Seat {
     lanes: Arc<Lanes>,
     index: usize,
-    mux: Option<Mux>,
+    /// Its tunnel, unless that is the first one.
+    pub mux: Option<Mux>,
 }
 
 impl Lanes {
@@ -342,11 +343,6 @@ impl Seat {
     {
         let lanes = Arc::clone(&self.lanes);
         lanes.thread(self.index).spawn(task(self));
-    }
-
-    /// Its tunnel, unless that is the first one.
-    pub fn mux(&self) -> Option<&Mux> {
-        self.mux.as_ref()
     }
 }
 
