@@ -9,6 +9,7 @@ use std::future::pending;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::iter::once;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -246,6 +247,7 @@ pub fn runtime() -> Result<Runtime, Failure> {
     })
 }
 
+/// A thread that tells its name when it ends, also by a panic.
 fn start_thread(
     position: usize,
     ending: mpsc::UnboundedSender<String>,
@@ -259,22 +261,12 @@ fn start_thread(
              choose fewer with --threads N, or raise the limit of processes"
         ))
     };
-    let ended = Ended(name.clone(), ending);
     let started = thread::Builder::new().name(name.clone()).spawn(move || {
-        let _ended = ended;
         POSITION.set(position);
-        run();
+        let _ = panic::catch_unwind(AssertUnwindSafe(run));
+        let _ = ending.send(name);
     });
     started.map(drop).map_err(cannot)
-}
-
-/// Tells its name when the thread ends, in whatever way.
-struct Ended(String, mpsc::UnboundedSender<String>);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.1.send(std::mem::take(&mut self.0));
-    }
 }
 
 #[cfg(test)]
