@@ -1,5 +1,6 @@
 //! The client's command line.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -189,12 +190,9 @@ impl Args {
             udp_peers: self.udp_peers as usize,
         };
         let ports: Vec<Forward> = specs.iter().map(forward).collect();
-        for (index, one) in ports.iter().enumerate() {
-            let twice = ports
-                .iter()
-                .take(index)
-                .any(|other| (other.local, other.proto) == (one.local, one.proto));
-            if twice && one.local.port() != 0 {
+        let mut seen = HashSet::new();
+        for one in ports.iter().filter(|one| one.local.port() != 0) {
+            if !seen.insert((one.local, one.proto)) {
                 return Err(wrong(format!(
                     "local port {} ({}) is asked for twice: give one of them another, \
                      for example {}:0",
