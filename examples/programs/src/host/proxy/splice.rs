@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
@@ -133,29 +133,11 @@ impl Pipe<'_> {
     ) -> Poll<io::Result<usize>> {
         // A full pipe would look like a socket without data.
         debug_assert_eq!(self.held, 0);
+        let input = &self.ends.input;
         let most = most.min(PIPE);
-        loop {
-            ready!(from.poll_read_ready(cx))?;
-            let input = &self.ends.input;
-            let fill = || {
-                Ok(splice(
-                    from,
-                    None,
-                    input,
-                    None,
-                    most,
-                    SpliceFlags::NONBLOCK,
-                )?)
-            };
-            match from.try_io(Interest::READABLE, fill) {
-                Ok(moved) => {
-                    self.held = moved;
-                    return Poll::Ready(Ok(moved));
-                }
-                Err(error) if is_transient(&error) => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
+        let fill = || from.try_io(Interest::READABLE, || shift(from, input, most));
+        self.held = ready!(poll_io(|| from.poll_read_ready(cx), fill))?;
+        Poll::Ready(Ok(self.held))
     }
 
     /// Moves bytes out of the pipe into a socket, and returns their number.
@@ -163,19 +145,13 @@ impl Pipe<'_> {
     /// # Errors
     /// The socket failed, or the system does not splice (see [`is_refusal`]).
     pub fn poll_drain(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<usize>> {
-        let held = self.held;
-        loop {
-            ready!(to.poll_write_ready(cx))?;
-            let output = &self.ends.output;
-            let drain = || Ok(splice(output, None, to, None, held, SpliceFlags::NONBLOCK)?);
-            match to.try_io(Interest::WRITABLE, drain) {
-                Ok(0) => return Poll::Ready(Err(ErrorKind::WriteZero.into())),
-                Ok(moved) => {
-                    self.held = held.saturating_sub(moved);
-                    return Poll::Ready(Ok(moved));
-                }
-                Err(error) if is_transient(&error) => {}
-                Err(error) => return Poll::Ready(Err(error)),
+        let (output, held) = (&self.ends.output, self.held);
+        let drain = || to.try_io(Interest::WRITABLE, || shift(output, to, held));
+        match ready!(poll_io(|| to.poll_write_ready(cx), drain))? {
+            0 => Poll::Ready(Err(ErrorKind::WriteZero.into())),
+            moved => {
+                self.held = held.saturating_sub(moved);
+                Poll::Ready(Ok(moved))
             }
         }
     }
@@ -220,6 +196,22 @@ pub fn is_refusal(error: &io::Error) -> bool {
     )
 }
 
-fn is_transient(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+/// Moves up to `most` bytes between a pipe and a socket.
+fn shift(from: impl AsFd, to: impl AsFd, most: usize) -> io::Result<usize> {
+    Ok(splice(from, None, to, None, most, SpliceFlags::NONBLOCK)?)
+}
+
+/// Tries until it succeeds or fails. While the socket is not ready, it wakes the task later.
+fn poll_io(
+    mut poll_ready: impl FnMut() -> Poll<io::Result<()>>,
+    try_io: impl Fn() -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(poll_ready())?;
+        match try_io() {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            tried => return Poll::Ready(tried),
+        }
+    }
 }
