@@ -268,35 +268,28 @@ impl Agents {
             self.full.add(1);
             return Err((TRY_AGAIN, FULL_WHY));
         };
+        let warned = live.and_then(|old| {
+            let recently = old.warned.filter(|at| at.elapsed() < WARN_AGAIN_AFTER);
+            // One that had lost its connection may have been started again.
+            if recently.is_some() || !old.tunnel.mux.tunnel().is_attached() {
+                return recently;
+            }
+            tracing::warn!(
+                container = name, older = %old.peer, newer = %peer,
+                "an agent was replaced by a newer one of its name: unless it had lost its \
+                 connection, two run with the same --container-id"
+            );
+            Some(Instant::now())
+        });
         state.lost.remove(&name);
         let agent = Agent {
             connection,
             tunnel: Tunnel { mux, v2, dials },
             peer,
             place: Some(place),
-            warned: None,
+            warned,
         };
-        let replaced = state.live.insert(name.clone(), agent);
-        let replaced = replaced.inspect(|old| {
-            let recent = |at: &Instant| at.elapsed() < WARN_AGAIN_AFTER;
-            let recently = old.warned.filter(recent);
-            // One that had lost its connection may have been started again.
-            let warns = recently.is_none() && old.tunnel.mux.tunnel().is_attached();
-            if warns {
-                tracing::warn!(
-                    container = name, older = %old.peer, newer = %peer,
-                    "an agent was replaced by a newer one of its name: unless it had lost its \
-                     connection, two run with the same --container-id"
-                );
-            }
-            if let Some(new) = state.live.get_mut(&name) {
-                new.warned = if warns {
-                    Some(Instant::now())
-                } else {
-                    recently
-                };
-            }
-        });
+        let replaced = state.live.insert(name, agent);
         drop(state);
         if let Some(old) = replaced {
             let old = old.tunnel.mux.tunnel();
