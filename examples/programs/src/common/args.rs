@@ -28,22 +28,16 @@ pub enum LogFormat {
 /// Clap's message without its usage block, on one line.
 pub fn one_line(error: &Error) -> String {
     let rendered = error.render().to_string();
-    let mut line = String::new();
-    for part in rendered.lines().map(str::trim) {
-        if part.starts_with("Usage:") || part.starts_with("For more information") {
-            break;
-        }
+    let is_end =
+        |part: &str| part.starts_with("Usage:") || part.starts_with("For more information");
+    let parts = rendered.lines().map(str::trim);
+    let parts: Vec<&str> = parts
+        .take_while(|part| !is_end(part))
         // Nobody here means to pass a flag as a value.
-        if part.is_empty() || part.starts_with("tip: to pass") {
-            continue;
-        }
-        let part = part.strip_prefix("error: ").unwrap_or(part);
-        if !line.is_empty() {
-            line.push(' ');
-        }
-        line.push_str(part);
-    }
-    line
+        .filter(|part| !part.is_empty() && !part.starts_with("tip: to pass"))
+        .map(|part| part.strip_prefix("error: ").unwrap_or(part))
+        .collect();
+    parts.join(" ")
 }
 
 /// Parses an address to listen on.
