@@ -98,11 +98,8 @@ impl Destination {
     pub fn told(&self, error: &ConnectError) -> String {
         match error {
             ConnectError::Refused { reason, status, .. } => {
-                let host = self.host.authority();
-                match status {
-                    Some(_) => format!("the host {host} {reason}"),
-                    None => format!("the host {host} refused: {reason}"),
-                }
+                let refused = if status.is_some() { "" } else { "refused: " };
+                format!("the host {} {refused}{reason}", self.host.authority())
             }
             other => other.to_string(),
         }

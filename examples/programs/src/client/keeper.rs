@@ -235,17 +235,11 @@ impl Keeper {
     }
 
     fn gave_up(&self, begin: Begin, last: Option<String>) -> Failure {
-        let silent = || {
-            format!(
-                "no answer from {}",
-                self.connector.destination.host.authority()
-            )
-        };
-        let last = last.unwrap_or_else(silent);
+        let Destination { host, task, .. } = &*self.connector.destination;
+        let last = last.unwrap_or_else(|| format!("no answer from {}", host.authority()));
         match begin {
             Begin::Wait(Some(limit)) => Failure::refused(format!(
-                "{last}; no longer waiting for task {} after {} s",
-                self.connector.destination.task,
+                "{last}; no longer waiting for task {task} after {} s",
                 limit.as_secs()
             )),
             Begin::Wait(None) | Begin::AtOnce => Failure::refused(last),

@@ -126,11 +126,12 @@ impl Url {
     /// The target of a request line.
     #[must_use]
     pub fn target(&self) -> String {
-        if self.path.is_empty() {
-            format!("/{}", self.query)
+        let path = if self.path.is_empty() {
+            "/"
         } else {
-            format!("{}{}", self.path, self.query)
-        }
+            &self.path
+        };
+        format!("{path}{}", self.query)
     }
 }
 
