@@ -99,11 +99,10 @@ pub struct Process {
 ///
 /// `main` runs on the first of its threads. A task is never moved to another thread: it moves bytes
 /// between sockets, and waking other threads costs more than they gain.
-pub fn run<A, F>(about: &About, main: impl FnOnce(A, Process) -> F) -> ExitCode
-where
-    A: Parser + Basics,
-    F: Future<Output = Result<(), Failure>>,
-{
+pub fn run<A: Parser + Basics>(
+    about: &About,
+    main: impl AsyncFnOnce(A, Process) -> Result<(), Failure>,
+) -> ExitCode {
     let args = match A::try_parse() {
         Ok(args) => args,
         Err(asked)
@@ -212,14 +211,11 @@ impl Process {
     ///
     /// # Errors
     /// The address cannot be listened on.
-    pub async fn serve<F>(
+    pub async fn serve(
         &self,
         listen: SocketAddr,
-        serve: impl FnOnce(TcpListener) -> F,
-    ) -> Result<(), Failure>
-    where
-        F: Future<Output = ()>,
-    {
+        serve: impl AsyncFnOnce(TcpListener),
+    ) -> Result<(), Failure> {
         let cannot = |error: std::io::Error| {
             let reason = net::plain(&error);
             Failure::failed(format!(
