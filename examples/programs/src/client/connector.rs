@@ -60,9 +60,9 @@ impl Connector {
     /// when it has lost its WebSocket, and `None` when it is up.
     pub async fn outlast(&mut self, tunnel: &Tunnel, tell: impl Fn(Option<&str>)) -> Over {
         let mut attachments = tunnel.attachments();
-        let mut now = tunnel.attachment();
+        let mut changed = Some(tunnel.attachment());
         let mut down = false;
-        loop {
+        while let Some(now) = changed {
             match now {
                 Attachment::Detached(cause) if !down => {
                     down = true;
@@ -87,17 +87,13 @@ impl Connector {
                     }
                 }
             }
-            let changed = loop {
+            changed = loop {
                 tokio::select! {
                     () = tunnel.draining() => break None,
                     changed = attachments.changed() => break changed,
                     Ok(()) = self.woken.changed() => tunnel.probe(),
                 }
             };
-            match changed {
-                Some(changed) => now = changed,
-                None => break,
-            }
         }
         let cause = match tunnel.close_reason() {
             Some(Err(error @ (TunnelError::NotResumed(_) | TunnelError::NotConnected(_)))) => {

@@ -110,17 +110,11 @@ impl Url {
 
     /// A GET request for it.
     pub fn get(&self) -> request::Builder {
-        Request::get(self.target()).header(header::HOST, self.host_header())
-    }
-
-    /// Without the usual port, as browsers send it: proxies may compare it with names alone.
-    fn host_header(&self) -> String {
         let authority = self.authority();
+        // Without the usual port, as browsers send it: proxies may compare it with names alone.
         let usual = if self.tls { ":443" } else { ":80" };
-        authority
-            .strip_suffix(usual)
-            .unwrap_or(&authority)
-            .to_owned()
+        let host = authority.strip_suffix(usual).unwrap_or(&authority);
+        Request::get(self.target()).header(header::HOST, host)
     }
 
     /// The target of a request line.
