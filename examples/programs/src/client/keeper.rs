@@ -135,6 +135,7 @@ impl Keeper {
             never = lanes.tend(self.connector.clone()) => match never {},
             split = self.keep_first() => split,
         };
+        lanes.close();
         Box::pin(join_all(split.into_iter().map(Self::keep))).await;
         std::future::pending().await
     }

@@ -138,9 +138,8 @@ impl Lanes {
         }
     }
 
-    /// Opens and closes tunnels. When it is dropped, those other than the first are closed.
+    /// Opens and closes tunnels, until [`close`](Self::close).
     pub async fn tend(self: &Arc<Self>, connector: Connector) -> Infallible {
-        let _closed = Closed(self);
         if self.state.lock().lanes.len() == 1 {
             return std::future::pending().await;
         }
@@ -171,6 +170,13 @@ impl Lanes {
                     .spawn(lanes.run(index, connector.clone()));
             }
         }
+    }
+
+    /// Closes all tunnels other than the first. No other is opened.
+    pub fn close(&self) {
+        let mut state = self.state.lock();
+        state.v2 = false;
+        state.lanes.iter_mut().skip(1).for_each(Lane::close);
     }
 
     /// Whether there is nothing to look at until the next connection.
@@ -317,16 +323,6 @@ impl Lane {
         if let Some(mux) = self.mux.take() {
             mux.tunnel().drain();
         }
-    }
-}
-
-struct Closed<'a>(&'a Lanes);
-
-impl Drop for Closed<'_> {
-    fn drop(&mut self) {
-        let mut state = self.0.state.lock();
-        state.v2 = false;
-        state.lanes.iter_mut().skip(1).for_each(Lane::close);
     }
 }
 
