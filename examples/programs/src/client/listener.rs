@@ -30,20 +30,15 @@ enum Bound {
 /// # Errors
 /// A port is in use. At the start also: the host cannot be reached or refuses.
 pub async fn forward(command: Command, process: &Process) -> Result<(), Failure> {
-    let Command {
-        destination,
-        ports,
-        begin,
-        tunnels,
-    } = command;
+    let ports = command.ports;
     // Bound but not listening: until the tunnel is up, applications are refused and do not hang.
     let bound = ports.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
     let (keeper, accesses) = Keeper::new(
-        destination,
+        command.destination,
         ports.iter().map(|port| Some((port.remote, port.proto))),
-        Lanes::on(&process.threads, tunnels),
+        Lanes::on(&process.threads, command.tunnels),
     );
-    let keepers = keeper.begin(begin).await?;
+    let keepers = keeper.begin(command.begin).await?;
     let places = Arc::new(Semaphore::new(applications(process.threads.count())));
     let mut work = JoinSet::new();
     for keeper in keepers {

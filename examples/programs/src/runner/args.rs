@@ -159,12 +159,9 @@ impl Args {
 
     fn tokens(&self) -> Result<Reread<Arc<Tokens>>, Failure> {
         let (clients, agents) = (self.front.token.clone(), self.agents.clone());
-        let AgentArgs {
-            agent_token_file: shared,
-            agent_key_file: key,
-        } = &agents;
-        let files = [&clients.token_file, shared, key];
-        let files = files.into_iter().flatten().cloned().collect();
+        let of_agents = [&agents.agent_token_file, &agents.agent_key_file];
+        let files = [&clients.token_file].into_iter().chain(of_agents);
+        let files = files.flatten().cloned().collect();
         Reread::new(files, move || {
             agents.tokens(clients.header()?).map(Arc::new)
         })

@@ -75,25 +75,19 @@ struct Counters {
 
 impl Host {
     pub fn new(settings: Settings) -> Self {
-        let HostCeilings {
-            handshakes,
-            sessions,
-            questions,
-            waiting,
-            pipes,
-        } = settings.ceilings;
+        let ceilings = settings.ceilings;
         Self {
             front: Arc::new(Front::new(
-                handshakes,
+                ceilings.handshakes,
                 &settings.front,
                 session::ANSWERING,
                 settings.threads.clone(),
             )),
-            questions: Questions::new(questions, waiting),
-            sessions: Sessions::new(sessions, 1, settings.front.max_per_address),
+            questions: Questions::new(ceilings.questions, ceilings.waiting),
+            sessions: Sessions::new(ceilings.sessions, 1, settings.front.max_per_address),
             relays: settings
                 .threads
-                .each(|| Relays::new(settings.memory.clone(), pipes)),
+                .each(|| Relays::new(settings.memory.clone(), ceilings.pipes)),
             settings,
             counters: Counters::default(),
         }

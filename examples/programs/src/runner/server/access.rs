@@ -86,11 +86,6 @@ pub fn check(
     peer: SocketAddr,
 ) -> Result<Class, BadRequest> {
     let given = headers.get(header::AUTHORIZATION);
-    let Tokens {
-        clients,
-        agents,
-        key,
-    } = tokens;
     let allowed = |expected: &Option<HeaderValue>, class| {
         let expected = expected.as_ref()?;
         Some(token::same(expected, given).then_some(class))
@@ -98,21 +93,21 @@ pub fn check(
     // The outer `None`: nothing is demanded. The inner one: nothing that is demanded was given.
     let class = match route {
         Route::Agent(container) => {
-            let own = key.as_ref();
+            let own = tokens.key.as_ref();
             let own = own.map(|key| key.opens(container, given).then_some(Class::Container));
-            match (own, allowed(agents, Class::Agents)) {
-                (None, None) => allowed(clients, Class::Clients),
+            match (own, allowed(&tokens.agents, Class::Agents)) {
+                (None, None) => allowed(&tokens.clients, Class::Clients),
                 (own, shared) => Some(own.flatten().or(shared.flatten())),
             }
         }
-        _ => allowed(clients, Class::Clients),
+        _ => allowed(&tokens.clients, Class::Clients),
     };
     match (class, route) {
         (None, _) => http::same_origin(headers).map(|()| Class::Anybody),
         (Some(Some(class)), _) => Ok(class),
         (Some(None), Route::Agent(container)) => {
             tracing::info!(%peer, container, "agent refused: its token is not the right one");
-            Err(if key.is_some() {
+            Err(if tokens.key.is_some() {
                 not_of_this_container()
             } else {
                 token::demanded()

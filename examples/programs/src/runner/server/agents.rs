@@ -242,29 +242,20 @@ impl Agents {
     /// # Errors
     /// A close code and why: the one that is registered came later, or this one yields to it, or
     /// the one whose place it was to take over has ended and there is no other.
-    fn register(&self, agent: NewAgent, connection: u64) -> Result<(), (u16, &'static str)> {
-        let NewAgent {
-            name,
-            mux,
-            peer,
-            source,
-            place,
-            v2,
-            yields,
-        } = agent;
+    fn register(&self, new: NewAgent, connection: u64) -> Result<(), (u16, &'static str)> {
         let ceilings = ServingCeilings {
             dials: DIALS,
             connections: Config::default().max_streams,
         };
         let dials = Dials::new(ceilings, true, Arc::clone(&self.refused));
         let mut state = self.state.lock();
-        let mut live = state.live.get_mut(&name);
-        let stays = |live: &Agent| live.connection > connection || yields && live.is_open();
+        let mut live = state.live.get_mut(&new.name);
+        let stays = |live: &Agent| live.connection > connection || new.yields && live.is_open();
         if live.as_deref().is_some_and(stays) {
             return Err((REPLACED, REPLACED_WHY));
         }
-        let place = place.or_else(|| live.as_mut()?.place.take());
-        let Some(place) = place.or_else(|| self.places.try_take(source).ok()) else {
+        let place = new.place.or_else(|| live.as_mut()?.place.take());
+        let Some(place) = place.or_else(|| self.places.try_take(new.source).ok()) else {
             self.full.add(1);
             return Err((TRY_AGAIN, FULL_WHY));
         };
@@ -275,21 +266,25 @@ impl Agents {
                 return recently;
             }
             tracing::warn!(
-                container = name, older = %old.peer, newer = %peer,
+                container = new.name, older = %old.peer, newer = %new.peer,
                 "an agent was replaced by a newer one of its name: unless it had lost its \
                  connection, two run with the same --container-id"
             );
             Some(Instant::now())
         });
-        state.lost.remove(&name);
+        state.lost.remove(&new.name);
         let agent = Agent {
             connection,
-            tunnel: Tunnel { mux, v2, dials },
-            peer,
+            tunnel: Tunnel {
+                mux: new.mux,
+                v2: new.v2,
+                dials,
+            },
+            peer: new.peer,
             place: Some(place),
             warned,
         };
-        let replaced = state.live.insert(name, agent);
+        let replaced = state.live.insert(new.name, agent);
         drop(state);
         if let Some(old) = replaced {
             let old = old.tunnel.mux.tunnel();
