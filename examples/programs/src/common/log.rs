@@ -173,8 +173,19 @@ impl Log {
             LogFormat::Json => Box::new(lines.json()),
         }
     }
+}
 
-    fn is_within_limit(&self, event: &Event<'_>) -> bool {
+/// The directives, with the modules of the programs where they have the name of one.
+fn filter(name: &str, directives: &str) -> Option<Targets> {
+    let filter: Targets = directives.parse().ok()?;
+    let named = filter.iter().find(|(target, _)| *target == name);
+    let level = named.map(|(_, level)| level);
+    Some(filter.with_targets(level.map(|level| (MODULES, level))))
+}
+
+impl<S: Subscriber> Layer<S> for Log {
+    /// Whether it is within the limit of its place in the program.
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         let metadata = event.metadata();
         if *metadata.level() > Level::INFO {
             return true;
@@ -201,20 +212,6 @@ impl Log {
         place.hidden += 1;
         self.0.hidden.fetch_add(1, Ordering::Relaxed);
         false
-    }
-}
-
-/// The directives, with the modules of the programs where they have the name of one.
-fn filter(name: &str, directives: &str) -> Option<Targets> {
-    let filter: Targets = directives.parse().ok()?;
-    let named = filter.iter().find(|(target, _)| *target == name);
-    let level = named.map(|(_, level)| level);
-    Some(filter.with_targets(level.map(|level| (MODULES, level))))
-}
-
-impl<S: Subscriber> Layer<S> for Log {
-    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
-        self.is_within_limit(event)
     }
 }
 

@@ -300,13 +300,11 @@ pub async fn within<T>(
     limit: Duration,
     work: impl Future<Output = io::Result<T>>,
 ) -> io::Result<T> {
-    match tokio::time::timeout(limit, work).await {
-        Ok(ended) => ended,
-        Err(_) => Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!("no answer within {} s", limit.as_secs()),
-        )),
-    }
+    let late = |_| {
+        let text = format!("no answer within {} s", limit.as_secs());
+        Err(io::Error::new(io::ErrorKind::TimedOut, text))
+    };
+    tokio::time::timeout(limit, work).await.unwrap_or_else(late)
 }
 
 /// The text of an I/O error, beginning in lower case.
