@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tracing::callsite::Identifier;
 use tracing::dispatcher::with_default;
-use tracing::field::{Field, Visit};
+use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
 use tracing::{Dispatch, Event, Level, Subscriber};
 use tracing_subscriber::filter::Targets;
@@ -207,22 +207,15 @@ impl<S: Subscriber> Layer<S> for Log {
         }
         if place.hidden == 0 {
             place.example.clear();
-            event.record(&mut Message(&mut place.example));
+            let example = &mut place.example;
+            event.record(&mut |field: &Field, value: &dyn Debug| {
+                if field.name() == "message" {
+                    example.extend(format!("{value:?}").chars().take(EXAMPLE_MAX));
+                }
+            });
         }
         place.hidden += 1;
         self.0.hidden.fetch_add(1, Ordering::Relaxed);
         false
-    }
-}
-
-/// The start of an event's text.
-struct Message<'a>(&'a mut String);
-
-impl Visit for Message<'_> {
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        if field.name() == "message" {
-            self.0
-                .extend(format!("{value:?}").chars().take(EXAMPLE_MAX));
-        }
     }
 }
