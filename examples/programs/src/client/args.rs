@@ -9,7 +9,6 @@ use clap::Parser;
 use kohakuriver_tunnel::wire::Proto;
 
 use crate::client::destination::Destination;
-use crate::client::keeper::Begin;
 use crate::client::spec::PortSpec;
 use crate::common::args::{LogArgs, LogFormat, variable};
 use crate::common::connection::ConnectionArgs;
@@ -145,7 +144,9 @@ pub struct Args {
 pub struct Command {
     pub destination: Destination,
     pub ports: Vec<Forward>,
-    pub begin: Begin,
+    /// Waits until the task can be reached, with or without a limit. With `None` the first refusal
+    /// ends the command.
+    pub wait_for_task: Option<Option<Duration>>,
     /// Most of a session. `None` follows from the number of threads.
     pub tunnels: Option<usize>,
 }
@@ -202,14 +203,11 @@ impl Args {
                 )));
             }
         }
-        let begin = match self.wait_for_task {
-            Some(seconds) => Begin::Wait(seconds.map(Duration::from_secs)),
-            None => Begin::AtOnce,
-        };
+        let seconds = |limit: Option<u64>| limit.map(Duration::from_secs);
         Ok(Command {
             destination,
             ports,
-            begin,
+            wait_for_task: self.wait_for_task.map(seconds),
             tunnels: self.tunnels.map(usize::from),
         })
     }

@@ -25,15 +25,6 @@ const HELD: Duration = Duration::from_secs(10);
 /// port gets its own. There was one before.
 const LACKING: u32 = 5;
 
-/// How a command begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Begin {
-    /// The first refusal ends it.
-    AtOnce,
-    /// Waits until the session begins, with or without a limit.
-    Wait(Option<Duration>),
-}
-
 /// A session's first tunnel and its ports.
 pub struct Keeper {
     connector: Connector,
@@ -85,21 +76,19 @@ impl Keeper {
         (keeper, accesses)
     }
 
-    /// Connects for the first time. Returns the keepers: one, or one for each session.
+    /// Connects for the first time; `wait` is that of the [command](crate::client::args::Command).
+    /// Returns the keepers: one, or one for each session.
     ///
     /// # Errors
     /// The host cannot be reached or refuses, and waiting was not asked for or does not help.
-    pub async fn begin(self, begin: Begin) -> Result<Vec<Self>, Failure> {
-        let deadline = match begin {
-            Begin::Wait(Some(limit)) => Some(Instant::now() + limit),
-            Begin::Wait(None) | Begin::AtOnce => None,
-        };
-        self.begin_by(begin, deadline).await
+    pub async fn begin(self, wait: Option<Option<Duration>>) -> Result<Vec<Self>, Failure> {
+        let deadline = wait.flatten().map(|limit| Instant::now() + limit);
+        self.begin_by(wait, deadline).await
     }
 
     async fn begin_by(
         mut self,
-        begin: Begin,
+        wait: Option<Option<Duration>>,
         deadline: Option<Instant>,
     ) -> Result<Vec<Self>, Failure> {
         let mut last = None;
@@ -108,22 +97,22 @@ impl Keeper {
                 Some(Ok(())) => return Ok(vec![self]),
                 Some(Err(Refusal::EachItsOwn | Refusal::LacksPath(_))) => {
                     let split = self.split().into_iter();
-                    let begun = split.map(|one| one.begin_by(begin, deadline));
+                    let begun = split.map(|one| one.begin_by(wait, deadline));
                     let begun = Box::pin(try_join_all(begun)).await?;
                     return Ok(begun.into_iter().flatten().collect());
                 }
                 Some(Err(Refusal::Failed(error))) => error,
-                None => return Err(self.gave_up(begin, last)),
+                None => return Err(self.gave_up(wait.flatten(), last)),
             };
             let reason = self.connector.destination.told(&error);
-            if begin == Begin::AtOnce || error.is_forbidden() {
+            if wait.is_none() || error.is_forbidden() {
                 return Err(Failure::refused(reason));
             }
             self.connector.outage.waits(&reason);
             last = Some(reason);
             let pause = self.connector.pace.pause(error.is_lasting(), Duration::MAX);
             if before(deadline, pause).await.is_none() {
-                return Err(self.gave_up(begin, last));
+                return Err(self.gave_up(wait.flatten(), last));
             }
         }
     }
@@ -235,15 +224,15 @@ impl Keeper {
         split
     }
 
-    fn gave_up(&self, begin: Begin, last: Option<String>) -> Failure {
+    fn gave_up(&self, limit: Option<Duration>, last: Option<String>) -> Failure {
         let Destination { host, task, .. } = &*self.connector.destination;
         let last = last.unwrap_or_else(|| format!("no answer from {}", host.authority()));
-        match begin {
-            Begin::Wait(Some(limit)) => Failure::refused(format!(
+        match limit {
+            Some(limit) => Failure::refused(format!(
                 "{last}; no longer waiting for task {task} after {} s",
                 limit.as_secs()
             )),
-            Begin::Wait(None) | Begin::AtOnce => Failure::refused(last),
+            None => Failure::refused(last),
         }
     }
 }

@@ -38,7 +38,7 @@ pub async fn forward(command: Command, process: &Process) -> Result<(), Failure>
         ports.iter().map(|port| Some((port.remote, port.proto))),
         Lanes::on(&process.threads, command.tunnels),
     );
-    let keepers = keeper.begin(command.begin).await?;
+    let keepers = keeper.begin(command.wait_for_task).await?;
     let places = Arc::new(Semaphore::new(applications(process.threads.count())));
     let mut work = JoinSet::new();
     for keeper in keepers {
