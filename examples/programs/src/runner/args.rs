@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use hyper::header::HeaderValue;
+use kohakuriver_tunnel::mux::KeeperLimits;
 
 use crate::common::args::{LogArgs, LogFormat, parse_count, parse_listen, twice};
 use crate::common::ceilings::{RunnerCeilings, usable};
@@ -18,7 +19,7 @@ use crate::common::threads::ThreadArgs;
 use crate::common::token;
 use crate::common::tunnel::TunnelArgs;
 use crate::common::url::check_name;
-use crate::runner::server::{AgentKey, Detached, Settings, Tokens};
+use crate::runner::server::{AgentKey, Settings, Tokens};
 
 /// The variable with the token of the agents, if no file is named.
 const AGENT_TOKEN: &str = "KOHAKURIVER_TUNNEL_AGENT_TOKEN";
@@ -178,23 +179,28 @@ impl Args {
             )));
         }
         let tunnels = self.tunnels.settings(process)?;
+        let ceilings = RunnerCeilings::new(
+            usable(process.threads.count()),
+            self.front.max_sessions.map(NonZeroUsize::get),
+            self.max_agents.map(NonZeroUsize::get),
+            tunnels.budget.limit(),
+        );
+        let most = |flag: Option<NonZeroUsize>, most| flag.map_or(most, NonZeroUsize::get);
+        let sessions = ceilings.sessions;
+        let of_container = (sessions / 4).max(1);
+        let detached = KeeperLimits::default()
+            // Then a new session takes the place of the oldest.
+            .with_detached(most(self.max_detached, sessions))
+            .with_per_group(most(self.max_detached_per_container, of_container))
+            .with_per_peer(most(self.max_detached_per_address, sessions));
         Ok(Settings {
             targets: self.targets.iter().cloned().collect(),
             enabled: self.tunnel_enabled,
             front: self.front.settings()?,
             tokens: self.tokens()?,
-            ceilings: RunnerCeilings::new(
-                usable(process.threads.count()),
-                self.front.max_sessions.map(NonZeroUsize::get),
-                self.max_agents.map(NonZeroUsize::get),
-                tunnels.budget.limit(),
-            ),
+            ceilings,
             tunnels,
-            detached: Detached {
-                all: self.max_detached.map(NonZeroUsize::get),
-                per_container: self.max_detached_per_container.map(NonZeroUsize::get),
-                per_address: self.max_detached_per_address.map(NonZeroUsize::get),
-            },
+            detached,
             threads: process.threads.clone(),
             log: process.log.clone(),
         })

@@ -6,21 +6,10 @@ use tokio_rustls::rustls::crypto::ring::default_provider;
 
 use super::access::Class;
 use crate::common::addresses::Source;
-use crate::common::ceilings::RunnerCeilings;
 use crate::common::metrics::Page;
 use crate::common::route::Route;
 use crate::common::tunnel;
 use crate::common::ws::Socket;
-
-/// Most clients' tunnels without a WebSocket. Those of agents are bounded as agents are.
-#[derive(Debug, Clone, Copy)]
-pub struct Detached {
-    /// In all. By default as many as sessions: then a new session takes the place of the oldest.
-    pub all: Option<usize>,
-    /// By default a quarter of the sessions.
-    pub per_container: Option<usize>,
-    pub per_address: Option<usize>,
-}
 
 pub struct Kept {
     pub clients: Keeper<Socket>,
@@ -29,18 +18,13 @@ pub struct Kept {
 }
 
 impl Kept {
-    pub fn new(tunnels: &tunnel::Settings, ceilings: RunnerCeilings, detached: Detached) -> Self {
+    /// `clients` are the limits of clients' tunnels. Those of agents are bounded as agents are.
+    pub fn new(tunnels: &tunnel::Settings, clients: KeeperLimits, agents: usize) -> Self {
         let config = tunnels.resume.clone().unwrap_or_default();
-        let sessions = ceilings.sessions;
-        let per_container = detached.per_container.unwrap_or((sessions / 4).max(1));
-        let clients = KeeperLimits::default()
-            .with_detached(detached.all.unwrap_or(sessions))
-            .with_per_group(per_container)
-            .with_per_peer(detached.per_address.unwrap_or(sessions));
         // An agent's group is its container.
         let agents = KeeperLimits::default()
-            .with_detached(ceilings.agents)
-            .with_per_peer(ceilings.agents);
+            .with_detached(agents)
+            .with_per_peer(agents);
         Self {
             clients: keeper(config.clone(), clients),
             agents: keeper(config, agents),

@@ -15,14 +15,13 @@ use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, StatusCode};
-use kohakuriver_tunnel::mux::{Admission, Binding, Mux};
+use kohakuriver_tunnel::mux::{Admission, Binding, KeeperLimits, Mux};
 use kohakuriver_tunnel::resume::Choice;
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 pub use self::access::{AgentKey, Tokens};
 use self::agents::{Agents, FULL_WHY, NewAgent};
-pub use self::kept::Detached;
 use self::kept::Kept;
 use crate::common::addresses::Source;
 use crate::common::ceilings::RunnerCeilings;
@@ -49,8 +48,8 @@ pub struct Settings {
     pub tokens: Reread<Arc<Tokens>>,
     pub tunnels: tunnel::Settings,
     pub ceilings: RunnerCeilings,
-    /// Most tunnels without a WebSocket.
-    pub detached: Detached,
+    /// Most clients' tunnels without a WebSocket.
+    pub detached: KeeperLimits,
     pub threads: Threads,
     pub log: Log,
 }
@@ -89,7 +88,7 @@ impl Runner {
         let front = Front::new(ceilings.handshakes, &settings.front, Duration::ZERO, single);
         Self {
             agents: Agents::new(ceilings.agents),
-            kept: Kept::new(&settings.tunnels, ceilings, settings.detached),
+            kept: Kept::new(&settings.tunnels, settings.detached, ceilings.agents),
             front: Arc::new(front),
             sessions: Sessions::new(ceilings.sessions, times_free, each),
             tunnels: settings.threads.each(|| settings.tunnels.for_thread()),
