@@ -93,14 +93,9 @@ impl Args {
     /// URL or name is missing or wrong, or the token file cannot be used.
     pub fn settings(&self, process: &Process) -> Result<Settings, Failure> {
         let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-        let runner = given(&self.runner_url)
-            .or_else(|| variable("KOHAKURIVER_TUNNEL_URL"))
-            .ok_or_else(|| {
-                missing(
-                    "no runner",
-                    "--runner-url ws://127.0.0.1:8001 or RUNNER_URL",
-                )
-            })?;
+        let none = "no runner is given: set --runner-url ws://127.0.0.1:8001 or RUNNER_URL";
+        let runner = given(&self.runner_url).or_else(|| variable("KOHAKURIVER_TUNNEL_URL"));
+        let runner = runner.ok_or_else(|| Failure::usage(none))?;
         let base = Url::parse_base(&runner).map_err(Failure::usage)?;
         let name = given(&self.container_id).or_else(|| variable("KOHAKURIVER_CONTAINER_ID"));
         if let Some(name) = &name {
@@ -112,9 +107,9 @@ impl Args {
         let own = own.map(|(_, own)| own.trim_end_matches('/'));
         let url = match (own, name) {
             (None, None) => {
-                return Err(missing(
-                    "no container name",
-                    "--container-id kohakuriver-vps-42 or CONTAINER_ID",
+                return Err(Failure::usage(
+                    "no container name is given: set --container-id kohakuriver-vps-42 or \
+                     CONTAINER_ID",
                 ));
             }
             (None, Some(name)) => base.join(&format!("{REGISTRATION}{name}")),
@@ -172,10 +167,6 @@ fn parse_attempts(text: &str) -> Result<u32, String> {
     let text = if text.is_empty() { "0" } else { text };
     let wrong = |_| "write a number of attempts, or 0 for no end".to_owned();
     text.parse().map_err(wrong)
-}
-
-fn missing(what: &str, how: &str) -> Failure {
-    Failure::usage(format!("{what} is given: set {how}"))
 }
 
 /// Parses levels as Python and Rust name them.
