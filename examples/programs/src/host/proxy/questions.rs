@@ -39,13 +39,11 @@ impl Questions {
     /// There are too many other callers.
     pub async fn turn(&self, caller: &Caller) -> Result<Place<Source>, BadRequest> {
         caller.handshake.settle();
-        match timeout(TURN_WITHIN, self.places.take(caller.source)).await {
-            Ok(Ok(turn)) => Ok(turn),
-            Ok(Err(_)) | Err(_) => {
-                self.refused.add(1);
-                let line = "this host asks its cluster about many callers: try again later";
-                Err(BadRequest::busy(line))
-            }
-        }
+        let Ok(Ok(turn)) = timeout(TURN_WITHIN, self.places.take(caller.source)).await else {
+            self.refused.add(1);
+            let line = "this host asks its cluster about many callers: try again later";
+            return Err(BadRequest::busy(line));
+        };
+        Ok(turn)
     }
 }
