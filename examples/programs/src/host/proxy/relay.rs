@@ -10,7 +10,6 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 
 use super::splice::{self, Pipe, Pipes};
-use crate::common::metrics::Counter;
+use crate::common::metrics::{Counter, Gauge, Inside};
 use crate::common::net::MaybeTls;
 
 /// Bytes per read, which is also the most that one direction of a session holds.
@@ -62,7 +61,7 @@ pub struct Relays {
     pool: Mutex<Vec<Box<[u8]>>>,
     pipes: Pipes,
     /// Directions that used their whole turn and wait for the next.
-    waiting: AtomicUsize,
+    waiting: Gauge,
     pub to_runner: Counter,
     pub to_client: Counter,
 }
@@ -74,7 +73,7 @@ impl Relays {
             pipes: Pipes::new(pipes, memory.clone()),
             memory,
             pool: Mutex::default(),
-            waiting: AtomicUsize::new(0),
+            waiting: Gauge::default(),
             to_runner: Counter::default(),
             to_client: Counter::default(),
         }
@@ -130,7 +129,7 @@ struct Direction<'a> {
     /// Much came at once.
     bulk: bool,
     /// Counted in [`Relays::waiting`].
-    waits: bool,
+    waits: Option<Inside<'a>>,
 }
 
 /// `Early -> Reading <-> Holding, Piped`, at the end of the input `-> Closing -> Closed`.
@@ -159,17 +158,7 @@ impl<'a> Direction<'a> {
             counter,
             relays,
             bulk: false,
-            waits: false,
-        }
-    }
-
-    fn set_waits(&mut self, waits: bool) {
-        if self.waits != waits {
-            self.waits = waits;
-            match waits {
-                true => self.relays.waiting.fetch_add(1, Ordering::Relaxed),
-                false => self.relays.waiting.fetch_sub(1, Ordering::Relaxed),
-            };
+            waits: None,
         }
     }
 
@@ -182,13 +171,13 @@ impl<'a> Direction<'a> {
         from: &mut MaybeTls,
         to: &mut MaybeTls,
     ) -> Poll<io::Result<()>> {
-        self.set_waits(false);
-        let waiting = self.relays.waiting.load(Ordering::Relaxed);
+        self.waits = None;
+        let waiting = usize::try_from(self.relays.waiting.value()).unwrap_or(ROUND);
         let turn = (ROUND / (waiting + 1)).clamp(SHORTEST_TURN, LONGEST_TURN);
         let mut moved = 0;
         loop {
             if moved >= turn {
-                self.set_waits(true);
+                self.waits = Some(self.relays.waiting.enter());
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -285,12 +274,6 @@ impl<'a> Direction<'a> {
         tracing::debug!("bytes are copied, because the system does not splice: {error}");
         self.bulk = false;
         self.relays.pipes.pause();
-    }
-}
-
-impl Drop for Direction<'_> {
-    fn drop(&mut self) {
-        self.set_waits(false);
     }
 }
 
