@@ -7,10 +7,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tunnel_test_support::chain::{
-    Chain, connect, echo, expect_echo, expect_metric, host_at, metric, pattern, service,
+    Chain, connect, echo, eventually, expect_echo, expect_metric, host_at, metric, pattern, service,
 };
 use tunnel_test_support::program::Program;
-use tunnel_test_support::soon;
+use tunnel_test_support::{LIMIT, soon};
 
 const SESSIONS: &str = "runner_sessions";
 const DETACHED: &str = "runner_tunnels_detached";
@@ -34,6 +34,22 @@ async fn bulk(forward: &Program) -> JoinHandle<()> {
     })
 }
 
+/// A forward that says when it opens a further tunnel.
+fn talkative(chain: &Chain, remote: u16, threads: &str) -> Program {
+    let (url, remote) = (chain.host_url(), remote.to_string());
+    let args = ["--host", &url, "42", &remote, "--local-port", "0"];
+    let args = [&args[..], &["--threads", threads]].concat();
+    Program::start_with("forward", &args, &[("RUST_LOG", "debug")])
+}
+
+/// Until it has a further tunnel. The runner counts the tunnel before the forward can use it.
+async fn opened(talkative: &Program) {
+    eventually("a further tunnel", LIMIT, || async {
+        (talkative.lines_with("another tunnel") > 0).then_some(())
+    })
+    .await;
+}
+
 async fn echoes(forward: &Program) -> TcpStream {
     let mut stream = connect(forward).await;
     expect_echo(&mut stream, b"hello").await;
@@ -44,13 +60,13 @@ async fn echoes(forward: &Program) -> TcpStream {
 async fn a_busy_tunnel_gets_a_second_beside_it_until_that_is_idle() {
     let chain = Chain::direct();
     let remote = service(echo).await.port();
-    let forward = chain.forward(remote, &["--threads", "3"]);
+    let forward = talkative(&chain, remote, "3");
     let first = echoes(&forward).await;
     expect_metric(&chain.runner, SESSIONS, 1).await;
 
     // The bulk keeps one busy: there is always another, and a third is not needed.
     let bulk = bulk(&forward).await;
-    expect_metric(&chain.runner, SESSIONS, 2).await;
+    opened(&forward).await;
     let mut second = echoes(&forward).await;
     assert_eq!(metric(&chain.runner, SESSIONS).await, 2);
 
@@ -86,9 +102,9 @@ async fn with_one_tunnel_there_is_no_second() {
 async fn all_tunnels_of_a_client_go_on_after_a_loss() {
     let mut chain = Chain::direct();
     let remote = service(echo).await.port();
-    let forward = chain.forward(remote, &["--threads", "1"]);
+    let forward = talkative(&chain, remote, "1");
     let bulk = bulk(&forward).await;
-    expect_metric(&chain.runner, SESSIONS, 2).await;
+    opened(&forward).await;
     let mut second = echoes(&forward).await;
 
     chain.restart_host();
