@@ -133,9 +133,12 @@ async fn a_newer_agent_replaces_the_older_and_outlives_its_end() {
     let chain = Chain::for_agents();
     let port = service(echo).await.port();
     let mut old = chain.agent();
+    chain.runner.expect_lines("agent registered", 1);
     // SIGSTOP: the runner cannot detect that it is dead.
     old.signal("STOP");
     let _new = chain.agent();
+    // Until the new one has answered, the old one is registered.
+    chain.runner.expect_lines("agent registered", 2);
     let forward = chain.forward(port, &[]);
     works(&forward).await;
     old.kill();

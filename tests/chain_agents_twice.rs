@@ -37,7 +37,10 @@ async fn of_two_agents_of_one_name_the_newer_serves_and_the_older_waits() {
     let chain = Chain::for_agents();
     let runner = chain.runner.address();
     let mut older = start_agent(&runner, CONTAINER);
+    chain.runner.expect_lines("agent registered", 1);
     let newer = start_agent(&runner, CONTAINER);
+    // Until the newer one has answered, the older one serves.
+    chain.runner.expect_lines("agent registered", 2);
     let forward = chain.forward(service(echo).await.port(), &[]);
     let mut open = connect(&forward).await;
     let started = Instant::now();
