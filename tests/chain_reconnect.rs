@@ -284,8 +284,8 @@ async fn ports_behind_a_deployed_host_have_a_websocket_each_and_an_outage_is_one
                 return;
             };
             cut.mark_unchanged();
-            socket.send(Message::text("CONNECTED")).await.unwrap();
             begun.fetch_add(1, Ordering::Relaxed);
+            socket.send(Message::text("CONNECTED")).await.unwrap();
             tokio::select! {
                 _ = cut.changed() => {}
                 () = async { while let Some(Ok(_)) = socket.next().await {} } => {}
