@@ -148,7 +148,7 @@ def link_lost(bench):
 
 
 def closed_regularly(bench):
-    cycles, scale = (200, 1 / 30) if bench.full else (6, 1 / 30)
+    cycles, scale = (200, 1 / 30) if bench.full else (4, 1 / 20)
     up, keep = UP * scale, round(KEEP * scale)
     text = (
         f"every WebSocket is closed with 1000 after {up:.1f} s and 503 follows for up to "
