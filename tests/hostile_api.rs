@@ -17,8 +17,8 @@ use tunnel_test_support::client::{Client, greeted};
 use tunnel_test_support::flood::{Attack, Flood};
 use tunnel_test_support::program::Program;
 
-/// Longest time that a refused caller may stay.
-const BEFORE_A_TIMEOUT: Duration = Duration::from_secs(5);
+/// Shorter than the time limit of a request, 10 s. A caller that gets no turn is refused sooner.
+const BEFORE_A_TIMEOUT: Duration = Duration::from_secs(8);
 
 const STRANGER: &[u8] = b"GET /ws/forward/42/80 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n\
     Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\

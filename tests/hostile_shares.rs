@@ -16,8 +16,9 @@ use tunnel_test_support::client::{Client, V2, frame, greeted, upgrade};
 use tunnel_test_support::flood::{Attack, Flood, connect_from};
 use tunnel_test_support::program::Program;
 
-/// Half of a connection attempt's time: a client served by then did not wait for an attempt to end.
-const BEFORE_A_TIMEOUT: Duration = Duration::from_secs(5);
+/// Shorter than a connection attempt's time, 10 s: a client served by then did not wait for an
+/// attempt to end.
+const BEFORE_A_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// A v2 session for any port of the container, or the status of its refusal.
 async fn session(runner: &Program) -> Result<Client, u16> {
