@@ -14,6 +14,7 @@ import pathlib
 import shutil
 import signal
 import socket
+import statistics
 import sys
 import tempfile
 import time
@@ -230,7 +231,7 @@ async def ends_and_recovers(chain, service, kill, restart):
         await app.echo(b"alive")
     await kill()
     end = asyncio.gather(*(app.end() for app in apps))
-    await within(2, "the end of every open connection", end)
+    await within(5, "the end of every open connection", end)
     for app in apps:
         app.close()
     await restart()
@@ -435,7 +436,10 @@ async def no_log_line_per_frame(chain, service):
 
 @fault(13)
 async def small_writes_do_not_wait(chain, service):
-    """Each turn writes twice and waits for both. Nagle delays the second until the peer's ACK."""
+    """Each turn writes twice and waits for both. Nagle delays the second until the peer's ACK.
+
+    The same turns without the chain tell how slow the machine is.
+    """
 
     async def answer(reader, writer):
         try:
@@ -444,21 +448,25 @@ async def small_writes_do_not_wait(chain, service):
         except (OSError, asyncio.IncompleteReadError):
             writer.close()
 
+    async def median(port):
+        app = await App.open(port)
+        times = []
+        for _ in range(60):
+            start = time.monotonic()
+            await app.send(b"a")
+            await asyncio.sleep(0.002)
+            await app.send(b"b")
+            await within(5, "an answer", app.exactly(2, "an answer"))
+            times.append(time.monotonic() - start)
+        app.close()
+        return 1000 * statistics.median(times)
+
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    forward = await chain.forward(server.sockets[0].getsockname()[1])
-    app = await App.open(forward.port)
-    times = []
-    for _ in range(60):
-        start = time.monotonic()
-        await app.send(b"a")
-        await asyncio.sleep(0.002)
-        await app.send(b"b")
-        await within(5, "an answer", app.exactly(2, "an answer"))
-        times.append(time.monotonic() - start)
-    app.close()
+    port = server.sockets[0].getsockname()[1]
+    forward = await chain.forward(port)
+    direct, through = await median(port), await median(forward.port)
     server.close()
-    median = sorted(times)[len(times) // 2]
-    check(median < 0.03, f"the median turn took {median * 1000:.0f} ms")
+    check(through - direct < 30, f"the median turn took {through:.0f} ms, {direct:.0f} ms directly")
 
 
 async def one(function, args, logs):
