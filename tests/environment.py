@@ -1,5 +1,6 @@
-"""The environment in which checks start the programs."""
+"""The environment in which checks start the programs, and ports for them."""
 
+import itertools
 import os
 
 # As `HEEDED` of tests/support/src/program.rs.
@@ -23,3 +24,15 @@ def unconfigured():
         and not key.startswith("KOHAKURIVER_")
         and not key.lower().endswith("_proxy")
     }
+
+
+# A process begins elsewhere than others that run beside it.
+asked = itertools.count()
+
+
+def next_port():
+    """Another port each time. It may be in use.
+
+    It is below those that systems give out, or another socket could have it before its user.
+    """
+    return 20_000 + (61 * os.getpid() + next(asked)) % 12_000

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -17,7 +18,7 @@ from websockets.asyncio.client import connect
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
-from environment import unconfigured  # noqa: E402
+from environment import next_port, unconfigured  # noqa: E402
 
 ROOT = HERE.parent.parent
 ROLES = ("forward", "host", "runner", "agent")
@@ -76,9 +77,11 @@ async def until(seconds, what, condition, pause=0.05):
 
 
 def free_port(kind=socket.SOCK_STREAM):
-    with socket.socket(socket.AF_INET, kind) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+    while True:
+        port = next_port()
+        with socket.socket(socket.AF_INET, kind) as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 def refusing_socket(kind=socket.SOCK_STREAM):

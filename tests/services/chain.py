@@ -15,7 +15,7 @@ import time
 import urllib.request
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
-from environment import unconfigured  # noqa: E402
+from environment import next_port, unconfigured  # noqa: E402
 
 MIB = 1 << 20
 TASK = "42"
@@ -67,10 +67,10 @@ def within(seconds):
 def free_port():
     """A port that is free for TCP and for UDP."""
     while True:
+        port = next_port()
         with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-            tcp.bind(("127.0.0.1", 0))
-            port = tcp.getsockname()[1]
             with contextlib.suppress(OSError):
+                tcp.bind(("127.0.0.1", port))
                 udp.bind(("127.0.0.1", port))
                 return port
 

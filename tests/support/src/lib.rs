@@ -9,6 +9,7 @@ pub mod program;
 pub mod relay;
 
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// Longer than anything on loopback takes unless it hangs.
@@ -24,14 +25,26 @@ pub async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
 
 /// A TCP port without a listener.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
+    unused(|at| TcpListener::bind(at).is_ok())
 }
 
 /// A UDP port without a listener.
 pub fn free_udp_port() -> u16 {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    socket.local_addr().unwrap().port()
+    unused(|at| UdpSocket::bind(at).is_ok())
+}
+
+/// Below the ports that systems give out, or another socket could have it before its user. Each
+/// process begins elsewhere, and no port comes twice.
+fn unused(is_free: impl Fn((Ipv4Addr, u16)) -> bool) -> u16 {
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let asked = ASKED.fetch_add(1, Ordering::Relaxed);
+        let at = std::process::id().wrapping_mul(61).wrapping_add(asked) % 12_000;
+        let port = 20_000 + u16::try_from(at).unwrap();
+        if is_free((Ipv4Addr::LOCALHOST, port)) {
+            return port;
+        }
+    }
 }
 
 /// Whether this machine has the loopback address of IPv6. A test that needs it is skipped if not.
