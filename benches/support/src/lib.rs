@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -44,14 +45,26 @@ pub fn resident(id: u32) -> u64 {
         * 1024
 }
 
-/// A port of loopback that nobody listens on.
+/// A port of loopback that nobody listens on, another one each time.
+///
+/// It is below those that systems give out, or another socket could have it before its user. Each
+/// process begins elsewhere.
 ///
 /// # Errors
 /// The system has none.
 pub fn free_port() -> Result<u16, String> {
-    let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr());
-    let address = bound.map_err(|error| format!("no free port: {error}"))?;
-    Ok(address.port())
+    const FIRST: u32 = 20_000;
+    const COUNT: u32 = 12_000;
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    for _ in 0..COUNT {
+        let asked = ASKED.fetch_add(1, Ordering::Relaxed);
+        let at = std::process::id().wrapping_mul(61).wrapping_add(asked) % COUNT;
+        let port = u16::try_from(FIRST + at).map_err(|error| error.to_string())?;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err("no free port".into())
 }
 
 /// Waits until a port of loopback accepts connections.
