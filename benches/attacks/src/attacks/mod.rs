@@ -15,8 +15,9 @@ use crate::swarm::{Field, Work};
 /// Client sessions of the container that the runner dials itself, and of the one with an agent.
 pub const DIRECT: &str = "kohakuriver-vps-1";
 pub const INSIDE: &str = "kohakuriver-vps-2";
-/// The container whose agent is the attacker.
-pub const ROGUE: &str = "kohakuriver-vps-3";
+/// The container whose agent is the attacker. Its name is chosen so that a runner with two to eight
+/// threads serves it on the thread of [`INSIDE`].
+pub const ROGUE: &str = "kohakuriver-vps-2476";
 
 /// How the programs are started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
