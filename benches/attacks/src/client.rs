@@ -2,9 +2,9 @@
 //! it.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
-use std::sync::Mutex;
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering::Relaxed};
+use std::sync::{Mutex, mpsc};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
@@ -13,17 +13,18 @@ use crate::programs::Starter;
 /// Longest time for a round trip, a new connection or a new client.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Pauses between round trips, new connections, new clients.
-const PAUSES: [Duration; 3] = [
-    Duration::from_millis(2),
-    Duration::from_millis(200),
-    Duration::from_secs(1),
-];
+/// A round trip begins this often, whether or not the ones before have ended.
+pub const EVERY: Duration = Duration::from_millis(2);
+
+/// Pauses between new connections, and between new clients.
+const PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(1)];
+
+const MESSAGE: [u8; 64] = [0x5a; 64];
 
 /// Observations in one phase of a measurement.
 #[derive(Debug, Default, Clone)]
 pub struct Seen {
-    /// Milliseconds of each round trip.
+    /// Milliseconds of each round trip, from when it was due.
     pub trips: Vec<f64>,
     pub trips_failed: u32,
     /// New connections through the same forward, and new forwards: milliseconds of those that
@@ -39,6 +40,11 @@ pub struct Seen {
 impl Seen {
     fn fail(&mut self, why: &str) {
         self.first_failure.get_or_insert_with(|| why.to_owned());
+    }
+
+    fn fail_trip(&mut self, error: &io::Error) {
+        self.trips_failed += 1;
+        self.fail(&format!("round trip: {error}"));
     }
 }
 
@@ -104,25 +110,53 @@ impl Client {
     }
 
     fn trips(&self) {
-        let mut stream = None;
-        self.repeat(PAUSES[0], |at| {
-            let took = trip(&mut stream, self.port.load(Relaxed));
-            if took.is_err() {
-                stream = None;
-            }
-            self.note(at, |seen| match took {
-                Ok(took) => seen.trips.push(took),
-                Err(error) => {
-                    seen.trips_failed += 1;
-                    seen.fail(&format!("round trip: {error}"));
-                }
-            });
+        self.repeat(EVERY, |at| match open(self.port.load(Relaxed)) {
+            Ok(stream) => self.trips_on(&stream),
+            Err(error) => self.note(at, |seen| seen.fail_trip(&error)),
         });
     }
 
+    /// Until the connection breaks or the measurement is over.
+    fn trips_on(&self, stream: &TcpStream) {
+        let (sent, coming) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(|| self.receive(stream, coming));
+            let _ = self.send(stream, sent);
+            let _ = stream.shutdown(Shutdown::Both);
+        });
+    }
+
+    /// Sends on schedule, so that a stall counts for each round trip that is due in it.
+    fn send(&self, mut stream: &TcpStream, sent: mpsc::Sender<(u8, Instant)>) -> io::Result<()> {
+        let mut due = Instant::now();
+        loop {
+            sleep(due.saturating_duration_since(Instant::now()));
+            let phase = self.phase.load(Relaxed);
+            if phase == OVER || sent.send((phase, due)).is_err() {
+                return Ok(());
+            }
+            stream.write_all(&MESSAGE)?;
+            due += EVERY;
+        }
+    }
+
+    fn receive(&self, stream: &TcpStream, coming: mpsc::Receiver<(u8, Instant)>) {
+        for (at, due) in coming {
+            let came = expect_back(stream);
+            let broken = came.is_err();
+            self.note(at, |seen| match came {
+                Ok(()) => seen.trips.push(milliseconds_since(due)),
+                Err(error) => seen.fail_trip(&error),
+            });
+            if broken {
+                return;
+            }
+        }
+    }
+
     fn connections(&self) {
-        self.repeat(PAUSES[1], |at| {
-            let took = trip(&mut None, self.port.load(Relaxed));
+        self.repeat(PAUSES[0], |at| {
+            let took = trip(self.port.load(Relaxed));
             self.note(at, |seen| match took {
                 Ok(took) => seen.connections.push(took),
                 Err(error) => {
@@ -134,12 +168,12 @@ impl Client {
     }
 
     fn clients(&self, starter: &Starter<'_>, echo: u16) {
-        self.repeat(PAUSES[2], |at| {
+        self.repeat(PAUSES[1], |at| {
             let begun = Instant::now();
             let came = starter.forward(echo).and_then(|mut forward| {
                 let port = forward.local_port(PATIENCE)?;
-                trip(&mut None, port).map_err(|error| error.to_string())?;
-                let took = begun.elapsed().as_secs_f64() * 1e3;
+                trip(port).map_err(|error| error.to_string())?;
+                let took = milliseconds_since(begun);
                 forward.interrupt();
                 Ok(took)
             });
@@ -160,7 +194,10 @@ impl Client {
                 return;
             }
             work(phase);
-            sleep(pause);
+            let next = Instant::now() + pause;
+            while self.phase.load(Relaxed) != OVER && Instant::now() < next {
+                sleep(pause.min(Duration::from_millis(20)));
+            }
         }
     }
 
@@ -176,33 +213,40 @@ impl Client {
     }
 }
 
-/// Milliseconds for 64 bytes there and back, on a new connection if there is none.
-fn trip(stream: &mut Option<TcpStream>, port: u16) -> io::Result<f64> {
-    let begun = Instant::now();
-    let stream = match stream {
-        Some(stream) => stream,
-        None => {
-            let new = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-            new.set_nodelay(true)?;
-            new.set_read_timeout(Some(PATIENCE))?;
-            stream.insert(new)
-        }
-    };
-    let sent = [0x5a; 64];
-    let mut came = [0; 64];
-    stream.write_all(&sent)?;
+fn open(port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn expect_back(mut stream: &TcpStream) -> io::Result<()> {
+    let mut came = [0; MESSAGE.len()];
     stream.read_exact(&mut came)?;
-    if came != sent {
+    if came != MESSAGE {
         return Err(io::Error::other("came back damaged"));
     }
-    Ok(begun.elapsed().as_secs_f64() * 1e3)
+    Ok(())
+}
+
+/// Milliseconds for a message there and back on a new connection.
+fn trip(port: u16) -> io::Result<f64> {
+    let begun = Instant::now();
+    let mut stream = open(port)?;
+    stream.write_all(&MESSAGE)?;
+    expect_back(&stream)?;
+    Ok(milliseconds_since(begun))
+}
+
+fn milliseconds_since(begun: Instant) -> f64 {
+    begun.elapsed().as_secs_f64() * 1e3
 }
 
 /// Tries until a round trip on a new connection works; returns after how many seconds.
 pub fn works_within(port: u16, within: Duration) -> Option<f64> {
     let begun = Instant::now();
     while begun.elapsed() < within {
-        if trip(&mut None, port).is_ok() {
+        if trip(port).is_ok() {
             return Some(begun.elapsed().as_secs_f64());
         }
         sleep(Duration::from_millis(50));
