@@ -23,6 +23,7 @@ use tunnel_bench_support::build_programs;
 
 use attacks::{ATTACKS, Attack};
 use measure::{Plan, measure};
+use programs::Programs;
 use report::Results;
 
 #[derive(Parser)]
@@ -132,10 +133,10 @@ fn run(args: &Args) -> Result<(), String> {
         after: Duration::from_millis(if args.quick { 200 } else { 3000 }),
         memory: args.memory,
     };
-    let programs = match &args.programs {
+    let programs = Programs::new(match &args.programs {
         Some(folder) => folder.clone(),
         None => build_programs()?,
-    };
+    });
     let commit = args.commit.clone().unwrap_or_else(git_commit);
 
     let file = if args.before {

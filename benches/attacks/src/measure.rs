@@ -14,7 +14,7 @@ use tunnel_bench_support::{await_port, free_port, resident};
 
 use crate::attacks::{Attack, Place};
 use crate::client::{AFTER, ATTACKED, Client, quantile, works_within};
-use crate::programs::{self, Ports, Program, Starter};
+use crate::programs::{self, Ports, Program, Programs, Starter};
 use crate::services::{self, Crowd, SilentPort};
 use crate::swarm::{Field, Tally};
 
@@ -97,7 +97,7 @@ pub struct Outcome {
 
 pub fn measure(
     attack: &'static Attack,
-    folder: &Path,
+    programs: &Programs,
     plan: Plan,
     commit: &str,
 ) -> Result<Outcome, String> {
@@ -132,7 +132,7 @@ pub fn measure(
     };
     crowd.turn_to(good);
     let starter = Starter {
-        folder,
+        programs,
         logs: &logs,
         flavour: attack.flavour,
         ports,

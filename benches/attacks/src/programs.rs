@@ -109,9 +109,30 @@ pub struct Ports {
     pub api: u16,
 }
 
-/// Starts programs: where they are, where they write, and their settings.
+/// The programs that are attacked.
+pub struct Programs {
+    pub folder: PathBuf,
+    /// Those that have the flag --memory.
+    bounded: Vec<&'static str>,
+}
+
+impl Programs {
+    pub fn new(folder: PathBuf) -> Self {
+        let names = ["forward", "host", "runner", "agent"];
+        let bounded = names.into_iter().filter(|name| {
+            let help = Command::new(folder.join(name)).arg("--help").output();
+            help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("--memory"))
+        });
+        Self {
+            bounded: bounded.collect(),
+            folder,
+        }
+    }
+}
+
+/// Starts programs: where they write, and their settings.
 pub struct Starter<'a> {
-    pub folder: &'a Path,
+    pub programs: &'a Programs,
     pub logs: &'a Path,
     pub flavour: Flavour,
     pub ports: Ports,
@@ -119,18 +140,11 @@ pub struct Starter<'a> {
     pub memory: u64,
 }
 
-/// Whether this program has a flag for a bound of memory.
-fn knows_memory(program: &Path) -> bool {
-    let help = Command::new(program).arg("--help").output();
-    help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("--memory"))
-}
-
 impl Starter<'_> {
     fn start(&self, name: &'static str, arguments: &[String]) -> Result<Program, String> {
-        let program = self.folder.join(name);
-        let mut command = Command::new(&program);
+        let mut command = Command::new(self.programs.folder.join(name));
         command.args(arguments).env("RUST_LOG", "info");
-        if knows_memory(&program) {
+        if self.programs.bounded.contains(&name) {
             command.args(["--memory", &self.memory.to_string()]);
         }
         for (variable, _) in std::env::vars_os() {
