@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, sleep};
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tunnel_bench_support::{await_port, free_port, resident};
 
 use crate::attacks::{Attack, Place};
-use crate::client::{AFTER, ATTACKED, Client, quantile, works_within};
+use crate::client::{AFTER, ATTACKED, Client, IDLE, quantile, works_within};
 use crate::programs::{self, Ports, Program, Programs, Starter};
 use crate::services::{self, Crowd, SilentPort};
 use crate::swarm::{Field, Tally};
@@ -25,8 +25,8 @@ const SLACK: u64 = 16;
 /// Time until everything has to be back to normal.
 const BACK_WITHIN: Duration = Duration::from_secs(45);
 
-/// Time for the attackers to say how many they are, after the attack should have ended.
-const COUNTED_WITHIN: Duration = Duration::from_secs(10);
+/// Time for the first hostile connection.
+const BEGUN_WITHIN: Duration = Duration::from_secs(60);
 
 /// Time for a program to serve again after the hostile server was replaced by a good one.
 const WELL_AGAIN_WITHIN: Duration = Duration::from_secs(30);
@@ -36,6 +36,7 @@ pub struct Plan {
     pub connections: usize,
     pub addresses: usize,
     pub idle: Duration,
+    /// From the first hostile connection on.
     pub attack: Duration,
     /// How long memory is watched after the last descriptor is closed.
     pub after: Duration,
@@ -149,7 +150,7 @@ pub fn measure(
         flood: crowd.flood,
         connections: plan.connections,
         addresses: plan.addresses,
-        seconds: plan.attack.as_secs() + 5,
+        seconds: (BEGUN_WITHIN + plan.attack).as_secs() + 5,
     };
     let turned = matches!(attack.place, Place::Host | Place::RunnerOfAgent);
     let client = Client::new(port);
@@ -168,11 +169,8 @@ pub fn measure(
         sleep(plan.idle);
         watch.note_before();
         client.begin(ATTACKED);
-        let program = std::env::current_exe().map_err(told)?;
-        // Attackers would be on other machines, so their computing must not delay the client that
-        // behaves.
-        let mut command = Command::new("nice");
-        command.args(["-n", "19"]).arg(program);
+        let mut command = when_idle();
+        command.arg(std::env::current_exe().map_err(told)?);
         let words = serde_json::to_string(&field).map_err(|error| error.to_string())?;
         command.args(["attack", attack.name, &words]);
         let log = logs.join("attackers.log");
@@ -181,21 +179,22 @@ pub fn measure(
             await_port(hostile, "the attacker")?;
             crowd.turn_to(hostile);
         }
-        let stop = Instant::now() + plan.attack;
-        while Instant::now() < stop && watch.most() < STOP_AT {
-            sleep(Duration::from_millis(50));
-        }
-        // They have the lowest priority, so their first count may be late.
-        let late = stop + COUNTED_WITHIN;
-        while attackers.last_line().is_none() && Instant::now() < late {
-            sleep(Duration::from_millis(50));
-        }
-        let line = attackers.last_line().unwrap_or_default();
-        tally = serde_json::from_str(&line)
-            .map_err(|_| format!("the attackers do not work: {}", attackers.said()))?;
+        let counted = || serde_json::from_str(&attackers.last_line()?).ok();
+        let attack_for = |length, until: fn(Tally) -> bool| {
+            let end = Instant::now() + length;
+            while Instant::now() < end && watch.most() < STOP_AT && !counted().is_some_and(until) {
+                sleep(Duration::from_millis(50));
+            }
+        };
+        // They compute only when nobody else does, so they may begin late.
+        attack_for(BEGUN_WITHIN, |tally| tally.opened > 0);
+        attack_for(plan.attack, |_| false);
+        tally =
+            counted().ok_or_else(|| format!("the attackers do not work: {}", attackers.said()))?;
+        client.begin(AFTER);
+        // The programs close thousands of connections now.
         drop(attackers);
         let ended = Instant::now();
-        client.begin(AFTER);
         if turned {
             crowd.turn_to(good);
         }
@@ -209,7 +208,7 @@ pub fn measure(
         if turned { Ok(back.and(well)) } else { Ok(back) }
     })?;
 
-    let (idle, attacked) = (client.seen(0), client.seen(ATTACKED));
+    let (idle, attacked) = (client.seen(IDLE), client.seen(ATTACKED));
     let roles = watch.roles();
     if back_after.is_none() && faults.is_empty() {
         let left = roles.iter().map(|(name, role)| {
@@ -267,6 +266,21 @@ pub fn measure(
         back_after,
         faults,
     })
+}
+
+/// A command to run another when no other process wants the processor. Attackers would be on other
+/// machines, so their computing must not delay the client that behaves.
+fn when_idle() -> Command {
+    let mut idle = Command::new("chrt");
+    idle.args(["--idle", "0"]);
+    let mut probe = Command::new("chrt");
+    probe.args(["--idle", "0", "true"]).stderr(Stdio::null());
+    if probe.status().is_ok_and(|status| status.success()) {
+        return idle;
+    }
+    let mut nice = Command::new("nice");
+    nice.args(["-n", "19"]);
+    nice
 }
 
 struct Folder<'a>(&'a Path);

@@ -38,7 +38,7 @@ pub struct Field {
     pub seconds: u64,
 }
 
-/// Counters of the attackers, reported twice a second.
+/// Counters of the attackers, reported five times a second.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Tally {
     /// Connections held: past their handshake, if there is one.
