@@ -128,7 +128,7 @@ fn run(args: &Args) -> Result<(), String> {
     let plan = Plan {
         connections: if args.quick { 400 } else { args.connections }.min(most),
         addresses: usize::from(args.addresses),
-        idle: Duration::from_millis(if args.quick { 500 } else { 2000 }),
+        idle: Duration::from_millis(if args.quick { 500 } else { 10_000 }),
         attack: Duration::from_millis(if args.quick { 1300 } else { 6000 }),
         after: Duration::from_millis(if args.quick { 200 } else { 3000 }),
         memory: args.memory,

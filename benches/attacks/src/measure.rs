@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tunnel_bench_support::{await_port, free_port, resident};
 
 use crate::attacks::{Attack, Place};
-use crate::client::{AFTER, ATTACKED, Client, IDLE, quantile, works_within};
+use crate::client::{AFTER, ATTACKED, Client, EVERY, IDLE, Seen, quantile, works_within};
 use crate::programs::{self, Ports, Program, Programs, Starter};
 use crate::services::{self, Crowd, SilentPort};
 use crate::swarm::{Field, Tally};
@@ -85,6 +85,9 @@ pub struct Outcome {
     pub idle: [f64; 2],
     /// Meaningless if the client is behind the hostile server.
     pub attacked: Option<[f64; 2]>,
+    /// More about the client, idle and attacked. Older results have none of it.
+    #[serde(default)]
+    pub more: Option<[More; 2]>,
     pub trips_failed: u32,
     /// New connections through the same forward, and new clients: how many of how many succeeded.
     pub new_connections: [u32; 2],
@@ -94,6 +97,30 @@ pub struct Outcome {
     pub back_after: Option<f64>,
     /// Violations of the requirements.
     pub faults: Vec<String>,
+}
+
+/// In milliseconds.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct More {
+    /// Mean of the round trips.
+    pub trip: Option<f64>,
+    /// What `forward` and the agent waited for a processor, divided by the number of round trips.
+    pub waited: f64,
+    /// p99 of new connections.
+    pub connection: Option<f64>,
+}
+
+impl More {
+    /// `waited` in all, in a phase of this length.
+    fn new(seen: &Seen, waited: f64, length: Duration) -> Self {
+        let mean = seen.trips.iter().sum::<f64>() / seen.trips.len() as f64;
+        let connection = quantile(&seen.connections, 0.99);
+        Self {
+            trip: mean.is_finite().then_some(mean),
+            waited: waited / length.div_duration_f64(EVERY),
+            connection: connection.is_finite().then_some(connection),
+        }
+    }
 }
 
 pub fn measure(
@@ -156,6 +183,8 @@ pub fn measure(
     let client = Client::new(port);
     let watch = Watch::new(&chain);
     let mut tally = Tally::default();
+    let mut waits = Waits::new(&chain);
+    let mut laps = Vec::new();
     let mut faults = Vec::new();
     let watched = |work: &mut dyn FnMut() -> Result<Option<f64>, String>| {
         thread::scope(|scope| {
@@ -169,6 +198,7 @@ pub fn measure(
         sleep(plan.idle);
         watch.note_before();
         client.begin(ATTACKED);
+        laps.push(waits.lap());
         let mut command = when_idle();
         command.arg(std::env::current_exe().map_err(told)?);
         let words = serde_json::to_string(&field).map_err(|error| error.to_string())?;
@@ -192,6 +222,7 @@ pub fn measure(
         tally =
             counted().ok_or_else(|| format!("the attackers do not work: {}", attackers.said()))?;
         client.begin(AFTER);
+        laps.push(waits.lap());
         // The programs close thousands of connections now.
         drop(attackers);
         let ended = Instant::now();
@@ -252,6 +283,13 @@ pub fn measure(
         }
     }
     let both = |trips: &[f64]| [quantile(trips, 0.5), quantile(trips, 0.99)];
+    let more = match laps[..] {
+        [one, two] if !turned => Some([
+            More::new(&idle, one.0, one.1),
+            More::new(&attacked, two.0, two.1),
+        ]),
+        _ => None,
+    };
     Ok(Outcome {
         name: attack.name.into(),
         commit: commit.into(),
@@ -259,6 +297,7 @@ pub fn measure(
         tally,
         idle: both(&idle.trips),
         attacked: (!turned && !attacked.trips.is_empty()).then(|| both(&attacked.trips)),
+        more,
         trips_failed: attacked.trips_failed,
         new_connections,
         new_clients,
@@ -281,6 +320,35 @@ fn when_idle() -> Command {
     let mut nice = Command::new("nice");
     nice.args(["-n", "19"]);
     nice
+}
+
+/// Measures how long `forward` and the agent wait for a processor.
+struct Waits {
+    ids: Vec<u32>,
+    /// In all, and when.
+    last: (f64, Instant),
+}
+
+impl Waits {
+    fn new(chain: &[Program]) -> Self {
+        let own = chain
+            .iter()
+            .filter(|role| ["forward", "agent"].contains(&role.name));
+        let mut waits = Self {
+            ids: own.map(Program::id).collect(),
+            last: (0.0, Instant::now()),
+        };
+        waits.lap();
+        waits
+    }
+
+    /// Milliseconds of waiting since the last call, and the time since then.
+    fn lap(&mut self) -> (f64, Duration) {
+        let waited = self.ids.iter().map(|id| programs::waited(*id)).sum();
+        let now = (waited, Instant::now());
+        let before = std::mem::replace(&mut self.last, now);
+        (now.0 - before.0, now.1 - before.1)
+    }
 }
 
 struct Folder<'a>(&'a Path);

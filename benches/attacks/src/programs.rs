@@ -265,6 +265,18 @@ impl Starter<'_> {
     }
 }
 
+/// Milliseconds that the threads of a process have waited for a processor.
+pub fn waited(id: u32) -> f64 {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{id}/task")) else {
+        return 0.0;
+    };
+    let nanoseconds = tasks.flatten().filter_map(|task| {
+        let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+        text.split_whitespace().nth(1)?.parse::<u64>().ok()
+    });
+    nanoseconds.sum::<u64>() as f64 / 1e6
+}
+
 /// Open descriptors. Since Linux 6.2 the size of the directory is their number, which is cheap to
 /// read.
 pub fn descriptors(id: u32) -> u64 {

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::attacks::Attack;
-use crate::measure::Outcome;
+use crate::measure::{More, Outcome};
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Results {
@@ -98,9 +98,23 @@ fn facts(outcome: &Outcome, between: &str) -> String {
             outcome.trips_failed
         ));
         let ([came, tried], [new, asked]) = (outcome.new_connections, outcome.new_clients);
-        facts.push(format!(
-            "new connections {came} of {tried}, new clients {new} of {asked}"
-        ));
+        let mut connections = format!("new connections {came} of {tried}");
+        if let Some([idle, attacked]) = outcome.more {
+            let pair = |part: fn(More) -> Option<f64>| {
+                let [idle, attacked] = [idle, attacked].map(|more| match part(more) {
+                    Some(milliseconds) => format!("{milliseconds:.2}"),
+                    None => "none".into(),
+                });
+                format!("{idle} to {attacked} ms")
+            };
+            facts.push(format!(
+                "mean {}, of it waits for a processor {}",
+                pair(|more| more.trip),
+                pair(|more| Some(more.waited))
+            ));
+            let _ = write!(connections, ", p99 {}", pair(|more| more.connection));
+        }
+        facts.push(format!("{connections}, new clients {new} of {asked}"));
     }
     let touched = outcome.roles.iter().filter(|(_, role)| {
         let grown = role.memory.peak.saturating_sub(role.memory.before) > 8 << 20;
