@@ -1,6 +1,8 @@
 //! Datagrams through the chain.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+mod refused;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 

@@ -1,7 +1,5 @@
 //! Datagrams to a port without a service, or without one yet.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
@@ -14,6 +12,8 @@ use tunnel_test_support::client::{self, Client};
 use tunnel_test_support::program::Program;
 use tunnel_test_support::{free_udp_port, has_ipv6};
 
+use super::peer_of;
+
 /// After a refusal the next datagram must not need a second attempt.
 const ONE_TRY: Duration = Duration::from_secs(5);
 
@@ -23,13 +23,6 @@ const TOLD: Duration = Duration::from_millis(1500);
 /// A forward of a UDP port.
 fn forward(chain: &Chain, port: u16) -> Program {
     chain.forward(port, &["--proto", "udp"])
-}
-
-async fn peer_of(forward: &Program) -> UdpSocket {
-    let address: SocketAddr = forward.address().parse().unwrap();
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    socket.connect(address).await.unwrap();
-    socket
 }
 
 /// Sent once, and the answer comes, perhaps after that to an earlier datagram which was sent again
