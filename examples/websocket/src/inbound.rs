@@ -108,7 +108,6 @@ impl Inbound {
             if !self.has_memory(&header) {
                 return Ok(Found::Short);
             }
-            self.patience.found_memory();
             self.frames += 1;
             self.taken += whole;
             self.buffer.advance(header.size);
@@ -214,7 +213,6 @@ impl Inbound {
         while !self.make_room(missing) {
             ready!(self.poll_memory(cx))?;
         }
-        self.patience.found_memory();
         let mut room = self.buffer.capacity() - self.buffer.len();
         if self.read_size < READ_AHEAD_MAX {
             // The buffer may be from a time of longer frames.

@@ -34,11 +34,8 @@ pub const INCOMPLETE_MAX: Duration = Duration::from_secs(10);
 /// came in between: this end may have made a pause.
 pub(crate) const STEP_MAX: Duration = Duration::from_secs(5);
 
-/// Time between the first two attempts to get memory for a message, which doubles each time.
+/// Time between two attempts to get memory for a message.
 pub(crate) const MEMORY_RETRY: Duration = Duration::from_millis(20);
-
-/// Most time between two attempts.
-pub(crate) const MEMORY_RETRY_MAX: Duration = Duration::from_millis(320);
 
 /// Bytes discarded after an error, while the peer gets time to read the reason.
 pub const DISCARDED_MAX: usize = 256 << 10;

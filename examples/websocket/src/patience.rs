@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::limits::{INCOMPLETE_MAX, MEMORY_RETRY, MEMORY_RETRY_MAX, STEP_MAX};
+use crate::limits::{INCOMPLETE_MAX, MEMORY_RETRY, STEP_MAX};
 
 #[derive(Debug, Default)]
 pub(crate) struct Patience {
@@ -24,8 +24,6 @@ pub(crate) struct Patience {
     /// Bytes came since the last look.
     progress: bool,
     retry: Option<Pin<Box<Sleep>>>,
-    /// The last wait, unless memory was found since.
-    last_wait: Option<Duration>,
 }
 
 impl Patience {
@@ -41,11 +39,6 @@ impl Patience {
     /// Bytes came.
     pub(crate) fn progressed(&mut self) {
         self.progress = true;
-    }
-
-    /// There was memory: the waits start over.
-    pub(crate) fn found_memory(&mut self) {
-        self.last_wait = None;
     }
 
     /// Whether the message has been incomplete for too long.
@@ -72,14 +65,11 @@ impl Patience {
         if waited >= INCOMPLETE_MAX || Handle::try_current().is_err() {
             return Poll::Ready(false);
         }
-        let wait = match self.last_wait {
-            Some(last) => (last * 2).min(MEMORY_RETRY_MAX),
-            None => MEMORY_RETRY,
-        };
-        let retry = self.retry.get_or_insert_with(|| Box::pin(sleep(wait)));
+        let retry = self
+            .retry
+            .get_or_insert_with(|| Box::pin(sleep(MEMORY_RETRY)));
         ready!(retry.as_mut().poll(cx));
         self.retry = None;
-        self.last_wait = Some(wait);
         Poll::Ready(true)
     }
 }
