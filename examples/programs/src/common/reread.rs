@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
@@ -81,7 +82,7 @@ impl<T: Clone + Send + 'static> Reread<T> {
         if let Some(until) = self.look() {
             let _ = timeout_at(until, looked).await;
         }
-        let mut now = self.lock();
+        let mut now = self.0.now.lock();
         if now.looking.is_some_and(|until| until <= Instant::now()) {
             now.tell(format!("reading {} takes long", self.names()));
         }
@@ -91,7 +92,7 @@ impl<T: Clone + Send + 'static> Reread<T> {
     /// Begins a look, unless one is under way or there were enough. It does not block this thread.
     /// Returns how long to wait for it.
     fn look(&self) -> Option<Instant> {
-        let mut now = self.lock();
+        let mut now = self.0.now.lock();
         let time = Instant::now();
         let rested = now.rested.max(time) + EVERY;
         if now.looking.is_none() && !self.0.files.is_empty() && rested <= time + EVERY * AT_ONCE {
@@ -105,11 +106,11 @@ impl<T: Clone + Send + 'static> Reread<T> {
 
     fn look_aside(&self) {
         let stamps = stamps(&self.0.files);
-        let now = self.lock();
+        let now = self.0.now.lock();
         let is_new = !now.settled || now.stamps != stamps;
         drop(now);
         let read = is_new.then(|| (self.0.read)());
-        let mut now = self.lock();
+        let mut now = self.0.now.lock();
         now.looking = None;
         match read {
             None => {}
@@ -129,10 +130,6 @@ impl<T: Clone + Send + 'static> Reread<T> {
         }
         drop(now);
         self.0.looked.notify_waiters();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Now<T>> {
-        self.0.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn names(&self) -> String {
@@ -248,7 +245,7 @@ mod tests {
         let (release, held) = mpsc::channel();
         release.send("one").unwrap();
         let held = Mutex::new(held);
-        let read = move || Ok(held.lock().unwrap().recv().unwrap_or("the end"));
+        let read = move || Ok(held.lock().recv().unwrap_or("the end"));
         let reread = Reread::new(vec![text.0.clone()], read).unwrap();
         text.write("three", HOUR);
         assert_eq!(timeout(LIMIT, reread.current()).await, Ok("one"));

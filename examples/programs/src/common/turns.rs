@@ -11,12 +11,13 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
 
 /// Time of work that a connection may do without waiting in line, after it has slept long enough.
 const BURST: Duration = Duration::from_micros(200);
@@ -116,10 +117,6 @@ impl Turns {
     fn id(&self) -> usize {
         Arc::as_ptr(&self.0) as usize
     }
-
-    fn lock(&self) -> MutexGuard<'_, Member> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl<F: Future + Unpin> Future for InTurn<F> {
@@ -128,7 +125,7 @@ impl<F: Future + Unpin> Future for InTurn<F> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         let began = Instant::now();
-        if this.ticket.is_some() || this.turns.lock().is_busy(began) {
+        if this.ticket.is_some() || this.turns.0.lock().is_busy(began) {
             let called = with_line(|line| line.may_run(&this.turns, &mut this.ticket, cx));
             if !called {
                 call();
@@ -140,6 +137,7 @@ impl<F: Future + Unpin> Future for InTurn<F> {
         let polled = Pin::new(&mut this.work).poll(&mut Context::from_waker(&this.waker));
         let has_more = this.alarm.rang.load(Ordering::Relaxed);
         this.turns
+            .0
             .lock()
             .effort
             .add(began, Instant::now(), has_more);
@@ -242,7 +240,7 @@ impl Line {
             self.note_run(turns);
             return true;
         }
-        let mut member = turns.lock();
+        let mut member = turns.0.lock();
         match member.waiting.get_mut(&number) {
             Some(waiting) => waiting.clone_from(cx.waker()),
             None => drop(member.waiting.insert(number, cx.waker().clone())),
@@ -253,7 +251,7 @@ impl Line {
 
     /// The task of this ticket does not wait any more.
     fn leave(&mut self, turns: &Turns, ticket: u64) -> Option<Waker> {
-        let mut member = turns.lock();
+        let mut member = turns.0.lock();
         let waiting = member.waiting.remove(&ticket);
         if self.called == Some(ticket) {
             self.called = None;
@@ -310,7 +308,7 @@ impl Line {
         let position = *in_order.next()?.0;
         self.last = position.0;
         let turns = self.queue.remove(&position)?;
-        let mut member = turns.lock();
+        let mut member = turns.0.lock();
         member.position = None;
         let (ticket, waker) = member.waiting.pop_first()?;
         member.is_called = true;
