@@ -117,18 +117,24 @@ async fn a_udp_service_on_the_ipv6_loopback_alone_is_reached() {
     echoed(&peer_of(&forward).await, b"over six").await;
 }
 
+/// As many peers, each with a flow.
+async fn peers_of(forward: &Program, count: u64) -> Vec<UdpSocket> {
+    let mut peers = Vec::new();
+    for number in 0..count {
+        let socket = peer_of(forward).await;
+        echoed(&socket, &pattern(number, 64)).await;
+        peers.push(socket);
+    }
+    peers
+}
+
 #[tokio::test]
 async fn silent_peers_are_forgotten() {
     let chain = Chain::direct();
     let service = udp_echo().await.port();
     let forward = chain.forward(service, &[UDP[0], UDP[1], "--udp-idle", "1"]);
     let before = descriptors(&chain.runner);
-    let mut peers = Vec::new();
-    for number in 0..300u64 {
-        let socket = peer_of(&forward).await;
-        echoed(&socket, &pattern(number, 64)).await;
-        peers.push(socket);
-    }
+    let peers = peers_of(&forward, 300).await;
     eventually("sockets gone", Duration::from_secs(20), || async {
         (descriptors(&chain.runner) <= before).then_some(())
     })
@@ -189,12 +195,7 @@ async fn one_peer_too_many_takes_the_place_of_the_quietest() {
     let service = udp_echo().await.port();
     let forward = chain.forward(service, &[UDP[0], UDP[1], "--udp-peers", "10"]);
     let before = descriptors(&chain.runner);
-    let mut peers = Vec::new();
-    for number in 0..100u64 {
-        let socket = peer_of(&forward).await;
-        echoed(&socket, &pattern(number, 64)).await;
-        peers.push(socket);
-    }
+    let _peers = peers_of(&forward, 100).await;
     eventually("10 flows", Duration::from_secs(20), || async {
         (descriptors(&chain.runner) <= before + 10).then_some(())
     })

@@ -510,15 +510,22 @@ async fn a_message_waits_for_memory_that_an_incomplete_one_holds() {
     }
 }
 
+/// A message of 120,000 bytes of which the first 40,000 were read, the memory for it, and both
+/// ends.
+async fn begun(role: Role) -> (Vec<u8>, Arc<Purse>, WebSocket<DuplexStream>, DuplexStream) {
+    let message = frame(other(role), BINARY, &[7; 120_000]);
+    let purse = purse(160_000);
+    let (mut ours, mut near) = charged(role, &purse);
+    near.write_all(&message[..40_000]).await.unwrap();
+    assert!(futures_util::poll!(ours.next()).is_pending());
+    (message, purse, ours, near)
+}
+
 /// Whoever does not read for a while cannot blame the peer for it.
 #[tokio::test(start_paused = true)]
 async fn a_message_waits_for_memory_also_after_a_pause_of_its_reader() {
     for role in ROLES {
-        let message = frame(other(role), BINARY, &[7; 120_000]);
-        let purse = purse(160_000);
-        let (mut ours, mut near) = charged(role, &purse);
-        near.write_all(&message[..40_000]).await.unwrap();
-        assert!(futures_util::poll!(ours.next()).is_pending());
+        let (message, purse, mut ours, mut near) = begun(role).await;
         tokio::time::sleep(Duration::from_secs(60)).await;
         let others = 160_000 - purse.taken.load(Ordering::SeqCst);
         assert!(purse.take(others));
@@ -536,11 +543,7 @@ async fn a_message_waits_for_memory_also_after_a_pause_of_its_reader() {
 #[tokio::test(start_paused = true)]
 async fn a_message_may_stay_incomplete_after_a_pause_of_its_reader() {
     for role in ROLES {
-        let message = frame(other(role), BINARY, &[7; 120_000]);
-        let purse = purse(160_000);
-        let (mut ours, mut near) = charged(role, &purse);
-        near.write_all(&message[..40_000]).await.unwrap();
-        assert!(futures_util::poll!(ours.next()).is_pending());
+        let (message, purse, mut ours, mut near) = begun(role).await;
         let others = 160_000 - purse.taken.load(Ordering::SeqCst);
         assert!(purse.take(others));
         near.write_all(&message[40_000..41_000]).await.unwrap();
