@@ -579,6 +579,22 @@ fn the_end_of_the_tunnel_over_a_pause_names_the_reader() {
     }
 }
 
+/// The peer's close is queued behind data, which fills the stream again after the pause.
+#[test]
+fn short_stalls_after_a_pause_do_not_hide_it() {
+    let (mut opener, [slow, _]) = paused(0);
+    let now = at(109_000);
+    for _ in 0..3 {
+        drain(&mut opener, slow, now).1.unwrap();
+        take(&mut opener, now, MESSAGE);
+    }
+    assert!(!opener.can_receive());
+    opener.handle_closed(now, Reason::Gone, "the tunnel ended");
+    let reset = opener.reset_of(slow).unwrap();
+    let text = "the tunnel ended, after the application had not read enough for 100 s";
+    assert_eq!((reset.reason, &*reset.text), (Reason::Overflow, text));
+}
+
 /// A reader that takes something between two looks, but too little for all that comes.
 #[test]
 fn the_end_of_the_tunnel_over_a_slow_reader_names_it() {

@@ -206,7 +206,7 @@ impl Receiving {
         s.recv.window.consume(chunk.len());
         self.queue_grant(s);
         if self.stalls.read(s.id(), chunk.len()) && self.has_room(s) {
-            self.stalls.end(now);
+            self.stalls.end(now, &self.config);
         }
         Some(chunk)
     }
@@ -287,7 +287,7 @@ impl Receiving {
     pub(super) fn reconsider_stall(&mut self, now: Instant, streams: &Streams) {
         if let Some(stalled) = self.stalls.stalled() {
             if streams.get(stalled).is_none_or(|s| self.has_room(s)) {
-                self.stalls.end(now);
+                self.stalls.end(now, &self.config);
             }
         }
     }

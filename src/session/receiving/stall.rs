@@ -9,6 +9,7 @@ use super::super::{Config, Instant, StreamId};
 #[derive(Debug, Default)]
 pub(super) struct Stalls {
     stall: Option<Stall>,
+    /// The last one that was long.
     last_pause: Option<Pause>,
 }
 
@@ -116,8 +117,8 @@ impl Stalls {
     }
 
     /// The stream has room again.
-    pub(super) fn end(&mut self, now: Instant) {
-        self.last_pause = self.pause(now);
+    pub(super) fn end(&mut self, now: Instant, config: &Config) {
+        self.last_pause = self.pause(now, config).or(self.last_pause);
         self.stall = None;
     }
 
@@ -172,11 +173,11 @@ impl Stalls {
     /// The transport has ended. Returns the stream whose reader was paused or too slow until now,
     /// and for how long: that may be why the peer gave up.
     pub(super) fn blame(&mut self, now: Instant, config: &Config) -> Option<(StreamId, Duration)> {
-        let pause = self.pause(now).or(self.last_pause.take());
+        let last = self.last_pause.take();
+        let last = last.filter(|last| now - last.over < config.linger);
+        let pauses = last.into_iter().chain(self.pause(now, config));
         self.stall = None;
-        let recent = |pause: &Pause| now - pause.over < config.linger;
-        let long = |pause: &Pause| pause.lasted >= config.v1_stall;
-        let pause = pause.filter(|pause| recent(pause) && long(pause))?;
+        let pause = pauses.max_by_key(|pause| pause.lasted)?;
         Some((pause.stream, pause.lasted))
     }
 
@@ -195,13 +196,15 @@ impl Stalls {
         self.stall.map(|stall| stall.until)
     }
 
-    fn pause(&self, now: Instant) -> Option<Pause> {
+    /// The stall until now, if it is long.
+    fn pause(&self, now: Instant, config: &Config) -> Option<Pause> {
         let stall = self.stall?;
-        Some(Pause {
+        let pause = Pause {
             stream: stall.stream,
             lasted: now - stall.began,
             over: now,
-        })
+        };
+        (pause.lasted >= config.v1_stall).then_some(pause)
     }
 }
 
