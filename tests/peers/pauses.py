@@ -4,12 +4,16 @@
     pauses.py --ours target/release/examples          # 16 mixes; also 60 s if all four are ours
     pauses.py --quick                                 # fewer mixes and pauses: under two minutes
     pauses.py --only ours,theirs,ours,theirs --alone 3,18 --beside 3
+    pauses.py --only ours,theirs,theirs,theirs --alone= --beside= --slow 60
 
 The independent peers ping by their library's defaults: every 20 s, and 20 s later they give up. A
 reader without neighbours must therefore survive 18 s in every mix. If all four programs are ours,
 the tunnel is v2: any pause is allowed and delays no neighbour. The data is compared with the
 service's checksum. With neighbours, a v1 reader may be cut, but only by a reset, because an end of
 file would look like a complete file.
+
+--slow has a lone reader that never pauses, and takes 150 kB/s for a while. A forward of ours
+receives faster than that, so that the peers' pings arrive in time.
 """
 
 import asyncio
@@ -28,6 +32,8 @@ from matrix import combination_argument
 OURS = ("ours",) * len(ROLES)
 # Read before the pause, so that data is under way on every link when it begins.
 BEFORE = MIB
+# Bytes a second of a slow reader. Deployed peers ping behind the 6 MiB that two kernels hold.
+SLOW_RATE = 150_000
 # Between a neighbour's round trips.
 TURN = 0.02
 QUICK = [
@@ -40,13 +46,20 @@ QUICK = [
 ]
 
 
-async def download(port, size, pause, what):
-    """'whole', or how the app saw the early end: 'eof' or 'reset'. Wrong bytes are an exception."""
+async def download(port, size, pause, what, slow=0):
+    """'whole', or how the app saw the early end: 'eof' or 'reset'. Wrong bytes are an exception.
+
+    The app reads at SLOW_RATE for the first `slow` seconds.
+    """
     app = await App.open(port, b"D", size)
     try:
         want = await app.exactly(32, what)
         left, digest = size, hashlib.sha256()
+        start = time.monotonic()
         while left:
+            due = (size - left) / SLOW_RATE
+            if due < slow:
+                await asyncio.sleep(start + due - time.monotonic())
             if pause and size - left >= BEFORE:
                 await asyncio.sleep(pause)  # the app's own buffer takes two MiB meanwhile
                 pause = 0
@@ -100,6 +113,15 @@ async def alone(sides, forward, size, pause):
     return f"{pause:g} s whole"
 
 
+async def slowly(sides, forward, size, seconds):
+    """A lone reader that is slow and does not pause. A deployed forward may cut it."""
+    what = f"slow, {seconds:g} s"
+    end = await within(seconds + 120, what, download(forward.port, size, 0, what, seconds))
+    if sides[0] == "ours" and end != "whole":
+        raise Failed(f"{what}: {end}")
+    return f"{seconds:g} s {end}"
+
+
 async def beside(sides, forward, size, pause):
     """A reader with two neighbours. In v1 it may be cut."""
     what = f"beside others, {pause:g} s"
@@ -120,12 +142,13 @@ async def mix(sides, args, logs):
     """What happened, and whether all of it is allowed."""
     chain = Chain(sides, args.ours, logs)
     service = await Service().start()
-    told, failures = {"alone": [], "beside others": []}, []
+    told, failures = {"alone": [], "slow": [], "beside others": []}, []
     try:
         await within(60, "start", chain.start())
         more = [60] if sides == OURS and not args.quick else []
         for kind, look, pauses in (
             ("alone", alone, args.alone + more),
+            ("slow", slowly, args.slow),
             ("beside others", beside, args.beside + more),
         ):
             for pause in pauses:
@@ -202,6 +225,9 @@ def main():
     )
     parser.add_argument(
         "--beside", type=seconds, metavar="SECONDS", help="pauses beside others (1,3,10,18)"
+    )
+    parser.add_argument(
+        "--slow", type=seconds, default=[], metavar="SECONDS", help="slow lone readers (none)"
     )
     parser.add_argument("--size", type=float, metavar="MIB", help="MiB of each download (64)")
     parser.add_argument("--at-once", type=int, default=8, help="mixes at a time (%(default)s)")

@@ -242,6 +242,16 @@ fn take(opener: &mut Session, now: Instant, message: usize) -> usize {
     opener.stats().unread - before
 }
 
+/// The same, with the look if one is due then.
+fn take_and_look(opener: &mut Session, now: Instant) -> usize {
+    let mut taken = take(opener, now, MESSAGE);
+    if opener.poll_timeout().is_some_and(|due| due <= now) {
+        opener.handle_timeout(now);
+        taken += take(opener, now, MESSAGE);
+    }
+    taken
+}
+
 /// Reads some whole messages.
 fn read(opener: &mut Session, stream: StreamId, now: Instant, messages: usize) {
     for _ in 0..messages {
@@ -273,6 +283,41 @@ fn a_lone_reader_that_goes_on_slowly_does_not_stop_the_transport() {
     // A fast reader ends the stall.
     drain(&mut opener, stream, at(200_000)).1.unwrap();
     assert_eq!(opener.poll_timeout(), None);
+}
+
+/// Deployed peers ping every 20 s, behind what both kernels hold, and give up when a ping is not
+/// answered before the next one. Such a reader makes room several times in each of the looks.
+#[test]
+fn a_lone_reader_that_is_always_slow_does_not_stop_the_transport() {
+    const KERNELS: usize = (6 << 20) / MESSAGE;
+    let (mut opener, [stream, _]) = paused(32 << 20);
+    let mut pinged = at(9_000);
+    let mut ahead_of_ping = None;
+    // 150 kB/s.
+    for now in (1..=140).map(|turn| at(9_000 + turn * 437)) {
+        read(&mut opener, stream, now, 1);
+        if now - pinged >= Duration::from_secs(20) {
+            assert_eq!(ahead_of_ping, None, "not answered");
+            pinged = now;
+            ahead_of_ping = Some(KERNELS);
+        }
+        let received = take_and_look(&mut opener, now) / MESSAGE;
+        ahead_of_ping = ahead_of_ping.and_then(|ahead: usize| ahead.checked_sub(received));
+    }
+    assert_eq!(opener.reset_of(stream), None);
+}
+
+/// A sender is often faster. That keeps no ping waiting, and is not why a tunnel ends.
+#[test]
+fn a_reader_that_is_only_slower_than_the_peer_holds_no_more_and_is_not_blamed() {
+    let (mut opener, [stream, _]) = paused(32 << 20);
+    for now in (1..=6_000).map(|turn| at(9_000 + turn * 10)) {
+        read(&mut opener, stream, now, 1);
+        take_and_look(&mut opener, now);
+        assert!(opener.stats().unread <= 256 << 10);
+    }
+    opener.handle_closed(at(69_000), Reason::Gone, "the tunnel ended");
+    assert_eq!(opener.reset_of(stream).unwrap().reason, Reason::Gone);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use super::super::{Config, Instant, StreamId};
 /// Whether a v1 tunnel receives, and if not, which stream it waits for.
 #[derive(Debug, Default)]
 pub(super) struct Stalls {
+    /// The current one, or the last one, which goes on if its stream is full again soon.
     stall: Option<Stall>,
     /// The last one that was long.
     last_pause: Option<Pause>,
@@ -29,6 +30,8 @@ struct Stall {
     overdue: bool,
     /// Bytes that may be received until the next check, to reach the peer's pings behind them.
     allowance: usize,
+    /// When the stream had room again.
+    over: Option<Instant>,
 }
 
 /// A stall that ended because the application has read enough, or with the tunnel.
@@ -93,25 +96,36 @@ impl Stalls {
         waits: bool,
         config: &Config,
     ) -> Option<StreamId> {
-        match &mut self.stall {
+        match self.stall.as_mut().filter(|stall| stall.is_current()) {
             Some(stall) if !waits || stall.stream == stream => {
                 stall.allowance = stall.allowance.saturating_sub(len);
             }
             Some(stall) if stall.overdue && stall.progress < Self::PROGRESS => {
                 return Some(stall.stream);
             }
-            None if full => self.stall = Some(Stall::new(stream, now, config)),
+            None if full => self.begin(now, stream, config),
             _ => {}
         }
         None
+    }
+
+    /// The stream is full.
+    fn begin(&mut self, now: Instant, stream: StreamId, config: &Config) {
+        let last = self.stall.filter(|last| last.stream == stream);
+        let last = last.filter(|last| last.goes_on(now, config));
+        let stall = last.unwrap_or_else(|| Stall::new(stream, now, config));
+        self.stall = Some(Stall {
+            over: None,
+            ..stall
+        });
     }
 
     /// The application has read `len` bytes of a stream. Returns whether that is the stalled one.
     pub(super) fn read(&mut self, stream: StreamId, len: usize) -> bool {
         let stall = self.stall.as_mut().filter(|stall| stall.stream == stream);
         if let Some(stall) = stall {
-            stall.progress += len;
-            return true;
+            stall.progress = stall.progress.saturating_add(len);
+            return stall.is_current();
         }
         false
     }
@@ -119,19 +133,21 @@ impl Stalls {
     /// The stream has room again.
     pub(super) fn end(&mut self, now: Instant, config: &Config) {
         self.last_pause = self.pause(now, config).or(self.last_pause);
-        self.stall = None;
+        if let Some(stall) = &mut self.stall {
+            stall.over = Some(now);
+        }
     }
 
     /// The stream has ended, or its data was dropped.
     pub(super) fn forget(&mut self, stream: StreamId) {
-        if self.stalled() == Some(stream) {
+        if self.stall.is_some_and(|stall| stall.stream == stream) {
             self.stall = None;
         }
     }
 
     /// The stalled stream, and since when it has not read, if the stall is to be checked.
     pub(super) fn due(&self, now: Instant) -> Option<(StreamId, Instant)> {
-        let stall = self.stall.filter(|stall| stall.until <= now)?;
+        let stall = self.current().filter(|stall| stall.until <= now)?;
         Some((stall.stream, stall.since))
     }
 
@@ -183,22 +199,26 @@ impl Stalls {
 
     /// Whether the transport may be read: there is no stall, or its allowance is not used up.
     pub(super) fn may_receive(&self) -> bool {
-        self.stall.as_ref().is_none_or(|stall| stall.allowance > 0)
+        self.current().is_none_or(|stall| stall.allowance > 0)
     }
 
     /// The stream that stalls the tunnel.
     pub(super) fn stalled(&self) -> Option<StreamId> {
-        self.stall.map(|stall| stall.stream)
+        self.current().map(|stall| stall.stream)
     }
 
     /// When to [check](Self::look) again.
     pub(super) fn until(&self) -> Option<Instant> {
-        self.stall.map(|stall| stall.until)
+        self.current().map(|stall| stall.until)
+    }
+
+    fn current(&self) -> Option<&Stall> {
+        self.stall.as_ref().filter(|stall| stall.is_current())
     }
 
     /// The stall until now, if it is long.
     fn pause(&self, now: Instant, config: &Config) -> Option<Pause> {
-        let stall = self.stall?;
+        let stall = self.current()?;
         let pause = Pause {
             stream: stall.stream,
             lasted: now - stall.began,
@@ -218,7 +238,19 @@ impl Stall {
             progress: 0,
             overdue: false,
             allowance: 0,
+            over: None,
         }
+    }
+
+    fn is_current(&self) -> bool {
+        self.over.is_none()
+    }
+
+    /// Whether it goes on when its stream is full again: a slow reader has made room for a moment.
+    /// In many short stalls nothing would ever be received to reach the peer's pings.
+    fn goes_on(&self, now: Instant, config: &Config) -> bool {
+        let is_slow = (Stalls::PROGRESS..Stalls::STEP).contains(&self.progress);
+        is_slow && self.over.is_some_and(|over| now - over < config.v1_stall)
     }
 }
 
