@@ -490,6 +490,24 @@ fn a_connection_that_has_not_asked_for_anything_does_not_wait() {
     assert_eq!(reset.reason, Reason::Overflow);
 }
 
+/// Its CLOSE is behind what the paused reader has not read.
+#[test]
+fn a_stream_that_nobody_reads_does_not_wait() {
+    for is_read in [false, true] {
+        let (mut opener, [slow, other]) = paused(32 << 20);
+        opener.send_slice(other, b"?").unwrap();
+        match is_read {
+            true => opener.finish(other),
+            false => opener.release(other, at(9_000)),
+        }
+        messages(&mut opener, at(9_000));
+        for now in looks().take(10) {
+            opener.handle_timeout(now);
+        }
+        assert_eq!(opener.reset_of(slow).is_some(), is_read);
+    }
+}
+
 /// CONNECTED is no answer to what was sent before it.
 #[test]
 fn a_request_that_was_sent_early_waits() {

@@ -315,8 +315,8 @@ impl Receiving {
     /// Whether another stream waits to receive.
     fn others_wait(&self, streams: &Streams, stalled: StreamId, since: Instant) -> Waits {
         let open = |s: &&Stream| {
-            let can_read = s.life.state().can_receive() && !s.recv.expendable;
-            s.id() != stalled && can_read && !self.is_full(s)
+            let is_read = !s.recv.discards && !s.recv.expendable;
+            s.id() != stalled && s.life.state().can_receive() && is_read && !self.is_full(s)
         };
         let waits = |s: &Stream| s.recv.talk.waits(since, self.config.v1_stall, self.asks);
         let others = streams.iter().filter(open);
