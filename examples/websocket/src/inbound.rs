@@ -194,7 +194,7 @@ impl Inbound {
         let payload = self.buffer.get(..header.len).unwrap_or_default();
         let copy = match header.mask {
             Some(key) => unmasked(payload, key),
-            None if payload.len() < COPIED_BELOW.min(self.read_size / 8) => {
+            None if payload.len() < COPIED_BELOW.min(self.allocated / 8) => {
                 Bytes::copy_from_slice(payload)
             }
             None => return self.buffer.split_to(header.len).freeze(),

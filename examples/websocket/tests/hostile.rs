@@ -298,6 +298,31 @@ async fn tiny_frames_are_read_few_at_a_time() {
     }
 }
 
+/// Tiny frames shorten the next reads. The buffer that they were read into is as large as before.
+#[tokio::test]
+async fn a_small_payload_behind_tiny_frames_pins_no_large_buffer() {
+    let (near, mut far) = duplex(4 << 20);
+    let mut ours = open(near, Role::Client, MAX);
+    let frames = |len, count| frame(Role::Server, BINARY, &vec![7; len]).repeat(count);
+    let mut payload = async |len| {
+        let payload = within(ours.next()).await.unwrap().unwrap().into_data();
+        assert_eq!(payload.len(), len);
+        payload
+    };
+    far.write_all(&frames(65_000, 20)).await.unwrap();
+    for _ in 0..20 {
+        payload(65_000).await;
+    }
+    let read_at_once = [frames(1, 400), frames(4096, 4)].concat();
+    far.write_all(&read_at_once).await.unwrap();
+    for _ in 0..400 {
+        payload(1).await;
+    }
+    for _ in 0..4 {
+        assert!(payload(4096).await.is_unique());
+    }
+}
+
 /// One poll of the stream does bounded work, without the help of a runtime.
 #[tokio::test]
 async fn a_poll_takes_a_bounded_number_of_frames() {
