@@ -17,10 +17,11 @@ pub(crate) struct Patience {
     since: Option<Instant>,
     /// When that was found last.
     looked: Option<Instant>,
-    /// Since the first time, in which this end did not look.
-    paused: Duration,
-    /// Of that, what ended with bytes from the peer. Otherwise the peer may have been silent.
+    /// Since the first time, in which this end did not look, and after which bytes of the peer were
+    /// read.
     unread: Duration,
+    /// The same, after which none were read yet: the peer was silent, or there is no memory.
+    pending: Duration,
     /// Bytes came since the last look.
     progress: bool,
     retry: Option<Pin<Box<Sleep>>>,
@@ -31,8 +32,8 @@ impl Patience {
     pub(crate) fn reset(&mut self) {
         self.since = None;
         self.looked = None;
-        self.paused = Duration::ZERO;
         self.unread = Duration::ZERO;
+        self.pending = Duration::ZERO;
         self.progress = false;
     }
 
@@ -50,10 +51,9 @@ impl Patience {
     fn look(&mut self) -> Duration {
         let now = Instant::now();
         let gap = now - self.looked.replace(now).unwrap_or(now);
-        let pause = gap.saturating_sub(STEP_MAX);
-        self.paused += pause;
+        self.pending += gap.saturating_sub(STEP_MAX);
         if mem::take(&mut self.progress) {
-            self.unread += pause;
+            self.unread += mem::take(&mut self.pending);
         }
         now - *self.since.get_or_insert(now)
     }
@@ -61,7 +61,7 @@ impl Patience {
     /// Waits before the next attempt to get memory. False if that took too long, or there is no
     /// clock to wait by.
     pub(crate) fn poll_retry(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        let waited = self.look().saturating_sub(self.paused);
+        let waited = self.look().saturating_sub(self.unread + self.pending);
         if waited >= INCOMPLETE_MAX || Handle::try_current().is_err() {
             return Poll::Ready(false);
         }

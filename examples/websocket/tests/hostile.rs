@@ -581,6 +581,40 @@ async fn a_message_may_stay_incomplete_after_a_pause_of_its_reader() {
     }
 }
 
+/// The same if there was no memory at first for what came meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_pause_of_the_reader_is_its_own_although_the_next_read_waits_for_memory() {
+    const MEMORY: usize = 160_000;
+    for role in ROLES {
+        let purse = purse(MEMORY);
+        let take_rest = || {
+            let rest = MEMORY - purse.taken.load(Ordering::SeqCst);
+            assert!(purse.take(rest));
+            rest
+        };
+        let (mut ours, mut near) = charged(role, &purse);
+        let begin = frame(other(role), BINARY_BEGIN, &[7; 20_000]);
+        near.write_all(&begin).await.unwrap();
+        assert!(futures_util::poll!(ours.next()).is_pending());
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let others = take_rest();
+        let more = frame(other(role), CONTINUATION, &[7; 6_000]);
+        near.write_all(&more).await.unwrap();
+        assert!(futures_util::poll!(ours.next()).is_pending());
+        purse.give_back(others);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(futures_util::poll!(ours.next()).is_pending());
+        let others = take_rest();
+        assert!(futures_util::poll!(ours.next()).is_pending());
+        purse.give_back(others);
+        near.write_all(&frame(other(role), 0x80, &[7; 6_000]))
+            .await
+            .unwrap();
+        let received = within(ours.next()).await.unwrap().unwrap();
+        assert_eq!(received.len(), 32_000);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_message_in_fragments_waits_for_memory_too() {
     for role in ROLES {
