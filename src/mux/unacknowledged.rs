@@ -54,6 +54,10 @@ impl Unacknowledged {
     pub(super) fn limit(&mut self, link: &mut Link, most: Option<usize>) {
         link.set_ring_share(most);
         self.most = most;
+        if most.is_none() {
+            // Data is taken again, and makes what is kept grow.
+            self.wait = None;
+        }
     }
 
     /// The tunnel waits for acknowledgements: asks for them, once after each. So few bytes may be
@@ -156,15 +160,19 @@ mod tests {
         let secret = Secret::new([1; Secret::LEN]);
         let mut link = Link::server(Config::default(), identity, &open, secret, at(0));
         link.poll_output().unwrap();
+        fill(&mut link);
+        let mut unacknowledged = Unacknowledged::default();
+        unacknowledged.limit(&mut link, Some(MOST));
+        assert!(!unacknowledged.is_overdue(at(0), &link));
+        (unacknowledged, link)
+    }
+
+    fn fill(link: &mut Link) {
         let mut message = [0; MESSAGE];
         message[0] = 3;
         while link.accepts() == Accepts::All {
             link.sent(&Bytes::copy_from_slice(&message)).unwrap();
         }
-        let mut unacknowledged = Unacknowledged::default();
-        unacknowledged.limit(&mut link, Some(MOST));
-        assert!(!unacknowledged.is_overdue(at(0), &link));
-        (unacknowledged, link)
     }
 
     fn acknowledge(link: &mut Link, now: Instant, messages: u64) {
@@ -243,6 +251,22 @@ mod tests {
             }
             assert!(link.ring_bytes() > begin + Unacknowledged::GROWTH);
         }
+    }
+
+    /// What was taken while memory was not short is data, and no answers.
+    #[test]
+    fn a_tunnel_that_grew_while_memory_was_not_short_is_kept() {
+        let (mut unacknowledged, mut link) = full();
+        acknowledge(&mut link, at(1), 24);
+        assert!(!unacknowledged.is_overdue(at(1), &link));
+        let before = link.ring_bytes();
+        assert!(before > MOST);
+        unacknowledged.limit(&mut link, None);
+        fill(&mut link);
+        assert!(link.ring_bytes() > before + Unacknowledged::GROWTH);
+        unacknowledged.limit(&mut link, Some(MOST));
+        let end = (1..).find(|second| unacknowledged.is_overdue(at(*second), &link));
+        assert_eq!(end, Some(32));
     }
 
     #[test]
