@@ -19,9 +19,10 @@ use super::waiting::Waiting;
 ///   end, one after the other: first those whose client has not
 ///   [answered](super::Tunnel::confirmed), then acceptors' tunnels before openers', of these those
 ///   without for longest. A resumable tunnel keeps no further data while it keeps half a share or
-///   more until that is acknowledged, and ends if its peer acknowledges hardly any of it (less than
-///   192 KiB) in 30 s in which it is read, or in 120 s. A tunnel whose streams hold almost its
-///   share does not read its transport for as long as its readers make room
+///   more until that is acknowledged. It ends if its peer acknowledges hardly any of it (less than
+///   192 KiB) in 30 s in which it is read, or in 120 s, and at once if answers to the peer make it
+///   keep 512 KiB more meanwhile. A tunnel whose streams hold almost its share does not read its
+///   transport for as long as its readers make room
 ///   ([`Session::set_share`](crate::session::Session::set_share)).
 /// - While more than two thirds are held, a tunnel above its share takes no new connections, and
 ///   its streams that hold most are reset with reason overflow.
