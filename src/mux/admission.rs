@@ -5,7 +5,7 @@ use core::fmt::Display;
 use futures_core::Stream;
 use futures_sink::Sink;
 
-use super::handshake;
+use super::handshake::{self, Discard};
 use super::{
     Acceptor, Binding, Builder, ConnectError, Keeper, Kept, Mux, ResumingDriver, Timer, TokioTimer,
 };
@@ -55,7 +55,11 @@ impl<T, C: Carrier, R: Timer> Opening<T, C, R> {
     }
 
     /// Refuses: sends END with `reason` and `text`, closes the transport with `code` (PROTOCOL.md
-    /// section 4.1), and waits for the peer's close, as [`Builder::refuse`] does.
+    /// section 4.1), and waits for the peer's close.
+    ///
+    /// Takes at most 5 s. Ends sooner if the peer goes on sending: after 1 MiB or 16,384 messages.
+    /// A client may have sent as much behind its OPEN, and what stays unread can destroy the reason
+    /// on its way.
     pub async fn refuse<E>(mut self, reason: EndReason, code: u16, text: &str)
     where
         T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
@@ -64,7 +68,8 @@ impl<T, C: Carrier, R: Timer> Opening<T, C, R> {
         let mut words = Vec::new();
         words.push(end(&mut self.carrier, reason, text));
         words.extend(self.carrier.close(code, text));
-        handshake::part(self.transport, self.carrier, timer, words).await;
+        let (transport, carrier) = (self.transport, self.carrier);
+        handshake::part(transport, carrier, timer, words, Discard::RING).await;
     }
 
     fn start(self, role: Role) -> ResumingDriver<T, C, Kept<T>, R> {
@@ -119,7 +124,8 @@ impl<R: Timer> Builder<R> {
                 (Ok(Some(open)), _) => open,
                 (Ok(None), None) => {
                     let last = end(&mut carrier, EndReason::Protocol, "OPEN was expected");
-                    handshake::part(transport, carrier, &mut self.timer, [last]).await;
+                    let timer = &mut self.timer;
+                    handshake::part(transport, carrier, timer, [last], Discard::LITTLE).await;
                     return Err(ConnectError::Unexpected);
                 }
                 (Err(error), None) => return Err(error),
@@ -149,7 +155,7 @@ impl<R: Timer> Builder<R> {
             }
         }
         let reason = refused.unwrap_or(EndReason::Unknown);
-        handshake::part(transport, carrier, &mut self.timer, []).await;
+        handshake::part(transport, carrier, &mut self.timer, [], Discard::LITTLE).await;
         Ok(Admission::Refused(reason))
     }
 }

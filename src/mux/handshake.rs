@@ -3,6 +3,7 @@
 use alloc::string::{String, ToString};
 use core::fmt::Display;
 use core::future::{Future, poll_fn};
+use core::mem;
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll, ready};
 use core::time::Duration;
@@ -24,12 +25,30 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for the peer to read and answer a refusal.
 const REFUSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Most messages skipped in one poll before the task yields. A peer that has been refused or told
-/// the end, and sends more than this, does not close.
+/// Most messages skipped in one poll before the task yields.
 const SKIP_MAX: usize = 32;
 
-/// Most bytes read from a peer that was refused, beside one more message.
-const DISCARDED_MAX: usize = 256 << 10;
+/// What is read of a peer that was refused or told the end, beside one more message. A peer that
+/// sends more does not close.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Discard {
+    messages: usize,
+    bytes: usize,
+}
+
+impl Discard {
+    /// Of a peer that waits for the answer.
+    pub(super) const LITTLE: Self = Self {
+        messages: SKIP_MAX,
+        bytes: 256 << 10,
+    };
+    /// Of a client that may send before the answer: as much as its first ring holds, where each
+    /// message counts 64 bytes more (PROTOCOL.md section 5.10).
+    pub(super) const RING: Self = Self {
+        messages: 16 << 10,
+        bytes: 1 << 20,
+    };
+}
 
 /// Waits for the greeting.
 pub(super) async fn hear<T, C, E>(
@@ -112,7 +131,8 @@ pub(super) async fn refuse<T, C, E>(
 {
     let text = carrier.text(Greeting::Refused(why.into()).to_text());
     let close = carrier.close(code, why);
-    part(transport, carrier, timer, text.into_iter().chain(close)).await;
+    let last = text.into_iter().chain(close);
+    part(transport, carrier, timer, last, Discard::LITTLE).await;
 }
 
 /// Sends the last messages, closes the transport, and waits for the peer's close unless it goes on
@@ -122,6 +142,7 @@ pub(super) async fn part<T, C, E>(
     mut carrier: C,
     timer: &mut impl Timer,
     last: impl IntoIterator<Item = C::Message>,
+    most: Discard,
 ) where
     T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
     C: Carrier,
@@ -132,15 +153,18 @@ pub(super) async fn part<T, C, E>(
         }
         poll_fn(|cx| Pin::new(&mut transport).poll_close(cx)).await?;
         let mut bytes = 0;
-        for _ in 0..SKIP_MAX {
+        for read in 1..=most.messages {
             bytes += match poll_fn(|cx| poll_message(cx, &mut transport, &mut carrier)).await {
                 None | Some(Err(_) | Ok(Received::End(_))) => break,
                 Some(Ok(Received::Message(message))) => message.len(),
                 Some(Ok(Received::Text(text))) => text.len(),
                 Some(Ok(_)) => 0,
             };
-            if bytes > DISCARDED_MAX {
+            if bytes > most.bytes {
                 break;
+            }
+            if read % SKIP_MAX == 0 {
+                yield_now().await;
             }
         }
         Ok::<_, E>(())
@@ -217,6 +241,19 @@ where
         }
     }
     None
+}
+
+/// Lets other tasks run.
+async fn yield_now() {
+    let mut has_yielded = false;
+    poll_fn(|cx| {
+        if mem::replace(&mut has_yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 async fn send<T, M>(transport: &mut T, message: M) -> Result<(), T::Error>

@@ -81,6 +81,31 @@ async fn another_route_does_not_get_the_tunnel() {
     assert_eq!(server.keeper.stats().tunnels, 1);
 }
 
+/// A client may send a ring of messages behind its OPEN. Unread, they could destroy the reason.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_reads_what_the_client_had_sent_and_no_flood() {
+    let connects = vec![Packet::Binary(Bytes::from_static(&[1, 0, 0, 0, 0, 1, 0, 80])); 10_000];
+    let uploads = vec![Packet::Binary(vec![0; 64 << 10].into()); 16];
+    let pings = vec![Packet::Ping; 16 << 10];
+    let more = vec![Packet::Binary(vec![0; 64 << 10].into()); 17];
+    for (sent, seconds) in [(connects, 5), (uploads, 5), (pings, 0), (more, 0)] {
+        let (server, _accepted) = Server::new(resume::Config::default());
+        let (_near, far, [there, _]) = pipe(8);
+        let asks = Message::Open(open(0, Secret::new([0; 16]), 1, 0));
+        there.inject(Packet::Binary(asks.to_bytes()));
+        for packet in sent {
+            there.inject(packet);
+        }
+        let admitted = mux::builder().admit(&server.keeper, far, CARRIER, binding());
+        let Ok(Admission::New(opening)) = admitted.await else {
+            panic!("not asked for a tunnel")
+        };
+        let began = tokio::time::Instant::now();
+        opening.refuse(EndReason::Limit, 1013, "no place").await;
+        assert_eq!(began.elapsed().as_secs(), seconds);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_transport_without_open_is_not_kept() {
     let (server, _accepted) = Server::new(resume::Config::default());
