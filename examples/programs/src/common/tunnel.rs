@@ -306,11 +306,13 @@ impl Tunnels {
     where
         D: Future<Output = Ended> + Send + 'static,
     {
+        // Before `end` can find the tunnel: it waits for the drivers of those that it finds.
+        let token = self.drivers.token();
         let entry = self.enter(tunnel(&handle));
-        let driving = self.drivers.track_future(async move {
-            let _entry = entry;
+        let driving = async move {
+            let _held = (entry, token);
             driver.await
-        });
+        };
         (handle, Box::pin(driving))
     }
 
