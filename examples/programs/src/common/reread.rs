@@ -49,6 +49,9 @@ struct Now<T> {
 /// The time of the last change, and the size.
 type Stamp = (SystemTime, u64);
 
+/// The look that is under way, until its end or a panic of `read`.
+struct Looking<'a, T>(&'a Inner<T>);
+
 impl<T: Clone + Send + 'static> Reread<T> {
     /// What `read` makes of the files, now and later. It is called on another thread later.
     ///
@@ -105,13 +108,13 @@ impl<T: Clone + Send + 'static> Reread<T> {
     }
 
     fn look_aside(&self) {
+        let _looking = Looking(&self.0);
         let stamps = stamps(&self.0.files);
         let now = self.0.now.lock();
         let is_new = !now.settled || now.stamps != stamps;
         drop(now);
         let read = is_new.then(|| (self.0.read)());
         let mut now = self.0.now.lock();
-        now.looking = None;
         match read {
             None => {}
             Some(Ok(value)) => {
@@ -128,13 +131,18 @@ impl<T: Clone + Send + 'static> Reread<T> {
                 now.tell(error.to_string());
             }
         }
-        drop(now);
-        self.0.looked.notify_waiters();
     }
 
     fn names(&self) -> String {
         let names = self.0.files.iter().map(|file| file.display().to_string());
         names.collect::<Vec<_>>().join(" and ")
+    }
+}
+
+impl<T> Drop for Looking<'_, T> {
+    fn drop(&mut self) {
+        self.0.now.lock().looking = None;
+        self.0.looked.notify_waiters();
     }
 }
 
@@ -171,7 +179,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
 
-    use tokio::time::timeout;
+    use tokio::time::{sleep, timeout};
 
     use super::*;
 
@@ -251,6 +259,26 @@ mod tests {
         assert_eq!(timeout(LIMIT, reread.current()).await, Ok("one"));
         release.send("three").unwrap();
         while reread.current().await != "three" {}
+    }
+
+    #[tokio::test]
+    async fn a_panic_does_not_end_the_looks() {
+        let text = Text::new("panic");
+        text.write("one", HOUR);
+        let reads = AtomicUsize::new(0);
+        let read = move || match reads.fetch_add(1, Ordering::Relaxed) {
+            1 => panic!("as a test"),
+            read => Ok(read),
+        };
+        let reread = Reread::new(vec![text.0.clone()], read).unwrap();
+        text.write("three", HOUR);
+        assert_eq!(reread.current().await, 0);
+        let later = async {
+            while reread.current().await != 2 {
+                sleep(EVERY).await;
+            }
+        };
+        assert_eq!(timeout(LIMIT, later).await, Ok(()));
     }
 
     #[tokio::test]
