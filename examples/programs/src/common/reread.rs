@@ -1,6 +1,7 @@
 //! Values from files, which are read again when a file has changed.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+use super::net;
 use super::program::Failure;
 
 /// Most looks at the files without a pause, and the time after which there may be one more. Anybody
@@ -49,6 +51,9 @@ struct Now<T> {
 /// The time of the last change, and the size.
 type Stamp = (SystemTime, u64);
 
+/// What a thread does for a look.
+type Look = Box<dyn FnOnce() + Send>;
+
 /// The look that is under way, until its end or a panic of `read`.
 struct Looking<'a, T>(&'a Inner<T>);
 
@@ -82,7 +87,7 @@ impl<T: Clone + Send + 'static> Reread<T> {
     /// logged once. Of many callers a few look, so it may be 0.1 s old.
     pub async fn current(&self) -> T {
         let looked = pin!(self.0.looked.notified());
-        if let Some(until) = self.look() {
+        if let Some(until) = self.look(|look| thread::Builder::new().spawn(look).map(drop)) {
             let _ = timeout_at(until, looked).await;
         }
         let mut now = self.0.now.lock();
@@ -94,14 +99,19 @@ impl<T: Clone + Send + 'static> Reread<T> {
 
     /// Begins a look, unless one is under way or there were enough. It does not block this thread.
     /// Returns how long to wait for it.
-    fn look(&self) -> Option<Instant> {
+    fn look(&self, spawn: impl FnOnce(Look) -> io::Result<()>) -> Option<Instant> {
         let mut now = self.0.now.lock();
         let time = Instant::now();
         let rested = now.rested.max(time) + EVERY;
         if now.looking.is_none() && !self.0.files.is_empty() && rested <= time + EVERY * AT_ONCE {
             let this = self.clone();
-            let begun = thread::Builder::new().spawn(move || this.look_aside());
-            now.looking = begun.ok().map(|_| time + LOOK_WITHIN);
+            match spawn(Box::new(move || this.look_aside())) {
+                Ok(()) => now.looking = Some(time + LOOK_WITHIN),
+                Err(error) => {
+                    let (names, why) = (self.names(), net::plain(&error));
+                    now.tell(format!("cannot start a thread to read {names}: {why}"));
+                }
+            }
             now.rested = rested;
         }
         now.looking
@@ -116,7 +126,11 @@ impl<T: Clone + Send + 'static> Reread<T> {
         let read = is_new.then(|| (self.0.read)());
         let mut now = self.0.now.lock();
         match read {
-            None => {}
+            None => {
+                if now.told.take().is_some() {
+                    tracing::info!("{} can be read again", self.names());
+                }
+            }
             Some(Ok(value)) => {
                 if now.told.take().is_some() || now.stamps != stamps {
                     tracing::info!("read {} again", self.names());
@@ -259,6 +273,24 @@ mod tests {
         assert_eq!(timeout(LIMIT, reread.current()).await, Ok("one"));
         release.send("three").unwrap();
         while reread.current().await != "three" {}
+    }
+
+    #[tokio::test]
+    async fn a_look_that_cannot_begin_is_told_until_one_ends() {
+        let text = Text::new("threads");
+        text.write("one", HOUR);
+        let reread = text.reread();
+        let told = || reread.0.now.lock().told.clone();
+        let until = reread.look(|_| Err(io::ErrorKind::WouldBlock.into()));
+        assert_eq!(until, None);
+        assert!(told().is_some_and(|told| told.contains(&reread.names())));
+        let over = async {
+            while told().is_some() {
+                sleep(EVERY).await;
+                reread.current().await;
+            }
+        };
+        assert_eq!(timeout(LIMIT, over).await, Ok(()));
     }
 
     #[tokio::test]
