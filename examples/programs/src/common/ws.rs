@@ -42,8 +42,9 @@ pub const IF_FREE: HeaderName = HeaderName::from_static("kohakuriver-tunnel-if-f
 /// In the answer to an agent: the number of the runner's agents.
 pub const AGENTS: HeaderName = HeaderName::from_static("kohakuriver-tunnel-agents");
 
-/// Answers without resumption, or with 403 in a row, after which a tunnel does not go on. Of
-/// several hosts behind one address some may not know it, or not know the caller yet.
+/// Answers without resumption, or with 401 or 403 in a row, after which a tunnel does not go on. Of
+/// several hosts behind one address some may not know it, or not know the caller yet, and a new
+/// token may take a while to be read.
 const DOWNGRADES_MAX: u32 = 3;
 
 /// Longest message accepted from a peer: as long as all deployed peers accept, and longer than any
@@ -127,7 +128,7 @@ impl ConnectError {
 pub struct Downgrades {
     /// Those without resumption.
     not_resumed: u32,
-    /// Those with 403, in a row. Attempts without an answer do not interrupt it.
+    /// Those with 401 or 403, in a row. Attempts without an answer do not interrupt it.
     forbidden: u32,
 }
 
@@ -147,24 +148,22 @@ impl Downgrades {
     /// Whether the tunnel ends with this failure of the attempt at `url`. With 403 a server may say
     /// that it does not know the path of all ports.
     pub fn end_with(&mut self, error: &ConnectError, url: &Url) -> bool {
+        let is_403 = error.status() == Some(StatusCode::FORBIDDEN);
+        let lacks_path = is_403 && url.path.contains(ANY_PORT);
         match error {
             ConnectError::Unreachable(_) => false,
-            ConnectError::Refused {
-                status: Some(StatusCode::FORBIDDEN),
-                ..
-            } if !url.path.contains(ANY_PORT) => {
-                self.forbidden += 1;
-                self.forbidden >= DOWNGRADES_MAX
-            }
             ConnectError::NotResumed(_) => {
                 self.forbidden = 0;
                 self.not_resumed += 1;
                 self.not_resumed >= DOWNGRADES_MAX
             }
+            _ if error.is_forbidden() && !lacks_path => {
+                self.forbidden += 1;
+                self.forbidden >= DOWNGRADES_MAX
+            }
             _ => {
                 self.forbidden = 0;
-                // The token was read from its file for this attempt.
-                error.status() == Some(StatusCode::UNAUTHORIZED)
+                false
             }
         }
     }
@@ -436,8 +435,9 @@ mod tests {
     }
 
     #[test]
-    fn only_403_in_a_row_ends_a_tunnel() {
+    fn only_refusals_of_the_caller_in_a_row_end_a_tunnel() {
         let away = ConnectError::Unreachable(String::new());
+        let unknown = refused(StatusCode::UNAUTHORIZED, None, "");
         let forbidden = refused(StatusCode::FORBIDDEN, None, "");
         let full = refused(StatusCode::SERVICE_UNAVAILABLE, None, "");
         let downgraded = ConnectError::NotResumed(String::new());
@@ -445,6 +445,10 @@ mod tests {
         let whole = Url::parse("ws://x/api/tunnel/42").unwrap();
         for (url, errors, ends) in [
             (&one, [&forbidden, &away, &forbidden, &forbidden], true),
+            (&one, [&unknown, &away, &unknown, &unknown], true),
+            (&one, [&full, &unknown, &forbidden, &unknown], true),
+            (&one, [&unknown, &unknown, &full, &unknown], false),
+            (&whole, [&full, &unknown, &unknown, &unknown], true),
             (
                 &one,
                 [&downgraded, &forbidden, &forbidden, &forbidden],
