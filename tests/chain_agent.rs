@@ -289,13 +289,16 @@ async fn an_agent_stops_for_good_when_it_is_refused_for_good() {
     agent.complaint("401");
 }
 
-/// A load balancer redirects to a page while the runner restarts, or for good.
+/// A load balancer redirects to a page while the runner restarts, or for good, as to its own TLS.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_agent_tries_again_after_a_redirect_that_is_not_for_good() {
-    for (status, lasting) in [(302, false), (301, true)] {
-        let answer = format!(
-            "HTTP/1.1 {status} Moved\r\nLocation: http://sorry/\r\nContent-Length: 0\r\n\r\n"
-        );
+    for (status, location, lasting) in [
+        (302, "http://sorry/", false),
+        (301, "http://sorry/", true),
+        (302, "https://127.0.0.1/", true),
+    ] {
+        let answer =
+            format!("HTTP/1.1 {status} Moved\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
         let balancer = service(move |mut stream| {
             let answer = answer.clone();
             async move {
@@ -308,7 +311,7 @@ async fn an_agent_tries_again_after_a_redirect_that_is_not_for_good() {
         let few = ["--reconnect-delay", "0.05", "--max-reconnect", "3"];
         let mut agent = Program::start("agent", &[&args[..], &few].concat());
         assert_eq!(agent.exit(BACK), 3);
-        agent.complaint(&format!("redirects to http://sorry/ (HTTP {status})"));
+        agent.complaint(&format!("redirects to {location} (HTTP {status})"));
         agent.expect_lines("giving up after 3 tries", usize::from(!lasting));
     }
 }

@@ -240,7 +240,7 @@ async fn handshake(
     if status != StatusCode::SWITCHING_PROTOCOLS {
         let location = response.headers().get(header::LOCATION).cloned();
         let line = http::shown(response.into_body()).await;
-        return Err(refused(status, location.as_ref(), &line));
+        return Err(refused(url, status, location.as_ref(), &line));
     }
     let headers = response.headers();
     let accept = derive_accept_key(key.as_bytes());
@@ -283,9 +283,15 @@ fn failed(error: &io::Error, reason: String) -> ConnectError {
 }
 
 /// The error for an HTTP answer that is not a WebSocket. Its words go on after the server's name.
-fn refused(status: StatusCode, location: Option<&HeaderValue>, line: &str) -> ConnectError {
+fn refused(
+    url: &Url,
+    status: StatusCode,
+    location: Option<&HeaderValue>,
+    line: &str,
+) -> ConnectError {
     let code = status.as_u16();
     let location = location.filter(|_| status.is_redirection());
+    let wants_tls = location.is_some_and(|location| leads_to_tls(url, location));
     let reason = match location {
         Some(location) => {
             let location = clean_text(location.as_bytes());
@@ -302,9 +308,15 @@ fn refused(status: StatusCode, location: Option<&HeaderValue>, line: &str) -> Co
     };
     ConnectError::Refused {
         reason,
-        lasting: is_lasting(status),
+        lasting: is_lasting(status) || wants_tls,
         status: Some(status),
     }
+}
+
+/// Whether a redirect leads from `url` to the same host with TLS.
+fn leads_to_tls(url: &Url, location: &HeaderValue) -> bool {
+    let to = location.to_str().ok().and_then(|to| Url::parse(to).ok());
+    to.is_some_and(|to| to.tls && !url.tls && to.host.eq_ignore_ascii_case(&url.host))
 }
 
 /// Whether an immediate retry will not change this answer (PROTOCOL.md section 4.1).
@@ -415,6 +427,7 @@ mod tests {
 
     #[test]
     fn some_answers_pass() {
+        let url = Url::parse("ws://x").unwrap();
         for (status, lasting) in [
             (301, true),
             (302, false),
@@ -429,19 +442,40 @@ mod tests {
             (500, false),
             (503, false),
         ] {
-            let error = refused(StatusCode::from_u16(status).unwrap(), None, "");
+            let error = refused(&url, StatusCode::from_u16(status).unwrap(), None, "");
             assert_eq!(error.is_lasting(), lasting, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_redirect_to_the_same_host_with_tls_is_lasting() {
+        for (url, location, lasting) in [
+            ("ws://box", "https://box/ws/tunnel/a?b", true),
+            ("ws://box:8001", "https://BOX:8443", true),
+            ("ws://[::1]", "https://[::1]/", true),
+            ("wss://box", "https://box/", false),
+            ("ws://box", "http://box/", false),
+            ("ws://box", "https://sorry/", false),
+            ("ws://box", "https://box.sorry/", false),
+            ("ws://box", "https://box@sorry/", false),
+            ("ws://box", "/sorry", false),
+            ("ws://box", "", false),
+        ] {
+            let location = HeaderValue::from_static(location);
+            let url = Url::parse(url).unwrap();
+            let error = refused(&url, StatusCode::FOUND, Some(&location), "");
+            assert_eq!(error.is_lasting(), lasting, "{url} {location:?}");
         }
     }
 
     #[test]
     fn only_refusals_of_the_caller_in_a_row_end_a_tunnel() {
         let away = ConnectError::Unreachable(String::new());
-        let unknown = refused(StatusCode::UNAUTHORIZED, None, "");
-        let forbidden = refused(StatusCode::FORBIDDEN, None, "");
-        let full = refused(StatusCode::SERVICE_UNAVAILABLE, None, "");
-        let downgraded = ConnectError::NotResumed(String::new());
         let one = Url::parse("ws://x/ws/forward/42/80").unwrap();
+        let unknown = refused(&one, StatusCode::UNAUTHORIZED, None, "");
+        let forbidden = refused(&one, StatusCode::FORBIDDEN, None, "");
+        let full = refused(&one, StatusCode::SERVICE_UNAVAILABLE, None, "");
+        let downgraded = ConnectError::NotResumed(String::new());
         let whole = Url::parse("ws://x/api/tunnel/42").unwrap();
         for (url, errors, ends) in [
             (&one, [&forbidden, &away, &forbidden, &forbidden], true),
