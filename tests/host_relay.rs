@@ -384,7 +384,10 @@ async fn a_host_with_a_token_demands_it_and_shows_it_to_the_runner() {
     let host = Program::start_with("host", &args, &token);
     let url = format!("ws://{}/ws/forward/42/80", host.address());
     match soon("refusal", connect_async(&url)).await {
-        Err(Error::Http(response)) => assert_eq!(response.status(), 401),
+        Err(Error::Http(response)) => {
+            assert_eq!(response.status(), 401);
+            assert_eq!(response.headers()["www-authenticate"], "Bearer");
+        }
         other => panic!("expected 401: {other:?}"),
     }
     let mut request = url.into_client_request().unwrap();

@@ -24,7 +24,7 @@ const PAGE_MAX: usize = 4096;
 
 pub type Answer = Response<Full<Bytes>>;
 
-/// A plain-text answer of one line.
+/// A plain-text answer of one line. One with 401 says that a bearer token is needed.
 pub fn text(status: StatusCode, line: impl Into<String>) -> Answer {
     let mut line = line.into();
     if !line.ends_with('\n') {
@@ -33,7 +33,11 @@ pub fn text(status: StatusCode, line: impl Into<String>) -> Answer {
     let mut answer = Response::new(Full::new(Bytes::from(line)));
     *answer.status_mut() = status;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-    answer.headers_mut().insert(header::CONTENT_TYPE, plain);
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, plain);
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     answer
 }
 

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use hyper::StatusCode;
-use hyper::header::{self, HeaderValue};
+use hyper::header::HeaderValue;
 use subtle::ConstantTimeEq;
 
-use super::http::{self, Answer, BadRequest};
+use super::http::BadRequest;
 use super::program::Failure;
 use super::reread::Reread;
 use super::secret::Secret;
@@ -73,20 +73,8 @@ pub fn same(expected: &HeaderValue, given: Option<&HeaderValue>) -> bool {
     given.is_some_and(|given| expected.as_bytes().ct_eq(given.as_bytes()).into())
 }
 
-/// The answer to a caller whose token somebody else has refused, with 401 or 403.
-pub fn refused(status: StatusCode, reason: String) -> Answer {
-    let mut answer = http::text(status, reason);
-    if status == StatusCode::UNAUTHORIZED {
-        let bearer = HeaderValue::from_static("Bearer");
-        answer
-            .headers_mut()
-            .insert(header::WWW_AUTHENTICATE, bearer);
-    }
-    answer
-}
-
 /// The answer to a caller without the right token.
 pub fn demanded() -> BadRequest {
     let line = "a valid token is needed: give --token-file or KOHAKURIVER_TUNNEL_TOKEN";
-    BadRequest::new(StatusCode::UNAUTHORIZED, line).with(header::WWW_AUTHENTICATE, "Bearer")
+    BadRequest::new(StatusCode::UNAUTHORIZED, line)
 }

@@ -96,7 +96,7 @@ pub async fn join(
             };
             counter.add(1);
             if let Some(status) = refusal.status {
-                return token::refused(status, refusal.reason);
+                return http::text(status, refusal.reason);
             }
             let client = hyper::upgrade::on(&mut request);
             // A refused client gets no session's place.

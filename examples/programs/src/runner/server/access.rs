@@ -120,7 +120,7 @@ pub fn check(
 fn not_of_this_container() -> BadRequest {
     let line = "the token of this container is needed: give the agent what \
                 \"runner agent-token NAME\" prints, by --token-file or KOHAKURIVER_TUNNEL_TOKEN";
-    BadRequest::new(StatusCode::UNAUTHORIZED, line).with(header::WWW_AUTHENTICATE, "Bearer")
+    BadRequest::new(StatusCode::UNAUTHORIZED, line)
 }
 
 #[cfg(test)]
