@@ -424,29 +424,50 @@ fn a_key_that_everybody_can_read_is_refused() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_hang_up_ends_it_well_unless_it_is_ignored() {
-    let under = |wrapper: &[&str]| {
-        let host = program::command("host");
-        let mut command = std::process::Command::new(wrapper[0]);
-        command
-            .args(&wrapper[1..])
-            .arg(host.get_program())
-            .args(ANY)
-            .args(["--task", PLACE]);
-        Program::spawn("host", command)
-    };
-    let mut host = under(&["env", "--default-signal=HUP"]);
-    host.address();
-    host.signal("HUP");
-    assert_eq!(host.exit(LIMIT), 0);
-    host.complaint("SIGHUP: ending");
+fn a_hang_up_ends_each_program_well_unless_it_is_ignored() {
+    let chain = tunnel_test_support::chain::Chain::direct();
+    let url = chain.host_url();
+    let runner_url = format!("ws://{}", chain.runner.address());
+    for (name, args, ready) in [
+        (
+            "host",
+            &["--listen", "127.0.0.1:0", "--task", PLACE][..],
+            None,
+        ),
+        ("runner", &ANY, None),
+        (
+            "forward",
+            &["--host", &url, "42", "1", "--local-port", "0"],
+            None,
+        ),
+        (
+            "agent",
+            &["--runner-url", &runner_url, "--container-id", "box"],
+            Some("registered at"),
+        ),
+    ] {
+        let start = |signal: &str| {
+            let mut command = std::process::Command::new("env");
+            let program = program::command(name);
+            command.arg(signal).arg(program.get_program()).args(args);
+            let program = Program::spawn(name, command);
+            match ready {
+                Some(line) => program.complaint(line),
+                None => program.address(),
+            };
+            program
+        };
+        let mut program = start("--default-signal=HUP");
+        program.signal("HUP");
+        assert_eq!(program.exit(LIMIT), 0, "{name}");
+        program.complaint("SIGHUP: ending");
 
-    let mut host = under(&["env", "--ignore-signal=HUP"]);
-    host.address();
-    host.signal("HUP");
-    std::thread::sleep(Duration::from_millis(200));
-    assert!(host.is_running());
-    host.signal("TERM");
-    assert_eq!(host.exit(LIMIT), 0);
-    host.complaint("SIGTERM: ending");
+        let mut program = start("--ignore-signal=HUP");
+        program.signal("HUP");
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(program.is_running(), "{name}");
+        program.signal("TERM");
+        assert_eq!(program.exit(LIMIT), 0, "{name}");
+        program.complaint("SIGTERM: ending");
+    }
 }
