@@ -10,7 +10,7 @@ use kohakuriver_tunnel::wire::Proto;
 
 use crate::client::destination::Destination;
 use crate::client::spec::PortSpec;
-use crate::common::args::{LogArgs, LogFormat, variable};
+use crate::common::args::{LogArgs, LogFormat, Within, variable};
 use crate::common::connection::ConnectionArgs;
 use crate::common::program::{Basics, Failure, Process};
 use crate::common::route::{ANY_PORT, Route, Session};
@@ -20,7 +20,7 @@ use crate::common::tls::public_roots;
 use crate::common::url::{Url, check_name};
 
 /// Tunnels of a session, beyond which more gain nothing.
-const MOST_TUNNELS: i64 = 256;
+const MOST_TUNNELS: u64 = 256;
 
 const WAIT_FLAG: &str = "--wait-for-task";
 
@@ -82,53 +82,28 @@ pub struct Args {
     proto: Option<Proto>,
 
     /// Seconds that a new connection waits for the tunnel while it is down.
-    #[arg(
-        long,
-        default_value_t = 15,
-        value_name = "SECONDS",
-        value_parser = clap::value_parser!(u64).range(0..=3600)
-    )]
-    wait: u64,
+    #[arg(long, value_name = "SECONDS", default_value = "15")]
+    wait: Within<0, 3600>,
 
     /// At the start, wait until the task runs and can be reached, for at most this many seconds if
     /// they are given. What forward waits for is logged once. A 401 or 403 ends the wait.
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        num_args = 0..=1,
-        require_equals = true,
-        value_parser = clap::value_parser!(u64).range(1..=604_800)
-    )]
-    wait_for_task: Option<Option<u64>>,
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true)]
+    wait_for_task: Option<Option<Within<1, 604_800>>>,
 
     /// Seconds of silence after which a UDP peer is forgotten. With a deployed part (v1) it is at
     /// most 60.
-    #[arg(
-        long,
-        default_value_t = 60,
-        value_name = "SECONDS",
-        value_parser = clap::value_parser!(u64).range(1..=UDP_IDLE_MAX)
-    )]
-    udp_idle: u64,
+    #[arg(long, value_name = "SECONDS", default_value = "60")]
+    udp_idle: Within<1, UDP_IDLE_MAX>,
 
     /// Maximum number of UDP peers per port. A further one replaces the one that was silent for
     /// longest.
-    #[arg(
-        long,
-        default_value_t = 16_000,
-        value_name = "N",
-        value_parser = clap::value_parser!(u32).range(1..=16_000)
-    )]
-    udp_peers: u32,
+    #[arg(long, value_name = "N", default_value = "16000")]
+    udp_peers: Within<1, 16_000>,
 
     /// Most WebSockets of a session. While all are busy, another one is opened [default: one more
     /// than threads].
-    #[arg(
-        long,
-        value_name = "N",
-        value_parser = clap::value_parser!(u16).range(1..=MOST_TUNNELS)
-    )]
-    tunnels: Option<u16>,
+    #[arg(long, value_name = "N")]
+    tunnels: Option<Within<1, MOST_TUNNELS>>,
 
     #[command(flatten)]
     connection: ConnectionArgs,
@@ -186,9 +161,9 @@ impl Args {
             proto: spec.proto.or(self.proto).unwrap_or(Proto::Tcp),
             remote: spec.remote,
             task: task.clone(),
-            wait: Duration::from_secs(self.wait),
-            udp_idle: Duration::from_secs(self.udp_idle),
-            udp_peers: self.udp_peers as usize,
+            wait: self.wait.seconds(),
+            udp_idle: self.udp_idle.seconds(),
+            udp_peers: self.udp_peers.count(),
         };
         let ports: Vec<Forward> = specs.iter().map(forward).collect();
         let mut seen = HashSet::new();
@@ -203,12 +178,11 @@ impl Args {
                 )));
             }
         }
-        let seconds = |limit: Option<u64>| limit.map(Duration::from_secs);
         Ok(Command {
             destination,
             ports,
-            wait_for_task: self.wait_for_task.map(seconds),
-            tunnels: self.tunnels.map(usize::from),
+            wait_for_task: self.wait_for_task.map(|limit| limit.map(Within::seconds)),
+            tunnels: self.tunnels.map(Within::count),
         })
     }
 

@@ -2,7 +2,9 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroUsize, ParseIntError};
+use std::str::FromStr;
+use std::time::Duration;
 
 use clap::error::Error;
 use clap::{Args, ValueEnum};
@@ -23,6 +25,44 @@ pub enum LogFormat {
     Text,
     /// One JSON object per line.
     Json,
+}
+
+/// A number of a flag, from `LEAST` to `MOST`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Within<const LEAST: u64, const MOST: u64>(pub u64);
+
+impl<const LEAST: u64, const MOST: u64> Within<LEAST, MOST> {
+    pub fn count(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+
+    pub fn seconds(self) -> Duration {
+        Duration::from_secs(self.0)
+    }
+
+    /// As bytes, if it is a number of KiB.
+    pub fn kib(self) -> usize {
+        self.count().saturating_mul(1 << 10)
+    }
+
+    /// As bytes, if it is a number of MiB.
+    pub fn mib(self) -> usize {
+        self.count().saturating_mul(1 << 20)
+    }
+}
+
+impl<const LEAST: u64, const MOST: u64> FromStr for Within<LEAST, MOST> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number: i64 = text
+            .parse()
+            .map_err(|error: ParseIntError| error.to_string())?;
+        match u64::try_from(number) {
+            Ok(number) if (LEAST..=MOST).contains(&number) => Ok(Self(number)),
+            _ => Err(format!("{number} is not in {LEAST}..={MOST}")),
+        }
+    }
 }
 
 /// Clap's message without its usage block, on one line.
@@ -67,4 +107,25 @@ pub fn variable(name: &str) -> Option<String> {
 pub fn twice<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let mut seen = HashSet::new();
     names.find(|name| !seen.insert(*name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_beyond_its_bounds_is_refused_with_them() {
+        let parse = |text: &str| text.parse::<Within<2, 1024>>();
+        assert_eq!(parse("2").map(Within::kib), Ok(2 << 10));
+        assert_eq!(parse("1024").map(Within::mib), Ok(1 << 30));
+        for (text, said) in [
+            ("1", "1 is not in 2..=1024"),
+            ("1025", "1025 is not in 2..=1024"),
+            ("-2", "-2 is not in 2..=1024"),
+            ("4294967298", "4294967298 is not in 2..=1024"),
+            ("2.5", "invalid digit found in string"),
+        ] {
+            assert_eq!(parse(text), Err(said.to_owned()), "{text}");
+        }
+    }
 }

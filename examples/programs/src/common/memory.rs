@@ -8,6 +8,7 @@ use kohakuriver_tunnel::mux::Budget;
 use tokio::time::sleep;
 use tunnel_websocket::Account;
 
+use super::args::Within;
 use super::threads::Threads;
 
 /// The default is this fraction of the machine's memory, which other programs use too.
@@ -29,15 +30,14 @@ const TASK_COST: usize = 16 << 10;
 pub struct MemoryArgs {
     /// Maximum memory in MiB that peers can make this process hold [default: an eighth of the
     /// memory of the machine or the control group, or 128 if that is not known].
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
-    memory: Option<u64>,
+    #[arg(long, value_name = "MIB")]
+    memory: Option<Within<1, 1_048_576>>,
 }
 
 impl MemoryArgs {
     /// The budget of the process. Memory that becomes free is returned to the system.
     pub fn budget(&self, threads: &Threads) -> Budget {
-        let bytes = self.memory.map_or_else(default_bytes, |mib| mib << 20);
-        let budget = Budget::new(usize::try_from(bytes).unwrap_or(usize::MAX));
+        let budget = Budget::new(self.memory.map_or_else(default_bytes, Within::mib));
         tokio::spawn(give_back(budget.clone(), threads.clone()));
         budget
     }
@@ -56,10 +56,10 @@ impl Account for Charged {
     }
 }
 
-fn default_bytes() -> u64 {
+fn default_bytes() -> usize {
     let group = ["memory.max", "memory.limit_in_bytes"].map(control_group);
     let known = group.into_iter().chain([machine()]).flatten();
-    known.min().unwrap_or(UNKNOWN) / SHARE
+    usize::try_from(known.min().unwrap_or(UNKNOWN) / SHARE).unwrap_or(usize::MAX)
 }
 
 // The `sysinfo` crate is not used: it panics where there is no /proc, as in an empty container.

@@ -1,12 +1,11 @@
 //! Flags and settings of resumption: tunnels that outlive their WebSockets (PROTOCOL.md section
 //! 5.10).
 
-use std::time::Duration;
-
 use clap::Args;
 use kohakuriver_tunnel::mux::Attachment;
 use kohakuriver_tunnel::resume::Config;
 
+use super::args::Within;
 use super::program::Failure;
 use super::words;
 
@@ -21,51 +20,26 @@ pub struct ResumeArgs {
     /// Seconds that the connections of a tunnel wait for its next WebSocket; the shorter of both
     /// sides' values counts. What a vanished client holds at a service, such as a transaction or a
     /// lock, is freed after this time.
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        default_value_t = 120,
-        value_parser = clap::value_parser!(u32).range(1..=86_400)
-    )]
-    resume_keep: u32,
+    #[arg(long, value_name = "SECONDS", default_value = "120")]
+    resume_keep: Within<1, 86_400>,
 
     /// As --resume-keep, for a tunnel without connections: it is kept for the shorter of the two.
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        default_value_t = 10,
-        value_parser = clap::value_parser!(u32).range(0..=86_400)
-    )]
-    resume_idle_keep: u32,
+    #[arg(long, value_name = "SECONDS", default_value = "10")]
+    resume_idle_keep: Within<0, 86_400>,
 
     /// Maximum MiB that a tunnel keeps of what it sent, until the other side has confirmed it. The
     /// sum is bounded by --memory.
-    #[arg(
-        long,
-        value_name = "MIB",
-        default_value_t = 32,
-        value_parser = clap::value_parser!(u32).range(1..=1024)
-    )]
-    resume_ring: u32,
+    #[arg(long, value_name = "MIB", default_value = "32")]
+    resume_ring: Within<1, 1024>,
 
     /// KiB of it that every tunnel may use. A tunnel that is fast over a long path takes more.
-    #[arg(
-        long,
-        value_name = "KIB",
-        default_value_t = 1024,
-        value_parser = clap::value_parser!(u32).range(1..=1_048_576)
-    )]
-    resume_first_ring: u32,
+    #[arg(long, value_name = "KIB", default_value = "1024")]
+    resume_first_ring: Within<1, 1_048_576>,
 
     /// MiB that a tunnel keeps beyond its ring of what is not data, such as answers. A tunnel that
     /// would need more ends.
-    #[arg(
-        long,
-        value_name = "MIB",
-        default_value_t = 4,
-        value_parser = clap::value_parser!(u32).range(2..=1024)
-    )]
-    resume_reserve: u32,
+    #[arg(long, value_name = "MIB", default_value = "4")]
+    resume_reserve: Within<2, 1024>,
 }
 
 impl ResumeArgs {
@@ -75,20 +49,19 @@ impl ResumeArgs {
     /// The first ring is larger than the largest.
     pub fn config(&self) -> Result<Option<Config>, Failure> {
         let (first, most) = (self.resume_first_ring, self.resume_ring);
-        if u64::from(first) > u64::from(most) << 10 {
+        if first.kib() > most.mib() {
             return Err(Failure::usage(format!(
-                "--resume-first-ring {first} (KiB) is more than --resume-ring {most} (MiB): \
-                 lower the one or raise the other"
+                "--resume-first-ring {} (KiB) is more than --resume-ring {} (MiB): \
+                 lower the one or raise the other",
+                first.0, most.0
             )));
         }
-        let kib = |kib: u32| usize::try_from(u64::from(kib) << 10).unwrap_or(usize::MAX);
-        let mib = |mib| kib(mib).saturating_mul(1024);
         let config = Config::default()
-            .with_keep(seconds(self.resume_keep))
-            .with_idle_keep(seconds(self.resume_idle_keep))
-            .with_ring_min(kib(first))
-            .with_ring_max(mib(most))
-            .with_ring_reserve(mib(self.resume_reserve));
+            .with_keep(self.resume_keep.seconds())
+            .with_idle_keep(self.resume_idle_keep.seconds())
+            .with_ring_min(first.kib())
+            .with_ring_max(most.mib())
+            .with_ring_reserve(self.resume_reserve.mib());
         Ok((!self.no_resume).then_some(config))
     }
 }
@@ -98,24 +71,15 @@ impl ResumeArgs {
 pub struct OpeningArgs {
     /// Seconds for the answer whether a tunnel begins or goes on. Then the WebSocket counts as
     /// lost.
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        default_value_t = 10,
-        value_parser = clap::value_parser!(u32).range(1..=86_400)
-    )]
-    resume_timeout: u32,
+    #[arg(long, value_name = "SECONDS", default_value = "10")]
+    resume_timeout: Within<1, 86_400>,
 }
 
 impl OpeningArgs {
     /// The same configuration, with these flags.
     pub fn apply(&self, config: Config) -> Config {
-        config.with_opening_timeout(seconds(self.resume_timeout))
+        config.with_opening_timeout(self.resume_timeout.seconds())
     }
-}
-
-fn seconds(seconds: u32) -> Duration {
-    Duration::from_secs(seconds.into())
 }
 
 /// What was sent again when tunnels went on, for a log line.
@@ -141,6 +105,8 @@ pub fn told(attachment: &Attachment) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use clap::Parser;
 
     use super::*;

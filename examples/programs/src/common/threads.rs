@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::args::Within;
 use super::net;
 use super::program::Failure;
 
@@ -47,14 +48,14 @@ thread_local! {
 #[derive(Args, Debug, Clone, Copy, PartialEq)]
 pub struct ThreadArgs {
     /// Threads that carry connections [default: as many as the cores that this process may use].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MOST as i64))]
-    threads: Option<u16>,
+    #[arg(long, value_name = "N")]
+    threads: Option<Within<1, { MOST as u64 }>>,
 }
 
 impl ThreadArgs {
     pub fn count(self) -> usize {
         let cores = || thread::available_parallelism().map_or(1, usize::from);
-        self.threads.map_or_else(cores, usize::from).min(MOST)
+        self.threads.map_or_else(cores, Within::count).min(MOST)
     }
 }
 

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 
+use super::args::Within;
 use super::memory::{Charged, MemoryArgs};
 use super::program::{Failure, Process};
 use super::resume::ResumeArgs;
@@ -66,32 +67,17 @@ struct Entry {
 pub struct TunnelArgs {
     /// With a version 1 peer: seconds that a paused reader may hold up the others of its tunnel
     /// before it is reset. One that holds up nobody is not reset.
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        default_value_t = 2.0,
-        value_parser = parse_seconds
-    )]
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0, value_parser = parse_seconds)]
     v1_stall: f64,
 
     /// With a version 1 peer: MiB kept for a paused reader before the tunnel is no longer read.
-    #[arg(
-        long,
-        value_name = "MIB",
-        default_value_t = 4,
-        value_parser = clap::value_parser!(u64).range(1..=1024)
-    )]
-    v1_buffer: u64,
+    #[arg(long, value_name = "MIB", default_value = "4")]
+    v1_buffer: Within<1, 1024>,
 
     /// With a version 1 peer: MiB kept in addition for a paused reader that holds up nobody, to
     /// reach the peer's pings behind its data and answer them; 0 keeps none.
-    #[arg(
-        long,
-        value_name = "MIB",
-        default_value_t = 32,
-        value_parser = clap::value_parser!(u64).range(0..=1024)
-    )]
-    v1_reach: u64,
+    #[arg(long, value_name = "MIB", default_value = "32")]
+    v1_reach: Within<0, 1024>,
 
     #[command(flatten)]
     resume: ResumeArgs,
@@ -124,15 +110,14 @@ impl TunnelArgs {
     }
 
     fn config(&self, place: &'static str) -> Config {
-        let bytes = |mib: u64| usize::try_from(mib << 20).unwrap_or(usize::MAX);
         let mut config = Config::default();
         config.place = place;
         // The program takes each request at once and accepts it when the service has answered, so a
         // burst of slow ones is no reason to refuse any.
         config.accept_backlog = config.max_streams;
         config.v1_stall = Duration::from_secs_f64(self.v1_stall);
-        config.v1_stream_buffer = bytes(self.v1_buffer);
-        config.v1_reach = bytes(self.v1_reach);
+        config.v1_stream_buffer = self.v1_buffer.mib();
+        config.v1_reach = self.v1_reach.mib();
         // A thousand streams may use their initial windows at once, and none waits for another, nor
         // is a paused reader reset: it may use half of the budget. What all sessions hold has its
         // own bound.
