@@ -5,7 +5,6 @@ mod place;
 mod questions;
 mod relay;
 mod session;
-#[cfg_attr(not(target_os = "linux"), path = "no_splice.rs")]
 mod splice;
 mod tasks;
 

@@ -1,15 +1,17 @@
 //! Pipes of the kernel. Bytes move through them from socket to socket (`splice`), and are not
-//! copied into the program and out again.
+//! copied into the program and out again. Only Linux has such pipes.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::{AsFd, OwnedFd};
+#[cfg(target_os = "linux")]
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
 use kohakuriver_tunnel::mux::Budget;
 use parking_lot::Mutex;
+#[cfg(target_os = "linux")]
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -97,16 +99,22 @@ impl Pipes {
 }
 
 struct Ends {
-    input: OwnedFd,
+    input: File,
     output: File,
 }
 
 impl Ends {
+    #[cfg(target_os = "linux")]
     fn open() -> io::Result<Self> {
         let (output, input) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         fcntl_setpipe_size(&input, PIPE)?;
-        let output = output.into();
+        let (input, output) = (input.into(), output.into());
         Ok(Self { input, output })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn open() -> io::Result<Self> {
+        Err(ErrorKind::Unsupported.into())
     }
 }
 
@@ -197,8 +205,14 @@ pub fn is_refusal(error: &io::Error) -> bool {
 }
 
 /// Moves up to `most` bytes between a pipe and a socket.
+#[cfg(target_os = "linux")]
 fn shift(from: impl AsFd, to: impl AsFd, most: usize) -> io::Result<usize> {
     Ok(splice(from, None, to, None, most, SpliceFlags::NONBLOCK)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn shift<F, T>(_from: F, _to: T, _most: usize) -> io::Result<usize> {
+    Err(ErrorKind::Unsupported.into())
 }
 
 /// Tries until it succeeds or fails. While the socket is not ready, it wakes the task later.
