@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::num::{NonZeroUsize, ParseIntError};
+use std::num::ParseIntError;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -93,9 +93,9 @@ pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
 ///
 /// # Errors
 /// Says what to write.
-pub fn parse_count(text: &str) -> Result<NonZeroUsize, String> {
-    text.parse()
-        .map_err(|_| "write a whole number, 1 or more".to_owned())
+pub fn parse_count(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| *count > 0);
+    count.ok_or_else(|| "write a whole number, 1 or more".to_owned())
 }
 
 /// The value of an environment variable, unless it is empty.

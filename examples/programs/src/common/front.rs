@@ -7,7 +7,6 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,7 +52,7 @@ pub struct FrontArgs {
     /// Maximum number of client sessions; further ones are answered with 503 [default: 4096, or
     /// fewer if the limit of open files or --memory is low].
     #[arg(long, value_name = "N", value_parser = parse_count)]
-    pub max_sessions: Option<NonZeroUsize>,
+    pub max_sessions: Option<usize>,
 
     /// Maximum number of sessions of one source address (IPv6: of one /64), and of its unfinished
     /// handshakes, also those of agents. By default a host allows an address as many sessions as it
@@ -61,7 +60,7 @@ pub struct FrontArgs {
     /// Set it if clients connect directly, with --proxy for the host and for addresses with many
     /// agents.
     #[arg(long, value_name = "N", value_parser = parse_count)]
-    max_per_address: Option<NonZeroUsize>,
+    max_per_address: Option<usize>,
 
     /// Address of a proxy or host with many clients: ADDRESS[/PREFIX]; may be repeated. Each of its
     /// connections counts by itself.
@@ -92,7 +91,7 @@ impl FrontArgs {
     pub fn settings(&self) -> Result<FrontSettings, Failure> {
         Ok(FrontSettings {
             tls: self.identity.acceptor()?,
-            max_per_address: self.max_per_address.map(NonZeroUsize::get),
+            max_per_address: self.max_per_address,
             proxies: self.proxies.clone(),
         })
     }

@@ -1,7 +1,6 @@
 //! The host's command line.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Parser;
@@ -118,7 +117,7 @@ impl Args {
             dialer,
             ceilings: HostCeilings::new(
                 usable(process.threads.count()),
-                self.front.max_sessions.map(NonZeroUsize::get),
+                self.front.max_sessions,
                 process.threads.count(),
                 memory.limit(),
             ),

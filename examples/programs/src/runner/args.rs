@@ -1,7 +1,6 @@
 //! The runner's command line.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -72,7 +71,7 @@ pub struct Args {
     /// of the open files, or one for each 32 KiB of --memory, if that is less]. Clients cannot take
     /// their places.
     #[arg(long, value_name = "N", value_parser = parse_count)]
-    max_agents: Option<NonZeroUsize>,
+    max_agents: Option<usize>,
 
     /// Whether tunnels are served; False or 0 turns them off, and clients are told so.
     #[arg(
@@ -94,15 +93,15 @@ pub struct Args {
     /// has waited for longest. Each of them counts as a session, and one ends when a new session
     /// finds no other place.
     #[arg(long, value_name = "N", value_parser = parse_count, conflicts_with = "no_resume")]
-    max_detached: Option<NonZeroUsize>,
+    max_detached: Option<usize>,
 
     /// The same for one container [default: a quarter of the sessions].
     #[arg(long, value_name = "N", value_parser = parse_count, conflicts_with = "no_resume")]
-    max_detached_per_container: Option<NonZeroUsize>,
+    max_detached_per_container: Option<usize>,
 
     /// The same for one source address [default: no bound, because clients come from their host].
     #[arg(long, value_name = "N", value_parser = parse_count, conflicts_with = "no_resume")]
-    max_detached_per_address: Option<NonZeroUsize>,
+    max_detached_per_address: Option<usize>,
 
     #[command(flatten)]
     agents: AgentArgs,
@@ -181,18 +180,17 @@ impl Args {
         let tunnels = self.tunnels.settings(process)?;
         let ceilings = RunnerCeilings::new(
             usable(process.threads.count()),
-            self.front.max_sessions.map(NonZeroUsize::get),
-            self.max_agents.map(NonZeroUsize::get),
+            self.front.max_sessions,
+            self.max_agents,
             tunnels.budget.limit(),
         );
-        let most = |flag: Option<NonZeroUsize>, most| flag.map_or(most, NonZeroUsize::get);
         let sessions = ceilings.sessions;
         let of_container = (sessions / 4).max(1);
         let detached = KeeperLimits::default()
             // Then a new session takes the place of the oldest.
-            .with_detached(most(self.max_detached, sessions))
-            .with_per_group(most(self.max_detached_per_container, of_container))
-            .with_per_peer(most(self.max_detached_per_address, sessions));
+            .with_detached(self.max_detached.unwrap_or(sessions))
+            .with_per_group(self.max_detached_per_container.unwrap_or(of_container))
+            .with_per_peer(self.max_detached_per_address.unwrap_or(sessions));
         Ok(Settings {
             targets: self.targets.iter().cloned().collect(),
             enabled: self.tunnel_enabled,
