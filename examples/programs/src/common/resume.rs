@@ -66,22 +66,6 @@ impl ResumeArgs {
     }
 }
 
-/// Flags of a program that opens tunnels.
-#[derive(Args, Debug, Clone, PartialEq)]
-pub struct OpeningArgs {
-    /// Seconds for the answer whether a tunnel begins or goes on. Then the WebSocket counts as
-    /// lost.
-    #[arg(long, value_name = "SECONDS", default_value = "10")]
-    resume_timeout: Within<1, 86_400>,
-}
-
-impl OpeningArgs {
-    /// The same configuration, with these flags.
-    pub fn apply(&self, config: Config) -> Config {
-        config.with_opening_timeout(self.resume_timeout.seconds())
-    }
-}
-
 /// What was sent again when tunnels went on, for a log line.
 pub fn sent_again((messages, bytes): (u64, u64)) -> String {
     let noun = if messages == 1 { "message" } else { "messages" };
@@ -115,29 +99,25 @@ mod tests {
     struct Line {
         #[command(flatten)]
         resume: ResumeArgs,
-        #[command(flatten)]
-        opening: OpeningArgs,
     }
 
     #[test]
     fn every_flag_has_its_setting() {
         let config = |flags: &str| {
             let line = Line::parse_from(["program"].into_iter().chain(flags.split(' ')));
-            let config = line.resume.config().ok().flatten();
-            config.map(|config| line.opening.apply(config))
+            line.resume.config().ok().flatten()
         };
         let defaults = "--resume-keep 120";
         assert_eq!(config(defaults), Some(Config::default()));
         assert_eq!(config("--no-resume"), None);
         let all = "--resume-keep 1 --resume-idle-keep 2 --resume-ring 3 --resume-first-ring 4 \
-                   --resume-reserve 5 --resume-timeout 6";
+                   --resume-reserve 5";
         let expected = Config::default()
             .with_keep(Duration::from_secs(1))
             .with_idle_keep(Duration::from_secs(2))
             .with_ring_max(3 << 20)
             .with_ring_min(4 << 10)
-            .with_ring_reserve(5 << 20)
-            .with_opening_timeout(Duration::from_secs(6));
+            .with_ring_reserve(5 << 20);
         assert_eq!(config(all), Some(expected));
     }
 }
