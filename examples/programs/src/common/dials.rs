@@ -44,7 +44,7 @@ pub struct Dials {
     sockets: Places<Party>,
     /// Attempts that fail keep their turns for a while.
     rests: bool,
-    refused: Arc<Refused>,
+    pub refused: Arc<Refused>,
 }
 
 /// A turn to connect. Unless the attempt succeeded, it is given back after a while: also if the

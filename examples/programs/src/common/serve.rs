@@ -11,7 +11,7 @@ use kohakuriver_tunnel::session::{Reason, Reset};
 use tokio::time::{Instant, timeout_at};
 
 use super::ceilings::ServingCeilings;
-use super::dials::{Dials, Parties, Party, Refused};
+use super::dials::{Dials, Parties, Party};
 use super::flow::ServiceFlow;
 use super::metrics::Counter;
 use super::net;
@@ -36,8 +36,7 @@ pub const fn flow_idle(v2: bool) -> Duration {
 #[derive(Debug)]
 pub struct Served {
     pub parties: Parties,
-    dials: Dials,
-    pub refused_dials: Arc<Refused>,
+    pub dials: Dials,
     pub streams: Counter,
     pub flows: Counter,
     pub refused: Counter,
@@ -52,11 +51,9 @@ impl Served {
     /// For an agent all sessions of its container are one party, and the runner limits each of
     /// them.
     pub fn new(ceilings: ServingCeilings, rests: bool) -> Self {
-        let refused_dials = Arc::<Refused>::default();
         Self {
             parties: Parties::default(),
-            dials: Dials::new(ceilings, rests, Arc::clone(&refused_dials)),
-            refused_dials,
+            dials: Dials::new(ceilings, rests, Arc::default()),
             streams: Counter::default(),
             flows: Counter::default(),
             refused: Counter::default(),

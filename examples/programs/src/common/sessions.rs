@@ -35,34 +35,18 @@ impl Sessions {
         }
     }
 
-    /// A place for a caller's session. Its connection gives back its handshake place.
+    /// A place for a caller's session. Its connection gives back its handshake place. If all places
+    /// are taken, and this caller may have the next one that is given back, `evict` may end another
+    /// session.
     ///
     /// # Errors
     /// All places are taken, or this address has its share.
-    pub fn take(&self, caller: &Caller) -> Result<Place<Source>, BadRequest> {
-        self.taken(caller, self.places.try_take(caller.source))
-    }
-
-    /// As [`take`](Self::take). If all places are taken, and this caller may have the next one that
-    /// is given back, `evict` may end another session.
-    ///
-    /// # Errors
-    /// As [`take`](Self::take).
-    pub async fn take_or(
+    pub async fn take(
         &self,
         caller: &Caller,
         evict: impl FnOnce() -> bool,
     ) -> Result<Place<Source>, BadRequest> {
-        let place = self.places.take_or(caller.source, evict).await;
-        self.taken(caller, place)
-    }
-
-    fn taken(
-        &self,
-        caller: &Caller,
-        place: Result<Place<Source>, Full>,
-    ) -> Result<Place<Source>, BadRequest> {
-        match place {
+        match self.places.take_or(caller.source, evict).await {
             Ok(place) => {
                 caller.handshake.settle();
                 Ok(place)

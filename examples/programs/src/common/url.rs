@@ -151,8 +151,7 @@ fn without_secrets(text: &str) -> String {
 /// Whether this is a name for a task or a container. Names go unchanged into paths, headers and
 /// logs.
 pub fn is_name(text: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    (1..=128).contains(&text.len()) && text.bytes().all(plain) && !text.starts_with('.')
+    (1..=128).contains(&text.len()) && text.bytes().all(is_plain) && !text.starts_with('.')
 }
 
 /// Checks a name that a user gave; `what` is what it names.
@@ -168,9 +167,12 @@ pub fn check_name(what: &str, name: &str) -> Result<(), String> {
     }
 }
 
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.')
+}
+
 fn is_host(host: &str) -> bool {
-    let in_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    let is_name = host.bytes().all(in_name) && !host.starts_with('.') && !host.contains("..");
+    let is_name = host.bytes().all(is_plain) && !host.starts_with('.') && !host.contains("..");
     is_name || host.parse::<std::net::Ipv6Addr>().is_ok()
 }
 

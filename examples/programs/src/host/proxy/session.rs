@@ -60,7 +60,7 @@ pub async fn join(
 
     let joined = async {
         let place_of_task = find(&host, &session.name, &asker, caller, trusted).await?;
-        let place = host.sessions.take(&asker)?;
+        let place = host.sessions.take(&asker, || false).await?;
         let response = ask_runner(&host, own.as_ref(), &request, &session, &place_of_task).await?;
         Ok::<_, NoSession>((place_of_task, place, response))
     };

@@ -193,7 +193,7 @@ impl Runner {
     /// A place for a new session. If there is none, a tunnel without a WebSocket gives up its own.
     pub async fn place(&self, caller: &Caller) -> Result<Place<Source>, BadRequest> {
         let evict = || self.kept.clients.evict_oldest();
-        self.sessions.take_or(caller, evict).await
+        self.sessions.take(caller, evict).await
     }
 
     /// Serves an agent until its tunnel ends, unless another task has its tunnel.
@@ -240,7 +240,7 @@ impl Runner {
 
     fn page(&self) -> Answer {
         let (counters, served) = (&self.counters, &self.served);
-        let (refused, at_agents) = (&served.refused_dials, &self.agents.refused);
+        let (refused, at_agents) = (&served.dials.refused, &self.agents.refused);
         let page = Page::default()
             .one(
                 "runner_sessions",
