@@ -25,6 +25,9 @@ const HELD: Duration = Duration::from_secs(10);
 /// port gets its own. There was one before.
 const LACKING: u32 = 5;
 
+/// The limit of a wait that has none.
+const FOREVER: Duration = Duration::from_secs(365 * 86_400);
+
 /// A session's first tunnel and its ports.
 pub struct Keeper {
     connector: Connector,
@@ -82,37 +85,39 @@ impl Keeper {
     /// # Errors
     /// The host cannot be reached or refuses, and waiting was not asked for or does not help.
     pub async fn begin(self, wait: Option<Option<Duration>>) -> Result<Vec<Self>, Failure> {
-        let deadline = wait.flatten().map(|limit| Instant::now() + limit);
-        self.begin_by(wait, deadline).await
+        let limit = wait.flatten().unwrap_or(FOREVER);
+        let deadline = Instant::now() + limit;
+        self.begin_by(wait.is_some(), limit, deadline).await
     }
 
     async fn begin_by(
         mut self,
-        wait: Option<Option<Duration>>,
-        deadline: Option<Instant>,
+        waits: bool,
+        limit: Duration,
+        deadline: Instant,
     ) -> Result<Vec<Self>, Failure> {
         let mut last = None;
         loop {
-            let error = match before(deadline, self.connect()).await {
-                Some(Ok(())) => return Ok(vec![self]),
-                Some(Err(Refusal::EachItsOwn | Refusal::LacksPath(_))) => {
+            let error = match timeout_at(deadline, self.connect()).await {
+                Ok(Ok(())) => return Ok(vec![self]),
+                Ok(Err(Refusal::EachItsOwn | Refusal::LacksPath(_))) => {
                     let split = self.split().into_iter();
-                    let begun = split.map(|one| one.begin_by(wait, deadline));
+                    let begun = split.map(|one| one.begin_by(waits, limit, deadline));
                     let begun = Box::pin(try_join_all(begun)).await?;
                     return Ok(begun.into_iter().flatten().collect());
                 }
-                Some(Err(Refusal::Failed(error))) => error,
-                None => return Err(self.gave_up(wait.flatten(), last)),
+                Ok(Err(Refusal::Failed(error))) => error,
+                Err(_) => return Err(self.gave_up(limit, last)),
             };
             let reason = self.connector.destination.told(&error);
-            if wait.is_none() || error.is_forbidden() {
+            if !waits || error.is_forbidden() {
                 return Err(Failure::refused(reason));
             }
             self.connector.outage.waits(&reason);
             last = Some(reason);
             let pause = self.connector.pace.pause(error.is_lasting(), Duration::MAX);
-            if before(deadline, pause).await.is_none() {
-                return Err(self.gave_up(wait.flatten(), last));
+            if timeout_at(deadline, pause).await.is_err() {
+                return Err(self.gave_up(limit, last));
             }
         }
     }
@@ -224,24 +229,13 @@ impl Keeper {
         split
     }
 
-    fn gave_up(&self, limit: Option<Duration>, last: Option<String>) -> Failure {
+    fn gave_up(&self, limit: Duration, last: Option<String>) -> Failure {
         let Destination { host, task, .. } = &*self.connector.destination;
         let last = last.unwrap_or_else(|| format!("no answer from {}", host.authority()));
-        match limit {
-            Some(limit) => Failure::refused(format!(
-                "{last}; no longer waiting for task {task} after {} s",
-                limit.as_secs()
-            )),
-            None => Failure::refused(last),
-        }
-    }
-}
-
-/// The result of `work`, or `None` at the deadline.
-async fn before<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
-    match deadline {
-        Some(deadline) => timeout_at(deadline, work).await.ok(),
-        None => Some(work.await),
+        Failure::refused(format!(
+            "{last}; no longer waiting for task {task} after {} s",
+            limit.as_secs()
+        ))
     }
 }
 
