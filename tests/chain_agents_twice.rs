@@ -96,7 +96,7 @@ async fn a_wake_up_while_an_agent_serves_shortens_no_later_wait() {
     let args = ["--runner-url", &url, "--container-id", CONTAINER];
     let older = Program::start_with("agent", &args, &[("RUST_LOG", "debug")]);
     older.complaint("registered at");
-    older.signal("CONT");
+    older.stand_still().await;
     older.complaint("looking at the connections");
     let _newer = start_agent(&chain.runner.address(), CONTAINER);
     older.complaint("looking again in");

@@ -559,8 +559,7 @@ async fn new_connections_are_not_put_on_a_tunnel_in_doubt() {
     expect_echo(&mut old, b"before").await;
     // Nobody answers, and meanwhile the other side has forgotten the tunnel.
     chain.host.signal("STOP");
-    forward.signal("STOP");
-    forward.signal("CONT");
+    forward.stand_still().await;
     forward.complaint("asleep: looking at the connections");
     let mut new = connect(&forward).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -931,8 +930,7 @@ async fn a_process_that_goes_on_after_a_stop_looks_at_its_connections() {
     let forward = Program::start_with("forward", &args, &[("RUST_LOG", "debug")]);
     let mut stream = connect(&forward).await;
     expect_echo(&mut stream, b"before").await;
-    forward.signal("STOP");
-    forward.signal("CONT");
+    forward.stand_still().await;
     forward.complaint("asleep: looking at the connections");
     expect_echo(&mut stream, b"after").await;
 }

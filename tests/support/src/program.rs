@@ -174,6 +174,13 @@ impl Program {
         assert!(sent.unwrap().success());
     }
 
+    /// Stops the process for so long that it takes itself for asleep, and lets it go on.
+    pub async fn stand_still(&self) {
+        self.signal("STOP");
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        self.signal("CONT");
+    }
+
     /// The number of lines on stderr that contain this text.
     pub fn lines_with(&self, part: &str) -> usize {
         containing(&self.stderr(), part)
