@@ -16,11 +16,10 @@ use crate::client::access::Access;
 use crate::client::args::Forward;
 use crate::client::lanes::Seat;
 use crate::common::accept::Accepting;
-use crate::common::net;
+use crate::common::net::{self, MaybeTls};
 use crate::common::program::Failure;
 use crate::common::retry;
 use crate::common::serve::is_over_pause;
-use crate::common::tcp::Tcp;
 
 /// How long an application that reads nothing keeps a connection whose other end is gone.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -60,7 +59,7 @@ async fn connection(
         Ok(seat) => seat,
         Err(reason) => return refused(&forward, &reason),
     };
-    let socket = Tcp::from(socket);
+    let socket = MaybeTls::from(socket);
     let elsewhere = seat.is_elsewhere();
     let carrying = |seat| carry(socket, peer, forward, access, seat, deadline, place);
     match elsewhere {
@@ -74,7 +73,7 @@ fn refused(forward: &Forward, reason: &str) {
 }
 
 async fn carry(
-    mut socket: Tcp,
+    mut socket: MaybeTls,
     peer: SocketAddr,
     forward: Arc<Forward>,
     access: Access,
@@ -110,7 +109,7 @@ async fn carry(
     };
     match ended {
         Ok(relayed) => {
-            net::end_in_order(socket.stream());
+            net::end_in_order(socket.tcp());
             tracing::debug!(%peer, port, ?relayed, "ended");
         }
         Err(RelayError::Tunnel(reset)) => {

@@ -20,6 +20,7 @@ use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::TlsStream;
 
 use super::accept::Accepting;
 use super::addresses::{Source, Sources, parse_network};
@@ -29,7 +30,6 @@ use super::http::{Answer, HEAD_MAX};
 use super::metrics::Counter;
 use super::net::{self, MaybeTls};
 use super::program::Failure;
-use super::tcp::Tcp;
 use super::threads::Threads;
 use super::tls::{Acceptor, IdentityArgs};
 use super::token::TokenArgs;
@@ -161,7 +161,7 @@ impl Front {
             let caller = self.caller(address);
             net::tune_link(&stream);
             // Here, and not in the task: this thread's runtime watches it so far.
-            let stream = Tcp::from(stream);
+            let stream = MaybeTls::from(stream);
             let (front, handler) = (Arc::clone(&self), handler.clone());
             let thread = self.threads.least_loaded();
             thread.spawn(async move { front.connection(stream, caller, handler).await });
@@ -189,7 +189,7 @@ impl Front {
         }
     }
 
-    async fn connection<H, F>(&self, stream: Tcp, caller: Caller, handler: H)
+    async fn connection<H, F>(&self, stream: MaybeTls, caller: Caller, handler: H)
     where
         H: Fn(Request<Incoming>, Caller) -> F,
         F: Future<Output = Answer>,
@@ -228,7 +228,7 @@ impl Front {
 
 /// Serves one request. Returns when the connection is closed or upgraded.
 async fn speak_http<F>(
-    stream: Tcp,
+    stream: MaybeTls,
     tls: Option<&Acceptor>,
     handler: impl Fn(Request<Incoming>) -> F,
 ) -> io::Result<()>
@@ -236,12 +236,12 @@ where
     F: Future<Output = Answer>,
 {
     let stream = match tls {
-        None => MaybeTls::Plain(stream),
+        None => stream,
         Some(tls) => {
-            let stream = tls.current().await.accept(stream).await;
+            let stream = tls.current().await.accept(stream.into_tcp()?).await;
             let stream =
                 stream.map_err(|error| io::Error::new(error.kind(), words::server_tls(&error)))?;
-            MaybeTls::Tls(Box::new(stream.into()))
+            TlsStream::from(stream).into()
         }
     };
     let service = hyper::service::service_fn(|request| {

@@ -28,7 +28,6 @@ pub mod secret;
 pub mod serve;
 pub mod sessions;
 pub mod signals;
-pub mod tcp;
 pub mod threads;
 pub mod tls;
 pub mod token;

@@ -12,9 +12,9 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsStream;
+use tokio_util::either::Either;
 
-use super::tcp::Tcp;
-use super::words;
+use super::{threads, words};
 
 /// How long an address may be silent before the next one is tried beside it.
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
@@ -24,19 +24,61 @@ const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 #[cfg(target_os = "linux")]
 const NOT_SENT_MAX: u32 = 128 * 1024;
 
-/// A socket between two programs, with TLS or without.
+type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+/// A socket, with TLS or without, that follows its task.
+///
+/// A socket of tokio is watched by the runtime that it was made on. If another thread polled it,
+/// that thread would sleep until the first one has seen what happened and wakes it. So whichever
+/// thread of the program polls this one, that thread's runtime watches it.
 #[derive(Debug)]
-pub enum MaybeTls {
-    Plain(Tcp),
-    Tls(Box<TlsStream<Tcp>>),
+pub struct MaybeTls {
+    stream: Stream,
+    /// Position of the thread whose runtime watches it.
+    watched_by: usize,
+}
+
+impl From<TcpStream> for MaybeTls {
+    /// For a stream that was made on the calling thread.
+    fn from(stream: TcpStream) -> Self {
+        Self::new(Either::Left(stream))
+    }
+}
+
+impl From<TlsStream<TcpStream>> for MaybeTls {
+    /// For a stream that was made on the calling thread.
+    fn from(stream: TlsStream<TcpStream>) -> Self {
+        Self::new(Either::Right(Box::new(stream)))
+    }
 }
 
 impl MaybeTls {
+    fn new(stream: Stream) -> Self {
+        let watched_by = threads::position();
+        Self { stream, watched_by }
+    }
+
+    pub fn is_tls(&self) -> bool {
+        matches!(self.stream, Either::Right(_))
+    }
+
     /// The TCP socket.
     pub fn tcp(&self) -> &TcpStream {
-        match self {
-            Self::Plain(tcp) => tcp.stream(),
-            Self::Tls(stream) => stream.get_ref().0.stream(),
+        match &self.stream {
+            Either::Left(stream) => stream,
+            Either::Right(stream) => stream.get_ref().0,
+        }
+    }
+
+    /// The TCP socket, watched by the calling thread's runtime.
+    ///
+    /// # Errors
+    /// There is TLS on it, or this runtime cannot watch it.
+    pub fn into_tcp(mut self) -> io::Result<TcpStream> {
+        self.here()?;
+        match self.stream {
+            Either::Left(stream) => Ok(stream),
+            Either::Right(_) => Err(io::ErrorKind::InvalidInput.into()),
         }
     }
 
@@ -44,6 +86,27 @@ impl MaybeTls {
     /// reply.
     pub fn reset_on_drop(&self) {
         let _ = SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO));
+    }
+
+    fn here(&mut self) -> io::Result<Pin<&mut Stream>> {
+        if self.watched_by != threads::position() {
+            self.follow()?;
+        }
+        Ok(Pin::new(&mut self.stream))
+    }
+
+    /// Has the socket watched by the calling thread's runtime.
+    #[cold]
+    fn follow(&mut self) -> io::Result<()> {
+        // By a second descriptor, as nothing else could be in the stream's place meanwhile.
+        let socket = SockRef::from(self.tcp()).try_clone()?;
+        let followed = TcpStream::from_std(socket.into())?;
+        match &mut self.stream {
+            Either::Left(stream) => *stream = followed,
+            Either::Right(stream) => *stream.get_mut().0 = followed,
+        }
+        self.watched_by = threads::position();
+        Ok(())
     }
 }
 
@@ -53,13 +116,8 @@ impl AsyncRead for MaybeTls {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tls(stream) => {
-                let read = Pin::new(stream).poll_read(cx, buffer);
-                read.map_err(words::connection)
-            }
-        }
+        let read = self.get_mut().here()?.poll_read(cx, buffer);
+        read.map_err(words::connection)
     }
 }
 
@@ -69,10 +127,7 @@ impl AsyncWrite for MaybeTls {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
+        self.get_mut().here()?.poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -80,31 +135,19 @@ impl AsyncWrite for MaybeTls {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-        }
+        self.get_mut().here()?.poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-        }
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
+        self.get_mut().here()?.poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        self.get_mut().here()?.poll_shutdown(cx)
     }
 }
 

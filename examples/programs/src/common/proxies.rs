@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tower::{Service, service_fn};
 
-use super::net::{self, MaybeTls};
+use super::net;
 use super::program::Failure;
 use super::url::Url;
 use super::{http, words};
@@ -241,7 +241,7 @@ impl Proxy {
             request = request.header(header::PROXY_AUTHORIZATION, credentials);
         }
         let request = request.body(Empty::new()).map_err(io::Error::other)?;
-        let response = http::ask(MaybeTls::Plain(stream.into()), request).await;
+        let response = http::ask(stream.into(), request).await;
         let response = response
             .map_err(|error| io::Error::other(format!("{self}: {}", words::http(&error))))?;
         let status = response.status();
@@ -250,7 +250,7 @@ impl Proxy {
             return Err(net::answer(self.refusal(status, target, &line)));
         }
         match http::upgraded(hyper::upgrade::on(response)).await? {
-            (MaybeTls::Plain(tcp), early) if early.is_empty() => Ok(tcp.into_stream()),
+            (socket, early) if early.is_empty() => socket.into_tcp(),
             _ => Err(net::answer(format!(
                 "{self} sent data that nobody asked for"
             ))),

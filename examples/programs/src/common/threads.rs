@@ -2,7 +2,7 @@
 //!
 //! A task stays on the thread that it was spawned on. What tasks share for each message is kept
 //! [once per thread](PerThread), so threads meet only where connections begin and end. A socket
-//! follows its task ([`Tcp`](super::tcp::Tcp)).
+//! follows its task ([`MaybeTls`](net::MaybeTls)).
 
 use std::cell::Cell;
 use std::future::pending;

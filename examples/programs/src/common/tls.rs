@@ -17,7 +17,7 @@ use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::http;
 use super::net::{self, MaybeTls};
@@ -123,7 +123,7 @@ impl Dialer {
     pub async fn connect(&self, url: &Url) -> io::Result<MaybeTls> {
         let stream = self.reach(url).await?;
         if !url.tls {
-            return Ok(MaybeTls::Plain(stream.into()));
+            return Ok(stream.into());
         }
         let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text.to_owned());
         let Some(tls) = &self.tls else {
@@ -133,10 +133,10 @@ impl Dialer {
         let name = name.map_err(|_| invalid("its name cannot be in a certificate"))?;
         let tls = tls.current().await;
         let stream = tls
-            .connect(name, stream.into())
+            .connect(name, stream)
             .await
             .map_err(|error| io::Error::new(error.kind(), words::client_tls(&error, self.trust)))?;
-        Ok(MaybeTls::Tls(Box::new(stream.into())))
+        Ok(TlsStream::from(stream).into())
     }
 
     /// Connects to the server of a URL and sends one request, within `limit`. The answer may be a

@@ -232,7 +232,7 @@ impl<'a> Direction<'a> {
         to: &mut MaybeTls,
         most: usize,
     ) -> Poll<io::Result<State<'a>>> {
-        let plain = matches!((&*from, &*to), (MaybeTls::Plain(_), MaybeTls::Plain(_)));
+        let plain = !from.is_tls() && !to.is_tls();
         let pipe = (self.bulk && plain).then(|| self.relays.pipes.take());
         if let Some(mut pipe) = pipe.flatten() {
             match ready!(pipe.poll_fill(cx, from.tcp(), most)) {

@@ -41,14 +41,8 @@ async fn joined(pipes: usize) -> Joined {
     let (runner, to_runner) = pair().await;
     let shared = Arc::clone(&relays);
     let ended = tokio::spawn(async move {
-        let client = (
-            MaybeTls::Plain(to_client.into()),
-            Bytes::from_static(b"early up "),
-        );
-        let runner = (
-            MaybeTls::Plain(to_runner.into()),
-            Bytes::from_static(b"early down "),
-        );
+        let client = (to_client.into(), Bytes::from_static(b"early up "));
+        let runner = (to_runner.into(), Bytes::from_static(b"early down "));
         shared.join(client, runner).await
     });
     Joined {
