@@ -2,7 +2,7 @@
 //!
 //! A direction reads into a buffer from a pool and writes at once. It keeps the buffer only while
 //! the other socket does not take all. An idle session therefore holds no buffer, and a blocked
-//! direction holds one.
+//! direction holds one, of the size of what has to wait if that is little.
 //!
 //! While much comes at once, a direction between plain TCP sockets uses a pipe of the kernel in
 //! place of the buffer, by the same rule.
@@ -42,6 +42,10 @@ const ROUND: usize = 4 * 1024 * 1024;
 
 /// A read of this many bytes makes a direction use pipes. Fewer are copied faster.
 const MUCH: usize = 64 * 1024;
+
+/// At most so many bytes that have to wait are copied into a buffer of their size, because a whole
+/// one would be charged for them.
+const FEW: usize = 32 * 1024;
 
 /// With fewer bytes than this in a pipe, a direction copies again.
 const LITTLE: usize = 16 * 1024;
@@ -195,11 +199,18 @@ impl<'a> Direction<'a> {
                     let rest = buffer.bytes.get(*start..*end).unwrap_or_default();
                     if rest.is_empty() {
                         self.state = State::Reading;
-                    } else {
-                        let written = ready!(write(cx, to, rest))?;
+                    } else if let Poll::Ready(written) = write(cx, to, rest) {
+                        let written = written?;
                         self.counter.add(written as u64);
                         *start += written;
                         moved += written;
+                    } else {
+                        if let Some(copy) = buffer.copy_of_few(rest) {
+                            let (start, end) = (0, rest.len());
+                            let buffer = copy;
+                            self.state = State::Holding { buffer, start, end };
+                        }
+                        return Poll::Pending;
                     }
                 }
                 State::Piped(pipe) if pipe.is_empty() => self.state = State::Reading,
@@ -284,40 +295,47 @@ fn write(cx: &mut Context<'_>, to: &mut MaybeTls, bytes: &[u8]) -> Poll<io::Resu
     }
 }
 
-/// The buffer of one read. Dropping it returns it to the pool or the budget.
+/// A buffer for what was read. Dropping it returns it to the pool or the budget.
 struct Buffer<'a> {
     bytes: Box<[u8]>,
-    /// `None` for a small buffer, which is not charged.
-    charged: Option<&'a Relays>,
+    /// What it costs of the budget. Small buffers of an exhausted one cost nothing.
+    charged: usize,
+    relays: &'a Relays,
 }
 
 impl<'a> Buffer<'a> {
+    /// For one read.
     fn take(relays: &'a Relays) -> Self {
         let pooled = relays.pool.lock().pop();
         let new = |size| vec![0; size].into_boxed_slice();
-        let charged = pooled.or_else(|| relays.memory.take(BUFFER).then(|| new(BUFFER)));
-        match charged {
-            Some(bytes) => Self {
-                bytes,
-                charged: Some(relays),
-            },
-            None => Self {
-                bytes: new(SMALL_BUFFER),
-                charged: None,
-            },
+        let whole = pooled.or_else(|| relays.memory.take(BUFFER).then(|| new(BUFFER)));
+        let charged = whole.as_ref().map_or(0, |bytes| bytes.len());
+        Self {
+            bytes: whole.unwrap_or_else(|| new(SMALL_BUFFER)),
+            charged,
+            relays,
         }
+    }
+
+    /// A buffer of its own for `rest`, if that saves most of this one.
+    fn copy_of_few(&self, rest: &[u8]) -> Option<Self> {
+        let charged = rest.len();
+        let saves = self.charged == BUFFER && charged <= FEW;
+        (saves && self.relays.memory.take(charged)).then(|| Self {
+            bytes: rest.into(),
+            charged,
+            relays: self.relays,
+        })
     }
 }
 
 impl Drop for Buffer<'_> {
     fn drop(&mut self) {
-        if let Some(relays) = self.charged {
-            let mut pool = relays.pool.lock();
-            if pool.len() < POOLED {
-                pool.push(std::mem::take(&mut self.bytes));
-            } else {
-                relays.memory.give_back(BUFFER);
-            }
+        let mut pool = self.relays.pool.lock();
+        if self.charged == BUFFER && pool.len() < POOLED {
+            pool.push(std::mem::take(&mut self.bytes));
+        } else {
+            self.relays.memory.give_back(self.charged);
         }
     }
 }

@@ -154,6 +154,34 @@ async fn a_slow_reader_stops_the_writer() {
 }
 
 #[tokio::test]
+async fn a_few_bytes_that_have_to_wait_cost_no_whole_buffer() {
+    let mut joined = joined(32).await;
+    let sent = pattern(LONG);
+    let early = b"early down ".len();
+    let relayed = |count: usize| joined.relays.to_client.value() == (early + count) as u64;
+    let mut written = 0;
+    // Nobody reads until a short piece has to wait.
+    while let Some(piece) = sent.get(written..written + 1024) {
+        joined.runner.write_all(piece).await.unwrap();
+        written += piece.len();
+        let waits = async {
+            while !relayed(written) {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        if timeout(Duration::from_millis(500), waits).await.is_err() {
+            break;
+        }
+    }
+    let waiting = held(&joined.relays);
+    assert!((1..=1024).contains(&waiting), "{waiting} bytes are held");
+    let rest = &sent[written..];
+    let ((), came) = tokio::join!(send(&mut joined.runner, rest), receive(&mut joined.client));
+    assert!(came[early..] == sent);
+    assert_eq!(held(&joined.relays), 0);
+}
+
+#[tokio::test]
 async fn what_a_pipe_holds_is_copied_where_a_socket_refuses_it() {
     let relays = Relays::new(Budget::new(64 << 20), 32);
     let (mut client, from_client) = pair().await;
