@@ -288,7 +288,7 @@ fn a_lone_reader_that_goes_on_slowly_does_not_stop_the_transport() {
 /// Deployed peers ping every 20 s, behind what both kernels hold, and give up when a ping is not
 /// answered before the next one. Such a reader makes room several times in each of the looks.
 #[test]
-fn a_lone_reader_that_is_always_slow_does_not_stop_the_transport() {
+fn a_lone_reader_that_is_slow_does_not_stop_the_transport_within_its_reach() {
     const KERNELS: usize = (6 << 20) / MESSAGE;
     let (mut opener, [stream, _]) = paused(32 << 20);
     let mut pinged = at(9_000);
@@ -655,6 +655,22 @@ fn short_stalls_after_a_pause_do_not_hide_it() {
     opener.handle_closed(now, Reason::Gone, "the tunnel ended");
     let reset = opener.reset_of(slow).unwrap();
     let text = "the tunnel ended, after the application had not read enough for 100 s";
+    assert_eq!((reset.reason, &*reset.text), (Reason::Overflow, text));
+}
+
+/// A stream that has ended cannot say whose pause it was.
+#[test]
+fn the_pause_of_a_stream_that_has_ended_does_not_hide_a_shorter_one() {
+    let (mut opener, [first, second]) = paused(0);
+    let now = at(109_000);
+    drain(&mut opener, first, now).1.unwrap();
+    opener.reset(first, Reason::Reset, "");
+    while opener.can_receive() {
+        say(&mut opener, now, data(2, vec![0; MESSAGE])).unwrap();
+    }
+    opener.handle_closed(at(117_000), Reason::Gone, "the tunnel ended");
+    let reset = opener.reset_of(second).unwrap();
+    let text = "the tunnel ended, after the application had not read enough for 8 s";
     assert_eq!((reset.reason, &*reset.text), (Reason::Overflow, text));
 }
 

@@ -140,9 +140,8 @@ impl Stalls {
 
     /// The stream has ended, or its data was dropped.
     pub(super) fn forget(&mut self, stream: StreamId) {
-        if self.stall.is_some_and(|stall| stall.stream == stream) {
-            self.stall = None;
-        }
+        self.stall = self.stall.filter(|stall| stall.stream != stream);
+        self.last_pause = self.last_pause.filter(|pause| pause.stream != stream);
     }
 
     /// The stalled stream, and since when it has not read, if the stall is to be checked.
