@@ -54,7 +54,7 @@ impl Unacknowledged {
     pub(super) fn limit(&mut self, link: &mut Link, most: Option<usize>) {
         link.set_ring_share(most);
         self.most = most;
-        if most.is_none() {
+        if most.is_none_or(|most| link.ring_bytes() < most) {
             // Data is taken again, and makes what is kept grow.
             self.wait = None;
         }
@@ -253,20 +253,22 @@ mod tests {
         }
     }
 
-    /// What was taken while memory was not short is data, and no answers.
+    /// What was taken while more could be kept is data, and no answers.
     #[test]
-    fn a_tunnel_that_grew_while_memory_was_not_short_is_kept() {
-        let (mut unacknowledged, mut link) = full();
-        acknowledge(&mut link, at(1), 24);
-        assert!(!unacknowledged.is_overdue(at(1), &link));
-        let before = link.ring_bytes();
-        assert!(before > MOST);
-        unacknowledged.limit(&mut link, None);
-        fill(&mut link);
-        assert!(link.ring_bytes() > before + Unacknowledged::GROWTH);
-        unacknowledged.limit(&mut link, Some(MOST));
-        let end = (1..).find(|second| unacknowledged.is_overdue(at(*second), &link));
-        assert_eq!(end, Some(32));
+    fn a_tunnel_that_grew_while_it_could_keep_more_is_kept() {
+        for more in [None, Some(MOST + (1 << 20))] {
+            let (mut unacknowledged, mut link) = full();
+            acknowledge(&mut link, at(1), 24);
+            assert!(!unacknowledged.is_overdue(at(1), &link));
+            let before = link.ring_bytes();
+            assert!(before > MOST);
+            unacknowledged.limit(&mut link, more);
+            fill(&mut link);
+            assert!(link.ring_bytes() > before + Unacknowledged::GROWTH);
+            unacknowledged.limit(&mut link, Some(MOST));
+            let end = (1..).find(|second| unacknowledged.is_overdue(at(*second), &link));
+            assert_eq!(end, Some(32));
+        }
     }
 
     #[test]
