@@ -57,9 +57,9 @@ impl<T, C: Carrier, R: Timer> Opening<T, C, R> {
     /// Refuses: sends END with `reason` and `text`, closes the transport with `code` (PROTOCOL.md
     /// section 4.1), and waits for the peer's close.
     ///
-    /// Takes at most 5 s. Ends sooner if the peer goes on sending: after 1 MiB or 16,384 messages.
-    /// A client may have sent as much behind its OPEN, and what stays unread can destroy the reason
-    /// on its way.
+    /// Takes at most 5 s. Ends sooner if the peer goes on sending: after 16,384 messages, or 256 KiB
+    /// more than the client's ring holds (1 to 8 MiB). A client may have sent as much behind its
+    /// OPEN, and what stays unread can destroy the reason on its way.
     pub async fn refuse<E>(mut self, reason: EndReason, code: u16, text: &str)
     where
         T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
@@ -69,7 +69,8 @@ impl<T, C: Carrier, R: Timer> Opening<T, C, R> {
         words.push(end(&mut self.carrier, reason, text));
         words.extend(self.carrier.close(code, text));
         let (transport, carrier) = (self.transport, self.carrier);
-        handshake::part(transport, carrier, timer, words, Discard::RING).await;
+        let most = Discard::ring(self.open.ring);
+        handshake::part(transport, carrier, timer, words, most).await;
     }
 
     fn start(self, role: Role) -> ResumingDriver<T, C, Kept<T>, R> {

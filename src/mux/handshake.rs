@@ -25,7 +25,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for the peer to read and answer a refusal.
 const REFUSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Most messages skipped in one poll before the task yields.
+/// Most messages skipped in one poll before the task yields. A peer that was told the end, and sends
+/// more than this, does not close.
 const SKIP_MAX: usize = 32;
 
 /// What is read of a peer that was refused or told the end, beside one more message. A peer that
@@ -42,12 +43,16 @@ impl Discard {
         messages: SKIP_MAX,
         bytes: 256 << 10,
     };
-    /// Of a client that may send before the answer: as much as its first ring holds, where each
-    /// message counts 64 bytes more (PROTOCOL.md section 5.10).
-    pub(super) const RING: Self = Self {
-        messages: 16 << 10,
-        bytes: 1 << 20,
-    };
+
+    /// Of a client that may send before the answer (PROTOCOL.md section 5.10): as much as its ring
+    /// holds, where each message counts 64 bytes more, and the message that fills it.
+    pub(super) fn ring(bytes: u32) -> Self {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        Self {
+            messages: 16 << 10,
+            bytes: bytes.clamp(1 << 20, 8 << 20) + (256 << 10),
+        }
+    }
 }
 
 /// Waits for the greeting.

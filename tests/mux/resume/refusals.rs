@@ -85,9 +85,10 @@ async fn another_route_does_not_get_the_tunnel() {
 #[tokio::test(start_paused = true)]
 async fn a_refusal_reads_what_the_client_had_sent_and_no_flood() {
     let connects = vec![Packet::Binary(Bytes::from_static(&[1, 0, 0, 0, 0, 1, 0, 80])); 10_000];
-    let uploads = vec![Packet::Binary(vec![0; 64 << 10].into()); 16];
+    // The last one crosses the bound of a ring.
+    let uploads = vec![Packet::Binary(vec![0; 130_908].into()); 9];
     let pings = vec![Packet::Ping; 16 << 10];
-    let more = vec![Packet::Binary(vec![0; 64 << 10].into()); 17];
+    let more = vec![Packet::Binary(vec![0; 64 << 10].into()); 21];
     for (sent, seconds) in [(connects, 5), (uploads, 5), (pings, 0), (more, 0)] {
         let (server, _accepted) = Server::new(resume::Config::default());
         let (_near, far, [there, _]) = pipe(8);
