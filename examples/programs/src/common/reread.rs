@@ -127,7 +127,9 @@ impl<T: Clone + Send + 'static> Reread<T> {
         let mut now = self.0.now.lock();
         match read {
             None => {
-                if now.told.take().is_some() {
+                // A look that was late itself proves nothing.
+                let in_time = now.looking.is_some_and(|until| Instant::now() < until);
+                if in_time && now.told.take().is_some() {
                     tracing::info!("{} can be read again", self.names());
                 }
             }

@@ -298,7 +298,7 @@ fn refused(
             // What follows may be a secret.
             let location = location.split(['?', '#']).next().unwrap_or_default();
             let remedy = match location.split_once("://") {
-                Some(("https", _)) => "connect with wss://",
+                Some((scheme, _)) if scheme.eq_ignore_ascii_case("https") => "connect with wss://",
                 _ => "connect to where it leads",
             };
             format!("redirects to {location} (HTTP {code}): {remedy}")
@@ -315,7 +315,11 @@ fn refused(
 
 /// Whether a redirect leads from `url` to the same host with TLS.
 fn leads_to_tls(url: &Url, location: &HeaderValue) -> bool {
-    let to = location.to_str().ok().and_then(|to| Url::parse(to).ok());
+    let location = String::from_utf8_lossy(location.as_bytes());
+    let to = location.split_once("://").and_then(|(scheme, rest)| {
+        let authority = rest.split(['/', '?', '#']).next()?;
+        Url::parse(&format!("{scheme}://{authority}")).ok()
+    });
     to.is_some_and(|to| to.tls && !url.tls && to.host.eq_ignore_ascii_case(&url.host))
 }
 
@@ -453,6 +457,7 @@ mod tests {
             ("ws://box", "https://box/ws/tunnel/a?b", true),
             ("ws://box:8001", "https://BOX:8443", true),
             ("ws://[::1]", "https://[::1]/", true),
+            ("ws://box", "HTTPS://box/#/login", true),
             ("wss://box", "https://box/", false),
             ("ws://box", "http://box/", false),
             ("ws://box", "https://sorry/", false),
