@@ -5,7 +5,7 @@
 //! direction holds one, of the size of what has to wait if that is little.
 //!
 //! While much comes at once, a direction between plain TCP sockets uses a pipe of the kernel in
-//! place of the buffer, by the same rule.
+//! place of the buffer.
 
 use std::future::poll_fn;
 use std::io;
@@ -319,9 +319,15 @@ impl<'a> Buffer<'a> {
 
     /// A buffer of its own for `rest`, if that saves most of this one.
     fn copy_of_few(&self, rest: &[u8]) -> Option<Self> {
-        let charged = rest.len();
-        let saves = self.charged == BUFFER && charged <= FEW;
-        (saves && self.relays.memory.take(charged)).then(|| Self {
+        if self.charged < BUFFER || rest.len() > FEW {
+            return None;
+        }
+        let charged = match self.relays.memory.take(rest.len()) {
+            true => rest.len(),
+            false if rest.len() <= SMALL_BUFFER => 0,
+            false => return None,
+        };
+        Some(Self {
             bytes: rest.into(),
             charged,
             relays: self.relays,
