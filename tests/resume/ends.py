@@ -1,13 +1,10 @@
 """Programs that are stopped, restarted or killed: what goes on, and what ends, and when."""
 
-import ctypes
-import os
 import signal
-import struct
 import time
 
-from chain import DEBUG_LOG, Cannot, check, until
-from world import World, world
+from chain import check, until
+from world import world
 
 # A new connection is answered within this once the programs run.
 ANSWER = 5
@@ -17,10 +14,6 @@ SILENCE = 35
 HANGING = 20
 # Connections through a restarted program have ended within this.
 AT_ONCE = 5
-# What a program says when the clock was set ahead, or it goes on after a stop.
-HINT = "asleep: looking at the connections"
-# Seconds that the clock is set ahead: more than a busy machine could be late.
-JUMP = 10
 
 
 def client_stopped(bench):
@@ -67,43 +60,6 @@ def stand_still(at, seconds):
     how = [probe.outcome(end - time.monotonic()) for probe in early]
     check("left hanging" not in how, f"accepted while it stood still, then: {how}")
     return [f"a new connection is answered in {answered:.1f} s"]
-
-
-class Watched(World):
-    """The programs say what they notice."""
-
-    def __init__(self, bench):
-        super().__init__(bench)
-        self.chain.log = DEBUG_LOG
-
-
-def clock_set(bench):
-    with bench.check("the clock jumps: forward and agent look at their tunnels", 60) as figures:
-        with world(bench, kind=Watched) as at:
-            start = time.monotonic()
-            set_clock(JUMP)
-            try:
-                until(5, "a hint at forward", lambda: hinted(at.client))
-                until(5, "a hint at the agent", lambda: hinted(at.chain.agent))
-            finally:
-                set_clock(-JUMP)
-            figures.append(f"noticed after {time.monotonic() - start:.1f} s")
-            at.finish(figures)
-
-
-def hinted(process):
-    return HINT in process.err.read_text(errors="replace")
-
-
-def set_clock(seconds):
-    """Sets the real-time clock ahead by this many seconds."""
-    offset, at = 0x0100, 72  # ADJ_SETOFFSET, the member `time`
-    change = ctypes.create_string_buffer(208)
-    struct.pack_into("I", change, 0, offset)
-    struct.pack_into("qq", change, at, seconds, 0)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.clock_adjtime(time.CLOCK_REALTIME, change) < 0:
-        raise Cannot(f"the clock cannot be set: {os.strerror(ctypes.get_errno())}")
 
 
 def runner_restarted(bench):

@@ -36,7 +36,6 @@ CHECKS = {
     "link": cuts.link_lost,
     "closed": cuts.closed_regularly,
     "stopped-forward": ends.client_stopped,
-    "clock": ends.clock_set,
     "runner": ends.runner_restarted,
     "agent": ends.agent_restarted,
     "off": ends.turned_off,
