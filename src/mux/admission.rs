@@ -57,9 +57,9 @@ impl<T, C: Carrier, R: Timer> Opening<T, C, R> {
     /// Refuses: sends END with `reason` and `text`, closes the transport with `code` (PROTOCOL.md
     /// section 4.1), and waits for the peer's close.
     ///
-    /// Takes at most 5 s. Ends sooner if the peer goes on sending: after 16,384 messages, or 256 KiB
-    /// more than the client's ring holds (1 to 8 MiB). A client may have sent as much behind its
-    /// OPEN, and what stays unread can destroy the reason on its way.
+    /// Takes at most 5 s. Ends sooner if the peer goes on sending: after 16,384 messages, or 256
+    /// KiB more than the client's ring holds (1 to 8 MiB). A client may have sent as much behind
+    /// its OPEN, and what stays unread can destroy the reason on its way.
     pub async fn refuse<E>(mut self, reason: EndReason, code: u16, text: &str)
     where
         T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,

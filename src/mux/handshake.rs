@@ -25,8 +25,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for the peer to read and answer a refusal.
 const REFUSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Most messages skipped in one poll before the task yields. A peer that was told the end, and sends
-/// more than this, does not close.
+/// Most messages skipped in one poll before the task yields. A peer that was told the end, and
+/// sends more than this, does not close.
 const SKIP_MAX: usize = 32;
 
 /// What is read of a peer that was refused or told the end, beside one more message. A peer that

@@ -140,8 +140,20 @@ impl Stalls {
 
     /// The stream has ended, or its data was dropped.
     pub(super) fn forget(&mut self, stream: StreamId) {
-        self.stall = self.stall.filter(|stall| stall.stream != stream);
-        self.last_pause = self.last_pause.filter(|pause| pause.stream != stream);
+        if self
+            .stall
+            .as_ref()
+            .is_some_and(|stall| stall.stream == stream)
+        {
+            self.stall = None;
+        }
+        if self
+            .last_pause
+            .as_ref()
+            .is_some_and(|pause| pause.stream == stream)
+        {
+            self.last_pause = None;
+        }
     }
 
     /// The stalled stream, and since when it has not read, if the stall is to be checked.
