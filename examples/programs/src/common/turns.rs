@@ -4,7 +4,8 @@
 //! others waits for thousands of polls. The tasks of a busy connection therefore wait in line, and
 //! one task of that line at a time is in the event loop's queue. A connection that sleeps between
 //! short pieces of work never waits. Without busy connections there is no line, and a few of them
-//! need none.
+//! need none. Sessions that began not long ago wait in line as busy ones do, so that the others go
+//! on as usual when thousands come at once.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -32,6 +33,10 @@ const REST: Duration = Duration::from_millis(1);
 /// A session that has been busy for less than this waits only for others like it. A browser's burst
 /// is over by then.
 const FRESH: Duration = Duration::from_millis(20);
+
+/// A session that is younger than this waits in line also while it is quiet, but only for others
+/// like it. If thousands come at once, those that were there before go on as usual.
+const YOUNG: Duration = Duration::from_secs(10);
 
 /// Most that one poll counts for. Beyond it, the system has probably run another process meanwhile.
 const POLL_MAX: Duration = Duration::from_micros(100);
@@ -90,9 +95,11 @@ impl Turns {
     }
 
     fn new(class: Class) -> Self {
+        let now = Instant::now();
         let member = Member {
             class,
-            effort: Effort::new(Instant::now()),
+            young_until: now + YOUNG,
+            effort: Effort::new(now),
             waiting: BTreeMap::new(),
             position: None,
             is_called: false,
@@ -125,7 +132,7 @@ impl<F: Future + Unpin> Future for InTurn<F> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         let began = Instant::now();
-        if this.ticket.is_some() || this.turns.0.lock().is_busy(began) {
+        if this.ticket.is_some() || this.turns.0.lock().waits(began) {
             let called = with_line(|line| line.may_run(&this.turns, &mut this.ticket, cx));
             if !called {
                 call();
@@ -179,6 +186,8 @@ fn call() {
 enum Class {
     #[default]
     Newcomer,
+    /// A session that began not long ago.
+    Young,
     /// A session that has not been busy for long.
     Fresh,
     Session,
@@ -188,6 +197,7 @@ enum Class {
 #[derive(Debug)]
 struct Member {
     class: Class,
+    young_until: Instant,
     effort: Effort,
     /// Its tasks that wait, by ticket.
     waiting: BTreeMap<u64, Waker>,
@@ -198,16 +208,19 @@ struct Member {
 }
 
 impl Member {
-    fn is_busy(&mut self, now: Instant) -> bool {
-        self.effort.is_busy(now, self.waiting.is_empty())
+    /// Whether its tasks wait in line.
+    fn waits(&mut self, now: Instant) -> bool {
+        self.effort.is_busy(now, self.waiting.is_empty()) || now < self.young_until
     }
 
     fn class(&self) -> Class {
-        let busy_since = self.effort.busy_since;
-        if self.class == Class::Session && busy_since.is_some_and(|since| since.elapsed() < FRESH) {
-            return Class::Fresh;
+        let now = Instant::now();
+        let is_fresh = |since| now < since + FRESH;
+        match self.class {
+            Class::Session if now < self.young_until => Class::Young,
+            Class::Session if self.effort.busy_since.is_some_and(is_fresh) => Class::Fresh,
+            class => class,
         }
-        self.class
     }
 }
 
@@ -418,6 +431,13 @@ mod tests {
         tokio::spawn(turns.run(work))
     }
 
+    /// Of a session that began long ago.
+    fn grown() -> Turns {
+        let turns = Turns::session();
+        turns.0.lock().young_until = Instant::now();
+        turns
+    }
+
     /// Polls of busy tasks while another task has `ROUNDS` polls.
     async fn polls_beside(start: impl Fn(&Count)) -> usize {
         let count = Count::default();
@@ -512,7 +532,7 @@ mod tests {
         let polls = run(async {
             let (flood, count) = (Count::default(), Count::default());
             for _ in 0..BUSY {
-                start(&Turns::session(), &flood);
+                start(&grown(), &flood);
             }
             let began = Instant::now();
             while began.elapsed() < 2 * FRESH {
@@ -521,7 +541,7 @@ mod tests {
             let mut polls = usize::MAX;
             // The system may stop this thread for longer than that.
             for round in 1..=10 {
-                let task = start(&Turns::session(), &count);
+                let task = start(&grown(), &count);
                 let before = flood.load(Ordering::Relaxed);
                 while count.load(Ordering::Relaxed) < 5 * round {
                     requeue().await;
@@ -558,6 +578,17 @@ mod tests {
             with_line(|line| line.queue.len())
         });
         assert_eq!(left, 0);
+    }
+
+    #[test]
+    fn a_young_session_waits_also_while_it_is_quiet() {
+        let turns = Turns::session();
+        let mut member = turns.0.lock();
+        let later = Instant::now() + YOUNG / 2;
+        assert!(!member.effort.is_busy(later, true));
+        assert!(member.waits(later));
+        assert_eq!(member.class(), Class::Young);
+        assert!(!member.waits(later + YOUNG));
     }
 
     #[test]
