@@ -205,10 +205,9 @@ impl<'a> Direction<'a> {
                         *start += written;
                         moved += written;
                     } else {
+                        let few = rest.len();
                         if let Some(copy) = buffer.copy_of_few(rest) {
-                            let (start, end) = (0, rest.len());
-                            let buffer = copy;
-                            self.state = State::Holding { buffer, start, end };
+                            (*buffer, *start, *end) = (copy, 0, few);
                         }
                         return Poll::Pending;
                     }
@@ -337,12 +336,13 @@ impl<'a> Buffer<'a> {
 
 impl Drop for Buffer<'_> {
     fn drop(&mut self) {
-        let mut pool = self.relays.pool.lock();
-        if self.charged == BUFFER && pool.len() < POOLED {
-            pool.push(std::mem::take(&mut self.bytes));
-        } else {
-            self.relays.memory.give_back(self.charged);
+        if self.charged == BUFFER {
+            let mut pool = self.relays.pool.lock();
+            if pool.len() < POOLED {
+                return pool.push(std::mem::take(&mut self.bytes));
+            }
         }
+        self.relays.memory.give_back(self.charged);
     }
 }
 
