@@ -58,14 +58,16 @@ pub fn quantile(values: &[f64], part: f64) -> f64 {
 
 /// Phases of a measurement.
 pub const IDLE: u8 = 0;
-pub const ATTACKED: u8 = 1;
-pub const AFTER: u8 = 2;
-const OVER: u8 = 3;
+/// The attack has begun, and its times are not measured yet.
+pub const SETTLING: u8 = 1;
+pub const ATTACKED: u8 = 2;
+pub const AFTER: u8 = 3;
+const OVER: u8 = 4;
 
 pub struct Client {
     port: AtomicU16,
     phase: AtomicU8,
-    seen: Mutex<[Seen; 3]>,
+    seen: Mutex<[Seen; OVER as usize]>,
 }
 
 impl Client {

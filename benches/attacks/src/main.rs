@@ -54,6 +54,9 @@ struct Args {
         value_parser = clap::value_parser!(u8).range(1..=250)
     )]
     addresses: u8,
+    /// Seconds of the attack before it is measured: what connections of this age do
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    settle: u64,
     /// --memory of the programs in MiB; with 48 MiB and 256 KiB a connection it is their budget
     #[arg(long, value_name = "MIB", default_value_t = 256)]
     memory: u64,
@@ -129,6 +132,7 @@ fn run(args: &Args) -> Result<(), String> {
         connections: if args.quick { 400 } else { args.connections }.min(most),
         addresses: usize::from(args.addresses),
         idle: Duration::from_millis(if args.quick { 500 } else { 10_000 }),
+        settle: Duration::from_secs(args.settle),
         attack: Duration::from_millis(if args.quick { 1300 } else { 6000 }),
         after: Duration::from_millis(if args.quick { 200 } else { 3000 }),
         memory: args.memory,

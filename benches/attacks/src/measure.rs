@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tunnel_bench_support::{await_port, free_port, resident};
 
 use crate::attacks::{Attack, Place};
-use crate::client::{AFTER, ATTACKED, Client, EVERY, IDLE, Seen, quantile, works_within};
+use crate::client::{AFTER, ATTACKED, Client, EVERY, IDLE, SETTLING, Seen, quantile, works_within};
 use crate::programs::{self, Ports, Program, Programs, Starter};
 use crate::services::{self, Crowd, SilentPort};
 use crate::swarm::{Field, Tally};
@@ -36,7 +36,8 @@ pub struct Plan {
     pub connections: usize,
     pub addresses: usize,
     pub idle: Duration,
-    /// From the first hostile connection on.
+    /// From the first hostile connection on, before the attack is measured.
+    pub settle: Duration,
     pub attack: Duration,
     /// How long memory is watched after the last descriptor is closed.
     pub after: Duration,
@@ -177,7 +178,7 @@ pub fn measure(
         flood: crowd.flood,
         connections: plan.connections,
         addresses: plan.addresses,
-        seconds: (BEGUN_WITHIN + plan.attack).as_secs() + 5,
+        seconds: (BEGUN_WITHIN + plan.settle + plan.attack).as_secs() + 5,
     };
     let turned = matches!(attack.place, Place::Host | Place::RunnerOfAgent);
     let client = Client::new(port);
@@ -197,7 +198,7 @@ pub fn measure(
     let back_after = watched(&mut || {
         sleep(plan.idle);
         watch.note_before();
-        client.begin(ATTACKED);
+        client.begin(SETTLING);
         laps.push(waits.lap());
         let mut command = when_idle();
         command.arg(std::env::current_exe().map_err(told)?);
@@ -218,6 +219,9 @@ pub fn measure(
         };
         // They compute only when nobody else does, so they may begin late.
         attack_for(BEGUN_WITHIN, |tally| tally.opened > 0);
+        attack_for(plan.settle, |_| false);
+        waits.lap();
+        client.begin(ATTACKED);
         attack_for(plan.attack, |_| false);
         tally =
             counted().ok_or_else(|| format!("the attackers do not work: {}", attackers.said()))?;
@@ -239,7 +243,13 @@ pub fn measure(
         if turned { Ok(back.and(well)) } else { Ok(back) }
     })?;
 
-    let (idle, attacked) = (client.seen(IDLE), client.seen(ATTACKED));
+    let (idle, settling, attacked) = (
+        client.seen(IDLE),
+        client.seen(SETTLING),
+        client.seen(ATTACKED),
+    );
+    let trips_failed = settling.trips_failed + attacked.trips_failed;
+    let first_failure = settling.first_failure.or(attacked.first_failure.clone());
     let roles = watch.roles();
     if back_after.is_none() && faults.is_empty() {
         let left = roles.iter().map(|(name, role)| {
@@ -270,7 +280,7 @@ pub fn measure(
     let new_connections = counts(&attacked.connections, attacked.connections_failed);
     let new_clients = counts(&attacked.clients, attacked.clients_failed);
     if !turned {
-        if attacked.trips_failed > 0 || attacked.trips.is_empty() {
+        if trips_failed > 0 || attacked.trips.is_empty() {
             faults.push("a round trip failed".into());
         }
         for (what, [came, tried]) in [("connections", new_connections), ("clients", new_clients)] {
@@ -278,7 +288,7 @@ pub fn measure(
                 faults.push(format!("{} of {tried} new {what} failed", tried - came));
             }
         }
-        if let (Some(first), false) = (&attacked.first_failure, faults.is_empty()) {
+        if let (Some(first), false) = (&first_failure, faults.is_empty()) {
             faults.push(format!("first failure: {first}"));
         }
     }
@@ -298,7 +308,7 @@ pub fn measure(
         idle: both(&idle.trips),
         attacked: (!turned && !attacked.trips.is_empty()).then(|| both(&attacked.trips)),
         more,
-        trips_failed: attacked.trips_failed,
+        trips_failed,
         new_connections,
         new_clients,
         roles,

@@ -227,6 +227,11 @@ pub static ATTACKS: &[Attack] = &[
         work!(tunnel::windows),
     ),
     client(
+        "in-step",
+        "one PING of all sessions at the same moments, through the host",
+        work!(tunnel::in_step),
+    ),
+    client(
         "deaf",
         "big downloads whose session never reads",
         work!(tunnel::deaf),

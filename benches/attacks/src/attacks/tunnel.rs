@@ -1,10 +1,12 @@
 //! Attacks by tunnel messages: endless streams, data for unknown ids, useless credit.
 
 use std::io;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::io::AsyncWriteExt;
+use tokio::time::sleep;
 
-use super::websocket::{session, until_ended};
+use super::websocket::{session, session_through_host, until_ended};
 use super::{DIRECT, INSIDE, ROGUE};
 use crate::swarm::{Field, Held, pour};
 use crate::wire::{
@@ -118,6 +120,23 @@ pub async fn no_acks(field: &Field, number: usize) -> io::Result<()> {
             peer.message(&mut out, PONG_MESSAGE, 0, 0, payload);
             peer.stream.write_all(&out).await?;
         }
+    }
+}
+
+/// Sessions through the host that are quiet one by one: each sends one message at the same moments.
+pub async fn in_step(field: &Field, number: usize) -> io::Result<()> {
+    const EVERY: Duration = Duration::from_millis(250);
+    let mut peer = session_through_host(field, number).await?;
+    let _held = Held::new();
+    let mut ping = Vec::new();
+    peer.message(&mut ping, PING_MESSAGE, 0, 0, &[]);
+    let mut dropped = vec![0; 4096];
+    loop {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let late = now.unwrap_or_default().as_millis() % EVERY.as_millis();
+        sleep(EVERY - Duration::from_millis(u64::try_from(late).unwrap_or(0))).await;
+        peer.stream.write_all(&ping).await?;
+        while let Ok(1..) = peer.stream.try_read(&mut dropped) {}
     }
 }
 

@@ -37,10 +37,16 @@ pub async fn pings_agent(field: &Field, number: usize) -> io::Result<()> {
     pings(peer).await
 }
 
-pub async fn pings_host(field: &Field, number: usize) -> io::Result<()> {
+/// A session through the host, past its `CONNECTED`.
+pub async fn session_through_host(field: &Field, number: usize) -> io::Result<Peer> {
     let stream = connect(field, field.host, number).await?;
     let mut peer = wire::upgrade(stream, "/api/tunnel/1", Some(V2)).await?;
     wire::begun(&mut peer).await?;
+    Ok(peer)
+}
+
+pub async fn pings_host(field: &Field, number: usize) -> io::Result<()> {
+    let peer = session_through_host(field, number).await?;
     let _held = Held::new();
     pings(peer).await
 }
