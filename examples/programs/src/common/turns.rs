@@ -4,8 +4,8 @@
 //! others waits for thousands of polls. The tasks of a busy connection therefore wait in line, and
 //! one task of that line at a time is in the event loop's queue. A connection that sleeps between
 //! short pieces of work never waits. Without busy connections there is no line, and a few of them
-//! need none. Sessions that began not long ago wait in line as busy ones do, so that the others go
-//! on as usual when thousands come at once.
+//! need none. Sessions that came together with many others wait in line as busy ones do, so that a
+//! flood of thousands, each quiet by itself, holds up nobody who was there before or comes later.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use std::future::Future;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
@@ -34,9 +34,12 @@ const REST: Duration = Duration::from_millis(1);
 /// is over by then.
 const FRESH: Duration = Duration::from_millis(20);
 
-/// A session that is younger than this waits in line also while it is quiet, but only for others
-/// like it. If thousands come at once, those that were there before go on as usual.
-const YOUNG: Duration = Duration::from_secs(10);
+/// Sessions that came within this time of the first of them are a generation.
+const GENERATION: Duration = Duration::from_secs(10);
+
+/// Sessions of a larger generation are a crowd for as long as they last: they wait in line also
+/// while they are quiet, but only for others like them.
+const CROWD: usize = 32;
 
 /// Most that one poll counts for. Beyond it, the system has probably run another process meanwhile.
 const POLL_MAX: Duration = Duration::from_micros(100);
@@ -48,6 +51,38 @@ const FEW: usize = 4;
 thread_local! {
     /// A task stays on the thread of its event loop.
     static LINE: RefCell<Line> = RefCell::default();
+
+    /// Of sessions that come now.
+    static LATEST: RefCell<Option<Arc<Generation>>> = const { RefCell::new(None) };
+}
+
+/// Sessions of a thread that came within a short time.
+#[derive(Debug)]
+struct Generation {
+    began: Instant,
+    sessions: AtomicUsize,
+}
+
+impl Generation {
+    /// Of one more session.
+    fn join(now: Instant) -> Arc<Self> {
+        let latest = LATEST.with_borrow_mut(|latest| {
+            latest.take_if(|latest| now >= latest.began + GENERATION);
+            let new = || {
+                Arc::new(Self {
+                    began: now,
+                    sessions: AtomicUsize::new(0),
+                })
+            };
+            Arc::clone(latest.get_or_insert_with(new))
+        });
+        latest.sessions.fetch_add(1, Ordering::Relaxed);
+        latest
+    }
+
+    fn is_crowd(&self) -> bool {
+        self.sessions.load(Ordering::Relaxed) > CROWD
+    }
 }
 
 /// The turns of one connection, for all of its tasks.
@@ -86,19 +121,18 @@ impl Wake for Alarm {
 impl Turns {
     /// Of a connection that has no session.
     pub fn newcomer() -> Self {
-        Self::new(Class::Newcomer)
+        Self::new(Instant::now(), None)
     }
 
     /// Of a connection with a session.
     pub fn session() -> Self {
-        Self::new(Class::Session)
+        let now = Instant::now();
+        Self::new(now, Some(Generation::join(now)))
     }
 
-    fn new(class: Class) -> Self {
-        let now = Instant::now();
+    fn new(now: Instant, generation: Option<Arc<Generation>>) -> Self {
         let member = Member {
-            class,
-            young_until: now + YOUNG,
+            generation,
             effort: Effort::new(now),
             waiting: BTreeMap::new(),
             position: None,
@@ -186,8 +220,8 @@ fn call() {
 enum Class {
     #[default]
     Newcomer,
-    /// A session that began not long ago.
-    Young,
+    /// A session that came with many others.
+    Crowd,
     /// A session that has not been busy for long.
     Fresh,
     Session,
@@ -196,8 +230,8 @@ enum Class {
 /// A connection's part of the line.
 #[derive(Debug)]
 struct Member {
-    class: Class,
-    young_until: Instant,
+    /// None without a session.
+    generation: Option<Arc<Generation>>,
     effort: Effort,
     /// Its tasks that wait, by ticket.
     waiting: BTreeMap<u64, Waker>,
@@ -210,16 +244,18 @@ struct Member {
 impl Member {
     /// Whether its tasks wait in line.
     fn waits(&mut self, now: Instant) -> bool {
-        self.effort.is_busy(now, self.waiting.is_empty()) || now < self.young_until
+        let is_busy = self.effort.is_busy(now, self.waiting.is_empty());
+        let generation = self.generation.as_ref();
+        is_busy || generation.is_some_and(|generation| generation.is_crowd())
     }
 
     fn class(&self) -> Class {
-        let now = Instant::now();
-        let is_fresh = |since| now < since + FRESH;
-        match self.class {
-            Class::Session if now < self.young_until => Class::Young,
-            Class::Session if self.effort.busy_since.is_some_and(is_fresh) => Class::Fresh,
-            class => class,
+        let is_fresh = |since| Instant::now() < since + FRESH;
+        match &self.generation {
+            None => Class::Newcomer,
+            Some(generation) if generation.is_crowd() => Class::Crowd,
+            _ if self.effort.busy_since.is_some_and(is_fresh) => Class::Fresh,
+            _ => Class::Session,
         }
     }
 }

@@ -1,7 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::future::poll_fn;
-use std::sync::atomic::AtomicUsize;
 
 use tokio::runtime::Builder;
 use tokio::sync::Notify;
@@ -47,11 +46,10 @@ fn start(turns: &Turns, count: &Count) -> JoinHandle<()> {
     tokio::spawn(turns.run(work))
 }
 
-/// Of a session that began long ago.
-fn grown() -> Turns {
-    let turns = Turns::session();
-    turns.0.lock().young_until = Instant::now();
-    turns
+/// Of a session that came alone.
+fn single() -> Turns {
+    LATEST.set(None);
+    Turns::session()
 }
 
 /// Polls of busy tasks while another task has `ROUNDS` polls.
@@ -148,7 +146,7 @@ fn whoever_is_busy_for_a_short_time_does_not_wait_for_all() {
     let polls = run(async {
         let (flood, count) = (Count::default(), Count::default());
         for _ in 0..BUSY {
-            start(&grown(), &flood);
+            start(&single(), &flood);
         }
         let began = Instant::now();
         while began.elapsed() < 2 * FRESH {
@@ -157,7 +155,7 @@ fn whoever_is_busy_for_a_short_time_does_not_wait_for_all() {
         let mut polls = usize::MAX;
         // The system may stop this thread for longer than that.
         for round in 1..=10 {
-            let task = start(&grown(), &count);
+            let task = start(&single(), &count);
             let before = flood.load(Ordering::Relaxed);
             while count.load(Ordering::Relaxed) < 5 * round {
                 requeue().await;
@@ -197,14 +195,31 @@ fn whoever_leaves_the_line_holds_up_nobody() {
 }
 
 #[test]
-fn a_young_session_waits_also_while_it_is_quiet() {
-    let turns = Turns::session();
-    let mut member = turns.0.lock();
-    let later = Instant::now() + YOUNG / 2;
-    assert!(!member.effort.is_busy(later, true));
-    assert!(member.waits(later));
-    assert_eq!(member.class(), Class::Young);
-    assert!(!member.waits(later + YOUNG));
+fn whoever_came_with_many_others_waits_also_while_quiet() {
+    let crowd = [(); CROWD + 1].map(|()| Turns::session());
+    let later = single();
+    LATEST.set(None);
+    let at_ease = [(); CROWD].map(|()| Turns::session());
+    let now = Instant::now() + Duration::from_secs(3600);
+    let waits = |turns: &Turns| {
+        let mut member = turns.0.lock();
+        assert!(!member.effort.is_busy(now, true));
+        (member.waits(now), member.class() == Class::Crowd)
+    };
+    assert!(crowd.iter().all(|turns| waits(turns) == (true, true)));
+    assert_eq!(waits(&later), (false, false));
+    assert!(at_ease.iter().all(|turns| waits(turns) == (false, false)));
+}
+
+#[test]
+fn generations_follow_one_another() {
+    LATEST.set(None);
+    let now = Instant::now();
+    let first = Generation::join(now);
+    assert!(Arc::ptr_eq(&first, &Generation::join(now + GENERATION / 2)));
+    let second = Generation::join(now + GENERATION);
+    assert!(!Arc::ptr_eq(&first, &second));
+    assert_eq!(first.sessions.load(Ordering::Relaxed), 2);
 }
 
 #[test]
