@@ -15,14 +15,14 @@ use super::waiting::Waiting;
 /// - While more than a sixteenth is held, payloads that would pin more memory than they have are
 ///   copied, and what is kept until it is acknowledged may not grow beyond
 ///   [`ring_min`](crate::resume::Config::ring_min).
-/// - While more than half is held, tunnels of a [`Keeper`](super::Keeper) that have no transport
-///   end, one after the other: first those whose client has not
-///   [answered](super::Tunnel::confirmed), then acceptors' tunnels before openers', of these those
-///   without for longest. A resumable tunnel keeps no further data while it keeps half a share or
-///   more until that is acknowledged. It ends if its peer acknowledges hardly any of it (less than
-///   192 KiB) in 30 s in which it is read, or in 120 s, and at once if answers to the peer make it
-///   keep 512 KiB more meanwhile. A tunnel whose streams hold almost its share does not read its
-///   transport for as long as its readers make room
+/// - While more than half is held, a tunnel above its share refuses connections that it has not
+///   accepted yet. Tunnels of a [`Keeper`](super::Keeper) that have no transport end, one after the
+///   other: first those whose client has not [answered](super::Tunnel::confirmed), then acceptors'
+///   tunnels before openers', of these those without for longest. A resumable tunnel keeps no
+///   further data while it keeps half a share or more until that is acknowledged. It ends if its
+///   peer acknowledges hardly any of it (less than 192 KiB) in 30 s in which it is read, or in 120
+///   s, and at once if answers to the peer make it keep 512 KiB more meanwhile. A tunnel whose
+///   streams hold almost its share does not read its transport for as long as its readers make room
 ///   ([`Session::set_share`](crate::session::Session::set_share)).
 /// - While more than two thirds are held, a tunnel above its share takes no new connections, and
 ///   its streams that hold most are reset with reason overflow.

@@ -257,10 +257,15 @@ impl State {
         });
         self.pressed = matches!(allowance, Allowance::Exceeded(_));
         self.session.set_pressed(self.pressed);
-        if let Allowance::Exceeded(share) = allowance {
-            self.session.shed(share);
-            account.charge(self.session.memory() + kept);
+        match allowance {
+            Allowance::All => return,
+            Allowance::Share(share) => self.session.refuse_pending(share),
+            Allowance::Exceeded(share) => {
+                self.session.refuse_pending(share);
+                self.session.shed(share);
+            }
         }
+        account.charge(self.session.memory() + kept);
     }
 
     pub(super) fn wakers(&mut self, stream: StreamId) -> &mut StreamWakers {

@@ -3,14 +3,16 @@
 use alloc::vec::Vec;
 
 use super::endpoint::Session;
-use super::{Role, StreamId};
+use super::stream::Stream;
+use super::{Reason, Role, StreamId};
 
 impl Session {
     /// Estimate of the bytes a stream costs besides its queues: its handle and the task that serves
     /// it.
     const STREAM_COST: usize = 2048;
-    /// Further bytes that a stream costs until it is accepted, while its connection is made.
-    const PENDING_COST: usize = 16 << 10;
+    /// Estimate of the further bytes that a stream costs until it is accepted, while its connection
+    /// is made. The programs hold 4 KiB for both, and a socket.
+    const PENDING_COST: usize = 4 << 10;
     /// Estimate of the bytes a queued control message costs.
     const CONTROL_COST: usize = 256;
     /// Estimate of the bytes a remembered id costs.
@@ -92,6 +94,25 @@ impl Session {
     pub fn set_expendable(&mut self, stream: StreamId, expendable: bool) {
         if let Some(s) = self.streams.get_mut(stream) {
             s.recv.set_expendable(expendable);
+        }
+    }
+
+    /// Refuses (ERROR, limit) connections that were not accepted yet, until [`memory`](Self::memory)
+    /// is at most `target` or none is left. A peer that sends 14 bytes for each holds them most
+    /// cheaply. For code that bounds many sessions together.
+    pub fn refuse_pending(&mut self, target: usize) {
+        let excess = self.memory().saturating_sub(target);
+        if excess == 0 || self.streams.pending() == 0 {
+            return;
+        }
+        let most = excess.div_ceil(Self::STREAM_COST + Self::PENDING_COST);
+        let pending = self.streams.iter().filter(|s| s.life.is_asked_for());
+        // Those that were refused before and are not released yet count, too.
+        let refused = pending.take(most).filter(|s| s.life.reset().is_none());
+        let refused: Vec<_> = refused.map(Stream::id).collect();
+        let text = alloc::format!("memory is short {}", self.config.place);
+        for stream in refused {
+            self.reset(stream, Reason::Limit, &text);
         }
     }
 

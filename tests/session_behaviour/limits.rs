@@ -538,6 +538,39 @@ fn a_session_sheds_the_streams_that_hold_most() {
     assert_eq!(acceptor.stats().streams, 3);
 }
 
+#[test]
+fn a_session_refuses_connections_that_were_not_accepted_yet() {
+    let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
+    let before = accepted(&mut acceptor, 1);
+    let mut pending = Vec::new();
+    for id in 2..=101 {
+        say(&mut acceptor, at(0), connect(id)).unwrap();
+        pending.push(incoming(&mut acceptor));
+    }
+    messages(&mut acceptor, at(0));
+    let full = acceptor.memory();
+    acceptor.refuse_pending(full);
+    acceptor.refuse_pending(full / 2);
+    // What is not released yet is not made up for by others.
+    acceptor.refuse_pending(full / 2);
+    let is_refused = |stream: &&StreamId| {
+        let reset = acceptor.reset_of(**stream);
+        reset.is_some_and(|reset| reset.reason == Reason::Limit)
+    };
+    let refused: Vec<_> = pending.iter().filter(is_refused).copied().collect();
+    // Their answers are held meanwhile.
+    assert!((48..=56).contains(&refused.len()), "{}", refused.len());
+    assert!(acceptor.reset_of(before).is_none());
+    assert_eq!(messages(&mut acceptor, at(0)).len(), refused.len());
+    for stream in refused {
+        acceptor.release(stream, at(0));
+    }
+    let left = acceptor.memory();
+    assert!(left <= full / 2 + 56 * 128, "{left} of {full}");
+    acceptor.refuse_pending(0);
+    assert!(acceptor.reset_of(before).is_none());
+}
+
 /// Streams cost something themselves, and those that hold nothing are not reset.
 #[test]
 fn what_resets_cannot_give_back_costs_no_stream() {
