@@ -1,5 +1,5 @@
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::{BTreeMap, BTreeSet, btree_map};
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -190,6 +190,8 @@ type Fill = dyn FnMut(&mut [u8]) + Send;
 
 struct State<T> {
     tunnels: BTreeMap<u64, Entry<T>>,
+    /// How many tunnels each route has.
+    routes: BTreeMap<String, usize>,
     waiting: Waiting,
     stats: KeeperStats,
 }
@@ -230,6 +232,7 @@ impl<T> Keeper<T> {
     ) -> Self {
         let state = State {
             tunnels: BTreeMap::new(),
+            routes: BTreeMap::new(),
             waiting: Waiting::default(),
             stats: KeeperStats::default(),
         };
@@ -250,9 +253,7 @@ impl<T> Keeper<T> {
     /// Whether a tunnel of this [route](Binding::route) is kept, with or without a transport.
     #[must_use]
     pub fn has(&self, route: &str) -> bool {
-        let state = self.registry.lock();
-        let mut tunnels = state.tunnels.values();
-        tunnels.any(|entry| entry.binding.route == route)
+        self.registry.lock().routes.contains_key(route)
     }
 
     /// Ends the first of the tunnels without a transport, in the order of [`KeeperLimits`]. False
@@ -334,7 +335,7 @@ impl<T> Keeper<T> {
             ring: Arc::clone(&ring),
             waits: None,
         };
-        self.registry.lock().tunnels.insert(identity.tunnel, entry);
+        self.registry.lock().insert(identity.tunnel, entry);
         Kept {
             registry: Arc::clone(&self.registry),
             tunnel: identity.tunnel,
@@ -391,6 +392,26 @@ impl Random {
 }
 
 impl<T> State<T> {
+    fn insert(&mut self, tunnel: u64, entry: Entry<T>) {
+        let route = entry.binding.route.clone();
+        *self.routes.entry(route).or_default() += 1;
+        self.tunnels.insert(tunnel, entry);
+    }
+
+    /// Whether it was there.
+    fn remove(&mut self, tunnel: u64) -> bool {
+        let Some(entry) = self.tunnels.remove(&tunnel) else {
+            return false;
+        };
+        if let btree_map::Entry::Occupied(mut others) = self.routes.entry(entry.binding.route) {
+            *others.get_mut() -= 1;
+            if *others.get() == 0 {
+                others.remove();
+            }
+        }
+        true
+    }
+
     /// The tunnel has lost its transport. Returns those that have to end for it.
     fn wait(
         &mut self,
@@ -490,8 +511,7 @@ impl<T> Kept<T> {
         if let Some(rank) = known.and_then(|entry| entry.waits) {
             state.stop_waiting(rank);
         }
-        let entry = state.tunnels.remove(&self.tunnel);
-        if entry.is_some() {
+        if state.remove(self.tunnel) {
             let stats = &mut state.stats;
             match reason {
                 Some(EndReason::Expired) => stats.expired += 1,
