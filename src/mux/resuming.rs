@@ -226,10 +226,13 @@ impl<T, C, S: Source<T>> Resuming<T, C, S> {
                 }
                 state.silent = false;
                 state.attached.change(change);
-                shared.set_detached(state.attached.is_detached());
                 state.wake_watchers(wake);
-                // Joins tell the other tunnel.
-                state.wake_readers(wake);
+                let detached = state.attached.is_detached();
+                if shared.is_detached() != detached {
+                    shared.set_detached(detached);
+                    // Joins tell the other tunnel.
+                    state.wake_readers(wake);
+                }
             });
         }
         Round::Same
