@@ -31,7 +31,8 @@ impl Session {
         let (reset, tell) = match ending {
             Ending::Finished => (None, false),
             Ending::ByPeer(reset) => (reset, false),
-            Ending::Here(reset) => (Some(reset), true),
+            // Without a transport there is nobody to tell.
+            Ending::Here(reset) => (Some(reset), !self.closed),
         };
         let Some(s) = self.streams.close(stream, reset, answered, self.dialect) else {
             return;
