@@ -60,9 +60,9 @@ impl FloodControl {
     const FIRST: Duration = Duration::from_millis(2);
     /// The longest pause if only one peer floods.
     const LONGEST: Duration = Duration::from_millis(64);
-    /// The longest pause for each flooding tunnel of the budget: together they are read a thousand
+    /// The longest pause for each flooding tunnel of the thread: together they are read 500
     /// times a second, however many there are.
-    const EACH: Duration = Duration::from_millis(1);
+    const EACH: Duration = Duration::from_millis(2);
     /// How long a senseless flood may last.
     const ENOUGH: Duration = Duration::from_secs(30);
     /// How often a peer is probed whose end may stand behind a senseless flood.
@@ -182,7 +182,7 @@ mod tests {
         }
         let mut account = Account::open(&budget);
         let mut control = FloodControl::default();
-        for millis in [2, 4, 8, 16, 32, 64, 128, 256, 500, 500] {
+        for millis in [2, 4, 8, 16, 32, 64, 128, 256, 512, 1000, 1000] {
             control.note(now, Inrush::Senseless, Some(&mut account));
             let until = now + Duration::from_millis(millis);
             assert_eq!(control.pause(now), Some(until));
@@ -190,7 +190,7 @@ mod tests {
         others[0].note_flood(false);
         others.truncate(100);
         control.note(now, Inrush::Senseless, Some(&mut account));
-        let until = now + Duration::from_millis(100);
+        let until = now + Duration::from_millis(200);
         assert_eq!(control.pause(now), Some(until));
     }
 }
