@@ -86,7 +86,7 @@ pub struct ResumingDriver<T, C: Carrier, S, R = TokioTimer> {
     engine: Engine<Resuming<T, C, S>, R>,
 }
 
-impl<T, C: Carrier, S: Source<T>, R> ResumingDriver<T, C, S, R> {
+impl<T, C: Carrier, S: Source<Transport = T>, R> ResumingDriver<T, C, S, R> {
     pub(super) fn new(
         transport: T,
         carrier: C,
@@ -127,7 +127,7 @@ impl<T, C, S, R, E> Future for ResumingDriver<T, C, S, R>
 where
     T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
     C: Carrier,
-    S: Source<T>,
+    S: Source<Transport = T>,
     R: Timer,
     E: Display,
 {

@@ -533,7 +533,9 @@ impl<T> Drop for Kept<T> {
     }
 }
 
-impl<T> Source<T> for Kept<T> {
+impl<T> Source for Kept<T> {
+    type Transport = T;
+
     fn poll_arrival(
         &mut self,
         cx: &mut Context<'_>,

@@ -202,7 +202,9 @@ impl<N: Connect> Redial<N> {
 // The connector is never pinned.
 impl<N: Connect> Unpin for Redial<N> {}
 
-impl<N: Connect> Source<N::Transport> for Redial<N> {
+impl<N: Connect> Source for Redial<N> {
+    type Transport = N::Transport;
+
     fn poll_arrival(
         &mut self,
         cx: &mut Context<'_>,

@@ -61,7 +61,7 @@ pub(super) struct Resuming<T, C, S> {
 /// How long the close after END is awaited.
 const CLOSE_AFTER_END: Duration = Duration::from_secs(1);
 
-impl<T, C, S: Source<T>> Resuming<T, C, S> {
+impl<T, C, S: Source<Transport = T>> Resuming<T, C, S> {
     pub(super) fn new(transport: T, carrier: C, link: Link, source: S) -> Self {
         Self {
             link,
@@ -256,7 +256,7 @@ impl<T, C, S, E> Path for Resuming<T, C, S>
 where
     T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
     C: Carrier,
-    S: Source<T>,
+    S: Source<Transport = T>,
     E: Display,
 {
     fn begin_round(&mut self, cx: &mut Context<'_>, shared: &Shared, now: Instant) -> Round {

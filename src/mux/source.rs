@@ -11,7 +11,10 @@ use crate::session::Instant;
 
 /// Where the next transport of a tunnel comes from: [`Redial`](super::Redial) or
 /// [`Kept`](super::Kept). Cannot be implemented elsewhere.
-pub trait Source<T>: Unpin {
+pub trait Source: Unpin {
+    #[doc(hidden)]
+    type Transport;
+
     /// The next transport, or the end of all hope for one. The tunnel is kept for `keep` without.
     #[doc(hidden)]
     fn poll_arrival(
@@ -20,7 +23,7 @@ pub trait Source<T>: Unpin {
         now: Instant,
         need: Need,
         keep: Duration,
-    ) -> Poll<Arrival<T>>;
+    ) -> Poll<Arrival<Self::Transport>>;
 
     /// When to poll it again at the latest.
     #[doc(hidden)]
