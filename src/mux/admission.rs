@@ -6,8 +6,9 @@ use futures_core::Stream;
 use futures_sink::Sink;
 
 use super::handshake::{self, Discard};
+use super::resuming::Resuming;
 use super::{
-    Acceptor, Binding, Builder, ConnectError, Keeper, Kept, Mux, ResumingDriver, Timer, TokioTimer,
+    Acceptor, Binding, Builder, ConnectError, Driver, Keeper, Kept, Mux, Timer, TokioTimer,
 };
 use crate::resume::{EndReason, Link, Message, Open};
 use crate::session::Role;
@@ -42,14 +43,14 @@ pub struct Opening<T, C, R = TokioTimer> {
 
 impl<T, C: Carrier, R: Timer> Opening<T, C, R> {
     /// The acceptor's end, and its driver to spawn.
-    pub fn acceptor(self) -> (Acceptor, ResumingDriver<T, C, Kept<T>, R>) {
+    pub fn acceptor(self) -> (Acceptor, Driver<T, C, R, Kept<T>>) {
         let driver = self.start(Role::Acceptor);
         (Acceptor::new(driver.tunnel()), driver)
     }
 
     /// The opener's end, and its driver to spawn: for a server that opens connections at its
     /// clients, as a runner at its agents.
-    pub fn opener(self) -> (Mux, ResumingDriver<T, C, Kept<T>, R>) {
+    pub fn opener(self) -> (Mux, Driver<T, C, R, Kept<T>>) {
         let driver = self.start(Role::Opener);
         (Mux::new(driver.tunnel()), driver)
     }
@@ -73,7 +74,7 @@ impl<T, C: Carrier, R: Timer> Opening<T, C, R> {
         handshake::part(transport, carrier, timer, words, most).await;
     }
 
-    fn start(self, role: Role) -> ResumingDriver<T, C, Kept<T>, R> {
+    fn start(self, role: Role) -> Driver<T, C, R, Kept<T>> {
         let Self {
             builder,
             keeper,
@@ -87,7 +88,8 @@ impl<T, C: Carrier, R: Timer> Opening<T, C, R> {
         let now = tunnel.shared.clock.timer_now();
         let link = Link::server(keeper.config(), identity, &open, secret, now);
         let kept = keeper.keep(identity, binding, &tunnel, role);
-        ResumingDriver::new(transport, carrier, link, kept, timer, tunnel)
+        let resuming = Resuming::new(link, kept);
+        Driver::new(transport, carrier, Some(resuming), timer, tunnel)
     }
 }
 

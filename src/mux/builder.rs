@@ -8,11 +8,11 @@ use futures_core::Stream;
 use futures_sink::Sink;
 
 use super::handshake;
+use super::resuming::Resuming;
 use super::shared::Shared;
 use super::stoppable::TunnelClock;
 use super::{
-    Acceptor, Budget, Connect, ConnectError, Driver, Mux, Redial, ResumingDriver, Timer,
-    TokioTimer, Tunnel,
+    Acceptor, Budget, Connect, ConnectError, Driver, Mux, Redial, Timer, TokioTimer, Tunnel,
 };
 use crate::resume::{self, Link};
 use crate::session::{Config, Role, Session, Version};
@@ -187,7 +187,7 @@ impl<R: Timer> Builder<R> {
         transport: T,
         carrier: C,
         connector: N,
-    ) -> (Mux, ResumingDriver<T, C, Redial<N>, R>)
+    ) -> (Mux, Driver<T, C, R, Redial<N>>)
     where
         T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
         C: Carrier,
@@ -205,7 +205,7 @@ impl<R: Timer> Builder<R> {
         transport: T,
         carrier: C,
         connector: N,
-    ) -> (Acceptor, ResumingDriver<T, C, Redial<N>, R>)
+    ) -> (Acceptor, Driver<T, C, R, Redial<N>>)
     where
         T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
         C: Carrier,
@@ -332,7 +332,7 @@ impl<R: Timer> Builder<R> {
         transport: T,
         carrier: C,
         connector: N,
-    ) -> ResumingDriver<T, C, Redial<N>, R>
+    ) -> Driver<T, C, R, Redial<N>>
     where
         C: Carrier,
         N: Connect<Transport = T>,
@@ -343,7 +343,8 @@ impl<R: Timer> Builder<R> {
         let mut link = Link::client(config);
         link.attach(now);
         let redial = Redial::new(connector, limit, now);
-        ResumingDriver::new(transport, carrier, link, redial, timer, tunnel)
+        let resuming = Resuming::new(link, redial);
+        Driver::new(transport, carrier, Some(resuming), timer, tunnel)
     }
 
     /// A tunnel whose session outlives its transport, and so speaks version 2.
@@ -358,7 +359,7 @@ impl<R: Timer> Builder<R> {
         (self.timer, Tunnel { shared })
     }
 
-    fn start<T, C: Carrier>(mut self, role: Role, transport: T, carrier: C) -> Driver<T, C, R> {
+    fn start<T, C>(mut self, role: Role, transport: T, carrier: C) -> Driver<T, C, R> {
         self.config.first_id.get_or_insert_with(random_id);
         let clock = self.timer.clock();
         let session = Session::new(role, self.version, self.config, clock.now());
@@ -367,7 +368,7 @@ impl<R: Timer> Builder<R> {
             TunnelClock::running(clock),
             self.budget.as_ref(),
         ));
-        Driver::new(transport, carrier, self.timer, Tunnel { shared })
+        Driver::new(transport, carrier, None, self.timer, Tunnel { shared })
     }
 }
 

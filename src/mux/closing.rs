@@ -1,13 +1,19 @@
-//! How the engine ends its transport.
+//! How the driver ends its transport.
 
+use core::fmt::Display;
 use core::task::{Context, Poll, ready};
 use core::time::Duration;
 
-use super::Timer;
-use super::engine::{Engine, Phase};
-use super::path::{Inward, Path, is_end};
+use futures_core::Stream;
+use futures_sink::Sink;
+
+use super::engine::Phase;
+use super::path::{Inward, is_end};
 use super::read_turn::Turn;
+use super::source::Source;
+use super::{Driver, Timer};
 use crate::session::Instant;
+use crate::transport::Carrier;
 
 /// How long the peer may be silent while the transport closes, and how long closing may take in
 /// total.
@@ -39,10 +45,23 @@ impl Closing {
     }
 }
 
-impl<P: Path, R: Timer> Engine<P, R> {
-    /// Passes the reason for the end to the transport, if there is one.
+impl<T, C, R, S, E> Driver<T, C, R, S>
+where
+    T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
+    C: Carrier,
+    R: Timer,
+    S: Source<Transport = T>,
+    E: Display,
+{
+    /// Tells the peer of the end, and why.
     fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        ready!(self.path.poll_farewell(cx));
+        if self.farewell.is_some() {
+            let ready = ready!(self.path.poll_ready(cx));
+            if let (Ok(()), Some(farewell)) = (ready, self.farewell.take()) {
+                // A transport that fails here is closed next anyway.
+                let _ = self.path.send(farewell);
+            }
+        }
         let Some((code, why)) = self.tunnel.shared.lock().goodbye.clone() else {
             return Poll::Ready(());
         };

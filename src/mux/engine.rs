@@ -1,32 +1,67 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use core::fmt;
+use core::fmt::{self, Display};
 use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 
+use bytes::Bytes;
+use futures_core::Stream;
+use futures_sink::Sink;
+
 use super::budget::Account;
 use super::closing::{CLOSE_TIMEOUT, Closing};
 use super::flood::{FloodControl, Inrush};
-use super::path::{Finish, Inward, Path, Round, is_end};
+use super::path::{Inward, Path, is_end};
 use super::read_turn::Turn;
+use super::resuming::{Finish, Resuming, Round};
 use super::shared::{State, register, wake_all};
+use super::source::{Once, Source};
 use super::stoppable::Now;
-use super::{Timer, Tunnel, TunnelError};
+use super::{Timer, TokioTimer, Tunnel, TunnelError};
 use crate::resume::EndReason;
 use crate::session::{Instant, Transmit};
-use bytes::Bytes;
+use crate::transport::Carrier;
 
 /// The close code of an agent's tunnel whose place another one took (PROTOCOL.md section 4.1).
 const REPLACED: u16 = 4001;
 
-/// The loop that moves the messages of a tunnel between its session and its path. It completes when
-/// the tunnel ends.
-pub(super) struct Engine<P, R> {
-    pub(super) path: P,
+/// Runs a tunnel: a future that owns the transport, for any executor. It completes when the tunnel
+/// ends.
+///
+/// Dropping it ends the tunnel at once, without a word to the peer.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::{self, TunnelError};
+/// use kohakuriver_tunnel::transport::Plain;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let (socket, far) = tokio::io::duplex(1 << 16);
+/// let (mux, driver) = mux::builder().opener(mux::length_prefixed(socket), Plain);
+/// let driver = tokio::spawn(driver);
+/// drop(far); // the other side goes away
+/// assert_eq!(driver.await.unwrap(), Err(TunnelError::Ended(None)));
+/// # drop(mux);
+/// # }
+/// ```
+///
+/// `S` is where the next transport comes from when one is lost: by default nowhere, with
+/// [`Redial`](super::Redial) at a client and [`Kept`](super::Kept) at a server the tunnel goes on.
+/// Handles and streams stay as they are meanwhile. Without a transport, a
+/// [`shutdown`](Tunnel::shutdown) ends such a tunnel at once. Dropping its driver ends this end
+/// alone: the peer keeps its own for as long as it waits for a transport.
+/// [`Connect`](super::Connect) and [`Keeper`](super::Keeper) have examples.
+#[must_use = "nothing moves unless the driver is polled"]
+pub struct Driver<T, C, R = TokioTimer, S = Once<T>> {
+    pub(super) path: Path<T, C>,
+    /// Of a tunnel that outlives its transports.
+    resuming: Option<Resuming<S>>,
     pub(super) timer: R,
     pub(super) tunnel: Tunnel,
     pub(super) phase: Phase,
+    /// The last message of the tunnel, until the transport accepts it.
+    pub(super) farewell: Option<Bytes>,
     /// Messages read and not yet handled. Reused.
     inbox: Vec<Bytes>,
     /// Messages to write next.
@@ -67,10 +102,11 @@ pub(super) enum Phase {
 }
 
 /// Without the messages under way.
-impl<P: fmt::Debug, R> fmt::Debug for Engine<P, R> {
+impl<T: fmt::Debug, C: fmt::Debug, R, S: fmt::Debug> fmt::Debug for Driver<T, C, R, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine")
+        f.debug_struct("Driver")
             .field("path", &self.path)
+            .field("resuming", &self.resuming)
             .field("phase", &self.phase)
             .finish_non_exhaustive()
     }
@@ -85,7 +121,14 @@ enum Inflow {
     Over(TunnelError),
 }
 
-impl<P: Path, R: Timer> Engine<P, R> {
+impl<T, C, R, S, E> Driver<T, C, R, S>
+where
+    T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
+    C: Carrier,
+    R: Timer,
+    S: Source<Transport = T>,
+    E: Display,
+{
     /// Most bytes taken from the session at once: enough to fill a write, but not so many that a
     /// keystroke waits.
     const OUTBOX_BYTES: usize = 64 << 10;
@@ -99,7 +142,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
         self.yielded = core::mem::take(&mut self.woke_writers);
         for _ in 0..Self::ROUNDS {
             let began = self.tunnel.shared.clock.timer_now();
-            match self.path.begin_round(cx, &self.tunnel.shared, began) {
+            match self.begin_round(cx, began) {
                 Round::Same => {}
                 Round::Changed => self.forget_transport(),
                 Round::Over(closed) => return Poll::Ready(closed),
@@ -116,8 +159,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
                 Inflow::Over(error) => Some(error),
                 Inflow::Pending | Inflow::More => None,
             };
-            let shared = &self.tunnel.shared;
-            let round = self.path.end_of_inbox(shared, now.timer, lost);
+            let round = self.end_of_inbox(now.timer, lost);
             if let Round::Over(closed) = round {
                 return Poll::Ready(closed);
             }
@@ -130,16 +172,13 @@ impl<P: Path, R: Timer> Engine<P, R> {
             }
             let unwritten = match self.write(cx, now.session) {
                 Ok(unwritten) => unwritten,
-                Err(error) => {
-                    let shared = &self.tunnel.shared;
-                    match self.path.end_of_inbox(shared, now.timer, Some(error)) {
-                        Round::Over(closed) => return Poll::Ready(closed),
-                        Round::Same | Round::Changed => {
-                            self.forget_transport();
-                            continue;
-                        }
+                Err(error) => match self.end_of_inbox(now.timer, Some(error)) {
+                    Round::Over(closed) => return Poll::Ready(closed),
+                    Round::Same | Round::Changed => {
+                        self.forget_transport();
+                        continue;
                     }
-                }
+                },
             };
             if let Some(closed) = self.wait(cx, now) {
                 return Poll::Ready(closed);
@@ -161,6 +200,24 @@ impl<P: Path, R: Timer> Engine<P, R> {
         Poll::Pending
     }
 
+    /// Looks for a better transport before the transport is read.
+    fn begin_round(&mut self, cx: &mut Context<'_>, now: Instant) -> Round {
+        let (transport, shared) = (&mut self.path.transport, &self.tunnel.shared);
+        match &mut self.resuming {
+            Some(resuming) => resuming.begin_round(cx, transport, shared, now),
+            None => Round::Same,
+        }
+    }
+
+    /// Received messages were handled. `lost`: the transport is over.
+    fn end_of_inbox(&mut self, now: Instant, lost: Option<TunnelError>) -> Round {
+        let (transport, shared) = (&mut self.path.transport, &self.tunnel.shared);
+        match &mut self.resuming {
+            Some(resuming) => resuming.end_of_inbox(transport, shared, now, lost),
+            None => lost.map_or(Round::Same, |error| Round::Over(Err(error))),
+        }
+    }
+
     /// Reads a bounded amount of received messages, without the lock.
     fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Inflow {
         self.looked = false;
@@ -171,7 +228,8 @@ impl<P: Path, R: Timer> Engine<P, R> {
         let turn = {
             let mut state = self.tunnel.shared.lock();
             // Before a resumed tunnel is open, the session gets nothing.
-            let is_stalled = !state.session.can_receive() && !self.path.is_opening();
+            let is_opening = self.resuming.as_ref().is_some_and(Resuming::is_opening);
+            let is_stalled = !state.session.can_receive() && !is_opening;
             state.driver_stalled = is_stalled;
             if state.driver_stalled {
                 return Inflow::Pending;
@@ -217,7 +275,13 @@ impl<P: Path, R: Timer> Engine<P, R> {
         }
         let before = state.useless();
         for message in self.inbox.drain(..) {
-            self.path.handle_message(&mut state.session, now, message);
+            match &mut self.resuming {
+                Some(resuming) => resuming.handle_message(&mut state.session, now, message),
+                None => {
+                    // The session has counted and handled a violation.
+                    let _ = state.session.handle_message(now.session, message);
+                }
+            }
         }
         let mut busy = false;
         if core::mem::take(&mut self.looked) {
@@ -259,7 +323,9 @@ impl<P: Path, R: Timer> Engine<P, R> {
         state.driver_blocked = false;
         let replaced = register(&mut state.driver, cx);
         self.woke_writers |= state.dispatch(now.session, &mut self.wake);
-        self.path.exchange(&mut state);
+        if let Some(resuming) = &mut self.resuming {
+            resuming.exchange(&mut state);
+        }
         let closed = state.closed.clone();
         let tight = state.account.as_ref().and_then(Account::tight).cloned();
         drop(state);
@@ -320,7 +386,11 @@ impl<P: Path, R: Timer> Engine<P, R> {
             if bytes >= Self::OUTBOX_BYTES || self.outbox.len() >= Self::OUTBOX_MESSAGES {
                 break true;
             }
-            let Some(transmit) = self.path.poll_transmit(&mut state.session, now) else {
+            let transmit = match &mut self.resuming {
+                Some(resuming) => resuming.poll_transmit(&mut state.session, now),
+                None => state.session.poll_transmit(now),
+            };
+            let Some(transmit) = transmit else {
                 break false;
             };
             if let Transmit::Message(message) = &transmit {
@@ -329,7 +399,9 @@ impl<P: Path, R: Timer> Engine<P, R> {
             }
             self.outbox.push_back(transmit);
         };
-        self.path.exchange(&mut state);
+        if let Some(resuming) = &mut self.resuming {
+            resuming.exchange(&mut state);
+        }
         state.settle();
         // After events there may be more: resets to tell, or room for others.
         let changed = state.session.has_event();
@@ -352,13 +424,15 @@ impl<P: Path, R: Timer> Engine<P, R> {
             if self.timer.poll_deadline(cx, until).is_pending() {
                 return None;
             }
-            self.path.give_up(reason);
+            if let Some(resuming) = &mut self.resuming {
+                resuming.give_up(reason);
+            }
             return Some(Ok(()));
         }
         loop {
             let due_at = due.and_then(|due| self.tunnel.shared.clock.timer_time(due));
-            let path_due = self.path.poll_timeout();
-            let times = [due_at, path_due, self.reread];
+            let resume_at = self.resuming.as_ref().and_then(Resuming::poll_timeout);
+            let times = [due_at, resume_at, self.reread];
             let deadline = times.into_iter().flatten().min()?;
             if self.timer.poll_deadline(cx, deadline).is_pending() {
                 return None;
@@ -373,7 +447,7 @@ impl<P: Path, R: Timer> Engine<P, R> {
             // Output of the timeout, for instance a ping, is written in the next round. This also
             // prevents a timer that fires early from blocking everything else.
             cx.waker().wake_by_ref();
-            if now.timer < deadline || path_due.is_some_and(|due| due <= now.timer) {
+            if now.timer < deadline || resume_at.is_some_and(|at| at <= now.timer) {
                 return None;
             }
         }
@@ -389,18 +463,27 @@ impl<P: Path, R: Timer> Engine<P, R> {
         let receive = state.driver_stalled && session.can_receive();
         // Others may have acted since this task was registered.
         let unseen = state.evicted || state.attached.is_surprise(session.is_idle());
-        let work = receive || session.has_event() || unseen || self.path.has_failed();
-        let finishing = done && self.path.is_finishing();
+        let work = receive || session.has_event() || unseen || self.has_failed();
+        let finishing = done && self.resuming.as_ref().is_some_and(Resuming::is_finishing);
         if !finished && !finishing {
             return (false, work);
         }
         let reason = end_reason(&state);
         drop(state);
-        match self.path.finish(reason) {
+        let progress = match &mut self.resuming {
+            Some(resuming) => resuming.finish(reason),
+            None => Finish::Done,
+        };
+        match progress {
             Finish::Done => (self.outbox.is_empty(), work),
             Finish::Begun => (false, true),
             Finish::Waiting => (false, work),
         }
+    }
+
+    /// Whether the next round will be the last.
+    fn has_failed(&self) -> bool {
+        self.resuming.as_ref().is_some_and(Resuming::has_failed)
     }
 
     /// What was to be written is obsolete.
@@ -412,13 +495,21 @@ impl<P: Path, R: Timer> Engine<P, R> {
     }
 }
 
-impl<P, R> Engine<P, R> {
-    pub(super) fn new(path: P, timer: R, tunnel: Tunnel) -> Self {
+impl<T, C, R, S> Driver<T, C, R, S> {
+    pub(super) fn new(
+        transport: T,
+        carrier: C,
+        resuming: Option<Resuming<S>>,
+        timer: R,
+        tunnel: Tunnel,
+    ) -> Self {
         Self {
-            path,
+            path: Path::new(transport, carrier),
+            resuming,
             timer,
             tunnel,
             phase: Phase::Running,
+            farewell: None,
             inbox: Vec::new(),
             outbox: VecDeque::new(),
             skipped: 0,
@@ -437,6 +528,12 @@ impl<P, R> Engine<P, R> {
         }
     }
 
+    /// The tunnel, for code that watches or ends it.
+    #[must_use]
+    pub const fn tunnel(&self) -> &Tunnel {
+        &self.tunnel
+    }
+
     fn end(&mut self, closed: Result<(), TunnelError>) {
         let now = self.tunnel.shared.now();
         self.tunnel.shared.lock().close(closed, now, &mut self.wake);
@@ -453,10 +550,21 @@ const fn end_reason(state: &State) -> EndReason {
     }
 }
 
-// Path and timer are never pinned.
-impl<P, R> Unpin for Engine<P, R> {}
+// Nothing here is ever pinned.
+impl<T, C, R, S> Unpin for Driver<T, C, R, S> {}
 
-impl<P: Path, R: Timer> Future for Engine<P, R> {
+impl<T, C, R, S, E> Future for Driver<T, C, R, S>
+where
+    T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
+    C: Carrier,
+    R: Timer,
+    S: Source<Transport = T>,
+    E: Display,
+{
+    /// `Ok` if this end finished: all handles were dropped, or the tunnel was closed or shut down.
+    ///
+    /// [`TunnelError::NotResumed`] and [`TunnelError::NotConnected`]: a transport was lost, and
+    /// there was no other in time.
     type Output = Result<(), TunnelError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
@@ -466,11 +574,13 @@ impl<P: Path, R: Timer> Future for Engine<P, R> {
                 return Poll::Pending;
             };
             let now = this.tunnel.shared.clock.timer_now();
-            this.path.over(now, &closed);
-            let ends = closed.is_ok() || this.path.has_failed();
+            if let Some(resuming) = &mut this.resuming {
+                this.farewell = resuming.over(now, &closed);
+            }
+            let ends = closed.is_ok() || this.has_failed();
             // What a flood has left unread could take as long as there is time.
             let awaits_end = ends && !this.over && !this.flooded;
-            this.phase = match this.path.is_attached() {
+            this.phase = match this.path.transport.is_some() {
                 true => Phase::Closing(Closing::begin(now, !awaits_end)),
                 false => Phase::Done,
             };
@@ -490,7 +600,7 @@ impl<P: Path, R: Timer> Future for Engine<P, R> {
     }
 }
 
-impl<P, R> Drop for Engine<P, R> {
+impl<T, C, R, S> Drop for Driver<T, C, R, S> {
     fn drop(&mut self) {
         self.end(Err(TunnelError::Dropped));
     }

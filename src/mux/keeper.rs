@@ -490,7 +490,7 @@ fn evict(victims: &[Weak<Shared>]) {
 }
 
 /// Transports that a [`Keeper`] hands over: where a server's tunnel gets the next one. Only the
-/// type of a [`ResumingDriver`](super::ResumingDriver) names it. [`Keeper`] has an example.
+/// type of a [`Driver`](super::Driver) names it. [`Keeper`] has an example.
 pub struct Kept<T> {
     registry: Arc<Registry<T>>,
     tunnel: u64,

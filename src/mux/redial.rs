@@ -138,7 +138,7 @@ impl fmt::Display for ConnectFailure {
 impl core::error::Error for ConnectFailure {}
 
 /// Transports from a [`Connect`]: where a client's tunnel gets the next one. Only the type of a
-/// [`ResumingDriver`](super::ResumingDriver) names it. [`Connect`] has an example.
+/// [`Driver`](super::Driver) names it. [`Connect`] has an example.
 pub struct Redial<N: Connect> {
     connector: N,
     /// The attempt under way.

@@ -1,15 +1,11 @@
 use alloc::format;
 use alloc::string::{String, ToString};
-use core::fmt::Display;
-use core::task::{Context, Poll, ready};
+use core::task::{Context, Poll};
 use core::time::Duration;
 
 use bytes::Bytes;
-use futures_core::Stream;
-use futures_sink::Sink;
 
 use super::budget::Account;
-use super::path::{Direct, Finish, Inward, Path, Round};
 use super::shared::{Shared, State as SharedState};
 use super::source::{Arrival, Handover, Need, News, Source};
 use super::stoppable::Now;
@@ -17,17 +13,13 @@ use super::unacknowledged::Unacknowledged;
 use super::{Attachment, TunnelError};
 use crate::resume::{Accepts, Due, EndReason, Ended, Link, Received, State, Takeover};
 use crate::session::{Instant, Session, Transmit};
-use crate::transport::{Carrier, CloseReason};
+use crate::transport::CloseReason;
 
-/// One transport after the other (PROTOCOL.md section 5.10). The tunnel ends when its link does.
+/// How a tunnel outlives its transports (PROTOCOL.md section 5.10). It ends when its link does.
 #[derive(Debug)]
-pub(super) struct Resuming<T, C, S> {
+pub(super) struct Resuming<S> {
     link: Link,
     source: S,
-    /// The transport, while there is one, and its carrier.
-    current: Option<Direct<T, C>>,
-    /// The carrier, while there is no transport.
-    spare: Option<C>,
     /// The peer was silent for too long.
     silent: bool,
     /// What the source knows of the bytes in the ring.
@@ -54,20 +46,33 @@ pub(super) struct Resuming<T, C, S> {
     close_by: Option<Instant>,
     /// This end has asked for the end of the tunnel.
     is_finishing: bool,
-    /// END, for a transport that accepts nothing at the moment.
-    farewell: Option<Bytes>,
+}
+
+/// What became of the transport.
+pub(super) enum Round {
+    Same,
+    /// It is lost, or another one took its place: what was to be written is obsolete.
+    Changed,
+    /// The tunnel has ended.
+    Over(Result<(), TunnelError>),
+}
+
+/// Progress of telling the peer of the end.
+pub(super) enum Finish {
+    /// There is output now.
+    Begun,
+    Waiting,
+    Done,
 }
 
 /// How long the close after END is awaited.
 const CLOSE_AFTER_END: Duration = Duration::from_secs(1);
 
-impl<T, C, S: Source<Transport = T>> Resuming<T, C, S> {
-    pub(super) fn new(transport: T, carrier: C, link: Link, source: S) -> Self {
+impl<S: Source> Resuming<S> {
+    pub(super) fn new(link: Link, source: S) -> Self {
         Self {
             link,
             source,
-            current: Some(Direct { transport, carrier }),
-            spare: None,
             silent: false,
             ring: 0,
             unacknowledged: Unacknowledged::default(),
@@ -81,60 +86,60 @@ impl<T, C, S: Source<Transport = T>> Resuming<T, C, S> {
             replayed: (0, 0),
             close_by: None,
             is_finishing: false,
-            farewell: None,
         }
     }
 
     /// Drops the transport. What it has not delivered is in the ring.
-    fn detach(&mut self, now: Instant) {
-        self.drop_transport();
+    fn detach(&mut self, transport: &mut Option<S::Transport>, now: Instant) {
+        self.drop_transport(transport);
         self.link.detach(now);
     }
 
-    fn drop_transport(&mut self) {
-        if let Some(current) = self.current.take() {
-            self.spare = Some(current.carrier);
-        }
+    fn drop_transport(&mut self, transport: &mut Option<S::Transport>) {
+        *transport = None;
         self.fault = None;
     }
 
-    fn put(&mut self, transport: Option<T>) {
-        if let Some(transport) = transport {
-            let carrier = self.spare.take();
-            self.current = carrier.map(|carrier| Direct { transport, carrier });
-        }
-    }
-
     /// Whether there is another transport now.
-    fn take(&mut self, now: Instant, arrival: Arrival<T>) -> Result<bool, TunnelError> {
+    fn take(
+        &mut self,
+        transport: &mut Option<S::Transport>,
+        now: Instant,
+        arrival: Arrival<S::Transport>,
+    ) -> Result<bool, TunnelError> {
         match arrival {
-            Arrival::Dialled(transport) => {
-                self.detach(now);
+            Arrival::Dialled(next) => {
+                self.detach(transport, now);
                 self.link.attach(now);
-                self.put(Some(transport));
+                *transport = Some(next);
                 Ok(true)
             }
-            Arrival::Opened(handover) => Ok(self.take_over(now, handover)),
+            Arrival::Opened(handover) => Ok(self.take_over(transport, now, handover)),
             Arrival::Over(error) => Err(error),
         }
     }
 
-    fn take_over(&mut self, now: Instant, handover: Handover<T>) -> bool {
+    fn take_over(
+        &mut self,
+        transport: &mut Option<S::Transport>,
+        now: Instant,
+        handover: Handover<S::Transport>,
+    ) -> bool {
         if let Err(refusal) = self.link.check(&handover.open) {
             handover.refuse(refusal.reason());
             return false;
         }
         // First the old one goes. Then the count of what was received on it is final. The link does
         // the rest: if the tunnel ends without it, END goes to the new one.
-        self.drop_transport();
+        self.drop_transport(transport);
         let next = self.source.next_secret();
         match self.link.takeover(&handover.open, next, now) {
             Ok(()) => {
                 self.source.note(now, &News::Peer(&handover.peer));
-                self.put(handover.accept());
+                *transport = handover.accept();
             }
             // END goes to the new transport.
-            Err(Takeover::Ended(_)) => self.put(handover.accept()),
+            Err(Takeover::Ended(_)) => *transport = handover.accept(),
             Err(Takeover::Refused(refusal)) => handover.refuse(refusal.reason()),
         }
         true
@@ -144,6 +149,7 @@ impl<T, C, S: Source<Transport = T>> Resuming<T, C, S> {
     fn outcome(
         &mut self,
         now: Instant,
+        has_transport: bool,
         lost: Option<&TunnelError>,
     ) -> Option<Result<(), TunnelError>> {
         let ended = self.link.ended()?;
@@ -156,7 +162,7 @@ impl<T, C, S: Source<Transport = T>> Resuming<T, C, S> {
             }
             return Some(Err(TunnelError::NotResumed(ended)));
         }
-        let is_gone = lost.is_some() || self.current.is_none();
+        let is_gone = lost.is_some() || !has_transport;
         if !ended.by_peer {
             // Otherwise END may still have to be written.
             return is_gone.then_some(Ok(()));
@@ -174,8 +180,14 @@ impl<T, C, S: Source<Transport = T>> Resuming<T, C, S> {
     }
 
     /// Tells clock, source and handles what has changed.
-    fn publish(&mut self, shared: &Shared, now: Instant, lost: Option<TunnelError>) -> Round {
-        if let Some(outcome) = self.outcome(now, lost.as_ref()) {
+    fn publish(
+        &mut self,
+        shared: &Shared,
+        now: Instant,
+        has_transport: bool,
+        lost: Option<TunnelError>,
+    ) -> Round {
+        if let Some(outcome) = self.outcome(now, has_transport, lost.as_ref()) {
             return Round::Over(outcome);
         }
         if !self.told_confirmed && self.link.is_confirmed() {
@@ -250,16 +262,15 @@ impl<T, C, S: Source<Transport = T>> Resuming<T, C, S> {
             self.source.note(now, &News::Moved { ring, replayed });
         }
     }
-}
 
-impl<T, C, S, E> Path for Resuming<T, C, S>
-where
-    T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
-    C: Carrier,
-    S: Source<Transport = T>,
-    E: Display,
-{
-    fn begin_round(&mut self, cx: &mut Context<'_>, shared: &Shared, now: Instant) -> Round {
+    /// Looks for a better transport, and at the time, before the transport is read.
+    pub(super) fn begin_round(
+        &mut self,
+        cx: &mut Context<'_>,
+        transport: &mut Option<S::Transport>,
+        shared: &Shared,
+        now: Instant,
+    ) -> Round {
         let (is_idle, is_probing, evicted, shutdown) = {
             let mut state = shared.lock();
             let evicted = core::mem::take(&mut state.evicted);
@@ -277,11 +288,11 @@ where
         }
         let mut lost = None;
         if let Some(Due::NotOpened) = self.link.handle_timeout(now) {
-            self.detach(now);
+            self.detach(transport, now);
             lost = Some(TunnelError::PeerDead);
         }
         let mut changed = lost.is_some();
-        if let Round::Over(outcome) = self.publish(shared, now, lost) {
+        if let Round::Over(outcome) = self.publish(shared, now, transport.is_some(), lost) {
             return Round::Over(outcome);
         }
         let need = match self.link.state() {
@@ -304,13 +315,13 @@ where
             return Round::Over(Err(TunnelError::NotResumed(ended)));
         }
         if let Poll::Ready(arrival) = self.source.poll_arrival(cx, now, need, self.link.keep()) {
-            match self.take(now, arrival) {
+            match self.take(transport, now, arrival) {
                 Ok(taken) => changed |= taken,
                 Err(error) => return Round::Over(Err(error)),
             }
             // There may be another.
             cx.waker().wake_by_ref();
-            if let Round::Over(outcome) = self.publish(shared, now, None) {
+            if let Round::Over(outcome) = self.publish(shared, now, transport.is_some(), None) {
                 return Round::Over(outcome);
             }
         }
@@ -320,7 +331,8 @@ where
         }
     }
 
-    fn exchange(&mut self, state: &mut SharedState) {
+    /// Received messages were handled. Exchanges with the handles what both need, under the lock.
+    pub(super) fn exchange(&mut self, state: &mut SharedState) {
         state.attached.ring = self.link.ring_bytes();
         state.attached.stats = self.link.stats();
         self.silent |= core::mem::take(&mut state.silent);
@@ -335,24 +347,32 @@ where
         self.unacknowledged.set_deaf(state.driver_stalled);
     }
 
-    fn end_of_inbox(&mut self, shared: &Shared, now: Instant, lost: Option<TunnelError>) -> Round {
+    /// As [`exchange`](Self::exchange), without the lock. `lost`: the transport is over.
+    pub(super) fn end_of_inbox(
+        &mut self,
+        transport: &mut Option<S::Transport>,
+        shared: &Shared,
+        now: Instant,
+        lost: Option<TunnelError>,
+    ) -> Round {
         self.account(now);
         let silent = core::mem::take(&mut self.silent);
         let silence = silent.then_some(TunnelError::PeerDead);
         let lost = self.fault.take().or(lost).or(silence);
         if lost.is_none() {
-            return self.publish(shared, now, None);
+            return self.publish(shared, now, transport.is_some(), None);
         }
         if self.link.ended().is_none() {
-            self.detach(now);
+            self.detach(transport, now);
         }
-        match self.publish(shared, now, lost) {
+        match self.publish(shared, now, transport.is_some(), lost) {
             Round::Same => Round::Changed,
             round => round,
         }
     }
 
-    fn poll_timeout(&self) -> Option<Instant> {
+    /// When to [begin a round](Self::begin_round) at the latest, by the timer's clock.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let times = [
             self.link.poll_timeout(),
             self.source.poll_timeout(),
@@ -362,7 +382,8 @@ where
         times.into_iter().flatten().min()
     }
 
-    fn finish(&mut self, reason: EndReason) -> Finish {
+    /// Nothing more will be sent: tells the peer. Call it again after further output.
+    pub(super) fn finish(&mut self, reason: EndReason) -> Finish {
         let asked = core::mem::replace(&mut self.is_finishing, true);
         if !asked {
             self.link.end(reason, "");
@@ -374,57 +395,45 @@ where
         }
     }
 
-    fn give_up(&mut self, reason: EndReason) {
+    /// As [`finish`](Self::finish), without what was not sent.
+    pub(super) fn give_up(&mut self, reason: EndReason) {
         self.link.abort(reason, "");
     }
 
-    fn is_finishing(&self) -> bool {
+    /// Whether [`finish`](Self::finish) was called.
+    pub(super) fn is_finishing(&self) -> bool {
         self.is_finishing
     }
 
-    fn has_failed(&self) -> bool {
+    /// Whether the next round will be the last.
+    pub(super) fn has_failed(&self) -> bool {
         let ended = self.link.ended();
         ended.is_some_and(|ended| !is_orderly(ended.reason))
     }
 
-    fn is_opening(&self) -> bool {
+    /// Whether the transport only carries what opens the tunnel.
+    pub(super) fn is_opening(&self) -> bool {
         self.link.state() == State::Opening
     }
 
-    fn is_attached(&self) -> bool {
-        self.current.is_some()
-    }
-
-    fn over(&mut self, now: Instant, outcome: &Result<(), TunnelError>) {
+    /// The tunnel has ended, and nobody waits for another transport any more. Returns what the peer
+    /// is told, if it was not told yet.
+    pub(super) fn over(
+        &mut self,
+        now: Instant,
+        outcome: &Result<(), TunnelError>,
+    ) -> Option<Bytes> {
         let reason = match outcome {
             Err(TunnelError::NotResumed(ended)) => Some(ended.reason),
             _ => None,
         };
         self.source.note(now, &News::Ended(reason));
+        self.link.ended()?;
+        self.link.poll_output()
     }
 
-    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.link.ended().is_some() && self.farewell.is_none() {
-            self.farewell = self.link.poll_output();
-        }
-        if let (Some(current), true) = (&mut self.current, self.farewell.is_some()) {
-            let ready = ready!(current.poll_ready(cx));
-            if let (Ok(()), Some(farewell)) = (ready, self.farewell.take()) {
-                // A transport that fails here is closed next anyway.
-                let _ = current.send(farewell);
-            }
-        }
-        Poll::Ready(())
-    }
-
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Inward> {
-        match &mut self.current {
-            Some(current) => current.poll_next(cx),
-            None => Poll::Pending,
-        }
-    }
-
-    fn handle_message(&mut self, session: &mut Session, now: Now, message: Bytes) {
+    /// Passes a received message to the session.
+    pub(super) fn handle_message(&mut self, session: &mut Session, now: Now, message: Bytes) {
         if self.fault.is_some() {
             return;
         }
@@ -449,7 +458,12 @@ where
         }
     }
 
-    fn poll_transmit(&mut self, session: &mut Session, now: Instant) -> Option<Transmit> {
+    /// The next message for the transport.
+    pub(super) fn poll_transmit(
+        &mut self,
+        session: &mut Session,
+        now: Instant,
+    ) -> Option<Transmit> {
         if self
             .link
             .ended()
@@ -476,43 +490,6 @@ where
             Ok(()) => transmit,
             // The link has ended. Its END follows when the transport is closed.
             Err(_) => None,
-        }
-    }
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
-        match &mut self.current {
-            Some(current) => current.poll_ready(cx),
-            None => Poll::Pending,
-        }
-    }
-
-    fn send(&mut self, message: Bytes) -> Result<(), TunnelError> {
-        let current = self.current.as_mut();
-        current.map_or(Ok(()), |current| current.send(message))
-    }
-
-    fn send_ping(&mut self) -> Result<bool, TunnelError> {
-        let current = self.current.as_mut();
-        current.map_or(Ok(false), Path::send_ping)
-    }
-
-    fn send_close(&mut self, code: u16, why: &str) {
-        if let Some(current) = &mut self.current {
-            current.send_close(code, why);
-        }
-    }
-
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
-        match &mut self.current {
-            Some(current) => current.poll_flush(cx),
-            None => Poll::Ready(Ok(())),
-        }
-    }
-
-    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.current {
-            Some(current) => current.poll_close(cx),
-            None => Poll::Ready(()),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Where a resumed tunnel's transports come from.
 
+use core::convert::Infallible;
+use core::marker::PhantomData;
 use core::task::{Context, Poll};
 use core::time::Duration;
 
@@ -9,8 +11,8 @@ use super::TunnelError;
 use crate::resume::{EndReason, Open, Secret};
 use crate::session::Instant;
 
-/// Where the next transport of a tunnel comes from: [`Redial`](super::Redial) or
-/// [`Kept`](super::Kept). Cannot be implemented elsewhere.
+/// Where the next transport of a tunnel comes from: [`Redial`](super::Redial),
+/// [`Kept`](super::Kept), or, if there is none, [`Once`]. Cannot be implemented elsewhere.
 pub trait Source: Unpin {
     #[doc(hidden)]
     type Transport;
@@ -36,6 +38,40 @@ pub trait Source: Unpin {
     /// What became of the tunnel.
     #[doc(hidden)]
     fn note(&mut self, now: Instant, news: &News<'_>);
+}
+
+/// No further transport: the tunnel ends with the one that it has. Only the type of a
+/// [`Driver`](super::Driver) names it, and no value of it exists.
+#[derive(Debug)]
+pub struct Once<T> {
+    never: Infallible,
+    transport: PhantomData<fn() -> T>,
+}
+
+impl<T> Source for Once<T> {
+    type Transport = T;
+
+    fn poll_arrival(
+        &mut self,
+        _: &mut Context<'_>,
+        _: Instant,
+        _: Need,
+        _: Duration,
+    ) -> Poll<Arrival<T>> {
+        match self.never {}
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        match self.never {}
+    }
+
+    fn next_secret(&mut self) -> Secret {
+        match self.never {}
+    }
+
+    fn note(&mut self, _: Instant, _: &News<'_>) {
+        match self.never {}
+    }
 }
 
 /// How much the tunnel needs another transport.

@@ -16,8 +16,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use kohakuriver_tunnel::mux::{
-    self, Acceptor, Admission, Attachment, Binding, Builder, ConnectFailure, Dial, Incoming,
-    Keeper, KeeperLimits, Mux, Redial, ResumingDriver, TunnelError, TunnelStream,
+    self, Acceptor, Admission, Attachment, Binding, Builder, ConnectFailure, Dial, Driver,
+    Incoming, Keeper, KeeperLimits, Mux, Redial, TokioTimer, TunnelError, TunnelStream,
 };
 use kohakuriver_tunnel::resume::{self, EndReason, Message, Open, Secret};
 use kohakuriver_tunnel::session::Config;
@@ -143,7 +143,7 @@ impl Server {
 
 type Connecting = Pin<Box<dyn Future<Output = Result<Pipe, ConnectFailure>> + Send>>;
 type Connector = Box<dyn FnMut(Dial) -> Connecting + Send>;
-type ClientDriver = ResumingDriver<Pipe, Packets, Redial<Connector>>;
+type ClientDriver = Driver<Pipe, Packets, TokioTimer, Redial<Connector>>;
 
 /// Echoes every stream.
 fn echo(mut acceptor: Acceptor) {

@@ -194,6 +194,6 @@ async fn the_last_word_of_a_connector_ends_the_tunnel() {
 fn drivers_are_send() {
     fn check<T: Send>() {}
     check::<ClientDriver>();
-    check::<ResumingDriver<Pipe, Packets, mux::Kept<Pipe>>>();
+    check::<Driver<Pipe, Packets, TokioTimer, mux::Kept<Pipe>>>();
     check::<Keeper<Pipe>>();
 }
