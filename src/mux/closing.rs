@@ -7,7 +7,7 @@ use core::time::Duration;
 use futures_core::Stream;
 use futures_sink::Sink;
 
-use super::engine::Phase;
+use super::driver::Phase;
 use super::path::{Inward, is_end};
 use super::read_turn::Turn;
 use super::source::Source;
