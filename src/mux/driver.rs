@@ -2,6 +2,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::fmt::{self, Display};
 use core::future::Future;
+use core::ops::ControlFlow;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 
@@ -14,7 +15,7 @@ use super::closing::{CLOSE_TIMEOUT, Closing};
 use super::flood::{FloodControl, Inrush};
 use super::path::{Inward, Path, is_end};
 use super::read_turn::Turn;
-use super::resuming::{Finish, Resuming, Round};
+use super::resuming::{Finish, Resuming};
 use super::shared::{State, register, wake_all};
 use super::source::{Once, Source};
 use super::stoppable::Now;
@@ -66,25 +67,17 @@ pub struct Driver<T, C, R = TokioTimer, S = Once<T>> {
     inbox: Vec<Bytes>,
     /// Messages to write next.
     outbox: VecDeque<Transmit>,
-    /// Useless messages in the last read of the transport.
-    skipped: usize,
-    /// What the last read could take.
-    turn: Turn,
     /// Tasks to wake after the lock is released. Reused.
     wake: Vec<Waker>,
     flood_control: FloodControl,
     /// The transport was not read in this round, and is to be read again then.
     reread: Option<Instant>,
-    /// The transport was read since its messages were last handled.
-    looked: bool,
     /// Writers were woken since this task last yielded.
     woke_writers: bool,
     /// This task has just yielded to writers, so it writes now.
     yielded: bool,
     /// Whether anything was written since the last flush.
     dirty: bool,
-    /// The tunnel is shut down because the peer floods.
-    flooded: bool,
     /// The transport has ended.
     over: bool,
     /// The transport accepts no message now.
@@ -112,7 +105,28 @@ impl<T: fmt::Debug, C: fmt::Debug, R, S: fmt::Debug> fmt::Debug for Driver<T, C,
     }
 }
 
-/// Result of one read of the transport.
+/// Goes on, unless the tunnel has ended.
+pub(super) type Flow<N = ()> = ControlFlow<Result<(), TunnelError>, N>;
+
+/// What follows a round.
+enum Next {
+    Round,
+    /// First other tasks run.
+    Yield,
+    /// This task is woken when there is something to do.
+    Sleep,
+}
+
+/// One read of the transport. Its messages are in the inbox.
+struct Read {
+    /// How much it could take.
+    turn: Turn,
+    /// Signs of life without content.
+    skipped: usize,
+    inflow: Inflow,
+}
+
+/// How a read ended.
 enum Inflow {
     /// The transport has nothing more now.
     Pending,
@@ -141,89 +155,91 @@ where
     fn run(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
         self.yielded = core::mem::take(&mut self.woke_writers);
         for _ in 0..Self::ROUNDS {
-            let began = self.tunnel.shared.clock.timer_now();
-            match self.begin_round(cx, began) {
-                Round::Same => {}
-                Round::Changed => self.forget_transport(),
-                Round::Over(closed) => return Poll::Ready(closed),
-            }
-            let inflow = self.read(cx, began);
-            let clock = &self.tunnel.shared.clock;
-            let now = match self.inbox.is_empty() {
-                true => clock.at(began),
-                false => clock.read(),
-            };
-            let more = matches!(inflow, Inflow::More);
-            let finished = self.handle_inbox(cx, now, more);
-            let lost = match inflow {
-                Inflow::Over(error) => Some(error),
-                Inflow::Pending | Inflow::More => None,
-            };
-            let round = self.end_of_inbox(now.timer, lost);
-            if let Round::Over(closed) = round {
-                return Poll::Ready(closed);
-            }
-            if let Some(closed) = finished {
-                return Poll::Ready(closed);
-            }
-            if let Round::Changed = round {
-                self.forget_transport();
-                continue;
-            }
-            let unwritten = match self.write(cx, now.session) {
-                Ok(unwritten) => unwritten,
-                Err(error) => match self.end_of_inbox(now.timer, Some(error)) {
-                    Round::Over(closed) => return Poll::Ready(closed),
-                    Round::Same | Round::Changed => {
-                        self.forget_transport();
-                        continue;
-                    }
-                },
-            };
-            if let Some(closed) = self.wait(cx, now) {
-                return Poll::Ready(closed);
-            }
-            let (finished, work) = self.survey();
-            if finished && !self.dirty {
-                return Poll::Ready(Ok(()));
-            }
-            if more || self.woke_writers {
-                // Yield, so that the tasks that read these messages run first, and those that were
-                // told to write.
-                break;
-            }
-            if !unwritten && !work {
-                return Poll::Pending;
+            match self.round(cx) {
+                ControlFlow::Break(closed) => return Poll::Ready(closed),
+                ControlFlow::Continue(Next::Round) => {}
+                ControlFlow::Continue(Next::Yield) => break,
+                ControlFlow::Continue(Next::Sleep) => return Poll::Pending,
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Looks for a better transport before the transport is read.
-    fn begin_round(&mut self, cx: &mut Context<'_>, now: Instant) -> Round {
+    /// Reads, handles what was read, writes, and arms the timer.
+    fn round(&mut self, cx: &mut Context<'_>) -> Flow<Next> {
+        let began = self.tunnel.shared.clock.timer_now();
+        if self.begin_round(cx, began)? {
+            self.forget_transport();
+        }
+        let read = self.read(cx, began);
+        let clock = &self.tunnel.shared.clock;
+        let now = match self.inbox.is_empty() {
+            true => clock.at(began),
+            false => clock.read(),
+        };
+        let handled = self.handle_inbox(cx, now, read.as_ref());
+        let (more, lost) = match read.map(|read| read.inflow) {
+            Some(Inflow::Over(error)) => (false, Some(error)),
+            Some(Inflow::More) => (true, None),
+            Some(Inflow::Pending) | None => (false, None),
+        };
+        // How the transport was lost goes first.
+        let changed = self.end_of_inbox(now.timer, lost)?;
+        handled?;
+        if changed {
+            self.forget_transport();
+            return ControlFlow::Continue(Next::Round);
+        }
+        let unwritten = match self.write(cx, now.session) {
+            Ok(unwritten) => unwritten,
+            Err(error) => {
+                self.end_of_inbox(now.timer, Some(error))?;
+                self.forget_transport();
+                return ControlFlow::Continue(Next::Round);
+            }
+        };
+        self.wait(cx, now)?;
+        let (finished, work) = self.survey();
+        if finished && !self.dirty {
+            return ControlFlow::Break(Ok(()));
+        }
+        ControlFlow::Continue(if more || self.woke_writers {
+            // So that the tasks that read these messages run first, and those that were told to
+            // write.
+            Next::Yield
+        } else if unwritten || work {
+            Next::Round
+        } else {
+            Next::Sleep
+        })
+    }
+
+    /// Looks for a better transport before the transport is read. Returns whether it has changed.
+    fn begin_round(&mut self, cx: &mut Context<'_>, now: Instant) -> Flow<bool> {
         let (transport, shared) = (&mut self.path.transport, &self.tunnel.shared);
         match &mut self.resuming {
             Some(resuming) => resuming.begin_round(cx, transport, shared, now),
-            None => Round::Same,
+            None => ControlFlow::Continue(false),
         }
     }
 
-    /// Received messages were handled. `lost`: the transport is over.
-    fn end_of_inbox(&mut self, now: Instant, lost: Option<TunnelError>) -> Round {
+    /// Received messages were handled. `lost`: the transport is over. Returns whether it is gone.
+    fn end_of_inbox(&mut self, now: Instant, lost: Option<TunnelError>) -> Flow<bool> {
         let (transport, shared) = (&mut self.path.transport, &self.tunnel.shared);
-        match &mut self.resuming {
-            Some(resuming) => resuming.end_of_inbox(transport, shared, now, lost),
-            None => lost.map_or(Round::Same, |error| Round::Over(Err(error))),
+        match (&mut self.resuming, lost) {
+            (Some(resuming), lost) => resuming.end_of_inbox(transport, shared, now, lost),
+            (None, Some(error)) => ControlFlow::Break(Err(error)),
+            (None, None) => ControlFlow::Continue(false),
         }
     }
 
-    /// Reads a bounded amount of received messages, without the lock.
-    fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Inflow {
-        self.looked = false;
+    /// Reads a bounded amount of received messages, without the lock. `None` if the transport must
+    /// not be read now.
+    fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Read> {
         self.reread = self.flood_control.pause(now);
         if self.reread.is_some() {
-            return Inflow::Pending;
+            return None;
         }
         let turn = {
             let mut state = self.tunnel.shared.lock();
@@ -232,12 +248,10 @@ where
             let is_stalled = !state.session.can_receive() && !is_opening;
             state.driver_stalled = is_stalled;
             if state.driver_stalled {
-                return Inflow::Pending;
+                return None;
             }
             Turn::among(state.account.as_ref().map_or(0, Account::busy))
         };
-        self.turn = turn;
-        self.looked = true;
         let mut bytes = 0;
         let mut skipped = 0;
         let inflow = loop {
@@ -257,20 +271,19 @@ where
                 }
             }
         };
-        self.skipped = skipped;
-        inflow
+        Some(Read {
+            turn,
+            skipped,
+            inflow,
+        })
     }
 
     /// Passes received messages and the time to the session, and wakes tasks.
-    fn handle_inbox(
-        &mut self,
-        cx: &Context<'_>,
-        now: Now,
-        more: bool,
-    ) -> Option<Result<(), TunnelError>> {
+    fn handle_inbox(&mut self, cx: &Context<'_>, now: Now, read: Option<&Read>) -> Flow {
         let mut state = self.tunnel.shared.lock();
-        let heard = self.skipped > 0 || !self.inbox.is_empty();
-        if self.skipped > 0 {
+        let skipped = read.map_or(0, |read| read.skipped);
+        let heard = skipped > 0 || !self.inbox.is_empty();
+        if skipped > 0 {
             state.session.handle_activity(now.session);
         }
         let before = state.useless();
@@ -284,24 +297,18 @@ where
             }
         }
         let mut busy = false;
-        if core::mem::take(&mut self.looked) {
+        if let Some(read) = read {
             let useless = state.useless().since(before);
-            let skipped = core::mem::take(&mut self.skipped);
-            let inrush = self.turn.inrush(skipped, useless, heard && state.pressed);
+            let inrush = read.turn.inrush(skipped, useless, heard && state.pressed);
             // A read may have got nothing only because the transport yielded.
             if heard {
-                let account = state.account.as_mut();
-                self.flood_control.note(now.timer, inrush, account);
-                if self.outbox.is_empty() && self.flood_control.take_probe(now.timer) {
+                let flood_control = &mut self.flood_control;
+                flood_control.judge(now.timer, inrush, &mut state, &mut self.wake);
+                if self.outbox.is_empty() && flood_control.take_probe(now.timer) {
                     self.outbox.push_back(Transmit::Ping);
                 }
-                if self.flood_control.is_endless(now.timer) && !state.shutdown {
-                    let goodbye = Some((1008, "a flood of messages without use".into()));
-                    state.shut_down(goodbye, &mut self.wake);
-                    self.flooded = true;
-                }
             }
-            busy = more && inrush == Inrush::Fair;
+            busy = matches!(read.inflow, Inflow::More) && inrush == Inrush::Fair;
         }
         if let Some(account) = &mut state.account {
             account.note_busy(busy);
@@ -334,7 +341,7 @@ where
             budget.relieve();
         }
         wake_all(&mut self.wake);
-        closed
+        closed.map_or(ControlFlow::Continue(()), ControlFlow::Break)
     }
 
     /// Writes messages of the session while the transport accepts them. Returns whether it stopped
@@ -412,7 +419,7 @@ where
     }
 
     /// Arms the timer for the session's next timeout.
-    fn wait(&mut self, cx: &mut Context<'_>, now: Now) -> Option<Result<(), TunnelError>> {
+    fn wait(&mut self, cx: &mut Context<'_>, now: Now) -> Flow {
         let (shutdown, mut due) = {
             let mut state = self.tunnel.shared.lock();
             state.driver_blocked = self.blocked;
@@ -422,33 +429,33 @@ where
         if let Some(reason) = shutdown {
             let until = *self.give_up.get_or_insert(now.timer + CLOSE_TIMEOUT);
             if self.timer.poll_deadline(cx, until).is_pending() {
-                return None;
+                return ControlFlow::Continue(());
             }
             if let Some(resuming) = &mut self.resuming {
                 resuming.give_up(reason);
             }
-            return Some(Ok(()));
+            return ControlFlow::Break(Ok(()));
         }
         loop {
             let due_at = due.and_then(|due| self.tunnel.shared.clock.timer_time(due));
             let resume_at = self.resuming.as_ref().and_then(Resuming::poll_timeout);
             let times = [due_at, resume_at, self.reread];
-            let deadline = times.into_iter().flatten().min()?;
+            let Some(deadline) = times.into_iter().flatten().min() else {
+                return ControlFlow::Continue(());
+            };
             if self.timer.poll_deadline(cx, deadline).is_pending() {
-                return None;
+                return ControlFlow::Continue(());
             }
             self.tunnel.shared.lock().armed = None;
             let now = self.tunnel.shared.clock.read();
             self.reread = self.reread.filter(|reread| *reread > now.timer);
-            if let Some(closed) = self.handle_inbox(cx, now, false) {
-                return Some(closed);
-            }
+            self.handle_inbox(cx, now, None)?;
             due = self.tunnel.shared.lock().arm();
             // Output of the timeout, for instance a ping, is written in the next round. This also
             // prevents a timer that fires early from blocking everything else.
             cx.waker().wake_by_ref();
             if now.timer < deadline || resume_at.is_some_and(|at| at <= now.timer) {
-                return None;
+                return ControlFlow::Continue(());
             }
         }
     }
@@ -512,16 +519,12 @@ impl<T, C, R, S> Driver<T, C, R, S> {
             farewell: None,
             inbox: Vec::new(),
             outbox: VecDeque::new(),
-            skipped: 0,
-            turn: Turn::LONGEST,
             wake: Vec::new(),
             flood_control: FloodControl::default(),
             reread: None,
-            looked: false,
             woke_writers: false,
             yielded: false,
             dirty: false,
-            flooded: false,
             over: false,
             blocked: false,
             give_up: None,
@@ -579,12 +582,13 @@ where
             }
             let ends = closed.is_ok() || this.has_failed();
             // What a flood has left unread could take as long as there is time.
-            let awaits_end = ends && !this.over && !this.flooded;
+            let flooded = this.flood_control.has_ended_tunnel();
+            let awaits_end = ends && !this.over && !flooded;
             this.phase = match this.path.transport.is_some() {
                 true => Phase::Closing(Closing::begin(now, !awaits_end)),
                 false => Phase::Done,
             };
-            this.end(match this.flooded {
+            this.end(match flooded {
                 true => closed.and(Err(TunnelError::Flooded)),
                 false => closed,
             });

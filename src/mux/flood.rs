@@ -1,6 +1,9 @@
+use alloc::vec::Vec;
+use core::task::Waker;
 use core::time::Duration;
 
 use super::budget::Account;
+use super::shared::State;
 use crate::session::Instant;
 
 /// How long a peer that floods is not read, so that other tasks get the processor.
@@ -17,6 +20,8 @@ pub(super) struct FloodControl {
     senseless: Option<Instant>,
     /// When the peer was last probed.
     probed: Instant,
+    /// The tunnel is shut down because of it.
+    ended_tunnel: bool,
 }
 
 /// How much the peer sent that had no use.
@@ -70,8 +75,29 @@ impl FloodControl {
     /// Two floods with more time between them are two.
     const LULL: Duration = Duration::from_secs(5);
 
+    /// As [`note`](Self::note), and ends the tunnel of a peer that floods without end.
+    pub(super) fn judge(
+        &mut self,
+        now: Instant,
+        inrush: Inrush,
+        state: &mut State,
+        wake: &mut Vec<Waker>,
+    ) {
+        self.note(now, inrush, state.account.as_mut());
+        if self.is_endless(now) && !state.shutdown {
+            let goodbye = Some((1008, "a flood of messages without use".into()));
+            state.shut_down(goodbye, wake);
+            self.ended_tunnel = true;
+        }
+    }
+
+    /// Whether the tunnel is shut down because of a flood.
+    pub(super) const fn has_ended_tunnel(&self) -> bool {
+        self.ended_tunnel
+    }
+
     /// Updates the pause after one read of the transport.
-    pub(super) fn note(&mut self, now: Instant, inrush: Inrush, account: Option<&mut Account>) {
+    fn note(&mut self, now: Instant, inrush: Inrush, account: Option<&mut Account>) {
         let flood = inrush != Inrush::Fair;
         let all = account.map_or(1, |account| account.note_flood(flood));
         let goes_on = self.until.take().is_some_and(|it| now - it < Self::LULL);
@@ -89,7 +115,7 @@ impl FloodControl {
     }
 
     /// Whether the tunnel has to end, `now` that the peer has flooded again.
-    pub(super) fn is_endless(&self, now: Instant) -> bool {
+    fn is_endless(&self, now: Instant) -> bool {
         self.senseless
             .is_some_and(|since| now - since >= Self::ENOUGH)
     }
@@ -115,8 +141,6 @@ impl FloodControl {
 
 #[cfg(test)]
 mod tests {
-    use alloc::vec::Vec;
-
     use super::*;
     use crate::mux::Budget;
 

@@ -1,11 +1,13 @@
 use alloc::format;
 use alloc::string::{String, ToString};
+use core::ops::ControlFlow;
 use core::task::{Context, Poll};
 use core::time::Duration;
 
 use bytes::Bytes;
 
 use super::budget::Account;
+use super::driver::Flow;
 use super::shared::{Shared, State as SharedState};
 use super::source::{Arrival, Handover, Need, News, Source};
 use super::stoppable::Now;
@@ -46,15 +48,6 @@ pub(super) struct Resuming<S> {
     close_by: Option<Instant>,
     /// This end has asked for the end of the tunnel.
     is_finishing: bool,
-}
-
-/// What became of the transport.
-pub(super) enum Round {
-    Same,
-    /// It is lost, or another one took its place: what was to be written is obsolete.
-    Changed,
-    /// The tunnel has ended.
-    Over(Result<(), TunnelError>),
 }
 
 /// Progress of telling the peer of the end.
@@ -186,9 +179,9 @@ impl<S: Source> Resuming<S> {
         now: Instant,
         has_transport: bool,
         lost: Option<TunnelError>,
-    ) -> Round {
+    ) -> Flow {
         if let Some(outcome) = self.outcome(now, has_transport, lost.as_ref()) {
-            return Round::Over(outcome);
+            return ControlFlow::Break(outcome);
         }
         if !self.told_confirmed && self.link.is_confirmed() {
             self.told_confirmed = true;
@@ -247,7 +240,7 @@ impl<S: Source> Resuming<S> {
                 }
             });
         }
-        Round::Same
+        ControlFlow::Continue(())
     }
 
     /// Tells the source what the ring holds, and what was sent again.
@@ -263,14 +256,15 @@ impl<S: Source> Resuming<S> {
         }
     }
 
-    /// Looks for a better transport, and at the time, before the transport is read.
+    /// Looks for a better transport, and at the time, before the transport is read. Returns whether
+    /// it is lost, or another one took its place: what was to be written is obsolete.
     pub(super) fn begin_round(
         &mut self,
         cx: &mut Context<'_>,
         transport: &mut Option<S::Transport>,
         shared: &Shared,
         now: Instant,
-    ) -> Round {
+    ) -> Flow<bool> {
         let (is_idle, is_probing, evicted, shutdown) = {
             let mut state = shared.lock();
             let evicted = core::mem::take(&mut state.evicted);
@@ -292,9 +286,7 @@ impl<S: Source> Resuming<S> {
             lost = Some(TunnelError::PeerDead);
         }
         let mut changed = lost.is_some();
-        if let Round::Over(outcome) = self.publish(shared, now, transport.is_some(), lost) {
-            return Round::Over(outcome);
-        }
+        self.publish(shared, now, transport.is_some(), lost)?;
         let need = match self.link.state() {
             State::Detached => Need::Lost,
             State::Attached if is_probing || self.silent => Need::Doubt,
@@ -302,7 +294,7 @@ impl<S: Source> Resuming<S> {
             State::Opening | State::Ended => Need::Wait,
         };
         if need == Need::Lost && shutdown {
-            return Round::Over(Ok(()));
+            return ControlFlow::Break(Ok(()));
         }
         if need == Need::Lost && evicted {
             let (reason, text) = (EndReason::Evicted, "its place was needed".to_string());
@@ -312,23 +304,18 @@ impl<S: Source> Resuming<S> {
                 text,
                 by_peer,
             };
-            return Round::Over(Err(TunnelError::NotResumed(ended)));
+            return ControlFlow::Break(Err(TunnelError::NotResumed(ended)));
         }
         if let Poll::Ready(arrival) = self.source.poll_arrival(cx, now, need, self.link.keep()) {
             match self.take(transport, now, arrival) {
                 Ok(taken) => changed |= taken,
-                Err(error) => return Round::Over(Err(error)),
+                Err(error) => return ControlFlow::Break(Err(error)),
             }
             // There may be another.
             cx.waker().wake_by_ref();
-            if let Round::Over(outcome) = self.publish(shared, now, transport.is_some(), None) {
-                return Round::Over(outcome);
-            }
+            self.publish(shared, now, transport.is_some(), None)?;
         }
-        match changed {
-            true => Round::Changed,
-            false => Round::Same,
-        }
+        ControlFlow::Continue(changed)
     }
 
     /// Received messages were handled. Exchanges with the handles what both need, under the lock.
@@ -347,28 +334,25 @@ impl<S: Source> Resuming<S> {
         self.unacknowledged.set_deaf(state.driver_stalled);
     }
 
-    /// As [`exchange`](Self::exchange), without the lock. `lost`: the transport is over.
+    /// As [`exchange`](Self::exchange), without the lock. `lost`: the transport is over. Returns
+    /// whether it is gone.
     pub(super) fn end_of_inbox(
         &mut self,
         transport: &mut Option<S::Transport>,
         shared: &Shared,
         now: Instant,
         lost: Option<TunnelError>,
-    ) -> Round {
+    ) -> Flow<bool> {
         self.account(now);
         let silent = core::mem::take(&mut self.silent);
         let silence = silent.then_some(TunnelError::PeerDead);
         let lost = self.fault.take().or(lost).or(silence);
-        if lost.is_none() {
-            return self.publish(shared, now, transport.is_some(), None);
-        }
-        if self.link.ended().is_none() {
+        let is_lost = lost.is_some();
+        if is_lost && self.link.ended().is_none() {
             self.detach(transport, now);
         }
-        match self.publish(shared, now, transport.is_some(), lost) {
-            Round::Same => Round::Changed,
-            round => round,
-        }
+        self.publish(shared, now, transport.is_some(), lost)?;
+        ControlFlow::Continue(is_lost)
     }
 
     /// When to [begin a round](Self::begin_round) at the latest, by the timer's clock.
