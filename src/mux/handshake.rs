@@ -5,7 +5,7 @@ use core::fmt::Display;
 use core::future::{Future, poll_fn};
 use core::mem;
 use core::pin::{Pin, pin};
-use core::task::{Context, Poll, ready};
+use core::task::{Poll, ready};
 use core::time::Duration;
 
 use futures_core::Stream;
@@ -14,7 +14,7 @@ use futures_sink::Sink;
 use super::Timer;
 use super::error::{ConnectError, clean};
 use crate::session::{Greeting, Instant};
-use crate::transport::{Carrier, Received};
+use crate::transport::{Carrier, Received, SKIP_MAX, poll_received};
 
 /// Time for the greeting, as deployed parts wait.
 pub(super) const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,10 +24,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Time for the peer to read and answer a refusal.
 const REFUSE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Most messages skipped in one poll before the task yields. A peer that was told the end, and
-/// sends more than this, does not close.
-const SKIP_MAX: usize = 32;
 
 /// What is read of a peer that was refused or told the end, beside one more message. A peer that
 /// sends more does not close.
@@ -159,7 +155,7 @@ pub(super) async fn part<T, C, E>(
         poll_fn(|cx| Pin::new(&mut transport).poll_close(cx)).await?;
         let mut bytes = 0;
         for read in 1..=most.messages {
-            bytes += match poll_fn(|cx| poll_message(cx, &mut transport, &mut carrier)).await {
+            bytes += match poll_fn(|cx| poll_received(cx, &mut transport, &mut carrier)).await {
                 None | Some(Err(_) | Ok(Received::End(_))) => break,
                 Some(Ok(Received::Message(message))) => message.len(),
                 Some(Ok(Received::Text(text))) => text.len(),
@@ -221,7 +217,7 @@ where
 {
     poll_fn(|cx| {
         for _ in 0..SKIP_MAX {
-            let message = ready!(poll_message(cx, transport, carrier));
+            let message = ready!(poll_received(cx, transport, carrier));
             if !matches!(message, Some(Ok(Received::Skip))) {
                 return Poll::Ready(message);
             }
@@ -268,22 +264,4 @@ where
     poll_fn(|cx| Pin::new(&mut *transport).poll_ready(cx)).await?;
     Pin::new(&mut *transport).start_send(message)?;
     poll_fn(|cx| Pin::new(&mut *transport).poll_flush(cx)).await
-}
-
-fn poll_message<T, C, E>(
-    cx: &mut Context<'_>,
-    transport: &mut T,
-    carrier: &mut C,
-) -> Poll<Option<Result<Received<C::Message>, E>>>
-where
-    T: Stream<Item = Result<C::Message, E>> + Unpin,
-    C: Carrier,
-{
-    let message = ready!(Pin::new(&mut *transport).poll_next(cx));
-    let message = message.map(|message| message.map(|message| carrier.classify(message)));
-    if let Some(Ok(Received::End(_))) = message {
-        // Stacks answer a closing handshake when they are polled again.
-        let _ = Pin::new(transport).poll_next(cx);
-    }
-    Poll::Ready(message)
 }

@@ -9,7 +9,7 @@ use futures_sink::Sink;
 
 use super::TunnelError;
 use crate::session::clean_text;
-use crate::transport::{Carrier, Received};
+use crate::transport::{Carrier, Received, poll_received};
 
 /// What a transport received.
 pub(super) enum Inward {
@@ -53,24 +53,18 @@ where
         let Some(transport) = &mut self.transport else {
             return Poll::Pending;
         };
-        let message = match ready!(Pin::new(&mut *transport).poll_next(cx)) {
-            None => return Poll::Ready(Inward::Over(TunnelError::Ended(None))),
-            Some(Err(error)) => return Poll::Ready(Inward::Over(failed(&error))),
-            Some(Ok(message)) => message,
-        };
-        Poll::Ready(match self.carrier.classify(message) {
-            Received::Message(message) => Inward::Message(message),
-            Received::Skip => Inward::Skip,
-            Received::End(reason) => {
-                // Stacks answer a closing handshake when they are polled again.
-                let _ = Pin::new(transport).poll_next(cx);
-                Inward::Over(TunnelError::ended(reason))
-            }
-            Received::Text(text) => {
+        let received = ready!(poll_received(cx, transport, &mut self.carrier));
+        Poll::Ready(match received {
+            Some(Ok(Received::Message(message))) => Inward::Message(message),
+            Some(Ok(Received::Skip)) => Inward::Skip,
+            Some(Ok(Received::End(reason))) => Inward::Over(TunnelError::ended(reason)),
+            Some(Ok(Received::Text(text))) => {
                 let text = clean_text(text.as_bytes());
                 Inward::Over(TunnelError::Unexpected(text))
             }
-            Received::Other(_) => Inward::Over(TunnelError::Unexpected(String::new())),
+            Some(Ok(Received::Other(_))) => Inward::Over(TunnelError::Unexpected(String::new())),
+            Some(Err(error)) => Inward::Over(failed(&error)),
+            None => Inward::Over(TunnelError::Ended(None)),
         })
     }
 

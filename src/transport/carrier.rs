@@ -1,6 +1,12 @@
 use alloc::string::String;
+use core::pin::Pin;
+use core::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use futures_core::Stream;
+
+/// Most messages that one poll skips before the task yields.
+pub(crate) const SKIP_MAX: usize = 32;
 
 /// How the messages of a WebSocket stack carry tunnel messages.
 ///
@@ -114,6 +120,26 @@ pub enum Received<M> {
     End(Option<CloseReason>),
     /// Anything else.
     Other(M),
+}
+
+/// The next message of a transport.
+#[inline]
+pub(crate) fn poll_received<T, C, E>(
+    cx: &mut Context<'_>,
+    transport: &mut T,
+    carrier: &mut C,
+) -> Poll<Option<Result<Received<C::Message>, E>>>
+where
+    T: Stream<Item = Result<C::Message, E>> + Unpin,
+    C: Carrier,
+{
+    let message = ready!(Pin::new(&mut *transport).poll_next(cx));
+    let received = message.map(|message| message.map(|message| carrier.classify(message)));
+    if let Some(Ok(Received::End(_))) = received {
+        // Stacks answer a closing handshake when they are polled again.
+        let _ = Pin::new(transport).poll_next(cx);
+    }
+    Poll::Ready(received)
 }
 
 /// Code and reason of a closed WebSocket (RFC 6455 section 7.4, PROTOCOL.md section 4.1).

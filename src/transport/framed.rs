@@ -8,11 +8,9 @@ use futures_core::{FusedStream, Stream};
 use futures_sink::Sink;
 use thiserror::Error;
 
+use super::carrier::{SKIP_MAX, poll_received};
 use super::{Carrier, CloseReason, Received};
 use crate::wire::{DecodeError, Frame};
-
-/// Most messages without meaning for the tunnel that one poll skips before the task yields.
-const SKIP_MAX: usize = 32;
 
 /// A `Stream` and `Sink` of frames over a transport's `Stream` and `Sink` of messages.
 ///
@@ -134,27 +132,24 @@ where
             return Poll::Ready(None);
         }
         for _ in 0..SKIP_MAX {
-            let Some(message) = ready!(Pin::new(&mut this.transport).poll_next(cx)) else {
-                this.ended = true;
-                return Poll::Ready(None);
-            };
-            let item = match message {
-                Err(error) => Err(ReceiveError::Transport(error)),
-                Ok(message) => match this.carrier.classify(message) {
-                    Received::Message(message) => {
-                        Frame::decode(message).map_err(ReceiveError::Decode)
-                    }
-                    Received::Text(text) => Err(ReceiveError::Text(text)),
-                    Received::Other(message) => Err(ReceiveError::Unexpected(message)),
-                    Received::Skip => continue,
-                    Received::End(reason) => {
-                        this.ended = true;
-                        this.close_reason = reason;
-                        // Stacks answer a closing handshake when they are polled again.
-                        let _ = Pin::new(&mut this.transport).poll_next(cx);
-                        return Poll::Ready(None);
-                    }
-                },
+            let received = ready!(poll_received(cx, &mut this.transport, &mut this.carrier));
+            let item = match received {
+                Some(Ok(Received::Message(message))) => {
+                    Frame::decode(message).map_err(ReceiveError::Decode)
+                }
+                Some(Ok(Received::Text(text))) => Err(ReceiveError::Text(text)),
+                Some(Ok(Received::Other(message))) => Err(ReceiveError::Unexpected(message)),
+                Some(Ok(Received::Skip)) => continue,
+                Some(Ok(Received::End(reason))) => {
+                    this.ended = true;
+                    this.close_reason = reason;
+                    return Poll::Ready(None);
+                }
+                Some(Err(error)) => Err(ReceiveError::Transport(error)),
+                None => {
+                    this.ended = true;
+                    return Poll::Ready(None);
+                }
             };
             return Poll::Ready(Some(item));
         }

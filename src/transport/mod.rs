@@ -52,6 +52,8 @@ mod framed;
 mod stacks;
 
 pub use carrier::{Carrier, CloseReason, Plain, Received};
+#[cfg(feature = "mux")]
+pub(crate) use carrier::{SKIP_MAX, poll_received};
 pub use framed::{FrameTransport, ReceiveError};
 #[doc(hidden)]
 pub use stacks::carrier_types;
