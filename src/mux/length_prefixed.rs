@@ -60,16 +60,35 @@ impl<S: AsyncWrite> LengthPrefixed<S> {
     /// As [`length_prefixed`], for messages of at most `max_len` bytes, header included; at most
     /// `u32::MAX`.
     ///
-    /// It bounds what a peer can make this end hold of one message. It is not negotiated, so both
-    /// ends should use the same one. The longest message of a session has
-    /// [`max_piece`](crate::session::Config::max_piece) or, on a flow, 65,507 bytes of payload.
+    /// It bounds what a peer can make this end hold of one message. It is not negotiated: a longer
+    /// message ends the tunnel, at whichever end has the lower bound. So it must be at least
+    /// [`max_piece`](crate::session::Config::max_piece) of either end and 8 bytes for the header
+    /// (130,908 bytes by default), and 65,515 bytes if there are flows. For less, lower `max_piece`
+    /// at both ends.
     ///
     /// ```
-    /// use kohakuriver_tunnel::mux::LengthPrefixed;
+    /// use kohakuriver_tunnel::mux::{self, Incoming, LengthPrefixed};
+    /// use kohakuriver_tunnel::transport::Plain;
+    /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
     ///
-    /// let (near, _far) = tokio::io::duplex(64);
-    /// let transport = LengthPrefixed::with_max_len(near, 68 << 10);
-    /// assert_eq!(transport.max_len(), 68 << 10);
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (near, far) = tokio::io::duplex(64 << 10);
+    /// let [near, far] = [near, far].map(|io| LengthPrefixed::with_max_len(io, 128 << 10));
+    /// assert_eq!(near.max_len(), 131_072);
+    /// let (mux, driver) = mux::builder().opener(near, Plain);
+    /// tokio::spawn(driver);
+    /// let (mut acceptor, driver) = mux::builder().acceptor(far, Plain);
+    /// tokio::spawn(driver);
+    ///
+    /// let mut stream = mux.open_tcp(7)?;
+    /// tokio::spawn(async move { stream.write_all(&[0; 1 << 20]).await });
+    /// let Some(Incoming::Tcp(incoming)) = acceptor.accept().await else { panic!() };
+    /// let mut bulk = Vec::new();
+    /// incoming.accept().read_to_end(&mut bulk).await?;
+    /// assert_eq!(bulk.len(), 1 << 20);
+    /// # Ok(())
+    /// # }
     /// ```
     #[must_use]
     pub fn with_max_len(io: S, max_len: usize) -> Self {

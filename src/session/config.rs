@@ -168,7 +168,10 @@ impl Config {
     /// stay paused, more is accepted, and the first byte beyond 256 KiB on any stream resets the
     /// one that holds most with reason overflow.
     ///
-    /// The memory of the transport is not included: bound its messages and its buffers too.
+    /// The memory of the transport is not included: bound its messages and its buffers too. The
+    /// longest message comes from the peer, whose [`max_piece`](Self::max_piece) and header are
+    /// 130,908 bytes by default. A transport with a lower bound needs a lower `max_piece` at the
+    /// peer.
     ///
     /// ```
     /// use kohakuriver_tunnel::session::{Config, Instant, Role, Session, Version};
