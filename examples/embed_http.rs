@@ -81,7 +81,9 @@ async fn health(mux: &Mux, port: u16) -> Result<String, Box<dyn Error>> {
 /// As in `embed_client`.
 async fn connect(url: &str) -> Result<Mux, Box<dyn Error>> {
     let request = ClientRequestBuilder::new(url.parse()?).with_sub_protocol(Version::OFFER);
-    let config = WebSocketConfig::default().max_message_size(Some(1 << 20));
+    let config = WebSocketConfig::default()
+        .max_message_size(Some(1 << 20))
+        .max_frame_size(Some(1 << 20));
     let (socket, answer) = connect_async_with_config(request, Some(config), true).await?;
     let chosen = answer.headers().get("sec-websocket-protocol");
     let version = Version::answered(chosen.and_then(|name| name.to_str().ok()))?;

@@ -29,7 +29,8 @@ carrier!(ClientWs: tungstenite::Message, close: tungstenite::protocol::CloseFram
 
 const PROTOCOL: &str = "sec-websocket-protocol";
 
-/// More than a tunnel's messages have (PROTOCOL.md section 3) only costs memory.
+/// More than a tunnel's messages have (PROTOCOL.md section 3) only costs memory. Holds for frames
+/// too: one is buffered before the length of its message is checked.
 const LARGEST_MESSAGE: usize = 1 << 20;
 
 #[tokio::main]
@@ -70,7 +71,8 @@ async fn upgrade(
     let choice = resume::choose(&offers.join(","));
     let ws = ws
         .protocols(choice.answer)
-        .max_message_size(LARGEST_MESSAGE);
+        .max_message_size(LARGEST_MESSAGE)
+        .max_frame_size(LARGEST_MESSAGE);
     ws.on_upgrade(async move |socket| {
         // Only who may use this route goes on with a tunnel of it.
         let binding = Binding::new("/api/tunnel", "everybody", peer.ip().to_string());
@@ -130,7 +132,9 @@ async fn connect(url: &str) -> Result<(Socket, Version, bool), ConnectFailure> {
     let again = |error: &dyn Error| ConnectFailure::again(&error.to_string());
     let request = ClientRequestBuilder::new(url.parse().map_err(|error| last(&error))?);
     let request = request.with_sub_protocol(resume::OFFER);
-    let config = WebSocketConfig::default().max_message_size(Some(LARGEST_MESSAGE));
+    let config = WebSocketConfig::default()
+        .max_message_size(Some(LARGEST_MESSAGE))
+        .max_frame_size(Some(LARGEST_MESSAGE));
     let connected = connect_async_with_config(request, Some(config), true).await;
     let (mut socket, answer) = connected.map_err(|error| match &error {
         // This client is not let in any more, or there is nothing for it. Others pass, as 408, 429.
