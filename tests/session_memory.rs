@@ -281,3 +281,43 @@ fn churn_of_one_stream_keeps_the_table() {
     let most = (counts() - before).largest;
     assert!(most < 1000, "{most} bytes at once");
 }
+
+/// A payload may keep alive the whole buffer that a transport read it into. What has no reader may
+/// not cost many times the budget.
+#[test]
+fn small_parts_of_large_buffers_keep_few_of_them_alive() {
+    const BUDGET: usize = 1 << 20;
+    const BUFFER: usize = 256 << 10;
+    const PAYLOAD: usize = 4096;
+    for proto in [Proto::Tcp, Proto::Udp] {
+        let mut config = Config::default().with_receive_budget(BUDGET);
+        config.datagram_budget = BUDGET;
+        config.datagram_buffer = BUDGET;
+        let mut session = Session::new(Role::Acceptor, Version::V2, config, NOW);
+        let id = ClientId(2);
+        let connect = Frame::<Bytes>::Connect {
+            proto,
+            id,
+            port: 80,
+        };
+        session.handle_message(NOW, connect.to_bytes()).unwrap();
+        let Some(Event::Incoming { stream, .. }) = session.poll_event() else {
+            panic!("no connection");
+        };
+        session.accept(stream, NOW).unwrap();
+        let payload = vec![7; PAYLOAD];
+        let message = Frame::Data { proto, id, payload }.to_bytes();
+        let empty = counts();
+        for _ in 0..(200 << 10) / PAYLOAD {
+            let mut buffer = vec![0; BUFFER];
+            buffer[..message.len()].copy_from_slice(&message);
+            let message = Bytes::from(buffer).slice(..message.len());
+            session.handle_message(NOW, message).unwrap();
+        }
+        let unread = session.stats().unread;
+        let live = (counts() - empty).live as usize;
+        println!("{proto:?}: {live} bytes for {unread} unread");
+        assert!(unread >= 200 << 10, "{unread}");
+        assert!(live < unread + 2 * BUDGET, "{proto:?}: {live}");
+    }
+}

@@ -10,11 +10,13 @@ use super::waiting::Waiting;
 /// their sum. A tunnel joins by [`Builder::budget`](super::Builder::budget). Each has a share of
 /// the last third. An opener's tunnel, such as the one to a container's agent, may carry streams of
 /// many users. It has as many shares as streams, up to 64. A tunnel with a transport that holds
-/// less than its share loses nothing because of others, and the sum stays within the limit
-/// (PROTOCOL.md section 7):
-/// - While more than a sixteenth is held, payloads that would pin more memory than they have are
-///   copied, and what is kept until it is acknowledged may not grow beyond
-///   [`ring_min`](crate::resume::Config::ring_min).
+/// less than its share loses nothing because of others, and the sum of what counts stays within the
+/// limit:
+/// - While more than a sixteenth is held, all payloads are copied, and what is kept until it is
+///   acknowledged may not grow beyond [`ring_min`](crate::resume::Config::ring_min). A payload that
+///   was not copied can keep a buffer of its transport alive, which does not count: over
+///   [`length_prefixed`](super::length_prefixed) at most eight times its length, so that half of
+///   the limit may be held besides.
 /// - While more than half is held, a tunnel above its share refuses connections that it has not
 ///   accepted yet. Tunnels of a [`Keeper`](super::Keeper) that have no transport end, one after the
 ///   other: first those whose client has not [answered](super::Tunnel::confirmed), then acceptors'
@@ -171,8 +173,9 @@ pub(super) struct Account {
 impl Account {
     /// Smaller changes are not worth an atomic operation each.
     const GRAIN: usize = 16 << 10;
-    /// A payload may pin a transport buffer of eight times its size or more. Payloads kept before
-    /// memory counts as scarce can thus cost half of the limit.
+    /// A payload may pin a transport buffer of eight times its size, or more if the transport is
+    /// not of this crate. Payloads kept before memory counts as scarce can thus cost half of the
+    /// limit.
     const PINNED_SHARE: usize = 16;
     /// Enough for the users of one container. More would leave little for other tunnels.
     const MOST_SHARES: usize = 64;

@@ -97,6 +97,7 @@ impl<S: AsyncWrite> LengthPrefixed<S> {
             io,
             codec: StreamCodec::with_max_len(max_len),
             input: BytesMut::new(),
+            allocated: 0,
             read_size: READ_MIN,
             ended: false,
             queue: VecDeque::new(),
@@ -111,6 +112,9 @@ impl<S: AsyncWrite> LengthPrefixed<S> {
 const READ_MIN: usize = 8 << 10;
 const READ_MAX: usize = 256 << 10;
 
+/// A message keeps at most so many times its length alive.
+const PINNED_MAX: usize = 8;
+
 /// Bytes that may wait to be written before more are refused.
 const QUEUE_BYTES: usize = 128 << 10;
 
@@ -119,10 +123,10 @@ const BATCH: usize = 16;
 
 /// A `Stream` and `Sink` of messages over a byte stream: see [`length_prefixed`].
 ///
-/// Messages of up to 4 KiB are copied out of the read buffer, so that a small one in a queue does
-/// not keep a large buffer alive; larger ones share it. Room is made for bytes that arrived, not
-/// for an announced length. Messages are written without a copy if the byte stream accepts several
-/// slices at once (`is_write_vectored`).
+/// Messages of up to 4 KiB, or of less than an eighth of the read buffer, are copied out of it, so
+/// that one in a queue keeps at most eight times its length alive; others share it. Room is made
+/// for bytes that arrived, not for an announced length. Messages are written without a copy if the
+/// byte stream accepts several slices at once (`is_write_vectored`).
 ///
 /// # Errors
 /// [`CodecError::TooLong`] and [`CodecError::Truncated`] are the peer's fault, [`CodecError::Io`]
@@ -146,6 +150,8 @@ pub struct LengthPrefixed<S> {
     codec: StreamCodec,
     /// Bytes read and not yet returned.
     input: BytesMut,
+    /// Size of the allocation that `input` is the rest of.
+    allocated: usize,
     read_size: usize,
     ended: bool,
     vectored: bool,
@@ -194,7 +200,7 @@ impl<S> LengthPrefixed<S> {
 
     fn take(&mut self, len: usize) -> Bytes {
         self.input.advance(PREFIX_LEN);
-        if len <= HEADER_LEN + COPY_MAX {
+        if len <= HEADER_LEN + COPY_MAX || len < self.allocated / PINNED_MAX {
             let message = Bytes::copy_from_slice(self.input.get(..len).unwrap_or_default());
             self.input.advance(len);
             message
@@ -215,6 +221,7 @@ impl<S> LengthPrefixed<S> {
         // `reserve` would double an allocation shared with other messages.
         let mut grown = BytesMut::with_capacity(have + wanted);
         grown.put_slice(&self.input);
+        self.allocated = grown.capacity();
         self.input = grown;
     }
 }
@@ -228,6 +235,7 @@ impl<S: AsyncRead + Unpin> LengthPrefixed<S> {
         if read.is_pending() && self.input.is_empty() {
             // An idle tunnel should hold no buffer.
             self.input = BytesMut::new();
+            self.allocated = 0;
         }
         let len = ready!(read)?;
         if len == room {

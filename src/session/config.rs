@@ -44,6 +44,11 @@ pub struct Config {
     /// room, or for 2 s in which they make hardly any (PROTOCOL.md section 5.5). When it is
     /// exceeded, the stream that holds most is reset with reason overflow. Growing windows may
     /// borrow half of it.
+    ///
+    /// What the transport's buffers have besides is not counted. A payload of 4 KiB or more keeps
+    /// the one alive that it was read into; once a 64th of the budget is held, only those of 64 KiB
+    /// or more do. Over `mux::length_prefixed` this end holds at most 8 times the budget. Over
+    /// another transport it is about as many times as its largest buffer has 64 KiB, and once more.
     pub receive_budget: usize,
     /// Largest window of one stream in bytes, from 256 KiB to 2^31 - 1. Default 32 MiB.
     ///

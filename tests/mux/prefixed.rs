@@ -15,6 +15,7 @@ use tokio::io::{
     AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
 };
 
+use super::counting::counts;
 use super::tunnel::{echoes, noise, sockets, tunnel, within};
 
 const MESSAGE_MAX: usize = 1 << 20;
@@ -261,6 +262,36 @@ async fn a_reader_that_pauses_holds_back_the_writer() {
             .await
             .0
             .unwrap();
+    }
+}
+
+/// The sizes are between what is copied in any case and what is shared in any case.
+#[tokio::test]
+async fn a_message_in_a_queue_keeps_at_most_eight_times_its_length_alive() {
+    for len in [4105, 20_000, 30_000, 64 << 10] {
+        let (mut near, mut far) = narrow(100_000, true);
+        let kept = Bytes::from(vec![1; len]);
+        let read = Bytes::from(vec![2; 240 << 10]);
+        let send = async {
+            for _ in 0..20 {
+                near.feed(kept.clone()).await.unwrap();
+                near.feed(read.clone()).await.unwrap();
+            }
+            near.close().await.unwrap();
+        };
+        let before = counts();
+        let receive = async {
+            let mut queue = Vec::new();
+            while let Some(message) = far.next().await {
+                queue.extend(message.ok().filter(|message| message.len() == len));
+            }
+            queue
+        };
+        let (_, queue) = within(async { tokio::join!(send, receive) }).await;
+        let live = (counts() - before).live;
+        println!("{live} bytes for {} of {len}", queue.len());
+        assert_eq!(queue.len(), 20);
+        assert!(live < (8 * 20 * len + (1 << 20)) as isize, "{len}: {live}");
     }
 }
 

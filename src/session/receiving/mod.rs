@@ -83,6 +83,13 @@ pub(super) enum Taken {
 }
 
 impl Receiving {
+    /// Payloads of this length or more are copied only while thrifty: it would cost more than what
+    /// they keep alive besides.
+    const SHARED_MIN: usize = 64 << 10;
+    /// Smaller ones share memory with the transport up to this part of the budget. At worst, one of
+    /// 4 KiB keeps a buffer of 256 KiB alive, and all of them as much as the budget.
+    const SHARED_PART: usize = 64;
+
     pub(super) fn new(config: &Config, dialect: Dialect) -> Self {
         Self {
             config: config.clone(),
@@ -121,8 +128,9 @@ impl Receiving {
             self.queue_grant(s);
             return Taken::Nothing;
         }
+        let copies = self.copies(len, self.held(), self.config.receive_budget);
         let buffer = &mut s.recv.buffer;
-        buffer.push(message, self.thrifty, &mut self.bytes);
+        buffer.push(message, copies, &mut self.bytes);
         if s.life.state().is_pending() {
             let unread = s.recv.unread();
             self.early.update(&mut s.recv.early, unread);
@@ -159,6 +167,8 @@ impl Receiving {
             self.dropped += 1;
             return Taken::Nothing;
         }
+        let held = self.datagrams.memory();
+        let copies = self.copies(len, held, self.config.datagram_budget);
         let (config, buffer) = (&self.config, &mut s.recv.buffer);
         while buffer.pieces() >= config.datagram_queue
             || (!buffer.is_empty() && buffer.len() + len > config.datagram_buffer)
@@ -169,11 +179,16 @@ impl Receiving {
             self.dropped += 1;
         }
         if self.datagrams.has_room(len) {
-            buffer.push_datagram(message, self.thrifty, &mut self.datagrams);
+            buffer.push_datagram(message, copies, &mut self.datagrams);
         } else {
             self.dropped += 1;
         }
         Taken::Kept { give_up: None }
+    }
+
+    /// Whether a payload is copied, so that it does not keep a buffer of the transport alive.
+    fn copies(&self, len: usize, held: usize, budget: usize) -> bool {
+        self.thrifty || (len < Self::SHARED_MIN && held > budget / Self::SHARED_PART)
     }
 
     fn count_payload(&mut self, now: Instant, s: &mut Stream, len: usize) {
