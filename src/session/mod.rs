@@ -3,7 +3,9 @@
 //!
 //! A [`Session`] is one end of one tunnel. The code that drives it
 //! - passes received messages to [`handle_message`](Session::handle_message),
-//! - passes the output of [`poll_transmit`](Session::poll_transmit) to the transport, until `None`,
+//! - passes the output of [`poll_transmit`](Session::poll_transmit) to the transport, until `None`;
+//!   where the transport has no [`Ping`](Transmit::Ping), it calls
+//!   [`handle_activity`](Session::handle_activity) for it,
 //! - handles the events of [`poll_event`](Session::poll_event), until `None`,
 //! - calls [`handle_timeout`](Session::handle_timeout) at [`poll_timeout`](Session::poll_timeout),
 //!

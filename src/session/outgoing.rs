@@ -25,7 +25,10 @@ use crate::wire::{Chunk, ClientId, Frame, Proto};
 pub enum Transmit {
     /// One tunnel message.
     Message(Bytes),
-    /// A ping of the transport, if it has one. v1 has no keepalive of its own.
+    /// A ping of the transport, as v1 has no keepalive of its own. Where the transport has none,
+    /// call [`Session::handle_activity`] instead, or set
+    /// [`Config::keepalive`](super::Config::keepalive) to `None`: the session takes silence after
+    /// its ping for the peer's death.
     Ping,
 }
 
