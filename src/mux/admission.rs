@@ -23,7 +23,8 @@ use crate::transport::{Carrier, Received};
 pub enum Admission<T, C, R = TokioTimer> {
     /// The peer asks for a new tunnel.
     New(Opening<T, C, R>),
-    /// The transport carries its tunnel on; the tunnel's driver has it.
+    /// The driver of its tunnel has the transport. The tunnel goes on, or has just ended: then the
+    /// driver tells the peer why (END) and ends with the reason.
     Resumed,
     /// The transport was refused and closed.
     Refused(EndReason),

@@ -50,7 +50,7 @@ impl Link {
     ///
     /// # Errors
     /// [`Takeover::Refused`] as [`check`](Self::check), without effect. [`Takeover::Ended`] if the
-    /// peer received less than it acknowledged, or more than was sent.
+    /// tunnel ends here.
     pub fn takeover(&mut self, open: &Open, next: Secret, now: Instant) -> Result<(), Takeover> {
         self.check(open)?;
         self.detach(now);

@@ -99,8 +99,13 @@ pub enum Takeover {
     /// The transport is refused alone.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The tunnel has ended: the peer lacks messages that are gone. END is the next output, for the
-    /// new transport.
+    /// The tunnel ends. END is the next output, for the new transport.
+    ///
+    /// - The peer received less than it acknowledged, or more than was sent
+    ///   ([`EndReason::Gap`](super::EndReason::Gap)).
+    /// - This end was to [end](super::Link::end) it, and the peer has acknowledged everything.
+    /// - Nothing got through for as long as the tunnel is kept
+    ///   ([`EndReason::Expired`](super::EndReason::Expired)).
     #[error(transparent)]
     Ended(#[from] Ended),
 }
