@@ -15,13 +15,12 @@ impl Link {
     /// The transport before must have been dropped: from now on every message is of the new one. No
     /// effect on a server's end, or after the end.
     pub fn attach(&mut self, now: Instant) {
-        self.detach(now);
-        let Side::Client(client) = &mut self.side else {
+        if matches!(self.side, Side::Client(_)) && self.state != State::Ended {
+            self.detach(now);
+        }
+        let (Side::Client(client), State::Detached) = (&mut self.side, self.state) else {
             return;
         };
-        if self.state == State::Ended {
-            return;
-        }
         client.attempt = client.attempt.saturating_add(1);
         let (tunnel, secret) = match client.tunnel {
             Some((identity, secret)) => (identity.tunnel, secret),

@@ -218,6 +218,22 @@ fn the_clients_table_of_the_protocol_holds() {
 }
 
 #[test]
+fn only_a_client_whose_tunnel_has_not_ended_is_attached() {
+    let mut aborted = client("Attached");
+    aborted.abort(EndReason::Closed, "text");
+    for link in [
+        &mut server("Attached"),
+        &mut server("Detached"),
+        &mut aborted,
+    ] {
+        let before = alloc::format!("{link:?}");
+        link.attach(at(1));
+        assert_eq!(alloc::format!("{link:?}"), before);
+    }
+    assert_eq!(output(&mut aborted), [end(EndReason::Closed)]);
+}
+
+#[test]
 fn the_servers_table_of_the_protocol_holds() {
     let (columns, rows) = table("| event | Attached | Detached | Ended |");
     assert_eq!(rows.len(), 16);
