@@ -13,25 +13,62 @@ use crate::wire::{DecodeError, Frame};
 ///
 /// Byte streams keep no boundaries and need a [`StreamCodec`](super::StreamCodec) instead.
 ///
-/// Messages have at most 65,507 bytes, as datagrams over UDP/IPv4 do. A socket refuses a longer
-/// one, and `UdpFramed` would offer it again for ever.
+/// Messages to send have at most [`max_len`](Self::max_len) bytes. A socket refuses a datagram that
+/// is too long for it, and `UdpFramed` would offer it again for ever.
 ///
 /// A datagram can be lost, duplicated or reordered, and so can its frame. The [module](super) has
 /// an example.
 ///
 /// [`UdpFramed`]: https://docs.rs/tokio-util/0.7/tokio_util/udp/struct.UdpFramed.html
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct MessageCodec {
+    max_len: usize,
     /// The current datagram gave its item. Distinguishes its empty remainder from an empty
     /// datagram.
     delivered: bool,
 }
 
 impl MessageCodec {
-    /// A codec for one socket.
+    /// The bound of [`new`](Self::new): 65,507 bytes for a whole message, header included, as a
+    /// datagram over UDP/IPv4 has.
+    pub const DEFAULT_MAX_LEN: usize = MAX_DATAGRAM;
+
+    /// A codec for one socket, with the [default bound](Self::DEFAULT_MAX_LEN).
     #[must_use]
     pub const fn new() -> Self {
-        Self { delivered: false }
+        Self::with_max_len(Self::DEFAULT_MAX_LEN)
+    }
+
+    /// A codec that sends messages of at most `max_len` bytes, header included.
+    ///
+    /// Unix datagrams, whose bound is the socket's send buffer, carry the longest datagram of a
+    /// flow with 65,515.
+    #[must_use]
+    pub const fn with_max_len(max_len: usize) -> Self {
+        Self {
+            max_len,
+            delivered: false,
+        }
+    }
+
+    /// The longest message to send in bytes, header included.
+    #[must_use]
+    pub const fn max_len(&self) -> usize {
+        self.max_len
+    }
+
+    fn check(&self, len: usize) -> Result<usize, CodecError> {
+        let max = self.max_len;
+        match len > max {
+            true => Err(CodecError::TooLong { len, max }),
+            false => Ok(len),
+        }
+    }
+}
+
+impl Default for MessageCodec {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -68,25 +105,15 @@ impl Decoder for MessageCodec {
     }
 }
 
-/// Most bytes of a message, header included.
-const MAX: usize = MAX_DATAGRAM;
-
-fn check(len: usize) -> Result<usize, CodecError> {
-    match len > MAX {
-        true => Err(CodecError::TooLong { len, max: MAX }),
-        false => Ok(len),
-    }
-}
-
 impl<P: AsRef<[u8]>> Encoder<Frame<P>> for MessageCodec {
     type Error = CodecError;
 
     /// Appends the encoded frame.
     ///
     /// # Errors
-    /// [`CodecError::TooLong`] beyond 65,507 bytes. Nothing was written.
+    /// [`CodecError::TooLong`] beyond [`max_len`](MessageCodec::max_len). Nothing was written.
     fn encode(&mut self, frame: Frame<P>, buffer: &mut BytesMut) -> Result<(), CodecError> {
-        buffer.reserve(check(frame.encoded_len())?);
+        buffer.reserve(self.check(frame.encoded_len())?);
         // A `BytesMut` grows, so the encoder cannot run out of room.
         let _ = frame.encode(buffer);
         Ok(())
@@ -101,7 +128,7 @@ impl Encoder<Bytes> for MessageCodec {
     /// # Errors
     /// As for a frame.
     fn encode(&mut self, message: Bytes, buffer: &mut BytesMut) -> Result<(), CodecError> {
-        buffer.reserve(check(message.len())?);
+        buffer.reserve(self.check(message.len())?);
         buffer.put_slice(&message);
         Ok(())
     }
@@ -173,7 +200,20 @@ mod tests {
     }
 
     #[test]
+    fn a_larger_bound_carries_the_longest_datagram_of_a_flow() {
+        let mut codec = MessageCodec::with_max_len(MAX_DATAGRAM + 8);
+        let mut buffer = BytesMut::new();
+        let longest = data(vec![7; MAX_DATAGRAM].into());
+        codec.encode(longest.clone(), &mut buffer).unwrap();
+        assert_eq!(receive(&mut codec, &buffer), [Ok(longest)]);
+        let longer = data(vec![7; MAX_DATAGRAM + 1].into());
+        let refused = codec.encode(longer, &mut buffer);
+        assert!(matches!(refused, Err(CodecError::TooLong { max, .. }) if max == codec.max_len()));
+    }
+
+    #[test]
     fn what_no_socket_sends_is_refused_and_nothing_is_written() {
+        const MAX: usize = MessageCodec::DEFAULT_MAX_LEN;
         let mut codec = MessageCodec::new();
         let mut buffer = BytesMut::new();
         let longest = data(vec![7; MAX - 8].into());
