@@ -168,6 +168,19 @@ pub enum CodecError {
     Decode(#[from] DecodeError),
 }
 
+impl From<CodecError> for std::io::Error {
+    /// The error of the socket itself. Others are contained: "unexpected end of file" if the stream
+    /// ended inside a message, else "invalid data".
+    fn from(error: CodecError) -> Self {
+        let kind = match error {
+            CodecError::Io(error) => return error,
+            CodecError::Truncated { .. } => std::io::ErrorKind::UnexpectedEof,
+            CodecError::TooLong { .. } | CodecError::Decode(_) => std::io::ErrorKind::InvalidData,
+        };
+        Self::new(kind, error)
+    }
+}
+
 /// Takes one whole message off the front of `buffer`, also if it is not a frame.
 fn take_message(buffer: &mut BytesMut, len: usize) -> Result<Frame, DecodeError> {
     if len > HEADER_LEN + COPY_MAX {

@@ -8,7 +8,9 @@ use crate::resume;
 use crate::session::{OpenError, clean_text};
 use crate::transport::CloseReason;
 
-/// Why a tunnel ended before this end was finished. The variant says who is at fault.
+/// Why a tunnel ended before this end was finished. The variant says who is at fault, except for
+/// [`Transport`](Self::Transport): its text alone tells what the peer sent against the rules of the
+/// transport, such as a message that is too long, from a failure of the network.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::TunnelError;
@@ -178,9 +180,10 @@ mod tests {
     use std::error::Error;
 
     use super::*;
+    use crate::codec::CodecError;
     use crate::mux::RelayError;
     use crate::session::{Reason, Reset, SendError};
-    use crate::wire::Chunk;
+    use crate::wire::{Chunk, DecodeError};
 
     #[test]
     fn an_io_error_has_a_kind_and_contains_the_error() {
@@ -217,6 +220,14 @@ mod tests {
             io::ErrorKind::WouldBlock,
         );
         check(SendError::TooLong(70_000), io::ErrorKind::InvalidInput);
+        let local = io::Error::new(io::ErrorKind::BrokenPipe, "the socket's");
+        check(CodecError::Io(local), io::ErrorKind::BrokenPipe);
+        let truncated = CodecError::Truncated { missing: 7 };
+        check(truncated, io::ErrorKind::UnexpectedEof);
+        let too_long = CodecError::TooLong { len: 8, max: 7 };
+        check(too_long, io::ErrorKind::InvalidData);
+        let malformed = DecodeError::UnknownKind(99);
+        check(CodecError::Decode(malformed), io::ErrorKind::InvalidData);
     }
 
     #[test]
