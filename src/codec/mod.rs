@@ -21,6 +21,25 @@
 //! [`FramedRead`] ends after it. A caller that wants to end at a malformed message too writes `??`,
 //! as below.
 //!
+//! # Flushing and closing
+//!
+//! The codecs encode [`Frame`]s and encoded messages ([`Bytes`]), so the compiler has to be told
+//! for which of them `SinkExt::flush` and `SinkExt::close` are called. They do the same for both.
+//!
+//! ```
+//! use futures_util::SinkExt;
+//! use kohakuriver_tunnel::codec::{CodecError, StreamCodec};
+//! use kohakuriver_tunnel::wire::{ClientId, Frame, Proto};
+//! use tokio::net::TcpStream;
+//! use tokio_util::codec::Framed;
+//!
+//! async fn end(mut frames: Framed<TcpStream, StreamCodec>) -> Result<(), CodecError> {
+//!     let close: Frame = Frame::Close { proto: Proto::Tcp, id: ClientId(1) };
+//!     frames.feed(close).await?;
+//!     SinkExt::<Frame>::close(&mut frames).await
+//! }
+//! ```
+//!
 //! # Memory
 //!
 //! Frames without a payload never keep the read buffer alive. Payloads of up to 4 KiB are copied
