@@ -84,6 +84,34 @@ pub struct Dial {
     pub keep: Duration,
 }
 
+impl Dial {
+    /// For the first transport, or the test of a connector. A tunnel's driver makes its own.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use kohakuriver_tunnel::mux::Dial;
+    ///
+    /// fn pause(dial: Dial) -> Duration {
+    ///     match dial.attached {
+    ///         true => Duration::ZERO,
+    ///         false => (dial.keep / 20).min(Duration::from_secs(dial.attempt.into())),
+    ///     }
+    /// }
+    /// let keep = Duration::from_secs(120);
+    /// assert_eq!(pause(Dial::new(0, false, keep)), Duration::ZERO);
+    /// assert_eq!(pause(Dial::new(30, false, keep)), Duration::from_secs(6));
+    /// ```
+    #[must_use]
+    pub const fn new(attempt: u32, attached: bool, keep: Duration) -> Self {
+        Self {
+            attempt,
+            attached,
+            keep,
+        }
+    }
+}
+
 /// Why a connector has no transport.
 ///
 /// ```
@@ -183,11 +211,7 @@ impl<N: Connect> Redial<N> {
     }
 
     fn begin(&mut self, now: Instant, attached: bool, keep: Duration) {
-        let dial = Dial {
-            attempt: self.attempts,
-            attached,
-            keep,
-        };
+        let dial = Dial::new(self.attempts, attached, keep);
         self.attempts = self.attempts.saturating_add(1);
         let pace = Self::PACE * (1 << self.fruitless.min(4));
         self.not_before = now + pace.min(Self::SLOWEST_PACE);
