@@ -156,7 +156,7 @@ impl TunnelStream {
     /// Counters of the stream.
     #[must_use]
     pub fn stats(&self) -> Option<StreamStats> {
-        self.write.handle.stats()
+        self.write.stats()
     }
 
     /// Whether the stream's tunnel waits for a transport.
@@ -252,6 +252,12 @@ impl ReadHalf {
         })
     }
 
+    /// Counters of the stream, of both directions.
+    #[must_use]
+    pub fn stats(&self) -> Option<StreamStats> {
+        self.handle.stats()
+    }
+
     /// Whether received bytes were dropped because memory was short. Chunks from before are a part
     /// of what nobody gets as a whole, and they count as dropped, too.
     pub(super) fn has_lost(&self) -> bool {
@@ -344,6 +350,12 @@ impl WriteHalf {
     pub fn reset(&self, reason: Reason, text: &str) {
         self.handle
             .with(|state, id| state.session.reset(id, reason, text));
+    }
+
+    /// Counters of the stream, of both directions.
+    #[must_use]
+    pub fn stats(&self) -> Option<StreamStats> {
+        self.handle.stats()
     }
 
     /// Waits until all sent data was transmitted, or dropped by a reset.

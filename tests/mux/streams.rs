@@ -54,6 +54,11 @@ async fn a_stream_and_a_flow_count_what_they_carry() {
     assert_eq!(far_flow.stats().unwrap().bytes_received, 8);
     assert_eq!(tunnel.far.stats().bytes_received, 1008);
     assert_eq!(tunnel.far.last_violation(), None);
+    let (read, write) = far.into_split();
+    assert_eq!(
+        (read.stats(), write.stats()),
+        (Some(received), Some(received))
+    );
 }
 
 #[tokio::test]
