@@ -85,6 +85,8 @@ pub struct Builder<R = TokioTimer> {
 
 impl<R> Builder<R> {
     /// The version that the handshake selected, from [`Version::answered`] or [`Version::choose`].
+    /// Not for tunnels that outlive their transports ([`resuming_opener`](Self::resuming_opener),
+    /// [`resuming_acceptor`](Self::resuming_acceptor), [`admit`](Self::admit)): they speak v2.
     pub fn version(mut self, version: Version) -> Self {
         self.version = version;
         self

@@ -117,7 +117,8 @@ pub enum ConnectError {
 }
 
 impl From<OpenError> for io::Error {
-    /// "Connection aborted" if the tunnel has ended, "resource busy" if there may be room later.
+    /// "Connection aborted" if the tunnel has ended or takes no new connections, "resource busy" if
+    /// there may be room later.
     fn from(error: OpenError) -> Self {
         let kind = match error {
             OpenError::NotOpener => io::ErrorKind::Unsupported,

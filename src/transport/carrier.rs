@@ -65,7 +65,8 @@ pub trait Carrier {
     /// Classifies a received message.
     fn classify(&mut self, message: Self::Message) -> Received<Self::Message>;
 
-    /// The stack's own keepalive (a WebSocket ping), used where the tunnel protocol has none (v1).
+    /// The stack's own keepalive (a WebSocket ping). Used where the tunnel protocol has none (v1),
+    /// and to find out whether a peer that floods has left.
     ///
     /// `None`, the default, if there is no such message. A silent v1 peer then cannot be
     /// distinguished from a dead one, and is kept.
