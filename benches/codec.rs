@@ -77,9 +77,6 @@ fn encode(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("to_bytes", size), |bencher| {
             bencher.iter(|| black_box(&frame).to_bytes());
         });
-        group.bench_function(BenchmarkId::new("vectored", size), |bencher| {
-            bencher.iter(|| black_box(frame).into_buf());
-        });
         let header = frame.header();
         let shared = Bytes::copy_from_slice(payload);
         group.bench_function(BenchmarkId::new("seal_shared", size), |bencher| {

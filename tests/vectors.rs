@@ -12,7 +12,6 @@
 )]
 
 use std::collections::BTreeSet;
-use std::io::IoSlice;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kohakuriver_tunnel::wire::{
@@ -322,17 +321,6 @@ fn encoded(frame: &Frame) -> Vec<(&'static str, Vec<u8>)> {
     let mut filled = vec![0; len];
     frame.encode(&mut &mut filled[..]).unwrap();
 
-    let mut by_chunk = Vec::new();
-    let mut buf = frame.clone().into_buf();
-    while buf.has_remaining() {
-        by_chunk.extend_from_slice(buf.chunk());
-        buf.advance(buf.chunk().len());
-    }
-    let buf = frame.clone().into_buf();
-    let mut slices = [IoSlice::new(&[]); 4];
-    let count = buf.chunks_vectored(&mut slices);
-    let vectored = slices[..count].iter().flat_map(|s| s.to_vec()).collect();
-
     let mut forms = vec![
         ("slice", exact),
         ("larger slice", roomy),
@@ -340,8 +328,6 @@ fn encoded(frame: &Frame) -> Vec<(&'static str, Vec<u8>)> {
         ("BytesMut", buffer.into()),
         ("&mut [u8]", filled),
         ("to_bytes", frame.to_bytes().into()),
-        ("chunks", by_chunk),
-        ("vectored", vectored),
     ];
     if !matches!(frame, Frame::Window { .. }) {
         let (header, payload) = (frame.header(), frame.payload());

@@ -35,7 +35,6 @@ mod header;
 mod headroom;
 mod raw;
 
-pub use encode::EncodedFrame;
 pub use error::{BufferTooSmall, DecodeError, UnknownProtoName};
 pub use frame::{Frame, Payload};
 pub use header::{ClientId, HEADER_LEN, Header, Kind, Proto};
