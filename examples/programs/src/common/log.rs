@@ -61,14 +61,16 @@ struct Place {
 }
 
 impl Log {
-    pub fn new(format: LogFormat) -> Self {
-        Self(Arc::new(State {
+    /// # Errors
+    /// The system does not allow the thread that writes it.
+    pub fn new(format: LogFormat) -> Result<Self, Failure> {
+        Ok(Self(Arc::new(State {
             format,
-            stderr: Arc::new(Output::new("stderr", io::stderr())),
+            stderr: Arc::new(Output::new("stderr", io::stderr())?),
             lost_told: AtomicU64::new(0),
             hidden: AtomicU64::new(0),
             places: Mutex::default(),
-        }))
+        })))
     }
 
     /// Logs from now on what RUST_LOG, or else `level`, selects. In it, `name` stands for the

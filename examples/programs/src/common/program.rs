@@ -103,6 +103,20 @@ pub fn run<A: Parser + Basics>(
     about: &About,
     main: impl AsyncFnOnce(A, Process) -> Result<(), Failure>,
 ) -> ExitCode {
+    start(about, main).unwrap_or_else(|failure| {
+        let _ = writeln!(std::io::stderr(), "{}: {failure}", about.name);
+        ExitCode::from(failure.code)
+    })
+}
+
+/// As [`run`].
+///
+/// # Errors
+/// There is no thread for the log.
+fn start<A: Parser + Basics>(
+    about: &About,
+    main: impl AsyncFnOnce(A, Process) -> Result<(), Failure>,
+) -> Result<ExitCode, Failure> {
     let args = match A::try_parse() {
         Ok(args) => args,
         Err(asked)
@@ -112,26 +126,27 @@ pub fn run<A: Parser + Basics>(
             ) =>
         {
             let _ = asked.print();
-            return ExitCode::SUCCESS;
+            return Ok(ExitCode::SUCCESS);
         }
         Err(error) => {
             let wrong = format!("{}; {}", one_line(&error), about.hint);
-            return Log::new(LogFormat::Text).end(about.name, Err(Failure::usage(wrong)));
+            let log = Log::new(LogFormat::Text)?;
+            return Ok(log.end(about.name, Err(Failure::usage(wrong))));
         }
     };
     keep_memory();
     raise_file_limit();
-    let log = Log::new(args.log_format());
+    let log = Log::new(args.log_format())?;
     log.start(about.name, args.log_level());
     let ended = threads::runtime().and_then(|runtime| {
-        let ended = runtime.block_on(async {
+        runtime.block_on(async {
             let (threads, mut workers) = Threads::start(args.threads())?;
             let process = Process {
                 place: about.place,
                 log: log.clone(),
                 tunnels: Tunnels::default(),
                 threads,
-                stdout: Arc::new(Output::new("stdout", std::io::stdout())),
+                stdout: Arc::new(Output::new("stdout", std::io::stdout())?),
             };
             tokio::spawn(log.clone().report_missing());
             let ended = tokio::select! {
@@ -140,12 +155,9 @@ pub fn run<A: Parser + Basics>(
             };
             workers.stop().await;
             ended
-        });
-        // A name look-up may still use a helper thread. Nothing waits for it.
-        runtime.shutdown_background();
-        ended
+        })
     });
-    log.end(about.name, ended)
+    Ok(log.end(about.name, ended))
 }
 
 /// Does `work` until it ends or a signal comes. After a signal, tunnels end in good order; after a

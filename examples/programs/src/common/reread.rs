@@ -5,7 +5,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
@@ -14,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::net;
 use super::program::Failure;
+use super::threads;
 
 /// Most looks at the files without a pause, and the time after which there may be one more. Anybody
 /// who connects causes one.
@@ -87,7 +87,7 @@ impl<T: Clone + Send + 'static> Reread<T> {
     /// logged once. Of many callers a few look, so it may be 0.1 s old.
     pub async fn current(&self) -> T {
         let looked = pin!(self.0.looked.notified());
-        if let Some(until) = self.look(|look| thread::Builder::new().spawn(look).map(drop)) {
+        if let Some(until) = self.look(threads::aside) {
             let _ = timeout_at(until, looked).await;
         }
         let mut now = self.0.now.lock();

@@ -106,10 +106,7 @@ impl Threads {
             let runtime = runtime()?;
             let thread = Thread::of(runtime.handle());
             let stopped = stop.clone().cancelled_owned();
-            start_thread(position, ending.clone(), move || {
-                runtime.block_on(stopped);
-                runtime.shutdown_background();
-            })?;
+            start_thread(position, ending.clone(), move || runtime.block_on(stopped))?;
             Ok(thread)
         });
         let all = All {
@@ -246,6 +243,15 @@ pub fn runtime() -> Result<Runtime, Failure> {
         let reason = net::plain(&error);
         Failure::failed(format!("cannot start an event loop: {reason}"))
     })
+}
+
+/// Runs what may block on a thread of its own. The runtime's own threads for it are of no use: it
+/// panics where the system allows no other thread.
+///
+/// # Errors
+/// The system allows no other thread.
+pub fn aside(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().spawn(work).map(drop)
 }
 
 /// A thread that tells its name when it ends, also by a panic.

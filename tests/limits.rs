@@ -1,0 +1,50 @@
+//! Programs that may have few threads or files.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use tunnel_test_support::LIMIT;
+use tunnel_test_support::files::Folder;
+use tunnel_test_support::program::{self, Program};
+
+/// No system has this user, so there are no other processes that would count.
+const NOBODY: u32 = 61_234;
+
+/// An agent that may have this many threads. `None` if it cannot be limited: only root can start
+/// one of another user.
+fn agent(threads: u32, folder: &Folder) -> Option<Program> {
+    if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
+        return None;
+    }
+    // That user may not reach the folder of what cargo builds.
+    let copy = folder.path("agent");
+    std::fs::copy(program::command("agent").get_program(), &copy).unwrap();
+    let mut limited = Command::new("prlimit");
+    limited
+        .arg(format!("--nproc={threads}"))
+        .args([&copy, "--runner-url", "ws://runner.invalid:1"])
+        .args(["--container-id", "box", "--reconnect-delay", "0.05"])
+        .args(["--max-reconnect", "2"])
+        .env_clear()
+        .uid(NOBODY);
+    Some(Program::spawn("agent", limited))
+}
+
+#[test]
+fn where_threads_are_missing_a_name_is_not_found_or_the_agent_says_why_it_ends() {
+    let folder = Folder::new();
+    // That of the program and one each for stdout and stderr, but none to look up the name.
+    let Some(mut agent) = agent(3, &folder) else {
+        return;
+    };
+    assert_eq!(agent.exit(LIMIT), 3);
+    agent.complaint("giving up after 2 tries: cannot reach runner.invalid:1: resource temporarily");
+    for (threads, stream) in [(2, "stdout"), (1, "stderr")] {
+        let mut agent = self::agent(threads, &folder).unwrap();
+        assert_eq!(agent.exit(LIMIT), 1);
+        agent.complaint(&format!("agent: cannot start the thread for {stream}"));
+    }
+}
