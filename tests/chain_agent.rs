@@ -347,11 +347,13 @@ async fn variables_of_another_application_do_not_end_the_agent() {
         ("LOG_LEVEL", "verbose"),
         ("LOG_LEVEL", "20"),
         ("RUST_LOG", "info,my_app[request{id=5}]=debug"),
+        ("RUST_LOG", "my_app=debug"),
+        ("RUST_LOG", "warning"),
     ] {
         let environment = [&usual[..], &[(name, value)]].concat();
         let agent = Program::start_with("agent", &[], &environment);
         agent.complaint("registered at");
-        agent.expect_lines(&format!("cannot read {name}="), 1);
+        agent.expect_lines(&format!("{name}={value:?}"), 1);
     }
     for name in ["LOG_LEVEL", "RUST_LOG"] {
         let environment = [&usual[..], &[(name, "")]].concat();
@@ -359,6 +361,11 @@ async fn variables_of_another_application_do_not_end_the_agent() {
         agent.complaint("registered at");
         assert_eq!(agent.lines_with("cannot read"), 0);
     }
+    let environment = [&usual[..], &[("RUST_LOG", "my_app=debug")]].concat();
+    let agent = Program::start_with("agent", &["--log-level", "warn"], &environment);
+    agent.complaint("RUST_LOG=");
+    runner.complaint("agent registered");
+    assert_eq!(agent.lines_with("registered at"), 0);
     let mut agent = Program::start_with("agent", &["--log-level", "verbose"], &usual);
     assert_eq!(agent.exit(BACK), 2);
 }

@@ -76,26 +76,29 @@ impl Log {
     /// Logs from now on what RUST_LOG, or else `level`, selects. In it, `name` stands for the
     /// modules of the programs.
     ///
-    /// A variable may be meant for another program of the container. One that cannot be read is
-    /// logged and means `info`.
+    /// A variable may be meant for another program of the container. A RUST_LOG that selects
+    /// nothing here is logged and ignored; a level that cannot be read is logged and means `info`.
     pub fn start(&self, name: &str, level: Result<LevelFilter, String>) {
-        let filter = match variable("RUST_LOG") {
-            Some(text) => filter(name, &text).ok_or_else(|| {
-                format!(
-                    "cannot read RUST_LOG={text:?}: \
-                     use for example RUST_LOG=debug or RUST_LOG=warn,{name}=debug"
-                )
-            }),
-            None => level.map(|level| Targets::new().with_default(level)),
-        };
-        let (filter, wrong) = match filter {
-            Ok(filter) => (filter, None),
-            Err(wrong) => (Targets::new().with_default(LevelFilter::INFO), Some(wrong)),
-        };
+        let mut wrong = Vec::new();
+        let variable = variable("RUST_LOG");
+        let filter = variable.as_ref().and_then(|text| filter(name, text));
+        if let (Some(text), None) = (&variable, &filter) {
+            wrong.push(format!(
+                "RUST_LOG={text:?} names neither a level alone nor {name}, so it is ignored: \
+                 use for example RUST_LOG=debug or RUST_LOG=warn,{name}=debug"
+            ));
+        }
+        let filter = filter.unwrap_or_else(|| {
+            let level = level.unwrap_or_else(|unread| {
+                wrong.push(unread);
+                LevelFilter::INFO
+            });
+            Targets::new().with_default(level)
+        });
         let lines = registry().with(filter).with(self.layer());
         // Called only once: a second subscriber would be refused.
         let _ = lines.with(self.clone()).try_init();
-        if let Some(wrong) = wrong {
+        for wrong in wrong {
             tracing::warn!("{wrong}");
         }
     }
@@ -177,12 +180,17 @@ impl Log {
     }
 }
 
-/// The directives, with the modules of the programs where they have the name of one.
+/// The directives, with the modules of the programs where they have the name of one. `None` if they
+/// cannot be read or say nothing of this program.
 fn filter(name: &str, directives: &str) -> Option<Targets> {
     let filter: Targets = directives.parse().ok()?;
     let named = filter.iter().find(|(target, _)| *target == name);
     let level = named.map(|(_, level)| level);
-    Some(filter.with_targets(level.map(|level| (MODULES, level))))
+    let mut targets = filter.iter().map(|(target, _)| target);
+    let selects = level.is_some()
+        || filter.default_level().is_some()
+        || targets.any(|target| target.starts_with(MODULES));
+    selects.then(|| filter.with_targets(level.map(|level| (MODULES, level))))
 }
 
 impl<S: Subscriber> Layer<S> for Log {
