@@ -289,6 +289,26 @@ async fn an_agent_stops_for_good_when_it_is_refused_for_good() {
     agent.complaint("401");
 }
 
+/// So a proxy answers whose runner is not there yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_agent_that_is_not_known_yet_tries_again() {
+    for status in [403, 404] {
+        let answer = format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n");
+        let proxy = service(move |mut stream| {
+            let answer = answer.clone();
+            async move {
+                let _ = stream.read(&mut [0; 4096]).await;
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        let url = format!("ws://{}", proxy.await);
+        let args = ["--runner-url", &url, "--container-id", "box"];
+        let mut agent = Program::start("agent", &args);
+        agent.complaint(&format!("WARN the runner refused with HTTP {status}"));
+        assert!(agent.is_running());
+    }
+}
+
 /// A load balancer redirects to a page while the runner restarts, or for good, as to its own TLS.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_agent_tries_again_after_a_redirect_that_is_not_for_good() {

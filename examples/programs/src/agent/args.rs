@@ -63,7 +63,9 @@ pub struct Args {
     )]
     reconnect_delay: Duration,
 
-    /// Failed attempts in a row after which the agent gives up; 0 means never.
+    /// Failed attempts in a row after which the agent gives up; 0 means never. Before it has been
+    /// registered, it gives up at once if it is redirected for good or refused with 401 or another
+    /// 4xx. With 403, 404, 408, 425 and 429 it tries again.
     #[arg(
         long,
         env = "MAX_RECONNECT",

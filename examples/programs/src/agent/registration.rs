@@ -111,7 +111,7 @@ pub async fn keep(settings: Settings) -> Failure {
                 None
             }
             Err(error) if replaced && error.is_taken() => Some(error),
-            Err(error) if error.is_lasting() && !was_registered => {
+            Err(error) if error.is_lasting() && !was_registered && !error.may_be_early() => {
                 return Failure::refused(format!(
                     "the runner {} {error}",
                     settings.url.authority()

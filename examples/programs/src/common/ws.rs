@@ -97,6 +97,14 @@ impl ConnectError {
         )
     }
 
+    /// Whether the runner may not be there yet, and a proxy before it has answered.
+    pub fn may_be_early(&self) -> bool {
+        matches!(
+            self.status(),
+            Some(StatusCode::FORBIDDEN | StatusCode::NOT_FOUND)
+        )
+    }
+
     /// Whether the place of an agent is taken by another one.
     pub fn is_taken(&self) -> bool {
         self.status() == Some(StatusCode::CONFLICT)
