@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tunnel_test_support::chain::{CONTAINER, connect, echo, expect_echo, service};
+use tunnel_test_support::chain::{CONTAINER, connect, echo, expect_echo, metric, service};
 use tunnel_test_support::client;
 use tunnel_test_support::program::Program;
 
@@ -34,6 +34,28 @@ async fn one_token_opens_the_whole_chain() {
     expect_echo(&mut connect(&forward).await, b"let in").await;
     let log = forward.stderr().join("\n");
     assert!(!log.contains(token[0].1), "the token was logged");
+}
+
+/// A user could do nothing about it, and later it may be right.
+#[tokio::test]
+async fn a_runner_that_refuses_the_hosts_own_token_is_a_failure_that_the_host_logs() {
+    let token = |token| [("KOHAKURIVER_TUNNEL_TOKEN", token)];
+    let listen = ["--listen", "127.0.0.1:0"];
+    let runner = Program::start_with("runner", &listen, &token("of-the-runner"));
+    let task = format!("42={CONTAINER}@http://{}", runner.address());
+    let args = [&listen[..], &["--task", &task]].concat();
+    let host = Program::start_with("host", &args, &token("of-the-host"));
+    let url = format!("ws://{}", host.address());
+    let args = ["--host", &url, "42", "80", "--local-port", "0"];
+    let mut forward = Program::start_with("forward", &args, &token("of-the-host"));
+    assert_eq!(forward.exit(SOON), 3);
+    forward.complaint("the runner does not let the host in");
+    host.complaint(&format!(
+        "the runner {} does not let this host in: the runner answered HTTP 401",
+        runner.address()
+    ));
+    let failed = "host_sessions_total{outcome=\"unreachable\"}";
+    assert_eq!(metric(&host, failed).await, 1);
 }
 
 #[tokio::test]

@@ -208,9 +208,14 @@ async fn ask_runner(
     }
     let line = http::shown(response.into_body()).await;
     let reason = format!("the runner answered HTTP {}: {line}", status.as_u16());
-    let of_caller = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) && passes_on;
-    Err(if of_caller {
+    let shut_out = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    Err(if shut_out && passes_on {
         Refusal::of_caller(status, reason)
+    } else if shut_out {
+        // Nothing that the caller could mend.
+        let runner = place.runner.authority();
+        tracing::warn!("the runner {runner} does not let this host in: {reason}");
+        Refusal::failure("the runner does not let the host in")
     } else if status.is_client_error() {
         Refusal::policy(reason)
     } else {
