@@ -41,7 +41,7 @@ fn a_token_registers_its_own_container_alone() {
         assert!(line.contains("runner agent-token NAME"), "{line}");
         assert!(line.contains("--token-file"), "{line}");
     }
-    runner.complaint("agent refused");
+    runner.complaint("path=\"/ws/tunnel/theirs\"");
     let log = runner.stderr().join("\n");
     assert!(!log.contains(&own) && !log.contains(KEY), "{log}");
 }

@@ -139,6 +139,31 @@ async fn what_displaced_connections_is_counted() {
 }
 
 #[tokio::test]
+async fn who_is_not_let_in_is_counted_and_logged() {
+    let token = [("KOHAKURIVER_TUNNEL_TOKEN", "s3cret")];
+    let (listen, task) = (["--listen", "127.0.0.1:0"], "42=box@http://127.0.0.1:1");
+    let host = [&listen[..], &["--task", task]].concat();
+    for (name, args, path) in [
+        ("host", &host[..], "/api/tunnel/42"),
+        ("runner", &listen, "/api/tunnel/box"),
+        ("runner", &listen, "/ws/tunnel/box"),
+    ] {
+        let told = |program: &Program| program.complaint("not let in").contains(path);
+        let closed = Program::start_with(name, args, &token);
+        assert_eq!(session(&closed, path, 1).await.err(), Some(401));
+        assert_eq!(turned_away(&closed, "token").await, 1);
+        assert!(told(&closed));
+
+        let open = Program::start(name, args);
+        let url = format!("ws://{}{path}", open.address());
+        let page = greeted(&url, &[("origin", "https://evil.example")], 1).await;
+        assert_eq!(page.err(), Some(403));
+        assert_eq!(turned_away(&open, "origin").await, 1);
+        assert!(told(&open));
+    }
+}
+
+#[tokio::test]
 async fn a_connection_serves_one_request_and_says_so() {
     let chain = Chain::direct();
     for program in [&chain.host, &chain.runner] {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use clap::Args;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
-use hyper::{Request, StatusCode};
+use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use tokio::net::TcpListener;
@@ -26,7 +26,7 @@ use super::accept::Accepting;
 use super::addresses::{Source, Sources, parse_network};
 use super::args::parse_count;
 use super::handshakes::{Handshake, Handshakes};
-use super::http::{Answer, HEAD_MAX};
+use super::http::{Answer, BadRequest, HEAD_MAX};
 use super::metrics::Counter;
 use super::net::{self, MaybeTls};
 use super::program::Failure;
@@ -117,13 +117,17 @@ pub struct Front {
     pub turned_away: TurnedAway,
 }
 
-/// Connections that were dropped before they had an answer.
+/// Connections that were dropped before they had an answer, and requests that were not let in.
 #[derive(Debug, Default)]
 pub struct TurnedAway {
     /// A newer connection needed the place.
     pub displaced: Counter,
     /// Not finished in time.
     pub late: Counter,
+    /// Without the right token.
+    pub token: Counter,
+    /// Of web pages that may not connect.
+    pub origin: Counter,
 }
 
 impl Front {
@@ -178,6 +182,17 @@ impl Front {
     /// A place for a connection that gets no session and is only told why.
     pub fn farewell(&self, source: Source) -> Handshake {
         self.handshakes.begin(source)
+    }
+
+    /// Counts and logs a request that is not let in, for what `bad` says.
+    pub fn shut_out(&self, uri: &Uri, peer: SocketAddr, bad: BadRequest) -> BadRequest {
+        let counter = match bad.status() {
+            StatusCode::FORBIDDEN => &self.turned_away.origin,
+            _ => &self.turned_away.token,
+        };
+        counter.add(1);
+        tracing::info!(%peer, path = uri.path(), "not let in: {}", bad.line());
+        bad
     }
 
     fn caller(&self, address: SocketAddr) -> Caller {

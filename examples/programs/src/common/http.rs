@@ -64,6 +64,10 @@ impl BadRequest {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, line)
     }
 
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// The one line of the answer.
     pub fn line(&self) -> &'static str {
         self.line

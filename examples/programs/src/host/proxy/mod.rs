@@ -149,6 +149,8 @@ impl Host {
                 &[
                     ("displaced", self.front.turned_away.displaced.value()),
                     ("late", self.front.turned_away.late.value()),
+                    ("token", self.front.turned_away.token.value()),
+                    ("origin", self.front.turned_away.origin.value()),
                     ("sessions", self.sessions.full.value()),
                     ("address", self.sessions.share.value()),
                     ("questions", self.questions.refused.value()),

@@ -48,14 +48,14 @@ pub async fn join(
     };
     let caller = request.headers().get(header::AUTHORIZATION);
     let own = host.settings.token.current().await;
-    if own.is_none() {
-        if let Err(bad) = http::same_origin(request.headers()) {
-            return bad.into();
-        }
-    }
     let trusted = own.as_ref().is_none_or(|own| token::same(own, caller));
-    if !trusted && !host.checks_callers() {
-        return token::demanded().into();
+    let allowed = match own {
+        None => http::same_origin(request.headers()),
+        Some(_) if !trusted && !host.checks_callers() => Err(token::demanded()),
+        Some(_) => Ok(()),
+    };
+    if let Err(bad) = allowed {
+        return host.front.shut_out(request.uri(), peer, bad).into();
     }
 
     let joined = async {

@@ -125,7 +125,8 @@ impl Runner {
         }
         let key = http::upgrade_key(&request)?;
         let tokens = self.settings.tokens.current().await;
-        let class = access::check(&tokens, &route, request.headers(), peer)?;
+        let class = access::check(&tokens, &route, request.headers());
+        let class = class.map_err(|bad| self.front.shut_out(request.uri(), peer, bad))?;
         let choice = ws::choose(request.headers(), self.settings.tunnels.resume.is_some());
         let binding = kept::binding(&route, class, caller.source);
         let upgrade = hyper::upgrade::on(&mut request);
@@ -308,6 +309,8 @@ impl Runner {
                 &[
                     ("displaced", self.front.turned_away.displaced.value()),
                     ("late", self.front.turned_away.late.value()),
+                    ("token", self.front.turned_away.token.value()),
+                    ("origin", self.front.turned_away.origin.value()),
                     ("sessions", self.sessions.full.value()),
                     ("address", self.sessions.share.value()),
                     ("agents", self.agents.full.value()),
