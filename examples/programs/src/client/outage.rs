@@ -1,5 +1,6 @@
 //! What is logged while tunnels of a command are down, however many ports there are: one line when
-//! the first is lost, one for each reason in an answer, one when all are up again.
+//! the first is lost, one for each reason in an answer, one for each tunnel whose connections have
+//! ended, one when all are up again.
 
 use std::collections::HashSet;
 
@@ -8,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::common::resume::sent_again;
 
-/// Most lines logged in one outage. The other side chooses the words.
+/// Most reasons logged in one outage. The other side chooses the words.
 const LINES: usize = 16;
 
 /// Shared by all tunnels of a command.
@@ -26,7 +27,7 @@ struct Now {
     reconnected: bool,
     /// Messages and bytes sent again over next WebSockets; `None` if no tunnel has gone on.
     again: Option<(u64, u64)>,
-    /// Lines that were logged.
+    /// Lines with reasons that were logged.
     told: HashSet<String>,
 }
 
@@ -58,9 +59,7 @@ impl Outage {
 
     /// A tunnel does not wait for its next WebSocket any more, and its connections have ended.
     pub fn gives_up(&self, cause: &str) {
-        self.warn(format!(
-            "{cause}: its connections have ended; still reconnecting"
-        ));
+        tracing::warn!("{cause}: its connections have ended; still reconnecting");
     }
 
     /// There is a new tunnel.
@@ -104,9 +103,7 @@ impl Outage {
     /// its connections did not end by themselves.
     pub fn leaves(&self, cause: &str, down: bool, lost: bool) {
         if lost {
-            self.warn(format!(
-                "{cause}: its connections have ended; others have their own tunnels"
-            ));
+            tracing::warn!("{cause}: its connections have ended; others have their own tunnels");
         }
         if down {
             self.over(|_| {});
@@ -174,6 +171,22 @@ mod tests {
                 .to_owned()
         };
         text.lines().map(plain).collect()
+    }
+
+    #[test]
+    fn every_tunnel_whose_connections_have_ended_is_told() {
+        let lines = logged(|outage| {
+            for number in 0..LINES {
+                outage.refused(&format!("no {number}"));
+            }
+            outage.refused("no more");
+            outage.leaves("lost", false, true);
+            outage.leaves("lost", false, true);
+            outage.gives_up("over");
+        });
+        let left = "WARN lost: its connections have ended; others have their own tunnels";
+        let over = "WARN over: its connections have ended; still reconnecting";
+        assert_eq!(lines[LINES..], [left, left, over]);
     }
 
     #[test]
