@@ -48,3 +48,17 @@ fn where_threads_are_missing_a_name_is_not_found_or_the_agent_says_why_it_ends()
         agent.complaint(&format!("agent: cannot start the thread for {stream}"));
     }
 }
+
+#[test]
+fn where_files_are_missing_the_line_says_what_to_do() {
+    let task = [
+        "--task",
+        "42=box@http://127.0.0.1:1",
+        "--listen",
+        "127.0.0.1:0",
+    ];
+    let many = [&task[..], &["--threads", "200"]].concat();
+    let mut host = Program::start_limited("host", &many, 40);
+    assert_eq!(host.exit(LIMIT), 1);
+    host.complaint("--threads N, or raise ulimit -n");
+}

@@ -138,7 +138,7 @@ fn start<A: Parser + Basics>(
     raise_file_limit();
     let log = Log::new(args.log_format())?;
     log.start(about.name, args.log_level());
-    let ended = threads::runtime().and_then(|runtime| {
+    let ended = threads::runtime("raise ulimit -n").and_then(|runtime| {
         runtime.block_on(async {
             let (threads, mut workers) = Threads::start(args.threads())?;
             let process = Process {

@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use super::args::Within;
 use super::net;
-use super::program::Failure;
+use super::program::{Failure, raise_file_limit};
 
 /// Most threads, which are more than the cores that a few sockets can occupy.
 const MOST: usize = 256;
@@ -47,7 +47,8 @@ thread_local! {
 /// Flags of a program that uses several threads.
 #[derive(Args, Debug, Clone, Copy, PartialEq)]
 pub struct ThreadArgs {
-    /// Threads that carry connections [default: as many as the cores that this process may use].
+    /// Threads that carry connections [default: as many as the cores that this process may use, or
+    /// one for each 16 open files].
     #[arg(long, value_name = "N")]
     threads: Option<Within<1, { MOST as u64 }>>,
 }
@@ -55,8 +56,14 @@ pub struct ThreadArgs {
 impl ThreadArgs {
     pub fn count(self) -> usize {
         let cores = || thread::available_parallelism().map_or(1, usize::from);
-        self.threads.map_or_else(cores, Within::count).min(MOST)
+        let usual = || usual(cores(), raise_file_limit());
+        self.threads.map_or_else(usual, Within::count)
     }
+}
+
+/// The default. The runtimes take a quarter of the file descriptors at most.
+fn usual(cores: usize, files: usize) -> usize {
+    cores.min(files / (4 * DESCRIPTORS)).clamp(1, MOST)
 }
 
 /// The threads that tasks can be spawned on. Cheap to clone.
@@ -103,7 +110,7 @@ impl Threads {
         let stop = CancellationToken::new();
         let (ending, ended) = mpsc::unbounded_channel();
         let others = (1..count).map(|position| {
-            let runtime = runtime()?;
+            let runtime = runtime("choose fewer threads with --threads N, or raise ulimit -n")?;
             let thread = Thread::of(runtime.handle());
             let stopped = stop.clone().cancelled_owned();
             start_thread(position, ending.clone(), move || runtime.block_on(stopped))?;
@@ -233,15 +240,15 @@ pub fn position() -> usize {
 /// The runtime of one thread.
 ///
 /// # Errors
-/// The system has no file descriptors for it.
-pub fn runtime() -> Result<Runtime, Failure> {
+/// The system has no file descriptors for it. Says so with this remedy.
+pub fn runtime(remedy: &str) -> Result<Runtime, Failure> {
     let runtime = Builder::new_current_thread()
         .enable_all()
         .event_interval(EVENT_INTERVAL)
         .build();
     runtime.map_err(|error| {
         let reason = net::plain(&error);
-        Failure::failed(format!("cannot start an event loop: {reason}"))
+        Failure::failed(format!("cannot start an event loop: {reason}; {remedy}"))
     })
 }
 
@@ -289,6 +296,14 @@ mod tests {
         let (tell, told) = oneshot::channel();
         thread.spawn(async move { tell.send(position()).unwrap() });
         told.await.unwrap()
+    }
+
+    #[test]
+    fn by_default_the_threads_leave_files_for_connections() {
+        assert_eq!(usual(16, 1 << 20), 16);
+        assert_eq!(usual(16, 64), 4);
+        assert_eq!(usual(16, 8), 1);
+        assert_eq!(usual(1000, 1 << 20), MOST);
     }
 
     #[tokio::test]
