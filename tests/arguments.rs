@@ -412,6 +412,27 @@ fn a_token_that_everybody_can_read_or_that_is_none_is_refused() {
     Program::start("runner", &args).address();
 }
 
+/// The program hears no signal while it reads, so it must not have taken them over.
+#[cfg(unix)]
+#[test]
+fn a_token_that_is_waited_for_keeps_no_program_from_ending() {
+    let folder = Folder::new();
+    let fifo = folder.path("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.unwrap().success());
+    for (name, args) in [
+        ("host", &["--task", PLACE][..]),
+        ("forward", &["42", "80", "--local-port", "0"]),
+    ] {
+        let args = [args, &["--token-file", &fifo]].concat();
+        let mut program = Program::start(name, &args);
+        // Waits until the program has opened it, too.
+        let _writer = std::fs::File::options().write(true).open(&fifo).unwrap();
+        program.signal("TERM");
+        program.exit(LIMIT);
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn a_key_that_everybody_can_read_is_refused() {

@@ -22,6 +22,10 @@ pub fn main() -> ExitCode {
     run(&ABOUT, serve)
 }
 
-async fn serve(args: Args, process: Process) -> Result<(), Failure> {
-    Err(registration::keep(args.settings(&process)?).await)
+fn serve(
+    args: Args,
+    process: Process,
+) -> Result<impl Future<Output = Result<(), Failure>>, Failure> {
+    let settings = args.settings(&process)?;
+    Ok(async { Err(registration::keep(settings).await) })
 }

@@ -33,10 +33,19 @@ pub fn main() -> ExitCode {
     run(&ABOUT, start)
 }
 
-async fn start(args: Args, process: Process) -> Result<(), Failure> {
+fn start(
+    args: Args,
+    process: Process,
+) -> Result<impl Future<Output = Result<(), Failure>>, Failure> {
     args::check_wait(std::env::args_os())?;
-    if args.asks_for_nothing() {
-        return demo::run(&process).await;
-    }
-    listener::forward(args.command(&process)?, &process).await
+    let command = match args.asks_for_nothing() {
+        true => None,
+        false => Some(args.command(&process)?),
+    };
+    Ok(async move {
+        match command {
+            None => demo::run(&process).await,
+            Some(command) => listener::forward(command, &process).await,
+        }
+    })
 }

@@ -97,11 +97,14 @@ pub struct Process {
 
 /// Runs a program to its exit code, or until a signal tells it to end.
 ///
-/// `main` runs on the first of its threads. A task is never moved to another thread: it moves bytes
+/// `main` reads the settings and returns the work. A file that it waits for, such as a FIFO, would
+/// keep this thread from any signal, so until then a signal ends the process as it ends any other.
+///
+/// The work runs on the first of the threads. A task is never moved to another one: it moves bytes
 /// between sockets, and waking other threads costs more than they gain.
-pub fn run<A: Parser + Basics>(
+pub fn run<A: Parser + Basics, W: Future<Output = Result<(), Failure>>>(
     about: &About,
-    main: impl AsyncFnOnce(A, Process) -> Result<(), Failure>,
+    main: impl FnOnce(A, Process) -> Result<W, Failure>,
 ) -> ExitCode {
     start(about, main).unwrap_or_else(|failure| {
         let _ = writeln!(std::io::stderr(), "{}: {failure}", about.name);
@@ -113,9 +116,9 @@ pub fn run<A: Parser + Basics>(
 ///
 /// # Errors
 /// There is no thread for the log.
-fn start<A: Parser + Basics>(
+fn start<A: Parser + Basics, W: Future<Output = Result<(), Failure>>>(
     about: &About,
-    main: impl AsyncFnOnce(A, Process) -> Result<(), Failure>,
+    main: impl FnOnce(A, Process) -> Result<W, Failure>,
 ) -> Result<ExitCode, Failure> {
     let args = match A::try_parse() {
         Ok(args) => args,
@@ -149,8 +152,9 @@ fn start<A: Parser + Basics>(
                 stdout: Arc::new(Output::new("stdout", std::io::stdout())?),
             };
             tokio::spawn(log.clone().report_missing());
+            let work = main(args, process.clone())?;
             let ended = tokio::select! {
-                ended = until_signal(process.tunnels.clone(), main(args, process)) => ended,
+                ended = until_signal(process.tunnels, work) => ended,
                 failure = workers.failed() => Err(failure),
             };
             workers.stop().await;

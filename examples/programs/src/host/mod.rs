@@ -23,9 +23,13 @@ pub fn main() -> ExitCode {
     run(&ABOUT, serve)
 }
 
-async fn serve(args: Args, process: Process) -> Result<(), Failure> {
+fn serve(
+    args: Args,
+    process: Process,
+) -> Result<impl Future<Output = Result<(), Failure>>, Failure> {
     let host = Arc::new(Host::new(args.settings(&process)?));
-    process
-        .serve(args.listen, |listener| host.serve(listener))
-        .await
+    Ok(async move {
+        let serve = |listener| host.serve(listener);
+        process.serve(args.listen, serve).await
+    })
 }

@@ -23,12 +23,20 @@ pub fn main() -> ExitCode {
     run(&ABOUT, serve)
 }
 
-async fn serve(args: Args, process: Process) -> Result<(), Failure> {
-    if let Some(Command::AgentToken { name }) = &args.command {
-        return print(&args.token_of(name)?);
-    }
-    let runner = Arc::new(Runner::new(args.settings(&process)?));
-    process
-        .serve(args.listen, |listener| runner.serve(listener))
-        .await
+fn serve(
+    args: Args,
+    process: Process,
+) -> Result<impl Future<Output = Result<(), Failure>>, Failure> {
+    let runner = match &args.command {
+        Some(Command::AgentToken { name }) => {
+            print(&args.token_of(name)?)?;
+            None
+        }
+        None => Some(Arc::new(Runner::new(args.settings(&process)?))),
+    };
+    Ok(async move {
+        let Some(runner) = runner else { return Ok(()) };
+        let serve = |listener| runner.serve(listener);
+        process.serve(args.listen, serve).await
+    })
 }
