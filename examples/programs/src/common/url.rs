@@ -50,7 +50,7 @@ impl Url {
             .host()
             .trim_start_matches('[')
             .trim_end_matches(']');
-        let port = match authority.as_str().ends_with(authority.host()) {
+        let port = match authority.as_str() == authority.host() {
             true => Some(if tls { 443 } else { 80 }),
             false => authority.port_u16().filter(|port| *port != 0),
         };
@@ -191,6 +191,7 @@ mod tests {
             ("wss://box:80", "box:80"),
             ("ws://box:8080", "box:8080"),
             ("ws://[::80]:8000", "[::80]:8000"),
+            ("ws://0:8000", "0:8000"),
         ] {
             let request = Url::parse(url).unwrap().get().body(()).unwrap();
             assert_eq!(request.headers()[header::HOST], host, "{url}");
