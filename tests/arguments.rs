@@ -222,6 +222,14 @@ fn what_contradicts_itself_is_refused() {
 }
 
 #[test]
+fn the_variable_of_the_tunnels_may_be_empty() {
+    let named = "TUNNEL_ENABLED";
+    Program::start_with("runner", &ANY, &[(named, "")]).address();
+    let line = refusal("runner", &ANY, &[(named, "maybe")]);
+    assert!(line.contains(named), "{line}");
+}
+
+#[test]
 fn no_library_speaks_to_the_user() {
     let task = ["--task", PLACE];
     let agent = ["--runner-url", "ws://x", "--container-id", "a"];

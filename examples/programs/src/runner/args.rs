@@ -273,10 +273,11 @@ fn parse_target(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), address.to_owned()))
 }
 
+/// An empty variable is one that is not set.
 fn parse_switch(text: &str) -> Result<bool, String> {
     match text.trim().to_ascii_lowercase().as_str() {
-        "true" | "1" | "yes" | "on" => Ok(true),
+        "" | "true" | "1" | "yes" | "on" => Ok(true),
         "false" | "0" | "no" | "off" => Ok(false),
-        _ => Err("write True or False".to_owned()),
+        _ => Err("write True or False, also in TUNNEL_ENABLED".to_owned()),
     }
 }
