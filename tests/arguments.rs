@@ -203,6 +203,21 @@ fn what_contradicts_itself_is_refused() {
             ],
             &["--resume-first-ring 2049", "--resume-ring 2", "lower"],
         ),
+        (
+            "forward",
+            &["42", "80", "--no-resume", "--resume-keep", "5"],
+            &["--no-resume", "--resume-keep"],
+        ),
+        (
+            "runner",
+            &["--no-resume", "--resume-ring", "5"],
+            &["--no-resume", "--resume-ring"],
+        ),
+        (
+            "forward",
+            &["42", "80", "--no-resume", "--resume-timeout", "5"],
+            &["--no-resume", "--resume-timeout"],
+        ),
         ("forward", &["--tunnels", "2"], &["no task"]),
         ("forward", &["42", "80", "--host", "ws://a..b"], &["a..b"]),
         (

@@ -22,7 +22,12 @@ pub struct ConnectionArgs {
 
     /// Seconds for the answer whether a tunnel begins or goes on. Then the WebSocket counts as
     /// lost.
-    #[arg(long, value_name = "SECONDS", default_value = "10")]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value = "10",
+        conflicts_with = "no_resume"
+    )]
     resume_timeout: Within<1, 86_400>,
 
     #[command(flatten)]
