@@ -110,7 +110,7 @@ fn bad(line: &'static str) -> BadRequest {
 fn not_found() -> BadRequest {
     BadRequest::new(
         StatusCode::NOT_FOUND,
-        "no such path: /ws/forward/{name}/{port}?proto=tcp, /api/tunnel/{name}, /healthz and \
-         /metrics are served",
+        "no such path: /ws/forward/{name}/{port}?proto=tcp, /api/tunnel/{name}, /healthz, /metrics \
+         and, at a runner, /ws/tunnel/{name} are served",
     )
 }
