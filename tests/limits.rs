@@ -58,7 +58,15 @@ fn where_files_are_missing_the_line_says_what_to_do() {
         "127.0.0.1:0",
     ];
     let many = [&task[..], &["--threads", "200"]].concat();
-    let mut host = Program::start_limited("host", &many, 40);
-    assert_eq!(host.exit(LIMIT), 1);
-    host.complaint("--threads N, or raise ulimit -n");
+    let ports: Vec<String> = (1..50).map(|port| format!("{port}:0")).collect();
+    let ports = ports.iter().map(String::as_str);
+    let forward: Vec<&str> = ["42", "--threads", "1"].into_iter().chain(ports).collect();
+    for (name, args, said) in [
+        ("host", &many, "--threads N, or raise ulimit -n"),
+        ("forward", &forward, "too many open files; raise ulimit -n"),
+    ] {
+        let mut program = Program::start_limited(name, args, 40);
+        assert_eq!(program.exit(LIMIT), 1, "{name}");
+        program.complaint(said);
+    }
 }

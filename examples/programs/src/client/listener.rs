@@ -84,13 +84,12 @@ fn taken(forward: &Forward, error: &std::io::Error) -> Failure {
     let Forward { local, proto, .. } = forward;
     let reason = net::plain(error);
     let remedy = match error.kind() {
-        ErrorKind::AddrNotAvailable => {
-            "give an address of this machine with --local-host".to_owned()
-        }
-        _ => format!(
+        ErrorKind::AddrInUse | ErrorKind::PermissionDenied => format!(
             "choose another local port with --local-port N or {}:N, 0 takes a free one",
             forward.remote
         ),
+        _ if reason.starts_with("too many open files") => "raise ulimit -n".to_owned(),
+        _ => "give an address of this machine with --local-host".to_owned(),
     };
     Failure::failed(format!(
         "cannot listen on {local} ({proto}): {reason}; {remedy}"
