@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use futures_util::SinkExt;
 use kohakuriver_tunnel::wire::{Kind, Proto};
+use tokio::net::UdpSocket;
 use tunnel_test_support::chain::{
-    CONTAINER, Chain, SilentPort, connect, echo, eventually, expect_echo, service,
+    CONTAINER, Chain, SilentPort, connect, echo, eventually, expect_echo, expect_metric, service,
 };
 use tunnel_test_support::client::{Client, frame, session};
 use tunnel_test_support::program::Program;
@@ -100,4 +101,27 @@ async fn held_within_the_budget(chain: &Chain, programs: &[&Program]) {
     })
     .await;
     expect_echo(&mut beside, b"after").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flow_keeps_no_long_datagram_that_nobody_answers() {
+    let chain = Chain::with_runner(&["--target", &format!("{CONTAINER}=localhost")]);
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let before = chain.runner.resident();
+    let url = format!("ws://{}/api/tunnel/{CONTAINER}", chain.runner.address());
+    let mut client = session(&url, true).await;
+    let datagram = vec![7; 60_000];
+    for id in 1..=1000 {
+        let connect = frame(Kind::Connect, Proto::Udp, id, port, b"");
+        client.feed(connect).await.unwrap();
+        let data = frame(Kind::Data, Proto::Udp, id, 0, &datagram);
+        client.send(data).await.unwrap();
+    }
+    let opened = "runner_connections_total{outcome=\"direct_udp\"}";
+    expect_metric(&chain.runner, opened, 1000).await;
+    eventually("memory is given back", Duration::from_secs(20), || async {
+        (chain.runner.resident() <= before + 24 * MIB).then_some(())
+    })
+    .await;
 }

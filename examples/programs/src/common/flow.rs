@@ -30,6 +30,10 @@ pub const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// What is said then.
 pub const REFUSED_BY_CLOSE: &str = "closed without an answer, so probably nothing listens there";
 
+/// Longest datagram, in bytes, that is kept to be sent to another address too, as no budget counts
+/// it. If a longer one is refused, the next datagram goes to the other address.
+const KEPT_MAX: usize = 2048;
+
 /// The largest UDP payload, and one byte more to notice a longer one.
 pub const DATAGRAM_MAX: usize = 65_536;
 
@@ -47,13 +51,20 @@ pub struct ServiceFlow<'a> {
     current: usize,
     /// The current address has answered and not refused since.
     serves: bool,
-    /// The last datagram until it is answered, and the number of other addresses it may still go
-    /// to.
-    unanswered: Option<(Bytes, usize)>,
+    /// Of the last datagram, until it is answered.
+    unanswered: Option<Unanswered>,
     /// Whether there ever was an answer.
     answered: bool,
     refused: Option<Refused>,
     served: &'a Served,
+}
+
+/// A datagram without an answer.
+struct Unanswered {
+    /// For [`ANSWER_WITHIN`], unless it is long.
+    kept: Option<Bytes>,
+    /// The number of other addresses it may still go to.
+    others: usize,
 }
 
 /// All addresses have refused a datagram.
@@ -111,6 +122,7 @@ impl<'a> ServiceFlow<'a> {
         loop {
             let refused = self.refused.as_ref().filter(|_| v2 && !self.answered);
             let telling_at = refused.map(|refused| refused.since + REFUSED_FOR);
+            let keeps = self.unanswered.as_ref().is_some_and(|it| it.kept.is_some());
             tokio::select! {
                 biased;
                 received = self.flow.recv() => match received {
@@ -145,6 +157,7 @@ impl<'a> ServiceFlow<'a> {
                         return refused.reset;
                     }
                 }
+                () = sleep_until(last_used + ANSWER_WITHIN), if keeps => self.unanswered = None,
                 () = &mut idle => {
                     if last_used.elapsed() >= longest {
                         return Reset::new(Reason::TimedOut, "idle");
@@ -156,14 +169,22 @@ impl<'a> ServiceFlow<'a> {
     }
 
     async fn send(&mut self, datagram: Bytes) {
-        let others = self.addresses.len().saturating_sub(1);
         // A refusal here concerns an earlier datagram, and this one was not sent.
         for _ in 0..=self.addresses.len() {
             let Err(error) = self.socket.send(&datagram).await else {
                 if let Some(refused) = &mut self.refused {
                     refused.still = false;
                 }
-                self.unanswered = Some((datagram, others));
+                let others = match &self.unanswered {
+                    _ if self.serves => 0,
+                    // Those that refused one that was not kept have had their turn.
+                    Some(Unanswered { kept: None, others }) => *others,
+                    _ => self.addresses.len().saturating_sub(1),
+                };
+                // A copy, because the datagram may be a part of a large buffer.
+                let keep = others > 0 && datagram.len() <= KEPT_MAX;
+                let kept = keep.then(|| Bytes::copy_from_slice(&datagram));
+                self.unanswered = Some(Unanswered { kept, others });
                 return;
             };
             self.failed(&error).await;
@@ -209,9 +230,12 @@ impl<'a> ServiceFlow<'a> {
         }
         self.turn_to_other().await;
         match last {
-            Some((datagram, others)) if others > 0 => {
-                let _ = self.socket.send(&datagram).await;
-                self.unanswered = Some((datagram, others - 1));
+            Some(Unanswered { kept, others }) if others > 0 => {
+                if let Some(datagram) = &kept {
+                    let _ = self.socket.send(datagram).await;
+                }
+                let others = others - 1;
+                self.unanswered = Some(Unanswered { kept, others });
             }
             _ => {
                 let text = format!("port {}/udp: {}", self.port, net::plain(error));
