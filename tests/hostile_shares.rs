@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use kohakuriver_tunnel::wire::{Header, Kind, Proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UdpSocket;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tunnel_test_support::LIMIT;
@@ -56,8 +57,8 @@ impl Drop for Greedy {
 }
 
 /// Requests one connection; returns whether it was made before others timed out.
-async fn is_served(client: &mut Client, id: u32, port: u16) -> bool {
-    client.send(connect(id, Proto::Tcp, port)).await.unwrap();
+async fn is_served(client: &mut Client, id: u32, proto: Proto, port: u16) -> bool {
+    client.send(connect(id, proto, port)).await.unwrap();
     let answer = async {
         loop {
             // After a silence there are pings too.
@@ -92,7 +93,7 @@ async fn dials(chain: &Chain, dialler: &Program, greedy_sessions: usize, each: u
     let port = service(echo).await.port();
     let silent = SilentPort::open();
     let mut modest = session(&chain.runner).await.unwrap();
-    assert!(is_served(&mut modest, 1, port).await);
+    assert!(is_served(&mut modest, 1, Proto::Tcp, port).await);
     let idle = (chain.runner.descriptors(), dialler.descriptors());
     let mut all = Vec::new();
     for _ in 0..greedy_sessions {
@@ -104,7 +105,10 @@ async fn dials(chain: &Chain, dialler: &Program, greedy_sessions: usize, each: u
     })
     .await;
     for id in 2..12 {
-        assert!(is_served(&mut modest, id, port).await, "connection {id}");
+        assert!(
+            is_served(&mut modest, id, Proto::Tcp, port).await,
+            "connection {id}"
+        );
     }
     drop(all);
     // The modest session's connections still exist.
@@ -128,32 +132,48 @@ async fn a_session_towards_a_silent_service_makes_no_other_of_the_container_wait
     dials(&chain, &agent, 1, 16_384).await;
 }
 
+/// Two greedy sessions with as many flows as they get, beside one that connects to a service.
+async fn flows(chain: &Chain, server: &Program) {
+    let port = service(echo).await.port();
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let udp = silent.local_addr().unwrap().port();
+    let mut modest = session(&chain.runner).await.unwrap();
+    assert!(is_served(&mut modest, 1, Proto::Tcp, port).await);
+    let idle = server.descriptors();
+    let mut all = Vec::new();
+    for least in [6000, 6500] {
+        let client = session(&chain.runner).await.unwrap();
+        all.push(greedy(client, 16_384, Proto::Udp, udp).await);
+        eventually("the flood's flows", LIMIT, || async {
+            (server.descriptors() > idle + least).then_some(())
+        })
+        .await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let opened = server.descriptors() - idle;
+    assert!(opened < 7100, "{opened}");
+    assert!(is_served(&mut modest, 2, Proto::Udp, udp).await);
+    for id in 3..12 {
+        assert!(
+            is_served(&mut modest, id, Proto::Tcp, port).await,
+            "connection {id}"
+        );
+    }
+    drop(all);
+    descriptors_return(server, idle + 12).await;
+}
+
 #[tokio::test]
-async fn a_session_cannot_have_all_the_streams_of_an_agent() {
+async fn flows_leave_ports_of_the_machine() {
+    let chain = Chain::direct();
+    flows(&chain, &chain.runner).await;
+}
+
+#[tokio::test]
+async fn flows_leave_ports_of_the_container_and_streams_of_its_agent() {
     let chain = Chain::for_agents();
     let agent = start_agent(&chain.runner.address());
-    let port = service(echo).await.port();
-    let udp = tunnel_test_support::free_udp_port();
-    let mut modest = session(&chain.runner).await.unwrap();
-    assert!(is_served(&mut modest, 1, port).await);
-    let idle = agent.descriptors();
-    let client = session(&chain.runner).await.unwrap();
-    let greedy = greedy(client, 16_384, Proto::Udp, udp).await;
-    eventually("the flood's flows", LIMIT, || async {
-        (agent.descriptors() > idle + 14_000).then_some(())
-    })
-    .await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(
-        agent.descriptors() < idle + 14_700,
-        "{}",
-        agent.descriptors()
-    );
-    for id in 2..12 {
-        assert!(is_served(&mut modest, id, port).await, "connection {id}");
-    }
-    drop(greedy);
-    descriptors_return(&agent, idle + 12).await;
+    flows(&chain, &agent).await;
 }
 
 #[tokio::test]
@@ -174,11 +194,11 @@ async fn few_descriptors_are_shared_and_some_are_kept_for_agents() {
     let mut modest = session(&runner).await.unwrap();
     let mut greedy_session = session(&runner).await.unwrap();
     let mut own = 0;
-    while is_served(&mut greedy_session, own + 1, port).await {
+    while is_served(&mut greedy_session, own + 1, Proto::Tcp, port).await {
         own += 1;
     }
     assert!((5..40).contains(&own), "{own} connections");
-    assert!(is_served(&mut modest, 1, port).await);
+    assert!(is_served(&mut modest, 1, Proto::Tcp, port).await);
 
     let mut others = Vec::new();
     let refused = loop {
@@ -189,7 +209,7 @@ async fn few_descriptors_are_shared_and_some_are_kept_for_agents() {
     };
     assert_eq!(refused, 503);
     let _flood = Flood::start(&runner.address(), 300, 100, Attack::Silent).await;
-    assert!(is_served(&mut modest, 2, port).await);
+    assert!(is_served(&mut modest, 2, Proto::Tcp, port).await);
     let url = format!("ws://{}", runner.address());
     for name in ["one", "two", "three"] {
         let args = ["--runner-url", &url, "--container-id", name];

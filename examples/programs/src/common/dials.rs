@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use kohakuriver_tunnel::session::{Reason, Reset};
+use kohakuriver_tunnel::wire::Proto;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -15,6 +16,10 @@ use super::places::{Place, Places, Sizes};
 /// A session may have this many times as many lasting connections as are left free. A single user
 /// gets eight ninths of them. Of the attempts, which end soon, half is enough.
 pub const LASTING: usize = 8;
+
+/// Most flows, of which each takes a UDP port of the machine. Linux gives 28,232 of them to sockets
+/// that name none, name look-ups included.
+pub const FLOWS: usize = 7_000;
 
 /// How long an attempt that failed or was given up keeps its turn. A port that refuses answers at
 /// once, so without this a flood of attempts would be as fast as the processor.
@@ -42,6 +47,8 @@ pub struct Dials {
     turns: Places<Party>,
     /// For connections and attempts.
     sockets: Places<Party>,
+    /// For those that are flows.
+    flows: Places<Party>,
     /// Attempts that fail keep their turns for a while.
     rests: bool,
     pub refused: Arc<Refused>,
@@ -76,6 +83,13 @@ impl Drop for Turn {
     }
 }
 
+/// The place of a connection.
+#[derive(Debug)]
+pub struct Socket {
+    _socket: Place<Party>,
+    _flow: Option<Place<Party>>,
+}
+
 /// Connections that were refused because of others.
 #[derive(Debug, Default)]
 pub struct Refused {
@@ -97,6 +111,7 @@ impl Dials {
         Self {
             turns: Places::new(sizes(ceilings.dials, 1)),
             sockets: Places::new(sizes(ceilings.connections, LASTING)),
+            flows: Places::new(sizes(FLOWS, LASTING)),
             rests,
             refused,
         }
@@ -122,12 +137,16 @@ impl Dials {
     ///
     /// # Errors
     /// There is no place.
-    pub fn socket(&self, party: Party) -> Result<Place<Party>, Reset> {
-        self.sockets.try_take(party).map_err(|_| {
+    pub fn socket(&self, party: Party, proto: Proto) -> Result<Socket, Reset> {
+        let is_flow = proto == Proto::Udp;
+        let flow = is_flow.then(|| self.flows.try_take(party)).transpose();
+        let places = flow.and_then(|flow| Ok((flow, self.sockets.try_take(party)?)));
+        let (_flow, _socket) = places.map_err(|_| {
             self.refused.socket.add(1);
             let text = "this session has its share of the connections there";
             Reset::new(Reason::Limit, text)
-        })
+        })?;
+        Ok(Socket { _socket, _flow })
     }
 }
 

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use kohakuriver_tunnel::mux::{Incoming, IncomingTcp, IncomingUdp, RelayError, Tunnel};
 use kohakuriver_tunnel::session::{Reason, Reset};
+use kohakuriver_tunnel::wire::Proto;
 use tokio::time::{Instant, timeout_at};
 
 use super::ceilings::ServingCeilings;
-use super::dials::{Dials, Parties, Party};
+use super::dials::{self, Dials, Parties, Party};
 use super::flow::ServiceFlow;
 use super::metrics::Counter;
 use super::net;
-use super::places::Place;
 
 /// Time for a connection attempt: waiting for its turn, looking up the name, and the answer.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -95,7 +95,7 @@ async fn stream(incoming: IncomingTcp, tunnel: &Tunnel, host: &str, served: &Ser
     let port = incoming.port();
     let connect = async |addresses: Vec<_>| net::connect_any(&addresses).await;
     // Boxed, so that a connected stream does not keep what connecting needed.
-    let dials = (served, party);
+    let dials = (served, party, Proto::Tcp);
     let (mut socket, _place) =
         match Box::pin(dial(port, incoming.abandoned(), host, dials, connect)).await {
             Ok(connected) => connected,
@@ -128,7 +128,7 @@ async fn flow(incoming: IncomingUdp, host: &str, v2: bool, served: &Served, part
         let first = addresses.first().ok_or_else(net::no_address)?;
         Ok((ServiceFlow::open(*first).await?, addresses))
     };
-    let (abandoned, dials) = (incoming.abandoned(), (served, party));
+    let (abandoned, dials) = (incoming.abandoned(), (served, party, Proto::Udp));
     let dialled = Box::pin(dial(port, abandoned, host, dials, connect)).await;
     let ((socket, addresses), _place) = match dialled {
         Ok(connected) => connected,
@@ -147,14 +147,14 @@ async fn dial<T>(
     port: u16,
     abandoned: impl Future<Output = ()>,
     host: &str,
-    (served, party): (&Served, Party),
+    (served, party, proto): (&Served, Party, Proto),
     connect: impl AsyncFnOnce(Vec<SocketAddr>) -> io::Result<T>,
-) -> Result<(T, Place<Party>), Reset> {
+) -> Result<(T, dials::Socket), Reset> {
     let failed = |reason, text: &str| Reset::new(reason, &format!("port {port}: {text}"));
     let until = Instant::now() + CONNECT_TIMEOUT;
     let connecting = async {
         let turn = served.dials.turn(party, until).await?;
-        let place = served.dials.socket(party)?;
+        let place = served.dials.socket(party, proto)?;
         let connected = async {
             let unknown = |error| io::Error::new(io::ErrorKind::NotFound, error);
             let addresses = net::resolve(host, port).await.map_err(unknown)?;
@@ -229,7 +229,8 @@ mod tests {
                 begun.notify_one();
                 pending::<io::Result<()>>().await
             };
-            let dialled = dial(80, begun.notified(), "127.0.0.1", (&served, flood), connect);
+            let dials = (&served, flood, Proto::Tcp);
+            let dialled = dial(80, begun.notified(), "127.0.0.1", dials, connect);
             assert!(dialled.await.is_err());
         }
         let until = Instant::now() + CONNECT_TIMEOUT;

@@ -11,12 +11,13 @@ use kohakuriver_tunnel::mux::{
 };
 use kohakuriver_tunnel::resume::EndReason;
 use kohakuriver_tunnel::session::{OpenError, Reason, Reset};
+use kohakuriver_tunnel::wire::Proto;
 use tokio::time::Instant;
 
 use super::agents::Tunnel;
 use super::{Runner, flows};
 use crate::common::addresses::Source;
-use crate::common::dials::Party;
+use crate::common::dials::{self, Party};
 use crate::common::flow;
 use crate::common::front::Caller;
 use crate::common::places::Place;
@@ -275,7 +276,7 @@ impl At<'_> {
     async fn open_stream(
         &self,
         abandoned: impl Future<Output = ()>,
-    ) -> Result<(TunnelStream, Place<Party>), Reset> {
+    ) -> Result<(TunnelStream, dials::Socket), Reset> {
         let mut abandoned = pin!(abandoned);
         let port = self.port;
         let deadline = Instant::now() + AGENT_WITHIN;
@@ -284,7 +285,8 @@ impl At<'_> {
                 let agent = self.agent(deadline).await?;
                 let until = Instant::now() + serve::CONNECT_TIMEOUT;
                 let turn = agent.dials.turn(self.party, until).await?;
-                Ok::<_, Reset>((turn, self.open(deadline, |mux| mux.open_tcp(port)).await?))
+                let opened = self.open(Proto::Tcp, deadline, |mux| mux.open_tcp(port));
+                Ok::<_, Reset>((turn, opened.await?))
             };
             let (turn, (agent, stream, place)) =
                 unless_abandoned(abandoned.as_mut(), opening).await??;
@@ -354,20 +356,22 @@ impl At<'_> {
         ended.reset
     }
 
-    async fn open_flow(&self) -> Result<(Tunnel, TunnelDatagram, Place<Party>), Reset> {
+    async fn open_flow(&self) -> Result<(Tunnel, TunnelDatagram, dials::Socket), Reset> {
         let deadline = Instant::now() + AGENT_WITHIN;
-        self.open(deadline, |mux| mux.open_udp(self.port)).await
+        self.open(Proto::Udp, deadline, |mux| mux.open_udp(self.port))
+            .await
     }
 
     /// Opens a stream or flow at the agent, with a place among its connections.
     async fn open<T>(
         &self,
+        proto: Proto,
         deadline: Instant,
         open: impl Fn(&Mux) -> Result<T, OpenError>,
-    ) -> Result<(Tunnel, T, Place<Party>), Reset> {
+    ) -> Result<(Tunnel, T, dials::Socket), Reset> {
         loop {
             let agent = self.agent(deadline).await?;
-            let place = agent.dials.socket(self.party)?;
+            let place = agent.dials.socket(self.party, proto)?;
             match open(&agent.mux) {
                 Ok(opened) => return Ok((agent, opened, place)),
                 Err(error) => retry::await_successor(error, deadline)
