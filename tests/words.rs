@@ -186,6 +186,19 @@ fn an_answer_that_begins_as_http_is_not_tried_as_tls() {
 }
 
 #[test]
+fn interim_answers_without_end_are_called_that() {
+    let interim = b"HTTP/1.1 100 Continue\r\n\r\n";
+    let few: &[u8] = [&interim.repeat(20), &b"HTTP/1.1 400 No\r\n\r\n"[..]]
+        .concat()
+        .leak();
+    let line = ending(&format!("ws://127.0.0.1:{}", answering(few)), &[]);
+    expect(&line, "refused with HTTP 400");
+    let many = answering(interim.repeat(1 << 16).leak());
+    let line = ending(&format!("ws://127.0.0.1:{many}"), &[]);
+    expect(&line, "it sends interim answers (HTTP 1xx) without end");
+}
+
+#[test]
 fn what_a_reverse_proxy_does_is_said() {
     let moved = b"HTTP/1.1 301 Moved Permanently\r\nLocation: https://cluster/x?key=s3cret\r\n\
         Content-Length: 0\r\n\r\n";

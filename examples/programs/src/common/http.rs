@@ -2,6 +2,10 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body_util::{Empty, Full};
@@ -12,12 +16,17 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use kohakuriver_tunnel::session::clean_text;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::net::MaybeTls;
+use super::net::{self, MaybeTls};
 use super::turns::Turns;
 
 /// Longest head of a request, in bytes; a longer one is refused (431).
 pub const HEAD_MAX: usize = 16 * 1024;
+
+/// Most bytes read before the head of an answer: interim answers (1xx), of which hyper passes over
+/// any number.
+const INTERIM_MAX: usize = 32 * 1024;
 
 /// Most bytes read of the body of an error answer.
 const PAGE_MAX: usize = 4096;
@@ -182,9 +191,56 @@ pub fn has_token(headers: &HeaderMap, name: &header::HeaderName, wanted: &str) -
 /// The connection below an upgrade, and the bytes read after the head.
 pub async fn upgraded(upgrade: OnUpgrade) -> io::Result<(MaybeTls, Bytes)> {
     let upgraded = upgrade.await.map_err(io::Error::other)?;
+    let upgraded = match upgraded.downcast::<TokioIo<Asked>>() {
+        Ok(parts) => return Ok((parts.io.into_inner().stream, parts.read_buf)),
+        Err(upgraded) => upgraded,
+    };
     match upgraded.downcast::<TokioIo<MaybeTls>>() {
         Ok(parts) => Ok((parts.io.into_inner(), parts.read_buf)),
         Err(_) => Err(io::Error::other("the connection is of another kind")),
+    }
+}
+
+/// The connection of a request. Before the answer only so much is read.
+struct Asked {
+    stream: MaybeTls,
+    left: usize,
+    answered: Arc<AtomicBool>,
+}
+
+impl AsyncRead for Asked {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        if !self.answered.load(Ordering::Relaxed) {
+            let read = buffer.filled().len() - before;
+            let left = self.left.checked_sub(read);
+            let endless = || net::answer("it sends interim answers (HTTP 1xx) without end");
+            self.left = left.ok_or_else(endless)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Asked {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -193,6 +249,12 @@ pub async fn ask(
     stream: MaybeTls,
     request: Request<Empty<Bytes>>,
 ) -> hyper::Result<Response<Incoming>> {
+    let answered = Arc::<AtomicBool>::default();
+    let stream = Asked {
+        stream,
+        left: HEAD_MAX + INTERIM_MAX,
+        answered: Arc::clone(&answered),
+    };
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(HEAD_MAX)
         .handshake(TokioIo::new(stream))
@@ -203,7 +265,9 @@ pub async fn ask(
         }
     });
     tokio::spawn(Turns::newcomer().run(connection));
-    sender.send_request(request).await
+    let response = sender.send_request(request).await?;
+    answered.store(true, Ordering::Relaxed);
+    Ok(response)
 }
 
 /// A body of at most `limit` bytes as text. A longer one is an error.

@@ -105,7 +105,7 @@ pub fn may_be_tls(error: &hyper::Error) -> bool {
     let reset = error
         .source()
         .and_then(|source| source.downcast_ref::<io::Error>());
-    broken || reset.is_some()
+    broken || reset.is_some_and(|error| !net::is_answer(error))
 }
 
 /// Why a PEM file cannot be used.
