@@ -33,6 +33,8 @@ const IMPOSTOR: &[u8] = b"GET /ws/forward/42/80 HTTP/1.1\r\nHost: x\r\nConnectio
 struct Cluster {
     address: SocketAddr,
     asked: Arc<AtomicUsize>,
+    /// Queries for its nodes.
+    nodes_asked: Arc<AtomicUsize>,
     /// Most queries at a time so far.
     at_once: Arc<AtomicUsize>,
 }
@@ -44,6 +46,7 @@ impl Cluster {
         let cluster = Self {
             address: listener.local_addr().unwrap(),
             asked: Arc::default(),
+            nodes_asked: Arc::default(),
             at_once: Arc::default(),
         };
         let (asked, at_once) = (cluster.asked.clone(), cluster.at_once.clone());
@@ -62,16 +65,29 @@ impl Cluster {
                     StatusCode::OK,
                     r#"{"task_type":"vps","status":"running","assigned_node":"n1"}"#.to_owned(),
                 ),
+                // Of a task that runs, but longer than any of a cluster.
+                "43" => (
+                    StatusCode::OK,
+                    format!(
+                        r#"{{"status":"running","assigned_node":"n1","log":"{}"}}"#,
+                        "x".repeat(100_000)
+                    ),
+                ),
                 _ => (StatusCode::NOT_FOUND, String::new()),
             }
         };
+        let nodes_asked = cluster.nodes_asked.clone();
         let node = format!(
             r#"[{{"hostname":"n1","url":"http://{}","status":"online"}}]"#,
             runner.address()
         );
+        let nodes = move || async move {
+            nodes_asked.fetch_add(1, Ordering::Relaxed);
+            node
+        };
         let app = axum::Router::new()
             .route("/api/status/{id}", get(status))
-            .route("/api/nodes", get(|| async move { node }));
+            .route("/api/nodes", get(nodes));
         tokio::spawn(async move { axum::serve(listener, app).await });
         cluster
     }
@@ -159,4 +175,17 @@ async fn strangers_without_a_token_take_no_places() {
 async fn strangers_with_an_invented_token_take_no_places() {
     let cluster = strangers(Attack::Says(IMPOSTOR), Duration::from_millis(500)).await;
     assert!(cluster.asked() > 64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn callers_share_a_query_for_the_nodes_and_no_status_is_long() {
+    let (_runner, cluster, host) = chain(Duration::from_millis(100), &[]).await;
+    let long = session(&host, "43", Some("mine")).await.unwrap();
+    assert!(long.1.contains("too long"), "{}", long.1);
+    assert_eq!(cluster.nodes_asked.load(Ordering::Relaxed), 0);
+    let sessions = (0..10).map(|_| session(&host, "42", Some("mine")));
+    for session in futures_util::future::join_all(sessions).await {
+        assert_eq!(session.unwrap().1, "CONNECTED");
+    }
+    assert_eq!(cluster.nodes_asked.load(Ordering::Relaxed), 1);
 }

@@ -270,15 +270,15 @@ pub async fn ask(
     Ok(response)
 }
 
-/// A body of at most `limit` bytes as text. A longer one is an error.
-pub async fn body_text(body: Incoming, limit: usize) -> io::Result<String> {
-    use http_body_util::{BodyExt, Limited};
-    let collected = Limited::new(body, limit)
-        .collect()
-        .await
-        .map_err(io::Error::other)?;
-    let bytes = collected.to_bytes();
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+/// A body of at most `limit` bytes. A longer one is an error.
+pub async fn body(body: Incoming, limit: usize) -> io::Result<Bytes> {
+    use http_body_util::{BodyExt, LengthLimitError, Limited};
+    let collected = Limited::new(body, limit).collect().await;
+    match collected {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(net::answer("its answer is too long")),
+        Err(error) => Err(io::Error::other(error)),
+    }
 }
 
 /// The part of an error answer that is shown to a person: the first line with text, or the title of

@@ -2,6 +2,7 @@
 //! and decides who may forward.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Empty;
@@ -10,7 +11,8 @@ use hyper::header::{self, HeaderValue};
 use kohakuriver_tunnel::session::clean_text;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::time::timeout;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
 
 use super::place::{Refusal, TaskPlace};
 use crate::common::tls::Dialer;
@@ -20,12 +22,21 @@ use crate::common::{http, net};
 /// Time for both queries together, well within the 10 s that a client waits.
 const ANSWER_WITHIN: Duration = Duration::from_secs(4);
 
-/// Longest answer in bytes, enough for a cluster of some thousand nodes.
-const ANSWER_MAX: usize = 4 << 20;
+/// Longest status of a task in bytes.
+const TASK_MAX: usize = 64 << 10;
+
+/// Longest list of nodes in bytes, enough for a cluster of some thousand.
+const NODES_MAX: usize = 4 << 20;
+
+/// How long a list of nodes is used. They report to their cluster every few seconds.
+const NODES_FOR: Duration = Duration::from_secs(2);
 
 pub struct ClusterApi {
     base: Url,
     dialer: Dialer,
+    /// The nodes and when they were listed. One caller at a time asks, whatever their number, as
+    /// the list may be long. Who may see a task is asked of each.
+    nodes: Mutex<Option<(Instant, Arc<Vec<Node>>)>>,
 }
 
 #[derive(Deserialize)]
@@ -41,14 +52,19 @@ struct Task {
 
 #[derive(Deserialize)]
 struct Node {
-    hostname: String,
-    url: String,
-    status: String,
+    hostname: Box<str>,
+    url: Box<str>,
+    status: Box<str>,
 }
 
 impl ClusterApi {
     pub fn new(base: Url, dialer: Dialer) -> Self {
-        Self { base, dialer }
+        let nodes = Mutex::default();
+        Self {
+            base,
+            dialer,
+            nodes,
+        }
     }
 
     /// Where the task runs; `None` if the cluster does not know it. `caller` is the `Authorization`
@@ -64,7 +80,7 @@ impl ClusterApi {
 
     async fn place(&self, id: &str, caller: &HeaderValue) -> Result<Option<TaskPlace>, Refusal> {
         let path = format!("/api/status/{id}");
-        let Some(task) = self.get::<Task>(id, &path, caller).await? else {
+        let Some(task) = self.get::<Task>(id, (&path, TASK_MAX), caller).await? else {
             return Ok(None);
         };
         if task.status != "running" {
@@ -76,15 +92,14 @@ impl ClusterApi {
         let Some(hostname) = &task.assigned_node else {
             return Err(Refusal::policy(format!("task {id} runs on no node")));
         };
-        let nodes: Option<Vec<Node>> = self.get(id, "/api/nodes", caller).await?;
-        let nodes = nodes.ok_or_else(|| self.answered(StatusCode::NOT_FOUND))?;
+        let nodes = self.nodes(id, caller).await?;
         let shown_name = clean_text(hostname.as_bytes());
-        let Some(node) = nodes.into_iter().find(|node| node.hostname == *hostname) else {
+        let Some(node) = nodes.iter().find(|node| *node.hostname == **hostname) else {
             return Err(Refusal::policy(format!(
                 "the runner {shown_name} of task {id} is unknown to the cluster"
             )));
         };
-        if node.status != "online" {
+        if &*node.status != "online" {
             return Err(Refusal::policy(format!(
                 "the runner {shown_name} of task {id} is offline"
             )));
@@ -96,11 +111,28 @@ impl ClusterApi {
         Ok(Some(TaskPlace { container, runner }))
     }
 
-    /// The answer to a query about task `id`; `None` if the cluster does not know the path.
+    /// The nodes of the cluster, as listed now or a moment ago.
+    async fn nodes(&self, id: &str, caller: &HeaderValue) -> Result<Arc<Vec<Node>>, Refusal> {
+        let mut nodes = self.nodes.lock().await;
+        if let Some((listed, nodes)) = &*nodes {
+            if listed.elapsed() < NODES_FOR {
+                return Ok(Arc::clone(nodes));
+            }
+        }
+        // The old list goes before the new one comes.
+        *nodes = None;
+        let listed: Option<Vec<Node>> = self.get(id, ("/api/nodes", NODES_MAX), caller).await?;
+        let listed = Arc::new(listed.ok_or_else(|| self.answered(StatusCode::NOT_FOUND))?);
+        *nodes = Some((Instant::now(), Arc::clone(&listed)));
+        Ok(listed)
+    }
+
+    /// The answer to a query about task `id`, of a path and at most so many bytes; `None` if the
+    /// cluster does not know the path.
     async fn get<T: DeserializeOwned>(
         &self,
         id: &str,
-        path: &str,
+        (path, longest): (&str, usize),
         caller: &HeaderValue,
     ) -> Result<Option<T>, Refusal> {
         let cannot = |reason: String| self.failure(&format!("cannot be asked: {reason}"));
@@ -126,9 +158,9 @@ impl ClusterApi {
             }
             status => return Err(self.answered(status)),
         }
-        let body = http::body_text(response.into_body(), ANSWER_MAX).await;
+        let body = http::body(response.into_body(), longest).await;
         let body = body.map_err(failed)?;
-        serde_json::from_str(&body).map(Some).map_err(|error| {
+        serde_json::from_slice(&body).map(Some).map_err(|error| {
             let error = clean_text(error.to_string().as_bytes());
             cannot(format!("{path} is not as expected: {error}"))
         })
