@@ -202,6 +202,22 @@ async fn one_peer_too_many_takes_the_place_of_the_quietest() {
     .await;
 }
 
+#[tokio::test]
+async fn peers_of_udp_ports_leave_most_streams_to_tcp() {
+    let chain = Chain::direct();
+    let service = udp_echo().await.port();
+    let port = format!("{service}:0/udp");
+    let args = ["--host", &chain.host_url(), "42", &port, &port];
+    let forward = Program::start("forward", &args);
+    let before = descriptors(&chain.runner);
+    let _peers = peers_of(&forward, 2500).await;
+    // The other port may have as many.
+    eventually("2048 flows", Duration::from_secs(20), || async {
+        (descriptors(&chain.runner) <= before + 2060).then_some(())
+    })
+    .await;
+}
+
 /// Open file descriptors of a program.
 fn descriptors(program: &Program) -> usize {
     let folder = format!("/proc/{}/fd", program.pid());

@@ -22,6 +22,10 @@ use crate::common::url::{Url, check_name};
 /// Tunnels of a session, beyond which more gain nothing.
 const MOST_TUNNELS: u64 = 256;
 
+/// Most UDP peers of all ports together: a quarter of a tunnel's streams, so that a flood of peers
+/// leaves the others to TCP.
+const UDP_PEERS: usize = 4096;
+
 const WAIT_FLAG: &str = "--wait-for-task";
 
 /// The path of a session for one port, before the task.
@@ -95,9 +99,9 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value = "60")]
     udp_idle: Within<1, UDP_IDLE_MAX>,
 
-    /// Maximum number of UDP peers per port. A further one replaces the one that was silent for
-    /// longest.
-    #[arg(long, value_name = "N", default_value = "16000")]
+    /// Maximum number of UDP peers per port; all ports together have 4096 at most. A further one
+    /// replaces the one that was silent for longest.
+    #[arg(long, value_name = "N", default_value = "4096")]
     udp_peers: Within<1, 16_000>,
 
     /// Most WebSockets of a session. While all are busy, another one is opened [default: one more
@@ -155,15 +159,18 @@ impl Args {
             task: task.clone(),
             connection,
         };
+        let proto = |spec: &PortSpec| spec.proto.or(self.proto).unwrap_or(Proto::Tcp);
+        let udp_ports = specs.iter().filter(|spec| proto(spec) == Proto::Udp);
+        let udp_peers = (UDP_PEERS / udp_ports.count().max(1)).max(1);
         let local_host = self.local_host.unwrap_or(Ipv4Addr::LOCALHOST.into());
         let forward = |spec: &PortSpec| Forward {
             local: SocketAddr::new(local_host, spec.local.unwrap_or(spec.remote)),
-            proto: spec.proto.or(self.proto).unwrap_or(Proto::Tcp),
+            proto: proto(spec),
             remote: spec.remote,
             task: task.clone(),
             wait: self.wait.seconds(),
             udp_idle: self.udp_idle.seconds(),
-            udp_peers: self.udp_peers.count(),
+            udp_peers: self.udp_peers.count().min(udp_peers),
         };
         let ports: Vec<Forward> = specs.iter().map(forward).collect();
         let mut seen = HashSet::new();
