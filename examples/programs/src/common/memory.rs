@@ -1,6 +1,7 @@
 //! Bounds the memory that peers can make the process hold, and returns it to the system when free.
 
 use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use clap::Args;
@@ -98,21 +99,41 @@ fn control_group(limit: &str) -> Option<u64> {
 /// in use, which is nearly all of it.
 async fn give_back(budget: Budget, threads: Threads) {
     let in_use = || budget.held() + threads.alive_tasks() * TASK_COST;
-    let mut most = in_use();
-    let mut trims = 0;
+    let mut usage = Usage::new(in_use());
+    let mut trimming: Option<JoinHandle<()>> = None;
     loop {
         sleep(LOOK_EVERY).await;
-        let now = in_use();
-        if most.saturating_sub(now) > WORTH_GIVING_BACK {
-            most = now;
-            // Once more, for what becomes free meanwhile.
-            trims = 2;
+        let is_trimming = trimming.as_ref().is_some_and(|it| !it.is_finished());
+        if !is_trimming && usage.has_fallen(in_use()) {
+            // Not on the event loop, as it takes long if much is free. Without a thread, the next
+            // burst returns it.
+            trimming = thread::Builder::new().spawn(trim).ok();
         }
-        most = most.max(now);
-        if trims > 0 {
-            trims -= 1;
-            trim();
+    }
+}
+
+/// The use of memory since some was last returned.
+struct Usage {
+    most: usize,
+    last: usize,
+}
+
+impl Usage {
+    fn new(now: usize) -> Self {
+        let (most, last) = (now, now);
+        Self { most, last }
+    }
+
+    /// Whether much has become free, and no more becomes free now.
+    fn has_fallen(&mut self, now: usize) -> bool {
+        let falls = now < self.last;
+        self.last = now;
+        self.most = self.most.max(now);
+        if falls || self.most - now <= WORTH_GIVING_BACK {
+            return false;
         }
+        self.most = now;
+        true
     }
 }
 
@@ -126,3 +147,17 @@ fn trim() {
 
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn trim() {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_returned_once_when_the_burst_is_over() {
+        let mut usage = Usage::new(0);
+        let looks = [5, 90, 60, 20, 3, 3, 3, 9, 3, 3, 30, 30, 4, 6, 4, 5];
+        let returns = looks.map(|mib| usage.has_fallen(mib << 20));
+        let times: Vec<_> = (0..looks.len()).filter(|look| returns[*look]).collect();
+        assert_eq!(times, [5, 13]);
+    }
+}
