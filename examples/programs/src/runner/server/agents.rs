@@ -42,8 +42,6 @@ const WARN_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
 pub struct Agents {
     state: Mutex<State>,
-    /// Notified of every registration.
-    registered: watch::Sender<()>,
     started: Instant,
     places: Places<Source>,
     /// Agents that were registered.
@@ -58,6 +56,8 @@ pub struct Agents {
 struct State {
     live: HashMap<String, Agent>,
     lost: HashMap<String, Instant>,
+    /// For those who wait for an agent of the name.
+    waiting: HashMap<String, watch::Sender<()>>,
     connections: u64,
 }
 
@@ -106,7 +106,6 @@ impl Agents {
     pub fn new(places: usize) -> Self {
         Self {
             state: Mutex::default(),
-            registered: watch::Sender::new(()),
             started: Instant::now(),
             places: Places::new(Sizes {
                 times_free: LASTING,
@@ -184,7 +183,7 @@ impl Agents {
                 Some(changed) = attachments.changed() => {
                     tracing::info!(container = name, %peer, "agent {}", resume::told(&changed));
                     // Sessions that wait for the agent look again.
-                    self.registered.send_replace(());
+                    self.tell(&name);
                 }
             }
         };
@@ -198,7 +197,7 @@ impl Agents {
 
     /// The tunnel to a container's agent. Waits until `deadline` for one that was here lately.
     pub async fn find(&self, name: &str, deadline: Instant) -> Option<Tunnel> {
-        let mut registered = self.registered.subscribe();
+        let mut waiting: Option<Waiting<'_>> = None;
         loop {
             if let Some(agent) = self.live(name) {
                 return Some(agent);
@@ -206,10 +205,23 @@ impl Agents {
             if !self.may_come_back(name) {
                 return None;
             }
-            let changed = tokio::time::timeout_at(deadline, registered.changed()).await;
+            let Some(waiting) = &mut waiting else {
+                // It may have come meanwhile.
+                waiting = Some(Waiting::new(&self.state, name));
+                continue;
+            };
+            let changed = tokio::time::timeout_at(deadline, waiting.told.changed()).await;
             if !matches!(changed, Ok(Ok(()))) {
                 return None;
             }
+        }
+    }
+
+    /// Tells those who wait for an agent of this name to look again.
+    fn tell(&self, name: &str) {
+        let waiting = self.state.lock().waiting.get(name).cloned();
+        if let Some(waiting) = waiting {
+            waiting.send_replace(());
         }
     }
 
@@ -284,14 +296,14 @@ impl Agents {
             place: Some(place),
             warned,
         };
-        let replaced = state.live.insert(new.name, agent);
+        let replaced = state.live.insert(new.name.clone(), agent);
         drop(state);
         if let Some(old) = replaced {
             let old = old.tunnel.mux.tunnel();
             old.shutdown_with(REPLACED, REPLACED_WHY);
         }
         self.registrations.add(1);
-        self.registered.send_replace(());
+        self.tell(&new.name);
         Ok(())
     }
 
@@ -315,8 +327,38 @@ impl Agents {
     }
 }
 
+/// Waits for an agent of a name. The last one takes the entry of the name away.
+struct Waiting<'a> {
+    state: &'a Mutex<State>,
+    name: &'a str,
+    told: watch::Receiver<()>,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(state: &'a Mutex<State>, name: &'a str) -> Self {
+        let mut locked = state.lock();
+        let sender = locked.waiting.entry(name.to_owned()).or_default();
+        let told = sender.subscribe();
+        Self { state, name, told }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut state = self.state.lock();
+        let sender = state.waiting.get(self.name);
+        if sender.is_some_and(|sender| sender.receiver_count() == 1) {
+            state.waiting.remove(self.name);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Wake, Waker};
+
     use kohakuriver_tunnel::mux;
     use kohakuriver_tunnel::transport::Plain;
 
@@ -372,5 +414,38 @@ mod tests {
             agents.register(agent("box", second, None), late).is_ok(),
             "a free one"
         );
+    }
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_registration_wakes_only_those_who_wait_for_it() {
+        let agents = Agents::new(2);
+        let source = Source::Address([10, 0, 0, 1].into());
+        let wakes = Arc::<Wakes>::default();
+        let waker = Waker::from(Arc::clone(&wakes));
+        {
+            let deadline = Instant::now() + COMES_BACK_WITHIN;
+            let mut finding = pin!(agents.find("box", deadline));
+            assert!(
+                finding
+                    .as_mut()
+                    .poll(&mut Context::from_waker(&waker))
+                    .is_pending()
+            );
+            for (name, woken) in [("other", 0), ("box", 1)] {
+                let it = agents.arrive();
+                assert!(agents.register(agent(name, source, None), it).is_ok());
+                assert_eq!(wakes.0.load(Ordering::Relaxed), woken, "{name}");
+            }
+        }
+        assert!(agents.state.lock().waiting.is_empty());
     }
 }
