@@ -41,6 +41,18 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
+/// Setters that can be chained, of public fields.
+macro_rules! setters {
+    ($($setter:ident => $field:ident: $type:ty,)+) => {$(
+        #[doc = concat!("Sets [`", stringify!($field), "`](Self::", stringify!($field), ").")]
+        #[must_use]
+        pub const fn $setter(mut self, $field: $type) -> Self {
+            self.$field = $field;
+            self
+        }
+    )+};
+}
+
 #[cfg(feature = "codec")]
 #[cfg_attr(docsrs, doc(cfg(feature = "codec")))]
 pub mod codec;

@@ -122,25 +122,10 @@ impl Default for KeeperLimits {
 }
 
 impl KeeperLimits {
-    /// Sets [`detached`](Self::detached).
-    #[must_use]
-    pub const fn with_detached(mut self, tunnels: usize) -> Self {
-        self.detached = tunnels;
-        self
-    }
-
-    /// Sets [`per_group`](Self::per_group).
-    #[must_use]
-    pub const fn with_per_group(mut self, tunnels: usize) -> Self {
-        self.per_group = tunnels;
-        self
-    }
-
-    /// Sets [`per_peer`](Self::per_peer).
-    #[must_use]
-    pub const fn with_per_peer(mut self, tunnels: usize) -> Self {
-        self.per_peer = tunnels;
-        self
+    setters! {
+        with_detached => detached: usize,
+        with_per_group => per_group: usize,
+        with_per_peer => per_peer: usize,
     }
 }
 

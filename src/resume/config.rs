@@ -58,46 +58,13 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Sets [`keep`](Self::keep).
-    #[must_use]
-    pub const fn with_keep(mut self, time: Duration) -> Self {
-        self.keep = time;
-        self
-    }
-
-    /// Sets [`idle_keep`](Self::idle_keep).
-    #[must_use]
-    pub const fn with_idle_keep(mut self, time: Duration) -> Self {
-        self.idle_keep = time;
-        self
-    }
-
-    /// Sets [`ring_min`](Self::ring_min).
-    #[must_use]
-    pub const fn with_ring_min(mut self, bytes: usize) -> Self {
-        self.ring_min = bytes;
-        self
-    }
-
-    /// Sets [`ring_max`](Self::ring_max).
-    #[must_use]
-    pub const fn with_ring_max(mut self, bytes: usize) -> Self {
-        self.ring_max = bytes;
-        self
-    }
-
-    /// Sets [`ring_reserve`](Self::ring_reserve).
-    #[must_use]
-    pub const fn with_ring_reserve(mut self, bytes: usize) -> Self {
-        self.ring_reserve = bytes;
-        self
-    }
-
-    /// Sets [`opening_timeout`](Self::opening_timeout).
-    #[must_use]
-    pub const fn with_opening_timeout(mut self, time: Duration) -> Self {
-        self.opening_timeout = time;
-        self
+    setters! {
+        with_keep => keep: Duration,
+        with_idle_keep => idle_keep: Duration,
+        with_ring_min => ring_min: usize,
+        with_ring_max => ring_max: usize,
+        with_ring_reserve => ring_reserve: usize,
+        with_opening_timeout => opening_timeout: Duration,
     }
 
     /// The same configuration, with values clamped to the range the protocol allows.

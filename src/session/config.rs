@@ -135,31 +135,33 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            max_streams: 16_384,
-            accept_backlog: 1_024,
-            receive_budget: 64 << 20,
-            max_window: 32 << 20,
-            v1_stream_buffer: 4 << 20,
-            v1_stall: Duration::from_secs(2),
-            v1_reach: 32 << 20,
-            send_budget: 512 << 10,
-            stream_send_buffer: 256 << 10,
-            max_piece: MAX_PIECE,
-            contended_piece: 64 << 10,
-            datagram_queue: 256,
-            datagram_buffer: 1 << 20,
-            datagram_budget: 16 << 20,
-            keepalive: Some(Duration::from_secs(15)),
-            linger: Duration::from_secs(10),
-            first_id: None,
-            max_replies: 4_096,
-            place: "here",
-        }
+        Self::DEFAULT
     }
 }
 
 impl Config {
+    const DEFAULT: Self = Self {
+        max_streams: 16_384,
+        accept_backlog: 1_024,
+        receive_budget: 64 << 20,
+        max_window: 32 << 20,
+        v1_stream_buffer: 4 << 20,
+        v1_stall: Duration::from_secs(2),
+        v1_reach: 32 << 20,
+        send_budget: 512 << 10,
+        stream_send_buffer: 256 << 10,
+        max_piece: MAX_PIECE,
+        contended_piece: 64 << 10,
+        datagram_queue: 256,
+        datagram_buffer: 1 << 20,
+        datagram_budget: 16 << 20,
+        keepalive: Some(Duration::from_secs(15)),
+        linger: Duration::from_secs(10),
+        first_id: None,
+        max_replies: 4_096,
+        place: "here",
+    };
+
     /// Bounds for a small device: a session holds less than 512 KiB, whatever the peer sends and
     /// does not read.
     ///
@@ -193,7 +195,6 @@ impl Config {
             receive_budget: 256 << 10,
             max_window: super::INITIAL_WINDOW,
             v1_stream_buffer: 32 << 10,
-            v1_stall: Duration::from_secs(2),
             v1_reach: 0,
             send_budget: 32 << 10,
             stream_send_buffer: 8 << 10,
@@ -202,145 +203,31 @@ impl Config {
             datagram_queue: 8,
             datagram_buffer: 16 << 10,
             datagram_budget: 32 << 10,
-            keepalive: Some(Duration::from_secs(15)),
-            linger: Duration::from_secs(10),
-            first_id: None,
             max_replies: 64,
-            place: "here",
+            ..Self::DEFAULT
         }
     }
 
-    /// Sets [`max_streams`](Self::max_streams).
-    #[must_use]
-    pub const fn with_max_streams(mut self, streams: usize) -> Self {
-        self.max_streams = streams;
-        self
-    }
-
-    /// Sets [`accept_backlog`](Self::accept_backlog).
-    #[must_use]
-    pub const fn with_accept_backlog(mut self, connections: usize) -> Self {
-        self.accept_backlog = connections;
-        self
-    }
-
-    /// Sets [`receive_budget`](Self::receive_budget).
-    #[must_use]
-    pub const fn with_receive_budget(mut self, bytes: usize) -> Self {
-        self.receive_budget = bytes;
-        self
-    }
-
-    /// Sets [`max_window`](Self::max_window).
-    #[must_use]
-    pub const fn with_max_window(mut self, bytes: u32) -> Self {
-        self.max_window = bytes;
-        self
-    }
-
-    /// Sets [`v1_stream_buffer`](Self::v1_stream_buffer).
-    #[must_use]
-    pub const fn with_v1_stream_buffer(mut self, bytes: usize) -> Self {
-        self.v1_stream_buffer = bytes;
-        self
-    }
-
-    /// Sets [`v1_stall`](Self::v1_stall).
-    #[must_use]
-    pub const fn with_v1_stall(mut self, time: Duration) -> Self {
-        self.v1_stall = time;
-        self
-    }
-
-    /// Sets [`v1_reach`](Self::v1_reach).
-    #[must_use]
-    pub const fn with_v1_reach(mut self, bytes: usize) -> Self {
-        self.v1_reach = bytes;
-        self
-    }
-
-    /// Sets [`send_budget`](Self::send_budget).
-    #[must_use]
-    pub const fn with_send_budget(mut self, bytes: usize) -> Self {
-        self.send_budget = bytes;
-        self
-    }
-
-    /// Sets [`stream_send_buffer`](Self::stream_send_buffer).
-    #[must_use]
-    pub const fn with_stream_send_buffer(mut self, bytes: usize) -> Self {
-        self.stream_send_buffer = bytes;
-        self
-    }
-
-    /// Sets [`max_piece`](Self::max_piece).
-    #[must_use]
-    pub const fn with_max_piece(mut self, bytes: usize) -> Self {
-        self.max_piece = bytes;
-        self
-    }
-
-    /// Sets [`contended_piece`](Self::contended_piece).
-    #[must_use]
-    pub const fn with_contended_piece(mut self, bytes: usize) -> Self {
-        self.contended_piece = bytes;
-        self
-    }
-
-    /// Sets [`datagram_queue`](Self::datagram_queue).
-    #[must_use]
-    pub const fn with_datagram_queue(mut self, datagrams: usize) -> Self {
-        self.datagram_queue = datagrams;
-        self
-    }
-
-    /// Sets [`datagram_buffer`](Self::datagram_buffer).
-    #[must_use]
-    pub const fn with_datagram_buffer(mut self, bytes: usize) -> Self {
-        self.datagram_buffer = bytes;
-        self
-    }
-
-    /// Sets [`datagram_budget`](Self::datagram_budget).
-    #[must_use]
-    pub const fn with_datagram_budget(mut self, bytes: usize) -> Self {
-        self.datagram_budget = bytes;
-        self
-    }
-
-    /// Sets [`keepalive`](Self::keepalive).
-    #[must_use]
-    pub const fn with_keepalive(mut self, silence: Option<Duration>) -> Self {
-        self.keepalive = silence;
-        self
-    }
-
-    /// Sets [`linger`](Self::linger).
-    #[must_use]
-    pub const fn with_linger(mut self, time: Duration) -> Self {
-        self.linger = time;
-        self
-    }
-
-    /// Sets [`first_id`](Self::first_id).
-    #[must_use]
-    pub const fn with_first_id(mut self, id: Option<u32>) -> Self {
-        self.first_id = id;
-        self
-    }
-
-    /// Sets [`max_replies`](Self::max_replies).
-    #[must_use]
-    pub const fn with_max_replies(mut self, answers: usize) -> Self {
-        self.max_replies = answers;
-        self
-    }
-
-    /// Sets [`place`](Self::place).
-    #[must_use]
-    pub const fn with_place(mut self, place: &'static str) -> Self {
-        self.place = place;
-        self
+    setters! {
+        with_max_streams => max_streams: usize,
+        with_accept_backlog => accept_backlog: usize,
+        with_receive_budget => receive_budget: usize,
+        with_max_window => max_window: u32,
+        with_v1_stream_buffer => v1_stream_buffer: usize,
+        with_v1_stall => v1_stall: Duration,
+        with_v1_reach => v1_reach: usize,
+        with_send_budget => send_budget: usize,
+        with_stream_send_buffer => stream_send_buffer: usize,
+        with_max_piece => max_piece: usize,
+        with_contended_piece => contended_piece: usize,
+        with_datagram_queue => datagram_queue: usize,
+        with_datagram_buffer => datagram_buffer: usize,
+        with_datagram_budget => datagram_budget: usize,
+        with_keepalive => keepalive: Option<Duration>,
+        with_linger => linger: Duration,
+        with_first_id => first_id: Option<u32>,
+        with_max_replies => max_replies: usize,
+        with_place => place: &'static str,
     }
 
     /// The same configuration, with values clamped to the range the protocol allows.
