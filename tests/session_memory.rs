@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use counting::counts;
 use kohakuriver_tunnel::session::{
-    Config, Event, Instant, Reason, Recv, Role, Session, StreamId, Transmit, Version,
+    Allowance, Config, Event, Instant, Reason, Recv, Role, Session, StreamId, Transmit, Version,
 };
 use kohakuriver_tunnel::wire::{Chunk, ClientId, Frame, Proto};
 
@@ -204,7 +204,7 @@ fn a_session_whose_queues_are_short_sheds_without_looking_at_its_streams() {
     settle(&mut opener, &mut acceptor);
     assert!(acceptor.memory() > 100_000);
     let before = counts();
-    acceptor.shed(100_000);
+    acceptor.set_allowance(Allowance::Exceeded(100_000));
     assert_eq!((counts() - before).calls, 0);
     assert_eq!(acceptor.stats().resets, 0);
 }
@@ -253,7 +253,7 @@ fn memory_of_streams_that_are_gone_is_given_back_or_counted() {
         }
         drop(streams);
         // Most ids are forgotten.
-        acceptor.set_pressed(true);
+        acceptor.set_allowance(Allowance::Exceeded(usize::MAX));
         let live = (counts() - empty).live;
         let counted = acceptor.memory() as isize;
         assert!(live < counted + 200_000, "{live} bytes, {counted} counted");

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kohakuriver_tunnel::session::{
-    Config, Event, Instant, Reason, Recv, Role, SendError, Session, State, Stats, StreamId,
-    Transmit, Version,
+    Allowance, Config, Event, Instant, Reason, Recv, Role, SendError, Session, State, Stats,
+    StreamId, Transmit, Version,
 };
 use kohakuriver_tunnel::wire::{Chunk, Frame};
 
@@ -289,24 +289,25 @@ impl End {
     fn about_the_tunnel(&mut self, now: Instant, which: u8) {
         match which {
             0..32 => self.session.ping(),
-            32..64 => self.session.set_pressed(true),
-            64..96 => self.session.set_pressed(false),
-            96..128 => self.shed(usize::from(which - 96) * 1_000),
+            32..64 => self.session.set_allowance(Allowance::Exceeded(usize::MAX)),
+            64..96 => self.session.set_allowance(Allowance::Ample),
+            96..128 => self.exceed(usize::from(which - 96) * 1_000),
             128..192 => self.session.handle_activity(now),
-            192..216 => self.session.set_share(None),
-            216..232 => self
-                .session
-                .set_share(Some(usize::from(which - 216) * 1_000)),
+            192..216 => self.session.set_allowance(Allowance::Scarce),
+            216..232 => {
+                let share = usize::from(which - 216) * 1_000;
+                self.session.set_allowance(Allowance::Share(share));
+            }
             232..240 => self.session.drain(),
             240..250 => self.session.shutdown(),
             _ => self.session.handle_closed(now, Reason::Gone, "fuzz"),
         }
     }
 
-    fn shed(&mut self, target: usize) {
-        self.session.shed(target);
+    fn exceed(&mut self, share: usize) {
+        self.session.set_allowance(Allowance::Exceeded(share));
         let Stats { unread, unsent, .. } = self.session.stats();
-        assert!(self.session.memory() <= target || unread + unsent <= target);
+        assert!(self.session.memory() <= share || unread + unsent <= share);
     }
 
     fn timeout(&mut self, now: Instant) {

@@ -2,6 +2,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::waiting::Waiting;
+use crate::session::Allowance;
 
 /// A bound in bytes on what many tunnels, and other parts of a program that a peer can make grow,
 /// hold together.
@@ -25,7 +26,7 @@ use super::waiting::Waiting;
 ///   peer acknowledges hardly any of it (less than 192 KiB) in 30 s in which it is read, or in 120
 ///   s, and at once if answers to the peer make it keep 512 KiB more meanwhile. A tunnel whose
 ///   streams hold almost its share does not read its transport for as long as its readers make room
-///   ([`Session::set_share`](crate::session::Session::set_share)).
+///   ([`Allowance::Share`]).
 /// - While more than two thirds are held, a tunnel above its share takes no new connections, and
 ///   its streams that hold most are reset with reason overflow.
 ///
@@ -60,17 +61,6 @@ struct Inner {
     /// Shares of the last third.
     shares: AtomicUsize,
     waiting: Waiting,
-}
-
-/// How much a tunnel may hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Allowance {
-    /// As much as its session may.
-    All,
-    /// That much, if its readers are as fast.
-    Share(usize),
-    /// No more than that. It holds more now.
-    Exceeded(usize),
 }
 
 /// What tunnels on one thread know of each other.
@@ -200,8 +190,11 @@ impl Account {
         if (held + kept).abs_diff(self.charged) >= Self::GRAIN {
             self.charge(held + kept);
         }
+        if !self.is_scarce() {
+            return Allowance::Ample;
+        }
         if self.tight().is_none() {
-            return Allowance::All;
+            return Allowance::Scarce;
         }
         let share = self.part();
         match self.budget.held() > self.budget.soft_limit() && held > share {
@@ -311,7 +304,8 @@ mod tests {
         let budget = Budget::new(3 << 20);
         let mut greedy = Account::open(&budget);
         let mut modest = Account::open(&budget);
-        assert_eq!(greedy.settle(1 << 20, 0, 1), Allowance::All);
+        assert_eq!(greedy.settle(64 << 10, 0, 1), Allowance::Ample);
+        assert_eq!(greedy.settle(1 << 20, 0, 1), Allowance::Scarce);
         assert_eq!(greedy.settle(2 << 20, 0, 1), Allowance::Share(512 << 10));
         assert_eq!(modest.settle(512 << 10, 0, 1), Allowance::Share(512 << 10));
         // Both tunnels share the last third.
@@ -321,7 +315,7 @@ mod tests {
         );
         assert_eq!(greedy.settle(2 << 20, 0, 1), Allowance::Exceeded(512 << 10));
         greedy.charge(512 << 10);
-        assert_eq!(modest.settle(1 << 20, 0, 1), Allowance::All);
+        assert_eq!(modest.settle(1 << 20, 0, 1), Allowance::Scarce);
         assert!(!budget.take(1 << 20));
         assert!(budget.take(512 << 10));
         budget.give_back(512 << 10);
@@ -359,7 +353,7 @@ mod tests {
         let budget = Budget::new(30 << 20);
         let mut shared = Account::open(&budget);
         let mut greedy = Account::open(&budget);
-        assert_eq!(shared.settle(4 << 20, 0, 4), Allowance::All);
+        assert_eq!(shared.settle(4 << 20, 0, 4), Allowance::Scarce);
         assert_eq!(greedy.settle(24 << 20, 0, 1), Allowance::Exceeded(2 << 20));
         assert_eq!(shared.settle(8 << 20, 0, 4), Allowance::Share(8 << 20));
         assert_eq!(

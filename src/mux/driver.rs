@@ -21,7 +21,7 @@ use super::source::{Once, Source};
 use super::stoppable::Now;
 use super::{Timer, TokioTimer, Tunnel, TunnelError};
 use crate::resume::EndReason;
-use crate::session::{Instant, Transmit};
+use crate::session::{Allowance, Instant, Transmit};
 use crate::transport::Carrier;
 
 /// The close code of an agent's tunnel whose place another one took (PROTOCOL.md section 4.1).
@@ -299,7 +299,8 @@ where
         let mut busy = false;
         if let Some(read) = read {
             let useless = state.useless().since(before);
-            let inrush = read.turn.inrush(skipped, useless, heard && state.pressed);
+            let is_exceeded = matches!(state.allowance, Allowance::Exceeded(_));
+            let inrush = read.turn.inrush(skipped, useless, heard && is_exceeded);
             // A read may have got nothing only because the transport yielded.
             if heard {
                 let flood_control = &mut self.flood_control;

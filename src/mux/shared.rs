@@ -10,11 +10,11 @@ use core::task::{Context, Poll, Waker};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::attachment::Attached;
-use super::budget::{Account, Allowance};
+use super::budget::Account;
 use super::flood::Useless;
 use super::stoppable::TunnelClock;
 use super::{Budget, TunnelError};
-use crate::session::{Event, Instant, Reason, Session, StreamId, StreamStats};
+use crate::session::{Allowance, Event, Instant, Reason, Session, StreamId, StreamStats};
 use crate::wire::{Proto, RawFrame};
 
 /// State shared by the driver and all handles. The lock is never held while the transport or a
@@ -29,10 +29,8 @@ pub(super) struct Shared {
 pub(super) struct State {
     pub(super) session: Session,
     pub(super) account: Option<Account>,
-    /// The tunnel holds more than its share of an exhausted budget.
-    pub(super) pressed: bool,
-    /// Memory was not scarce when the account was settled last.
-    ample: bool,
+    /// When the account was settled last.
+    pub(super) allowance: Allowance,
     /// Indexed by [`StreamId::slot`].
     wakers: Vec<StreamWakers>,
     /// Tasks that wait until a stream's queued data is transmitted, by the stream's client id. If
@@ -94,8 +92,7 @@ impl Shared {
         let state = State {
             session,
             account: budget.map(Account::open),
-            pressed: false,
-            ample: false,
+            allowance: Allowance::Ample,
             wakers: Vec::new(),
             transmitted: BTreeMap::new(),
             incoming: VecDeque::new(),
@@ -243,29 +240,15 @@ impl State {
         };
         let session = &self.session;
         let (held, kept, parties) = (session.memory(), self.attached.ring, session.parties());
-        if self.ample && account.stays_ample(held + kept, parties) {
+        let is_ample = self.allowance == Allowance::Ample;
+        if is_ample && account.stays_ample(held + kept, parties) {
             return;
         }
-        let allowance = account.settle(held, kept, parties);
-        let is_scarce = account.is_scarce();
-        // Others change the sum in between.
-        self.ample = !is_scarce && allowance == Allowance::All;
-        self.session.set_thrifty(is_scarce);
-        self.session.set_share(match allowance {
-            Allowance::All => None,
-            Allowance::Share(share) | Allowance::Exceeded(share) => Some(share),
-        });
-        self.pressed = matches!(allowance, Allowance::Exceeded(_));
-        self.session.set_pressed(self.pressed);
-        match allowance {
-            Allowance::All => return,
-            Allowance::Share(share) => self.session.refuse_pending(share),
-            Allowance::Exceeded(share) => {
-                self.session.refuse_pending(share);
-                self.session.shed(share);
-            }
+        self.allowance = account.settle(held, kept, parties);
+        self.session.set_allowance(self.allowance);
+        if let Allowance::Share(_) | Allowance::Exceeded(_) = self.allowance {
+            account.charge(self.session.memory() + kept);
         }
-        account.charge(self.session.memory() + kept);
     }
 
     pub(super) fn wakers(&mut self, stream: StreamId) -> &mut StreamWakers {

@@ -73,6 +73,7 @@ pub use self::error::{OpenError, SendError, StreamError, Violation};
 pub use self::events::Event;
 pub use self::greeting::{Greeting, NotOffered};
 pub use self::outgoing::Transmit;
+pub use self::pressure::Allowance;
 pub use self::reset::{Reason, Reset, clean_text};
 pub use self::state::State;
 pub use self::streams::StreamId;

@@ -6,6 +6,35 @@ use super::endpoint::Session;
 use super::stream::Stream;
 use super::{Reason, Role, StreamId};
 
+/// How much a session may hold while memory is short. Each level includes those before it.
+///
+/// [`Session::set_allowance`] has an example.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Allowance {
+    /// As much as its [`Config`](super::Config) allows.
+    Ample,
+    /// The same, but payloads are copied when they are received. Without a copy, a small payload
+    /// can keep a large buffer of the transport alive.
+    Scarce,
+    /// All streams together may hold that many bytes that were received. Close to that the
+    /// transport is not read while readers make room, as close to
+    /// [`Config::receive_budget`](super::Config::receive_budget); no stream is reset. Messages to
+    /// send are short meanwhile.
+    ///
+    /// Connections that were not accepted yet are refused (ERROR, limit) until [`Session::memory`]
+    /// is at most that or none is left.
+    Share(usize),
+    /// The session holds more than that many bytes. It refuses new connections (ERROR, limit) and
+    /// hardly holds more: windows do not grow, streams queue little, and few ended ids are
+    /// remembered.
+    ///
+    /// Streams are reset with reason overflow, [expendable](Session::set_expendable) ones and then
+    /// those that hold most, until [`Session::memory`] is at most that or no stream holds anything.
+    /// What they held is dropped. If the rest alone exceeds it, the queues may still hold up to
+    /// that.
+    Exceeded(usize),
+}
+
 impl Session {
     /// Estimate of the bytes a stream costs besides its queues: its handle and the task that serves
     /// it.
@@ -55,20 +84,43 @@ impl Session {
         if self.closed { streams.min(most) } else { most }
     }
 
-    /// All streams together may hold `bytes` that were received. Close to that the
-    /// transport is not read while readers make room, as close to
-    /// [`Config::receive_budget`](super::Config::receive_budget); no stream is reset. Messages to
-    /// send are short meanwhile. `None`: as many as the budget allows. For code that bounds many
-    /// sessions together.
-    pub fn set_share(&mut self, bytes: Option<usize>) {
-        self.receiving.set_share(bytes);
-        self.sending.set_sparing(bytes.is_some());
+    /// How much the session may hold, for code that bounds many sessions together.
+    ///
+    /// Only this call refuses and drops what is held beyond an allowance: call it again when
+    /// [`memory`](Self::memory) has grown.
+    ///
+    /// ```
+    /// use kohakuriver_tunnel::session::{Allowance, Config, Instant, Role, Session, Version};
+    ///
+    /// let now = Instant::default();
+    /// let mut session = Session::new(Role::Acceptor, Version::V2, Config::default(), now);
+    /// let (all_hold_much, share) = (true, 1 << 20);
+    /// session.set_allowance(match all_hold_much {
+    ///     true if session.memory() > share => Allowance::Exceeded(share),
+    ///     true => Allowance::Share(share),
+    ///     false => Allowance::Ample,
+    /// });
+    /// ```
+    pub fn set_allowance(&mut self, allowance: Allowance) {
+        let (share, is_exceeded) = match allowance {
+            Allowance::Ample | Allowance::Scarce => (None, false),
+            Allowance::Share(share) => (Some(share), false),
+            Allowance::Exceeded(share) => (Some(share), true),
+        };
+        self.receiving.set_thrifty(allowance != Allowance::Ample);
+        self.receiving.set_share(share);
+        self.sending.set_sparing(share.is_some());
+        self.set_pressed(is_exceeded);
+        if let Some(share) = share {
+            self.refuse_pending(share);
+        }
+        if let Allowance::Exceeded(share) = allowance {
+            self.shed(share);
+        }
     }
 
-    /// While pressed, the session refuses new connections (ERROR, limit) and hardly holds more:
-    /// windows do not grow, streams queue little, and few ended ids are remembered. For code that
-    /// bounds many sessions together.
-    pub fn set_pressed(&mut self, pressed: bool) {
+    /// While pressed, the session hardly holds more.
+    fn set_pressed(&mut self, pressed: bool) {
         let changed = self.pressed != pressed;
         self.pressed = pressed;
         if pressed {
@@ -81,13 +133,6 @@ impl Session {
         }
     }
 
-    /// While thrifty, the session copies the payloads that it receives. Without a copy, a small
-    /// payload can keep a large buffer of the transport alive. For code that bounds many sessions
-    /// together.
-    pub fn set_thrifty(&mut self, thrifty: bool) {
-        self.receiving.set_thrifty(thrifty);
-    }
-
     /// The reader of an expendable stream cannot read for a while, for example because it is behind
     /// a tunnel that has lost its transport. When too much is held, expendable streams that hold
     /// something are reset before all others. In a stall of v1 they do not count as waiting.
@@ -97,10 +142,9 @@ impl Session {
         }
     }
 
-    /// Refuses (ERROR, limit) connections that were not accepted yet, until [`memory`](Self::memory)
-    /// is at most `target` or none is left. A peer that sends 14 bytes for each holds them most
-    /// cheaply. For code that bounds many sessions together.
-    pub fn refuse_pending(&mut self, target: usize) {
+    /// Refuses pending connections, as [`Allowance::Share`] says. A peer holds them most cheaply: it
+    /// sends 14 bytes for each.
+    fn refuse_pending(&mut self, target: usize) {
         let excess = self.memory().saturating_sub(target);
         if excess == 0 || self.streams.pending() == 0 {
             return;
@@ -116,10 +160,8 @@ impl Session {
         }
     }
 
-    /// Resets streams with reason overflow, expendable ones and then those that hold most, until
-    /// [`memory`](Self::memory) is at most `target` or no stream holds anything. Drops what they
-    /// held. If the rest alone exceeds `target`, the queues may still hold up to `target`.
-    pub fn shed(&mut self, target: usize) {
+    /// Resets streams, as [`Allowance::Exceeded`] says.
+    fn shed(&mut self, target: usize) {
         let besides = self.memory() - self.queued();
         let target = match target.saturating_sub(besides) {
             0 => target,

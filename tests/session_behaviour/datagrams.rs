@@ -71,7 +71,8 @@ fn empty_ones_count_as_memory_and_are_shed() {
     let before = pair.acceptor.memory();
     pair.run();
     assert_eq!(pair.acceptor.memory() - before, 400 * 64);
-    pair.acceptor.shed(before + 200 * 64);
+    pair.acceptor
+        .set_allowance(Allowance::Exceeded(before + 200 * 64));
     assert_eq!(pair.acceptor.stats().resets, 1);
 }
 

@@ -521,8 +521,8 @@ fn a_session_sheds_the_streams_that_hold_most() {
     messages(&mut acceptor, at(0));
     let before = acceptor.memory();
     assert!(before >= 300_000);
-    acceptor.shed(before);
-    acceptor.shed(before - 200_000);
+    acceptor.set_allowance(Allowance::Exceeded(before));
+    acceptor.set_allowance(Allowance::Exceeded(before - 200_000));
     assert!(acceptor.memory() <= before - 200_000);
     let reset = |stream: &StreamId| acceptor.reset_of(*stream).map(|reset| reset.reason);
     let ends: Vec<_> = streams.iter().map(reset).collect();
@@ -533,7 +533,7 @@ fn a_session_sheds_the_streams_that_hold_most() {
     let shown = acceptor.reset_of(streams[2]).unwrap().to_string();
     assert_eq!(shown, "too much data: memory is short here");
     // Capacity that a stream cannot use is kept.
-    acceptor.shed(0);
+    acceptor.set_allowance(Allowance::Exceeded(0));
     assert_eq!(acceptor.stats().unread, 0);
     assert_eq!(acceptor.stats().streams, 3);
 }
@@ -549,10 +549,10 @@ fn a_session_refuses_connections_that_were_not_accepted_yet() {
     }
     messages(&mut acceptor, at(0));
     let full = acceptor.memory();
-    acceptor.refuse_pending(full);
-    acceptor.refuse_pending(full / 2);
+    acceptor.set_allowance(Allowance::Share(full));
+    acceptor.set_allowance(Allowance::Share(full / 2));
     // What is not released yet is not made up for by others.
-    acceptor.refuse_pending(full / 2);
+    acceptor.set_allowance(Allowance::Share(full / 2));
     let is_refused = |stream: &&StreamId| {
         let reset = acceptor.reset_of(**stream);
         reset.is_some_and(|reset| reset.reason == Reason::Limit)
@@ -567,7 +567,7 @@ fn a_session_refuses_connections_that_were_not_accepted_yet() {
     }
     let left = acceptor.memory();
     assert!(left <= full / 2 + 56 * 128, "{left} of {full}");
-    acceptor.refuse_pending(0);
+    acceptor.set_allowance(Allowance::Share(0));
     assert!(acceptor.reset_of(before).is_none());
 }
 
@@ -581,9 +581,9 @@ fn what_resets_cannot_give_back_costs_no_stream() {
     say(&mut acceptor, at(0), data(1, vec![0; 50_000])).unwrap();
     messages(&mut acceptor, at(0));
     assert!(acceptor.memory() > 200_000);
-    acceptor.shed(60_000);
+    acceptor.set_allowance(Allowance::Exceeded(60_000));
     assert_eq!(acceptor.stats().resets, 0);
-    acceptor.shed(40_000);
+    acceptor.set_allowance(Allowance::Exceeded(40_000));
     assert_eq!(acceptor.stats().resets, 1);
 }
 
@@ -598,7 +598,7 @@ fn a_pressed_session_forgets_most_ids_that_have_ended() {
     }
     messages(&mut acceptor, at(0));
     let before = acceptor.memory();
-    acceptor.set_pressed(true);
+    acceptor.set_allowance(Allowance::Exceeded(usize::MAX));
     assert!(acceptor.memory() < before / 4, "{before}");
 }
 
@@ -607,7 +607,7 @@ fn a_pressed_session_takes_no_connections_and_queues_little() {
     let mut acceptor = Session::new(Role::Acceptor, Version::V2, Config::default(), at(0));
     let stream = accepted(&mut acceptor, 1);
     messages(&mut acceptor, at(0));
-    acceptor.set_pressed(true);
+    acceptor.set_allowance(Allowance::Exceeded(usize::MAX));
     say(&mut acceptor, at(0), connect(2)).unwrap();
     let told = messages(&mut acceptor, at(0));
     let Some(Frame::Error { code, .. }) = told.first() else {
@@ -617,7 +617,7 @@ fn a_pressed_session_takes_no_connections_and_queues_little() {
     let queued = fill(&mut acceptor, stream);
     assert!((1..=4096).contains(&queued), "{queued}");
     events(&mut acceptor);
-    acceptor.set_pressed(false);
+    acceptor.set_allowance(Allowance::Ample);
     messages(&mut acceptor, at(0));
     assert_eq!(events(&mut acceptor), [Event::Writable(stream)]);
     assert!(fill(&mut acceptor, stream) > 4096);

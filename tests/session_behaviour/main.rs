@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kohakuriver_tunnel::session::{
-    Config, EARLY_DATA, Event, INITIAL_WINDOW, Instant, OpenError, Reason, Recv, Reset, Role,
-    SendError, Session, State, StreamError, StreamId, Transmit, Version, Violation,
+    Allowance, Config, EARLY_DATA, Event, INITIAL_WINDOW, Instant, OpenError, Reason, Recv, Reset,
+    Role, SendError, Session, State, StreamError, StreamId, Transmit, Version, Violation,
 };
 use kohakuriver_tunnel::wire::{Chunk, ClientId, DecodeError, Frame, Kind, Proto};
 

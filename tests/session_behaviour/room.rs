@@ -279,7 +279,8 @@ proptest! {
                         opener.poll_transmit(at(0));
                     }
                 }
-                Op::Press(pressed) => opener.set_pressed(pressed),
+                Op::Press(true) => opener.set_allowance(Allowance::Exceeded(usize::MAX)),
+                Op::Press(false) => opener.set_allowance(Allowance::Ample),
                 Op::Hold(held) => opener.hold_data(held),
             }
             prop_assert!(opener.audit());
@@ -293,7 +294,7 @@ proptest! {
             wants.retain(|stream| opener.send_capacity(*stream).is_ok());
         }
         // The transport takes everything; those who are told do nothing.
-        opener.set_pressed(false);
+        opener.set_allowance(Allowance::Ample);
         opener.hold_data(false);
         for _ in 0..=streams.len() {
             messages(opener, at(0));
