@@ -187,8 +187,6 @@ struct Entry<T> {
     shared: Weak<Shared>,
     /// Bytes that the tunnel keeps.
     ring: Arc<AtomicUsize>,
-    /// Its rank among those without a transport.
-    waits: Option<Rank>,
 }
 
 /// Tunnels without a transport.
@@ -318,7 +316,6 @@ impl<T> Keeper<T> {
             handovers: arrivals.clone(),
             shared: Weak::clone(&shared),
             ring: Arc::clone(&ring),
-            waits: None,
         };
         self.registry.lock().insert(identity.tunnel, entry);
         Kept {
@@ -328,6 +325,7 @@ impl<T> Keeper<T> {
             role,
             arrivals,
             ring,
+            rank: None,
             waits: None,
         }
     }
@@ -397,17 +395,15 @@ impl<T> State<T> {
         true
     }
 
-    /// The tunnel has lost its transport. Returns those that have to end for it.
+    /// The tunnel has lost its transport. Returns its rank, and those that have to end for it.
     fn wait(
         &mut self,
         tunnel: u64,
         role: Role,
         confirmed: bool,
         limits: KeeperLimits,
-    ) -> Vec<Weak<Shared>> {
-        let Some(entry) = self.tunnels.get_mut(&tunnel) else {
-            return Vec::new();
-        };
+    ) -> Option<(Rank, Vec<Weak<Shared>>)> {
+        let entry = self.tunnels.get(&tunnel)?;
         let place = Place {
             tunnel,
             group: entry.binding.group.clone(),
@@ -415,7 +411,6 @@ impl<T> State<T> {
         };
         let (group, peer) = (place.group.clone(), place.peer.clone());
         let rank = self.waiting.all.join(role, confirmed, place);
-        entry.waits = Some(rank);
         let ranks = self.waiting.groups.entry(group).or_default();
         ranks.insert(rank);
         let of_group = first_beyond(ranks, limits.per_group);
@@ -432,7 +427,7 @@ impl<T> State<T> {
             };
             victims.push(victim);
         }
-        victims
+        Some((rank, victims))
     }
 
     /// Takes the first from those that wait.
@@ -446,8 +441,7 @@ impl<T> State<T> {
         let place = self.waiting.all.leave(rank)?;
         remove(&mut self.waiting.groups, &place.group, rank);
         remove(&mut self.waiting.peers, &place.peer, rank);
-        let entry = self.tunnels.get_mut(&place.tunnel)?;
-        entry.waits = None;
+        let entry = self.tunnels.get(&place.tunnel)?;
         Some(Weak::clone(&entry.shared))
     }
 }
@@ -485,15 +479,16 @@ pub struct Kept<T> {
     /// Bytes that the tunnel keeps. They change with every message, so the registry's lock, which
     /// all tunnels share, is not taken for them.
     ring: Arc<AtomicUsize>,
-    /// While it has no transport.
+    /// Its rank among those without a transport.
+    rank: Option<Rank>,
+    /// The same in its budget.
     waits: Option<Waits>,
 }
 
 impl<T> Kept<T> {
     fn end(&mut self, reason: Option<EndReason>) {
         let mut state = self.registry.lock();
-        let known = state.tunnels.get(&self.tunnel);
-        if let Some(rank) = known.and_then(|entry| entry.waits) {
+        if let Some(rank) = self.rank.take() {
             state.stop_waiting(rank);
         }
         if state.remove(self.tunnel) {
@@ -544,8 +539,7 @@ impl<T> Source for Kept<T> {
             News::Attached => {
                 let mut state = self.registry.lock();
                 state.stats.resumed += 1;
-                let known = state.tunnels.get(&self.tunnel);
-                if let Some(rank) = known.and_then(|entry| entry.waits) {
+                if let Some(rank) = self.rank.take() {
                     state.stop_waiting(rank);
                 }
                 drop(state);
@@ -555,9 +549,12 @@ impl<T> Source for Kept<T> {
                 self.waits = Waits::begin(&self.shared, self.role, confirmed);
                 let limits = self.registry.limits;
                 let mut state = self.registry.lock();
-                let victims = state.wait(self.tunnel, self.role, confirmed, limits);
+                let waits = state.wait(self.tunnel, self.role, confirmed, limits);
                 drop(state);
-                evict(&victims);
+                if let Some((rank, victims)) = waits {
+                    self.rank = Some(rank);
+                    evict(&victims);
+                }
             }
             News::Ended(reason) => self.end(reason),
             News::Moved { ring, replayed } => {
