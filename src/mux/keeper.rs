@@ -1,5 +1,5 @@
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet, btree_map};
+use alloc::collections::{BTreeMap, btree_map};
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -13,7 +13,7 @@ use super::Tunnel;
 use super::handovers::Handovers;
 use super::shared::Shared;
 use super::source::{Answer, Arrival, Handover, Need, News, Source};
-use super::waiting::{Line, Rank, Waits};
+use super::waiting::{Detached, Rank, Waits};
 use crate::resume::{Config, EndReason, Identity, Open, Secret};
 use crate::session::{Instant, Role};
 
@@ -177,7 +177,8 @@ struct State<T> {
     tunnels: BTreeMap<u64, Entry<T>>,
     /// How many tunnels each route has.
     routes: BTreeMap<String, usize>,
-    waiting: Waiting,
+    /// Those without a transport.
+    detached: Detached,
     stats: KeeperStats,
 }
 
@@ -187,20 +188,6 @@ struct Entry<T> {
     shared: Weak<Shared>,
     /// Bytes that the tunnel keeps.
     ring: Arc<AtomicUsize>,
-}
-
-/// Tunnels without a transport.
-#[derive(Default)]
-struct Waiting {
-    all: Line<Place>,
-    groups: BTreeMap<String, BTreeSet<Rank>>,
-    peers: BTreeMap<String, BTreeSet<Rank>>,
-}
-
-struct Place {
-    tunnel: u64,
-    group: String,
-    peer: String,
 }
 
 impl<T> Keeper<T> {
@@ -216,7 +203,7 @@ impl<T> Keeper<T> {
         let state = State {
             tunnels: BTreeMap::new(),
             routes: BTreeMap::new(),
-            waiting: Waiting::default(),
+            detached: Detached::default(),
             stats: KeeperStats::default(),
         };
         let mut random = Random(Box::new(random));
@@ -254,7 +241,7 @@ impl<T> Keeper<T> {
         let rings = state.tunnels.values();
         KeeperStats {
             tunnels: state.tunnels.len(),
-            detached: state.waiting.all.len(),
+            detached: state.detached.len(),
             ring_bytes: rings.map(|entry| entry.ring.load(Ordering::Relaxed)).sum(),
             ..state.stats
         }
@@ -403,61 +390,24 @@ impl<T> State<T> {
         confirmed: bool,
         limits: KeeperLimits,
     ) -> Option<(Rank, Vec<Weak<Shared>>)> {
-        let entry = self.tunnels.get(&tunnel)?;
-        let place = Place {
-            tunnel,
-            group: entry.binding.group.clone(),
-            peer: entry.binding.peer.clone(),
-        };
-        let (group, peer) = (place.group.clone(), place.peer.clone());
-        let rank = self.waiting.all.join(role, confirmed, place);
-        let ranks = self.waiting.groups.entry(group).or_default();
-        ranks.insert(rank);
-        let of_group = first_beyond(ranks, limits.per_group);
-        let ranks = self.waiting.peers.entry(peer).or_default();
-        ranks.insert(rank);
-        let of_peer = first_beyond(ranks, limits.per_peer);
-        let mut victims = Vec::new();
-        for rank in [of_group, of_peer].into_iter().flatten() {
-            victims.extend(self.stop_waiting(rank));
-        }
-        while self.waiting.all.len() > limits.detached {
-            let Some(victim) = self.first() else {
-                break;
-            };
-            victims.push(victim);
-        }
+        let binding = &self.tunnels.get(&tunnel)?.binding;
+        let (group, peer) = (&binding.group, &binding.peer);
+        let detached = &mut self.detached;
+        let (rank, victims) = detached.join(tunnel, group, peer, role, confirmed, limits);
+        let victims = victims.into_iter();
+        let victims = victims.filter_map(|victim| self.shared(victim)).collect();
         Some((rank, victims))
     }
 
     /// Takes the first from those that wait.
     fn first(&mut self) -> Option<Weak<Shared>> {
-        let (rank, _) = self.waiting.all.first()?;
-        self.stop_waiting(rank)
+        let tunnel = self.detached.pop_first()?;
+        self.shared(tunnel)
     }
 
-    /// Takes a tunnel from those that wait, if it is one of them.
-    fn stop_waiting(&mut self, rank: Rank) -> Option<Weak<Shared>> {
-        let place = self.waiting.all.leave(rank)?;
-        remove(&mut self.waiting.groups, &place.group, rank);
-        remove(&mut self.waiting.peers, &place.peer, rank);
-        let entry = self.tunnels.get(&place.tunnel)?;
+    fn shared(&self, tunnel: u64) -> Option<Weak<Shared>> {
+        let entry = self.tunnels.get(&tunnel)?;
         Some(Weak::clone(&entry.shared))
-    }
-}
-
-/// The first of more than `limit` ranks.
-fn first_beyond(ranks: &BTreeSet<Rank>, limit: usize) -> Option<Rank> {
-    let first = ranks.first().copied();
-    first.filter(|_| ranks.len() > limit)
-}
-
-fn remove(of: &mut BTreeMap<String, BTreeSet<Rank>>, name: &str, rank: Rank) {
-    if let Some(ranks) = of.get_mut(name) {
-        ranks.remove(&rank);
-        if ranks.is_empty() {
-            of.remove(name);
-        }
     }
 }
 
@@ -489,7 +439,7 @@ impl<T> Kept<T> {
     fn end(&mut self, reason: Option<EndReason>) {
         let mut state = self.registry.lock();
         if let Some(rank) = self.rank.take() {
-            state.stop_waiting(rank);
+            state.detached.leave(rank);
         }
         if state.remove(self.tunnel) {
             let stats = &mut state.stats;
@@ -540,7 +490,7 @@ impl<T> Source for Kept<T> {
                 let mut state = self.registry.lock();
                 state.stats.resumed += 1;
                 if let Some(rank) = self.rank.take() {
-                    state.stop_waiting(rank);
+                    state.detached.leave(rank);
                 }
                 drop(state);
                 self.waits = None;

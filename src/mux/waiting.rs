@@ -1,9 +1,11 @@
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
 use alloc::sync::Weak;
+use alloc::vec::Vec;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::Budget;
 use super::shared::Shared;
+use super::{Budget, KeeperLimits};
 use crate::session::Role;
 
 /// Tunnels without a transport, in the order in which they have to go.
@@ -20,6 +22,21 @@ pub(super) struct Rank {
     confirmed: bool,
     is_opener: bool,
     number: u64,
+}
+
+/// The tunnels of a keeper without a transport, also by group and by peer.
+#[derive(Debug, Default)]
+pub(super) struct Detached {
+    all: Line<Place>,
+    groups: BTreeMap<String, BTreeSet<Rank>>,
+    peers: BTreeMap<String, BTreeSet<Rank>>,
+}
+
+#[derive(Debug)]
+struct Place {
+    tunnel: u64,
+    group: String,
+    peer: String,
 }
 
 /// The tunnels of a budget that wait for a transport. They go when memory is short, one at a time:
@@ -76,6 +93,73 @@ impl<T> Default for Line<T> {
     }
 }
 
+impl Detached {
+    /// The tunnel has lost its transport. Takes the tunnels that have to end for it, and returns
+    /// them.
+    pub(super) fn join(
+        &mut self,
+        tunnel: u64,
+        group: &str,
+        peer: &str,
+        role: Role,
+        confirmed: bool,
+        limits: KeeperLimits,
+    ) -> (Rank, Vec<u64>) {
+        let place = Place {
+            tunnel,
+            group: group.into(),
+            peer: peer.into(),
+        };
+        let rank = self.all.join(role, confirmed, place);
+        let ranks = self.groups.entry(group.into()).or_default();
+        ranks.insert(rank);
+        let of_group = first_beyond(ranks, limits.per_group);
+        let ranks = self.peers.entry(peer.into()).or_default();
+        ranks.insert(rank);
+        let of_peer = first_beyond(ranks, limits.per_peer);
+        let mut victims = Vec::new();
+        for rank in [of_group, of_peer].into_iter().flatten() {
+            victims.extend(self.leave(rank));
+        }
+        while self.len() > limits.detached {
+            victims.extend(self.pop_first());
+        }
+        (rank, victims)
+    }
+
+    /// Takes a tunnel, if it is still there.
+    pub(super) fn leave(&mut self, rank: Rank) -> Option<u64> {
+        let place = self.all.leave(rank)?;
+        remove(&mut self.groups, &place.group, rank);
+        remove(&mut self.peers, &place.peer, rank);
+        Some(place.tunnel)
+    }
+
+    pub(super) fn pop_first(&mut self) -> Option<u64> {
+        let (rank, _) = self.all.first()?;
+        self.leave(rank)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+}
+
+/// The first of more than `limit` ranks.
+fn first_beyond(ranks: &BTreeSet<Rank>, limit: usize) -> Option<Rank> {
+    let first = ranks.first().copied();
+    first.filter(|_| ranks.len() > limit)
+}
+
+fn remove(of: &mut BTreeMap<String, BTreeSet<Rank>>, name: &str, rank: Rank) {
+    if let Some(ranks) = of.get_mut(name) {
+        ranks.remove(&rank);
+        if ranks.is_empty() {
+            of.remove(name);
+        }
+    }
+}
+
 impl Waiting {
     /// Asks the first one to end, unless another was asked and is still there.
     pub(super) fn end_first(&self) {
@@ -124,8 +208,6 @@ impl Drop for Waits {
 
 #[cfg(test)]
 mod tests {
-    use alloc::vec::Vec;
-
     use super::*;
 
     #[test]
