@@ -155,6 +155,38 @@ async fn a_task_is_waited_for_at_the_start_where_that_is_asked_for() {
 }
 
 #[test]
+fn a_local_port_of_another_that_waits_is_told_at_once() {
+    let url = format!("ws://127.0.0.1:{}", free_port());
+    let port = free_port().to_string();
+    let words = ["--host", &url, "42", "80", "--local-port", &port];
+    let args = [&words[..], &["--wait-for-task=600"]].concat();
+    let first = Program::start("forward", &args);
+    first.complaint("waiting for task 42");
+    let mut second = Program::start("forward", &args);
+    assert_eq!(second.exit(SOON), 1);
+    second.complaint("address already in use; choose another local port");
+}
+
+/// Its connections linger, and belong to nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_local_port_with_connections_that_have_ended_is_free() {
+    let chain = Chain::direct();
+    let service = service(|stream| async move { drop(stream) });
+    let (remote, local) = (service.await.port(), free_port().to_string());
+    let args = ["--host", &chain.host_url(), "42", &remote.to_string()].map(str::to_owned);
+    let args = [&args[..], &["--local-port".to_owned(), local]].concat();
+    for _ in 0..3 {
+        let mut forward = start(&args);
+        // The forward closes first.
+        let mut stream = connect(&forward).await;
+        assert_eq!(soon("end", stream.read(&mut [0; 1])).await.unwrap(), 0);
+        drop(stream);
+        forward.signal("TERM");
+        assert_eq!(forward.exit(SOON), 0);
+    }
+}
+
+#[test]
 fn waiting_at_the_start_has_its_limit() {
     let chain = Chain::direct();
     let url = chain.host_url();

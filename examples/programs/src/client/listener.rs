@@ -47,9 +47,8 @@ pub async fn forward(command: Command, process: &Process) -> Result<(), Failure>
     for ((forward, bound), access) in ports.into_iter().zip(bound).zip(accesses) {
         match bound {
             Bound::Tcp(socket) => {
-                let listener = socket
-                    .listen(1024)
-                    .map_err(|error| taken(&forward, &error))?;
+                let listener = net::listen_on(socket, 1024);
+                let listener = listener.map_err(|error| taken(&forward, &error))?;
                 process.announce(&ready_line(&forward, listener.local_addr())?);
                 let places = Arc::clone(&places);
                 work.spawn(streams::serve(listener, forward, access, places));

@@ -260,16 +260,31 @@ pub fn end_in_order(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(None);
 }
 
-/// Binds without listening: until [`TcpSocket::listen`], connections are refused and do not hang.
+/// Binds without listening: until [`listen_on`], connections are refused and do not hang. No other
+/// program that does the same can have the address meanwhile.
 fn bind_tcp(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
+    if socket.bind(address).is_err() {
+        // Connections that have ended may linger there, but they have the option.
+        #[cfg(unix)]
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        // Two sockets with it could both bind, and one of them would fail later.
+        #[cfg(unix)]
+        socket.set_reuseaddr(false)?;
+    }
+    Ok(socket)
+}
+
+/// Listens on what is bound.
+pub fn listen_on(socket: TcpSocket, backlog: u32) -> io::Result<TcpListener> {
+    // Accepted connections have it too, so that they do not keep the next program from binding.
     #[cfg(unix)]
     socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    Ok(socket)
+    socket.listen(backlog)
 }
 
 /// As [`bind_tcp`], for applications.
@@ -284,7 +299,7 @@ pub fn bind_app(address: SocketAddr) -> io::Result<TcpSocket> {
 /// Listens with a backlog for a burst of browsers or of clients that reconnect. Returns the address
 /// too.
 pub fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
-    let listener = bind_tcp(address)?.listen(4096)?;
+    let listener = listen_on(bind_tcp(address)?, 4096)?;
     let address = listener.local_addr()?;
     Ok((listener, address))
 }
