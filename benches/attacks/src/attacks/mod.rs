@@ -271,6 +271,11 @@ pub static ATTACKS: &[Attack] = &[
         "a host whose response head has no end",
         serve!(server::endless_head),
     ),
+    behind(
+        "runner-continues",
+        "a runner that sends interim answers without end",
+        serve!(server::continues),
+    ),
     server(
         Place::Host,
         "host-drip",

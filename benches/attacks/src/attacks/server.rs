@@ -76,6 +76,11 @@ pub async fn endless_head(mut stream: TcpStream) -> io::Result<()> {
     pour(&mut stream, &b"x-more: of the same\r\n".repeat(1000)).await
 }
 
+pub async fn continues(mut stream: TcpStream) -> io::Result<()> {
+    let _held = Held::new();
+    pour(&mut stream, &b"HTTP/1.1 100 Continue\r\n\r\n".repeat(1000)).await
+}
+
 pub async fn drip(mut stream: TcpStream) -> io::Result<()> {
     let _held = Held::new();
     for byte in b"HTTP/1.1 101 Switching Protocols\r\n".iter().cycle() {
