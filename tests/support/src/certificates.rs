@@ -1,6 +1,8 @@
 //! Certificates for TLS on loopback.
 
 pub use rcgen;
+pub use tokio_rustls;
+
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
 use crate::files::Folder;
