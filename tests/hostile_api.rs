@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 use tunnel_test_support::LIMIT;
 use tunnel_test_support::chain::{CONTAINER, eventually, start_runner};
 use tunnel_test_support::client::{Client, greeted};
+use tunnel_test_support::files::Folder;
 use tunnel_test_support::flood::{Attack, Flood};
 use tunnel_test_support::program::Program;
 
@@ -141,6 +142,28 @@ async fn who_shows_no_token_is_refused_and_not_asked_about() {
         assert_eq!(stolen.err(), Some(401));
         assert_eq!(cluster.asked(), 2);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn tasks_of_the_hosts_own_list_are_for_callers_with_its_own_token() {
+    let runner = start_runner("127.0.0.1:0", &["--target", "box=127.0.0.1"]);
+    let task = format!("7=box@http://{}", runner.address());
+    let folder = Folder::new();
+    let own = folder.write("own", "own", 0o600);
+    let args = ["--task", &task, "--token-file", &own];
+    let (_runner, cluster, host) = chain(Duration::ZERO, &args).await;
+    for (task, token, expected) in [
+        ("7", None, Err(401)),
+        ("7", Some("stolen"), Err(401)),
+        ("7", Some("mine"), Ok("Error: task 7 is unknown")),
+        ("42", Some("mine"), Ok("CONNECTED")),
+        ("7", Some("own"), Ok("CONNECTED")),
+    ] {
+        let told = session(&host, task, token).await.map(|(_, text)| text);
+        let expected = expected.map(str::to_owned);
+        assert_eq!(told, expected, "{task} {token:?}");
+    }
+    assert_eq!(cluster.asked(), 3);
 }
 
 /// Unknown callers at a host with few places, beside a caller known to the cluster.
