@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tunnel_test_support::LIMIT;
 use tunnel_test_support::chain::{
-    CONTAINER, Chain, SilentPort, echo, eventually, service, start_agent,
+    CONTAINER, Chain, SilentPort, echo, eventually, metric, service, start_agent,
 };
 use tunnel_test_support::client::{Client, V2, frame, greeted, upgrade};
 use tunnel_test_support::flood::{Attack, Flood, connect_from};
@@ -176,9 +176,8 @@ async fn flows_leave_ports_of_the_container_and_streams_of_its_agent() {
     flows(&chain, &agent).await;
 }
 
-#[tokio::test]
-async fn few_descriptors_are_shared_and_some_are_kept_for_agents() {
-    let port = service(echo).await.port();
+/// A runner with few descriptors, which dials the container itself.
+fn runner_of_few() -> Program {
     let target = format!("{CONTAINER}=127.0.0.1");
     let args = [
         "--listen",
@@ -190,7 +189,31 @@ async fn few_descriptors_are_shared_and_some_are_kept_for_agents() {
     ];
     let runner = Program::start_limited("runner", &args, 128);
     runner.complaint("--max-sessions 100 is more than the open files of this process allow");
+    runner
+}
 
+#[tokio::test]
+async fn flows_share_the_descriptors_too() {
+    let port = service(echo).await.port();
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let flows_to = silent.local_addr().unwrap().port();
+    let runner = runner_of_few();
+    let mut modest = session(&runner).await.unwrap();
+    let mut greedy = session(&runner).await.unwrap();
+    let mut own = 0;
+    while is_served(&mut greedy, own + 1, Proto::Udp, flows_to).await {
+        own += 1;
+    }
+    assert!((5..40).contains(&own), "{own} flows");
+    let refused = "runner_connections_over_share_total{cause=\"sockets\"}";
+    assert_eq!(metric(&runner, refused).await, 1);
+    assert!(is_served(&mut modest, 1, Proto::Tcp, port).await);
+}
+
+#[tokio::test]
+async fn few_descriptors_are_shared_and_some_are_kept_for_agents() {
+    let port = service(echo).await.port();
+    let runner = runner_of_few();
     let mut modest = session(&runner).await.unwrap();
     let mut greedy_session = session(&runner).await.unwrap();
     let mut own = 0;

@@ -235,4 +235,23 @@ mod tests {
         assert_eq!((sockets.len(), sockets.len() + more.len()), (72, 80));
         assert!(socket(&other, 50).is_some());
     }
+
+    #[tokio::test]
+    async fn refusals_are_counted_by_what_there_was_too_little_of() {
+        let ceilings = ServingCeilings {
+            dials: 1,
+            connections: 1,
+            flows: 1,
+        };
+        let dials = Dials::new(ceilings, false, Arc::default());
+        let counts = || (dials.refused.turn.value(), dials.refused.socket.value());
+        let soon = Instant::now() + Duration::from_millis(20);
+        let _turn = dials.turn(Party(1), soon).await.unwrap();
+        let _socket = dials.socket(Party(1), Proto::Tcp).unwrap();
+        assert_eq!(counts(), (0, 0));
+        assert!(dials.turn(Party(2), soon).await.is_err());
+        assert_eq!(counts(), (1, 0));
+        assert!(dials.socket(Party(2), Proto::Tcp).is_err());
+        assert_eq!(counts(), (1, 1));
+    }
 }
