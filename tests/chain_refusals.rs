@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tunnel_test_support::chain::{
-    CONTAINER, Chain, SilentPort, connect, echo, ending, eventually, expect_echo, service,
+    CONTAINER, Chain, SilentPort, connect, echo, ending, eventually, expect_echo, metric, service,
 };
 use tunnel_test_support::client::{self, Client, session};
 use tunnel_test_support::program::Program;
@@ -182,18 +182,23 @@ async fn a_session_opens_only_its_own_port() {
     let chain = Chain::direct();
     let url = format!("{}/ws/forward/42/{port}?proto=tcp", chain.host_url());
     let mut client = session(&url, true).await;
-    client.send(frame(Kind::Connect, other, b"")).await.unwrap();
-    let answer = soon("answer", client.next()).await.unwrap().unwrap();
-    match Frame::decode(answer.into_data()).unwrap() {
-        Frame::Error { text: payload, .. } => {
-            let text = String::from_utf8_lossy(&payload).into_owned();
-            assert!(
-                text.contains(&format!("for port {port}/tcp only")),
-                "{text}"
-            );
+    for (id, proto, port_of_other) in [(1, Proto::Tcp, other), (2, Proto::Udp, port)] {
+        let connect = client::frame(Kind::Connect, proto, id, port_of_other, b"");
+        client.send(connect).await.unwrap();
+        let answer = not_a_ping(&mut client).await;
+        match Frame::decode(answer.into_data()).unwrap() {
+            Frame::Error { text: payload, .. } => {
+                let text = String::from_utf8_lossy(&payload).into_owned();
+                assert!(
+                    text.contains(&format!("for port {port}/tcp only")),
+                    "{text}"
+                );
+            }
+            other => panic!("not refused: {other:?}"),
         }
-        other => panic!("not refused: {other:?}"),
     }
+    let denied = "runner_connections_total{outcome=\"denied\"}";
+    assert_eq!(metric(&chain.runner, denied).await, 2);
 }
 
 #[tokio::test]
