@@ -147,6 +147,26 @@ async fn connections_outlive_the_websockets_of_both_legs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_new_connection_waits_for_the_next_websocket_of_its_agent() {
+    let port = service(echo).await.port();
+    let chain = Chain::with_runner(&LONG);
+    let to_runner = Relay::to(&chain.runner.address()).await;
+    let agent = agent_at(&to_runner.address());
+    let forward = chain.forward(port, &LONG);
+    expect_echo(&mut connect(&forward).await, b"before").await;
+    to_runner.shut();
+    expect_metric(&chain.runner, DETACHED, 1).await;
+    let mut stream = connect(&forward).await;
+    stream.write_all(b"meanwhile").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    to_runner.cut();
+    let mut reply = [0; 9];
+    soon("echo", stream.read_exact(&mut reply)).await.unwrap();
+    assert_eq!(&reply, b"meanwhile");
+    agent.expect_lines("registered at", 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_restarted_runner_ends_connections_at_once() {
     let port = service(echo).await.port();
     let target = format!("{CONTAINER}=127.0.0.1");
@@ -575,7 +595,12 @@ async fn new_connections_are_not_put_on_a_tunnel_in_doubt() {
 
 /// A session of a scripted client that resumes tunnels: its first OPEN was answered.
 async fn opened(url: &str) -> (Client, Opened) {
-    let mut client = asking(url, new_tunnel()).await;
+    opened_from(url, 1).await
+}
+
+/// The same from 127.0.0.`last`.
+async fn opened_from(url: &str, last: u8) -> (Client, Opened) {
+    let mut client = asking_from(url, new_tunnel(), last).await;
     match layer(&mut client).await {
         Message::Opened(opened) => {
             answer(&mut client).await;
@@ -605,8 +630,12 @@ async fn answer(client: &mut Client) {
 
 /// A WebSocket that has sent this OPEN.
 async fn asking(url: &str, open: Open) -> Client {
+    asking_from(url, open, 1).await
+}
+
+async fn asking_from(url: &str, open: Open, last: u8) -> Client {
     let offer = [("sec-websocket-protocol", OFFER)];
-    let (mut client, text) = greeted(url, &offer, 1).await.unwrap();
+    let (mut client, text) = greeted(url, &offer, last).await.unwrap();
     assert_eq!(text, "CONNECTED");
     let open = WsMessage::binary(Message::Open(open).to_bytes());
     soon("OPEN", client.send(open)).await.unwrap();
@@ -679,6 +708,27 @@ async fn the_oldest_of_too_many_kept_tunnels_ends() {
             let goes_on = matches!(answer, Message::Opened(_));
             assert_eq!(goes_on, number >= 2, "{flag} {number}: {answer:?}");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn tunnels_of_another_container_or_address_are_not_counted_together() {
+    let port = service(echo).await.port();
+    for (flag, containers, addresses) in [
+        ("--max-detached-per-container", [CONTAINER, "other"], [1, 1]),
+        ("--max-detached-per-address", [CONTAINER; 2], [1, 10]),
+    ] {
+        let args = [flag, "3", "--target", "other=127.0.0.1"];
+        let (runner, _) = bare_runner(&[&LONG[..], &args].concat());
+        for (container, last) in containers.into_iter().zip(addresses) {
+            let url = format!("ws://{}/api/tunnel/{container}", runner.address());
+            for _ in 0..2 {
+                let (mut client, _) = opened_from(&url, last).await;
+                connected(&mut client, port).await;
+            }
+        }
+        expect_metric(&runner, DETACHED, 4).await;
+        assert_eq!(metric(&runner, EVICTED).await, 0, "{flag}");
     }
 }
 
@@ -793,6 +843,25 @@ async fn a_new_agent_takes_the_place_of_the_oldest_kept_one() {
     assert!(matches!(layer(&mut second).await, Message::Opened(_)));
     assert_eq!(metric(&runner, EVICTED).await, 1);
     assert_eq!(metric(&runner, "runner_agents").await, 2);
+}
+
+/// All may come from one address, for instance through one proxy.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn as_many_agents_are_kept_as_there_may_be() {
+    let args = [&LONG[..], &["--resume-idle-keep", "3600"]].concat();
+    let runner = start_runner("127.0.0.1:0", &args);
+    let mut agents = Vec::new();
+    for number in 1..=70 {
+        let name = format!("box-{number}");
+        let mut agent = agent_opened(&runner, &name, new_tunnel()).await.unwrap();
+        assert!(matches!(layer(&mut agent).await, Message::Opened(_)));
+        answer(&mut agent).await;
+        agents.push(agent);
+    }
+    expect_metric(&runner, "runner_agents", 70).await;
+    drop(agents);
+    expect_metric(&runner, DETACHED, 70).await;
+    assert_eq!(metric(&runner, EVICTED).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

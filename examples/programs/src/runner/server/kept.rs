@@ -102,3 +102,34 @@ fn keeper(config: Config, limits: KeeperLimits) -> Keeper<Socket> {
         filled.expect("the system has no randomness");
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use kohakuriver_tunnel::wire::Proto;
+
+    use super::*;
+    use crate::common::route::Session;
+
+    #[test]
+    fn a_tunnel_is_bound_to_its_route_and_to_what_let_it_in_but_to_no_address() {
+        let session = |port| {
+            let (name, only) = ("box".to_owned(), Some((port, Proto::Tcp)));
+            Route::Forward(Session { name, only })
+        };
+        let agent = |name: &str| Route::Agent(name.to_owned());
+        let [here, there] = [1, 2].map(|last| Source::Address([10, 0, 0, last].into()));
+        for (own, other) in [
+            (session(80), session(81)),
+            (agent("box"), agent("other")),
+            (agent("box"), session(80)),
+        ] {
+            let of = |route, class, source| binding(route, class, source).route;
+            let bound = of(&own, Class::Clients, here);
+            assert_eq!(bound, of(&own, Class::Clients, there));
+            assert_ne!(bound, of(&other, Class::Clients, here));
+            for class in [Class::Anybody, Class::Agents, Class::Container] {
+                assert_ne!(bound, of(&own, class, here), "{class:?}");
+            }
+        }
+    }
+}
