@@ -6,8 +6,12 @@ mod refused;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures_util::{SinkExt, StreamExt};
+use kohakuriver_tunnel::wire::{Frame, Kind, Proto};
 use tokio::net::UdpSocket;
+use tokio_tungstenite::tungstenite::Message;
 use tunnel_test_support::chain::{Chain, eventually, metric, pattern, serve_udp_echo, udp_echo};
+use tunnel_test_support::client;
 use tunnel_test_support::program::Program;
 use tunnel_test_support::{free_udp_port, has_ipv6, soon};
 
@@ -175,6 +179,81 @@ async fn a_peer_that_stays_in_use_is_not_forgotten() {
         tokio::time::sleep(Duration::from_millis(750)).await;
         assert_eq!(told_address(&socket).await, first, "the flow changed");
     }
+}
+
+/// Answers each datagram with this many, `pause` between them.
+async fn talkative(answers: u8, pause: Duration) -> u16 {
+    let service = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let port = service.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let mut buffer = [0; 100];
+        while let Ok((_, peer)) = service.recv_from(&mut buffer).await {
+            for number in 0..answers {
+                let _ = service.send_to(&[number], peer).await;
+                tokio::time::sleep(pause).await;
+            }
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_peer_that_only_listens_is_not_forgotten() {
+    let chain = Chain::direct();
+    let port = talkative(10, Duration::from_millis(300)).await;
+    let forward = chain.forward(port, &[UDP[0], UDP[1], "--udp-idle", "1"]);
+    let socket = peer_of(&forward).await;
+    socket.send(b"tell me").await.unwrap();
+    for number in 0..10 {
+        let mut reply = [0; 2];
+        let len = soon("datagram", socket.recv(&mut reply)).await.unwrap();
+        assert_eq!(reply[..len], [number]);
+    }
+}
+
+/// Two flows of a version 1 session for longer than a minute: on the first one nothing comes after
+/// a datagram, on the second one only the service sends. `dialler` has their sockets.
+async fn a_minute_in_version_1(chain: &Chain, dialler: &Program) {
+    const SECONDS: u8 = 64;
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let silent = silent.local_addr().unwrap().port();
+    let talkative = talkative(SECONDS, Duration::from_secs(1)).await;
+    let url = format!("{}/api/tunnel/42", chain.host_url());
+    let mut client = client::session(&url, false).await;
+    let idle = dialler.descriptors();
+    for (id, port) in [(1, silent), (2, talkative)] {
+        for (kind, payload) in [(Kind::Connect, &b""[..]), (Kind::Data, b"tell me")] {
+            let message = client::frame(kind, Proto::Udp, id, port, payload);
+            client.send(message).await.unwrap();
+        }
+    }
+    let (mut numbers, mut closed) = (Vec::new(), false);
+    while numbers.len() < usize::from(SECONDS) {
+        let message = soon("a datagram", client.next()).await.unwrap().unwrap();
+        let Message::Binary(message) = message else {
+            continue;
+        };
+        match Frame::decode(message).unwrap() {
+            Frame::Connected { .. } => {}
+            Frame::Data { payload, .. } => numbers.push(payload[0]),
+            Frame::Close { id, .. } if id.0 == 1 => closed = true,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(numbers, (0..SECONDS).collect::<Vec<_>>());
+    assert!(closed, "nothing has come for a minute");
+    assert_eq!(dialler.descriptors(), idle + 1);
+}
+
+/// Clients of version 1 do not close their flows themselves.
+#[tokio::test]
+async fn a_flow_of_version_1_ends_after_a_minute_without_datagrams() {
+    let (direct, through_agent) = (Chain::direct(), Chain::for_agents());
+    let agent = through_agent.agent();
+    tokio::join!(
+        a_minute_in_version_1(&direct, &direct.runner),
+        a_minute_in_version_1(&through_agent, &agent),
+    );
 }
 
 #[tokio::test]
