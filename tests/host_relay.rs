@@ -398,7 +398,8 @@ async fn a_host_with_a_token_demands_it_and_shows_it_to_the_runner() {
     assert!(seen.contains("authorization=Bearer secret"), "{seen}");
 }
 
-/// A cluster that knows task 42 (running on node `n1`), 43 (stopped) and 44 (of another user).
+/// A cluster that knows task 42 (running on node `n1`), 43 (stopped), 44 (of another user), 46 (a
+/// virtual machine), 47 (no VPS) and 48 (on a node that is offline).
 async fn cluster(runner: SocketAddr) -> SocketAddr {
     use axum::extract::Path;
     use axum::http::{HeaderMap, StatusCode};
@@ -411,21 +412,28 @@ async fn cluster(runner: SocketAddr) -> SocketAddr {
         {
             return (StatusCode::UNAUTHORIZED, String::new());
         }
-        let task = |status: &str| {
-            format!(
-                r#"{{"task_id":"{id}","task_type":"vps","status":"{status}","assigned_node":"n1",
-                   "vps_backend":"docker","vm_ip":null}}"#
-            )
+        let task = |kind: &str, status: &str, node: &str, backend: &str| {
+            let task = format!(
+                r#"{{"task_id":"{id}","task_type":"{kind}","status":"{status}",
+                   "assigned_node":"{node}","vps_backend":{backend},"vm_ip":null}}"#
+            );
+            (StatusCode::OK, task)
         };
         match id.as_str() {
-            "42" => (StatusCode::OK, task("running")),
-            "43" => (StatusCode::OK, task("stopped")),
+            "42" => task("vps", "running", "n1", r#""docker""#),
+            "43" => task("vps", "stopped", "n1", r#""docker""#),
             "44" => (StatusCode::FORBIDDEN, String::new()),
+            "46" => task("vps", "running", "n1", r#""qemu""#),
+            "47" => task("command", "running", "n1", "null"),
+            "48" => task("vps", "running", "n2", r#""docker""#),
             _ => (StatusCode::NOT_FOUND, String::new()),
         }
     };
     let nodes = move || async move {
-        format!(r#"[{{"hostname":"n1","url":"http://{runner}","status":"online","cores":8}}]"#)
+        format!(
+            r#"[{{"hostname":"n1","url":"http://{runner}","status":"online","cores":8}},
+                {{"hostname":"n2","url":"http://{runner}","status":"offline","cores":8}}]"#
+        )
     };
     let app = axum::Router::new()
         .route("/api/status/{id}", get(status))
@@ -452,13 +460,25 @@ async fn the_cluster_decides_who_may_forward_to_what() {
         ),
         ("44", "mine", "403 task 44 belongs to someone else"),
         ("45", "mine", "Error: task 45 is unknown"),
+        ("46", "mine", "/ws/forward/vm-46/80?"),
+        ("47", "mine", "/ws/forward/kohakuriver-task-47/80?"),
+        ("48", "mine", "Error: the runner n2 of task 48 is offline"),
     ] {
         let url = format!("ws://{}/ws/forward/{task}/80", host.address());
         let mut request = url.into_client_request().unwrap();
         let value = format!("Bearer {token}").parse().unwrap();
         request.headers_mut().insert("authorization", value);
         let said = match soon("connect", connect_async(request)).await {
-            Ok((mut client, _)) => next(&mut client).await.into_text().unwrap().to_string(),
+            Ok((mut client, _)) => {
+                let said = next(&mut client).await.into_text().unwrap().to_string();
+                if said.starts_with("Error: ") {
+                    match next(&mut client).await {
+                        Message::Close(Some(frame)) => assert_eq!(frame.code, CloseCode::Policy),
+                        other => panic!("not a close: {other:?}"),
+                    }
+                }
+                said
+            }
             Err(Error::Http(answer)) => {
                 let body = answer.body().clone().unwrap_or_default();
                 let body = String::from_utf8(body).unwrap();
