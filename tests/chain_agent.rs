@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -15,6 +16,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tunnel_test_support::chain::{
     CONTAINER, Chain, SilentPort, agent_at, connect, echo, ending, eventually, expect_echo,
     expect_reverse, metric, pattern, reverse, service, service_at, start_agent, start_runner,
+    udp_echo,
 };
 use tunnel_test_support::program::Program;
 use tunnel_test_support::{LIMIT, free_port, has_ipv6, soon};
@@ -240,14 +242,44 @@ async fn a_connection_made_while_the_tunnel_is_down_waits_a_bounded_time() {
 }
 
 #[tokio::test]
-async fn a_connection_that_the_agent_refuses_is_counted() {
+async fn sessions_and_connections_are_counted_by_what_became_of_them() {
     let chain = Chain::for_agents();
     let _agent = chain.agent();
-    let forward = chain.forward(free_port(), &[]);
+    works(&chain.forward(service(echo).await.port(), &[])).await;
+    let udp = chain.forward(udp_echo().await.port(), &["--proto", "udp"]);
+    let peer = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    peer.send_to(b"?", udp.address()).await.unwrap();
+    soon("echo", peer.recv(&mut [0])).await.unwrap();
+    let refused = chain.forward(free_port(), &[]);
+    let ended = ending(&mut connect(&refused).await).await;
+    assert_eq!(ended, Some(ErrorKind::ConnectionReset));
+    let url = chain.host_url();
+    let unknown = ["--host", &url, "43", "80", "--local-port", "0"];
+    assert_eq!(Program::start("forward", &unknown).exit(LIMIT), 3);
+
+    for (program, name, outcome, count) in [
+        (&chain.host, "host_sessions", "joined", 3),
+        (&chain.host, "host_sessions", "refused", 1),
+        (&chain.runner, "runner_sessions", "served", 3),
+        (&chain.runner, "runner_connections", "agent", 2),
+        (&chain.runner, "runner_connections", "refused", 1),
+    ] {
+        let name = format!("{name}_total{{outcome=\"{outcome}\"}}");
+        assert_eq!(metric(program, &name).await, count, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn connections_without_an_agent_are_counted() {
+    let chain = Chain::for_agents();
+    let mut agent = chain.agent();
+    let forward = chain.forward(service(echo).await.port(), &[]);
+    works(&forward).await;
+    agent.kill();
     let ended = ending(&mut connect(&forward).await).await;
     assert_eq!(ended, Some(ErrorKind::ConnectionReset));
-    let refused = "runner_connections_total{outcome=\"refused\"}";
-    assert_eq!(metric(&chain.runner, refused).await, 1);
+    let no_agent = "runner_connections_total{outcome=\"no_agent\"}";
+    assert_eq!(metric(&chain.runner, no_agent).await, 1);
 }
 
 #[tokio::test]
