@@ -58,8 +58,15 @@ impl Account for Charged {
 }
 
 fn default_bytes() -> usize {
-    let group = ["memory.max", "memory.limit_in_bytes"].map(control_group);
-    let known = group.into_iter().chain([machine()]).flatten();
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let root = Path::new("/sys/fs/cgroup");
+    let of_group = |limit| control_group(&groups, root, limit);
+    let of_groups = ["memory.max", "memory.limit_in_bytes"].map(of_group);
+    share_of(of_groups.into_iter().chain([machine()]).flatten())
+}
+
+/// The default, where these amounts of memory in bytes are known.
+fn share_of(known: impl Iterator<Item = u64>) -> usize {
     usize::try_from(known.min().unwrap_or(UNKNOWN) / SHARE).unwrap_or(usize::MAX)
 }
 
@@ -75,9 +82,9 @@ fn machine() -> Option<u64> {
     kilobytes.checked_mul(1024)
 }
 
-/// The smallest limit in bytes that the control groups of this process set in a file of this name.
-fn control_group(limit: &str) -> Option<u64> {
-    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+/// The smallest limit in bytes that the control groups of a process, with their folders in `root`,
+/// set in a file of this name.
+fn control_group(groups: &str, root: &Path, limit: &str) -> Option<u64> {
     let read = |folder: PathBuf| -> Option<u64> {
         let text = std::fs::read_to_string(folder.join(limit)).ok()?;
         text.trim().parse().ok()
@@ -86,7 +93,7 @@ fn control_group(limit: &str) -> Option<u64> {
         // The format is `0::/path` in version 2 and `4:memory:/path` in version 1.
         let (_, rest) = line.split_once(':')?;
         let (controller, path) = rest.split_once(':')?;
-        let root = Path::new("/sys/fs/cgroup").join(controller);
+        let root = root.join(controller);
         // Its ancestors too: inside a container the path may be the one outside of it.
         let path = Path::new(path.trim_start_matches('/'));
         let folders = path.ancestors().map(|ancestor| root.join(ancestor));
@@ -150,7 +157,48 @@ fn trim() {}
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    #[test]
+    fn the_default_is_a_part_of_the_least_that_is_known() {
+        for (known, mib) in [
+            (&[512 << 20, 256 << 30][..], 64),
+            (&[256 << 30, 512 << 20], 64),
+            (&[], 128),
+        ] {
+            assert_eq!(share_of(known.iter().copied()), mib << 20, "{known:?}");
+        }
+    }
+
+    #[test]
+    fn the_least_limit_of_all_control_groups_counts() {
+        let name = format!("tunnel-control-groups-{}", std::process::id());
+        let root = std::env::temp_dir().join(name);
+        for (group, file, limit) in [
+            ("", "memory.max", "max"),
+            ("pod", "memory.max", "3000"),
+            ("pod/box", "memory.max", "5000"),
+            ("pod/other", "memory.max", "1000"),
+            ("memory/box", "memory.limit_in_bytes", "7000"),
+        ] {
+            fs::create_dir_all(root.join(group)).unwrap();
+            fs::write(root.join(group).join(file), format!("{limit}\n")).unwrap();
+        }
+        let v2 = |groups: &str| control_group(groups, &root, "memory.max");
+        assert_eq!(v2("0::/pod/box\n"), Some(3000));
+        // A path of outside the container.
+        assert_eq!(v2("0::/outside/pod\n"), None);
+        assert_eq!(v2("0::/\n"), None);
+        assert_eq!(v2(""), None);
+        let v1 = "5:cpu:/box\n4:memory:/box\n";
+        assert_eq!(
+            control_group(v1, &root, "memory.limit_in_bytes"),
+            Some(7000)
+        );
+        fs::remove_dir_all(root).unwrap();
+    }
 
     #[test]
     fn memory_is_returned_once_when_the_burst_is_over() {
