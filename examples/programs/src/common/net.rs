@@ -422,4 +422,44 @@ mod tests {
         assert_eq!(options(&accepted).0, Some(Duration::ZERO));
         assert!(options(&accepted).1);
     }
+
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let connecting = TcpStream::connect(listener.local_addr().unwrap());
+        let (accepted, connected) = tokio::join!(listener.accept(), connecting);
+        (accepted.unwrap().0, connected.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_vanished_is_noticed_after_half_a_minute() {
+        let (link, app) = connected().await;
+        let app = SockRef::from(&app);
+        // On one machine the kernel tells.
+        set_path_options(&app, true);
+        assert!(!app.keepalive().unwrap());
+        tune_link(&link);
+        set_path_options(&app, false);
+        for socket in [SockRef::from(&link), app] {
+            assert!(socket.keepalive().unwrap());
+            let after = socket.tcp_keepalive_time().unwrap();
+            assert_eq!(after, Duration::from_secs(30));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_next_address_is_tried_beside_a_silent_one() {
+        let any = (Ipv4Addr::LOCALHOST, 0).into();
+        let silent = bind_tcp(any).unwrap().listen(0).unwrap();
+        let listener = bind_tcp(any).unwrap().listen(1).unwrap();
+        let addresses = [&silent, &listener].map(|one| one.local_addr().unwrap());
+        let mut queued = Vec::new();
+        // While its queue is full, it neither accepts nor refuses.
+        let connect = || within(Duration::from_millis(300), TcpStream::connect(addresses[0]));
+        while let Ok(stream) = connect().await {
+            queued.push(stream);
+        }
+        let connecting = connect_any(&addresses);
+        let stream = within(Duration::from_secs(30), connecting).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), addresses[1]);
+    }
 }
