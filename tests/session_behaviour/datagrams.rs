@@ -57,6 +57,35 @@ fn bytes_are_bounded_for_a_flow_and_for_all() {
     assert_eq!(pair.opener.stats().unsent, 3_000);
 }
 
+#[test]
+fn one_flow_cannot_have_the_budget_of_all() {
+    let small = config(|config| {
+        config.datagram_buffer = 2_500;
+        config.datagram_budget = 100_000;
+    });
+    let mut pair = Pair::with(Version::V2, small);
+    let (opened, accepted) = pair.flow();
+    let id = pair.acceptor.client_id(accepted).unwrap();
+    for n in 0..5 {
+        let sent = pair.opener.send_datagram(opened, datagram(n, 1000));
+        sent.unwrap();
+        let data = Frame::Data {
+            proto: Proto::Udp,
+            id,
+            payload: vec![n; 1000].into(),
+        };
+        say(&mut pair.acceptor, pair.now, data).unwrap();
+    }
+    let sending = pair.opener.stats();
+    assert_eq!(
+        (sending.unsent, sending.datagrams_dropped_sending),
+        (2_000, 3)
+    );
+    let receiving = pair.acceptor.stats();
+    let dropped = receiving.datagrams_dropped_receiving;
+    assert_eq!((receiving.unread, dropped), (2_000, 3));
+}
+
 /// They use memory, which a bound on many sessions counts and resets give back.
 #[test]
 fn empty_ones_count_as_memory_and_are_shed() {

@@ -52,6 +52,29 @@ fn a_stall_resets_only_the_slow_stream_and_the_others_go_on() {
     assert_eq!(reason(end), Reason::Overflow);
 }
 
+/// A driver would look again and again in one moment.
+#[test]
+fn no_time_for_a_stall_or_a_silence_is_no_loop() {
+    let none = config(|config| {
+        config.v1_stream_buffer = 256 << 10;
+        config.v1_stall = Duration::ZERO;
+        config.keepalive = Some(Duration::ZERO);
+    });
+    for version in BOTH {
+        let pair = Pair::with(version, none.clone());
+        assert_eq!(pair.acceptor.poll_timeout(), None);
+    }
+    let mut pair = Pair::with(Version::V1, none);
+    let (opened, _) = pair.stream();
+    stall(&mut pair, opened);
+    for _ in 0..3 {
+        let due = pair.acceptor.poll_timeout().unwrap();
+        assert!(due > pair.now);
+        pair.now = due;
+        pair.acceptor.handle_timeout(pair.now);
+    }
+}
+
 /// All their readers are behind one tunnel that has lost its transport. When it is back, the stall
 /// ends, and a reset of one would not have helped the others.
 #[test]
