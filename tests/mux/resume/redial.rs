@@ -189,6 +189,38 @@ async fn the_last_word_of_a_connector_ends_the_tunnel() {
     assert_eq!(ended, Err(TunnelError::NotConnected(text)));
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_last_word_is_forgotten_when_the_old_transport_answers() {
+    let (server, mut accepted) = Server::new(resume::Config::default());
+    let asked = Arc::new(AtomicU32::new(0));
+    let mut connect = server.connector();
+    let connector = {
+        let asked = Arc::clone(&asked);
+        move |dial: Dial| -> Connecting {
+            match asked.fetch_add(1, Ordering::Relaxed) {
+                0 => Box::pin(ready(Err(ConnectFailure::last("no such task")))),
+                _ => connect(dial),
+            }
+        }
+    };
+    let builder = mux::builder();
+    let (mux, driver) = builder.resuming_opener(server.dial(), CARRIER, connector);
+    tokio::spawn(driver);
+    let mut stream = first_stream(&mux, &mut accepted).await;
+    let mut changes = mux.tunnel().attachments();
+    mux.tunnel().probe();
+    within(async {
+        while asked.load(Ordering::Relaxed) == 0 {
+            tokio::time::sleep(FAST).await;
+        }
+    })
+    .await;
+    ping_pong(&mut stream).await;
+    server.cut();
+    resumed(&mut changes).await;
+    ping_pong(&mut stream).await;
+}
+
 /// The client's driver can be spawned on any runtime.
 #[test]
 fn drivers_are_send() {
