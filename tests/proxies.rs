@@ -109,10 +109,13 @@ async fn this_machine_and_named_hosts_are_reached_directly() {
         ("ALL_PROXY", "http://127.0.0.1:1"),
         ("HTTP_PROXY", "socks://no"),
     ];
-    let (url, remote) = (chain.host_url(), port.to_string());
-    let args = ["42", &remote, "--local-port", "0", "--host", &url];
-    let direct = Program::start_with("forward", &args, &dead);
-    expect_echo(&mut connect(&direct).await, b"direct").await;
+    let remote = port.to_string();
+    let by_name = format!("ws://localhost:{}", chain.host.port());
+    for url in [&chain.host_url(), &by_name] {
+        let args = ["42", &remote, "--local-port", "0", "--host", url];
+        let direct = Program::start_with("forward", &args, &dead);
+        expect_echo(&mut connect(&direct).await, b"direct").await;
+    }
 
     let named = [dead[0], dead[1], ("NO_PROXY", "example.org,.invalid")];
     let mut named = forward(NAME, port, &named);

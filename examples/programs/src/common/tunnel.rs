@@ -365,6 +365,16 @@ mod tests {
         tunnel: TunnelArgs,
     }
 
+    #[test]
+    fn every_flag_of_version_1_has_its_setting() {
+        let flags = "program --v1-stall 0.5 --v1-buffer 7 --v1-reach 9";
+        let config = Line::parse_from(flags.split(' ')).tunnel.config("here");
+        assert_eq!(config.v1_stall, Duration::from_millis(500));
+        assert_eq!(config.v1_stream_buffer, 7 << 20);
+        assert_eq!(config.v1_reach, 9 << 20);
+        assert_eq!(config.place, "here");
+    }
+
     /// Half of the budget is for readers that pause.
     #[test]
     fn the_budget_has_room_for_every_buffer_and_reach() {
