@@ -212,4 +212,15 @@ mod tests {
         });
         assert_eq!(over, [began, "INFO the other tunnels to task 42 are up"]);
     }
+
+    #[test]
+    fn the_other_side_cannot_fill_the_log() {
+        let told = logged(|outage| {
+            outage.begins("lost");
+            for reason in 0..100 {
+                outage.refused(&format!("refused: {reason}"));
+            }
+        });
+        assert_eq!(told.len(), 17, "{told:?}");
+    }
 }
