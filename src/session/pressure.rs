@@ -142,8 +142,8 @@ impl Session {
         }
     }
 
-    /// Refuses pending connections, as [`Allowance::Share`] says. A peer holds them most cheaply, by
-    /// 14 bytes for each.
+    /// Refuses pending connections, as [`Allowance::Share`] says. They cost the peer least: 14 bytes
+    /// each.
     fn refuse_pending(&mut self, target: usize) {
         let excess = self.memory().saturating_sub(target);
         if excess == 0 || self.streams.pending() == 0 {

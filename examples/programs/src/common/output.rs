@@ -3,9 +3,10 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
+
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder};
 
 use super::net;
 use super::program::Failure;
@@ -21,40 +22,47 @@ const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// A stream of lines.
 pub struct Output {
-    queue: SyncSender<Vec<u8>>,
+    queue: NonBlocking,
     queued: AtomicU64,
-    /// Those that were dropped.
-    lost: AtomicU64,
     written: Arc<AtomicU64>,
     /// Whether a flush has already waited in vain.
     stuck: AtomicBool,
 }
 
+/// The thread's end of the queue.
+struct Writer<W> {
+    to: W,
+    written: Arc<AtomicU64>,
+}
+
 impl Output {
     /// # Errors
     /// The system does not allow the thread.
-    pub fn new(name: &str, mut to: impl Write + Send + 'static) -> Result<Self, Failure> {
-        let (queue, lines) = sync_channel::<Vec<u8>>(LINES_WAITING);
-        let written = Arc::<AtomicU64>::default();
-        let count = Arc::clone(&written);
-        let writing = move || {
-            for line in lines {
-                // A reader that is gone is no reason to end.
-                let _ = to.write_all(&line).and_then(|()| to.flush());
-                count.fetch_add(1, Ordering::Release);
-            }
-        };
-        let started = thread::Builder::new().name(name.to_owned()).spawn(writing);
-        started.map_err(|error| {
+    pub fn new(name: &str, to: impl Write + Send + 'static) -> Result<Self, Failure> {
+        // The builder panics where it cannot start a thread.
+        let tried = thread::Builder::new().spawn(|| ());
+        let tried = tried.map_err(|error| {
             let reason = net::plain(&error);
             Failure::failed(format!(
                 "cannot start the thread for {name}: {reason}; raise the limit of processes"
             ))
         })?;
+        let _ = tried.join();
+        let written = Arc::<AtomicU64>::default();
+        let writer = Writer {
+            to,
+            written: Arc::clone(&written),
+        };
+        let (queue, guard) = NonBlockingBuilder::default()
+            .lossy(true)
+            .buffered_lines_limit(LINES_WAITING)
+            .thread_name(name)
+            .finish(writer);
+        // Dropping the guard would write to stderr, and block if nobody reads.
+        std::mem::forget(guard);
         Ok(Self {
             queue,
             queued: AtomicU64::new(0),
-            lost: AtomicU64::new(0),
             written,
             stuck: AtomicBool::new(false),
         })
@@ -80,7 +88,7 @@ impl Output {
 
     /// Lines that were dropped.
     pub fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
+        self.queue.error_counter().dropped_lines() as u64
     }
 }
 
@@ -88,9 +96,19 @@ impl Output {
 impl Write for &Output {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.queued.fetch_add(1, Ordering::Relaxed);
-        if let Err(TrySendError::Full(_)) = self.queue.try_send(line.to_vec()) {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-        }
+        self.queue.clone().write(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<W: Write> Write for Writer<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        // A reader that is gone is no reason to end.
+        let _ = self.to.write_all(line).and_then(|()| self.to.flush());
+        self.written.fetch_add(1, Ordering::Release);
         Ok(line.len())
     }
 
