@@ -142,7 +142,7 @@ impl Session {
         }
     }
 
-    /// Refuses pending connections, as [`Allowance::Share`] says. They cost the peer least: 14 bytes
+    /// Refuses pending connections, as [`Allowance::Share`] says. They cost the peer 14 bytes
     /// each.
     fn refuse_pending(&mut self, target: usize) {
         let excess = self.memory().saturating_sub(target);
