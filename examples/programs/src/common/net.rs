@@ -423,16 +423,13 @@ mod tests {
         assert!(options(&accepted).1);
     }
 
-    async fn connected() -> (TcpStream, TcpStream) {
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_peer_that_vanished_is_noticed_after_half_a_minute() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let connecting = TcpStream::connect(listener.local_addr().unwrap());
         let (accepted, connected) = tokio::join!(listener.accept(), connecting);
-        (accepted.unwrap().0, connected.unwrap())
-    }
-
-    #[tokio::test]
-    async fn a_peer_that_vanished_is_noticed_after_half_a_minute() {
-        let (link, app) = connected().await;
+        let (link, app) = (accepted.unwrap().0, connected.unwrap());
         let app = SockRef::from(&app);
         // On one machine the kernel tells.
         set_path_options(&app, true);
