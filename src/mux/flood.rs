@@ -13,7 +13,7 @@ use crate::session::Instant;
 /// loses its tunnel: what is unread could take minutes, also after it has left.
 #[derive(Debug, Default)]
 pub(super) struct FloodControl {
-    /// Floods in a row.
+    /// Floods, less the reads of use between them.
     floods: u32,
     until: Option<Instant>,
     /// Since when the peer has sent hardly anything but what no honest peer sends.
@@ -110,7 +110,8 @@ impl FloodControl {
             let longest = Self::EACH.saturating_mul(all).max(Self::LONGEST);
             self.until = Some(now + (Self::FIRST * factor).min(longest));
         } else {
-            self.floods = 0;
+            // Among many requests for connections some are in order now and then.
+            self.floods = self.floods.saturating_sub(1);
         }
     }
 
@@ -158,6 +159,16 @@ mod tests {
         }
         control.note(now, Inrush::Fair, None);
         assert_eq!(control.pause(now), None);
+        // One read of use makes up for one flood.
+        control.note(now, Inrush::Excessive, None);
+        let until = now + Duration::from_millis(64);
+        assert_eq!(control.pause(now), Some(until));
+        for _ in 0..7 {
+            control.note(now, Inrush::Fair, None);
+        }
+        control.note(now, Inrush::Excessive, None);
+        let until = now + Duration::from_millis(2);
+        assert_eq!(control.pause(now), Some(until));
     }
 
     #[test]
