@@ -101,7 +101,7 @@ async fn dials(chain: &Chain, dialler: &Program, greedy_sessions: usize, each: u
         all.push(greedy(client, each, Proto::Tcp, silent.port()).await);
     }
     eventually("the flood's attempts", LIMIT, || async {
-        (dialler.descriptors() > idle.1 + 200).then_some(())
+        (dialler.descriptors() > idle.1 + 400).then_some(())
     })
     .await;
     for id in 2..12 {
@@ -141,7 +141,7 @@ async fn flows(chain: &Chain, server: &Program) {
     assert!(is_served(&mut modest, 1, Proto::Tcp, port).await);
     let idle = server.descriptors();
     let mut all = Vec::new();
-    for least in [5000, 5900] {
+    for least in [6000, 6500] {
         let client = session(&chain.runner).await.unwrap();
         all.push(greedy(client, 16_384, Proto::Udp, udp).await);
         eventually("the flood's flows", LIMIT, || async {

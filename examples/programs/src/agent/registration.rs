@@ -297,8 +297,7 @@ async fn serve(
             // Only the runner knows which session a connection belongs to, and it has shared them.
             let party = served.parties.party();
             tokio::spawn(async move {
-                let asker = (&served.dials, party);
-                serve::incoming(incoming, &tunnel, "localhost", v2, &served, asker).await;
+                serve::incoming(incoming, &tunnel, "localhost", v2, &served, party).await;
             });
         }
     };

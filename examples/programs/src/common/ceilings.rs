@@ -28,10 +28,6 @@ const APPLICATIONS: usize = 16_000;
 /// out.
 pub const DIALS: usize = 1024;
 
-/// Most flows, of which each takes a UDP port of the machine. Linux gives 28,232 of them to sockets
-/// that name none, name look-ups included.
-pub const FLOWS: usize = 7_000;
-
 /// Queries to a cluster's API at once: enough for hundreds a second, without overloading it.
 const QUESTIONS: usize = 64;
 
@@ -69,8 +65,6 @@ pub struct RunnerCeilings {
 pub struct ServingCeilings {
     pub dials: usize,
     pub connections: usize,
-    /// Those of the connections that are UDP flows.
-    pub flows: usize,
 }
 
 impl HostCeilings {
@@ -130,11 +124,7 @@ impl ServingCeilings {
         let dials = DIALS.min(left / 4).max(1);
         // An attempt may try a second address beside the first.
         let connections = left.saturating_sub(dials).max(1);
-        Self {
-            dials,
-            connections,
-            flows: FLOWS,
-        }
+        Self { dials, connections }
     }
 }
 

@@ -63,9 +63,6 @@ impl Served {
     }
 }
 
-/// Who asks for a connection, and of what it has a share.
-pub type Asker<'a> = (&'a Dials, Party);
-
 /// Connects a requested stream or flow of a tunnel to `host`, and returns when it has ended.
 pub async fn incoming(
     incoming: Incoming,
@@ -73,11 +70,11 @@ pub async fn incoming(
     host: &str,
     v2: bool,
     served: &Served,
-    asker: Asker<'_>,
+    party: Party,
 ) {
     match incoming {
-        Incoming::Tcp(incoming) => stream(incoming, tunnel, host, served, asker).await,
-        Incoming::Udp(incoming) => flow(incoming, host, v2, served, asker).await,
+        Incoming::Tcp(incoming) => stream(incoming, tunnel, host, served, party).await,
+        Incoming::Udp(incoming) => flow(incoming, host, v2, served, party).await,
         other => reject(other, &unknown_kind(), served),
     }
 }
@@ -94,19 +91,13 @@ pub fn unknown_kind() -> Reset {
 }
 
 /// Connects a stream to the first address of `host` that answers.
-async fn stream(
-    incoming: IncomingTcp,
-    tunnel: &Tunnel,
-    host: &str,
-    served: &Served,
-    asker: Asker<'_>,
-) {
+async fn stream(incoming: IncomingTcp, tunnel: &Tunnel, host: &str, served: &Served, party: Party) {
     let port = incoming.port();
     let connect = async |addresses: Vec<_>| net::connect_any(&addresses).await;
     // Boxed, so that a connected stream does not keep what connecting needed.
-    let wanted = (port, Proto::Tcp);
+    let dials = (served, party, Proto::Tcp);
     let (mut socket, _place) =
-        match Box::pin(dial(wanted, incoming.abandoned(), host, asker, connect)).await {
+        match Box::pin(dial(port, incoming.abandoned(), host, dials, connect)).await {
             Ok(connected) => connected,
             Err(reset) => return reject(incoming.into(), &reset, served),
         };
@@ -131,14 +122,14 @@ async fn stream(
 
 /// Connects a flow to the first address of `host` that takes datagrams. In version 2 the other side
 /// opens another flow if this end says that the port is refused.
-async fn flow(incoming: IncomingUdp, host: &str, v2: bool, served: &Served, asker: Asker<'_>) {
+async fn flow(incoming: IncomingUdp, host: &str, v2: bool, served: &Served, party: Party) {
     let port = incoming.port();
     let connect = async |addresses: Vec<SocketAddr>| {
         let first = addresses.first().ok_or_else(net::no_address)?;
         Ok((ServiceFlow::open(*first).await?, addresses))
     };
-    let (abandoned, wanted) = (incoming.abandoned(), (port, Proto::Udp));
-    let dialled = Box::pin(dial(wanted, abandoned, host, asker, connect)).await;
+    let (abandoned, dials) = (incoming.abandoned(), (served, party, Proto::Udp));
+    let dialled = Box::pin(dial(port, abandoned, host, dials, connect)).await;
     let ((socket, addresses), _place) = match dialled {
         Ok(connected) => connected,
         Err(reset) => return reject(incoming.into(), &reset, served),
@@ -153,17 +144,17 @@ async fn flow(incoming: IncomingUdp, host: &str, v2: bool, served: &Served, aske
 /// Calls `connect` with the addresses of `host`. Returns its result and a place among the
 /// connections, unless that takes too long or the client gives up.
 async fn dial<T>(
-    (port, proto): (u16, Proto),
+    port: u16,
     abandoned: impl Future<Output = ()>,
     host: &str,
-    (dials, party): Asker<'_>,
+    (served, party, proto): (&Served, Party, Proto),
     connect: impl AsyncFnOnce(Vec<SocketAddr>) -> io::Result<T>,
 ) -> Result<(T, dials::Socket), Reset> {
     let failed = |reason, text: &str| Reset::new(reason, &format!("port {port}: {text}"));
     let until = Instant::now() + CONNECT_TIMEOUT;
     let connecting = async {
-        let turn = dials.turn(party, until).await?;
-        let place = dials.socket(party, proto)?;
+        let turn = served.dials.turn(party, until).await?;
+        let place = served.dials.socket(party, proto)?;
         let connected = async {
             let unknown = |error| io::Error::new(io::ErrorKind::NotFound, error);
             let addresses = net::resolve(host, port).await.map_err(unknown)?;
@@ -229,7 +220,6 @@ mod tests {
         let ceilings = ServingCeilings {
             dials: 9,
             connections: 100,
-            flows: 100,
         };
         let served = Served::new(ceilings, true);
         let (flood, other) = (served.parties.party(), served.parties.party());
@@ -239,8 +229,8 @@ mod tests {
                 begun.notify_one();
                 pending::<io::Result<()>>().await
             };
-            let (wanted, asker) = ((80, Proto::Tcp), (&served.dials, flood));
-            let dialled = dial(wanted, begun.notified(), "127.0.0.1", asker, connect);
+            let dials = (&served, flood, Proto::Tcp);
+            let dialled = dial(80, begun.notified(), "127.0.0.1", dials, connect);
             assert!(dialled.await.is_err());
         }
         let until = Instant::now() + CONNECT_TIMEOUT;

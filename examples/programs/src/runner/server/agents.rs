@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::common::addresses::Source;
-use crate::common::ceilings::{DIALS, FLOWS, ServingCeilings};
+use crate::common::ceilings::{DIALS, ServingCeilings};
 use crate::common::dials::{Dials, LASTING, Refused};
 use crate::common::handshakes::Handshake;
 use crate::common::metrics::Counter;
@@ -258,7 +258,6 @@ impl Agents {
         let ceilings = ServingCeilings {
             dials: DIALS,
             connections: Config::default().max_streams,
-            flows: FLOWS,
         };
         let dials = Dials::new(ceilings, true, Arc::clone(&self.refused));
         let mut state = self.state.lock();

@@ -25,7 +25,6 @@ use self::agents::{Agents, FULL_WHY, NewAgent};
 use self::kept::Kept;
 use crate::common::addresses::Source;
 use crate::common::ceilings::RunnerCeilings;
-use crate::common::dials::Dials;
 use crate::common::front::{Caller, Front, FrontSettings};
 use crate::common::http::{self, Answer, BadRequest};
 use crate::common::log::Log;
@@ -63,8 +62,6 @@ pub struct Runner {
     sessions: Sessions,
     counters: Counters,
     served: Served,
-    /// Of each container that it dials itself.
-    dials: HashMap<String, Dials>,
     tunnels: PerThread<tunnel::Settings>,
 }
 
@@ -89,13 +86,6 @@ impl Runner {
         // Its connections move to other threads once they have said which container they are for.
         let single = Threads::single();
         let front = Front::new(ceilings.handshakes, &settings.front, Duration::ZERO, single);
-        let served = Served::new(ceilings.serving, true);
-        let dials = settings.targets.keys().map(|name| {
-            let container = served.parties.party();
-            let dials = served.dials.of_container(ceilings.serving, container);
-            (name.clone(), dials)
-        });
-        let dials = dials.collect();
         Self {
             agents: Agents::new(ceilings.agents),
             kept: Kept::new(&settings.tunnels, settings.detached, ceilings.agents),
@@ -104,8 +94,7 @@ impl Runner {
             tunnels: settings.threads.each(|| settings.tunnels.for_thread()),
             settings,
             counters: Counters::default(),
-            served,
-            dials,
+            served: Served::new(ceilings.serving, true),
         }
     }
 

@@ -225,10 +225,8 @@ async fn connection(
     v2: bool,
 ) {
     let port = incoming.port();
-    let target = runner.settings.targets.get(container);
-    if let Some((address, dials)) = target.zip(runner.dials.get(container)) {
-        let asker = (dials, party);
-        return serve::incoming(incoming, tunnel, address, v2, &runner.served, asker).await;
+    if let Some(address) = runner.settings.targets.get(container) {
+        return serve::incoming(incoming, tunnel, address, v2, &runner.served, party).await;
     }
     let at = At {
         runner,
