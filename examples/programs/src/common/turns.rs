@@ -13,7 +13,7 @@ use std::future::Future;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
@@ -37,8 +37,8 @@ const FRESH: Duration = Duration::from_millis(20);
 /// Sessions that came within this time of the first of them are a generation.
 const GENERATION: Duration = Duration::from_secs(10);
 
-/// Sessions of a larger generation are a crowd for as long as they last: they wait in line also
-/// while they are quiet, but only for others like them.
+/// Sessions of a larger generation are a crowd: they wait in line also while they are quiet, but
+/// hardly for others than themselves.
 const CROWD: usize = 32;
 
 /// Most that one poll counts for. Beyond it, the system has probably run another process meanwhile.
@@ -60,7 +60,10 @@ thread_local! {
 #[derive(Debug)]
 struct Generation {
     began: Instant,
+    /// Those that exist.
     sessions: AtomicUsize,
+    /// Of its session that was the last to line up. See [`Line::round`].
+    round: AtomicU64,
 }
 
 impl Generation {
@@ -72,6 +75,7 @@ impl Generation {
                 Arc::new(Self {
                     began: now,
                     sessions: AtomicUsize::new(0),
+                    round: AtomicU64::new(0),
                 })
             };
             Arc::clone(latest.get_or_insert_with(new))
@@ -260,9 +264,19 @@ impl Member {
     }
 }
 
-type Position = (Class, u64);
+impl Drop for Member {
+    fn drop(&mut self) {
+        if let Some(generation) = &self.generation {
+            generation.sessions.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
 
-/// The busy connections of a thread that wait, in each class first come first served.
+/// Class, round and number.
+type Position = (Class, u64, u64);
+
+/// The busy connections of a thread that wait, in each class first come first served. Of crowds, one
+/// session of each goes in each round, so that a small one does not wait for all of a large one.
 #[derive(Debug, Default)]
 struct Line {
     /// Of tickets and positions.
@@ -270,6 +284,8 @@ struct Line {
     queue: BTreeMap<Position, Turns>,
     /// Which class had the turn before.
     last: Class,
+    /// Of the crowds, now.
+    round: u64,
     /// Was woken and will run next. Tasks that were ready before run before it.
     called: Option<u64>,
     /// The connections whose tasks ran last: see [`Turns::id`].
@@ -319,7 +335,17 @@ impl Line {
     fn queue_up(&mut self, member: &mut Member, turns: &Turns) {
         let waits = !member.is_called && !member.waiting.is_empty();
         if waits && member.position.is_none() {
-            let position = (member.class(), self.next_number());
+            let class = member.class();
+            let round = match &member.generation {
+                Some(generation) if class == Class::Crowd => {
+                    let next = generation.round.load(Ordering::Relaxed) + 1;
+                    let round = next.max(self.round);
+                    generation.round.store(round, Ordering::Relaxed);
+                    round
+                }
+                _ => 0,
+            };
+            let position = (class, round, self.next_number());
             member.position = Some(position);
             self.queue.insert(position, turns.clone());
         }
@@ -352,10 +378,11 @@ impl Line {
         if self.called.is_some() {
             return None;
         }
-        let later = (Excluded((self.last, u64::MAX)), Unbounded);
+        let later = (Excluded((self.last, u64::MAX, u64::MAX)), Unbounded);
         let mut in_order = self.queue.range(later).chain(&self.queue);
         let position = *in_order.next()?.0;
         self.last = position.0;
+        self.round = self.round.max(position.1);
         let turns = self.queue.remove(&position)?;
         let mut member = turns.0.lock();
         member.position = None;

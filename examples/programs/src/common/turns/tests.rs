@@ -212,6 +212,37 @@ fn whoever_came_with_many_others_waits_also_while_quiet() {
 }
 
 #[test]
+fn a_small_crowd_does_not_wait_for_all_of_a_large_one() {
+    let polls = run(async {
+        let (flood, count) = (Count::default(), Count::default());
+        let small = [(); CROWD + 1].map(|()| Turns::session());
+        LATEST.set(None);
+        for _ in 0..BUSY {
+            start(&Turns::session(), &flood);
+        }
+        while flood.load(Ordering::Relaxed) < 10 * BUSY {
+            requeue().await;
+        }
+        let before = flood.load(Ordering::Relaxed);
+        start(&small[0], &count);
+        while count.load(Ordering::Relaxed) < 10 {
+            requeue().await;
+        }
+        flood.load(Ordering::Relaxed) - before
+    });
+    assert!(polls < BUSY, "{polls}");
+}
+
+#[test]
+fn a_crowd_of_which_few_are_left_is_none() {
+    let mut crowd = [(); CROWD + 1].map(|()| Turns::session()).to_vec();
+    let class = |turns: &Turns| turns.0.lock().class();
+    assert_eq!(class(&crowd[0]), Class::Crowd);
+    drop(crowd.pop());
+    assert_ne!(class(&crowd[0]), Class::Crowd);
+}
+
+#[test]
 fn generations_follow_one_another() {
     LATEST.set(None);
     let now = Instant::now();
