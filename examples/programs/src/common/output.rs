@@ -1,5 +1,6 @@
 //! Lines on stdout and stderr. A thread for each writes them, so that no reader stops the program.
 
+use std::fs;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -39,15 +40,12 @@ impl Output {
     /// # Errors
     /// The system does not allow the thread.
     pub fn new(name: &str, to: impl Write + Send + 'static) -> Result<Self, Failure> {
-        // The builder panics where it cannot start a thread.
-        let tried = thread::Builder::new().spawn(|| ());
-        let tried = tried.map_err(|error| {
+        try_thread().map_err(|error| {
             let reason = net::plain(&error);
             Failure::failed(format!(
                 "cannot start the thread for {name}: {reason}; raise the limit of processes"
             ))
         })?;
-        let _ = tried.join();
         let written = Arc::<AtomicU64>::default();
         let writer = Writer {
             to,
@@ -90,6 +88,19 @@ impl Output {
     pub fn lost(&self) -> u64 {
         self.queue.error_counter().dropped_lines() as u64
     }
+}
+
+/// Tries to start a thread, because the crate panics where it cannot start its own. Then waits until
+/// the system does not count that thread any more.
+fn try_thread() -> io::Result<()> {
+    let threads = || fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+    let before = threads();
+    let _ = thread::Builder::new().spawn(|| ())?.join();
+    let until = Instant::now() + FLUSH_WITHIN;
+    while threads() > before && Instant::now() < until {
+        sleep(LOOK_EVERY);
+    }
+    Ok(())
 }
 
 /// Each call queues one line.
