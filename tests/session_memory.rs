@@ -202,16 +202,26 @@ fn a_session_whose_queues_are_short_sheds_without_looking_at_its_streams() {
         opener.send_slice(stream, b"hello").unwrap();
     }
     settle(&mut opener, &mut acceptor);
+    // Of those that are not accepted it refuses as many as are too many.
+    acceptor.set_allowance(Allowance::Exceeded(2_000_000));
+    while acceptor.has_transmit() {
+        let _ = acceptor.poll_transmit(NOW);
+    }
+    assert!(acceptor.stats().refused > 0);
+    assert!(acceptor.memory() > 2_000_000);
+    let before = counts();
+    acceptor.set_allowance(Allowance::Exceeded(2_000_000));
+    assert_eq!((counts() - before).calls, 0);
     while let Some(event) = acceptor.poll_event() {
         if let Event::Incoming { stream, .. } = event {
-            acceptor.accept(stream, NOW).unwrap();
+            let _ = acceptor.accept(stream, NOW);
         }
     }
     assert!(acceptor.memory() > 100_000);
-    let before = counts();
+    let (resets, before) = (acceptor.stats().resets, counts());
     acceptor.set_allowance(Allowance::Exceeded(100_000));
     assert_eq!((counts() - before).calls, 0);
-    assert_eq!(acceptor.stats().resets, 0);
+    assert_eq!(acceptor.stats().resets, resets);
 }
 
 /// What many streams used is given back when they are gone, and charged to the peer as long as one

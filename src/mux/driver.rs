@@ -12,7 +12,7 @@ use futures_sink::Sink;
 
 use super::budget::Account;
 use super::closing::{CLOSE_TIMEOUT, Closing};
-use super::flood::{FloodControl, Inrush};
+use super::flood::{FloodControl, Inrush, Useless};
 use super::path::{Inward, Path, is_end};
 use super::read_turn::Turn;
 use super::resuming::{Finish, Resuming};
@@ -70,6 +70,8 @@ pub struct Driver<T, C, R = TokioTimer, S = Once<T>> {
     /// Tasks to wake after the lock is released. Reused.
     wake: Vec<Waker>,
     flood_control: FloodControl,
+    /// What had come in vain at the last read.
+    useless: Useless,
     /// The transport was not read in this round, and is to be read again then.
     reread: Option<Instant>,
     /// Writers were woken since this task last yielded.
@@ -286,7 +288,6 @@ where
         if skipped > 0 {
             state.session.handle_activity(now.session);
         }
-        let before = state.useless();
         for message in self.inbox.drain(..) {
             match &mut self.resuming {
                 Some(resuming) => resuming.handle_message(&mut state.session, now, message),
@@ -298,7 +299,9 @@ where
         }
         let mut busy = false;
         if let Some(read) = read {
-            let useless = state.useless().since(before);
+            // With what was refused since the last read.
+            let before = core::mem::replace(&mut self.useless, state.useless());
+            let useless = self.useless.since(before);
             let is_exceeded = matches!(state.allowance, Allowance::Exceeded(_));
             let inrush = read.turn.inrush(skipped, useless, heard && is_exceeded);
             // A read may have got nothing only because the transport yielded.
@@ -522,6 +525,7 @@ impl<T, C, R, S> Driver<T, C, R, S> {
             outbox: VecDeque::new(),
             wake: Vec::new(),
             flood_control: FloodControl::default(),
+            useless: Useless::default(),
             reread: None,
             woke_writers: false,
             yielded: false,

@@ -25,7 +25,7 @@ pub(super) struct FloodControl {
 }
 
 /// How much the peer sent that had no use.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Useless {
     /// Messages that no honest peer sends often.
     pub(super) senseless: u64,

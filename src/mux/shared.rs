@@ -246,8 +246,9 @@ impl State {
         }
         self.allowance = account.settle(held, kept, parties);
         self.session.set_allowance(self.allowance);
-        if let Allowance::Share(_) | Allowance::Exceeded(_) = self.allowance {
-            account.charge(self.session.memory() + kept);
+        let left = self.session.memory();
+        if left != held {
+            account.charge(left + kept);
         }
     }
 

@@ -48,6 +48,8 @@ pub struct Session {
     pub(super) draining: Draining,
     pub(super) closed: bool,
     pub(super) pressed: bool,
+    /// Memory is short, so new connections are refused.
+    pub(super) refuses: bool,
     pub(super) outlives_transport: bool,
 }
 
@@ -95,6 +97,7 @@ impl Session {
             draining: Draining::default(),
             closed: false,
             pressed: false,
+            refuses: false,
             outlives_transport: false,
             config,
         }

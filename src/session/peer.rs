@@ -84,7 +84,7 @@ impl Session {
             || self.streams.pending() >= self.config.accept_backlog
         {
             Some((Reason::Limit, "too many connections"))
-        } else if self.pressed {
+        } else if self.refuses {
             Some((Reason::Limit, "memory is short"))
         } else {
             None

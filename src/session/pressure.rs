@@ -10,6 +10,7 @@ use super::{Reason, Role, StreamId};
 ///
 /// [`Session::set_allowance`] has an example.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Allowance {
     /// As much as its [`Config`](super::Config) allows.
     Ample,
@@ -21,8 +22,8 @@ pub enum Allowance {
     /// [`Config::receive_budget`](super::Config::receive_budget); no stream is reset. Messages to
     /// send are short meanwhile.
     ///
-    /// Connections that were not accepted yet are refused (ERROR, limit) until [`Session::memory`]
-    /// is at most that or none is left.
+    /// If [`Session::memory`] is more than that, new connections are refused (ERROR, limit), and so
+    /// many of those that were not accepted yet.
     Share(usize),
     /// The session holds more than that many bytes. It refuses new connections (ERROR, limit) and
     /// hardly holds more: windows do not grow, streams queue little, and few ended ids are
@@ -114,6 +115,7 @@ impl Session {
         if let Some(share) = share {
             self.refuse_pending(share);
         }
+        self.refuses = is_exceeded || share.is_some_and(|share| self.memory() > share);
         if let Allowance::Exceeded(share) = allowance {
             self.shed(share);
         }
@@ -146,16 +148,19 @@ impl Session {
     /// each.
     fn refuse_pending(&mut self, target: usize) {
         let excess = self.memory().saturating_sub(target);
-        if excess == 0 || self.streams.pending() == 0 {
+        let most = excess.div_ceil(Self::STREAM_COST + Self::PENDING_COST);
+        // Those that were refused before and are not released yet count, too.
+        let refused = self.streams.pending() - self.streams.waiting();
+        let missing = most.saturating_sub(refused).min(self.streams.waiting());
+        if missing == 0 {
             return;
         }
-        let most = excess.div_ceil(Self::STREAM_COST + Self::PENDING_COST);
-        let pending = self.streams.iter().filter(|s| s.life.is_asked_for());
-        // Those that were refused before and are not released yet count, too.
-        let refused = pending.take(most).filter(|s| s.life.reset().is_none());
-        let refused: Vec<_> = refused.map(Stream::id).collect();
+        let is_waiting = |s: &&Stream| s.life.is_asked_for() && !s.life.is_closed();
+        let waiting = self.streams.iter().filter(is_waiting).take(missing);
+        let refused: Vec<_> = waiting.map(Stream::id).collect();
         let text = alloc::format!("memory is short {}", self.config.place);
         for stream in refused {
+            self.counters.refused += 1;
             self.reset(stream, Reason::Limit, &text);
         }
     }

@@ -64,6 +64,8 @@ pub(super) struct Streams {
     /// Streams that the peer asked for and the application has not accepted yet, with those that
     /// have ended meanwhile: the application may still make their connections.
     pending: usize,
+    /// Those of them that have not ended.
+    waiting: usize,
 }
 
 /// What a client id refers to.
@@ -89,6 +91,7 @@ impl Streams {
             ids: IdAllocator::starting_at(config.first_id.unwrap_or(1)),
             ended: EndedIds::new(config.max_streams),
             pending: 0,
+            waiting: 0,
         }
     }
 
@@ -115,13 +118,17 @@ impl Streams {
     ) -> StreamId {
         self.ended.forget(id);
         self.pending += 1;
+        self.waiting += 1;
         self.insert(id, proto, State::Pending, dialect, now)
     }
 
     /// The application accepts a stream.
     pub(super) fn accept(&mut self, id: StreamId) -> Result<&mut Stream, StreamError> {
         let s = Self::find(&mut self.slots, id).ok_or(StreamError::Unknown)?;
-        self.pending -= usize::from(s.life.answer());
+        if s.life.answer() {
+            self.pending -= 1;
+            self.waiting -= usize::from(!s.life.is_closed());
+        }
         if let Some(reset) = s.life.reset() {
             return Err(StreamError::Reset(reset.clone()));
         }
@@ -140,6 +147,7 @@ impl Streams {
     ) -> Option<&mut Stream> {
         let s = Self::find(&mut self.slots, id).filter(|s| !s.life.is_closed())?;
         self.wire.remove(&s.wire_id());
+        self.waiting -= usize::from(s.life.is_asked_for());
         let credit = s.late_credit(dialect);
         self.ended.remember(s.wire_id(), answered, credit);
         s.life.end(reset);
@@ -250,6 +258,11 @@ impl Streams {
         self.pending
     }
 
+    /// Streams that are neither accepted nor have ended yet.
+    pub(super) const fn waiting(&self) -> usize {
+        self.waiting
+    }
+
     /// Forgets the ids of ended streams, but for the latest.
     pub(super) fn forget_ended(&mut self) {
         self.ended.shrink();
@@ -262,13 +275,15 @@ impl Streams {
 
     /// Whether counts and ids match the streams.
     pub(super) fn audit(&self) -> bool {
-        let pending = self.iter().filter(|s| s.life.is_asked_for());
+        let pending = || self.iter().filter(|s| s.life.is_asked_for());
+        let waiting = pending().filter(|s| !s.life.is_closed());
         let live = self.live();
         let named = |id: &StreamId| {
             let wire_id = self.get(*id).map(Stream::wire_id);
             wire_id.and_then(|wire_id| self.wire.get(&wire_id)) == Some(&id.slot)
         };
-        pending.count() == self.pending
+        pending().count() == self.pending
+            && waiting.count() == self.waiting
             && live.len() == self.wire.len()
             && live.iter().all(named)
             && self.iter().count() == self.len

@@ -562,6 +562,15 @@ fn a_session_refuses_connections_that_were_not_accepted_yet() {
     assert!((48..=56).contains(&refused.len()), "{}", refused.len());
     assert!(acceptor.reset_of(before).is_none());
     assert_eq!(messages(&mut acceptor, at(0)).len(), refused.len());
+    assert_eq!(acceptor.stats().refused, refused.len() as u64);
+    say(&mut acceptor, at(0), connect(102)).unwrap();
+    assert_eq!(messages(&mut acceptor, at(0)).len(), 1);
+    assert_eq!(acceptor.stats().refused, refused.len() as u64 + 1);
+    assert!(
+        events(&mut acceptor)
+            .iter()
+            .all(|event| !matches!(event, Event::Incoming { .. }))
+    );
     for stream in refused {
         acceptor.release(stream, at(0));
     }
