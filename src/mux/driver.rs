@@ -15,7 +15,7 @@ use super::closing::{CLOSE_TIMEOUT, Closing};
 use super::flood::{FloodControl, Inrush, Useless};
 use super::path::{Inward, Path, is_end};
 use super::read_turn::Turn;
-use super::resuming::{Finish, Resuming};
+use super::resuming::{Finish, MaybeResuming, Resuming};
 use super::shared::{State, register, wake_all};
 use super::source::{Once, Source};
 use super::stoppable::Now;
@@ -56,8 +56,7 @@ const REPLACED: u16 = 4001;
 #[must_use = "nothing moves unless the driver is polled"]
 pub struct Driver<T, C, R = TokioTimer, S = Once<T>> {
     pub(super) path: Path<T, C>,
-    /// Of a tunnel that outlives its transports.
-    resuming: Option<Resuming<S>>,
+    resuming: MaybeResuming<S>,
     pub(super) timer: R,
     pub(super) tunnel: Tunnel,
     pub(super) phase: Phase,
@@ -220,7 +219,7 @@ where
     /// Looks for a better transport before the transport is read. Returns whether it has changed.
     fn begin_round(&mut self, cx: &mut Context<'_>, now: Instant) -> Flow<bool> {
         let (transport, shared) = (&mut self.path.transport, &self.tunnel.shared);
-        match &mut self.resuming {
+        match self.resuming.get_mut() {
             Some(resuming) => resuming.begin_round(cx, transport, shared, now),
             None => ControlFlow::Continue(false),
         }
@@ -229,7 +228,7 @@ where
     /// Received messages were handled. `lost`: the transport is over. Returns whether it is gone.
     fn end_of_inbox(&mut self, now: Instant, lost: Option<TunnelError>) -> Flow<bool> {
         let (transport, shared) = (&mut self.path.transport, &self.tunnel.shared);
-        match (&mut self.resuming, lost) {
+        match (self.resuming.get_mut(), lost) {
             (Some(resuming), lost) => resuming.end_of_inbox(transport, shared, now, lost),
             (None, Some(error)) => ControlFlow::Break(Err(error)),
             (None, None) => ControlFlow::Continue(false),
@@ -246,7 +245,7 @@ where
         let turn = {
             let mut state = self.tunnel.shared.lock();
             // Before a resumed tunnel is open, the session gets nothing.
-            let is_opening = self.resuming.as_ref().is_some_and(Resuming::is_opening);
+            let is_opening = self.resuming.get().is_some_and(Resuming::is_opening);
             let is_stalled = !state.session.can_receive() && !is_opening;
             state.driver_stalled = is_stalled;
             if state.driver_stalled {
@@ -289,7 +288,7 @@ where
             state.session.handle_activity(now.session);
         }
         for message in self.inbox.drain(..) {
-            match &mut self.resuming {
+            match self.resuming.get_mut() {
                 Some(resuming) => resuming.handle_message(&mut state.session, now, message),
                 None => {
                     // The session has counted and handled a violation.
@@ -334,7 +333,7 @@ where
         state.driver_blocked = false;
         let replaced = register(&mut state.driver, cx);
         self.woke_writers |= state.dispatch(now.session, &mut self.wake);
-        if let Some(resuming) = &mut self.resuming {
+        if let Some(resuming) = self.resuming.get_mut() {
             resuming.exchange(&mut state);
         }
         let closed = state.closed.clone();
@@ -397,7 +396,7 @@ where
             if bytes >= Self::OUTBOX_BYTES || self.outbox.len() >= Self::OUTBOX_MESSAGES {
                 break true;
             }
-            let transmit = match &mut self.resuming {
+            let transmit = match self.resuming.get_mut() {
                 Some(resuming) => resuming.poll_transmit(&mut state.session, now),
                 None => state.session.poll_transmit(now),
             };
@@ -410,7 +409,7 @@ where
             }
             self.outbox.push_back(transmit);
         };
-        if let Some(resuming) = &mut self.resuming {
+        if let Some(resuming) = self.resuming.get_mut() {
             resuming.exchange(&mut state);
         }
         state.settle();
@@ -435,14 +434,14 @@ where
             if self.timer.poll_deadline(cx, until).is_pending() {
                 return ControlFlow::Continue(());
             }
-            if let Some(resuming) = &mut self.resuming {
+            if let Some(resuming) = self.resuming.get_mut() {
                 resuming.give_up(reason);
             }
             return ControlFlow::Break(Ok(()));
         }
         loop {
             let due_at = due.and_then(|due| self.tunnel.shared.clock.timer_time(due));
-            let resume_at = self.resuming.as_ref().and_then(Resuming::poll_timeout);
+            let resume_at = self.resuming.get().and_then(Resuming::poll_timeout);
             let times = [due_at, resume_at, self.reread];
             let Some(deadline) = times.into_iter().flatten().min() else {
                 return ControlFlow::Continue(());
@@ -475,13 +474,13 @@ where
         // Others may have acted since this task was registered.
         let unseen = state.evicted || state.attached.is_surprise(session.is_idle());
         let work = receive || session.has_event() || unseen || self.has_failed();
-        let finishing = done && self.resuming.as_ref().is_some_and(Resuming::is_finishing);
+        let finishing = done && self.resuming.get().is_some_and(Resuming::is_finishing);
         if !finished && !finishing {
             return (false, work);
         }
         let reason = end_reason(&state);
         drop(state);
-        let progress = match &mut self.resuming {
+        let progress = match self.resuming.get_mut() {
             Some(resuming) => resuming.finish(reason),
             None => Finish::Done,
         };
@@ -494,7 +493,7 @@ where
 
     /// Whether the next round will be the last.
     fn has_failed(&self) -> bool {
-        self.resuming.as_ref().is_some_and(Resuming::has_failed)
+        self.resuming.get().is_some_and(Resuming::has_failed)
     }
 
     /// What was to be written is obsolete.
@@ -516,7 +515,7 @@ impl<T, C, R, S> Driver<T, C, R, S> {
     ) -> Self {
         Self {
             path: Path::new(transport, carrier),
-            resuming,
+            resuming: MaybeResuming::new(resuming),
             timer,
             tunnel,
             phase: Phase::Running,
@@ -582,7 +581,7 @@ where
                 return Poll::Pending;
             };
             let now = this.tunnel.shared.clock.timer_now();
-            if let Some(resuming) = &mut this.resuming {
+            if let Some(resuming) = this.resuming.get_mut() {
                 this.farewell = resuming.over(now, &closed);
             }
             let ends = closed.is_ok() || this.has_failed();
@@ -612,5 +611,23 @@ where
 impl<T, C, R, S> Drop for Driver<T, C, R, S> {
     fn drop(&mut self) {
         self.end(Err(TunnelError::Dropped));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mux::Kept;
+    use crate::transport::Plain;
+
+    /// A driver is part of a task's future, which is moved at its start.
+    #[test]
+    fn a_driver_is_small() {
+        let plain = size_of::<Driver<(), Plain>>();
+        let resuming = size_of::<Driver<(), Plain, TokioTimer, Kept<()>>>();
+        assert!(plain <= 288, "{plain} bytes");
+        assert!(resuming <= 288, "{resuming} bytes");
+        let boxed = size_of::<Resuming<Kept<()>>>();
+        assert!(boxed <= 1024, "{boxed} bytes");
     }
 }

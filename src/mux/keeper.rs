@@ -466,6 +466,8 @@ impl<T> Drop for Kept<T> {
 impl<T> Source for Kept<T> {
     type Transport = T;
 
+    const RESUMES: bool = true;
+
     fn poll_arrival(
         &mut self,
         cx: &mut Context<'_>,

@@ -229,6 +229,8 @@ impl<N: Connect> Unpin for Redial<N> {}
 impl<N: Connect> Source for Redial<N> {
     type Transport = N::Transport;
 
+    const RESUMES: bool = true;
+
     fn poll_arrival(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,3 +1,4 @@
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use core::ops::ControlFlow;
@@ -16,6 +17,33 @@ use super::{Attachment, TunnelError};
 use crate::resume::{Accepts, Due, EndReason, Ended, Link, Received, State, Takeover};
 use crate::session::{Instant, Session, Transmit};
 use crate::transport::CloseReason;
+
+/// The [`Resuming`] of a tunnel that outlives its transports. For other tunnels `get` is a constant
+/// `None`, and the compiler removes the branches that follow it.
+#[derive(Debug)]
+pub(super) struct MaybeResuming<S>(Option<Box<Resuming<S>>>);
+
+impl<S> MaybeResuming<S> {
+    pub(super) fn new(resuming: Option<Resuming<S>>) -> Self {
+        Self(resuming.map(Box::new))
+    }
+}
+
+impl<S: Source> MaybeResuming<S> {
+    #[inline]
+    pub(super) fn get(&self) -> Option<&Resuming<S>> {
+        if S::RESUMES { self.0.as_deref() } else { None }
+    }
+
+    #[inline]
+    pub(super) fn get_mut(&mut self) -> Option<&mut Resuming<S>> {
+        if S::RESUMES {
+            self.0.as_deref_mut()
+        } else {
+            None
+        }
+    }
+}
 
 /// How a tunnel outlives its transports (PROTOCOL.md section 5.10). It ends when its link does.
 #[derive(Debug)]

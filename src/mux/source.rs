@@ -17,6 +17,10 @@ pub trait Source: Unpin {
     #[doc(hidden)]
     type Transport;
 
+    /// Whether tunnels with this source outlive their transports.
+    #[doc(hidden)]
+    const RESUMES: bool;
+
     /// The next transport, or the end of all hope for one. The tunnel is kept for `keep` without.
     #[doc(hidden)]
     fn poll_arrival(
@@ -50,6 +54,8 @@ pub struct Once<T> {
 
 impl<T> Source for Once<T> {
     type Transport = T;
+
+    const RESUMES: bool = false;
 
     fn poll_arrival(
         &mut self,
