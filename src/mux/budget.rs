@@ -18,17 +18,18 @@ use crate::session::Allowance;
 ///   was not copied can keep a buffer of its transport alive, which does not count: over
 ///   [`length_prefixed`](super::length_prefixed) at most eight times its length, so that half of
 ///   the limit may be held besides.
-/// - While more than half is held, a tunnel above its share refuses new connections and those that
-///   it has not accepted yet. Tunnels of a [`Keeper`](super::Keeper) that have no transport end,
-///   one after the other: first those whose client has not [answered](super::Tunnel::confirmed),
-///   then acceptors' tunnels before openers', of these those without for longest. A resumable
-///   tunnel keeps no further data while it keeps half a share or more until that is acknowledged.
-///   It ends if its peer acknowledges hardly any of it (less than 192 KiB) in 30 s in which it is
-///   read, or in 120 s, and at once if answers to the peer make it keep 512 KiB more meanwhile. A
-///   tunnel whose streams hold almost its share does not read its transport for as long as its
-///   readers make room ([`Allowance::Share`]).
-/// - While more than two thirds are held, the streams that hold most of a tunnel above its share
-///   are reset with reason overflow.
+/// - While more than half is held, a tunnel whose streams cost more than its share, without what is
+///   queued on them, refuses new connections and some of those that it has not accepted yet.
+///   Tunnels of a [`Keeper`](super::Keeper) that have no transport end, one after the other: first
+///   those whose client has not [answered](super::Tunnel::confirmed), then acceptors' tunnels
+///   before openers', of these those without for longest. A resumable tunnel keeps no further data
+///   while it keeps half a share or more until that is acknowledged. It ends if its peer
+///   acknowledges hardly any of it (less than 192 KiB) in 30 s in which it is read, or in 120 s,
+///   and at once if answers to the peer make it keep 512 KiB more meanwhile. A tunnel whose streams
+///   hold almost its share does not read its transport for as long as its readers make room
+///   ([`Allowance::Share`]).
+/// - While more than two thirds are held, a tunnel above its share takes no new connections, and
+///   its streams that hold most are reset with reason overflow.
 ///
 /// ```
 /// use kohakuriver_tunnel::mux::{self, Budget};

@@ -22,8 +22,8 @@ pub enum Allowance {
     /// [`Config::receive_budget`](super::Config::receive_budget); no stream is reset. Messages to
     /// send are short meanwhile.
     ///
-    /// If [`Session::memory`] is more than that, new connections are refused (ERROR, limit), and so
-    /// many of those that were not accepted yet.
+    /// If streams and remembered ids cost more than that, without what is queued, new connections
+    /// are refused (ERROR, limit), and so many of those that were not accepted yet.
     Share(usize),
     /// The session holds more than that many bytes. It refuses new connections (ERROR, limit) and
     /// hardly holds more: windows do not grow, streams queue little, and few ended ids are
@@ -73,6 +73,11 @@ impl Session {
         self.receiving.memory() + self.sending.memory()
     }
 
+    /// The other part.
+    fn unqueued(&self) -> usize {
+        self.memory() - self.queued()
+    }
+
     /// Number of parties that use this tunnel. Each stream of an opener may belong to a different
     /// party. 0 once the tunnel has ended and its streams are released.
     #[must_use]
@@ -115,7 +120,7 @@ impl Session {
         if let Some(share) = share {
             self.refuse_pending(share);
         }
-        self.refuses = is_exceeded || share.is_some_and(|share| self.memory() > share);
+        self.refuses = is_exceeded || share.is_some_and(|share| self.unqueued() > share);
         if let Allowance::Exceeded(share) = allowance {
             self.shed(share);
         }
@@ -147,7 +152,7 @@ impl Session {
     /// Refuses pending connections, as [`Allowance::Share`] says. They cost the peer 14 bytes
     /// each.
     fn refuse_pending(&mut self, target: usize) {
-        let excess = self.memory().saturating_sub(target);
+        let excess = self.unqueued().saturating_sub(target);
         let most = excess.div_ceil(Self::STREAM_COST + Self::PENDING_COST);
         // Those that were refused before and are not released yet count, too.
         let refused = self.streams.pending() - self.streams.waiting();
@@ -167,8 +172,7 @@ impl Session {
 
     /// Resets streams, as [`Allowance::Exceeded`] says.
     fn shed(&mut self, target: usize) {
-        let besides = self.memory() - self.queued();
-        let target = match target.saturating_sub(besides) {
+        let target = match target.saturating_sub(self.unqueued()) {
             0 => target,
             left => left,
         };
