@@ -15,6 +15,7 @@ pub mod http;
 pub mod log;
 pub mod memory;
 pub mod metrics;
+pub mod names;
 pub mod net;
 pub mod output;
 pub mod places;

@@ -1,7 +1,7 @@
 //! Sockets: their options, connecting to the first address that answers, ending with a reset.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -11,11 +11,10 @@ use futures_util::stream::FuturesUnordered;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
 use tokio_rustls::TlsStream;
 use tokio_util::either::Either;
 
-use super::{threads, words};
+use super::{names, threads, words};
 
 /// How long an address may be silent before the next one is tried beside it.
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
@@ -24,9 +23,6 @@ const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 /// so they are few.
 #[cfg(target_os = "linux")]
 const NOT_SENT_MAX: u32 = 128 * 1024;
-
-/// Look-ups of names at once, each on a thread. They go on also when nobody waits for them.
-static LOOK_UPS: Semaphore = Semaphore::const_new(256);
 
 type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
@@ -354,14 +350,11 @@ pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
             .map(|address| SocketAddr::new(address, port))
             .to_vec());
     }
-    let place = LOOK_UPS.acquire().await.map_err(io::Error::other)?;
-    let name = (host.to_owned(), port);
-    let (tell, told) = oneshot::channel();
-    threads::aside(move || {
-        let _ = tell.send(name.to_socket_addrs());
-        drop(place);
-    })?;
-    Ok(told.await.map_err(io::Error::other)??.collect())
+    let mut addresses = names::look_up(host).await?;
+    for address in &mut addresses {
+        address.set_port(port);
+    }
+    Ok(addresses)
 }
 
 /// Limits the time of `work`. A timeout is an `io::Error` like every other failure.
