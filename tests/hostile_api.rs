@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::extract::Path;
@@ -36,6 +36,7 @@ struct Cluster {
     asked: Arc<AtomicUsize>,
     /// Queries for its nodes.
     nodes_asked: Arc<AtomicUsize>,
+    node_is_away: Arc<AtomicBool>,
     /// Most queries at a time so far.
     at_once: Arc<AtomicUsize>,
 }
@@ -48,6 +49,7 @@ impl Cluster {
             address: listener.local_addr().unwrap(),
             asked: Arc::default(),
             nodes_asked: Arc::default(),
+            node_is_away: Arc::default(),
             at_once: Arc::default(),
         };
         let (asked, at_once) = (cluster.asked.clone(), cluster.at_once.clone());
@@ -77,14 +79,15 @@ impl Cluster {
                 _ => (StatusCode::NOT_FOUND, String::new()),
             }
         };
-        let nodes_asked = cluster.nodes_asked.clone();
-        let node = format!(
-            r#"[{{"hostname":"n1","url":"http://{}","status":"online"}}]"#,
-            runner.address()
-        );
+        let of_nodes = cluster.clone();
+        let url = format!("http://{}", runner.address());
         let nodes = move || async move {
-            nodes_asked.fetch_add(1, Ordering::Relaxed);
-            node
+            of_nodes.nodes_asked.fetch_add(1, Ordering::Relaxed);
+            let status = match of_nodes.node_is_away.load(Ordering::Relaxed) {
+                true => "offline",
+                false => "online",
+            };
+            format!(r#"[{{"hostname":"n1","url":"{url}","status":"{status}"}}]"#)
         };
         let app = axum::Router::new()
             .route("/api/status/{id}", get(status))
@@ -211,4 +214,18 @@ async fn callers_share_a_query_for_the_nodes_and_no_status_is_long() {
         assert_eq!(session.unwrap().1, "CONNECTED");
     }
     assert_eq!(cluster.nodes_asked.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_runner_that_came_after_the_last_list_is_found() {
+    let (_runner, cluster, host) = chain(Duration::ZERO, &[]).await;
+    for away in [true, false, false] {
+        cluster.node_is_away.store(away, Ordering::Relaxed);
+        let expected = match away {
+            true => "Error: the runner n1 of task 42 is offline",
+            false => "CONNECTED",
+        };
+        let told = session(&host, "42", Some("mine")).await.unwrap().1;
+        assert_eq!(told, expected);
+    }
 }

@@ -34,8 +34,8 @@ const NODES_FOR: Duration = Duration::from_secs(2);
 pub struct ClusterApi {
     base: Url,
     dialer: Dialer,
-    /// The nodes and when they were listed. One caller at a time asks, whatever their number, as
-    /// the list may be long. Who may see a task is asked of each.
+    /// The nodes and since when they were being listed. One caller at a time asks, whatever their
+    /// number, as the list may be long. Who may see a task is asked of each.
     nodes: Mutex<Option<(Instant, Arc<Vec<Node>>)>>,
 }
 
@@ -50,11 +50,17 @@ struct Task {
     vps_backend: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Clone)]
 struct Node {
     hostname: Box<str>,
     url: Box<str>,
     status: Box<str>,
+}
+
+impl Node {
+    fn is_online(&self) -> bool {
+        &*self.status == "online"
+    }
 }
 
 impl ClusterApi {
@@ -92,14 +98,20 @@ impl ClusterApi {
         let Some(hostname) = &task.assigned_node else {
             return Err(Refusal::policy(format!("task {id} runs on no node")));
         };
-        let nodes = self.nodes(id, caller).await?;
+        let asked = Instant::now();
+        let recently = asked.checked_sub(NODES_FOR).unwrap_or(asked);
+        let mut node = self.node(hostname, recently, id, caller).await?;
+        if !node.as_ref().is_some_and(Node::is_online) {
+            // It may have come since.
+            node = self.node(hostname, asked, id, caller).await?;
+        }
         let shown_name = clean_text(hostname.as_bytes());
-        let Some(node) = nodes.iter().find(|node| *node.hostname == **hostname) else {
+        let Some(node) = node else {
             return Err(Refusal::policy(format!(
                 "the runner {shown_name} of task {id} is unknown to the cluster"
             )));
         };
-        if &*node.status != "online" {
+        if !node.is_online() {
             return Err(Refusal::policy(format!(
                 "the runner {shown_name} of task {id} is offline"
             )));
@@ -111,19 +123,36 @@ impl ClusterApi {
         Ok(Some(TaskPlace { container, runner }))
     }
 
-    /// The nodes of the cluster, as listed now or a moment ago.
-    async fn nodes(&self, id: &str, caller: &HeaderValue) -> Result<Arc<Vec<Node>>, Refusal> {
+    /// A node as it was listed since then; `None` if it was not.
+    async fn node(
+        &self,
+        hostname: &str,
+        since: Instant,
+        id: &str,
+        caller: &HeaderValue,
+    ) -> Result<Option<Node>, Refusal> {
+        let nodes = self.nodes(since, id, caller).await?;
+        let node = nodes.iter().find(|node| *node.hostname == *hostname);
+        Ok(node.cloned())
+    }
+
+    /// The nodes of the cluster, as listed since then.
+    async fn nodes(
+        &self,
+        since: Instant,
+        id: &str,
+        caller: &HeaderValue,
+    ) -> Result<Arc<Vec<Node>>, Refusal> {
         let mut nodes = self.nodes.lock().await;
-        if let Some((listed, nodes)) = &*nodes {
-            if listed.elapsed() < NODES_FOR {
-                return Ok(Arc::clone(nodes));
-            }
+        if let Some((_, nodes)) = nodes.as_ref().filter(|(begun, _)| *begun >= since) {
+            return Ok(Arc::clone(nodes));
         }
         // The old list goes before the new one comes.
         *nodes = None;
+        let begun = Instant::now();
         let listed: Option<Vec<Node>> = self.get(id, ("/api/nodes", NODES_MAX), caller).await?;
         let listed = Arc::new(listed.ok_or_else(|| self.answered(StatusCode::NOT_FOUND))?);
-        *nodes = Some((Instant::now(), Arc::clone(&listed)));
+        *nodes = Some((begun, Arc::clone(&listed)));
         Ok(listed)
     }
 
