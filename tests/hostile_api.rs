@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::Path;
 use axum::http::{HeaderMap, StatusCode};
@@ -36,6 +36,7 @@ struct Cluster {
     asked: Arc<AtomicUsize>,
     /// Queries for its nodes.
     nodes_asked: Arc<AtomicUsize>,
+    nodes_fail: Arc<AtomicBool>,
     node_is_away: Arc<AtomicBool>,
     /// Most queries at a time so far.
     at_once: Arc<AtomicUsize>,
@@ -49,6 +50,7 @@ impl Cluster {
             address: listener.local_addr().unwrap(),
             asked: Arc::default(),
             nodes_asked: Arc::default(),
+            nodes_fail: Arc::default(),
             node_is_away: Arc::default(),
             at_once: Arc::default(),
         };
@@ -83,11 +85,17 @@ impl Cluster {
         let url = format!("http://{}", runner.address());
         let nodes = move || async move {
             of_nodes.nodes_asked.fetch_add(1, Ordering::Relaxed);
+            if of_nodes.nodes_fail.load(Ordering::Relaxed) {
+                sleep(time).await;
+                return Err(StatusCode::INTERNAL_SERVER_ERROR);
+            }
             let status = match of_nodes.node_is_away.load(Ordering::Relaxed) {
                 true => "offline",
                 false => "online",
             };
-            format!(r#"[{{"hostname":"n1","url":"{url}","status":"{status}"}}]"#)
+            Ok(format!(
+                r#"[{{"hostname":"n1","url":"{url}","status":"{status}"}}]"#
+            ))
         };
         let app = axum::Router::new()
             .route("/api/status/{id}", get(status))
@@ -228,4 +236,25 @@ async fn a_runner_that_came_after_the_last_list_is_found() {
         let told = session(&host, "42", Some("mine")).await.unwrap().1;
         assert_eq!(told, expected);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn callers_share_a_failed_query_for_the_nodes() {
+    let (_runner, cluster, host) = chain(Duration::from_millis(100), &[]).await;
+    cluster.nodes_fail.store(true, Ordering::Relaxed);
+    let began = Instant::now();
+    let sessions = (0..20).map(|_| session(&host, "42", Some("mine")));
+    for session in futures_util::future::join_all(sessions).await {
+        let told = session.unwrap().1;
+        assert!(told.contains("answered HTTP 500"), "{told}");
+    }
+    let most = 1 + began.elapsed().as_millis() / 500;
+    assert!(cluster.nodes_asked.load(Ordering::Relaxed) as u128 <= most);
+    // It is not kept.
+    cluster.nodes_fail.store(false, Ordering::Relaxed);
+    eventually("a session", LIMIT, || async {
+        let told = session(&host, "42", Some("mine")).await.unwrap().1;
+        (told == "CONNECTED").then_some(())
+    })
+    .await;
 }

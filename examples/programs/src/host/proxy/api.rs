@@ -31,12 +31,22 @@ const NODES_MAX: usize = 4 << 20;
 /// How long a list of nodes is used. They report to their cluster every few seconds.
 const NODES_FOR: Duration = Duration::from_secs(2);
 
+/// How long a failed query for the nodes counts for callers that would query too.
+const FAILED_FOR: Duration = Duration::from_millis(500);
+
 pub struct ClusterApi {
     base: Url,
     dialer: Dialer,
-    /// The nodes and since when they were being listed. One caller at a time asks, whatever their
-    /// number, as the list may be long. Who may see a task is asked of each.
-    nodes: Mutex<Option<(Instant, Arc<Vec<Node>>)>>,
+    /// One caller at a time asks for the nodes, whatever their number, as the list may be long. Who
+    /// may see a task is asked of each.
+    nodes: Mutex<Option<Listed>>,
+}
+
+/// The last answer to a query for the nodes, unless that was for its caller alone.
+struct Listed {
+    /// When the query began or, if it failed, ended.
+    at: Instant,
+    nodes: Result<Arc<Vec<Node>>, Refusal>,
 }
 
 #[derive(Deserialize)]
@@ -60,6 +70,15 @@ struct Node {
 impl Node {
     fn is_online(&self) -> bool {
         &*self.status == "online"
+    }
+}
+
+impl Listed {
+    fn serves(&self, since: Instant) -> bool {
+        match self.nodes {
+            Ok(_) => self.at >= since,
+            Err(_) => self.at.elapsed() < FAILED_FOR,
+        }
     }
 }
 
@@ -143,17 +162,25 @@ impl ClusterApi {
         id: &str,
         caller: &HeaderValue,
     ) -> Result<Arc<Vec<Node>>, Refusal> {
-        let mut nodes = self.nodes.lock().await;
-        if let Some((_, nodes)) = nodes.as_ref().filter(|(begun, _)| *begun >= since) {
-            return Ok(Arc::clone(nodes));
+        let mut last = self.nodes.lock().await;
+        if let Some(listed) = last.as_ref().filter(|listed| listed.serves(since)) {
+            return listed.nodes.clone();
         }
         // The old list goes before the new one comes.
-        *nodes = None;
-        let begun = Instant::now();
-        let listed: Option<Vec<Node>> = self.get(id, ("/api/nodes", NODES_MAX), caller).await?;
-        let listed = Arc::new(listed.ok_or_else(|| self.answered(StatusCode::NOT_FOUND))?);
-        *nodes = Some((begun, Arc::clone(&listed)));
-        Ok(listed)
+        *last = None;
+        let mut at = Instant::now();
+        let answer: Result<Option<Vec<Node>>, _> =
+            self.get(id, ("/api/nodes", NODES_MAX), caller).await;
+        let known = |nodes: Option<_>| nodes.ok_or_else(|| self.answered(StatusCode::NOT_FOUND));
+        let nodes = answer.and_then(known).map(Arc::new);
+        if let Err(refusal) = &nodes {
+            if refusal.status.is_some() {
+                return nodes;
+            }
+            at = Instant::now();
+        }
+        let listed = last.insert(Listed { at, nodes });
+        listed.nodes.clone()
     }
 
     /// The answer to a query about task `id`, of a path and at most so many bytes; `None` if the
