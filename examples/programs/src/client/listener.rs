@@ -20,6 +20,12 @@ use crate::common::program::{Failure, Process};
 /// Bytes of datagrams that the kernel may hold for a UDP port, if the system allows.
 const UDP_BUFFER: usize = 4 << 20;
 
+/// The error of a system without the address's family, such as IPv6.
+#[cfg(unix)]
+const NO_SUCH_FAMILY: i32 = libc::EAFNOSUPPORT;
+#[cfg(not(unix))]
+const NO_SUCH_FAMILY: i32 = 10_047;
+
 enum Bound {
     Tcp(TcpSocket),
     Udp(UdpSocket),
@@ -82,16 +88,19 @@ fn bind(forward: &Forward) -> Result<Bound, Failure> {
 fn taken(forward: &Forward, error: &std::io::Error) -> Failure {
     let Forward { local, proto, .. } = forward;
     let reason = net::plain(error);
+    let elsewhere =
+        error.kind() == ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(NO_SUCH_FAMILY);
     let remedy = match error.kind() {
         ErrorKind::AddrInUse | ErrorKind::PermissionDenied => format!(
-            "choose another local port with --local-port N or {}:N, 0 takes a free one",
+            "; choose another local port with --local-port N or {}:N, 0 takes a free one",
             forward.remote
         ),
-        _ if reason.starts_with("too many open files") => "raise ulimit -n".to_owned(),
-        _ => "give an address of this machine with --local-host".to_owned(),
+        _ if elsewhere => "; give an address of this machine with --local-host".to_owned(),
+        _ if reason.starts_with("too many open files") => "; raise ulimit -n".to_owned(),
+        _ => String::new(),
     };
     Failure::failed(format!(
-        "cannot listen on {local} ({proto}): {reason}; {remedy}"
+        "cannot listen on {local} ({proto}): {reason}{remedy}"
     ))
 }
 
@@ -109,4 +118,37 @@ fn ready_line(
     Ok(format!(
         "Listening on {local} ({proto}) -> task {task} port {remote}"
     ))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::io::Error;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn another_address_is_asked_for_only_where_it_helps() {
+        let forward = Forward {
+            local: ([127, 0, 0, 1], 80).into(),
+            proto: Proto::Tcp,
+            remote: 80,
+            task: "42".to_owned(),
+            wait: Duration::ZERO,
+            udp_idle: Duration::ZERO,
+            udp_peers: 1,
+        };
+        for (number, flag) in [
+            (libc::EADDRINUSE, "--local-port"),
+            (libc::EACCES, "--local-port"),
+            (libc::EADDRNOTAVAIL, "--local-host"),
+            (libc::EAFNOSUPPORT, "--local-host"),
+            (libc::EMFILE, "ulimit -n"),
+        ] {
+            let line = taken(&forward, &Error::from_raw_os_error(number)).to_string();
+            assert!(line.contains(flag), "{line}");
+        }
+        let line = taken(&forward, &Error::from_raw_os_error(libc::ENOBUFS)).to_string();
+        assert!(!line.contains(';'), "{line}");
+    }
 }
