@@ -277,6 +277,29 @@ fn no_library_speaks_to_the_user() {
 }
 
 #[test]
+fn more_udp_peers_than_the_ports_can_have_are_reported() {
+    let ports = [
+        "42",
+        "5300:0/udp",
+        "5301:0/udp",
+        "--host",
+        "ws://127.0.0.1:1",
+    ];
+    for (peers, is_told) in [(Some("3000"), true), (Some("2048"), false), (None, false)] {
+        let flag = peers.map(|peers| ["--udp-peers", peers]);
+        let args = [&ports[..], flag.as_ref().map_or(&[], |flag| flag)].concat();
+        let mut forward = Program::start("forward", &args);
+        assert_eq!(forward.exit(LIMIT), 3);
+        let lines = forward.stderr();
+        let told = lines.iter().filter(|line| line.contains("--udp-peers"));
+        assert_eq!(told.count(), usize::from(is_told), "{lines:?}");
+        if is_told {
+            forward.complaint("--udp-peers 3000 is lowered to 2048");
+        }
+    }
+}
+
+#[test]
 fn a_wrong_variable_is_named() {
     for (name, value) in [
         ("KOHAKURIVER_HOST", "cluster:9000"),

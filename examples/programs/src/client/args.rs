@@ -99,10 +99,10 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value = "60")]
     udp_idle: Within<1, UDP_IDLE_MAX>,
 
-    /// Maximum number of UDP peers per port; all ports together have 4096 at most. A further one
-    /// replaces the one that was silent for longest.
-    #[arg(long, value_name = "N", default_value = "4096")]
-    udp_peers: Within<1, 16_000>,
+    /// Maximum number of UDP peers per port [default: 4096]; all ports together have 4096 at most. A
+    /// further one replaces the one that was silent for longest.
+    #[arg(long, value_name = "N")]
+    udp_peers: Option<Within<1, 16_000>>,
 
     /// Most WebSockets of a session. While all are busy, another one is opened [default: one more
     /// than threads].
@@ -161,7 +161,7 @@ impl Args {
         };
         let proto = |spec: &PortSpec| spec.proto.or(self.proto).unwrap_or(Proto::Tcp);
         let udp_ports = specs.iter().filter(|spec| proto(spec) == Proto::Udp);
-        let udp_peers = (UDP_PEERS / udp_ports.count().max(1)).max(1);
+        let udp_peers = udp_peers(self.udp_peers.map(Within::count), udp_ports.count());
         let local_host = self.local_host.unwrap_or(Ipv4Addr::LOCALHOST.into());
         let forward = |spec: &PortSpec| Forward {
             local: SocketAddr::new(local_host, spec.local.unwrap_or(spec.remote)),
@@ -170,7 +170,7 @@ impl Args {
             task: task.clone(),
             wait: self.wait.seconds(),
             udp_idle: self.udp_idle.seconds(),
-            udp_peers: self.udp_peers.count().min(udp_peers),
+            udp_peers,
         };
         let ports: Vec<Forward> = specs.iter().map(forward).collect();
         let mut seen = HashSet::new();
@@ -325,6 +325,22 @@ impl Basics for Args {
 
     fn threads(&self) -> usize {
         self.threads.count()
+    }
+}
+
+/// Most UDP peers of each of so many UDP ports.
+fn udp_peers(wanted: Option<usize>, ports: usize) -> usize {
+    let most = (UDP_PEERS / ports.max(1)).max(1);
+    match wanted {
+        Some(wanted) if wanted > most => {
+            tracing::warn!(
+                "--udp-peers {wanted} is lowered to {most}: all UDP ports together have \
+                 {UDP_PEERS} peers at most"
+            );
+            most
+        }
+        Some(wanted) => wanted,
+        None => most,
     }
 }
 
