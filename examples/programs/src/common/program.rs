@@ -99,6 +99,7 @@ pub struct Process {
 ///
 /// `main` reads the settings and returns the work. A file that it waits for, such as a FIFO, would
 /// keep this thread from any signal, so until then a signal ends the process as it ends any other.
+/// PID 1 of a container is not ended: Linux spares it all signals without a handler.
 ///
 /// The work runs on the first of the threads. A task is never moved to another one: it moves bytes
 /// between sockets, and waking other threads costs more than they gain.
