@@ -16,8 +16,8 @@ static NAMES: Names = Names::new(AT_ONCE);
 
 type Found = io::Result<Vec<SocketAddr>>;
 
-/// Look-ups that have not ended. One goes on also when nobody waits for it: if each caller began its
-/// own, a name without an answer would take all threads.
+/// Look-ups that have not ended. One goes on also when nobody waits for it: if each caller began
+/// its own, a name without an answer would take all threads.
 struct Names {
     places: Semaphore,
     running: Mutex<BTreeMap<String, watch::Sender<Option<Found>>>>,

@@ -90,8 +90,8 @@ impl Output {
     }
 }
 
-/// Tries to start a thread, because the crate panics where it cannot start its own. Then waits until
-/// the system does not count that thread any more.
+/// Tries to start a thread, because the crate panics where it cannot start its own. Then waits
+/// until the system does not count that thread any more.
 fn try_thread() -> io::Result<()> {
     let threads = || fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
     let before = threads();

@@ -275,8 +275,9 @@ impl Drop for Member {
 /// Class, round and number.
 type Position = (Class, u64, u64);
 
-/// The busy connections of a thread that wait, in each class first come first served. Of crowds, one
-/// session of each goes in each round, so that a small one does not wait for all of a large one.
+/// The busy connections of a thread that wait, in each class first come first served. Of crowds,
+/// one session of each goes in each round, so that a small one does not wait for all of a large
+/// one.
 #[derive(Debug, Default)]
 struct Line {
     /// Of tickets and positions.
