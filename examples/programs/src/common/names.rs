@@ -83,6 +83,7 @@ impl Names {
 impl LookUp {
     async fn run(self, ask: fn(&str) -> Found) {
         let place = tokio::select! {
+            biased;
             place = self.names.places.acquire() => place,
             () = self.tell.closed() => return,
         };
