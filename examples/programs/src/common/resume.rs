@@ -14,56 +14,36 @@ use super::words;
 pub struct ResumeArgs {
     /// End all connections of a tunnel when its WebSocket is lost, as without resumption. Otherwise
     /// they go on over the next WebSocket if the other side can do that too.
-    #[arg(long)]
+    #[arg(
+        long,
+        conflicts_with_all = [
+            "resume_keep", "resume_idle_keep", "resume_ring", "resume_first_ring", "resume_reserve",
+        ]
+    )]
     no_resume: bool,
 
     /// Seconds that the connections of a tunnel wait for its next WebSocket; the shorter of both
     /// sides' values counts. What a vanished client holds at a service, such as a transaction or a
     /// lock, is freed after this time.
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        default_value = "120",
-        conflicts_with = "no_resume"
-    )]
+    #[arg(long, value_name = "SECONDS", default_value = "120")]
     resume_keep: Within<1, 86_400>,
 
     /// As --resume-keep, for a tunnel without connections: it is kept for the shorter of the two.
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        default_value = "10",
-        conflicts_with = "no_resume"
-    )]
+    #[arg(long, value_name = "SECONDS", default_value = "10")]
     resume_idle_keep: Within<0, 86_400>,
 
     /// Maximum MiB that a tunnel keeps of what it sent, until the other side has confirmed it. The
     /// sum is bounded by --memory.
-    #[arg(
-        long,
-        value_name = "MIB",
-        default_value = "32",
-        conflicts_with = "no_resume"
-    )]
+    #[arg(long, value_name = "MIB", default_value = "32")]
     resume_ring: Within<1, 1024>,
 
     /// KiB of it that every tunnel may use. A tunnel that is fast over a long path takes more.
-    #[arg(
-        long,
-        value_name = "KIB",
-        default_value = "1024",
-        conflicts_with = "no_resume"
-    )]
+    #[arg(long, value_name = "KIB", default_value = "1024")]
     resume_first_ring: Within<1, 1_048_576>,
 
     /// MiB that a tunnel keeps beyond its ring of what is not data, such as answers. A tunnel that
     /// would need more ends.
-    #[arg(
-        long,
-        value_name = "MIB",
-        default_value = "4",
-        conflicts_with = "no_resume"
-    )]
+    #[arg(long, value_name = "MIB", default_value = "4")]
     resume_reserve: Within<2, 1024>,
 }
 
