@@ -107,9 +107,9 @@ pub struct Config {
     /// Silence after which the peer is probed. After twice this time the peer counts as dead.
     /// `None` or zero disables both. At least 1 ms. Default 15 s.
     pub keepalive: Option<Duration>,
-    /// How long one direction may outlive the other when the peer may never end it: in v1 after the
-    /// first CLOSE, in v2 after the handle is released. Data received after this end's CLOSE begins
-    /// the time anew. Default 10 s.
+    /// How long one direction may outlive the other when the peer may never end it: in v1 after
+    /// this end's CLOSE, and at an acceptor after the peer's; in v2 after the handle is released.
+    /// Data received after this end's CLOSE begins the time anew. Default 10 s.
     ///
     /// Bounds how long streams last whose peer sent CLOSE and forgot them, as deployed peers do.
     pub linger: Duration,

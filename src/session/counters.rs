@@ -26,10 +26,10 @@ pub struct Stats {
     pub bytes_received: u64,
     /// Violations by the peer ([`Violation`](super::Violation)).
     pub violations: u64,
-    /// Messages of the peer without content: PING, PONG, GOAWAY, DATA without a payload, anything
-    /// but DATA for a stream that has ended, WINDOW for a direction that has ended, and every
-    /// WINDOW after the sixteenth while a stream has sent nothing. In `mux` also acknowledgements
-    /// of a resumed tunnel (PROTOCOL.md section 5.10) that say nothing new.
+    /// Messages of the peer without content: PING, PONG, GOAWAY, DATA of a byte stream without a
+    /// payload, anything but DATA for a stream that has ended, WINDOW for a direction that has
+    /// ended, and every WINDOW after the sixteenth while a stream has sent nothing. In `mux` also
+    /// acknowledgements of a resumed tunnel (PROTOCOL.md section 5.10) that say nothing new.
     pub empty: u64,
     /// DATA for ids that are not live.
     pub stray_data: u64,

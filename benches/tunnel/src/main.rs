@@ -4,9 +4,9 @@
 //! `cargo run --release --manifest-path benches/tunnel/Cargo.toml` builds the programs, installs
 //! the others, measures, prints tables, and writes them with a chart. Times on a shared machine are
 //! noisy, so all take turns at each measure, and the median of the rounds' ratios to the relays is
-//! the result. If a transfer does not match byte for byte, the run ends with an error; a slow
-//! transfer never ends it. Everything runs in its own network namespace, where every socket gets
-//! the same congestion control.
+//! the result. If a transfer through ours or the relays does not match byte for byte, the run ends
+//! with an error; a slow transfer never ends it. Everything runs in its own network namespace,
+//! where every socket gets the same congestion control.
 
 mod chains;
 mod chart;

@@ -16,9 +16,9 @@ pub enum Error {
     /// The peer sent a text, or a close reason, that is not UTF-8.
     #[error("the other side sent a text that is not UTF-8")]
     Utf8,
-    /// The peer sent an empty fragment that is not the last. Such fragments carry nothing and could
-    /// continue forever.
-    #[error("the other side sent an empty fragment that is not the last")]
+    /// The peer sent an empty fragment that is neither the first nor the last. Such fragments carry
+    /// nothing and could continue forever.
+    #[error("the other side sent an empty fragment within a message")]
     EmptyFragment,
     /// The peer sent a message in too many small fragments.
     #[error("the other side sent a message in too many small fragments")]

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | breaks RFC 6455 (also lengths that are not minimal) | 1002 |
 //! | sends text, or a close reason, that is not UTF-8 | 1007 |
-//! | sends an empty fragment that is not the last, or too many small ones | 1008 |
+//! | sends an empty fragment within a message, or too many small ones | 1008 |
 //! | sends a message that is too long | 1009 |
 //! | needs memory that the process does not have | 1013 |
 

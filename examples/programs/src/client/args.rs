@@ -99,8 +99,8 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value = "60")]
     udp_idle: Within<1, UDP_IDLE_MAX>,
 
-    /// Maximum number of UDP peers per port [default: 4096]; all ports together have 4096 at most.
-    /// A further one replaces the one that was silent for longest.
+    /// Maximum number of UDP peers per port [default, and at most: 4096 divided by the number of
+    /// UDP ports]. A further one replaces the one that was silent for longest.
     #[arg(long, value_name = "N")]
     udp_peers: Option<Within<1, 16_000>>,
 

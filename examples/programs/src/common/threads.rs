@@ -48,7 +48,7 @@ thread_local! {
 #[derive(Args, Debug, Clone, Copy, PartialEq)]
 pub struct ThreadArgs {
     /// Threads that carry connections [default: as many as the cores that this process may use, or
-    /// one for each 16 open files].
+    /// one for each 16 open files if that is less].
     #[arg(long, value_name = "N")]
     threads: Option<Within<1, { MOST as u64 }>>,
 }

@@ -31,8 +31,8 @@ use super::words::{self, Trust};
 
 #[derive(Args, Debug, Clone, PartialEq)]
 pub struct ClientTlsArgs {
-    /// Certificates (PEM) to check wss:// servers against, instead of the usual ones: those of
-    /// their issuers, or self-signed ones themselves.
+    /// Certificates (PEM) to check wss:// servers against, instead of the usual ones (an agent has
+    /// none and needs this): those of their issuers, or self-signed ones themselves.
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
 }

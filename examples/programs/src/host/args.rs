@@ -53,8 +53,8 @@ pub struct Args {
     task_file: Option<PathBuf>,
 
     /// Base URL of a deployed KohakuRiver host, which is queried about each task with the token of
-    /// the caller. A caller without a token gets 401. Runners do not get that token, but the host's
-    /// own if it has one.
+    /// the caller. A caller without a token gets 401 for tasks that are not listed here. Runners do
+    /// not get that token, but the host's own if it has one.
     #[arg(long, value_name = "URL")]
     api: Option<String>,
 
