@@ -41,6 +41,10 @@ const GENERATION: Duration = Duration::from_secs(10);
 /// hardly for others than themselves.
 const CROWD: usize = 32;
 
+/// A session whose generation is older than this leaves it at its first quiet moment. Whoever came
+/// back after an outage, with all others, then waits no more than anybody else.
+const CROWD_FOR: Duration = Duration::from_secs(60);
+
 /// Most that one poll counts for. Beyond it, the system has probably run another process meanwhile.
 const POLL_MAX: Duration = Duration::from_micros(100);
 
@@ -62,17 +66,20 @@ struct Generation {
     began: Instant,
     /// Those that exist.
     sessions: AtomicUsize,
-    /// Of its session that was the last to line up. See [`Line::round`].
+    /// Round of the session that queued last. See [`Line::round`].
     round: AtomicU64,
 }
 
-impl Generation {
-    /// Of one more session.
-    fn join(now: Instant) -> Arc<Self> {
+/// One session's part of a generation.
+#[derive(Debug)]
+struct Joined(Arc<Generation>);
+
+impl Joined {
+    fn new(now: Instant) -> Self {
         let latest = LATEST.with_borrow_mut(|latest| {
             latest.take_if(|latest| now >= latest.began + GENERATION);
             let new = || {
-                Arc::new(Self {
+                Arc::new(Generation {
                     began: now,
                     sessions: AtomicUsize::new(0),
                     round: AtomicU64::new(0),
@@ -81,11 +88,17 @@ impl Generation {
             Arc::clone(latest.get_or_insert_with(new))
         });
         latest.sessions.fetch_add(1, Ordering::Relaxed);
-        latest
+        Self(latest)
     }
 
     fn is_crowd(&self) -> bool {
-        self.sessions.load(Ordering::Relaxed) > CROWD
+        self.0.sessions.load(Ordering::Relaxed) > CROWD
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        self.0.sessions.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -125,18 +138,18 @@ impl Wake for Alarm {
 impl Turns {
     /// Of a connection that has no session.
     pub fn newcomer() -> Self {
-        Self::new(Instant::now(), None)
+        Self::new(Instant::now(), false)
     }
 
     /// Of a connection with a session.
     pub fn session() -> Self {
-        let now = Instant::now();
-        Self::new(now, Some(Generation::join(now)))
+        Self::new(Instant::now(), true)
     }
 
-    fn new(now: Instant, generation: Option<Arc<Generation>>) -> Self {
+    fn new(now: Instant, is_session: bool) -> Self {
         let member = Member {
-            generation,
+            is_session,
+            generation: is_session.then(|| Joined::new(now)),
             effort: Effort::new(now),
             waiting: BTreeMap::new(),
             position: None,
@@ -234,8 +247,8 @@ enum Class {
 /// A connection's part of the line.
 #[derive(Debug)]
 struct Member {
-    /// None without a session.
-    generation: Option<Arc<Generation>>,
+    is_session: bool,
+    generation: Option<Joined>,
     effort: Effort,
     /// Its tasks that wait, by ticket.
     waiting: BTreeMap<u64, Waker>,
@@ -249,25 +262,20 @@ impl Member {
     /// Whether its tasks wait in line.
     fn waits(&mut self, now: Instant) -> bool {
         let is_busy = self.effort.is_busy(now, self.waiting.is_empty());
-        let generation = self.generation.as_ref();
-        is_busy || generation.is_some_and(|generation| generation.is_crowd())
+        if !is_busy {
+            self.generation
+                .take_if(|joined| now >= joined.0.began + CROWD_FOR);
+        }
+        is_busy || self.generation.as_ref().is_some_and(Joined::is_crowd)
     }
 
     fn class(&self) -> Class {
         let is_fresh = |since| Instant::now() < since + FRESH;
         match &self.generation {
-            None => Class::Newcomer,
-            Some(generation) if generation.is_crowd() => Class::Crowd,
+            _ if !self.is_session => Class::Newcomer,
+            Some(joined) if joined.is_crowd() => Class::Crowd,
             _ if self.effort.busy_since.is_some_and(is_fresh) => Class::Fresh,
             _ => Class::Session,
-        }
-    }
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        if let Some(generation) = &self.generation {
-            generation.sessions.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -338,7 +346,7 @@ impl Line {
         if waits && member.position.is_none() {
             let class = member.class();
             let round = match &member.generation {
-                Some(generation) if class == Class::Crowd => {
+                Some(Joined(generation)) if class == Class::Crowd => {
                     let next = generation.round.load(Ordering::Relaxed) + 1;
                     let round = next.max(self.round);
                     generation.round.store(round, Ordering::Relaxed);

@@ -200,15 +200,35 @@ fn whoever_came_with_many_others_waits_also_while_quiet() {
     let later = single();
     LATEST.set(None);
     let at_ease = [(); CROWD].map(|()| Turns::session());
-    let now = Instant::now() + Duration::from_secs(3600);
-    let waits = |turns: &Turns| {
+    let began = Instant::now();
+    let waits = |turns: &Turns, now| {
         let mut member = turns.0.lock();
         assert!(!member.effort.is_busy(now, true));
         (member.waits(now), member.class() == Class::Crowd)
     };
-    assert!(crowd.iter().all(|turns| waits(turns) == (true, true)));
-    assert_eq!(waits(&later), (false, false));
-    assert!(at_ease.iter().all(|turns| waits(turns) == (false, false)));
+    let soon = began + CROWD_FOR / 2;
+    assert!(crowd.iter().all(|turns| waits(turns, soon) == (true, true)));
+    assert_eq!(waits(&later, soon), (false, false));
+    let is_free = |turns: &Turns| waits(turns, soon) == (false, false);
+    assert!(at_ease.iter().all(is_free));
+    let late = began + CROWD_FOR;
+    assert!(
+        crowd
+            .iter()
+            .all(|turns| waits(turns, late) == (false, false))
+    );
+}
+
+#[test]
+fn whoever_is_busy_stays_in_its_crowd() {
+    let crowd = [(); CROWD + 1].map(|()| Turns::session());
+    let now = Instant::now() + 2 * CROWD_FOR;
+    for turns in &crowd {
+        let mut member = turns.0.lock();
+        member.effort = Effort::new(now);
+        assert!(member.waits(now));
+        assert_eq!(member.class(), Class::Crowd);
+    }
 }
 
 #[test]
@@ -246,11 +266,12 @@ fn a_crowd_of_which_few_are_left_is_none() {
 fn generations_follow_one_another() {
     LATEST.set(None);
     let now = Instant::now();
-    let first = Generation::join(now);
-    assert!(Arc::ptr_eq(&first, &Generation::join(now + GENERATION / 2)));
-    let second = Generation::join(now + GENERATION);
-    assert!(!Arc::ptr_eq(&first, &second));
-    assert_eq!(first.sessions.load(Ordering::Relaxed), 2);
+    let first = Joined::new(now);
+    let again = Joined::new(now + GENERATION / 2);
+    let second = Joined::new(now + GENERATION);
+    assert!(Arc::ptr_eq(&first.0, &again.0));
+    assert!(!Arc::ptr_eq(&first.0, &second.0));
+    assert_eq!(first.0.sessions.load(Ordering::Relaxed), 2);
 }
 
 #[test]
