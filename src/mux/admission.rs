@@ -1,9 +1,5 @@
 use alloc::string::ToString;
 use alloc::vec::Vec;
-use core::fmt::Display;
-
-use futures_core::Stream;
-use futures_sink::Sink;
 
 use super::handshake::{self, Discard};
 use super::resuming::Resuming;
@@ -12,7 +8,7 @@ use super::{
 };
 use crate::resume::{EndReason, Link, Message, Open};
 use crate::session::Role;
-use crate::transport::{Carrier, Received};
+use crate::transport::{Carrier, Received, Transport};
 
 /// What became of a transport on which the peer resumes tunnels, from
 /// [`Builder::admit`](super::Builder::admit). [`Keeper`] has an example.
@@ -62,9 +58,9 @@ impl<T, C: Carrier, R: Timer> Opening<T, C, R> {
     /// Takes at most 5 s. Ends sooner if the peer goes on sending: after 16,384 messages, or 256
     /// KiB more than the client's ring holds (1 to 8 MiB). A client may have sent as much behind
     /// its OPEN, and what stays unread can destroy the reason on its way.
-    pub async fn refuse<E>(mut self, reason: EndReason, code: u16, text: &str)
+    pub async fn refuse(mut self, reason: EndReason, code: u16, text: &str)
     where
-        T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
+        T: Transport<C::Message>,
     {
         let timer = &mut self.builder.timer;
         let mut words = Vec::new();
@@ -107,7 +103,7 @@ impl<R: Timer> Builder<R> {
     ///
     /// # Errors
     /// [`ConnectError`]: the peer sends no OPEN in time, something else, or closes the transport.
-    pub async fn admit<T, C, E>(
+    pub async fn admit<T, C>(
         mut self,
         keeper: &Keeper<T>,
         mut transport: T,
@@ -115,9 +111,8 @@ impl<R: Timer> Builder<R> {
         binding: Binding,
     ) -> Result<Admission<T, C, R>, ConnectError>
     where
-        T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
         C: Carrier,
-        E: Display,
+        T: Transport<C::Message>,
     {
         const ATTEMPTS: usize = 3;
         let until = self.timer.clock().now() + self.greeting_timeout;
@@ -165,16 +160,15 @@ impl<R: Timer> Builder<R> {
 }
 
 /// The peer's OPEN; `None` if it sends something else.
-async fn hear<T, C, E>(
+async fn hear<T, C>(
     transport: &mut T,
     carrier: &mut C,
     timer: &mut impl Timer,
     until: crate::session::Instant,
 ) -> Result<Option<Open>, ConnectError>
 where
-    T: Stream<Item = Result<C::Message, E>> + Unpin,
     C: Carrier,
-    E: Display,
+    T: Transport<C::Message>,
 {
     let limit = until - timer.clock().now();
     let Received::Message(message) = handshake::first(transport, carrier, timer, limit).await?

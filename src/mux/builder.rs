@@ -1,11 +1,7 @@
 use alloc::sync::Arc;
-use core::fmt::Display;
 use core::hash::BuildHasher;
 use core::time::Duration;
 use std::hash::RandomState;
-
-use futures_core::Stream;
-use futures_sink::Sink;
 
 use super::handshake;
 use super::resuming::Resuming;
@@ -16,7 +12,7 @@ use super::{
 };
 use crate::resume::{self, Link};
 use crate::session::{Config, Role, Session, Version};
-use crate::transport::Carrier;
+use crate::transport::{Carrier, Transport};
 
 /// Settings of a tunnel: v2, the default [`Config`], tokio's timer, and no shared budget.
 ///
@@ -148,11 +144,10 @@ impl<R> Builder<R> {
 impl<R: Timer> Builder<R> {
     /// An opener's tunnel without a greeting: the handle that opens connections, and the driver to
     /// spawn.
-    pub fn opener<T, C, E>(self, transport: T, carrier: C) -> (Mux, Driver<T, C, R>)
+    pub fn opener<T, C>(self, transport: T, carrier: C) -> (Mux, Driver<T, C, R>)
     where
-        T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
         C: Carrier,
-        E: Display,
+        T: Transport<C::Message>,
     {
         let driver = self.start(Role::Opener, transport, carrier);
         (Mux::new(driver.tunnel()), driver)
@@ -160,11 +155,10 @@ impl<R: Timer> Builder<R> {
 
     /// An acceptor's tunnel without a greeting: the handle that accepts connections, and the driver
     /// to spawn.
-    pub fn acceptor<T, C, E>(self, transport: T, carrier: C) -> (Acceptor, Driver<T, C, R>)
+    pub fn acceptor<T, C>(self, transport: T, carrier: C) -> (Acceptor, Driver<T, C, R>)
     where
-        T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
         C: Carrier,
-        E: Display,
+        T: Transport<C::Message>,
     {
         let driver = self.start(Role::Acceptor, transport, carrier);
         (Acceptor::new(driver.tunnel()), driver)
@@ -184,17 +178,16 @@ impl<R: Timer> Builder<R> {
     /// on. Before a program exits, it should [close](super::Tunnel::close) or
     /// [shut down](super::Tunnel::shutdown) the tunnel, or drop all handles, and await the driver.
     /// Otherwise the server keeps the tunnel for a client that does not return.
-    pub fn resuming_opener<T, C, N, E>(
+    pub fn resuming_opener<T, C, N>(
         self,
         transport: T,
         carrier: C,
         connector: N,
     ) -> (Mux, Driver<T, C, R, Redial<N>>)
     where
-        T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
         C: Carrier,
+        T: Transport<C::Message>,
         N: Connect<Transport = T>,
-        E: Display,
     {
         let driver = self.redialling(Role::Opener, transport, carrier, connector);
         (Mux::new(driver.tunnel()), driver)
@@ -202,17 +195,16 @@ impl<R: Timer> Builder<R> {
 
     /// As [`resuming_opener`](Self::resuming_opener), an acceptor's: for a client at which the
     /// server opens connections, as an agent.
-    pub fn resuming_acceptor<T, C, N, E>(
+    pub fn resuming_acceptor<T, C, N>(
         self,
         transport: T,
         carrier: C,
         connector: N,
     ) -> (Acceptor, Driver<T, C, R, Redial<N>>)
     where
-        T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
         C: Carrier,
+        T: Transport<C::Message>,
         N: Connect<Transport = T>,
-        E: Display,
     {
         let driver = self.redialling(Role::Acceptor, transport, carrier, connector);
         (Acceptor::new(driver.tunnel()), driver)
@@ -223,15 +215,14 @@ impl<R: Timer> Builder<R> {
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
-    pub async fn hear_greeting<T, C, E>(
+    pub async fn hear_greeting<T, C>(
         &mut self,
         transport: &mut T,
         carrier: &mut C,
     ) -> Result<(), ConnectError>
     where
-        T: Stream<Item = Result<C::Message, E>> + Unpin,
         C: Carrier,
-        E: Display,
+        T: Transport<C::Message>,
     {
         let limit = self.greeting_timeout;
         handshake::hear(transport, carrier, &mut self.timer, limit).await
@@ -242,15 +233,14 @@ impl<R: Timer> Builder<R> {
     ///
     /// # Errors
     /// As [`welcome`](Self::welcome).
-    pub async fn say_greeting<T, C, E>(
+    pub async fn say_greeting<T, C>(
         &mut self,
         transport: &mut T,
         carrier: &mut C,
     ) -> Result<(), ConnectError>
     where
-        T: Sink<C::Message, Error = E> + Unpin,
         C: Carrier,
-        E: Display,
+        T: Transport<C::Message>,
     {
         let limit = self.greeting_timeout;
         handshake::say(transport, carrier, &mut self.timer, limit).await
@@ -283,15 +273,14 @@ impl<R: Timer> Builder<R> {
     /// assert_eq!(error.to_string(), "unknown task");
     /// # }
     /// ```
-    pub async fn connect<T, C, E>(
+    pub async fn connect<T, C>(
         mut self,
         mut transport: T,
         mut carrier: C,
     ) -> Result<(Mux, Driver<T, C, R>), ConnectError>
     where
-        T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
         C: Carrier,
-        E: Display,
+        T: Transport<C::Message>,
     {
         self.hear_greeting(&mut transport, &mut carrier).await?;
         Ok(self.opener(transport, carrier))
@@ -302,15 +291,14 @@ impl<R: Timer> Builder<R> {
     /// # Errors
     /// [`ConnectError`] if the transport does not accept the greeting in
     /// [time](Self::greeting_timeout), or fails.
-    pub async fn welcome<T, C, E>(
+    pub async fn welcome<T, C>(
         mut self,
         mut transport: T,
         mut carrier: C,
     ) -> Result<(Acceptor, Driver<T, C, R>), ConnectError>
     where
-        T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
         C: Carrier,
-        E: Display,
+        T: Transport<C::Message>,
     {
         self.say_greeting(&mut transport, &mut carrier).await?;
         Ok(self.acceptor(transport, carrier))
@@ -320,10 +308,10 @@ impl<R: Timer> Builder<R> {
     /// rule, 1011 for a failure; PROTOCOL.md section 4.1), and waits for the peer's close.
     ///
     /// Takes at most 5 s. Ends sooner if the peer goes on sending: after 32 messages or 256 KiB.
-    pub async fn refuse<T, C, E>(mut self, transport: T, carrier: C, code: u16, why: &str)
+    pub async fn refuse<T, C>(mut self, transport: T, carrier: C, code: u16, why: &str)
     where
-        T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
         C: Carrier,
+        T: Transport<C::Message>,
     {
         handshake::refuse(transport, carrier, &mut self.timer, code, why).await;
     }

@@ -1,11 +1,7 @@
 //! How the driver ends its transport.
 
-use core::fmt::Display;
 use core::task::{Context, Poll, ready};
 use core::time::Duration;
-
-use futures_core::Stream;
-use futures_sink::Sink;
 
 use super::driver::Phase;
 use super::path::{Inward, is_end};
@@ -13,7 +9,7 @@ use super::read_turn::Turn;
 use super::source::Source;
 use super::{Driver, Timer};
 use crate::session::Instant;
-use crate::transport::Carrier;
+use crate::transport::{Carrier, Transport};
 
 /// How long the peer may be silent while the transport closes, and how long closing may take in
 /// total.
@@ -45,13 +41,12 @@ impl Closing {
     }
 }
 
-impl<T, C, R, S, E> Driver<T, C, R, S>
+impl<T, C, R, S> Driver<T, C, R, S>
 where
-    T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
     C: Carrier,
+    T: Transport<C::Message>,
     R: Timer,
     S: Source<Transport = T>,
-    E: Display,
 {
     /// Tells the peer of the end, and why.
     fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<()> {

@@ -1,14 +1,10 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use core::fmt::{self, Display};
+use core::fmt;
 use core::future::Future;
 use core::ops::ControlFlow;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
-
-use bytes::Bytes;
-use futures_core::Stream;
-use futures_sink::Sink;
 
 use super::budget::Account;
 use super::closing::{CLOSE_TIMEOUT, Closing};
@@ -22,7 +18,8 @@ use super::stoppable::Now;
 use super::{Timer, TokioTimer, Tunnel, TunnelError};
 use crate::resume::EndReason;
 use crate::session::{Allowance, Instant, Transmit};
-use crate::transport::Carrier;
+use crate::transport::{Carrier, Transport};
+use bytes::Bytes;
 
 /// The close code of an agent's tunnel whose place another one took (PROTOCOL.md section 4.1).
 const REPLACED: u16 = 4001;
@@ -136,13 +133,12 @@ enum Inflow {
     Over(TunnelError),
 }
 
-impl<T, C, R, S, E> Driver<T, C, R, S>
+impl<T, C, R, S> Driver<T, C, R, S>
 where
-    T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
     C: Carrier,
+    T: Transport<C::Message>,
     R: Timer,
     S: Source<Transport = T>,
-    E: Display,
 {
     /// Most bytes taken from the session at once: enough to fill a write, but not so many that a
     /// keystroke waits.
@@ -560,13 +556,12 @@ const fn end_reason(state: &State) -> EndReason {
 // Nothing here is ever pinned.
 impl<T, C, R, S> Unpin for Driver<T, C, R, S> {}
 
-impl<T, C, R, S, E> Future for Driver<T, C, R, S>
+impl<T, C, R, S> Future for Driver<T, C, R, S>
 where
-    T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
     C: Carrier,
+    T: Transport<C::Message>,
     R: Timer,
     S: Source<Transport = T>,
-    E: Display,
 {
     /// `Ok` if this end finished: all handles were dropped, or the tunnel was closed or shut down.
     ///

@@ -1,20 +1,18 @@
 //! The greeting of a session over any transport. Every wait is bounded.
 
 use alloc::string::{String, ToString};
-use core::fmt::Display;
 use core::future::{Future, poll_fn};
 use core::mem;
 use core::pin::{Pin, pin};
 use core::task::{Poll, ready};
 use core::time::Duration;
 
-use futures_core::Stream;
 use futures_sink::Sink;
 
 use super::Timer;
 use super::error::{ConnectError, clean};
 use crate::session::{Greeting, Instant};
-use crate::transport::{Carrier, Received, SKIP_MAX, poll_received};
+use crate::transport::{Carrier, Received, SKIP_MAX, Transport, poll_received};
 
 /// Time for the greeting, as deployed parts wait.
 pub(super) const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,16 +50,15 @@ impl Discard {
 }
 
 /// Waits for the greeting.
-pub(super) async fn hear<T, C, E>(
+pub(super) async fn hear<T, C>(
     transport: &mut T,
     carrier: &mut C,
     timer: &mut impl Timer,
     limit: Duration,
 ) -> Result<(), ConnectError>
 where
-    T: Stream<Item = Result<C::Message, E>> + Unpin,
     C: Carrier,
-    E: Display,
+    T: Transport<C::Message>,
 {
     if carrier.text(String::new()).is_none() {
         return Err(ConnectError::NoTexts);
@@ -80,16 +77,15 @@ where
 }
 
 /// The first message of the peer, unless it ends the transport.
-pub(super) async fn first<T, C, E>(
+pub(super) async fn first<T, C>(
     transport: &mut T,
     carrier: &mut C,
     timer: &mut impl Timer,
     limit: Duration,
 ) -> Result<Received<C::Message>, ConnectError>
 where
-    T: Stream<Item = Result<C::Message, E>> + Unpin,
     C: Carrier,
-    E: Display,
+    T: Transport<C::Message>,
 {
     let first = within(timer, limit, next(transport, carrier)).await;
     match first.ok_or(ConnectError::TimedOut)? {
@@ -101,16 +97,15 @@ where
 }
 
 /// Sends the greeting.
-pub(super) async fn say<T, C, E>(
+pub(super) async fn say<T, C>(
     transport: &mut T,
     carrier: &mut C,
     timer: &mut impl Timer,
     limit: Duration,
 ) -> Result<(), ConnectError>
 where
-    T: Sink<C::Message, Error = E> + Unpin,
     C: Carrier,
-    E: Display,
+    T: Transport<C::Message>,
 {
     let greeting = Greeting::Connected.to_text();
     let greeting = carrier.text(greeting).ok_or(ConnectError::NoTexts)?;
@@ -120,15 +115,15 @@ where
 }
 
 /// Sends a refusal with its reason.
-pub(super) async fn refuse<T, C, E>(
+pub(super) async fn refuse<T, C>(
     transport: T,
     mut carrier: C,
     timer: &mut impl Timer,
     code: u16,
     why: &str,
 ) where
-    T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
     C: Carrier,
+    T: Transport<C::Message>,
 {
     let text = carrier.text(Greeting::Refused(why.into()).to_text());
     let close = carrier.close(code, why);
@@ -138,15 +133,15 @@ pub(super) async fn refuse<T, C, E>(
 
 /// Sends the last messages, closes the transport, and waits for the peer's close unless it goes on
 /// sending.
-pub(super) async fn part<T, C, E>(
+pub(super) async fn part<T, C>(
     mut transport: T,
     mut carrier: C,
     timer: &mut impl Timer,
     last: impl IntoIterator<Item = C::Message>,
     most: Discard,
 ) where
-    T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
     C: Carrier,
+    T: Transport<C::Message>,
 {
     let goodbye = async {
         for message in last {
@@ -168,7 +163,7 @@ pub(super) async fn part<T, C, E>(
                 yield_now().await;
             }
         }
-        Ok::<_, E>(())
+        Ok::<_, T::Failure>(())
     };
     // The result does not matter here.
     let _ = within(timer, REFUSE_TIMEOUT, goodbye).await;
@@ -207,13 +202,13 @@ pub(super) async fn within<F: Future>(
 }
 
 /// The next message other than a ping.
-async fn next<T, C, E>(
+async fn next<T, C>(
     transport: &mut T,
     carrier: &mut C,
-) -> Option<Result<Received<C::Message>, E>>
+) -> Option<Result<Received<C::Message>, T::Failure>>
 where
-    T: Stream<Item = Result<C::Message, E>> + Unpin,
     C: Carrier,
+    T: Transport<C::Message>,
 {
     poll_fn(|cx| {
         for _ in 0..SKIP_MAX {
@@ -229,10 +224,10 @@ where
 }
 
 /// The code of the close frame after a refusal.
-async fn close_code<T, C, E>(transport: &mut T, carrier: &mut C) -> Option<u16>
+async fn close_code<T, C>(transport: &mut T, carrier: &mut C) -> Option<u16>
 where
-    T: Stream<Item = Result<C::Message, E>> + Unpin,
     C: Carrier,
+    T: Transport<C::Message>,
 {
     for _ in 0..SKIP_MAX {
         match next(transport, carrier).await? {

@@ -3,13 +3,10 @@ use core::fmt::Display;
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
 
-use bytes::Bytes;
-use futures_core::Stream;
-use futures_sink::Sink;
-
 use super::TunnelError;
 use crate::session::clean_text;
-use crate::transport::{Carrier, Received, poll_received};
+use crate::transport::{Carrier, Received, Transport, poll_received};
+use bytes::Bytes;
 
 /// What a transport received.
 pub(super) enum Inward {
@@ -41,11 +38,10 @@ impl<T, C> Path<T, C> {
     }
 }
 
-impl<T, C, E> Path<T, C>
+impl<T, C> Path<T, C>
 where
-    T: Stream<Item = Result<C::Message, E>> + Sink<C::Message, Error = E> + Unpin,
     C: Carrier,
-    E: Display,
+    T: Transport<C::Message>,
 {
     /// The next that the transport received.
     #[inline]

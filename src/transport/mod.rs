@@ -57,3 +57,27 @@ pub(crate) use carrier::{SKIP_MAX, poll_received};
 pub use framed::{FrameTransport, ReceiveError};
 #[doc(hidden)]
 pub use stacks::carrier_types;
+
+use core::fmt::Display;
+
+use futures_core::Stream;
+use futures_sink::Sink;
+
+/// Messages in both directions, as a WebSocket stack has them. Not to be implemented: every `Stream`
+/// of results that is a `Sink` of the same messages and error is one.
+pub trait Transport<M>:
+    Stream<Item = Result<M, <Self as Transport<M>>::Failure>>
+    + Sink<M, Error = <Self as Transport<M>>::Failure>
+    + Unpin
+{
+    /// The error of both directions.
+    type Failure: Display;
+}
+
+impl<T, M, E> Transport<M> for T
+where
+    T: Stream<Item = Result<M, E>> + Sink<M, Error = E> + Unpin,
+    E: Display,
+{
+    type Failure = E;
+}
