@@ -181,7 +181,7 @@ where
             Some(Inflow::More) => (true, None),
             Some(Inflow::Pending) | None => (false, None),
         };
-        // How the transport was lost goes first.
+        // If the transport was lost, that error takes precedence.
         let changed = self.end_of_inbox(now.timer, lost)?;
         handled?;
         if changed {

@@ -72,7 +72,7 @@ impl FloodControl {
     const ENOUGH: Duration = Duration::from_secs(30);
     /// How often a peer is probed whose end may stand behind a senseless flood.
     const PROBE_EVERY: Duration = Duration::from_secs(2);
-    /// Two floods with more time between them are two.
+    /// After a longer gap, a flood is a new one.
     const LULL: Duration = Duration::from_secs(5);
 
     /// As [`note`](Self::note), and ends the tunnel of a peer that floods without end.

@@ -32,7 +32,7 @@ pub(super) struct Discard {
 }
 
 impl Discard {
-    /// Of a peer that waits for the answer.
+    /// Of a peer that sends nothing before it is answered.
     pub(super) const LITTLE: Self = Self {
         messages: SKIP_MAX,
         bytes: 256 << 10,

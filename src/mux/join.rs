@@ -130,8 +130,8 @@ impl Join {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Relayed, Reset>> {
         self.note_detached();
-        let (one_read, one_write) = self.one.split_mut();
-        let (other_read, other_write) = self.other.split_mut();
+        let (one_read, one_write) = self.one.split();
+        let (other_read, other_write) = self.other.split();
         let reset = self.there.poll(cx, one_read, other_write);
         let reset = match reset {
             Poll::Pending => self.back.poll(cx, other_read, one_write),
@@ -155,8 +155,8 @@ impl Join {
 
     /// Ready with a reset, and the progress so far, if earlier data is not accepted.
     fn poll_undelivered(&mut self, cx: &mut Context<'_>) -> Poll<(Reset, u64)> {
-        let (one_read, one_write) = self.one.split_mut();
-        let (other_read, other_write) = self.other.split_mut();
+        let (one_read, one_write) = self.one.split();
+        let (other_read, other_write) = self.other.split();
         match self.there.poll_undelivered(cx, one_read, other_write) {
             Poll::Pending => self.back.poll_undelivered(cx, other_read, one_write),
             undelivered => undelivered,

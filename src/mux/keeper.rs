@@ -135,7 +135,7 @@ impl KeeperLimits {
 pub struct KeeperStats {
     /// Tunnels now, with and without a transport.
     pub tunnels: usize,
-    /// Those without.
+    /// Tunnels without a transport.
     pub detached: usize,
     /// Bytes kept now until peers acknowledge them, each message with 64 bytes for its place.
     pub ring_bytes: usize,
@@ -143,7 +143,7 @@ pub struct KeeperStats {
     pub resumed: u64,
     /// Messages sent again.
     pub replayed: u64,
-    /// Their bytes.
+    /// Bytes of the messages sent again.
     pub replayed_bytes: u64,
     /// Tunnels for which no transport came in time.
     pub expired: u64,
@@ -228,7 +228,7 @@ impl<T> Keeper<T> {
 
     /// Ends the first of the tunnels without a transport, in the order of [`KeeperLimits`]. False
     /// if there is none.
-    pub fn evict_oldest(&self) -> bool {
+    pub fn evict_first(&self) -> bool {
         let victim = self.registry.lock().first();
         evict(victim.as_slice());
         victim.is_some()

@@ -141,7 +141,7 @@ pub use self::length_prefixed::{LengthPrefixed, length_prefixed};
 pub use self::opener::Mux;
 pub use self::redial::{Connect, ConnectFailure, Dial, Redial};
 pub use self::relay::{RelayError, Relayed};
-pub use self::source::Once;
+pub use self::source::{Once, Source};
 pub use self::stream::{ReadHalf, TunnelStream, WriteHalf};
 pub use self::timer::{Clock, SystemClock, Timer, TokioTimer};
 pub use self::tunnel::Tunnel;

@@ -172,7 +172,7 @@ impl Relay {
     where
         S: AsyncRead + AsyncWrite + Unpin + ?Sized,
     {
-        let (read, write) = self.stream.split_mut();
+        let (read, write) = self.stream.split();
         if self.sending {
             match poll_send(cx, local, write, &mut self.outbound) {
                 Poll::Pending => {}
@@ -212,7 +212,7 @@ impl Relay {
     /// Ready with the tunnel's reset if the local side does not accept earlier data.
     fn poll_undelivered(&mut self, cx: &mut Context<'_>) -> Poll<Reset> {
         if self.receiving && self.inbound.is_undelivered() {
-            self.stream.split_mut().0.poll_reset(cx)
+            self.stream.split().0.poll_reset(cx)
         } else {
             Poll::Pending
         }
@@ -221,7 +221,7 @@ impl Relay {
     /// Drops what was received if the session has dropped the rest: it does not count as held any
     /// more. Returns whether that is so.
     fn drop_uncounted(&mut self) -> bool {
-        let has_lost = self.stream.split_mut().0.has_lost();
+        let has_lost = self.stream.split().0.has_lost();
         if has_lost {
             self.inbound.chunks.clear();
         }

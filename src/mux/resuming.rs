@@ -67,7 +67,7 @@ pub(super) struct Resuming<S> {
     told_confirmed: bool,
     /// Whether the session's clock runs.
     is_running: bool,
-    /// Those that the handles know of.
+    /// Resumptions that the handles know of.
     resumptions: u64,
     /// Messages and bytes sent again that the source knows of.
     replayed: (u64, u64),

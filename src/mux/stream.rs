@@ -177,7 +177,7 @@ impl TunnelStream {
     }
 
     /// Both directions, for use at the same time.
-    pub fn split_mut(&mut self) -> (&mut ReadHalf, &mut WriteHalf) {
+    pub fn split(&mut self) -> (&mut ReadHalf, &mut WriteHalf) {
         (&mut self.read, &mut self.write)
     }
 }

@@ -202,7 +202,7 @@ impl Tunnel {
 
     /// Counters of the messages that are counted, kept and sent again, if the tunnel is resumed.
     #[must_use]
-    pub fn resumption(&self) -> resume::Stats {
+    pub fn resume_stats(&self) -> resume::Stats {
         self.shared.lock().attached.stats
     }
 

@@ -256,6 +256,7 @@ impl Link {
     }
 
     /// Whether the parts fit together. For tests.
+    #[doc(hidden)]
     #[must_use]
     pub fn audit(&self) -> bool {
         let over = self.state == State::Ended;

@@ -78,7 +78,7 @@ pub enum Due {
 pub struct Resumption {
     /// Messages to send again.
     pub messages: u64,
-    /// Their bytes.
+    /// Bytes to send again.
     pub bytes: u64,
     /// Time without a transport.
     pub detached: Duration,
@@ -90,7 +90,7 @@ pub struct Resumption {
 pub struct Stats {
     /// Counted messages sent.
     pub sent: u64,
-    /// Those that the peer has acknowledged.
+    /// Counted messages that the peer has acknowledged.
     pub acked: u64,
     /// Counted messages received.
     pub received: u64,

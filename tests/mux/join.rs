@@ -60,7 +60,7 @@ impl Chain {
 }
 
 async fn reset_of(stream: &mut TunnelStream) -> Reset {
-    within(poll_fn(|cx| stream.split_mut().0.poll_reset(cx))).await
+    within(poll_fn(|cx| stream.split().0.poll_reset(cx))).await
 }
 
 /// All of the data arrives, and then the reset.
@@ -156,7 +156,7 @@ async fn a_reset_passes_with_its_reason_and_its_words() {
             };
             one.reset(Reason::TimedOut, "waited long enough");
             let expected = Reset::new(Reason::TimedOut, "waited long enough");
-            let reset = within(other.split_mut().0.chunk()).await.unwrap_err();
+            let reset = within(other.split().0.chunk()).await.unwrap_err();
             assert_eq!(reset, expected);
             assert_eq!(within(joined).await.unwrap(), Err(expected));
         }

@@ -116,7 +116,7 @@ async fn contents_survive_cuts_in_the_middle_of_messages() {
     let (mux, driver) = builder.resuming_opener(first, Tungstenite, again);
     let driver = tokio::spawn(driver);
     within(echoes(&mux, 4, 1 << 20)).await;
-    let stats = mux.tunnel().resumption();
+    let stats = mux.tunnel().resume_stats();
     assert!(stats.resumed >= 5 && stats.replayed > 0, "{stats:?}");
     let kept = keeper.stats();
     assert_eq!((kept.tunnels, kept.gaps, kept.failed), (1, 0, 0));

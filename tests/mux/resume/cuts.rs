@@ -14,7 +14,7 @@ async fn a_stream_survives_a_cut() {
         resumed(&mut changes).await;
         ping_pong(&mut stream).await;
         assert_eq!(server.keeper.stats().resumed, cuts);
-        assert_eq!(mux.tunnel().resumption().resumed, cuts);
+        assert_eq!(mux.tunnel().resume_stats().resumed, cuts);
     }
     assert!(accepted.try_recv().is_err(), "a new tunnel");
     drop((stream, mux));
@@ -60,7 +60,7 @@ async fn contents_survive_many_cuts() {
     echo(within_hours(accepted.recv()).await.unwrap());
     drop(first);
     within_hours(echoing(&mux, 8, 500_000).join_all()).await;
-    let resumed = mux.tunnel().resumption();
+    let resumed = mux.tunnel().resume_stats();
     assert!(
         resumed.resumed > 100 && resumed.replayed > 100,
         "{resumed:?}"
@@ -340,7 +340,7 @@ async fn what_waits_in_an_old_transport_does_not_count_as_received() {
     second.send(connect).await.unwrap();
     assert!(futures_util::poll!(&mut driver).is_pending());
     let tunnel = acceptor.tunnel().clone();
-    let (received, violations) = (tunnel.resumption().received, tunnel.stats().violations);
+    let (received, violations) = (tunnel.resume_stats().received, tunnel.stats().violations);
     assert_eq!((received, violations), (1, 0));
     accept_tcp(&mut acceptor).await;
 }

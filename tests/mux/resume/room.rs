@@ -53,7 +53,7 @@ async fn the_oldest_of_those_without_a_transport_goes_first() {
     }
     let stats = keeper.stats();
     assert_eq!((stats.evicted, stats.detached, stats.tunnels), (3, 4, 4));
-    assert!(keeper.evict_oldest());
+    assert!(keeper.evict_first());
     evicted(&fourth).await;
     assert!(keeper.has("route") && !keeper.has("other"));
 }

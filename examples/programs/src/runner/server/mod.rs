@@ -160,7 +160,7 @@ impl Runner {
                     // It goes on, or takes over the place of the older one.
                     None
                 } else {
-                    let evict = || self.kept.agents.evict_oldest();
+                    let evict = || self.kept.agents.evict_first();
                     let place = self.agents.place(&name, caller.source, evict).await;
                     place.map_err(|_| BadRequest::busy(FULL_WHY))?
                 };
@@ -193,7 +193,7 @@ impl Runner {
 
     /// A place for a new session. If there is none, a tunnel without a WebSocket gives up its own.
     pub async fn place(&self, caller: &Caller) -> Result<Place<Source>, BadRequest> {
-        let evict = || self.kept.clients.evict_oldest();
+        let evict = || self.kept.clients.evict_first();
         self.sessions.take(caller, evict).await
     }
 
