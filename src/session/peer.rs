@@ -133,19 +133,7 @@ impl Session {
         let len = payload(&message).len();
         let s = match self.streams.on_wire(id) {
             OnWire::Live(s) => s,
-            OnWire::Ended => {
-                self.counters.empty += u64::from(len == 0);
-                let received = self.streams.receive_late(id, len);
-                self.answer_late_data(proto, id);
-                let Err(excess) = received else {
-                    return Ok(());
-                };
-                self.counters.stray_excess += excess + Self::DATA_COST;
-                return match self.dialect.has_credit() {
-                    true => Err(Violation::CreditOverrun { id, excess }),
-                    false => Ok(()),
-                };
-            }
+            OnWire::Ended => return self.handle_late_data(proto, id, len),
             OnWire::Unknown => {
                 self.counters.stray_excess += len as u64 + Self::DATA_COST;
                 self.answer_late_data(proto, id);
@@ -202,6 +190,26 @@ impl Session {
             self.overflow(victim, &text);
         }
         Ok(())
+    }
+
+    /// DATA for a stream that ended recently.
+    fn handle_late_data(
+        &mut self,
+        proto: Proto,
+        id: ClientId,
+        len: usize,
+    ) -> Result<(), Violation> {
+        self.counters.empty += u64::from(len == 0);
+        let received = self.streams.receive_late(id, len);
+        self.answer_late_data(proto, id);
+        let Err(excess) = received else {
+            return Ok(());
+        };
+        self.counters.stray_excess += excess + Self::DATA_COST;
+        match self.dialect.has_credit() {
+            true => Err(Violation::CreditOverrun { id, excess }),
+            false => Ok(()),
+        }
     }
 
     fn handle_close(&mut self, now: Instant, id: ClientId) -> Result<(), Violation> {
