@@ -41,7 +41,7 @@ impl Acceptor {
     pub(super) fn new(tunnel: &Tunnel) -> Self {
         let mut state = tunnel.shared.lock();
         state.handles += 1;
-        state.accepting = true;
+        state.requests.accepting = true;
         drop(state);
         let tunnel = tunnel.clone();
         Self { tunnel }
@@ -69,14 +69,14 @@ impl Acceptor {
     pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Incoming>> {
         let shared = &self.tunnel.shared;
         let mut state = shared.lock();
-        if let Some((id, proto, port)) = state.incoming.pop_front() {
+        if let Some((id, proto, port)) = state.requests.queue.pop_front() {
             let handle = Handle::new(shared, &mut state, id);
             return Poll::Ready(Some(Incoming::new(handle, proto, port)));
         }
         if state.closed.is_some() {
             return Poll::Ready(None);
         }
-        let replaced = register(&mut state.acceptor, cx);
+        let replaced = register(&mut state.requests.acceptor, cx);
         drop(state);
         drop(replaced);
         Poll::Pending
@@ -92,13 +92,13 @@ impl Acceptor {
 impl Drop for Acceptor {
     fn drop(&mut self) {
         let waker = self.tunnel.shared.with(|state| {
-            state.accepting = false;
+            state.requests.accepting = false;
             state.handles -= 1;
-            while let Some((id, ..)) = state.incoming.pop_front() {
+            while let Some((id, ..)) = state.requests.queue.pop_front() {
                 let text = "nobody accepts connections here";
                 state.session.reject(id, Reason::Denied, text);
             }
-            state.acceptor.take()
+            state.requests.acceptor.take()
         });
         // As with `register`.
         drop(waker);

@@ -1,6 +1,6 @@
 use core::future::poll_fn;
 
-use super::tunnel::Watch;
+use super::watchers::Watch;
 use super::{Tunnel, TunnelError};
 use crate::resume::{Resumption, Stats};
 

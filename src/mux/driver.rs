@@ -243,8 +243,8 @@ where
             // Before a resumed tunnel is open, the session gets nothing.
             let is_opening = self.resuming.get().is_some_and(Resuming::is_opening);
             let is_stalled = !state.session.can_receive() && !is_opening;
-            state.driver_stalled = is_stalled;
-            if state.driver_stalled {
+            state.driver.stalled = is_stalled;
+            if state.driver.stalled {
                 return None;
             }
             Turn::among(state.account.as_ref().map_or(0, Account::busy))
@@ -326,8 +326,8 @@ where
         }
         state.settle();
         // Until it has tried to write.
-        state.driver_blocked = false;
-        let replaced = register(&mut state.driver, cx);
+        state.driver.blocked = false;
+        let replaced = register(&mut state.driver.waker, cx);
         self.woke_writers |= state.dispatch(now.session, &mut self.wake);
         if let Some(resuming) = self.resuming.get_mut() {
             resuming.exchange(&mut state);
@@ -421,7 +421,7 @@ where
     fn wait(&mut self, cx: &mut Context<'_>, now: Now) -> Flow {
         let (shutdown, mut due) = {
             let mut state = self.tunnel.shared.lock();
-            state.driver_blocked = self.blocked;
+            state.driver.blocked = self.blocked;
             let shutdown = state.shutdown.then(|| end_reason(&state));
             (shutdown, state.arm())
         };
@@ -445,7 +445,7 @@ where
             if self.timer.poll_deadline(cx, deadline).is_pending() {
                 return ControlFlow::Continue(());
             }
-            self.tunnel.shared.lock().armed = None;
+            self.tunnel.shared.lock().driver.armed = None;
             let now = self.tunnel.shared.clock.read();
             self.reread = self.reread.filter(|reread| *reread > now.timer);
             self.handle_inbox(cx, now, None)?;
@@ -466,7 +466,7 @@ where
         let session = &state.session;
         let done = state.shutdown || state.is_done();
         let finished = done && self.outbox.is_empty() && !session.has_transmit();
-        let receive = state.driver_stalled && session.can_receive();
+        let receive = state.driver.stalled && session.can_receive();
         // Others may have acted since this task was registered.
         let unseen = state.evicted || state.attached.is_surprise(session.is_idle());
         let work = receive || session.has_event() || unseen || self.has_failed();

@@ -126,6 +126,7 @@ mod timer;
 mod tunnel;
 mod unacknowledged;
 mod waiting;
+mod watchers;
 
 pub use self::acceptor::Acceptor;
 pub use self::admission::{Admission, Opening};

@@ -259,7 +259,7 @@ impl<S: Source> Resuming<S> {
                 }
                 state.silent = false;
                 state.attached.change(change);
-                state.wake_watchers(wake);
+                state.watchers.wake(wake);
                 let detached = state.attached.is_detached();
                 if shared.is_detached() != detached {
                     shared.set_detached(detached);
@@ -359,7 +359,7 @@ impl<S: Source> Resuming<S> {
         });
         let kept_max = account.and_then(Account::kept_max);
         self.unacknowledged.limit(&mut self.link, kept_max);
-        self.unacknowledged.set_deaf(state.driver_stalled);
+        self.unacknowledged.set_deaf(state.driver.stalled);
     }
 
     /// As [`exchange`](Self::exchange), without the lock. `lost`: the transport is over. Returns

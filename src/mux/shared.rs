@@ -13,6 +13,7 @@ use super::attachment::Attached;
 use super::budget::Account;
 use super::flood::Useless;
 use super::stoppable::TunnelClock;
+use super::watchers::Watchers;
 use super::{Budget, TunnelError};
 use crate::session::{Allowance, Event, Instant, Reason, Session, StreamId, StreamStats};
 use crate::wire::{Proto, RawFrame};
@@ -36,19 +37,9 @@ pub(super) struct State {
     /// Tasks that wait until a stream's queued data is transmitted, by the stream's client id. If
     /// the stream ends before that, its reader is woken, and they are of one task.
     transmitted: BTreeMap<u32, (StreamId, Waker)>,
-    pub(super) incoming: VecDeque<(StreamId, Proto, u16)>,
-    pub(super) acceptor: Option<Waker>,
-    pub(super) accepting: bool,
-    /// Tasks that wait for the end of the tunnel.
-    pub(super) watchers: BTreeMap<u64, Waker>,
-    pub(super) next_watcher: u64,
-    pub(super) driver: Option<Waker>,
-    /// When the driver's timer fires.
-    pub(super) armed: Option<Instant>,
-    /// `can_receive` was false when the driver last looked.
-    pub(super) driver_stalled: bool,
-    /// The transport accepted nothing when the driver last wrote. It wakes the driver itself.
-    pub(super) driver_blocked: bool,
+    pub(super) requests: Requests,
+    pub(super) watchers: Watchers,
+    pub(super) driver: DriverState,
     /// Handles that keep the tunnel up.
     pub(super) handles: usize,
     /// The tunnel ends as soon as it has no streams.
@@ -62,6 +53,28 @@ pub(super) struct State {
     pub(super) silent: bool,
     /// The place of this tunnel, which had no transport, was needed.
     pub(super) evicted: bool,
+}
+
+/// Connections that the peer requests, for the acceptor.
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    pub(super) queue: VecDeque<(StreamId, Proto, u16)>,
+    pub(super) acceptor: Option<Waker>,
+    /// There is an acceptor.
+    pub(super) accepting: bool,
+}
+
+/// What the driver waits for.
+#[derive(Debug, Default)]
+pub(super) struct DriverState {
+    /// None while it runs, or will.
+    pub(super) waker: Option<Waker>,
+    /// When its timer fires.
+    pub(super) armed: Option<Instant>,
+    /// `can_receive` was false when it last looked.
+    pub(super) stalled: bool,
+    /// The transport accepted nothing when it last wrote. It wakes the driver itself.
+    pub(super) blocked: bool,
 }
 
 #[derive(Debug, Default)]
@@ -95,15 +108,9 @@ impl Shared {
             allowance: Allowance::Ample,
             wakers: Vec::new(),
             transmitted: BTreeMap::new(),
-            incoming: VecDeque::new(),
-            acceptor: None,
-            accepting: false,
-            watchers: BTreeMap::new(),
-            next_watcher: 0,
-            driver: None,
-            armed: None,
-            driver_stalled: false,
-            driver_blocked: false,
+            requests: Requests::default(),
+            watchers: Watchers::default(),
+            driver: DriverState::default(),
             handles: 0,
             closing: false,
             shutdown: false,
@@ -146,7 +153,7 @@ impl Shared {
     pub(super) fn confirm(&self) {
         self.waking(|state, wake| {
             state.attached.confirmed = true;
-            state.wake_watchers(wake);
+            state.watchers.wake(wake);
         });
     }
 
@@ -188,20 +195,23 @@ impl StreamWakers {
 
 impl State {
     fn driver_if_needed(&mut self) -> Option<Waker> {
-        // Otherwise it runs, or will.
-        self.driver.as_ref()?;
+        self.driver.waker.as_ref()?;
         let session = &self.session;
         let due = session.poll_timeout();
-        let can_write = !self.driver_blocked && !self.attached.is_detached();
+        let can_write = !self.driver.blocked && !self.attached.is_detached();
         let needed = (can_write && session.has_transmit())
             || session.has_event()
-            || due.is_some_and(|due| self.armed.is_none_or(|armed| due < armed))
-            || (self.driver_stalled && session.can_receive())
+            || due.is_some_and(|due| self.driver.armed.is_none_or(|armed| due < armed))
+            || (self.driver.stalled && session.can_receive())
             || self.shutdown
             || self.evicted
             || self.is_unwanted()
             || self.attached.is_surprise(self.session.is_idle());
-        if needed { self.driver.take() } else { None }
+        if needed {
+            self.driver.waker.take()
+        } else {
+            None
+        }
     }
 
     /// No handle needs the tunnel any more. After `close` those of ended streams do not.
@@ -289,15 +299,15 @@ impl State {
                     stream,
                     proto,
                     port,
-                } if self.accepting => {
-                    self.incoming.push_back((stream, proto, port));
-                    wake.extend(self.acceptor.take());
+                } if self.requests.accepting => {
+                    self.requests.queue.push_back((stream, proto, port));
+                    wake.extend(self.requests.acceptor.take());
                 }
                 Event::Incoming { stream, .. } => {
                     let text = "nobody accepts connections here";
                     self.session.reject(stream, Reason::Denied, text);
                 }
-                Event::GoAway | Event::Violation => self.wake_watchers(wake),
+                Event::GoAway | Event::Violation => self.watchers.wake(wake),
                 Event::PeerDead if !self.session.is_closed() => self.silent = true,
                 Event::PeerDead => self.close(Err(TunnelError::PeerDead), now, wake),
             }
@@ -385,30 +395,30 @@ impl State {
             }
             self.closed = Some(closed);
         }
-        self.wake_watchers(wake);
-        wake.extend(self.acceptor.take());
+        self.watchers.wake(wake);
+        wake.extend(self.requests.acceptor.take());
         // Nothing wakes it any more, so it must not keep its task alive.
-        wake.extend(self.driver.take());
+        wake.extend(self.driver.waker.take());
         self.dispatch(now, wake);
     }
 
     /// When the timer has to fire.
     pub(super) fn arm(&mut self) -> Option<Instant> {
         let Some(next) = self.session.poll_timeout() else {
-            self.armed = None;
+            self.driver.armed = None;
             return None;
         };
         // A deadline that moved to later is not rearmed: the timer fires early, and nothing is due
         // then.
-        let at = self.armed.map_or(next, |armed| armed.min(next));
-        self.armed = Some(at);
-        self.armed
+        let at = self.driver.armed.map_or(next, |armed| armed.min(next));
+        self.driver.armed = Some(at);
+        self.driver.armed
     }
 
     /// Takes no new connections any more.
     pub(super) fn drain(&mut self, wake: &mut Vec<Waker>) {
         self.session.drain();
-        self.wake_watchers(wake);
+        self.watchers.wake(wake);
     }
 
     /// Collects the wakers of all tasks that read.
@@ -418,10 +428,6 @@ impl State {
                 .iter_mut()
                 .filter_map(|wakers| wakers.read.take()),
         );
-    }
-
-    pub(super) fn wake_watchers(&mut self, wake: &mut Vec<Waker>) {
-        wake.extend(core::mem::take(&mut self.watchers).into_values());
     }
 }
 

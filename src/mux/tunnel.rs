@@ -1,9 +1,9 @@
 use alloc::sync::Arc;
 use core::future::poll_fn;
-use core::task::{Context, Poll};
 use core::time::Duration;
 
 use super::shared::{Shared, State};
+use super::watchers::Watch;
 use super::{Attachment, Attachments, TunnelError};
 use crate::resume;
 use crate::session::{Stats, Violation};
@@ -215,43 +215,5 @@ impl Tunnel {
 
     fn watch(&self) -> Watch<'_> {
         Watch::new(&self.shared)
-    }
-}
-
-/// A task that waits for an event of the tunnel. Dropping the future removes its waker.
-pub(super) struct Watch<'a> {
-    shared: &'a Shared,
-    key: Option<u64>,
-}
-
-impl<'a> Watch<'a> {
-    pub(super) const fn new(shared: &'a Shared) -> Self {
-        Self { shared, key: None }
-    }
-
-    pub(super) fn poll<R>(
-        &mut self,
-        cx: &Context<'_>,
-        outcome: impl FnOnce(&State) -> Option<R>,
-    ) -> Poll<R> {
-        let mut state = self.shared.lock();
-        if let Some(outcome) = outcome(&state) {
-            return Poll::Ready(outcome);
-        }
-        let key = *self.key.get_or_insert(state.next_watcher);
-        state.next_watcher = state.next_watcher.max(key + 1);
-        let replaced = state.watchers.insert(key, cx.waker().clone());
-        drop(state);
-        drop(replaced);
-        Poll::Pending
-    }
-}
-
-impl Drop for Watch<'_> {
-    fn drop(&mut self) {
-        let Some(key) = self.key else { return };
-        let watcher = self.shared.lock().watchers.remove(&key);
-        // As with `register`.
-        drop(watcher);
     }
 }
