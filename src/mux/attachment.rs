@@ -79,7 +79,7 @@ pub(super) struct Attached {
     pub(super) last: Attachment,
     /// Whether the peer has answered. Matters only on a resumable tunnel.
     pub(super) confirmed: bool,
-    /// Whether the driver knows the session as one without streams.
+    /// Whether the driver knows the tunnel as idle.
     pub(super) idle: bool,
     /// Bytes kept for the peer.
     pub(super) ring: usize,
@@ -102,12 +102,6 @@ impl Default for Attached {
 impl Attached {
     pub(super) const fn is_detached(&self) -> bool {
         matches!(self.last, Attachment::Detached(_))
-    }
-
-    /// Whether the driver, which waits for a transport, does not know that there are streams, or
-    /// none. A tunnel without streams is not kept for long.
-    pub(super) const fn is_surprise(&self, idle: bool) -> bool {
-        self.is_detached() && self.idle != idle
     }
 
     pub(super) fn change(&mut self, to: Attachment) {

@@ -468,7 +468,7 @@ where
         let finished = done && self.outbox.is_empty() && !session.has_transmit();
         let receive = state.driver.stalled && session.can_receive();
         // Others may have acted since this task was registered.
-        let unseen = state.evicted || state.attached.is_surprise(session.is_idle());
+        let unseen = state.evicted || state.is_surprise();
         let work = receive || session.has_event() || unseen || self.has_failed();
         let finishing = done && self.resuming.get().is_some_and(Resuming::is_finishing);
         if !finished && !finishing {

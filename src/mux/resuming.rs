@@ -293,15 +293,17 @@ impl<S: Source> Resuming<S> {
         shared: &Shared,
         now: Instant,
     ) -> Flow<bool> {
-        let (is_idle, is_probing, evicted, shutdown) = {
+        let (is_idle, is_unwanted, is_probing, evicted, shutdown) = {
             let mut state = shared.lock();
             let evicted = core::mem::take(&mut state.evicted);
-            let is_idle = state.session.is_idle();
+            let is_idle = state.is_idle();
             state.attached.idle = is_idle;
             let is_probing = state.session.is_probing();
-            (is_idle, is_probing, evicted, state.shutdown)
+            let is_unwanted = state.is_unwanted();
+            (is_idle, is_unwanted, is_probing, evicted, state.shutdown)
         };
         self.link.set_idle(is_idle);
+        self.link.set_unneeded(is_unwanted);
         if self.link.state() != State::Attached {
             self.unacknowledged.pause();
         } else if self.unacknowledged.is_overdue(now, &self.link) {
@@ -495,6 +497,7 @@ impl<S: Source> Resuming<S> {
         }
         let transmit = session.poll_transmit(now);
         let Some(Transmit::Message(message)) = &transmit else {
+            self.link.set_idle(!session.has_live_streams());
             // An acknowledgement may go along with what was taken before.
             return transmit.or_else(|| self.link.poll_output().map(Transmit::Message));
         };

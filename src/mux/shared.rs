@@ -206,12 +206,21 @@ impl State {
             || self.shutdown
             || self.evicted
             || self.is_unwanted()
-            || self.attached.is_surprise(self.session.is_idle());
-        if needed {
-            self.driver.waker.take()
-        } else {
-            None
-        }
+            || self.is_surprise();
+        needed.then(|| self.driver.waker.take()).flatten()
+    }
+
+    /// Whether a tunnel without a transport is kept for a short time only: no connection is there,
+    /// nor the message that ends one. Nobody waits long for the end of a tunnel that is not needed.
+    pub(super) fn is_idle(&self) -> bool {
+        let session = &self.session;
+        !session.has_live_streams() && (self.is_unwanted() || !session.has_untold_end())
+    }
+
+    /// Whether the driver, which waits for a transport, does not know that the tunnel is idle, or
+    /// is not any more.
+    pub(super) fn is_surprise(&self) -> bool {
+        self.attached.is_detached() && self.attached.idle != self.is_idle()
     }
 
     /// No handle needs the tunnel any more. After `close` those of ended streams do not.

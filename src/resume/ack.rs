@@ -1,3 +1,6 @@
+use super::message::is_end_of_connection;
+use super::ring::Ring;
+
 /// When received messages are acknowledged.
 #[derive(Debug)]
 pub(super) struct Acks {
@@ -7,6 +10,11 @@ pub(super) struct Acks {
     alone: usize,
     /// Debt from which on one goes along with what is being written.
     now: usize,
+    /// The session has no connections.
+    idle: bool,
+    /// What was not acknowledged has the end of a connection in it. Until it is, the peer keeps an
+    /// idle tunnel for as long as any other.
+    has_end: bool,
 }
 
 impl Acks {
@@ -22,6 +30,8 @@ impl Acks {
             debt: 0,
             alone: Self::ALONE,
             now: Self::ALONE,
+            idle: false,
+            has_end: false,
         }
     }
 
@@ -37,16 +47,27 @@ impl Acks {
         self.now = 0;
     }
 
+    /// One is due when the last connection has ended. An end that comes later waits for a
+    /// keepalive, so that a peer which sends many is not answered each time.
+    pub(super) fn set_idle(&mut self, idle: bool) {
+        if idle && !self.idle && self.has_end {
+            self.demand();
+        }
+        self.idle = idle;
+    }
+
     #[inline]
-    pub(super) fn received(&mut self, len: usize) {
-        let cost = len + super::ring::Ring::OVERHEAD;
+    pub(super) fn received(&mut self, message: &[u8]) {
+        let cost = message.len() + Ring::OVERHEAD;
         self.debt = self.debt.saturating_add(cost);
+        self.has_end |= is_end_of_connection(message);
     }
 
     /// A message of the session is being written.
     #[inline]
     pub(super) fn beside(&mut self, message: &[u8]) {
         let least = match message.first() {
+            Some(0x06 | 0x07) if self.idle && self.has_end => 0,
             Some(0x06 | 0x07) => Self::KEEPALIVE,
             _ => Self::BESIDE.min(self.alone),
         };
@@ -65,5 +86,6 @@ impl Acks {
     pub(super) fn told(&mut self) {
         self.debt = 0;
         self.now = self.alone;
+        self.has_end = false;
     }
 }

@@ -22,7 +22,7 @@ pub struct Config {
     ///
     /// What a vanished client holds at a service (a transaction, a lock) outlives it by this.
     pub keep: Duration,
-    /// As `keep`, while the tunnel has no connections (see
+    /// As `keep`, while the tunnel has no connections and the peer knows of the end of each (see
     /// [`Link::set_idle`](super::Link::set_idle)). Default 10 s.
     pub idle_keep: Duration,
     /// Size of the ring of kept messages at first, in bytes, where each message counts 64 bytes

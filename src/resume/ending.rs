@@ -36,7 +36,7 @@ impl Link {
             return None;
         }
         let is_due = |time: Option<Instant>| time.is_some_and(|time| time <= now);
-        if is_due(self.keep.over_at()) {
+        if is_due(self.over_at()) {
             let has_transport = self.state == State::Opening;
             let ended = self.fail(EndReason::Expired, "");
             if !has_transport {

@@ -15,7 +15,6 @@ pub(super) struct Keep {
     keep: Duration,
     own: Duration,
     idle_keep: Duration,
-    idle: bool,
 }
 
 impl Keep {
@@ -26,7 +25,6 @@ impl Keep {
             keep: config.keep,
             own: config.keep,
             idle_keep: config.idle_keep,
-            idle: false,
         }
     }
 
@@ -37,10 +35,6 @@ impl Keep {
 
     pub(super) const fn agreed(&self) -> Duration {
         self.keep
-    }
-
-    pub(super) fn set_idle(&mut self, idle: bool) {
-        self.idle = idle;
     }
 
     /// The transport is lost. A transport that was never opened changes nothing.
@@ -66,8 +60,8 @@ impl Keep {
         before.is_none_or(|(since, _)| now - since < self.keep)
     }
 
-    pub(super) fn over_at(&self) -> Option<Instant> {
-        let keep = match self.idle {
+    pub(super) fn over_at(&self, idle: bool) -> Option<Instant> {
+        let keep = match idle {
             true => self.keep.min(self.idle_keep),
             false => self.keep,
         };

@@ -35,6 +35,10 @@ pub struct Link {
     pub(super) received: u64,
     pub(super) acks: Acks,
     pub(super) keep: Keep,
+    /// The session has no connections.
+    idle: bool,
+    /// Nobody at this end needs the tunnel any more.
+    unneeded: bool,
     pub(super) resumption: Option<Resumption>,
     pub(super) stats: Stats,
 }
@@ -78,6 +82,8 @@ impl Link {
             received: 0,
             acks: Acks::new(),
             keep: Keep::new(&config),
+            idle: false,
+            unneeded: false,
             resumption: None,
             stats: Stats::default(),
             config,
@@ -156,9 +162,27 @@ impl Link {
         self.ring.set_share(bytes);
     }
 
-    /// Whether the tunnel has no connections: then it is kept for [`Config::idle_keep`] only.
+    /// Whether the session has no connections, and no message about one waits in it. Then the
+    /// tunnel is kept for [`Config::idle_keep`] only, once the peer has acknowledged the end of
+    /// each.
+    ///
+    /// An acknowledgement that the peer needs for that may be the next output.
     pub fn set_idle(&mut self, idle: bool) {
-        self.keep.set_idle(idle);
+        self.idle = idle;
+        self.acks.set_idle(idle);
+    }
+
+    /// Whether nobody at this end needs the tunnel any more: once it is idle, it is kept for
+    /// [`Config::idle_keep`] only, whatever the peer knows.
+    #[cfg(feature = "mux")]
+    pub(crate) fn set_unneeded(&mut self, unneeded: bool) {
+        self.unneeded = unneeded;
+    }
+
+    /// When the tunnel has been without a transport for too long.
+    pub(super) fn over_at(&self) -> Option<Instant> {
+        let is_told = self.unneeded || !self.ring.holds_end();
+        self.keep.over_at(self.idle && is_told)
     }
 
     /// What may be taken from the session now. Cheap: ask for each message.
@@ -181,7 +205,7 @@ impl Link {
         if self.ended.is_some() {
             return None;
         }
-        let times = [self.opened_by, self.keep.over_at()];
+        let times = [self.opened_by, self.over_at()];
         times.into_iter().flatten().min()
     }
 

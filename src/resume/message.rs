@@ -84,6 +84,12 @@ pub const fn counts(message: &[u8]) -> bool {
     !is_layer(message) && !matches!(message, [0x03, 0x01, ..])
 }
 
+/// Whether a message ends a connection, or a direction of one: CLOSE and ERROR.
+#[inline]
+pub(super) const fn is_end_of_connection(message: &[u8]) -> bool {
+    matches!(message.first(), Some(0x04 | 0x05))
+}
+
 /// A message of the layer.
 ///
 /// ```

@@ -16,10 +16,11 @@
 //! - calls [`detach`](Link::detach) when the transport is lost, [`attach`](Link::attach) (client)
 //!   or [`takeover`](Link::takeover) (server) when there is another one,
 //! - calls [`handle_timeout`](Link::handle_timeout) at [`poll_timeout`](Link::poll_timeout),
-//! - tells the link by [`set_idle`](Link::set_idle) whether the session has streams, and the
-//!   session by [`set_outlives_transport`](crate::session::Session::set_outlives_transport) that
-//!   silence is not its end: at [`Event::PeerDead`](crate::session::Event::PeerDead) the transport
-//!   is detached,
+//! - tells the link by [`set_idle`](Link::set_idle) whether the session has streams or a message
+//!   that ends one, and the session by
+//!   [`set_outlives_transport`](crate::session::Session::set_outlives_transport) that silence is
+//!   not its end: at [`Event::PeerDead`](crate::session::Event::PeerDead) the transport is
+//!   detached,
 //! - stops the clock of the session with `detach`, and lets it go on when the link is attached
 //!   again,
 //! - [holds](crate::session::Session::hold_data) the session's data while the link accepts only

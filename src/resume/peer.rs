@@ -32,7 +32,7 @@ impl Link {
         self.confirm();
         if counts(&message) {
             self.received += 1;
-            self.acks.received(message.len());
+            self.acks.received(&message);
         }
         Received::Deliver(message)
     }

@@ -4,6 +4,7 @@ use core::fmt;
 use bytes::Bytes;
 
 use super::Config;
+use super::message::is_end_of_connection;
 
 /// The counted messages that the peer has not acknowledged, and the place of the next one to
 /// transmit.
@@ -13,6 +14,8 @@ pub(super) struct Ring {
     base: u64,
     /// The number of the next message to transmit.
     next: u64,
+    /// Messages sent up to the last one that ended a connection.
+    last_end: u64,
     /// Bytes of the messages here, with what keeping them costs.
     held: usize,
     /// Bytes from which on the ring is full.
@@ -56,6 +59,7 @@ impl Ring {
             messages: VecDeque::new(),
             base: 0,
             next: 0,
+            last_end: 0,
             held: 0,
             limit: config.ring_min,
             min: config.ring_min,
@@ -73,7 +77,11 @@ impl Ring {
     pub(super) fn push(&mut self, message: Bytes) {
         let transmitted = !self.is_replaying();
         self.held += cost(&message);
+        let is_end = is_end_of_connection(&message);
         self.messages.push_back(message);
+        if is_end {
+            self.last_end = self.sent();
+        }
         if transmitted {
             self.next = self.sent();
         }
@@ -155,6 +163,11 @@ impl Ring {
     #[inline]
     pub(super) fn is_replaying(&self) -> bool {
         self.next < self.sent()
+    }
+
+    /// Whether the peer may not know of the end of a connection.
+    pub(super) const fn holds_end(&self) -> bool {
+        self.base < self.last_end
     }
 
     /// Whether no more data should be taken.

@@ -66,6 +66,13 @@ impl Control {
         self.frames.is_empty()
     }
 
+    /// Whether the end of a connection is among them.
+    #[cfg(feature = "mux")]
+    pub(super) fn has_end(&self) -> bool {
+        let is_end = |(frame, _): &_| matches!(frame, Frame::Close { .. } | Frame::Error { .. });
+        self.frames.iter().any(is_end)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.frames.len()
     }

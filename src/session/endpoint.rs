@@ -385,6 +385,12 @@ impl Session {
         self.streams.len() == 0
     }
 
+    /// Whether a stream has ended, and the message that says so waits to be transmitted.
+    #[cfg(feature = "mux")]
+    pub(crate) fn has_untold_end(&self) -> bool {
+        self.control.has_end()
+    }
+
     /// Every [`StreamId::slot`] is below this.
     #[cfg(feature = "mux")]
     pub(crate) fn slots(&self) -> usize {

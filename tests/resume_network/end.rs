@@ -283,7 +283,7 @@ impl End {
     /// A tunnel without connections is kept for a shorter time.
     pub fn tell_whether_idle(&mut self) {
         if let Some(link) = &mut self.link {
-            link.set_idle(self.session.stats().streams == 0);
+            link.set_idle(self.session.is_idle() && !self.session.has_transmit());
         }
     }
 

@@ -1,5 +1,7 @@
 //! What both ends guarantee together, each test with the fault that it is there to find.
 
+use alloc::vec;
+
 use super::*;
 
 /// Found by: a replay that starts one message late, or early; a count read before the cut.
@@ -404,6 +406,54 @@ fn an_orderly_end_follows_everything() {
         }]
     ));
     pair.audit();
+}
+
+/// A tunnel without connections is kept like any other until the peer has what ended them. It hears
+/// of that as soon as the other end is idle, too, once.
+#[test]
+fn an_end_that_the_peer_may_not_know_is_kept() {
+    for kind in [4, 5] {
+        let mut pair = Pair::new();
+        let end = Bytes::from(vec![kind, 0, 0, 0, 0, 1, 0, 0]);
+        let data = send(&mut pair.server, 0..1);
+        pair.server.set_idle(true);
+        pair.server.sent(&end).unwrap();
+        let received = [data, vec![end.clone()]].concat();
+        hand(&mut pair.client, at(0), received);
+        assert_eq!(output(&mut pair.client), [] as [Bytes; 0]);
+        pair.client.set_idle(true);
+        let answer = output(&mut pair.client);
+        assert_eq!(answer, [ack(2)]);
+        hand(&mut pair.server, at(0), answer);
+        pair.audit();
+
+        // One that comes later waits for a keepalive.
+        let late = Bytes::from(vec![5, 0, 0, 0, 0, 2, 0, 0]);
+        pair.server.sent(&late).unwrap();
+        hand(&mut pair.client, at(0), vec![late]);
+        pair.client.set_idle(true);
+        assert_eq!(output(&mut pair.client), [] as [Bytes; 0]);
+        let ping = Bytes::from(vec![6, 0, 0, 0, 0, 0, 0, 0]);
+        for answer in [vec![ack(3)], vec![]] {
+            pair.client.sent(&ping).unwrap();
+            assert_eq!(output(&mut pair.client), answer);
+            hand(&mut pair.server, at(0), answer);
+        }
+        // The client's PINGs end nothing.
+        pair.server.sent(&end).unwrap();
+        pair.cut();
+        assert_eq!(pair.server.poll_timeout(), Some(at(120_000)));
+        assert_eq!(pair.client.poll_timeout(), Some(at(10_000)));
+        pair.resume();
+        assert_eq!(layer(&output(&mut pair.client)), []);
+        pair.client.set_idle(false);
+        pair.client.set_idle(true);
+        let answer = output(&mut pair.client);
+        hand(&mut pair.server, at(0), answer);
+        pair.cut();
+        assert_eq!(pair.server.poll_timeout(), Some(at(10_000)));
+        pair.audit();
+    }
 }
 
 /// The shorter time holds, counted from the loss, whatever is dialled meanwhile.

@@ -36,13 +36,14 @@ async fn without_a_transport_a_shutdown_ends_the_tunnel_at_once() {
         let builder = mux::builder();
         let (mux, driver) = builder.resuming_opener(server.dial(), CARRIER, connector);
         let driver = tokio::spawn(driver);
-        let mut stream = first_stream(&mux, &mut accepted).await;
+        let stream = first_stream(&mux, &mut accepted).await;
         let tunnel = mux.tunnel().clone();
         let mut changes = tunnel.attachments();
         if end != "shutdown" && end != "driver" {
-            stream.shutdown().await.unwrap();
-            within(stream.read(&mut [0])).await.unwrap();
+            server.newest()[0].hold(true);
+            stream.reset(Reason::Reset, "");
             drop(stream);
+            run_others().await;
         }
         server.cut();
         let change = within(changes.changed()).await.unwrap();
@@ -245,6 +246,62 @@ async fn a_tunnel_that_becomes_idle_without_a_client_ends_soon() {
     let far = server.drivers.lock().unwrap().pop().unwrap();
     within_hours(far).await.unwrap().unwrap_err();
     assert_eq!(began.elapsed().as_secs(), 10);
+}
+
+/// Longer than a tunnel without connections is kept.
+fn client_away_for_a_minute(server: &Server) -> Mux {
+    let first = server.dial();
+    let server = server.clone();
+    let late = move |_| {
+        let server = server.clone();
+        async move {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            Ok(server.dial())
+        }
+    };
+    let (mux, driver) = mux::builder().resuming_opener(first, CARRIER, late);
+    tokio::spawn(driver);
+    mux
+}
+
+/// A reply is complete, and its stream is over at the server before anything of it arrives.
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_was_not_delivered_is_kept_as_long_as_a_stream() {
+    let (server, mut accepted) = Server::new(resume::Config::default());
+    let mux = client_away_for_a_minute(&server);
+    let mut stream = mux.open_tcp(7).unwrap();
+    let mut acceptor = within(accepted.recv()).await.unwrap();
+    let mut served = accept_tcp(&mut acceptor).await;
+    stream.shutdown().await.unwrap();
+    assert_eq!(within(served.read(&mut [0])).await.unwrap(), 0);
+    server.newest()[1].hold(true);
+    served.write_all(b"a reply").await.unwrap();
+    served.shutdown().await.unwrap();
+    drop(served);
+    run_others().await;
+    server.cut();
+    let mut reply = Vec::new();
+    within_hours(stream.read_to_end(&mut reply)).await.unwrap();
+    assert_eq!(reply, b"a reply");
+}
+
+/// The service's connection is freed when the client is back, not when the tunnel is given up.
+#[tokio::test(start_paused = true)]
+async fn a_reset_without_a_transport_is_told_on_the_next() {
+    let (server, mut accepted) = Server::new(resume::Config::default());
+    let mux = client_away_for_a_minute(&server);
+    let stream = mux.open_tcp(7).unwrap();
+    let mut acceptor = within(accepted.recv()).await.unwrap();
+    let mut served = accept_tcp(&mut acceptor).await;
+    let mut changes = mux.tunnel().attachments();
+    server.cut();
+    within(changes.changed()).await.unwrap();
+    stream.reset(Reason::Reset, "by the application");
+    drop(stream);
+    let began = tokio::time::Instant::now();
+    within_hours(served.read(&mut [0])).await.unwrap_err();
+    assert_eq!(began.elapsed().as_secs(), 60);
+    assert!(mux.tunnel().is_attached());
 }
 
 /// The server has ended the tunnel and could not say so: the client hears it on the next transport.

@@ -20,7 +20,7 @@ use kohakuriver_tunnel::mux::{
     Incoming, Keeper, KeeperLimits, Mux, Redial, TokioTimer, TunnelError, TunnelStream,
 };
 use kohakuriver_tunnel::resume::{self, EndReason, Message, Open, Secret};
-use kohakuriver_tunnel::session::Config;
+use kohakuriver_tunnel::session::{Config, Reason};
 use kohakuriver_tunnel::wire::{ClientId, Frame, Proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
