@@ -57,7 +57,7 @@ pub(super) struct Resuming<S> {
     unacknowledged: Unacknowledged,
     /// Messages acknowledged, after the last ACK.
     acked: u64,
-    /// Why the last transport was lost.
+    /// Why the last transport was lost, until there is another.
     loss: Option<String>,
     /// What is wrong with the transport, found in its messages.
     fault: Option<TunnelError>,
@@ -243,6 +243,7 @@ impl<S: Source> Resuming<S> {
             }
             (true, true) => {
                 self.source.note(now, &News::Attached);
+                self.loss = None;
                 let resumption = self.link.resumption();
                 Some(resumption.map_or(Attachment::First, Attachment::Resumed))
             }

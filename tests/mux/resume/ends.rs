@@ -248,6 +248,26 @@ async fn a_tunnel_that_becomes_idle_without_a_client_ends_soon() {
     assert_eq!(began.elapsed().as_secs(), 10);
 }
 
+/// A loss that was overcome is not the cause of what happens later.
+#[tokio::test]
+async fn an_end_is_not_blamed_on_an_old_loss() {
+    let (server, mut accepted) = Server::new(resume::Config::default());
+    let liar = Liar::new(&server).await;
+    let acceptor = within(accepted.recv()).await.unwrap();
+    let mut changes = acceptor.tunnel().attachments();
+    server.cut();
+    within(changes.changed()).await.unwrap();
+    let next = open(liar.opened.tunnel, liar.opened.secret, 2, 0);
+    let (_, mut pipe) = Liar::answer(&server, next).await;
+    say(&mut pipe, Message::Ack { received: 9 }).await;
+    match within(acceptor.tunnel().closed()).await {
+        Err(TunnelError::NotResumed(ended)) => {
+            assert_eq!(ended.text, "more was acknowledged than sent");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
 /// Longer than a tunnel without connections is kept.
 fn client_away_for_a_minute(server: &Server) -> Mux {
     let first = server.dial();
