@@ -66,6 +66,7 @@ impl Link {
         self.first = None;
         self.opened_by = None;
         self.ending = None;
+        (self.stats.sent, self.stats.acked) = (self.ring.sent(), self.ring.base());
         self.ring.clear();
         self.keep.stop(Instant::default());
         self.ended = Some(ended.clone());

@@ -271,10 +271,16 @@ impl Link {
     /// Counters since the tunnel began.
     #[must_use]
     pub fn stats(&self) -> Stats {
+        let received = self.received;
+        // After the end the ring is empty, whatever the peer has acknowledged.
+        let (sent, acked) = match self.ended {
+            Some(_) => (self.stats.sent, self.stats.acked),
+            None => (self.ring.sent(), self.ring.base()),
+        };
         Stats {
-            sent: self.ring.sent(),
-            acked: self.ring.base(),
-            received: self.received,
+            sent,
+            acked,
+            received,
             ..self.stats
         }
     }

@@ -44,6 +44,19 @@ fn full_rings_at_both_ends_let_control_pass() {
     }
 }
 
+/// What the peer has not acknowledged is dropped, and does not count as if it had been.
+#[test]
+fn the_end_acknowledges_nothing() {
+    let mut pair = Pair::new();
+    send(&mut pair.client, 0..5);
+    pair.client.handle_message(at(0), ack(3));
+    pair.client.abort(EndReason::Gone, "");
+    let stats = pair.client.stats();
+    assert_eq!((stats.sent, stats.acked), (5, 3));
+    assert_eq!(pair.client.ring_bytes(), 0);
+    pair.audit();
+}
+
 /// Whatever the ring, the messages and the direction, a transfer never waits for ever.
 #[test]
 fn a_ring_of_any_size_makes_progress() {
