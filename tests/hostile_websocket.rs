@@ -227,6 +227,13 @@ async fn empty_fragments_keep_nobody_waiting() {
     }
 }
 
+/// The most of a frame of a MiB, masked with zeros.
+fn begun() -> Vec<u8> {
+    let mut begun = b"\x82\xff\0\0\0\0\0\x10\0\0\0\0\0\0".to_vec();
+    begun.resize(900 << 10, 7);
+    begun
+}
+
 /// Two hundred messages that never end, nine times what the runner may hold for all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_messages_are_paid_from_one_budget() {
@@ -239,9 +246,7 @@ async fn half_messages_are_paid_from_one_budget() {
     expect_echo(&mut client, b"before").await;
     let before = chain.runner.resident();
     let path = format!("/ws/forward/{CONTAINER}/{port}?proto=tcp");
-    // A frame of a MiB, masked with zeros.
-    let mut begun = b"\x82\xff\0\0\0\0\0\x10\0\0\0\0\0\0".to_vec();
-    begun.resize(900 << 10, 7);
+    let begun = begun();
     let mut held = Vec::new();
     for _ in 0..200 {
         let mut socket = upgrade(&chain.runner.address(), &path).await;
@@ -268,4 +273,31 @@ async fn half_messages_are_paid_from_one_budget() {
     });
     let let_go: usize = futures_util::future::join_all(ends).await.iter().sum();
     assert!(let_go > 100, "only {let_go} were told to try again later");
+}
+
+/// A hundred messages that never end, of clients that get no session.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_messages_of_who_is_refused_are_not_kept() {
+    let chain = Chain::direct();
+    let begun = begun();
+    for program in [&chain.host, &chain.runner] {
+        let before = program.resident();
+        let little_is_held = || {
+            let growth = program.resident().saturating_sub(before);
+            assert!(growth <= GROWTH_MAX, "grew by {} MiB", growth >> 20);
+        };
+        let mut held = Vec::new();
+        for _ in 0..100 {
+            let mut socket = upgrade(&program.address(), "/api/tunnel/nobody").await;
+            // Fails if the program closed before everything was written.
+            let _ = soon("a reader", socket.write_all(&begun)).await;
+            held.push(socket);
+            little_is_held();
+        }
+        for mut socket in held {
+            let mut told = Vec::new();
+            let _ = soon("the end", socket.read_to_end(&mut told)).await;
+            little_is_held();
+        }
+    }
 }

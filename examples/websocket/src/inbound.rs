@@ -79,6 +79,16 @@ impl Inbound {
         }
     }
 
+    pub(crate) fn set_message_max(&mut self, message_max: usize) {
+        self.message_max = message_max;
+        self.read_size = self.read_size.min(self.read_max());
+    }
+
+    /// Most bytes that one read asks for.
+    fn read_max(&self) -> usize {
+        self.message_max.clamp(READ_MIN, READ_AHEAD_MAX)
+    }
+
     /// Memory held now is charged with the next read.
     pub(crate) fn charge_to(&mut self, charge: Charge) {
         self.charge = charge;
@@ -231,7 +241,7 @@ impl Inbound {
         let len = ready!(read)?;
         self.patience.progressed();
         if len == most {
-            self.read_size = (self.read_size * 2).min(READ_AHEAD_MAX);
+            self.read_size = (self.read_size * 2).min(self.read_max());
         } else if len.max(self.frame) < self.read_size / 4 {
             self.read_size = (self.read_size / 2).max(READ_MIN);
         }

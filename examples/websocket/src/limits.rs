@@ -40,7 +40,8 @@ pub(crate) const MEMORY_RETRY: Duration = Duration::from_millis(20);
 /// Bytes discarded after an error, while the peer gets time to read the reason.
 pub const DISCARDED_MAX: usize = 256 << 10;
 
-/// Most bytes that one read asks for: one of the tunnel's largest messages, and a little.
+/// Most bytes that one read asks for: one of the tunnel's largest messages, and a little. Less if
+/// the longest message is shorter.
 pub const READ_AHEAD_MAX: usize = 132 << 10;
 
 /// Least bytes that one read asks for. An idle connection holds no more.

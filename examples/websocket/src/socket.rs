@@ -53,6 +53,11 @@ impl<S> WebSocket<S> {
         }
     }
 
+    /// Lowers or raises the limit of [`new`](Self::new) for messages that are not complete yet.
+    pub fn set_message_max(&mut self, message_max: usize) {
+        self.inbound.set_message_max(message_max);
+    }
+
     /// Charges the memory of partial messages, and of what waits to be written, to `account` from
     /// now on. Until then nothing counts it.
     pub fn charge_to(&mut self, account: Arc<dyn Account>) {

@@ -323,6 +323,30 @@ async fn a_small_payload_behind_tiny_frames_pins_no_large_buffer() {
     }
 }
 
+/// So a socket that nobody charges holds little.
+#[tokio::test]
+async fn a_lowered_limit_holds_for_what_has_not_come() {
+    const LESS: usize = 8 << 10;
+    for role in ROLES {
+        let (near, mut far) = duplex(4 << 20);
+        let (near, seen) = Watched::new(near);
+        let mut ours = open(near, role, MAX);
+        ours.set_message_max(LESS);
+        let most = frame(other(role), BINARY, &[7; LESS]);
+        let long = frame(other(role), BINARY, &[7; LESS + 1]);
+        far.write_all(&most.repeat(20)).await.unwrap();
+        // Its header is enough.
+        far.write_all(&long[..8]).await.unwrap();
+        for _ in 0..20 {
+            within(ours.next()).await.unwrap().unwrap();
+        }
+        let error = within(ours.next()).await.unwrap().unwrap_err();
+        assert!(matches!(error, Error::TooLong { max: LESS, .. }), "{error}");
+        let longest = seen.reads.lock().unwrap().iter().copied().max();
+        assert!(longest <= Some(2 * LESS), "{longest:?}");
+    }
+}
+
 /// One poll of the stream does bounded work, without the help of a runtime.
 #[tokio::test]
 async fn a_poll_takes_a_bounded_number_of_frames() {

@@ -162,6 +162,11 @@ pub static ATTACKS: &[Attack] = &[
         work!(websocket::partial),
     ),
     client(
+        "partial-refused",
+        "the same of clients that the host refuses",
+        work!(websocket::partial_refused),
+    ),
+    client(
         "keep-alive",
         "idle HTTP connections at the host",
         work!(http::keep_alive),

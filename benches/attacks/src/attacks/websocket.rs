@@ -64,8 +64,17 @@ pub async fn fragments(field: &Field, number: usize) -> io::Result<()> {
 }
 
 pub async fn partial(field: &Field, number: usize) -> io::Result<()> {
+    held_back(session(field, number, DIRECT, Some(V2)).await?).await
+}
+
+pub async fn partial_refused(field: &Field, number: usize) -> io::Result<()> {
+    let stream = connect(field, field.host, number).await?;
+    held_back(wire::upgrade(stream, "/api/tunnel/nobody", Some(V2)).await?).await
+}
+
+/// A message whose last byte does not come.
+async fn held_back(mut peer: Peer) -> io::Result<()> {
     const LEN: usize = 1 << 20;
-    let mut peer = session(field, number, DIRECT, Some(V2)).await?;
     let _held = Held::new();
     let mut header = Vec::new();
     peer.header(&mut header, BINARY, LEN as u64);

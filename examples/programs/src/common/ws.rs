@@ -51,6 +51,10 @@ const DOWNGRADES_MAX: u32 = 3;
 /// sends.
 const MESSAGE_MAX: usize = 1 << 20;
 
+/// The same of a peer that is refused, whose memory nobody counts: pings, or a message that it sent
+/// before it knew.
+const REFUSED_MESSAGE_MAX: usize = 8 << 10;
+
 /// Time for the WebSocket handshake, and for the first text after it.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -402,6 +406,14 @@ pub fn switching(accept: Option<HeaderValue>, protocol: Option<HeaderValue>) -> 
     headers.extend(accept.map(|value| (header::SEC_WEBSOCKET_ACCEPT, value)));
     headers.extend(protocol.map(|value| (header::SEC_WEBSOCKET_PROTOCOL, value)));
     answer
+}
+
+/// Tells the peer why it gets no session, and waits a moment for its close.
+pub async fn refuse(mut socket: Socket, code: u16, reason: &str) {
+    socket.set_message_max(REFUSED_MESSAGE_MAX);
+    mux::builder()
+        .refuse(socket, WebSocketCarrier, code, reason)
+        .await;
 }
 
 /// A WebSocket on an upgraded connection.

@@ -8,7 +8,6 @@ use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
-use kohakuriver_tunnel::mux;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::place::{Refusal, TaskPlace};
@@ -17,7 +16,7 @@ use crate::common::front::Caller;
 use crate::common::http::{self, Answer, BadRequest};
 use crate::common::route::Session;
 use crate::common::turns::Turns;
-use crate::common::ws::{self, WebSocketCarrier};
+use crate::common::ws;
 use crate::common::{net, token};
 
 /// Time to reach the runner and get its answer. The client waits 10 s in all.
@@ -106,9 +105,7 @@ pub async fn join(
                     if let Ok((stream, read)) = http::upgraded(client).await {
                         let socket = ws::over(stream, read, Role::Server);
                         let Refusal { reason, code, .. } = &refusal;
-                        mux::builder()
-                            .refuse(socket, WebSocketCarrier, *code, reason)
-                            .await;
+                        ws::refuse(socket, *code, reason).await;
                     }
                 };
                 farewell.unless_displaced(told).await;

@@ -25,7 +25,7 @@ use crate::common::route::Session;
 use crate::common::serve::{self, LAST_WORDS, flow_idle, unless_abandoned};
 use crate::common::tunnel::{self, Driving, Upgraded};
 use crate::common::turns::Turns;
-use crate::common::ws::{Socket, TRY_AGAIN, WebSocketCarrier};
+use crate::common::ws::{self, Socket, TRY_AGAIN, WebSocketCarrier};
 use crate::common::{resume, retry};
 
 /// How long to wait for an agent that is reconnecting, well within the client's 10 s.
@@ -50,7 +50,7 @@ pub async fn serve(
             // A refused client needs no session's place.
             let farewell = runner.front.farewell(caller.source);
             drop(place);
-            let told = mux::builder().refuse(upgraded.socket, WebSocketCarrier, code, &reason);
+            let told = ws::refuse(upgraded.socket, code, &reason);
             farewell.unless_displaced(told).await;
             return;
         }
