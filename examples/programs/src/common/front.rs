@@ -15,7 +15,7 @@ use std::time::Duration;
 use clap::Args;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
-use hyper::{Request, StatusCode, Uri};
+use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use tokio::net::TcpListener;
@@ -30,6 +30,7 @@ use super::http::{Answer, BadRequest, HEAD_MAX};
 use super::metrics::Counter;
 use super::net::{self, MaybeTls};
 use super::program::Failure;
+use super::route::Route;
 use super::threads::Threads;
 use super::tls::{Acceptor, IdentityArgs};
 use super::token::TokenArgs;
@@ -185,13 +186,13 @@ impl Front {
     }
 
     /// Counts and logs a request that is not let in, for what `bad` says.
-    pub fn shut_out(&self, uri: &Uri, peer: SocketAddr, bad: BadRequest) -> BadRequest {
+    pub fn shut_out(&self, route: &Route, peer: SocketAddr, bad: BadRequest) -> BadRequest {
         let counter = match bad.status() {
             StatusCode::FORBIDDEN => &self.turned_away.origin,
             _ => &self.turned_away.token,
         };
         counter.add(1);
-        tracing::info!(%peer, path = uri.path(), "not let in: {}", bad.line());
+        tracing::info!(%peer, path = route.to_string(), "not let in: {}", bad.line());
         bad
     }
 

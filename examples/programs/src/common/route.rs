@@ -11,6 +11,9 @@ use super::url::is_name;
 /// The path of a session for any port, before the name.
 pub const ANY_PORT: &str = "/api/tunnel/";
 
+/// Most segments of a path that is served, with the empty one before the first slash.
+const SEGMENTS: usize = 5;
+
 /// The purpose of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
@@ -51,36 +54,51 @@ impl fmt::Display for Session {
 }
 
 impl Route {
-    /// Parses a request's path and query.
+    /// Parses a request's path and query. Each route has one path: a rule of a proxy for it could
+    /// not be passed by another.
     ///
     /// # Errors
     /// What is wrong with it.
     pub fn parse(uri: &Uri) -> Result<Self, BadRequest> {
-        let mut segments = [""; 4];
-        let parts = uri.path().trim_start_matches('/').split('/');
-        for (index, part) in parts.enumerate() {
-            *segments.get_mut(index).ok_or_else(not_found)? = part;
-        }
-        match segments {
-            ["healthz", "", "", ""] => Ok(Self::Health),
-            ["metrics", "", "", ""] => Ok(Self::Metrics),
-            ["ws", "forward", name, port] => {
+        let segments: Vec<&str> = uri.path().split('/').take(SEGMENTS + 1).collect();
+        match segments[..] {
+            ["", "healthz"] => Ok(Self::Health),
+            ["", "metrics"] => Ok(Self::Metrics),
+            ["", "ws", "forward", name, port] => {
                 let name = checked(name)?;
-                let port = port.parse().ok().filter(|port: &u16| *port != 0);
-                let port = port
-                    .ok_or_else(|| bad("the port in the path must be a number from 1 to 65535"))?;
+                let port = parse_port(port).ok_or_else(|| {
+                    bad("the port in the path must be a number from 1 to 65535, in digits alone")
+                })?;
                 let proto = proto(uri.query().unwrap_or_default())?;
                 let only = Some((port, proto));
                 Ok(Self::Forward(Session { name, only }))
             }
-            ["api", "tunnel", name, ""] => {
+            ["", "api", "tunnel", name] => {
                 let name = checked(name)?;
                 Ok(Self::Forward(Session { name, only: None }))
             }
-            ["ws", "tunnel", name, ""] => Ok(Self::Agent(checked(name)?)),
+            ["", "ws", "tunnel", name] => Ok(Self::Agent(checked(name)?)),
             _ => Err(not_found()),
         }
     }
+}
+
+impl fmt::Display for Route {
+    /// The path, of less than 200 bytes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Forward(session) => f.write_str(&session.path(&session.name)),
+            Self::Agent(name) => write!(f, "/ws/tunnel/{name}"),
+            Self::Health => f.write_str("/healthz"),
+            Self::Metrics => f.write_str("/metrics"),
+        }
+    }
+}
+
+fn parse_port(text: &str) -> Option<u16> {
+    let port: u16 = text.parse().ok()?;
+    // No sign, no leading zero.
+    (port != 0 && text.starts_with(|first| ('1'..='9').contains(&first))).then_some(port)
 }
 
 fn checked(name: &str) -> Result<String, BadRequest> {
@@ -113,4 +131,54 @@ fn not_found() -> BadRequest {
         "no such path: /ws/forward/{name}/{port}?proto=tcp, /api/tunnel/{name}, /healthz, /metrics \
          and, at a runner, /ws/tunnel/{name} are served",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(path: &str) -> Option<StatusCode> {
+        let uri = path.parse().unwrap();
+        Route::parse(&uri).err().map(|bad| bad.status())
+    }
+
+    #[test]
+    fn a_route_has_one_path() {
+        for (path, query) in [
+            ("/healthz", ""),
+            ("/metrics", ""),
+            ("/ws/forward/a/22", "?proto=udp"),
+            ("/api/tunnel/a", ""),
+            ("/ws/tunnel/a", ""),
+        ] {
+            let whole = format!("{path}{query}");
+            let route = Route::parse(&whole.parse().unwrap()).unwrap();
+            assert_eq!(route.to_string(), whole);
+            let twice = path.replacen('/', "//", 1);
+            let within = path.replace('/', "//");
+            for other in [format!("{path}/"), twice, within] {
+                assert_eq!(status(&other), Some(StatusCode::NOT_FOUND), "{other}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_port_is_written_in_one_way() {
+        for port in ["+22", "-1", "022", "0", "00022", "65536", "", "22 ", "٢"] {
+            assert_eq!(parse_port(port), None, "{port}");
+        }
+        assert_eq!(parse_port("65535"), Some(65_535));
+        assert_eq!(status("/ws/forward/42/+22"), Some(StatusCode::BAD_REQUEST));
+    }
+
+    #[test]
+    fn a_route_is_logged_in_less_than_200_bytes() {
+        let name = "x".repeat(128);
+        let longest = format!("/ws/forward/{name}/65535?proto=tcp");
+        let route = Route::parse(&longest.parse().unwrap()).unwrap();
+        assert!(route.to_string().len() < 200);
+        let uri = format!("{longest}&more={}", "y".repeat(10_000));
+        let route = Route::parse(&uri.parse().unwrap()).unwrap();
+        assert_eq!(route.to_string(), longest);
+    }
 }

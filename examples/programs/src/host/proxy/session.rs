@@ -14,7 +14,7 @@ use super::place::{Refusal, TaskPlace};
 use super::{Host, Settings};
 use crate::common::front::Caller;
 use crate::common::http::{self, Answer, BadRequest};
-use crate::common::route::Session;
+use crate::common::route::{Route, Session};
 use crate::common::turns::Turns;
 use crate::common::ws;
 use crate::common::{net, token};
@@ -54,7 +54,8 @@ pub async fn join(
         Some(_) => Ok(()),
     };
     if let Err(bad) = allowed {
-        return host.front.shut_out(request.uri(), peer, bad).into();
+        let route = Route::Forward(session);
+        return host.front.shut_out(&route, peer, bad).into();
     }
 
     let joined = async {

@@ -126,7 +126,7 @@ impl Runner {
         let key = http::upgrade_key(&request)?;
         let tokens = self.settings.tokens.current().await;
         let class = access::check(&tokens, &route, request.headers());
-        let class = class.map_err(|bad| self.front.shut_out(request.uri(), peer, bad))?;
+        let class = class.map_err(|bad| self.front.shut_out(&route, peer, bad))?;
         let choice = ws::choose(request.headers(), self.settings.tunnels.resume.is_some());
         let binding = kept::binding(&route, class, caller.source);
         let upgrade = hyper::upgrade::on(&mut request);
