@@ -1,13 +1,13 @@
 //! Sockets: their options, connecting to the first address that answers, ending with a reset.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
+use futures_util::future::select_all;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -18,6 +18,9 @@ use super::{names, threads, words};
 
 /// How long an address may be silent before the next one is tried beside it.
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
+
+/// Most addresses of a name that are tried at once. Each takes a descriptor.
+const ATTEMPTS: usize = 2;
 
 /// Unsent bytes that the kernel may hold for a tunnel's socket. A keystroke cannot overtake them,
 /// so they are few.
@@ -307,29 +310,43 @@ pub async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
 
 /// Connects to the address that answers first. Earlier ones have a head start.
 pub async fn connect_any(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    if let [only] = addresses {
-        return TcpStream::connect(*only).await;
-    }
+    first_of(addresses, TcpStream::connect).await
+}
+
+/// At most [`ATTEMPTS`] at a time: the oldest gives way to the next.
+async fn first_of<F, T>(
+    addresses: &[SocketAddr],
+    connect: impl Fn(SocketAddr) -> F,
+) -> io::Result<T>
+where
+    F: Future<Output = io::Result<T>>,
+{
     let mut waiting = addresses.iter().copied();
-    let mut attempts = FuturesUnordered::new();
+    let mut attempts = VecDeque::new();
     let mut failure = None;
-    attempts.extend(waiting.next().map(TcpStream::connect));
     loop {
+        if let Some(address) = waiting.next() {
+            if attempts.len() == ATTEMPTS {
+                attempts.pop_front();
+            }
+            attempts.push_back(Box::pin(connect(address)));
+        }
+        if attempts.is_empty() {
+            return Err(failure.unwrap_or_else(no_address));
+        }
+        let first = async {
+            let (ended, index, _) = select_all(&mut attempts).await;
+            (ended, index)
+        };
         tokio::select! {
-            ended = attempts.next(), if !attempts.is_empty() => match ended {
-                Some(Ok(stream)) => return Ok(stream),
-                Some(Err(error)) => {
-                    failure.get_or_insert(error);
-                    attempts.extend(waiting.next().map(TcpStream::connect));
-                }
-                None => {}
-            },
-            () = tokio::time::sleep(NEXT_ADDRESS_AFTER), if waiting.len() > 0 => {
-                attempts.extend(waiting.next().map(TcpStream::connect));
+            (ended, index) = first => {
+                match ended {
+                    Ok(connected) => return Ok(connected),
+                    Err(error) => failure.get_or_insert(error),
+                };
+                drop(attempts.remove(index));
             }
-            else => {
-                return Err(failure.unwrap_or_else(no_address));
-            }
+            () = tokio::time::sleep(NEXT_ADDRESS_AFTER), if waiting.len() > 0 => {}
         }
     }
 }
@@ -391,6 +408,8 @@ pub fn without_number(mut text: String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[tokio::test]
@@ -434,6 +453,37 @@ mod tests {
             let after = socket.tcp_keepalive_time().unwrap();
             assert_eq!(after, Duration::from_secs(30));
         }
+    }
+
+    /// Counts while it is there.
+    struct Open<'a>(&'a Cell<usize>);
+
+    impl Drop for Open<'_> {
+        fn drop(&mut self) {
+            self.0.set(self.0.get() - 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn however_many_addresses_are_silent_two_sockets_are_open() {
+        const ANSWERS: u16 = 4;
+        let (open, most) = (&Cell::new(0), &Cell::new(0));
+        let connect = |address: SocketAddr| {
+            open.set(open.get() + 1);
+            most.set(most.get().max(open.get()));
+            let socket = Open(open);
+            async move {
+                let _socket = socket;
+                match address.port() {
+                    ANSWERS => Ok(()),
+                    _ => std::future::pending().await,
+                }
+            }
+        };
+        let addresses = (0..=ANSWERS).map(|port| (Ipv4Addr::LOCALHOST, port).into());
+        let addresses: Vec<_> = addresses.collect();
+        first_of(&addresses, connect).await.unwrap();
+        assert_eq!((most.get(), open.get()), (ATTEMPTS, 0));
     }
 
     #[tokio::test]
