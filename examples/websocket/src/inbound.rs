@@ -17,7 +17,7 @@ use crate::close;
 use crate::error::{Error, Violation};
 use crate::header::Header;
 use crate::limits::{
-    BYTES_PER_TURN, COPIED_BELOW, FRAMES_PER_TURN, FREE_ALLOWANCE, READ_AHEAD_MAX, READ_MIN,
+    BYTES_PER_TURN, FRAMES_PER_TURN, FREE_ALLOWANCE, PINNED_MAX, READ_AHEAD_MAX, READ_MIN,
 };
 use crate::mask::{apply_mask, unmasked};
 use crate::partial::{Partial, message};
@@ -204,9 +204,7 @@ impl Inbound {
         let payload = self.buffer.get(..header.len).unwrap_or_default();
         let copy = match header.mask {
             Some(key) => unmasked(payload, key),
-            None if payload.len() < COPIED_BELOW.min(self.allocated / 8) => {
-                Bytes::copy_from_slice(payload)
-            }
+            None if payload.len() < self.allocated / PINNED_MAX => Bytes::copy_from_slice(payload),
             None => return self.buffer.split_to(header.len).freeze(),
         };
         self.buffer.advance(header.len);

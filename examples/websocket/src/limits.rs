@@ -47,9 +47,9 @@ pub const READ_AHEAD_MAX: usize = 132 << 10;
 /// Least bytes that one read asks for. An idle connection holds no more.
 pub(crate) const READ_MIN: usize = 8 << 10;
 
-/// Payloads of this length or more keep the buffer that they were read into. Shorter ones are
-/// copied out of it if it is more than eight times as large.
-pub(crate) const COPIED_BELOW: usize = 16 << 10;
+/// A payload keeps at most so many times its length alive, or else it is copied. One of 16 KiB is not
+/// copied out of a buffer of [`READ_AHEAD_MAX`].
+pub(crate) const PINNED_MAX: usize = 10;
 
 /// Payloads up to this length are copied behind their header: one write for both is cheaper than
 /// two.

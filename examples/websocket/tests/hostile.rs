@@ -309,9 +309,14 @@ async fn a_small_payload_behind_tiny_frames_pins_no_large_buffer() {
         assert_eq!(payload.len(), len);
         payload
     };
-    far.write_all(&frames(65_000, 20)).await.unwrap();
-    for _ in 0..20 {
-        payload(65_000).await;
+    // Bulk is not copied.
+    for len in [16 << 10, 65_000] {
+        far.write_all(&frames(len, 20)).await.unwrap();
+        let mut shared = 0;
+        for _ in 0..20 {
+            shared += usize::from(!payload(len).await.is_unique());
+        }
+        assert!(shared >= 8, "{shared} of {len} bytes");
     }
     let read_at_once = [frames(1, 400), frames(4096, 4)].concat();
     far.write_all(&read_at_once).await.unwrap();
@@ -320,6 +325,13 @@ async fn a_small_payload_behind_tiny_frames_pins_no_large_buffer() {
     }
     for _ in 0..4 {
         assert!(payload(4096).await.is_unique());
+    }
+    // Nor does a longer one behind a message of the largest size, whose buffer is read into again.
+    far.write_all(&frames(MAX, 1)).await.unwrap();
+    payload(MAX).await;
+    far.write_all(&frames(20_000, 10)).await.unwrap();
+    for _ in 0..10 {
+        assert!(payload(20_000).await.is_unique());
     }
 }
 
