@@ -1,7 +1,7 @@
 //! Most of everything at once, as far as the file descriptors and the memory of this process allow.
 
 use super::program::raise_file_limit;
-use super::threads;
+use super::{threads, tls};
 
 /// Descriptors kept back from everything that peers can cause: for the listener, logs, files, name
 /// look-ups, and connections that are being closed.
@@ -16,9 +16,10 @@ const SESSIONS: usize = 4096;
 /// Most agents, unless a flag says less.
 const AGENTS: usize = 16_384;
 
-/// Bytes for each session and agent, beside what is counted: tasks, state, small buffers. So that
-/// all of them take no more than peers may make the process hold, unless a flag says more.
-const UNCOUNTED: usize = 32 << 10;
+/// Bytes for each session and agent, beside what is counted: tasks, state, small buffers, and what
+/// TLS has not written. So that all of them take no more than peers may make the process hold,
+/// unless a flag says more.
+const UNCOUNTED: usize = (32 << 10) + tls::UNSENT_MAX;
 
 /// Most connections of applications, including those that wait for the tunnel. Their streams may
 /// share a session.
@@ -181,18 +182,18 @@ mod tests {
     #[test]
     fn flags_only_lower() {
         let plenty = 1 << 20;
-        let host = |flag| HostCeilings::new(plenty, flag, 2, plenty << 10);
+        let host = |flag| HostCeilings::new(plenty, flag, 2, plenty << 11);
         assert_eq!(host(None).sessions, SESSIONS);
         assert_eq!(host(Some(7)).sessions, 7);
-        let runner = RunnerCeilings::new(plenty, Some(5), None, plenty << 10);
+        let runner = RunnerCeilings::new(plenty, Some(5), None, plenty << 11);
         assert_eq!((runner.sessions, runner.agents), (5, AGENTS));
-        let few = RunnerCeilings::new(800, Some(5000), Some(5000), plenty << 10);
+        let few = RunnerCeilings::new(800, Some(5000), Some(5000), plenty << 11);
         assert!(few.sessions < 400 && few.agents <= 400, "{few:?}");
     }
 
     #[test]
     fn where_memory_is_little_there_are_fewer_unless_a_flag_says_more() {
-        let memory = 32 << 20;
+        let memory = 64 << 20;
         assert_eq!(HostCeilings::new(1 << 20, None, 2, memory).sessions, 1024);
         let runner = RunnerCeilings::new(1 << 20, None, None, memory);
         assert_eq!((runner.sessions, runner.agents), (1024, 1024));

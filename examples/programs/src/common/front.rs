@@ -32,7 +32,7 @@ use super::net::{self, MaybeTls};
 use super::program::Failure;
 use super::route::Route;
 use super::threads::Threads;
-use super::tls::{Acceptor, IdentityArgs};
+use super::tls::{self, Acceptor, IdentityArgs};
 use super::token::TokenArgs;
 use super::words;
 
@@ -254,7 +254,8 @@ where
     let stream = match tls {
         None => stream,
         Some(tls) => {
-            let stream = tls.current().await.accept(stream.into_tcp()?).await;
+            let (tls, stream) = (tls.current().await, stream.into_tcp()?);
+            let stream = tls.accept_with(stream, |tls| tls::bound(tls)).await;
             let stream =
                 stream.map_err(|error| io::Error::new(error.kind(), words::server_tls(&error)))?;
             TlsStream::from(stream).into()

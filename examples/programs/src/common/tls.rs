@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::rustls::{self, ClientConfig, ConnectionCommon, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::http;
@@ -53,6 +53,10 @@ pub struct IdentityArgs {
 
 /// Time for a server to show whether it speaks TLS.
 const TLS_ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// Bytes of records that wait in a TLS stream while its peer reads nothing. Two records, so that one
+/// write to the socket takes more than one.
+pub const UNSENT_MAX: usize = 32 << 10;
 
 /// Types of TLS records.
 const ALERT: u8 = 0x15;
@@ -133,7 +137,7 @@ impl Dialer {
         let name = name.map_err(|_| invalid("its name cannot be in a certificate"))?;
         let tls = tls.current().await;
         let stream = tls
-            .connect(name, stream)
+            .connect_with(name, stream, |tls| bound(tls))
             .await
             .map_err(|error| io::Error::new(error.kind(), words::client_tls(&error, self.trust)))?;
         Ok(TlsStream::from(stream).into())
@@ -251,6 +255,11 @@ impl IdentityArgs {
     }
 }
 
+/// Bounds what waits in a TLS stream: nothing counts it.
+pub fn bound<Side>(tls: &mut ConnectionCommon<Side>) {
+    tls.set_buffer_limit(Some(UNSENT_MAX));
+}
+
 fn identity(cert: &Path, key: &Path) -> Result<Identity, Failure> {
     let chain = read_certificates(cert)?;
     if let Ok(file) = File::open(key) {
@@ -308,4 +317,28 @@ fn mismatch(cert: &Path, key: &Path, error: &rustls::Error) -> Failure {
 
 fn unusable(what: &str, error: &dyn std::fmt::Display) -> Failure {
     Failure::usage(format!("cannot use the {what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use tokio_rustls::rustls::ClientConnection;
+
+    use super::*;
+
+    #[test]
+    fn little_waits_in_a_tls_stream() {
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut tls = ClientConnection::new(Arc::new(config), name).unwrap();
+        bound(&mut tls);
+        // The same limit holds for records.
+        let taken = tls.writer().write(&[0; 1 << 20]).unwrap();
+        assert_eq!(taken, UNSENT_MAX);
+    }
 }

@@ -68,7 +68,7 @@ pub struct Args {
     front: FrontArgs,
 
     /// Maximum number of agents; further ones are answered with 503 [default: 16384, or an eighth
-    /// of the open files, or one for each 32 KiB of --memory, if that is less]. Clients cannot take
+    /// of the open files, or one for each 64 KiB of --memory, if that is less]. Clients cannot take
     /// their places.
     #[arg(long, value_name = "N", value_parser = parse_count)]
     max_agents: Option<usize>,
