@@ -27,10 +27,11 @@ use super::addresses::{Source, Sources, parse_network};
 use super::args::parse_count;
 use super::handshakes::{Handshake, Handshakes};
 use super::http::{Answer, BadRequest, HEAD_MAX};
-use super::metrics::Counter;
+use super::metrics::{Counter, Numbers, Page};
 use super::net::{self, MaybeTls};
 use super::program::Failure;
 use super::route::Route;
+use super::sessions::Sessions;
 use super::threads::Threads;
 use super::tls::{self, Acceptor, IdentityArgs};
 use super::token::TokenArgs;
@@ -115,20 +116,20 @@ pub struct Front {
     answering: Duration,
     /// Each has its connections, the upgraded ones too unless they are moved.
     threads: Threads,
-    pub turned_away: TurnedAway,
+    turned_away: TurnedAway,
 }
 
 /// Connections that were dropped before they had an answer, and requests that were not let in.
 #[derive(Debug, Default)]
-pub struct TurnedAway {
+struct TurnedAway {
     /// A newer connection needed the place.
-    pub displaced: Counter,
+    displaced: Counter,
     /// Not finished in time.
-    pub late: Counter,
+    late: Counter,
     /// Without the right token.
-    pub token: Counter,
+    token: Counter,
     /// Of web pages that may not connect.
-    pub origin: Counter,
+    origin: Counter,
 }
 
 impl Front {
@@ -194,6 +195,28 @@ impl Front {
         counter.add(1);
         tracing::info!(%peer, path = route.to_string(), "not let in: {}", bad.line());
         bad
+    }
+
+    /// Adds the connections turned away to the metrics of a `program`: here, by its `sessions`, and
+    /// `more` causes.
+    pub fn show(&self, page: &mut Page, program: &str, sessions: &Sessions, more: &Numbers<'_>) {
+        let TurnedAway {
+            displaced,
+            late,
+            token,
+            origin,
+        } = &self.turned_away;
+        let causes: &Numbers<'_> = &[
+            ("displaced", displaced),
+            ("late", late),
+            ("token", token),
+            ("origin", origin),
+            ("sessions", &sessions.full),
+            ("address", &sessions.share),
+        ];
+        let name = format!("{program}_turned_away_total");
+        let help = "Connections refused or dropped, by cause.";
+        page.add(&name, help, "cause", &[causes, more].concat());
     }
 
     fn caller(&self, address: SocketAddr) -> Caller {

@@ -2,7 +2,7 @@
 //!
 //! The crate `prometheus-client` writes OpenMetrics, which names counters in another way.
 
-use std::fmt::Write;
+use std::fmt::{self, Display, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hyper::StatusCode;
@@ -51,56 +51,71 @@ impl Drop for Inside<'_> {
     }
 }
 
+impl Display for Counter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.value().fmt(f)
+    }
+}
+
+impl Display for Gauge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.value().fmt(f)
+    }
+}
+
+/// A metric's numbers by the value of its label; a single one without a label has "".
+pub type Numbers<'a> = [(&'a str, &'a dyn Display)];
+
 /// The page for a scraper. The names of counters end in `_total`, those of gauges do not.
 #[derive(Debug, Default)]
 pub struct Page(String);
 
+/// Adds metrics to a [`Page`]: `name "help" = number;` or, with a label,
+/// `name "help" by label { value: number, value: number };`.
+macro_rules! metrics {
+    ($page:ident: $(
+        $name:ident $help:literal
+        $(by $label:ident { $($value:ident: $count:expr),* $(,)? })? $(= $number:expr)?;
+    )*) => {$(
+        $page.add(
+            stringify!($name),
+            $help,
+            concat!($(stringify!($label))?),
+            &[$(("", &$number),)? $($((stringify!($value), &$count),)*)?],
+        );
+    )*};
+}
+pub(crate) use metrics;
+
 impl Page {
-    /// Adds a number.
-    #[must_use]
-    pub fn one(mut self, name: &str, help: &str, value: u64) -> Self {
-        let full = self.head(name, help);
-        // Writing to a string cannot fail.
-        let _ = writeln!(self.0, "{full} {value}");
-        self
-    }
-
-    /// Adds numbers of one name that differ in the value of `label`.
-    #[must_use]
-    pub fn each(mut self, name: &str, help: &str, label: &str, by: &[(&str, u64)]) -> Self {
-        let full = self.head(name, help);
-        for (value, count) in by {
-            let _ = writeln!(self.0, "{full}{{{label}=\"{value}\"}} {count}");
-        }
-        self
-    }
-
-    /// Adds the number of lines that are missing in the log.
-    #[must_use]
-    pub fn log(self, log: &Log) -> Self {
-        let (unread, limit) = log.missing();
-        self.each(
-            "log_lines_missing_total",
-            "Log lines that nobody read in time, or that were too many of a kind.",
-            "cause",
-            &[("unread", unread), ("limit", limit)],
-        )
-    }
-
-    pub fn answer(self) -> Answer {
-        let mut answer = http::text(StatusCode::OK, self.0);
-        let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-        answer.headers_mut().insert(header::CONTENT_TYPE, kind);
-        answer
-    }
-
-    fn head(&mut self, name: &str, help: &str) -> String {
-        let full = format!("kohakuriver_tunnel_{name}");
+    /// Adds a metric. `label` is empty if it has a single number.
+    pub fn add(&mut self, name: &str, help: &str, label: &str, numbers: &Numbers<'_>) {
         let kind = match name.ends_with("_total") {
             true => "counter",
             false => "gauge",
         };
-        let _ = writeln!(self.0, "# HELP {full} {help}\n# TYPE {full} {kind}");
-        full
+        let name = format!("kohakuriver_tunnel_{name}");
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (value, number) in numbers {
+            let _ = match label {
+                "" => writeln!(self.0, "{name} {number}"),
+                _ => writeln!(self.0, "{name}{{{label}=\"{value}\"}} {number}"),
+            };
+        }
+    }
+
+    /// The page, with the number of lines that are missing in the log.
+    pub fn answer(mut self, log: &Log) -> Answer {
+        let (unread, limit) = log.missing();
+        metrics! { self:
+            log_lines_missing_total
+                "Log lines that nobody read in time, or that were too many of a kind."
+                by cause { unread: unread, limit: limit };
+        }
+        let mut answer = http::text(StatusCode::OK, self.0);
+        let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        answer.headers_mut().insert(header::CONTENT_TYPE, kind);
+        answer
     }
 }

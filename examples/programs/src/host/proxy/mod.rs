@@ -26,7 +26,7 @@ use crate::common::ceilings::HostCeilings;
 use crate::common::front::{Caller, Front, FrontSettings};
 use crate::common::http::{self, Answer};
 use crate::common::log::Log;
-use crate::common::metrics::{Counter, Gauge, Page};
+use crate::common::metrics::{Counter, Gauge, Numbers, Page, metrics};
 use crate::common::route::Route;
 use crate::common::sessions::Sessions;
 use crate::common::threads::{PerThread, Threads};
@@ -119,45 +119,27 @@ impl Host {
 
     fn page(&self) -> Answer {
         let counters = &self.counters;
-        let relayed =
-            |to: fn(&Relays) -> &Counter| self.relays.iter().map(|one| to(one).value()).sum();
-        Page::default()
-            .one("host_sessions", "Sessions open now.", counters.open.value())
-            .each(
-                "host_sessions_total",
-                "Sessions asked for, by what became of them.",
-                "outcome",
-                &[
-                    ("joined", counters.joined.value()),
-                    ("refused", counters.refused.value()),
-                    ("unreachable", counters.unreachable.value()),
-                ],
-            )
-            .each(
-                "host_bytes_total",
-                "Bytes relayed, WebSocket framing included.",
-                "to",
-                &[
-                    ("runner", relayed(|relays| &relays.to_runner)),
-                    ("client", relayed(|relays| &relays.to_client)),
-                ],
-            )
-            .each(
-                "host_turned_away_total",
-                "Connections refused or dropped, by cause.",
-                "cause",
-                &[
-                    ("displaced", self.front.turned_away.displaced.value()),
-                    ("late", self.front.turned_away.late.value()),
-                    ("token", self.front.turned_away.token.value()),
-                    ("origin", self.front.turned_away.origin.value()),
-                    ("sessions", self.sessions.full.value()),
-                    ("address", self.sessions.share.value()),
-                    ("questions", self.questions.refused.value()),
-                    ("no_header", counters.nameless.value()),
-                ],
-            )
-            .log(&self.settings.log)
-            .answer()
+        let relayed = |to: fn(&Relays) -> &Counter| -> u64 {
+            self.relays.iter().map(|one| to(one).value()).sum()
+        };
+        let mut page = Page::default();
+        metrics! { page:
+            host_sessions "Sessions open now." = counters.open;
+            host_sessions_total "Sessions asked for, by what became of them." by outcome {
+                joined: counters.joined,
+                refused: counters.refused,
+                unreachable: counters.unreachable,
+            };
+            host_bytes_total "Bytes relayed, WebSocket framing included." by to {
+                runner: relayed(|relays| &relays.to_runner),
+                client: relayed(|relays| &relays.to_client),
+            };
+        }
+        let more: &Numbers<'_> = &[
+            ("questions", &self.questions.refused),
+            ("no_header", &counters.nameless),
+        ];
+        self.front.show(&mut page, "host", &self.sessions, more);
+        page.answer(&self.settings.log)
     }
 }

@@ -6,7 +6,7 @@ use tokio_rustls::rustls::crypto::ring::default_provider;
 
 use super::access::Class;
 use crate::common::addresses::Source;
-use crate::common::metrics::Page;
+use crate::common::metrics::{Page, metrics};
 use crate::common::route::Route;
 use crate::common::tunnel;
 use crate::common::ws::Socket;
@@ -32,55 +32,36 @@ impl Kept {
     }
 
     /// Adds what became of these tunnels.
-    pub fn show(&self, page: Page) -> Page {
+    pub fn show(&self, page: &mut Page) {
         let (clients, agents) = (self.clients.stats(), self.agents.stats());
         let both = |of: fn(&KeeperStats) -> u64| of(&clients) + of(&agents);
-        page.one(
-            "runner_tunnels_detached",
-            "Tunnels without a WebSocket now, which may go on.",
-            (clients.detached + agents.detached) as u64,
-        )
-        .one(
-            "runner_tunnels_ring_bytes",
-            "Bytes kept now until the other side confirms them.",
-            (clients.ring_bytes + agents.ring_bytes) as u64,
-        )
-        .each(
-            "runner_tunnels_resumed_total",
-            "Times that a tunnel went on over another WebSocket, by the other side.",
-            "of",
-            &[("client", clients.resumed), ("agent", agents.resumed)],
-        )
-        .each(
-            "runner_tunnels_not_resumed_total",
-            "Tunnels that ended because they could not go on, by cause.",
-            "cause",
-            &[
-                ("expired", both(|stats| stats.expired)),
-                ("evicted", both(|stats| stats.evicted)),
-                ("gap", both(|stats| stats.gaps)),
-                ("failed", both(|stats| stats.failed)),
-            ],
-        )
-        .each(
-            "runner_resume_refused_total",
-            "WebSockets that were refused because no tunnel goes on over them, by reason.",
-            "reason",
-            &[
-                ("unknown", both(|stats| stats.refused_unknown)),
-                ("stale", both(|stats| stats.refused_stale)),
-            ],
-        )
-        .one(
-            "runner_replayed_messages_total",
-            "Messages sent again when tunnels went on.",
-            both(|stats| stats.replayed),
-        )
-        .one(
-            "runner_replayed_bytes_total",
-            "Bytes of the messages sent again.",
-            both(|stats| stats.replayed_bytes),
-        )
+        metrics! { page:
+            runner_tunnels_detached "Tunnels without a WebSocket now, which may go on."
+                = clients.detached + agents.detached;
+            runner_tunnels_ring_bytes "Bytes kept now until the other side confirms them."
+                = clients.ring_bytes + agents.ring_bytes;
+            runner_tunnels_resumed_total
+                "Times that a tunnel went on over another WebSocket, by the other side."
+                by of { client: clients.resumed, agent: agents.resumed };
+            runner_tunnels_not_resumed_total
+                "Tunnels that ended because they could not go on, by cause."
+                by cause {
+                    expired: both(|stats| stats.expired),
+                    evicted: both(|stats| stats.evicted),
+                    gap: both(|stats| stats.gaps),
+                    failed: both(|stats| stats.failed),
+                };
+            runner_resume_refused_total
+                "WebSockets that were refused because no tunnel goes on over them, by reason."
+                by reason {
+                    unknown: both(|stats| stats.refused_unknown),
+                    stale: both(|stats| stats.refused_stale),
+                };
+            runner_replayed_messages_total "Messages sent again when tunnels went on."
+                = both(|stats| stats.replayed);
+            runner_replayed_bytes_total "Bytes of the messages sent again."
+                = both(|stats| stats.replayed_bytes);
+        }
     }
 }
 

@@ -28,7 +28,7 @@ use crate::common::ceilings::RunnerCeilings;
 use crate::common::front::{Caller, Front, FrontSettings};
 use crate::common::http::{self, Answer, BadRequest};
 use crate::common::log::Log;
-use crate::common::metrics::{Counter, Gauge, Page};
+use crate::common::metrics::{Counter, Gauge, Numbers, Page, metrics};
 use crate::common::places::Place;
 use crate::common::reread::Reread;
 use crate::common::route::{Route, Session};
@@ -242,82 +242,39 @@ impl Runner {
     fn page(&self) -> Answer {
         let (counters, served) = (&self.counters, &self.served);
         let (refused, at_agents) = (&served.dials.refused, &self.agents.refused);
-        let page = Page::default()
-            .one(
-                "runner_sessions",
-                "Client sessions open now.",
-                counters.sessions_open.value(),
-            )
-            .each(
-                "runner_sessions_total",
-                "Client sessions, by what became of them.",
-                "outcome",
-                &[
-                    ("served", counters.sessions.value()),
-                    ("refused", counters.refused.value()),
-                ],
-            )
-            .one(
-                "runner_agents",
-                "Agents registered now.",
-                self.agents.count(),
-            )
-            .one(
-                "runner_agents_total",
-                "Registrations of agents.",
-                self.agents.registrations.value(),
-            )
-            .each(
-                "runner_connections_total",
-                "Connections asked for, by what became of them.",
-                "outcome",
-                &[
-                    ("agent", counters.joined.value()),
-                    ("direct_tcp", served.streams.value()),
-                    ("direct_udp", served.flows.value()),
-                    ("refused", served.refused.value()),
-                    ("denied", counters.denied.value()),
-                    ("no_agent", counters.no_agent.value()),
-                ],
-            )
-            .each(
-                "runner_datagrams_lost_total",
-                "Datagrams to directly dialled targets that were not sent or were refused.",
-                "cause",
-                &[
-                    ("refused", served.flow_refusals.value()),
-                    ("failed", served.flow_failures.value()),
-                ],
-            )
-            .each(
-                "runner_connections_over_share_total",
-                "Connections refused because others of the session or of all were there, by cause.",
-                "cause",
-                &[
-                    ("dials", refused.turn.value()),
-                    ("sockets", refused.socket.value()),
-                    ("agent_dials", at_agents.turn.value()),
-                    ("agent_streams", at_agents.socket.value()),
-                ],
-            );
-        self.kept
-            .show(page)
-            .each(
-                "runner_turned_away_total",
-                "Connections refused or dropped, by cause.",
-                "cause",
-                &[
-                    ("displaced", self.front.turned_away.displaced.value()),
-                    ("late", self.front.turned_away.late.value()),
-                    ("token", self.front.turned_away.token.value()),
-                    ("origin", self.front.turned_away.origin.value()),
-                    ("sessions", self.sessions.full.value()),
-                    ("address", self.sessions.share.value()),
-                    ("agents", self.agents.full.value()),
-                ],
-            )
-            .log(&self.settings.log)
-            .answer()
+        let mut page = Page::default();
+        metrics! { page:
+            runner_sessions "Client sessions open now." = counters.sessions_open;
+            runner_sessions_total "Client sessions, by what became of them." by outcome {
+                served: counters.sessions,
+                refused: counters.refused,
+            };
+            runner_agents "Agents registered now." = self.agents.count();
+            runner_agents_total "Registrations of agents." = self.agents.registrations;
+            runner_connections_total "Connections asked for, by what became of them." by outcome {
+                agent: counters.joined,
+                direct_tcp: served.streams,
+                direct_udp: served.flows,
+                refused: served.refused,
+                denied: counters.denied,
+                no_agent: counters.no_agent,
+            };
+            runner_datagrams_lost_total
+                "Datagrams to directly dialled targets that were not sent or were refused."
+                by cause { refused: served.flow_refusals, failed: served.flow_failures };
+            runner_connections_over_share_total
+                "Connections refused because others of the session or of all were there, by cause."
+                by cause {
+                    dials: refused.turn,
+                    sockets: refused.socket,
+                    agent_dials: at_agents.turn,
+                    agent_streams: at_agents.socket,
+                };
+        }
+        self.kept.show(&mut page);
+        let more: &Numbers<'_> = &[("agents", &self.agents.full)];
+        self.front.show(&mut page, "runner", &self.sessions, more);
+        page.answer(&self.settings.log)
     }
 }
 
