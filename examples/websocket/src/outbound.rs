@@ -44,7 +44,7 @@ pub(crate) struct Outbound {
     pong: Option<Bytes>,
     /// Pongs queued since those before were all written.
     pongs: usize,
-    /// They are written completely once `written` reaches this.
+    /// Value of `written` at which all queued pongs are on the wire.
     pong_end: u64,
     closed: bool,
     /// Data is queued that no caller will flush.

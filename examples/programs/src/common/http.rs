@@ -201,7 +201,7 @@ pub async fn upgraded(upgrade: OnUpgrade) -> io::Result<(MaybeTls, Bytes)> {
     }
 }
 
-/// The connection of a request. Before the answer only so much is read.
+/// The connection of a request. Limits the bytes read before the final response head.
 struct Asked {
     stream: MaybeTls,
     left: usize,

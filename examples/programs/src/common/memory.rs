@@ -119,7 +119,7 @@ async fn give_back(budget: Budget, threads: Threads) {
     }
 }
 
-/// The use of memory since some was last returned.
+/// The use of memory since memory was last returned to the system.
 struct Usage {
     most: usize,
     last: usize,

@@ -83,7 +83,7 @@ impl<T: Clone + Send + 'static> Reread<T> {
         })))
     }
 
-    /// The value of now; the last one if the files cannot be used or not be read in time, which is
+    /// The current value; the last one if the files cannot be used or not be read in time, which is
     /// logged once. Of many callers a few look, so it may be 0.1 s old.
     pub async fn current(&self) -> T {
         let looked = pin!(self.0.looked.notified());

@@ -48,8 +48,8 @@ pub struct Served {
 
 impl Served {
     /// `rests`: an attempt that fails keeps its turn for a while, because each party is a session.
-    /// For an agent all sessions of its container are one party, and the runner limits each of
-    /// them.
+    /// For an agent each connection is a party, because only the runner knows the sessions and
+    /// limits them.
     pub fn new(ceilings: ServingCeilings, rests: bool) -> Self {
         Self {
             parties: Parties::default(),

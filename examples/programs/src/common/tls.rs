@@ -73,7 +73,7 @@ fn client_hello() -> Vec<u8> {
 
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-/// The TLS side of a server, with the certificate of now.
+/// The TLS side of a server, with the current certificate.
 pub type Acceptor = Reread<TlsAcceptor>;
 
 /// Connects to servers, with TLS if the URL says so.
