@@ -25,12 +25,10 @@ mod mask;
 mod outbound;
 mod partial;
 mod patience;
-mod random;
 mod socket;
 
 pub use budget::Account;
 pub use error::{Error, Violation};
-pub use random::random;
 pub use socket::WebSocket;
 pub use tungstenite::Message;
 pub use tungstenite::protocol::{CloseFrame, Role};

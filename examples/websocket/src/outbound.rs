@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -19,7 +20,6 @@ use crate::limits::{
     FREE_ALLOWANCE, HEADER_MAX, MASKED_MAX, PONGS_MAX, SCRATCH, SMALL, WRITE_BUFFER, WRITE_SLICES,
 };
 use crate::mask::{apply_mask, copy_masked};
-use crate::random::random;
 
 /// Frames that wait to be written.
 ///
@@ -95,7 +95,7 @@ impl Outbound {
         }
         let header = FrameHeader {
             opcode,
-            mask: (self.role == Role::Client).then(random),
+            mask: (self.role == Role::Client).then(mask_key),
             ..FrameHeader::default()
         };
         let small = payload.len() <= SMALL;
@@ -280,6 +280,16 @@ impl Outbound {
     pub(crate) fn owes(&self) -> bool {
         self.owes
     }
+}
+
+/// An unpredictable key for one frame (RFC 6455 section 5.3).
+///
+/// The standard library keys its hash maps from the operating system, by a system call. That works
+/// in an empty root directory too, where `/dev/urandom` is missing. A keyed hash under a new key
+/// each time is as unpredictable as the key.
+fn mask_key() -> [u8; 4] {
+    let [a, b, c, d, ..] = RandomState::new().hash_one(()).to_le_bytes();
+    [a, b, c, d]
 }
 
 /// Masked copies of payloads. What a write leaves over is kept for the next one, so that each byte
