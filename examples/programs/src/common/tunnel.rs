@@ -9,7 +9,7 @@ use clap::Args;
 use futures_util::future::{BoxFuture, FutureExt};
 use kohakuriver_tunnel::mux::{
     self, Acceptor, Admission, Binding, Budget, Builder, Connect, ConnectError, Keeper, Mux,
-    Tunnel, TunnelError,
+    TokioTimer, Tunnel, TunnelError,
 };
 use kohakuriver_tunnel::resume;
 use kohakuriver_tunnel::session::{Config, Version};
@@ -35,6 +35,9 @@ const AT_ONCE: Duration = Duration::from_millis(200);
 
 /// Longest time of an attempt to connect again. Its pauses and its steps have limits of their own.
 const ATTEMPT: Duration = Duration::from_secs(86_400);
+
+/// Drives a tunnel on WebSockets from the source `S`.
+type Driver<S> = mux::Driver<Socket, WebSocketCarrier, TokioTimer, S>;
 
 /// A tunnel's driver, which the caller runs.
 pub type Driving = BoxFuture<'static, Ended>;
@@ -167,11 +170,8 @@ impl Upgraded {
             .await?;
         let tunnels = &tunnels.tunnels;
         Ok(match resumable {
-            true => {
-                let opened = builder.resuming_opener(socket, WebSocketCarrier, redial);
-                tunnels.drive(opened, Mux::tunnel)
-            }
-            false => tunnels.drive(builder.opener(socket, WebSocketCarrier), Mux::tunnel),
+            true => tunnels.drive(builder.resuming_opener(socket, WebSocketCarrier, redial)),
+            false => tunnels.drive(builder.opener(socket, WebSocketCarrier)),
         })
     }
 
@@ -195,7 +195,7 @@ impl Upgraded {
     pub async fn welcome(self, tunnels: &Settings) -> Result<(Acceptor, Driving), ConnectError> {
         let (builder, socket) = self.on(tunnels);
         let welcomed = builder.welcome(socket, WebSocketCarrier).await?;
-        Ok(tunnels.tunnels.drive(welcomed, Acceptor::tunnel))
+        Ok(tunnels.tunnels.drive(welcomed))
     }
 
     /// A server's end, of a peer that resumes tunnels: finds the tunnel that it asks for. With
@@ -224,8 +224,9 @@ impl Upgraded {
     /// A runner's end of the tunnel to an agent.
     pub fn opener(self, tunnels: &Settings) -> (Mux, Driving) {
         let (builder, socket) = self.on(tunnels);
-        let opened = builder.opener(socket, WebSocketCarrier);
-        tunnels.tunnels.drive(opened, Mux::tunnel)
+        tunnels
+            .tunnels
+            .drive(builder.opener(socket, WebSocketCarrier))
     }
 
     /// An agent's end. `redial` connects it again.
@@ -238,11 +239,8 @@ impl Upgraded {
         let (builder, socket) = self.on(tunnels);
         let tunnels = &tunnels.tunnels;
         match resumable {
-            true => {
-                let accepted = builder.resuming_acceptor(socket, WebSocketCarrier, redial);
-                tunnels.drive(accepted, Acceptor::tunnel)
-            }
-            false => tunnels.drive(builder.acceptor(socket, WebSocketCarrier), Acceptor::tunnel),
+            true => tunnels.drive(builder.resuming_acceptor(socket, WebSocketCarrier, redial)),
+            false => tunnels.drive(builder.acceptor(socket, WebSocketCarrier)),
         }
     }
 
@@ -286,14 +284,14 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 }
 
 impl Tunnels {
-    /// A handle, and the driver of its `tunnel`, which is ended with the program.
-    pub fn drive<H, D>(&self, (handle, driver): (H, D), tunnel: fn(&H) -> &Tunnel) -> (H, Driving)
+    /// A handle, and the driver of its tunnel, which is ended with the program.
+    pub fn drive<H, S>(&self, (handle, driver): (H, Driver<S>)) -> (H, Driving)
     where
-        D: Future<Output = Ended> + Send + 'static,
+        Driver<S>: Future<Output = Ended> + Send + 'static,
     {
         // Before `end` can find the tunnel: it waits for the drivers of those that it finds.
         let token = self.drivers.token();
-        let entry = self.enter(tunnel(&handle));
+        let entry = self.enter(driver.tunnel());
         let driving = async move {
             let _held = (entry, token);
             driver.await

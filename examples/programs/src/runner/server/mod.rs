@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, StatusCode};
-use kohakuriver_tunnel::mux::{Admission, Binding, KeeperLimits, Mux};
+use kohakuriver_tunnel::mux::{Admission, Binding, KeeperLimits};
 use kohakuriver_tunnel::resume::Choice;
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::protocol::Role;
@@ -215,7 +215,7 @@ impl Runner {
                 return;
             };
             match admitted {
-                Ok(Admission::New(opening)) => tunnels.tunnels.drive(opening.opener(), Mux::tunnel),
+                Ok(Admission::New(opening)) => tunnels.tunnels.drive(opening.opener()),
                 Ok(Admission::Refused(reason)) => {
                     return tracing::info!(container = name, %peer, "agent cannot go on: {reason}");
                 }

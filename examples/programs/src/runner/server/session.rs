@@ -147,7 +147,7 @@ async fn begin(
         }
     };
     Ok(opening.map(|opening| {
-        let (acceptor, driver) = tunnels.tunnels.drive(opening.acceptor(), Acceptor::tunnel);
+        let (acceptor, driver) = tunnels.tunnels.drive(opening.acceptor());
         (acceptor, driver, Some(place))
     }))
 }
