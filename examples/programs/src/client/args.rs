@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Parser;
 use kohakuriver_tunnel::wire::Proto;
 
-use crate::client::destination::Destination;
+use crate::client::connector::Destination;
 use crate::client::spec::PortSpec;
 use crate::common::args::{LogArgs, LogFormat, Within, variable};
 use crate::common::connection::ConnectionArgs;

@@ -2,16 +2,36 @@
 
 use std::sync::Arc;
 
-use kohakuriver_tunnel::mux::{Attachment, Tunnel, TunnelError};
+use hyper::header::HeaderMap;
+use kohakuriver_tunnel::mux::{self, Attachment, Mux, Tunnel, TunnelError};
+use kohakuriver_tunnel::session::clean_text;
+use kohakuriver_tunnel::wire::Proto;
 use tokio::sync::watch;
 
-use crate::client::destination::{Connected, Destination, Refusal};
 use crate::client::outage::Outage;
 use crate::client::pace::Pace;
 use crate::client::redial::Redial;
+use crate::common::connection::Connection;
 use crate::common::resume::sent_again;
+use crate::common::route::Session;
+use crate::common::tunnel::Upgraded;
 use crate::common::url::Url;
 use crate::common::words;
+use crate::common::ws::{self, ConnectError, Socket};
+
+/// A task and its host.
+#[derive(Clone)]
+pub struct Destination {
+    /// The host's base URL.
+    pub host: Url,
+    /// The URL of a session for any port, if the user wrote a whole one. It is used unchanged.
+    pub whole: Option<Url>,
+    pub task: String,
+    pub connection: Connection,
+}
+
+/// The one port and protocol of a session; `None` for any.
+pub type Only = Option<(u16, Proto)>;
 
 /// Where a tunnel goes, and what the tunnels of a command share.
 #[derive(Clone)]
@@ -27,11 +47,36 @@ pub struct Connector {
     pub woken: watch::Receiver<()>,
 }
 
+/// A session that began.
+pub struct Connected {
+    pub mux: Mux,
+    pub v2: bool,
+}
+
+/// Why a session could not begin.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The other side speaks version 1, in which ports do not share a session.
+    EachItsOwn,
+    /// Perhaps no session for any port is served.
+    LacksPath(ConnectError),
+    Failed(ConnectError),
+}
+
 /// How a tunnel ended for new connections.
 pub struct Over {
     /// It had lost its WebSocket before.
     pub down: bool,
     pub cause: String,
+}
+
+impl Destination {
+    /// The URL of a session.
+    pub fn url(&self, only: Only) -> Url {
+        let name = self.task.clone();
+        let path = Session { name, only }.path(&self.task);
+        self.whole.clone().unwrap_or_else(|| self.host.join(&path))
+    }
 }
 
 impl Connector {
@@ -45,15 +90,64 @@ impl Connector {
         }
     }
 
-    /// One attempt. The tunnel's driver is spawned on the caller's runtime.
+    /// Begins a session. The tunnel's driver is spawned on the caller's runtime.
     ///
     /// # Errors
-    /// The host cannot be reached or refuses.
+    /// The host cannot be reached or refuses. A session that several ports share must speak version
+    /// 2: in version 1 a paused reader of one port would hold up the others.
     pub async fn connect(&self) -> Result<Connected, Refusal> {
+        let failed = |error: ConnectError| match self.splits && error.may_lack_path() {
+            true => Refusal::LacksPath(error),
+            false => Refusal::Failed(error),
+        };
+        let upgraded = self.upgrade().await.map_err(failed)?;
+        let (v2, resumable) = (upgraded.is_v2(), upgraded.resumable);
         let redial = Redial::new(self.clone());
-        self.destination
-            .connect(&self.url, self.splits, redial)
+        let redial = move |dial| redial.clone().connect(dial);
+        let session = upgraded
+            .connect(&self.destination.connection.tunnels, redial)
+            .await;
+        let (mux, driver) = session.map_err(|error| failed(error.into()))?;
+        // Without a handle it closes the WebSocket.
+        tokio::spawn(driver);
+        // Only now the other side knows that no tunnel of before is to go on.
+        if resumable && !mux.tunnel().confirmed().await {
+            return Err(failed(never_opened(mux.tunnel())));
+        }
+        tracing::debug!(v2, "session begins at {}", self.url);
+        if self.splits && !v2 {
+            return Err(Refusal::EachItsOwn);
+        }
+        Ok(Connected { mux, v2 })
+    }
+
+    /// The next WebSocket of a session.
+    ///
+    /// # Errors
+    /// The host cannot be reached or refuses, or the other side does not resume sessions.
+    pub async fn reconnect(&self) -> Result<Socket, ConnectError> {
+        let upgraded = self.upgrade().await?;
+        upgraded
+            .reconnect(&self.destination.connection.tunnels)
             .await
+    }
+
+    async fn upgrade(&self) -> Result<Upgraded, ConnectError> {
+        let connection = &self.destination.connection;
+        let (upgraded, _) = ws::connect(connection, &self.url, HeaderMap::new()).await?;
+        Ok(upgraded)
+    }
+
+    /// One line that says why a session could not begin.
+    pub fn told(&self, error: &ConnectError) -> String {
+        match error {
+            ConnectError::Refused { reason, status, .. } => {
+                let host = self.destination.host.authority();
+                let refused = if status.is_some() { "" } else { "refused: " };
+                format!("the host {host} {refused}{reason}")
+            }
+            other => other.to_string(),
+        }
     }
 
     /// Waits until the tunnel has ended or takes no new connections. `tell` is told why it is down
@@ -109,4 +203,22 @@ impl Connector {
 
 fn lost(cause: &TunnelError) -> String {
     format!("lost the tunnel: {}", words::tunnel(cause))
+}
+
+/// Why a tunnel ended before the other side had opened it.
+fn never_opened(tunnel: &Tunnel) -> ConnectError {
+    match tunnel.close_reason() {
+        Some(Err(TunnelError::Ended(Some(said)))) => mux::ConnectError::Refused {
+            reason: clean_text(said.text.as_bytes()),
+            code: Some(said.code),
+        }
+        .into(),
+        // The words of `told` already.
+        Some(Err(TunnelError::NotConnected(reason))) => ConnectError::Unreachable(reason),
+        Some(Err(error)) => {
+            let error = words::tunnel(&error);
+            ConnectError::Unreachable(format!("the host did not begin the session: {error}"))
+        }
+        Some(Ok(())) | None => ConnectError::Unreachable("the session was given up".to_owned()),
+    }
 }

@@ -11,8 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use crate::client::access::{Access, State};
-use crate::client::connector::Connector;
-use crate::client::destination::{Destination, Only, Refusal};
+use crate::client::connector::{Connector, Destination, Only, Refusal};
 use crate::client::lanes::Lanes;
 use crate::client::outage::Outage;
 use crate::client::pace::Pace;
@@ -109,7 +108,7 @@ impl Keeper {
                 Ok(Err(Refusal::Failed(error))) => error,
                 Err(_) => return Err(self.gave_up(limit, last)),
             };
-            let reason = self.connector.destination.told(&error);
+            let reason = self.connector.told(&error);
             if !waits || error.is_forbidden() {
                 return Err(Failure::refused(reason));
             }
@@ -163,7 +162,7 @@ impl Keeper {
                     }
                     Err(Refusal::Failed(error)) => error,
                 };
-                let reason = self.connector.destination.told(&error);
+                let reason = self.connector.told(&error);
                 if error.is_answer() {
                     outage.refused(&reason);
                 } else {

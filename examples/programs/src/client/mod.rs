@@ -4,7 +4,6 @@ mod access;
 mod args;
 mod connector;
 mod demo;
-mod destination;
 mod flows;
 mod keeper;
 mod lanes;

@@ -58,7 +58,7 @@ impl Redial {
             // Connections wait for the attempt.
             waits.pace.pause(false, longest_wait(dial)).await;
         }
-        match self.to.destination.reconnect(&self.to.url).await {
+        match self.to.reconnect().await {
             Ok(socket) => {
                 waits.connected = Instant::now();
                 waits.downgrades.reset();
@@ -72,7 +72,7 @@ impl Redial {
     }
 
     fn failed(&self, dial: Dial, error: &ConnectError, is_final: bool) -> ConnectFailure {
-        let reason = self.to.destination.told(error);
+        let reason = self.to.told(error);
         if is_final {
             return ConnectFailure::last(&reason);
         }

@@ -17,8 +17,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::client::access::is_sound;
-use crate::client::connector::Connector;
-use crate::client::destination::Connected;
+use crate::client::connector::{Connected, Connector};
 use crate::common::threads::{Thread, Threads};
 use load::{Load, choose, is_spare, wanted};
 
