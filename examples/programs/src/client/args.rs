@@ -13,7 +13,7 @@ use crate::client::spec::PortSpec;
 use crate::common::args::{LogArgs, LogFormat, Within, variable};
 use crate::common::connection::ConnectionArgs;
 use crate::common::program::{Basics, Failure, Process};
-use crate::common::route::{ANY_PORT, Route, Session};
+use crate::common::route::{ANY_PORT, Route, Session, Target};
 use crate::common::serve::UDP_IDLE_MAX;
 use crate::common::threads::ThreadArgs;
 use crate::common::tls::public_roots;
@@ -247,10 +247,10 @@ impl Args {
     ) -> Result<(String, Url, bool, Vec<String>), Failure> {
         let target = url.target().split_off(before.len());
         let route = target.parse().ok().and_then(|uri| Route::parse(&uri).ok());
-        let Some(Route::Forward(Session {
+        let Some(Route::Tunnel(Target::Client(Session {
             name,
             only: Some((port, proto)),
-        })) = route
+        }))) = route
         else {
             return Err(wrong(
                 "--host is not a base URL, …/api/tunnel/TASK_ID or \

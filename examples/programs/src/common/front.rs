@@ -30,7 +30,7 @@ use super::http::{Answer, BadRequest, HEAD_MAX};
 use super::metrics::{Counter, Numbers, Page};
 use super::net::{self, MaybeTls};
 use super::program::Failure;
-use super::route::Route;
+use super::route::Target;
 use super::sessions::Sessions;
 use super::threads::Threads;
 use super::tls::{self, Acceptor, IdentityArgs};
@@ -187,13 +187,13 @@ impl Front {
     }
 
     /// Counts and logs a request that is not let in, for what `bad` says.
-    pub fn shut_out(&self, route: &Route, peer: SocketAddr, bad: BadRequest) -> BadRequest {
+    pub fn shut_out(&self, target: &Target, peer: SocketAddr, bad: BadRequest) -> BadRequest {
         let counter = match bad.status() {
             StatusCode::FORBIDDEN => &self.turned_away.origin,
             _ => &self.turned_away.token,
         };
         counter.add(1);
-        tracing::info!(%peer, path = route.to_string(), "not let in: {}", bad.line());
+        tracing::info!(%peer, path = target.to_string(), "not let in: {}", bad.line());
         bad
     }
 

@@ -17,12 +17,18 @@ const SEGMENTS: usize = 5;
 /// The purpose of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
-    /// `/ws/forward/{name}/{port}?proto=` or `/api/tunnel/{name}`: a client's session.
-    Forward(Session),
-    /// `/ws/tunnel/{name}`: an agent registers.
-    Agent(String),
     Health,
     Metrics,
+    Tunnel(Target),
+}
+
+/// What a tunnel is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// `/ws/forward/{name}/{port}?proto=` or `/api/tunnel/{name}`: a client's session.
+    Client(Session),
+    /// `/ws/tunnel/{name}`: an agent registers.
+    Agent(String),
 }
 
 /// A client's session with a task or a container.
@@ -71,26 +77,24 @@ impl Route {
                 })?;
                 let proto = proto(uri.query().unwrap_or_default())?;
                 let only = Some((port, proto));
-                Ok(Self::Forward(Session { name, only }))
+                Ok(Self::Tunnel(Target::Client(Session { name, only })))
             }
             ["", "api", "tunnel", name] => {
                 let name = checked(name)?;
-                Ok(Self::Forward(Session { name, only: None }))
+                Ok(Self::Tunnel(Target::Client(Session { name, only: None })))
             }
-            ["", "ws", "tunnel", name] => Ok(Self::Agent(checked(name)?)),
+            ["", "ws", "tunnel", name] => Ok(Self::Tunnel(Target::Agent(checked(name)?))),
             _ => Err(not_found()),
         }
     }
 }
 
-impl fmt::Display for Route {
+impl fmt::Display for Target {
     /// The path, of less than 200 bytes.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Forward(session) => f.write_str(&session.path(&session.name)),
+            Self::Client(session) => f.write_str(&session.path(&session.name)),
             Self::Agent(name) => write!(f, "/ws/tunnel/{name}"),
-            Self::Health => f.write_str("/healthz"),
-            Self::Metrics => f.write_str("/metrics"),
         }
     }
 }
@@ -142,23 +146,31 @@ mod tests {
         Route::parse(&uri).err().map(|bad| bad.status())
     }
 
+    fn target(path: &str) -> Target {
+        match Route::parse(&path.parse().unwrap()) {
+            Ok(Route::Tunnel(target)) => target,
+            other => panic!("{path}: {other:?}"),
+        }
+    }
+
     #[test]
     fn a_route_has_one_path() {
         for (path, query) in [
-            ("/healthz", ""),
-            ("/metrics", ""),
             ("/ws/forward/a/22", "?proto=udp"),
             ("/api/tunnel/a", ""),
             ("/ws/tunnel/a", ""),
         ] {
             let whole = format!("{path}{query}");
-            let route = Route::parse(&whole.parse().unwrap()).unwrap();
-            assert_eq!(route.to_string(), whole);
+            assert_eq!(target(&whole).to_string(), whole);
             let twice = path.replacen('/', "//", 1);
             let within = path.replace('/', "//");
             for other in [format!("{path}/"), twice, within] {
                 assert_eq!(status(&other), Some(StatusCode::NOT_FOUND), "{other}");
             }
+        }
+        for (path, wrong) in [("/healthz", "//healthz"), ("/metrics", "/metrics/")] {
+            assert_eq!(status(path), None);
+            assert_eq!(status(wrong), Some(StatusCode::NOT_FOUND), "{wrong}");
         }
     }
 
@@ -175,10 +187,8 @@ mod tests {
     fn a_route_is_logged_in_less_than_200_bytes() {
         let name = "x".repeat(128);
         let longest = format!("/ws/forward/{name}/65535?proto=tcp");
-        let route = Route::parse(&longest.parse().unwrap()).unwrap();
-        assert!(route.to_string().len() < 200);
+        assert!(target(&longest).to_string().len() < 200);
         let uri = format!("{longest}&more={}", "y".repeat(10_000));
-        let route = Route::parse(&uri.parse().unwrap()).unwrap();
-        assert_eq!(route.to_string(), longest);
+        assert_eq!(target(&uri).to_string(), longest);
     }
 }

@@ -27,7 +27,7 @@ use crate::common::front::{Caller, Front, FrontSettings};
 use crate::common::http::{self, Answer};
 use crate::common::log::Log;
 use crate::common::metrics::{Counter, Gauge, Numbers, Page, metrics};
-use crate::common::route::Route;
+use crate::common::route::{Route, Target};
 use crate::common::sessions::Sessions;
 use crate::common::threads::{PerThread, Threads};
 use crate::common::tls::Dialer;
@@ -109,8 +109,10 @@ impl Host {
             Err(bad) => bad.into(),
             Ok(Route::Health) => http::text(StatusCode::OK, "ok"),
             Ok(Route::Metrics) => self.page(),
-            Ok(Route::Forward(session)) => session::join(self, request, session, caller).await,
-            Ok(Route::Agent(_)) => http::text(
+            Ok(Route::Tunnel(Target::Client(session))) => {
+                session::join(self, request, session, caller).await
+            }
+            Ok(Route::Tunnel(Target::Agent(_))) => http::text(
                 StatusCode::NOT_FOUND,
                 "agents register at a runner, and this is a host",
             ),

@@ -6,7 +6,7 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use sha2::Sha256;
 
 use crate::common::http::{self, BadRequest};
-use crate::common::route::Route;
+use crate::common::route::Target;
 use crate::common::token;
 
 /// Separates these tokens from anything else derived from the key.
@@ -77,15 +77,15 @@ pub enum Class {
 ///
 /// # Errors
 /// The missing credential.
-pub fn check(tokens: &Tokens, route: &Route, headers: &HeaderMap) -> Result<Class, BadRequest> {
+pub fn check(tokens: &Tokens, target: &Target, headers: &HeaderMap) -> Result<Class, BadRequest> {
     let given = headers.get(header::AUTHORIZATION);
     let allowed = |expected: &Option<HeaderValue>, class| {
         let expected = expected.as_ref()?;
         Some(token::same(expected, given).then_some(class))
     };
     // The outer `None`: nothing is demanded. The inner one: nothing that is demanded was given.
-    let class = match route {
-        Route::Agent(container) => {
+    let class = match target {
+        Target::Agent(container) => {
             let own = tokens.key.as_ref();
             let own = own.map(|key| key.opens(container, given).then_some(Class::Container));
             match (own, allowed(&tokens.agents, Class::Agents)) {
@@ -93,12 +93,12 @@ pub fn check(tokens: &Tokens, route: &Route, headers: &HeaderMap) -> Result<Clas
                 (own, shared) => Some(own.flatten().or(shared.flatten())),
             }
         }
-        _ => allowed(&tokens.clients, Class::Clients),
+        Target::Client(_) => allowed(&tokens.clients, Class::Clients),
     };
-    match (class, route) {
+    match (class, target) {
         (None, _) => http::same_origin(headers).map(|()| Class::Anybody),
         (Some(Some(class)), _) => Ok(class),
-        (Some(None), Route::Agent(_)) if tokens.key.is_some() => Err(not_of_this_container()),
+        (Some(None), Target::Agent(_)) if tokens.key.is_some() => Err(not_of_this_container()),
         (Some(None), _) => Err(token::demanded()),
     }
 }

@@ -7,7 +7,7 @@ use tokio_rustls::rustls::crypto::ring::default_provider;
 use super::access::Class;
 use crate::common::addresses::Source;
 use crate::common::metrics::{Page, metrics};
-use crate::common::route::Route;
+use crate::common::route::Target;
 use crate::common::tunnel;
 use crate::common::ws::Socket;
 
@@ -66,11 +66,10 @@ impl Kept {
 }
 
 /// What a tunnel of this request is bound to.
-pub fn binding(route: &Route, class: Class, source: Source) -> Binding {
-    let (route, group) = match route {
-        Route::Forward(session) => (format!("client {session} {class:?}"), session.name.clone()),
-        Route::Agent(name) => (format!("agent {name} {class:?}"), name.clone()),
-        Route::Health | Route::Metrics => Default::default(),
+pub fn binding(target: &Target, class: Class, source: Source) -> Binding {
+    let (route, group) = match target {
+        Target::Client(session) => (format!("client {session} {class:?}"), session.name.clone()),
+        Target::Agent(name) => (format!("agent {name} {class:?}"), name.clone()),
     };
     Binding::new(route, group, format!("{source:?}"))
 }
@@ -95,9 +94,9 @@ mod tests {
     fn a_tunnel_is_bound_to_its_route_and_to_what_let_it_in_but_to_no_address() {
         let session = |port| {
             let (name, only) = ("box".to_owned(), Some((port, Proto::Tcp)));
-            Route::Forward(Session { name, only })
+            Target::Client(Session { name, only })
         };
-        let agent = |name: &str| Route::Agent(name.to_owned());
+        let agent = |name: &str| Target::Agent(name.to_owned());
         let [here, there] = [1, 2].map(|last| Source::Address([10, 0, 0, last].into()));
         for (own, other) in [
             (session(80), session(81)),

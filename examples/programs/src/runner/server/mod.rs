@@ -31,7 +31,7 @@ use crate::common::log::Log;
 use crate::common::metrics::{Counter, Gauge, Numbers, Page, metrics};
 use crate::common::places::Place;
 use crate::common::reread::Reread;
-use crate::common::route::{Route, Session};
+use crate::common::route::{Route, Session, Target};
 use crate::common::serve::Served;
 use crate::common::sessions::Sessions;
 use crate::common::threads::{PerThread, Thread, Threads};
@@ -117,22 +117,21 @@ impl Runner {
         caller: Caller,
     ) -> Result<Answer, BadRequest> {
         let peer = caller.address;
-        let route = Route::parse(request.uri())?;
-        match route {
+        let target = match Route::parse(request.uri())? {
             Route::Health => return Ok(http::text(StatusCode::OK, "ok")),
             Route::Metrics => return Ok(self.page()),
-            Route::Forward(_) | Route::Agent(_) => {}
-        }
+            Route::Tunnel(target) => target,
+        };
         let key = http::upgrade_key(&request)?;
         let tokens = self.settings.tokens.current().await;
-        let class = access::check(&tokens, &route, request.headers());
-        let class = class.map_err(|bad| self.front.shut_out(&route, peer, bad))?;
+        let class = access::check(&tokens, &target, request.headers());
+        let class = class.map_err(|bad| self.front.shut_out(&target, peer, bad))?;
         let choice = ws::choose(request.headers(), self.settings.tunnels.resume.is_some());
-        let binding = kept::binding(&route, class, caller.source);
+        let binding = kept::binding(&target, class, caller.source);
         let upgrade = hyper::upgrade::on(&mut request);
         let mut answer = ws::accept_answer(&key, choice.answer);
-        match route {
-            Route::Forward(session) => {
+        match target {
+            Target::Client(session) => {
                 let may_go_on = choice.resumable && self.kept.clients.has(&binding.route);
                 let place = match may_go_on {
                     // Its tunnel has its place already.
@@ -146,7 +145,7 @@ impl Runner {
                     }
                 });
             }
-            Route::Agent(name) => {
+            Target::Agent(name) => {
                 if !self.settings.enabled {
                     let off = "tunnels are turned off on this runner";
                     return Err(BadRequest::busy(off));
@@ -174,7 +173,6 @@ impl Runner {
                     }
                 });
             }
-            Route::Health | Route::Metrics => {}
         }
         Ok(answer)
     }
