@@ -17,7 +17,7 @@ use crate::common::route::{ANY_PORT, Route, Session, Target};
 use crate::common::serve::UDP_IDLE_MAX;
 use crate::common::threads::ThreadArgs;
 use crate::common::tls::public_roots;
-use crate::common::url::{Url, check_name};
+use crate::common::url::{Url, check_name, unbracketed};
 
 /// Tunnels of a session, beyond which more gain nothing.
 const MOST_TUNNELS: u64 = 256;
@@ -387,8 +387,7 @@ fn parse_address(text: &str) -> Result<IpAddr, String> {
     if text.eq_ignore_ascii_case("localhost") {
         return Ok(Ipv4Addr::LOCALHOST.into());
     }
-    let literal = text.trim_start_matches('[').trim_end_matches(']');
-    literal.parse().map_err(|_| {
+    unbracketed(text).parse().map_err(|_| {
         "write an IP address of this machine, for example 127.0.0.1 or 0.0.0.0".to_owned()
     })
 }

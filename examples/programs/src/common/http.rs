@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::net::{self, MaybeTls};
 use super::turns::Turns;
+use super::url::unbracketed;
 
 /// Longest head of a request, in bytes; a longer one is refused (431).
 pub const HEAD_MAX: usize = 16 * 1024;
@@ -174,7 +175,7 @@ pub fn same_origin(headers: &HeaderMap) -> Result<(), BadRequest> {
 /// Whether no DNS server of a stranger can say where this host is.
 fn is_own_name(authority: &Authority) -> bool {
     let host = authority.host().to_ascii_lowercase();
-    let address = host.trim_start_matches('[').trim_end_matches(']');
+    let address = unbracketed(&host);
     host == "localhost" || host.ends_with(".localhost") || address.parse::<IpAddr>().is_ok()
 }
 

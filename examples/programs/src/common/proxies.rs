@@ -21,7 +21,7 @@ use tower::{Service, service_fn};
 
 use super::net;
 use super::program::Failure;
-use super::url::Url;
+use super::url::{Url, unbracketed};
 use super::{http, words};
 
 /// How to write a proxy.
@@ -219,7 +219,7 @@ impl Proxy {
     }
 
     async fn reach(&self, limit: Duration) -> io::Result<TcpStream> {
-        let host = self.host().trim_start_matches('[').trim_end_matches(']');
+        let host = unbracketed(self.host());
         let stream = net::within(limit, net::connect(host, self.port())).await;
         let stream = stream.map_err(|error| {
             let reason = net::plain(&error);

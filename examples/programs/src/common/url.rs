@@ -46,10 +46,7 @@ impl Url {
         if authority.as_str().contains('@') {
             return Err(wrong("a user name or password"));
         }
-        let host = authority
-            .host()
-            .trim_start_matches('[')
-            .trim_end_matches(']');
+        let host = unbracketed(authority.host());
         let port = match authority.as_str() == authority.host() {
             true => Some(if tls { 443 } else { 80 }),
             false => authority.port_u16().filter(|port| *port != 0),
@@ -146,6 +143,12 @@ fn without_secrets(text: &str) -> String {
         Some(at) => format!("{}…", text.get(..=at).unwrap_or_default()),
         None => text.to_owned(),
     }
+}
+
+/// A host without the brackets of an IPv6 address.
+#[must_use]
+pub fn unbracketed(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 /// Whether this is a name for a task or a container. Names go unchanged into paths, headers and

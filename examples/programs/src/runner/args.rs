@@ -17,7 +17,7 @@ use crate::common::secret::Secret;
 use crate::common::threads::ThreadArgs;
 use crate::common::token;
 use crate::common::tunnel::TunnelArgs;
-use crate::common::url::check_name;
+use crate::common::url::{check_name, unbracketed};
 use crate::runner::server::{AgentKey, Settings, Tokens};
 
 /// The variable with the token of the agents, if no file is named.
@@ -261,7 +261,7 @@ fn parse_target(text: &str) -> Result<(String, String), String> {
         .split_once('=')
         .ok_or("write NAME=ADDRESS, for example vm-42=192.168.122.42")?;
     check_name("container name", name)?;
-    let address = address.trim_start_matches('[').trim_end_matches(']');
+    let address = unbracketed(address);
     let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:%".contains(&byte);
     let is_address = address.parse::<std::net::IpAddr>().is_ok() || !address.contains(':');
     if address.is_empty() || !is_address || !address.bytes().all(is_host) {
