@@ -8,7 +8,6 @@ use std::cell::Cell;
 use std::future::pending;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::iter::once;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -66,14 +65,9 @@ fn usual(cores: usize, files: usize) -> usize {
     cores.min(files / (4 * DESCRIPTORS)).clamp(1, MOST)
 }
 
-/// The threads that tasks can be spawned on. Cheap to clone.
+/// The threads that tasks can be spawned on, the main one first. Cheap to clone.
 #[derive(Clone)]
-pub struct Threads(Arc<All>);
-
-struct All {
-    main: Thread,
-    others: Vec<Thread>,
-}
+pub struct Threads(Arc<[Thread]>);
 
 /// One of the [`Threads`].
 pub struct Thread {
@@ -92,10 +86,7 @@ pub struct Workers {
 }
 
 /// A value for each thread.
-pub struct PerThread<T> {
-    main: Line<T>,
-    others: Box<[Line<T>]>,
-}
+pub struct PerThread<T>(Box<[Line<T>]>);
 
 /// Keeps the values of two threads from sharing a cache line, or two that are fetched together.
 #[repr(align(128))]
@@ -109,30 +100,23 @@ impl Threads {
     pub fn start(count: usize) -> Result<(Self, Workers), Failure> {
         let stop = CancellationToken::new();
         let (ending, ended) = mpsc::unbounded_channel();
-        let others = (1..count).map(|position| {
+        let mut threads = vec![Thread::of(&Handle::current())];
+        for position in 1..count {
             let runtime = runtime("choose fewer threads with --threads N, or raise ulimit -n")?;
-            let thread = Thread::of(runtime.handle());
+            threads.push(Thread::of(runtime.handle()));
             let stopped = stop.clone().cancelled_owned();
             start_thread(position, ending.clone(), move || runtime.block_on(stopped))?;
-            Ok(thread)
-        });
-        let all = All {
-            others: others.collect::<Result<_, Failure>>()?,
-            main: Thread::of(&Handle::current()),
-        };
-        Ok((Self(Arc::new(all)), Workers { stop, ended }))
+        }
+        Ok((Self(threads.into()), Workers { stop, ended }))
     }
 
     /// The calling thread alone.
     pub fn single() -> Self {
-        Self(Arc::new(All {
-            main: Thread::of(&Handle::current()),
-            others: Vec::new(),
-        }))
+        Self([Thread::of(&Handle::current())].into())
     }
 
     pub fn count(&self) -> usize {
-        1 + self.0.others.len()
+        self.0.len()
     }
 
     /// The calling thread.
@@ -152,29 +136,24 @@ impl Threads {
     /// that was least busy since the last call: one connection may be idle, and another bulk.
     pub fn least_loaded(&self) -> &Thread {
         let load = |thread: &&Thread| (thread.load.len(), thread.busy_since());
-        self.iter().min_by_key(load).unwrap_or(&self.0.main)
+        let least = self.0.iter().min_by_key(load);
+        least.unwrap_or_else(|| self.at(0))
     }
 
     /// Makes a value for each thread.
     pub fn each<T>(&self, mut make: impl FnMut() -> T) -> PerThread<T> {
-        let main = Line(make());
-        let others = self.0.others.iter().map(|_| Line(make())).collect();
-        PerThread { main, others }
+        PerThread(self.0.iter().map(|_| Line(make())).collect())
     }
 
     /// Tasks that have not ended, however they were spawned.
     pub fn alive_tasks(&self) -> usize {
         let alive = |thread: &Thread| thread.runtime.metrics().num_alive_tasks();
-        self.iter().map(alive).sum()
+        self.0.iter().map(alive).sum()
     }
 
     /// The thread at a position; the main one has 0.
     pub fn at(&self, position: usize) -> &Thread {
-        self.iter().nth(position).unwrap_or(&self.0.main)
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &Thread> {
-        once(&self.0.main).chain(&self.0.others)
+        at(&self.0, position)
     }
 }
 
@@ -221,15 +200,19 @@ impl Workers {
 impl<T> PerThread<T> {
     /// The value of the calling thread.
     pub fn here(&self) -> &T {
-        let other = position().checked_sub(1);
-        let other = other.and_then(|other| self.others.get(other));
-        &other.unwrap_or(&self.main).0
+        &at(&self.0, position()).0
     }
 
     /// The values of all threads.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        once(&self.main).chain(&self.others).map(|line| &line.0)
+        self.0.iter().map(|line| &line.0)
     }
+}
+
+/// What belongs to the thread at a position, or to the main thread if there is no such position.
+#[expect(clippy::indexing_slicing, reason = "there is a main thread")]
+fn at<T>(each: &[T], position: usize) -> &T {
+    each.get(position).unwrap_or(&each[0])
 }
 
 /// The position of the calling thread among the threads of the program.
@@ -339,7 +322,7 @@ mod tests {
         assert_eq!(counts, [2; 4]);
         // What ends makes room.
         ends.retain(|(position, _)| *position != 2);
-        while !threads.0.others[1].load.is_empty() {
+        while !threads.0[2].load.is_empty() {
             tokio::task::yield_now().await;
         }
         assert_eq!(position_of(threads.least_loaded()).await, 2);
@@ -349,7 +332,7 @@ mod tests {
     #[tokio::test]
     async fn of_threads_with_as_many_tasks_the_least_busy_is_taken() {
         let (threads, workers) = Threads::start(2).unwrap();
-        for thread in [&threads.0.main, &threads.0.others[0]] {
+        for thread in &*threads.0 {
             let started = || thread.runtime.metrics().worker_total_busy_duration(0);
             threads.least_loaded();
             let before = started();
@@ -369,7 +352,7 @@ mod tests {
     async fn stopping_drops_the_tasks() {
         let (threads, workers) = Threads::start(3).unwrap();
         let held = Arc::new(());
-        for thread in &threads.0.others {
+        for thread in &threads.0[1..] {
             let held = Arc::clone(&held);
             thread.spawn(async move {
                 let _held = held;
