@@ -146,23 +146,10 @@ impl Runner {
                 });
             }
             Target::Agent(name) => {
-                if !self.settings.enabled {
-                    let off = "tunnels are turned off on this runner";
-                    return Err(BadRequest::busy(off));
-                }
                 let yields = request.headers().contains_key(ws::IF_FREE);
-                if yields && self.agents.is_taken(&name) {
-                    let taken = "another agent is registered for this container";
-                    return Err(BadRequest::new(StatusCode::CONFLICT, taken));
-                }
-                let place = if choice.resumable && self.kept.agents.has(&binding.route) {
-                    // It goes on, or takes over the place of the older one.
-                    None
-                } else {
-                    let evict = || self.kept.agents.evict_first();
-                    let place = self.agents.place(&name, caller.source, evict).await;
-                    place.map_err(|_| BadRequest::busy(FULL_WHY))?
-                };
+                let may_go_on = choice.resumable && self.kept.agents.has(&binding.route);
+                let place = self.agent_place(&name, caller.source, yields, may_go_on);
+                let place = place.await?;
                 let agents = HeaderValue::from(self.agents.count() + 1);
                 answer.headers_mut().insert(ws::AGENTS, agents);
                 let runner = Arc::clone(&self);
@@ -193,6 +180,30 @@ impl Runner {
     pub async fn place(&self, caller: &Caller) -> Result<Place<Source>, BadRequest> {
         let evict = || self.kept.clients.evict_first();
         self.sessions.take(caller, evict).await
+    }
+
+    /// A place for an agent; `None` if it goes on or takes over the place of an older one. With
+    /// `yields` it does not take over a place.
+    async fn agent_place(
+        &self,
+        name: &str,
+        source: Source,
+        yields: bool,
+        may_go_on: bool,
+    ) -> Result<Option<Place<Source>>, BadRequest> {
+        if !self.settings.enabled {
+            return Err(BadRequest::busy("tunnels are turned off on this runner"));
+        }
+        if yields && self.agents.is_taken(name) {
+            let taken = "another agent is registered for this container";
+            return Err(BadRequest::new(StatusCode::CONFLICT, taken));
+        }
+        if may_go_on {
+            return Ok(None);
+        }
+        let evict = || self.kept.agents.evict_first();
+        let place = self.agents.place(name, source, evict).await;
+        place.map_err(|_| BadRequest::busy(FULL_WHY))
     }
 
     /// Serves an agent until its tunnel ends, unless another task has its tunnel.
