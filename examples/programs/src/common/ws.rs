@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Empty;
-use hyper::StatusCode;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Request, StatusCode};
 use kohakuriver_tunnel::carrier;
 use kohakuriver_tunnel::mux;
 use kohakuriver_tunnel::resume::{self, Choice};
@@ -227,13 +227,45 @@ async fn handshake(
     };
     let broken = |what: &dyn fmt::Display| ConnectError::Unusable(no_websocket(what));
     let key = generate_key();
+    let request = request(connection, url, more, &key).await;
+    let request = request.map_err(|error| broken(&error))?;
+    let response = connection.dialer.ask(url, stream, request).await;
+    let response = response.map_err(|error| failed(&error, no_websocket(&error)))?;
+
+    let status = response.status();
+    if status != StatusCode::SWITCHING_PROTOCOLS {
+        let location = response.headers().get(header::LOCATION).cloned();
+        let line = http::shown(response.into_body()).await;
+        return Err(refused(url, status, location.as_ref(), &line));
+    }
+    let headers = response.headers().clone();
+    let resumes = connection.tunnels.resume.is_some();
+    let (version, resumable) = chosen(&headers, &key, resumes).map_err(|wrong| broken(&wrong))?;
+    let stream = http::upgraded(hyper::upgrade::on(response)).await;
+    let (stream, read) = stream.map_err(|error| broken(&error))?;
+    let socket = over(stream, read, Role::Client);
+    let upgraded = Upgraded {
+        socket,
+        version,
+        resumable,
+    };
+    Ok((upgraded, headers))
+}
+
+/// The request for a WebSocket.
+async fn request(
+    connection: &Connection,
+    url: &Url,
+    more: HeaderMap,
+    key: &str,
+) -> hyper::http::Result<Request<Empty<Bytes>>> {
     let resumes = connection.tunnels.resume.is_some();
     let mut request = url
         .get()
         .header(header::CONNECTION, "Upgrade")
         .header(header::UPGRADE, "websocket")
         .header(header::SEC_WEBSOCKET_VERSION, "13")
-        .header(header::SEC_WEBSOCKET_KEY, &key)
+        .header(header::SEC_WEBSOCKET_KEY, key)
         .header(
             header::SEC_WEBSOCKET_PROTOCOL,
             if resumes { V2_RESUME } else { V2 },
@@ -244,17 +276,14 @@ async fn handshake(
     if let Some(headers) = request.headers_mut() {
         headers.extend(more);
     }
-    let request = request.body(Empty::new()).map_err(|error| broken(&error))?;
-    let response = connection.dialer.ask(url, stream, request).await;
-    let response = response.map_err(|error| failed(&error, no_websocket(&error)))?;
+    request.body(Empty::new())
+}
 
-    let status = response.status();
-    if status != StatusCode::SWITCHING_PROTOCOLS {
-        let location = response.headers().get(header::LOCATION).cloned();
-        let line = http::shown(response.into_body()).await;
-        return Err(refused(url, status, location.as_ref(), &line));
-    }
-    let headers = response.headers();
+/// The version that a 101 chose, and whether the server resumes tunnels.
+///
+/// # Errors
+/// Why it is no answer to a request with this key.
+fn chosen(headers: &HeaderMap, key: &str, resumes: bool) -> Result<(Version, bool), String> {
     let accept = derive_accept_key(key.as_bytes());
     if !http::has_token(headers, &header::UPGRADE, "websocket")
         || !http::has_token(headers, &header::CONNECTION, "upgrade")
@@ -262,10 +291,10 @@ async fn handshake(
             .get(header::SEC_WEBSOCKET_ACCEPT)
             .is_none_or(|given| given != accept.as_str())
     {
-        return Err(broken(&"its upgrade answer is wrong"));
+        return Err("its upgrade answer is wrong".to_owned());
     }
     if headers.contains_key(header::SEC_WEBSOCKET_EXTENSIONS) {
-        return Err(broken(&"it chose an extension that was not offered"));
+        return Err("it chose an extension that was not offered".to_owned());
     }
     let chosen = headers.get(header::SEC_WEBSOCKET_PROTOCOL);
     let chosen = chosen.map(|value| value.to_str().unwrap_or("?"));
@@ -273,17 +302,7 @@ async fn handshake(
         true => resume::answered(chosen),
         false => Version::answered(chosen).map(|version| (version, false)),
     };
-    let (version, resumable) = answered.map_err(|error| broken(&error))?;
-    let headers = headers.clone();
-    let stream = http::upgraded(hyper::upgrade::on(response)).await;
-    let (stream, read) = stream.map_err(|error| broken(&error))?;
-    let socket = over(stream, read, Role::Client);
-    let upgraded = Upgraded {
-        socket,
-        version,
-        resumable,
-    };
-    Ok((upgraded, headers))
+    answered.map_err(|error| error.to_string())
 }
 
 /// The error of a connection, in these words.
