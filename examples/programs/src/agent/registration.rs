@@ -84,25 +84,13 @@ pub async fn keep(settings: Settings) -> Failure {
         let error = match registered {
             Ok(registration) => {
                 was_registered = true;
-                tries.lock().await.registered(registration.agents);
-                tracing::info!(
-                    v2 = registration.upgraded.is_v2(),
-                    "registered at {}",
-                    settings.url
-                );
                 let ended = serve(registration, &settings, &tries, &served).await;
                 woken.mark_unchanged();
                 replaced = matches!(ended, Ended::Replaced);
                 let answered = matches!(ended, Ended::Unknown(_));
                 yields = (replaced || answered).then(Instant::now);
-                let mut tries = tries.lock().await;
-                tries.lost(&settings);
-                tries.failures += u32::from(matches!(ended, Ended::Refused(_)));
-                if let Ended::Lost(cause) | Ended::Unknown(cause) | Ended::Refused(cause) = ended {
-                    if tries.gives_up(&settings) {
-                        return Failure::refused(gave_up(tries.failures, &cause));
-                    }
-                    tracing::warn!("lost the runner: {cause}");
+                if let Some(failure) = tries.lock().await.ended(&ended, &settings) {
+                    return failure;
                 }
                 if answered {
                     // It has waited for this attempt already.
@@ -128,7 +116,7 @@ pub async fn keep(settings: Settings) -> Failure {
         if let Some(error) = &error {
             tries.failures += 1;
             if tries.gives_up(&settings) {
-                return Failure::refused(gave_up(tries.failures, error));
+                return tries.gave_up(error);
             }
         }
         let is_lasting = |error: &ConnectError| error.is_lasting() && !error.is_taken();
@@ -180,6 +168,19 @@ impl Tries {
         }
     }
 
+    /// A registration has ended. Returns a failure if no other is tried.
+    fn ended(&mut self, ended: &Ended, settings: &Settings) -> Option<Failure> {
+        self.lost(settings);
+        self.failures += u32::from(matches!(ended, Ended::Refused(_)));
+        if let Ended::Lost(cause) | Ended::Unknown(cause) | Ended::Refused(cause) = ended {
+            if self.gives_up(settings) {
+                return Some(self.gave_up(cause));
+            }
+            tracing::warn!("lost the runner: {cause}");
+        }
+        None
+    }
+
     fn wait(&mut self, settings: &Settings, longest: Duration) -> Duration {
         let usual = settings.reconnect_delay.saturating_mul(2);
         self.retry.wait(usual.min(longest))
@@ -188,10 +189,11 @@ impl Tries {
     fn gives_up(&self, settings: &Settings) -> bool {
         settings.max_reconnect > 0 && self.failures >= settings.max_reconnect
     }
-}
 
-fn gave_up(failures: u32, error: &dyn Display) -> String {
-    format!("giving up after {failures} tries: {error}")
+    fn gave_up(&self, error: &dyn Display) -> Failure {
+        let failures = self.failures;
+        Failure::refused(format!("giving up after {failures} tries: {error}"))
+    }
 }
 
 fn told(error: &ConnectError) -> String {
@@ -283,6 +285,8 @@ async fn serve(
     served: &Arc<Served>,
 ) -> Ended {
     let v2 = registration.upgraded.is_v2();
+    tries.lock().await.registered(registration.agents);
+    tracing::info!(v2, "registered at {}", settings.url);
     let redial = {
         let (settings, tries) = (Arc::clone(settings), Arc::clone(tries));
         move |dial| reconnect(Arc::clone(&settings), Arc::clone(&tries), dial)
