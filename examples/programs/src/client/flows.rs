@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::client::access::Access;
 use crate::client::args::Forward;
 use crate::client::streams;
-use crate::common::flow::{self, ANSWER_WITHIN, DATAGRAM_MAX};
+use crate::common::flow::{self, ANSWER_WITHIN};
 use crate::common::program::Failure;
 
 /// Datagrams read from the socket before other tasks get their turn.
@@ -41,7 +41,6 @@ pub async fn serve(socket: UdpSocket, forward: Forward, access: Access) -> Failu
         dropped: 0,
         asked: None,
         sent: Instant::now(),
-        buffer: vec![0; DATAGRAM_MAX].into_boxed_slice(),
     };
     loop {
         flows.turn().await;
@@ -80,8 +79,6 @@ struct Flows {
     asked: Option<Instant>,
     /// When the last one was sent.
     sent: Instant,
-    /// For one datagram.
-    buffer: Box<[u8]>,
 }
 
 /// What both directions of a flow use.
@@ -138,15 +135,7 @@ impl Flows {
 
     fn receive_burst(&mut self) {
         for _ in 0..BURST {
-            let received = self
-                .shared
-                .socket
-                .try_recv_from(&mut self.buffer)
-                .map(|(len, peer)| {
-                    let payload = self.buffer.get(..len).unwrap_or_default();
-                    (Chunk::copied(payload), peer)
-                });
-            match received {
+            match flow::received(|buffer| self.shared.socket.try_recv_from(buffer)) {
                 Ok((datagram, peer)) => self.send(peer, datagram),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // An ICMP error about one peer does not concern the others.

@@ -35,11 +35,25 @@ pub const REFUSED_BY_CLOSE: &str = "closed without an answer, so probably nothin
 const KEPT_MAX: usize = 2048;
 
 /// The largest UDP payload, and one byte more to notice a longer one.
-pub const DATAGRAM_MAX: usize = 65_536;
+const DATAGRAM_MAX: usize = 65_536;
 
 thread_local! {
-    /// Buffer for one datagram of any flow of the thread. One for each flow would cost 64 KiB.
+    /// Buffer for one datagram of any socket of the thread. One for each would cost 64 KiB.
     static DATAGRAM: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A datagram in memory of its own, and what else `receive` returns beside its length.
+///
+/// # Errors
+/// That of `receive`.
+pub fn received<T>(
+    receive: impl FnOnce(&mut [u8]) -> io::Result<(usize, T)>,
+) -> io::Result<(Chunk, T)> {
+    DATAGRAM.with_borrow_mut(|buffer| {
+        buffer.resize(DATAGRAM_MAX, 0);
+        let (len, beside) = receive(buffer)?;
+        Ok((Chunk::copied(buffer.get(..len).unwrap_or_default()), beside))
+    })
 }
 
 pub struct ServiceFlow<'a> {
@@ -203,13 +217,8 @@ impl<'a> ServiceFlow<'a> {
         if let Ok(error) = pending {
             return Err(error);
         }
-        let received = DATAGRAM.with_borrow_mut(|buffer| -> io::Result<_> {
-            buffer.resize(DATAGRAM_MAX, 0);
-            let len = self.socket.try_recv(buffer)?;
-            Ok(Chunk::copied(buffer.get(..len).unwrap_or_default()))
-        });
-        match received {
-            Ok(datagram) => Ok(Some(datagram)),
+        match received(|buffer| Ok((self.socket.try_recv(buffer)?, ()))) {
+            Ok((datagram, ())) => Ok(Some(datagram)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
         }
