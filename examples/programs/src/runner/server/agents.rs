@@ -63,7 +63,7 @@ struct State {
 
 /// The tunnel to an agent, shared by the sessions of its container.
 #[derive(Clone)]
-pub struct Tunnel {
+pub struct AgentTunnel {
     pub mux: Mux,
     pub v2: bool,
     /// As many attempts as an agent makes at once, and as many connections as the tunnel has
@@ -87,7 +87,7 @@ pub struct NewAgent {
 struct Agent {
     /// Number of the connection: the late end of an old one must not remove a newer one.
     connection: u64,
-    tunnel: Tunnel,
+    tunnel: AgentTunnel,
     peer: SocketAddr,
     /// Passed on to its replacement, and `None` from then on.
     place: Option<Place<Source>>,
@@ -196,7 +196,7 @@ impl Agents {
     }
 
     /// The tunnel to a container's agent. Waits until `deadline` for one that was here lately.
-    pub async fn find(&self, name: &str, deadline: Instant) -> Option<Tunnel> {
+    pub async fn find(&self, name: &str, deadline: Instant) -> Option<AgentTunnel> {
         let mut waiting: Option<Waiting<'_>> = None;
         loop {
             if let Some(agent) = self.live(name) {
@@ -225,7 +225,7 @@ impl Agents {
         }
     }
 
-    fn live(&self, name: &str) -> Option<Tunnel> {
+    fn live(&self, name: &str) -> Option<AgentTunnel> {
         let state = self.state.lock();
         let tunnel = &state.live.get(name)?.tunnel;
         tunnel.mux.tunnel().is_attached().then(|| tunnel.clone())
@@ -287,7 +287,7 @@ impl Agents {
         state.lost.remove(&new.name);
         let agent = Agent {
             connection,
-            tunnel: Tunnel {
+            tunnel: AgentTunnel {
                 mux: new.mux,
                 v2: new.v2,
                 dials,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kohakuriver_tunnel::mux::{
-    self, Acceptor, Admission, Binding, Incoming, IncomingTcp, IncomingUdp, Mux, Opening,
+    self, Acceptor, Admission, Binding, Incoming, IncomingTcp, IncomingUdp, Mux, Opening, Tunnel,
     TunnelDatagram, TunnelStream,
 };
 use kohakuriver_tunnel::resume::EndReason;
@@ -14,7 +14,7 @@ use kohakuriver_tunnel::session::{OpenError, Reason, Reset};
 use kohakuriver_tunnel::wire::Proto;
 use tokio::time::Instant;
 
-use super::agents::Tunnel;
+use super::agents::AgentTunnel;
 use super::{Runner, flows};
 use crate::common::addresses::Source;
 use crate::common::dials::{self, Party};
@@ -218,7 +218,7 @@ fn permitted(session: &Session, incoming: &Incoming) -> Result<(), String> {
 
 async fn connection(
     runner: &Runner,
-    tunnel: &mux::Tunnel,
+    tunnel: &Tunnel,
     container: &str,
     party: Party,
     incoming: Incoming,
@@ -347,7 +347,7 @@ impl At<'_> {
     }
 
     /// Why an agent ended a flow. One of version 1 can only close it when the port is refused.
-    fn why(&self, agent: &Tunnel, ended: flows::Ended) -> Reset {
+    fn why(&self, agent: &AgentTunnel, ended: flows::Ended) -> Reset {
         let closed = ended.unanswered && ended.reset.reason == Reason::Gone;
         if closed && !agent.v2 && agent.mux.tunnel().close_reason().is_none() {
             let text = format!("port {}/udp: {}", self.port, flow::REFUSED_BY_CLOSE);
@@ -356,7 +356,7 @@ impl At<'_> {
         ended.reset
     }
 
-    async fn open_flow(&self) -> Result<(Tunnel, TunnelDatagram, dials::Socket), Reset> {
+    async fn open_flow(&self) -> Result<(AgentTunnel, TunnelDatagram, dials::Socket), Reset> {
         let deadline = Instant::now() + AGENT_WITHIN;
         self.open(Proto::Udp, deadline, |mux| mux.open_udp(self.port))
             .await
@@ -368,7 +368,7 @@ impl At<'_> {
         proto: Proto,
         deadline: Instant,
         open: impl Fn(&Mux) -> Result<T, OpenError>,
-    ) -> Result<(Tunnel, T, dials::Socket), Reset> {
+    ) -> Result<(AgentTunnel, T, dials::Socket), Reset> {
         loop {
             let agent = self.agent(deadline).await?;
             let place = agent.dials.socket(self.party, proto)?;
@@ -382,7 +382,7 @@ impl At<'_> {
     }
 
     /// The agent, which may have to come back first.
-    async fn agent(&self, deadline: Instant) -> Result<Tunnel, Reset> {
+    async fn agent(&self, deadline: Instant) -> Result<AgentTunnel, Reset> {
         let found = self.runner.agents.find(self.container, deadline).await;
         found.ok_or_else(|| {
             let text = format!("no agent is connected for {}", self.container);
