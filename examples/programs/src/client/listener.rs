@@ -10,8 +10,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::client::args::{Command, Forward};
-use crate::client::keeper::Keeper;
 use crate::client::lanes::Lanes;
+use crate::client::upkeep::Upkeep;
 use crate::client::{flows, streams};
 use crate::common::ceilings::applications;
 use crate::common::net;
@@ -39,16 +39,16 @@ pub async fn forward(command: Command, process: &Process) -> Result<(), Failure>
     let ports = command.ports;
     // Bound but not listening: until the tunnel is up, applications are refused and do not hang.
     let bound = ports.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
-    let (keeper, accesses) = Keeper::new(
+    let (upkeep, accesses) = Upkeep::new(
         command.destination,
         ports.iter().map(|port| Some((port.remote, port.proto))),
         Lanes::on(&process.threads, command.tunnels),
     );
-    let keepers = keeper.begin(command.wait_for_task).await?;
+    let upkeeps = upkeep.begin(command.wait_for_task).await?;
     let places = Arc::new(Semaphore::new(applications(process.threads.count())));
     let mut work = JoinSet::new();
-    for keeper in keepers {
-        work.spawn(async { match keeper.keep().await {} });
+    for upkeep in upkeeps {
+        work.spawn(async { match upkeep.keep().await {} });
     }
     for ((forward, bound), access) in ports.into_iter().zip(bound).zip(accesses) {
         match bound {

@@ -5,7 +5,6 @@ mod args;
 mod connector;
 mod demo;
 mod flows;
-mod keeper;
 mod lanes;
 mod listener;
 mod outage;
@@ -14,6 +13,7 @@ mod redial;
 mod sample;
 mod spec;
 mod streams;
+mod upkeep;
 
 use std::process::ExitCode;
 

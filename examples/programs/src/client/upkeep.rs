@@ -28,7 +28,7 @@ const LACKING: u32 = 5;
 const FOREVER: Duration = Duration::from_secs(365 * 86_400);
 
 /// A session's first tunnel and its ports.
-pub struct Keeper {
+pub struct Upkeep {
     connector: Connector,
     ports: Vec<Port>,
     lanes: Arc<Lanes>,
@@ -41,8 +41,8 @@ struct Port {
     state: watch::Sender<State>,
 }
 
-impl Keeper {
-    /// A keeper for the tunnels of these ports, not connected yet, and the access of each port.
+impl Upkeep {
+    /// The upkeep of the tunnels of these ports, not connected yet, and the access of each port.
     pub fn new(
         destination: Destination,
         ports: impl Iterator<Item = Only>,
@@ -62,7 +62,7 @@ impl Keeper {
         let first = ports.first().and_then(|port| port.only);
         let several = ports.iter().any(|port| port.only != first);
         let woken = destination.connection.wake.subscribe();
-        let keeper = Self {
+        let upkeep = Self {
             connector: Connector {
                 url: destination.url(first.filter(|_| !several)),
                 splits: several && destination.whole.is_none(),
@@ -75,11 +75,11 @@ impl Keeper {
             lanes,
             mux: None,
         };
-        (keeper, accesses)
+        (upkeep, accesses)
     }
 
     /// Connects for the first time; `wait` is that of the [command](crate::client::args::Command).
-    /// Returns the keepers: one, or one for each session.
+    /// Returns the upkeeps: one, or one for each session.
     ///
     /// # Errors
     /// The host cannot be reached or refuses, and waiting was not asked for or does not help.
@@ -204,7 +204,7 @@ impl Keeper {
         tell(&self.ports, &State::Down(over.cause));
     }
 
-    /// One keeper for each remote port, instead of this one.
+    /// One upkeep for each remote port, instead of this one.
     fn split(&mut self) -> Vec<Self> {
         tracing::debug!("a tunnel for each port");
         let mut split: Vec<Self> = Vec::new();
