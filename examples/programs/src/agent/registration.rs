@@ -20,7 +20,7 @@ use crate::common::serve::{self, Served};
 use crate::common::tunnel::{self, Upgraded};
 use crate::common::url::Url;
 use crate::common::words;
-use crate::common::ws::{self, ConnectError, Downgrades, Socket};
+use crate::common::ws::{self, Downgrades, HandshakeError, Socket};
 
 /// Settings of the registration.
 pub struct Settings {
@@ -119,7 +119,7 @@ pub async fn keep(settings: Settings) -> Failure {
                 return tries.gave_up(error);
             }
         }
-        let is_lasting = |error: &ConnectError| error.is_lasting() && !error.is_taken();
+        let is_lasting = |error: &HandshakeError| error.is_lasting() && !error.is_taken();
         let lasting = error.as_ref().is_some_and(is_lasting);
         let taken = replaced && error.is_none_or(|error| error.is_taken());
         let wait = match taken || lasting {
@@ -196,9 +196,9 @@ impl Tries {
     }
 }
 
-fn told(error: &ConnectError) -> String {
+fn told(error: &HandshakeError) -> String {
     match error {
-        ConnectError::Refused { reason, .. } => format!("the runner {reason}"),
+        HandshakeError::Refused { reason, .. } => format!("the runner {reason}"),
         other => other.to_string(),
     }
 }
@@ -211,7 +211,7 @@ struct Registration {
 }
 
 /// Registers once. With `yields` the runner refuses if another agent of the name is registered.
-async fn register(settings: &Settings, yields: bool) -> Result<Registration, ConnectError> {
+async fn register(settings: &Settings, yields: bool) -> Result<Registration, HandshakeError> {
     let mut more = HeaderMap::new();
     if yields {
         more.insert(ws::IF_FREE, HeaderValue::from_static("1"));

@@ -17,7 +17,7 @@ use crate::common::route::Session;
 use crate::common::tunnel::Upgraded;
 use crate::common::url::Url;
 use crate::common::words;
-use crate::common::ws::{self, ConnectError, Socket};
+use crate::common::ws::{self, HandshakeError, Socket};
 
 /// A task and its host.
 #[derive(Clone)]
@@ -59,8 +59,8 @@ pub enum Refusal {
     /// The other side speaks version 1, in which ports do not share a session.
     EachItsOwn,
     /// Perhaps no session for any port is served.
-    LacksPath(ConnectError),
-    Failed(ConnectError),
+    LacksPath(HandshakeError),
+    Failed(HandshakeError),
 }
 
 /// How a tunnel ended for new connections.
@@ -96,7 +96,7 @@ impl Connector {
     /// The host cannot be reached or refuses. A session that several ports share must speak version
     /// 2: in version 1 a paused reader of one port would hold up the others.
     pub async fn connect(&self) -> Result<Connected, Refusal> {
-        let failed = |error: ConnectError| match self.splits && error.may_lack_path() {
+        let failed = |error: HandshakeError| match self.splits && error.may_lack_path() {
             true => Refusal::LacksPath(error),
             false => Refusal::Failed(error),
         };
@@ -125,23 +125,23 @@ impl Connector {
     ///
     /// # Errors
     /// The host cannot be reached or refuses, or the other side does not resume sessions.
-    pub async fn reconnect(&self) -> Result<Socket, ConnectError> {
+    pub async fn reconnect(&self) -> Result<Socket, HandshakeError> {
         let upgraded = self.upgrade().await?;
         upgraded
             .reconnect(&self.destination.connection.tunnels)
             .await
     }
 
-    async fn upgrade(&self) -> Result<Upgraded, ConnectError> {
+    async fn upgrade(&self) -> Result<Upgraded, HandshakeError> {
         let connection = &self.destination.connection;
         let (upgraded, _) = ws::connect(connection, &self.url, HeaderMap::new()).await?;
         Ok(upgraded)
     }
 
     /// One line that says why a session could not begin.
-    pub fn told(&self, error: &ConnectError) -> String {
+    pub fn told(&self, error: &HandshakeError) -> String {
         match error {
-            ConnectError::Refused { reason, status, .. } => {
+            HandshakeError::Refused { reason, status, .. } => {
                 let host = self.destination.host.authority();
                 let refused = if status.is_some() { "" } else { "refused: " };
                 format!("the host {host} {refused}{reason}")
@@ -206,7 +206,7 @@ fn lost(cause: &TunnelError) -> String {
 }
 
 /// Why a tunnel ended before the other side had opened it.
-fn never_opened(tunnel: &Tunnel) -> ConnectError {
+fn never_opened(tunnel: &Tunnel) -> HandshakeError {
     match tunnel.close_reason() {
         Some(Err(TunnelError::Ended(Some(said)))) => mux::ConnectError::Refused {
             reason: clean_text(said.text.as_bytes()),
@@ -214,11 +214,11 @@ fn never_opened(tunnel: &Tunnel) -> ConnectError {
         }
         .into(),
         // The words of `told` already.
-        Some(Err(TunnelError::NotConnected(reason))) => ConnectError::Unreachable(reason),
+        Some(Err(TunnelError::NotConnected(reason))) => HandshakeError::Unreachable(reason),
         Some(Err(error)) => {
             let error = words::tunnel(&error);
-            ConnectError::Unreachable(format!("the host did not begin the session: {error}"))
+            HandshakeError::Unreachable(format!("the host did not begin the session: {error}"))
         }
-        Some(Ok(())) | None => ConnectError::Unreachable("the session was given up".to_owned()),
+        Some(Ok(())) | None => HandshakeError::Unreachable("the session was given up".to_owned()),
     }
 }

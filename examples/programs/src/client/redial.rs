@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::client::connector::Connector;
 use crate::client::pace::Pace;
 use crate::common::retry::longest_wait;
-use crate::common::ws::{ConnectError, Downgrades, Socket};
+use crate::common::ws::{Downgrades, HandshakeError, Socket};
 
 /// After a WebSocket that held this long the waits start over.
 const HELD: Duration = Duration::from_secs(1);
@@ -71,7 +71,7 @@ impl Redial {
         }
     }
 
-    fn failed(&self, dial: Dial, error: &ConnectError, is_final: bool) -> ConnectFailure {
+    fn failed(&self, dial: Dial, error: &HandshakeError, is_final: bool) -> ConnectFailure {
         let reason = self.to.told(error);
         if is_final {
             return ConnectFailure::last(&reason);

@@ -179,7 +179,7 @@ impl Upgraded {
     ///
     /// # Errors
     /// The peer refuses, sends no greeting, or does not resume tunnels.
-    pub async fn reconnect(self, tunnels: &Settings) -> Result<Socket, ws::ConnectError> {
+    pub async fn reconnect(self, tunnels: &Settings) -> Result<Socket, ws::HandshakeError> {
         let resumable = self.resumable;
         let (mut builder, mut socket) = self.on(tunnels);
         builder
@@ -248,7 +248,7 @@ impl Upgraded {
     ///
     /// # Errors
     /// The runner does not resume tunnels.
-    pub fn resumed(self, tunnels: &Settings) -> Result<Socket, ws::ConnectError> {
+    pub fn resumed(self, tunnels: &Settings) -> Result<Socket, ws::HandshakeError> {
         let resumable = self.resumable;
         let (_, socket) = self.on(tunnels);
         resumed(socket, resumable)
@@ -264,9 +264,9 @@ impl Upgraded {
     }
 }
 
-fn resumed(socket: Socket, resumable: bool) -> Result<Socket, ws::ConnectError> {
+fn resumed(socket: Socket, resumable: bool) -> Result<Socket, ws::HandshakeError> {
     let off = "the other side does not let tunnels go on any more";
-    let not_resumed = || ws::ConnectError::NotResumed(off.to_owned());
+    let not_resumed = || ws::HandshakeError::NotResumed(off.to_owned());
     resumable.then_some(socket).ok_or_else(not_resumed)
 }
 

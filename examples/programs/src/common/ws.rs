@@ -62,7 +62,7 @@ carrier!(pub WebSocketCarrier: Message, close: CloseFrame);
 
 /// Why there is no WebSocket, or no tunnel on it.
 #[derive(Debug)]
-pub enum ConnectError {
+pub enum HandshakeError {
     /// Nothing answered as a WebSocket server. Another attempt may succeed.
     Unreachable(String),
     /// Something answered, but does not let this side through to a WebSocket server: its
@@ -81,7 +81,7 @@ pub enum ConnectError {
     },
 }
 
-impl ConnectError {
+impl HandshakeError {
     /// Whether an immediate retry will not succeed.
     pub fn is_lasting(&self) -> bool {
         matches!(self, Self::Refused { lasting: true, .. })
@@ -159,12 +159,12 @@ impl Downgrades {
 
     /// Whether the tunnel ends with this failure of the attempt at `url`. With 403 a server may say
     /// that it does not know the path of all ports.
-    pub fn end_with(&mut self, error: &ConnectError, url: &Url) -> bool {
+    pub fn end_with(&mut self, error: &HandshakeError, url: &Url) -> bool {
         let is_403 = error.status() == Some(StatusCode::FORBIDDEN);
         let lacks_path = is_403 && url.path.contains(ANY_PORT);
         match error {
-            ConnectError::Unreachable(_) => false,
-            ConnectError::NotResumed(_) => {
+            HandshakeError::Unreachable(_) => false,
+            HandshakeError::NotResumed(_) => {
                 self.forbidden = 0;
                 self.not_resumed += 1;
                 self.not_resumed >= DOWNGRADES_MAX
@@ -181,7 +181,7 @@ impl Downgrades {
     }
 }
 
-impl fmt::Display for ConnectError {
+impl fmt::Display for HandshakeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable(reason)
@@ -201,7 +201,7 @@ pub async fn connect(
     connection: &Connection,
     url: &Url,
     more: HeaderMap,
-) -> Result<(Upgraded, HeaderMap), ConnectError> {
+) -> Result<(Upgraded, HeaderMap), HandshakeError> {
     let unreachable = |what: &str| format!("cannot reach {}: {what}", url.authority());
     let work = async {
         let stream = connection.dialer.connect(url).await;
@@ -210,7 +210,7 @@ pub async fn connect(
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, work).await {
         Ok(ended) => ended,
-        Err(_) => Err(ConnectError::Unreachable(unreachable(
+        Err(_) => Err(HandshakeError::Unreachable(unreachable(
             "no answer within 10 s",
         ))),
     }
@@ -221,11 +221,11 @@ async fn handshake(
     url: &Url,
     more: HeaderMap,
     stream: MaybeTls,
-) -> Result<(Upgraded, HeaderMap), ConnectError> {
+) -> Result<(Upgraded, HeaderMap), HandshakeError> {
     let no_websocket = |what: &dyn fmt::Display| {
         format!("{} does not answer as a WebSocket: {what}", url.authority())
     };
-    let broken = |what: &dyn fmt::Display| ConnectError::Unusable(no_websocket(what));
+    let broken = |what: &dyn fmt::Display| HandshakeError::Unusable(no_websocket(what));
     let key = generate_key();
     let request = request(connection, url, more, &key).await;
     let request = request.map_err(|error| broken(&error))?;
@@ -306,10 +306,10 @@ fn chosen(headers: &HeaderMap, key: &str, resumes: bool) -> Result<(Version, boo
 }
 
 /// The error of a connection, in these words.
-fn failed(error: &io::Error, reason: String) -> ConnectError {
+fn failed(error: &io::Error, reason: String) -> HandshakeError {
     match net::is_answer(error) {
-        true => ConnectError::Unusable(reason),
-        false => ConnectError::Unreachable(reason),
+        true => HandshakeError::Unusable(reason),
+        false => HandshakeError::Unreachable(reason),
     }
 }
 
@@ -319,7 +319,7 @@ fn refused(
     status: StatusCode,
     location: Option<&HeaderValue>,
     line: &str,
-) -> ConnectError {
+) -> HandshakeError {
     let code = status.as_u16();
     let location = location.filter(|_| status.is_redirection());
     let wants_tls = location.is_some_and(|location| leads_to_tls(url, location));
@@ -337,7 +337,7 @@ fn refused(
         None if line.is_empty() => format!("refused with HTTP {status}"),
         None => format!("refused with HTTP {code}: {line}"),
     };
-    ConnectError::Refused {
+    HandshakeError::Refused {
         reason,
         lasting: is_lasting(status) || wants_tls,
         status: Some(status),
@@ -366,7 +366,7 @@ fn is_lasting(status: StatusCode) -> bool {
 }
 
 /// Why a host refused a session.
-impl From<mux::ConnectError> for ConnectError {
+impl From<mux::ConnectError> for HandshakeError {
     fn from(error: mux::ConnectError) -> Self {
         match error {
             mux::ConnectError::Refused { reason, code } => {
@@ -446,8 +446,8 @@ mod tests {
 
     #[test]
     fn three_answers_without_resumption_end_a_tunnel_and_no_other_failure_does() {
-        let downgraded = ConnectError::NotResumed(String::new());
-        let away = ConnectError::Unreachable(String::new());
+        let downgraded = HandshakeError::NotResumed(String::new());
+        let away = HandshakeError::Unreachable(String::new());
         let url = Url::parse("ws://x/ws/forward/42/80").unwrap();
         let mut downgrades = Downgrades::default();
         downgrades.begin(0);
@@ -514,12 +514,12 @@ mod tests {
 
     #[test]
     fn only_refusals_of_the_caller_in_a_row_end_a_tunnel() {
-        let away = ConnectError::Unreachable(String::new());
+        let away = HandshakeError::Unreachable(String::new());
         let one = Url::parse("ws://x/ws/forward/42/80").unwrap();
         let unknown = refused(&one, StatusCode::UNAUTHORIZED, None, "");
         let forbidden = refused(&one, StatusCode::FORBIDDEN, None, "");
         let full = refused(&one, StatusCode::SERVICE_UNAVAILABLE, None, "");
-        let downgraded = ConnectError::NotResumed(String::new());
+        let downgraded = HandshakeError::NotResumed(String::new());
         let whole = Url::parse("ws://x/api/tunnel/42").unwrap();
         for (url, errors, ends) in [
             (&one, [&forbidden, &away, &forbidden, &forbidden], true),
