@@ -185,53 +185,69 @@ impl<'a> Direction<'a> {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            match &mut self.state {
-                State::Early(bytes) => {
-                    while !bytes.is_empty() {
-                        let written = ready!(write(cx, to, bytes))?;
-                        self.counter.add(written as u64);
-                        bytes::Buf::advance(bytes, written);
-                    }
-                    self.state = State::Reading;
-                }
-                State::Reading => self.state = ready!(self.poll_read(cx, from, to, turn))?,
-                State::Holding { buffer, start, end } => {
-                    let rest = buffer.bytes.get(*start..*end).unwrap_or_default();
-                    if rest.is_empty() {
-                        self.state = State::Reading;
-                    } else if let Poll::Ready(written) = write(cx, to, rest) {
-                        let written = written?;
-                        self.counter.add(written as u64);
-                        *start += written;
-                        moved += written;
-                    } else {
-                        let few = rest.len();
-                        if let Some(copy) = buffer.copy_of_few(rest) {
-                            (*buffer, *start, *end) = (copy, 0, few);
-                        }
-                        return Poll::Pending;
-                    }
-                }
-                State::Piped(pipe) if pipe.is_empty() => self.state = State::Reading,
-                State::Piped(pipe) => match ready!(pipe.poll_drain(cx, to.tcp())) {
-                    Ok(written) => {
-                        self.counter.add(written as u64);
-                        moved += written;
-                    }
-                    Err(error) if splice::is_refusal(&error) => {
-                        let bytes = pipe.copy_out()?;
-                        self.stop_splicing(&error);
-                        self.state = State::Early(bytes.into());
-                    }
-                    Err(error) => return Poll::Ready(Err(error)),
-                },
-                State::Closing => {
-                    ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
-                    self.state = State::Closed;
-                }
-                State::Closed => return Poll::Ready(Ok(())),
+            if matches!(self.state, State::Closed) {
+                return Poll::Ready(Ok(()));
             }
+            moved += ready!(self.poll_step(cx, from, to, turn))?;
         }
+    }
+
+    /// The step of the current state. Reads at most `most` bytes. Returns the number of bytes that
+    /// were moved from a buffer or pipe.
+    fn poll_step(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut MaybeTls,
+        to: &mut MaybeTls,
+        most: usize,
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.state {
+            State::Early(bytes) => {
+                while !bytes.is_empty() {
+                    let written = ready!(write(cx, to, bytes))?;
+                    self.counter.add(written as u64);
+                    bytes::Buf::advance(bytes, written);
+                }
+                self.state = State::Reading;
+            }
+            State::Reading => self.state = ready!(self.poll_read(cx, from, to, most))?,
+            State::Holding { buffer, start, end } => {
+                let rest = buffer.bytes.get(*start..*end).unwrap_or_default();
+                if rest.is_empty() {
+                    self.state = State::Reading;
+                } else if let Poll::Ready(written) = write(cx, to, rest) {
+                    let written = written?;
+                    self.counter.add(written as u64);
+                    *start += written;
+                    return Poll::Ready(Ok(written));
+                } else {
+                    let few = rest.len();
+                    if let Some(copy) = buffer.copy_of_few(rest) {
+                        (*buffer, *start, *end) = (copy, 0, few);
+                    }
+                    return Poll::Pending;
+                }
+            }
+            State::Piped(pipe) if pipe.is_empty() => self.state = State::Reading,
+            State::Piped(pipe) => match ready!(pipe.poll_drain(cx, to.tcp())) {
+                Ok(written) => {
+                    self.counter.add(written as u64);
+                    return Poll::Ready(Ok(written));
+                }
+                Err(error) if splice::is_refusal(&error) => {
+                    let bytes = pipe.copy_out()?;
+                    self.stop_splicing(&error);
+                    self.state = State::Early(bytes.into());
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            },
+            State::Closing => {
+                ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
+                self.state = State::Closed;
+            }
+            State::Closed => {}
+        }
+        Poll::Ready(Ok(0))
     }
 
     /// Reads at most `most` bytes into a pipe or a buffer, and returns the next state.
