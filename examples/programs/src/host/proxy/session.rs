@@ -14,7 +14,7 @@ use super::place::{Refusal, TaskPlace};
 use super::{Host, Settings};
 use crate::common::front::Caller;
 use crate::common::http::{self, Answer, BadRequest};
-use crate::common::route::{Route, Session};
+use crate::common::route::{Session, Target};
 use crate::common::turns::Turns;
 use crate::common::ws;
 use crate::common::{net, token};
@@ -54,8 +54,8 @@ pub async fn join(
         Some(_) => Ok(()),
     };
     if let Err(bad) = allowed {
-        let route = Route::Forward(session);
-        return host.front.shut_out(&route, peer, bad).into();
+        let target = Target::Client(session);
+        return host.front.shut_out(&target, peer, bad).into();
     }
 
     let joined = async {
