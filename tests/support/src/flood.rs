@@ -8,7 +8,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::soon;
+use crate::{raise_file_limit, soon};
 
 /// Behaviour of every connection of a flood until the peer drops it. Then a new one is made.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +29,7 @@ pub struct Flood {
 impl Flood {
     /// Starts `count` connections and waits until each was made once.
     pub async fn start(to: &str, count: usize, sources: u8, attack: Attack) -> Self {
+        raise_file_limit();
         let to: SocketAddr = to.parse().unwrap();
         let (made, mut first) = tokio::sync::mpsc::channel(count);
         let mut flood = JoinSet::new();

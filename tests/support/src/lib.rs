@@ -9,6 +9,7 @@ pub mod program;
 pub mod relay;
 
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -21,6 +22,17 @@ pub async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
         Ok(done) => done,
         Err(_) => panic!("{what}: not done within {LIMIT:?}"),
     }
+}
+
+/// Allows this process as many open files as it may have. Login shells set 1024, which is less than
+/// a flood or the peers of a UDP port need.
+fn raise_file_limit() {
+    static RAISED: Once = Once::new();
+    RAISED.call_once(|| {
+        if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+            eprintln!("the limit of open files stays: {error}");
+        }
+    });
 }
 
 /// A TCP port without a listener.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::LIMIT;
+use crate::{LIMIT, raise_file_limit};
 
 /// A running example; killed when dropped.
 pub struct Program {
@@ -49,6 +49,7 @@ impl Program {
 
     /// Starts a command that becomes an example.
     pub fn spawn(name: &str, mut command: Command) -> Self {
+        raise_file_limit();
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command
             .spawn()
