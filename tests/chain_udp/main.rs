@@ -200,8 +200,9 @@ async fn talkative(answers: u8, pause: Duration) -> u16 {
 #[tokio::test]
 async fn a_peer_that_only_listens_is_not_forgotten() {
     let chain = Chain::direct();
-    let port = talkative(10, Duration::from_millis(300)).await;
-    let forward = chain.forward(port, &[UDP[0], UDP[1], "--udp-idle", "1"]);
+    // Together longer than that, and each pause so much shorter that a slow machine keeps it.
+    let port = talkative(10, Duration::from_millis(500)).await;
+    let forward = chain.forward(port, &[UDP[0], UDP[1], "--udp-idle", "4"]);
     let socket = peer_of(&forward).await;
     socket.send(b"tell me").await.unwrap();
     for number in 0..10 {
