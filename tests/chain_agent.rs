@@ -234,9 +234,10 @@ async fn a_connection_made_while_the_tunnel_is_down_waits_a_bounded_time() {
     let started = Instant::now();
     let ended = ending(&mut connect(&forward).await).await;
     assert_eq!(ended, Some(ErrorKind::ConnectionReset));
+    // Without the flag it would wait for 15 s.
     let took = started.elapsed();
     assert!(
-        took > Duration::from_millis(900) && took < Duration::from_secs(3),
+        took > Duration::from_millis(900) && took < Duration::from_secs(12),
         "{took:?}"
     );
 }
@@ -440,8 +441,7 @@ async fn a_streaming_service_learns_that_its_client_has_vanished() {
     let mut some = vec![0; 1 << 20];
     soon("some", stream.read_exact(&mut some)).await.unwrap();
     forward.kill();
-    let gone = tokio::time::timeout(Duration::from_secs(4), told.recv()).await;
-    assert!(gone.is_ok(), "the service still sends");
+    soon("the end at the service", told.recv()).await.unwrap();
 }
 
 #[tokio::test]
@@ -481,7 +481,8 @@ async fn a_connection_attempt_of_the_agent_ends_with_the_client() {
     })
     .await;
     forward.kill();
-    eventually("its end", Duration::from_secs(3), || async {
+    // By itself it would end after 10 s.
+    eventually("its end", Duration::from_secs(8), || async {
         (agent.descriptors() == before).then_some(())
     })
     .await;

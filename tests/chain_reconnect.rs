@@ -17,7 +17,7 @@ use tunnel_test_support::chain::{
     CONTAINER, Chain, connect, echo, ending, eventually, expect_echo, metric, service,
 };
 use tunnel_test_support::program::Program;
-use tunnel_test_support::{free_port, soon};
+use tunnel_test_support::{LIMIT, free_port, soon};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -74,7 +74,7 @@ async fn a_task_that_is_unknown_for_a_while_is_told_once_and_outlasted() {
     // Nothing was connected, so the tunnel was kept for 10 s at most.
     let over = |line: &&String| line.contains("reconnected to") || line.contains("goes on after");
     let once = || async { (forward.stderr().iter().filter(over).count() == 1).then_some(()) };
-    eventually("one line of its end", SOON, once).await;
+    eventually("one line of its end", LIMIT, once).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -163,7 +163,7 @@ fn a_local_port_of_another_that_waits_is_told_at_once() {
     let first = Program::start("forward", &args);
     first.complaint("waiting for task 42");
     let mut second = Program::start("forward", &args);
-    assert_eq!(second.exit(SOON), 1);
+    assert_eq!(second.exit(LIMIT), 1);
     second.complaint("address already in use; choose another local port");
 }
 
@@ -182,7 +182,7 @@ async fn a_local_port_with_connections_that_have_ended_is_free() {
         assert_eq!(soon("end", stream.read(&mut [0; 1])).await.unwrap(), 0);
         drop(stream);
         forward.signal("TERM");
-        assert_eq!(forward.exit(SOON), 0);
+        assert_eq!(forward.exit(LIMIT), 0);
     }
 }
 
@@ -192,7 +192,7 @@ fn waiting_at_the_start_has_its_limit() {
     let url = chain.host_url();
     let words = ["--host", &url, "43", "80", "--local-port", "0"];
     let mut forward = Program::start("forward", &[&words[..], &["--wait-for-task=2"]].concat());
-    assert_eq!(forward.exit(SOON), 3);
+    assert_eq!(forward.exit(LIMIT), 3);
     let told = forward.complaint("no longer waiting for task 43 after 2 s");
     assert!(told.contains("task 43 is unknown"), "{told}");
     assert_eq!(forward.stderr().len(), 2);
@@ -205,7 +205,7 @@ fn a_wrong_token_is_not_waited_out() {
     let url = format!("ws://{}", host.address());
     let words = ["--host", &url, "42", "80", "--local-port", "0"];
     let mut forward = Program::start("forward", &[&words[..], &["--wait-for-task"]].concat());
-    assert_eq!(forward.exit(SOON), 3);
+    assert_eq!(forward.exit(LIMIT), 3);
     forward.complaint("HTTP 401");
     assert_eq!(forward.stderr().len(), 1);
 }

@@ -16,8 +16,6 @@ use tunnel_test_support::client::{self, Client, session};
 use tunnel_test_support::program::Program;
 use tunnel_test_support::{LIMIT, free_port, soon};
 
-const SOON: Duration = Duration::from_secs(5);
-
 /// The next message, skipping measurements of the round trip.
 async fn not_a_ping(client: &mut Client) -> Message {
     loop {
@@ -41,7 +39,7 @@ async fn an_unknown_task_is_exit_code_3_and_the_hosts_reason() {
         "forward",
         &["--host", &url, "43", "80", "--local-port", "0"],
     );
-    assert_eq!(forward.exit(SOON), 3);
+    assert_eq!(forward.exit(LIMIT), 3);
     forward.complaint("task 43 is unknown");
     assert_eq!(forward.stderr().len(), 1);
 }
@@ -53,7 +51,7 @@ fn an_unreachable_host_is_exit_code_3() {
         "forward",
         &["--host", &url, "42", "80", "--local-port", "0"],
     );
-    assert_eq!(forward.exit(SOON), 3);
+    assert_eq!(forward.exit(LIMIT), 3);
     forward.complaint("connection refused");
 }
 
@@ -67,7 +65,7 @@ fn an_unreachable_runner_is_exit_code_3() {
         "forward",
         &["--host", &url, "42", "80", "--local-port", "0"],
     );
-    assert_eq!(forward.exit(SOON), 3);
+    assert_eq!(forward.exit(LIMIT), 3);
     forward.complaint(&format!("the runner 127.0.0.1:{dead} is unreachable"));
 }
 
@@ -75,7 +73,7 @@ fn an_unreachable_runner_is_exit_code_3() {
 fn a_container_without_agent_is_exit_code_3() {
     let chain = Chain::for_agents();
     let mut forward = chain.start_forward(80, &[]);
-    assert_eq!(forward.exit(Duration::from_secs(12)), 3);
+    assert_eq!(forward.exit(LIMIT), 3);
     forward.complaint(&format!("no agent is connected for {CONTAINER}"));
 }
 
@@ -107,7 +105,7 @@ async fn words_of_the_other_side_do_not_drive_the_terminal() {
     ] {
         let args = ["--host", &url, "42", "80", "--local-port", "0"];
         let mut forward = Program::start("forward", &args);
-        assert_eq!(forward.exit(SOON), 3);
+        assert_eq!(forward.exit(LIMIT), 3);
         let told = forward.complaint(part);
         let harmful = |c: char| c.is_control() || ('\u{200e}'..='\u{202e}').contains(&c);
         assert!(!told.contains(harmful), "{told:?}");
@@ -129,7 +127,7 @@ async fn a_taken_local_port_is_exit_code_1_and_named() {
         &port,
     ];
     let mut forward = Program::start("forward", &args);
-    assert_eq!(forward.exit(SOON), 1);
+    assert_eq!(forward.exit(LIMIT), 1);
     forward.complaint(&format!("127.0.0.1:{port}"));
     assert_eq!(forward.stderr().len(), 1);
 }
@@ -139,7 +137,7 @@ fn the_reason_for_ending_is_logged_as_json_whatever_the_filter() {
     for filter in ["error", "off"] {
         let args = ["42", "80", "--log-format", "json", "--token-file", "/none"];
         let mut forward = Program::start_with("forward", &args, &[("RUST_LOG", filter)]);
-        assert_eq!(forward.exit(SOON), 2);
+        assert_eq!(forward.exit(LIMIT), 2);
         let line = forward.complaint("exit_code").to_lowercase();
         assert!(
             line.starts_with('{') && line.contains("no such file"),
@@ -153,7 +151,7 @@ fn the_reason_for_ending_is_logged_as_json_whatever_the_filter() {
 fn help_teaches_by_example() {
     for name in ["forward", "host", "runner", "agent"] {
         let mut program = Program::start(name, &["--help"]);
-        assert_eq!(program.exit(SOON), 0);
+        assert_eq!(program.exit(LIMIT), 0);
         program.line_with("Examples:");
         program.line_with("Exit codes:");
     }
@@ -172,7 +170,7 @@ async fn tunnels_that_are_turned_off_say_so() {
         "forward",
         &["--host", &url, "42", "80", "--local-port", "0"],
     );
-    assert_eq!(forward.exit(SOON), 3);
+    assert_eq!(forward.exit(LIMIT), 3);
     forward.complaint("tunnels are turned off on this runner");
 }
 
@@ -328,25 +326,45 @@ async fn a_runner_that_is_told_to_end_lets_its_connections_finish() {
     assert_eq!(chain.runner.exit(LIMIT), 0);
 }
 
-#[tokio::test]
-async fn a_second_signal_ends_it_sooner() {
+/// What tunnels have after a signal to end in good order.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// The longest time that forward and runner take to end beside a peer that does not answer, from
+/// the first signal on.
+async fn ending_takes(signals: &[&str]) -> Duration {
     let port = service(echo).await.port();
     let mut chain = Chain::direct();
     let mut forward = chain.forward(port, &[]);
     let mut stream = connect(&forward).await;
     expect_echo(&mut stream, b"in use").await;
-    // Beside a peer that does not answer, the first signal alone takes 2 s.
     chain.host.signal("STOP");
+    let mut longest = Duration::ZERO;
     for program in [&mut forward, &mut chain.runner] {
+        let started = Instant::now();
         program.signal("TERM");
         program.complaint("SIGTERM: ending");
-        // Until then it has the cause of the first one.
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let started = Instant::now();
-        program.signal("INT");
+        for signal in signals {
+            // Until then it has the cause of the first one.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            program.signal(signal);
+        }
         assert_eq!(program.exit(LIMIT), 0);
-        assert!(started.elapsed() < Duration::from_millis(1500));
+        longest = longest.max(started.elapsed());
     }
+    longest
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_sooner() {
+    let with_one = ending_takes(&[]).await;
+    assert!(with_one >= GRACE, "{with_one:?}");
+    // A machine may stand still for a while, but not each time.
+    for _ in 0..3 {
+        if ending_takes(&["INT"]).await < GRACE {
+            return;
+        }
+    }
+    panic!("a second signal changes nothing");
 }
 
 #[tokio::test]

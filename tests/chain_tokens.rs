@@ -1,13 +1,10 @@
 //! The tokens of clients and agents, through the whole chain.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::time::Duration;
-
+use tunnel_test_support::LIMIT;
 use tunnel_test_support::chain::{CONTAINER, connect, echo, expect_echo, metric, service};
 use tunnel_test_support::client;
 use tunnel_test_support::program::Program;
-
-const SOON: Duration = Duration::from_secs(5);
 
 #[tokio::test]
 async fn one_token_opens_the_whole_chain() {
@@ -26,7 +23,7 @@ async fn one_token_opens_the_whole_chain() {
     let args = ["--host", &url, "42", &port, "--local-port", "0"];
 
     let mut stranger = Program::start("forward", &args);
-    assert_eq!(stranger.exit(SOON), 3);
+    assert_eq!(stranger.exit(LIMIT), 3);
     stranger.complaint("401");
 
     let loud = [token[0], ("RUST_LOG", "trace")];
@@ -48,7 +45,7 @@ async fn a_runner_that_refuses_the_hosts_own_token_is_a_failure_that_the_host_lo
     let url = format!("ws://{}", host.address());
     let args = ["--host", &url, "42", "80", "--local-port", "0"];
     let mut forward = Program::start_with("forward", &args, &token("of-the-host"));
-    assert_eq!(forward.exit(SOON), 3);
+    assert_eq!(forward.exit(LIMIT), 3);
     forward.complaint("the runner does not let the host in");
     host.complaint(&format!(
         "the runner {} does not let this host in: the runner answered HTTP 401",
@@ -71,7 +68,7 @@ async fn the_tokens_of_clients_and_agents_do_not_stand_for_each_other() {
         Program::start_with("agent", &args, &[("KOHAKURIVER_TUNNEL_TOKEN", token)])
     };
     let mut impostor = agent("of-clients");
-    assert_eq!(impostor.exit(SOON), 3);
+    assert_eq!(impostor.exit(LIMIT), 3);
     impostor.complaint("401");
     let registered = agent("of-agents");
     registered.complaint("registered at");
@@ -89,7 +86,7 @@ async fn the_tokens_of_clients_and_agents_do_not_stand_for_each_other() {
     let mut same = tokens;
     same[1].1 = same[0].1;
     let mut runner = Program::start_with("runner", &["--listen", "127.0.0.1:0"], &same);
-    assert_eq!(runner.exit(SOON), 2);
+    assert_eq!(runner.exit(LIMIT), 2);
     let told = runner.complaint("give two different ones");
     assert!(!told.contains(same[0].1), "{told}");
 }
@@ -99,7 +96,7 @@ fn an_empty_token_file_does_not_let_everybody_in() {
     for flag in ["--token-file", "--agent-token-file"] {
         let args = ["--listen", "127.0.0.1:0", flag, "/dev/null"];
         let mut runner = Program::start("runner", &args);
-        assert_eq!(runner.exit(SOON), 2);
+        assert_eq!(runner.exit(LIMIT), 2);
         runner.complaint("/dev/null");
     }
 }
