@@ -16,7 +16,6 @@ fn refusal(name: &str, args: &[&str], environment: &[(&str, &str)]) -> String {
     let mut program = Program::start_with(name, args, environment);
     assert_eq!(program.exit(LIMIT), 2, "{name} {args:?}");
     program.complaint(&format!("{name}: "));
-    std::thread::sleep(Duration::from_millis(20));
     let said = program.stderr();
     assert_eq!(said.len(), 1, "{name} {args:?}: {said:?}");
     said[0].clone()

@@ -76,7 +76,7 @@ async fn an_older_agent_that_was_cut_off_finds_the_newer_one_in_its_place_and_wa
     chain.runner.complaint("agent registered");
     relay.shut();
     older.complaint("lost the runner");
-    let newer = start_agent(&runner, CONTAINER);
+    let mut newer = start_agent(&runner, CONTAINER);
     let registered = || async { (chain.runner.lines_with("agent registered") == 2).then_some(()) };
     eventually("the newer agent", LIMIT, registered).await;
     relay.cut();
@@ -84,9 +84,11 @@ async fn an_older_agent_that_was_cut_off_finds_the_newer_one_in_its_place_and_wa
     older.complaint("another agent is registered");
     older.complaint("replaced by a newer registration");
     older.expect_lines("registered at", 1);
-    newer.expect_lines("replaced by", 0);
     let forward = chain.forward(service(echo).await.port(), &[]);
     expect_echo(&mut connect(&forward).await, b"by the newer one").await;
+    newer.signal("TERM");
+    assert_eq!(newer.exit(LIMIT), 0);
+    newer.expect_lines("replaced by", 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -525,7 +524,6 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         let mut host = Program::start("host", args);
         assert_eq!(host.exit(LIMIT), 2, "{args:?}");
         host.complaint("host: ");
-        std::thread::sleep(Duration::from_millis(50));
         let said = host.stderr();
         assert_eq!(said.len(), 1, "{args:?}: {said:?}");
     }

@@ -110,8 +110,9 @@ impl Program {
     /// Waits until this many lines of stderr contain this text. Fails if more do.
     ///
     /// A program's lines are written by a thread of their own, so they may come after what they
-    /// report is seen.
+    /// report is seen. That there is no line can be told only of a program that has ended.
     pub fn expect_lines(&self, part: &str, count: usize) {
+        assert!(count > 0 || self.stderr.has_ended(), "{part:?} may come");
         let enough = |lines: &[String]| (containing(lines, part) >= count).then_some(());
         let _ = self.stderr.wait(LIMIT, enough);
         let lines = self.stderr();
@@ -137,11 +138,14 @@ impl Program {
         port.parse().unwrap()
     }
 
-    /// The exit code, which must come within `limit`.
+    /// The exit code, which must come within `limit`. Its output is complete then.
     pub fn exit(&mut self, limit: Duration) -> i32 {
         let end = Instant::now() + limit;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
+                for lines in [&self.stdout, &self.stderr] {
+                    assert!(lines.end(LIMIT), "{}: a child has its output", self.name);
+                }
                 return code(status);
             }
             let still = Instant::now() < end;
@@ -293,36 +297,57 @@ fn code(status: ExitStatus) -> i32 {
 
 /// The lines of a pipe as they arrive.
 #[derive(Clone, Default)]
-struct Lines(Arc<(Mutex<Vec<String>>, Condvar)>);
+struct Lines(Arc<(Mutex<Output>, Condvar)>);
+
+#[derive(Default)]
+struct Output {
+    lines: Vec<String>,
+    has_ended: bool,
+}
 
 impl Lines {
     fn read(pipe: impl Read + Send + 'static) -> Self {
         let lines = Self::default();
         let filled = lines.clone();
         thread::spawn(move || {
-            for line in BufReader::new(pipe).lines() {
-                let Ok(line) = line else { return };
-                filled.0.0.lock().unwrap().push(line);
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                filled.0.0.lock().unwrap().lines.push(line);
                 filled.0.1.notify_all();
             }
+            filled.0.0.lock().unwrap().has_ended = true;
+            filled.0.1.notify_all();
         });
         lines
     }
 
+    /// Returns `None` after `limit`, or when nothing more comes.
     fn wait<T>(&self, limit: Duration, find: impl Fn(&[String]) -> Option<T>) -> Option<T> {
         let end = Instant::now() + limit;
-        let mut lines = self.0.0.lock().unwrap();
+        let mut output = self.0.0.lock().unwrap();
         loop {
-            if let Some(found) = find(&lines) {
+            if let Some(found) = find(&output.lines) {
                 return Some(found);
             }
+            if output.has_ended {
+                return None;
+            }
             let left = end.checked_duration_since(Instant::now())?;
-            lines = self.0.1.wait_timeout(lines, left).unwrap().0;
+            output = self.0.1.wait_timeout(output, left).unwrap().0;
         }
     }
 
+    /// Waits until nothing more comes. False after `limit`.
+    fn end(&self, limit: Duration) -> bool {
+        let _ = self.wait(limit, |_| None::<()>);
+        self.has_ended()
+    }
+
+    fn has_ended(&self) -> bool {
+        self.0.0.lock().unwrap().has_ended
+    }
+
     fn all(&self) -> Vec<String> {
-        self.0.0.lock().unwrap().clone()
+        self.0.0.lock().unwrap().lines.clone()
     }
 }
 
