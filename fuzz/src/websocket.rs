@@ -3,9 +3,11 @@
 //! Input: one byte of options, one byte for the number of chunk sizes, the chunk sizes, then the
 //! bytes of the peer. The socket transfers at most one chunk at a time and is pending in between.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
@@ -15,13 +17,14 @@ use futures_util::{Sink, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tungstenite::protocol::{Role, WebSocketConfig};
 use tungstenite::{Error as TheirError, Message};
-use tunnel_websocket::limits::{BYTES_PER_TURN, FRAMES_PER_TURN};
+use tunnel_websocket::limits::{BYTES_PER_TURN, FRAMES_PER_TURN, PONGS_MAX, WRITE_BUFFER};
 use tunnel_websocket::{Account, Error, Violation, WebSocket};
 
 /// For any input: both see the same messages, or both refuse it. Every ping is answered at most
 /// once and in order. The last frame is one close frame with the right code. No poll does unbounded
 /// work. Memory taken from the account is returned. Messages that are sent arrive unchanged at
-/// tungstenite.
+/// tungstenite. A peer that does not read makes no more wait for it than the stated bound, and its
+/// last ping is answered once it reads.
 pub fn websocket(data: &[u8]) {
     let Some((&[options, sizes], rest)) = data.split_first_chunk() else {
         return;
@@ -53,6 +56,7 @@ pub fn websocket(data: &[u8]) {
     let data = |message: &&Message| matches!(message, Message::Binary(_) | Message::Text(_));
     let messages: Vec<Message> = ours.messages.iter().filter(data).cloned().collect();
     send(&messages, role, sizes);
+    answer_late(wire, role, message_max, sizes);
 }
 
 struct Ours {
@@ -185,12 +189,88 @@ fn send(messages: &[Message], role: Role, sizes: &[u8]) {
     assert_eq!(received, messages);
 }
 
+/// The peer sends everything before it reads. Each of its messages is sent back as often as that is
+/// accepted, up to a bound.
+fn answer_late(wire: &[u8], role: Role, message_max: usize, sizes: &[u8]) {
+    let wakes = Arc::new(Wakes::default());
+    let waker = Waker::from(Arc::clone(&wakes));
+    let mut cx = Context::from_waker(&waker);
+    let mut socket = Script::new(wire, sizes);
+    // It may stop in the middle of a frame.
+    let early: usize = sizes.iter().map(|size| usize::from(*size)).sum();
+    let room = Rc::new(Cell::new(early));
+    socket.room = Some(Rc::clone(&room));
+    let mut ours = WebSocket::new(&mut socket, Bytes::new(), role, message_max);
+    let (mut sent, mut last_ping, mut is_open) = (Vec::new(), None, true);
+    loop {
+        let woken = wakes.0.load(Ordering::Relaxed);
+        match Pin::new(&mut ours).poll_next(&mut cx) {
+            Poll::Ready(Some(Ok(message @ (Message::Binary(_) | Message::Text(_))))) => {
+                for _ in 0..50 {
+                    if Pin::new(&mut ours).poll_ready(&mut cx).is_pending() {
+                        break;
+                    }
+                    let accepted = Pin::new(&mut ours).start_send(message.clone());
+                    accepted.expect("an open connection takes it");
+                    sent.push(message.clone());
+                }
+            }
+            Poll::Ready(Some(Ok(Message::Ping(payload)))) => last_ping = Some(payload),
+            Poll::Ready(Some(Ok(message))) => is_open &= !matches!(message, Message::Close(_)),
+            Poll::Ready(Some(Err(_))) => is_open = false,
+            Poll::Ready(None) => break,
+            Poll::Pending if wakes.0.load(Ordering::Relaxed) > woken => {}
+            // The answer to a close frame waits.
+            Poll::Pending => {
+                assert!(!is_open, "lost wake-up");
+                break;
+            }
+        }
+    }
+    let early = early - room.replace(usize::MAX);
+    while Pin::new(&mut ours).poll_flush(&mut cx).is_pending() {}
+    drop(ours);
+    let written = socket.written;
+
+    const HEADER_MAX: usize = 14;
+    const CONTROL_MAX: usize = HEADER_MAX + 125;
+    let longest = sent.iter().map(|message| message.len() + HEADER_MAX).max();
+    let most = WRITE_BUFFER + longest.unwrap_or(0) + (PONGS_MAX + 2) * CONTROL_MAX;
+    assert!(
+        written.len() - early <= most,
+        "{} bytes waited",
+        written.len() - early
+    );
+    let other = match role {
+        Role::Client => Role::Server,
+        Role::Server => Role::Client,
+    };
+    let is_pong = |message: &Message| message.is_pong();
+    let (answers, _) = receive_theirs(&written[..early], other, 1 << 20);
+    let before = answers.into_iter().filter(is_pong).count();
+    let (mut answers, _) = receive_theirs(&written, other, 1 << 20);
+    answers.retain(|answer| !answer.is_close());
+    let (pongs, data): (Vec<_>, Vec<_>) = answers.into_iter().partition(is_pong);
+    assert!(
+        pongs.len() - before <= PONGS_MAX + 1,
+        "{} pongs waited",
+        pongs.len() - before
+    );
+    assert_eq!(data, sent);
+    if is_open {
+        assert_eq!(pongs.last().cloned(), last_ping.map(Message::Pong));
+    }
+}
+
 /// A socket that follows the input.
 struct Script {
     input: VecDeque<u8>,
     sizes: Vec<u8>,
     turn: usize,
     written: Vec<u8>,
+    /// The bytes that it still accepts, if that is bounded. Each write takes as many, and without
+    /// any nothing wakes a writer.
+    room: Option<Rc<Cell<usize>>>,
     since_pending: usize,
     most_at_once: usize,
 }
@@ -202,6 +282,7 @@ impl Script {
             sizes: sizes.to_vec(),
             turn: 0,
             written: Vec::new(),
+            room: None,
             since_pending: 0,
             most_at_once: 0,
         }
@@ -246,8 +327,15 @@ impl AsyncWrite for &mut Script {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let size = std::task::ready!(self.chunk(cx));
+        let size = match &self.room {
+            Some(room) if room.get() == 0 => return Poll::Pending,
+            Some(room) => room.get(),
+            None => std::task::ready!(self.chunk(cx)),
+        };
         let len = size.min(bytes.len());
+        if let Some(room) = &self.room {
+            room.set(size - len);
+        }
         self.written.extend_from_slice(&bytes[..len]);
         Poll::Ready(Ok(len))
     }
