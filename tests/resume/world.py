@@ -1,5 +1,6 @@
 """The programs with 64 connections and a transaction through them."""
 
+import concurrent.futures
 import contextlib
 import ctypes
 import os
@@ -38,6 +39,12 @@ class Gated:
 
     def url(self):
         return f"127.0.0.1:{self.port}"
+
+
+def tell_all(gates, command):
+    """Tells every gate at the same time."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda gate: gate.tell(command), gates))
 
 
 class Namespace:
