@@ -20,7 +20,7 @@ def host_killed(bench):
             end = time.monotonic() + period
             at.restart_host(random.uniform(0, period / 2))
             at.wait(end - time.monotonic())
-        at.finish(figures)
+        at.finish(figures, "forward")
 
 
 def agent_cut(bench):
@@ -31,7 +31,7 @@ def agent_cut(bench):
             for _ in range(times):
                 at.agent_gate.tell("cut")
                 at.wait(random.uniform(0.2, 2 * period))
-            at.finish(figures)
+            at.finish(figures, "agent")
 
 
 def both_cut(bench):
@@ -44,17 +44,17 @@ def both_cut(bench):
                 at.agent_gate.tell("cut")
                 at.restart_host(random.uniform(0, period / 2))
                 at.wait(end - time.monotonic())
-            at.finish(figures)
+            at.finish(figures, "forward", "agent")
 
 
 def host_stopped(bench):
-    seconds = 40 if bench.full else 8
+    seconds = 40  # keepalive has noticed before
     with bench.check(f"the host stands still for {seconds} s", 240) as figures:
         with world(bench, bench.database) as at:
             at.chain.host.send(signal.SIGSTOP)
             at.wait(seconds)
             at.chain.host.send(signal.SIGCONT)
-            at.finish(figures)
+            at.finish(figures, "forward")
 
 
 HAPROXY = """
@@ -126,7 +126,7 @@ def balanced(bench):
                 at.moves()
                 at.revive(dead)
                 at.wait(1)
-            at.finish(figures)
+            at.finish(figures, "forward")
 
 
 def link_lost(bench):
@@ -142,7 +142,7 @@ def link_lost(bench):
                 start = time.monotonic()
                 at.moves(60)
                 figures.append(f"all move {time.monotonic() - start:.1f} s later")
-                at.finish(figures)
+                at.finish(figures, "forward")
     finally:
         with_it.close()
 
@@ -166,7 +166,7 @@ def closed_regularly(bench):
                 at.moves(keep + 5)
                 at.wait(up)
             figures.append(f"{refused} times 503")
-            at.finish(figures)
+            at.finish(figures, "forward", "agent")
 
 
 def close_and_refuse(at, gates, seconds):
@@ -189,4 +189,4 @@ def closed_at_full_scale(bench):
                 close_and_refuse(at, gates, seconds)
                 tell_all(gates, "open")
                 at.moves(KEEP - seconds + 5)
-            at.finish(figures)
+            at.finish(figures, "forward", "agent")

@@ -14,20 +14,25 @@ SILENCE = 35
 HANGING = 20
 # Connections through a restarted program have ended within this.
 AT_ONCE = 5
+CUT = " while its connection is cut"
 
 
 def client_stopped(bench):
-    # The runner notices a silent forward before the shorter of these, if all are checked.
-    within, keep = (45, 60) if bench.full else (3, 10)
+    # With the short times its connection is cut meanwhile. With the others the runner notices the
+    # silence before the shorter of these.
+    cut = not bench.full
+    within, keep = (7, 20) if cut else (45, 60)
     with bench.check(
-        f"forward stands still for {within} s, kept for {keep} s: connections go on", 120
+        f"forward stands still for {within} s{CUT * cut}, kept for {keep} s: connections go on", 120
     ) as figures:
-        with world(bench, bench.database, keep=keep) as at:
+        with world(bench, bench.database, keep=keep, client_gate=cut) as at:
             figures += stand_still(at, within)
             at.moves(15)
-            at.finish(figures)
+            at.finish(figures, "forward")
 
-    if bench.full:
+    if cut:
+        too_long(bench, 10, keep=3, cut=True)
+    else:
         too_long(bench, SILENCE + 2 * 10, keep=10)
 
 
@@ -36,10 +41,12 @@ def client_stopped_for_long(bench):
     too_long(bench, 600, keep=120)
 
 
-def too_long(bench, seconds, keep):
-    text = f"forward stands still for {seconds} s, kept for {keep} s: connections are reset"
+def too_long(bench, seconds, keep, cut=False):
+    text = (
+        f"forward stands still for {seconds} s{CUT * cut}, kept for {keep} s: connections are reset"
+    )
     with bench.check(text, seconds + 120) as figures:
-        with world(bench, keep=keep) as at:
+        with world(bench, keep=keep, client_gate=cut) as at:
             figures += stand_still(at, seconds)
             took = at.load.all_ended(AT_ONCE, "the end of the old connections")
             figures.append(f"old connections ended {took:.1f} s after it")
@@ -48,8 +55,13 @@ def too_long(bench, seconds, keep):
 
 
 def stand_still(at, seconds):
-    """Stops forward and continues it. New connections have to be answered, and none to hang."""
+    """Stops forward and continues it. New connections have to be answered, and none to hang.
+
+    Where there is a gate, it cuts forward's connection meanwhile.
+    """
     at.client.send(signal.SIGSTOP)
+    if at.client_gate:
+        at.client_gate.tell("cut")
     early = []
     for _ in range(5):
         time.sleep(seconds / 5)

@@ -232,7 +232,7 @@ def forged_changes_nothing(bench):
             check(not answers["OPENED"], f"granted: {dict(answers)}")
             after = resident(at.chain.runner)
             check(after < before + 2 * SLACK, f"{before >> 10} KiB before, {after >> 10} after")
-            at.finish(figures)
+            at.finish(figures, "forward", "agent")
 
 
 def highest(program, seconds):

@@ -200,27 +200,34 @@ class World:
         self.load.moves(seconds, "new bytes everywhere")
         self.check()
 
-    def finish(self, figures):
-        """Everything still moves, then ends in order, with the figures of it all."""
+    def finish(self, figures, *resumed):
+        """Everything still moves, then ends in order, with the figures of it all.
+
+        `resumed` names the programs whose tunnels must have lost a transport.
+        """
         self.moves()
         if self.transaction:
             figures += self.transaction.commit()
         figures += self.flow.finish()
         figures += self.load.finish()
-        figures += self.resumed()
+        figures += self.resumptions(resumed)
 
-    def resumed(self):
+    def resumptions(self, expected):
         """What the programs say about the tunnels that went on."""
-        told = []
+        told, found = [], set()
         for process in self.place.processes:
             if process.name.startswith(("forward", "agent")):
                 text = process.err.read_text(errors="replace")
                 again = re.findall(r"the tunnel goes on .*: (\d+) messages?, (\d+) KiB", text)
+                if again:
+                    found.add(process.name.partition("-")[0])
                 messages, kib = (sum(map(int, column)) for column in zip(*again or ["00"]))
                 told.append(
                     f"{process.name} resumed {len(again)} times and sent {messages} messages "
                     f"({kib} KiB) again"
                 )
+        missing = set(expected) - found if self.resumes else ()
+        check(not missing, f"no tunnel was resumed by {', '.join(sorted(missing))}")
         return told
 
     def close(self):
