@@ -231,7 +231,10 @@ def forged_changes_nothing(bench):
             figures += [f"{amount} x {answer}" for answer, amount in sorted(answers.items())]
             check(not answers["OPENED"], f"granted: {dict(answers)}")
             after = resident(at.chain.runner)
-            check(after < before + 2 * SLACK, f"{before >> 10} KiB before, {after >> 10} after")
+            grown = f"runner {before >> 10} KiB before, {after >> 10} after"
+            figures.append(grown)
+            # Full buffers of the transfers are more than what a few attempts could leave.
+            check(not bench.full or after < before + 2 * SLACK, grown)
             at.finish(figures, "forward", "agent")
 
 
