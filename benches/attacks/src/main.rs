@@ -3,7 +3,8 @@
 //! `cargo run --release --manifest-path benches/attacks/Cargo.toml` builds the programs, attacks
 //! them in each way, prints a table, and writes it beside the results of an older build. It fails
 //! when something that must work does not: a broken echo, a dead program, memory above the budget,
-//! descriptors that stay open. A slow answer is a figure in the table, not a failure.
+//! memory that is not freed, descriptors that stay open. A slow answer is a figure in the table,
+//! not a failure.
 
 mod attacks;
 mod client;

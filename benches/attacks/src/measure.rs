@@ -22,8 +22,15 @@ use crate::swarm::{Field, Tally};
 /// vary.
 const SLACK: u64 = 16;
 
-/// Time until everything has to be back to normal.
+/// Bytes that a program may keep after an attack in addition to those before: free memory of the
+/// allocator.
+const KEPT: u64 = 24 << 20;
+
+/// Time until every descriptor has to be closed.
 const BACK_WITHIN: Duration = Duration::from_secs(45);
+
+/// Time from then until memory has to be free.
+const FREED_WITHIN: Duration = Duration::from_secs(20);
 
 /// Time for the first hostile connection.
 const BEGUN_WITHIN: Duration = Duration::from_secs(60);
@@ -68,6 +75,12 @@ pub struct Course {
     pub before: u64,
     pub peak: u64,
     pub after: u64,
+}
+
+impl Course {
+    fn is_back(&self, slack: u64) -> bool {
+        self.after <= self.before + slack
+    }
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -239,7 +252,7 @@ pub fn measure(
         }
         let back = watch.back(ended);
         sleep(plan.after);
-        watch.note_after();
+        watch.freed();
         if turned { Ok(back.and(well)) } else { Ok(back) }
     })?;
 
@@ -271,6 +284,13 @@ pub fn measure(
         let more = role.memory.peak.saturating_sub(role.memory.before);
         if more > plan.budget() {
             faults.push(format!("{name} took {} MiB", more >> 20));
+        }
+        if !role.memory.is_back(KEPT) {
+            let Course { before, after, .. } = role.memory;
+            let (before, after) = (before >> 20, after >> 20);
+            faults.push(format!(
+                "{name} keeps {after} MiB of memory, {before} before"
+            ));
         }
     }
     let counts = |came: &[f64], failed: u32| {
@@ -415,14 +435,21 @@ impl Watch {
 
     /// Seconds until every role has as many descriptors as before.
     fn back(&self, since: Instant) -> Option<f64> {
-        while since.elapsed() < BACK_WITHIN {
+        self.within(BACK_WITHIN, since, |role| role.descriptors.is_back(SLACK))
+    }
+
+    /// Waits until every role has as little memory as before, and notes what it has.
+    fn freed(&self) {
+        self.within(FREED_WITHIN, Instant::now(), |role| {
+            role.memory.is_back(KEPT)
+        });
+    }
+
+    /// Seconds until this holds for every role.
+    fn within(&self, limit: Duration, since: Instant, holds: fn(&Role) -> bool) -> Option<f64> {
+        while since.elapsed() < limit {
             self.note_after();
-            let back = self.roles.lock().is_ok_and(|roles| {
-                roles
-                    .iter()
-                    .all(|role| role.descriptors.after <= role.descriptors.before + SLACK)
-            });
-            if back {
+            if self.roles.lock().is_ok_and(|roles| roles.iter().all(holds)) {
                 return Some(since.elapsed().as_secs_f64());
             }
             sleep(Duration::from_millis(100));
