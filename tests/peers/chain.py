@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import os
 import pathlib
@@ -12,7 +11,6 @@ import signal
 import socket
 import struct
 import sys
-import termios
 
 from websockets.asyncio.client import connect
 
@@ -308,7 +306,7 @@ class Service:
     S send size bytes (0: without end) and read nothing
     H read to the end, then answer the sha256
     F send size bytes and end that direction, then read to the end into `received`
-    V send size bytes, then reset
+    V send size bytes, then reset once the app has sent a byte
     R read nothing at all
     """
 
@@ -398,12 +396,9 @@ class Service:
         writer.write_eof()
         await self.received.put(await reader.read(-1))
 
-    async def do_V(self, _, writer, size):
+    async def do_V(self, reader, writer, size):
         await self.send(writer, size)
-        # A reset discards what has not left.
-        while unsent(writer):
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
+        await reader.readexactly(1)  # a reset discards what the other side has not read
         reset(writer)
 
     async def do_R(self, reader, *_):
@@ -496,11 +491,6 @@ class App:
 
     def close(self):
         self.writer.close()
-
-
-def unsent(writer):
-    queued = fcntl.ioctl(writer.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-    return writer.transport.get_write_buffer_size() + struct.unpack("i", queued)[0]
 
 
 def reset(writer):

@@ -112,6 +112,7 @@ class Run:
         await neighbour.echo(os.urandom(100_000), "neighbour of the vanished")
         app = await self.app(b"V", MIB)
         await app.exactly(MIB, "stream of a service that vanishes")
+        await app.send(b"!")
         await within(20, "the app's end after the service vanished", app.end())
         app.close()
         await neighbour.echo(b"after", "neighbour of the vanished")

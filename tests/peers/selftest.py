@@ -208,6 +208,7 @@ async def runner_with_vm(chain, service):
     await ws.send(wire.pack(wire.DATA, wire.TCP, 4, 0, Service.HEADER.pack(b"V", 3)))
     await expect(ws, wire.CONNECTED, wire.TCP, 4, service.port, b"")
     check((await message(ws))[0] == wire.DATA, "no DATA before the reset")
+    await ws.send(wire.pack(wire.DATA, wire.TCP, 4, 0, b"!"))
     kind, _, client, at, _ = await message(ws)
     same((kind, client, at), wire.ERROR, 4, service.port)  # in mid-stream
     await ws.close()
