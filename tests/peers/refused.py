@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 
-from chain import SIDES, Chain, Failed, argument_parser, check, refusing_socket, terminate_cleanly
+from chain import SIDES, Chain, Failed, argument_parser, check, free_port, terminate_cleanly
 from chain import until, within
 
 # The line comes after 5 s of silence at the latest.
@@ -27,8 +27,7 @@ LINE = "; this line comes once until port"
 
 async def one(chain):
     await within(60, "start", chain.start())
-    with refusing_socket(socket.SOCK_DGRAM) as free:
-        port = free.getsockname()[1]
+    port = free_port(socket.SOCK_DGRAM)
     forward = await chain.forward(port, proto="udp")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as app:
         app.connect(("127.0.0.1", forward.port))
