@@ -47,8 +47,8 @@ pub const READ_AHEAD_MAX: usize = 132 << 10;
 /// Least bytes that one read asks for. An idle connection holds no more.
 pub(crate) const READ_MIN: usize = 8 << 10;
 
-/// A payload keeps at most so many times its length alive, or else it is copied. One of 16 KiB is not
-/// copied out of a buffer of [`READ_AHEAD_MAX`].
+/// A payload that would keep more than so many times its length alive is copied. One of 16 KiB in a
+/// buffer of [`READ_AHEAD_MAX`] is not.
 pub(crate) const PINNED_MAX: usize = 10;
 
 /// Payloads up to this length are copied behind their header: one write for both is cheaper than

@@ -54,8 +54,8 @@ pub struct IdentityArgs {
 /// Time for a server to show whether it speaks TLS.
 const TLS_ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
-/// Bytes of records that wait in a TLS stream while its peer reads nothing. Two records, so that one
-/// write to the socket takes more than one.
+/// Most bytes that wait in a TLS stream while its peer reads nothing. They are two records, so that
+/// one write to the socket takes more than one.
 pub const UNSENT_MAX: usize = 32 << 10;
 
 /// Types of TLS records.
