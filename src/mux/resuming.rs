@@ -119,6 +119,7 @@ impl<S: Source> Resuming<S> {
     fn drop_transport(&mut self, transport: &mut Option<S::Transport>) {
         *transport = None;
         self.fault = None;
+        self.silent = false;
     }
 
     /// Whether there is another transport now.
@@ -375,7 +376,8 @@ impl<S: Source> Resuming<S> {
         lost: Option<TunnelError>,
     ) -> Flow<bool> {
         self.account(now);
-        let silent = core::mem::take(&mut self.silent);
+        // The silence of one that was replaced may be found when OPEN is under way on the next.
+        let silent = core::mem::take(&mut self.silent) && self.is_running;
         let silence = silent.then_some(TunnelError::PeerDead);
         let lost = self.fault.take().or(lost).or(silence);
         let is_lost = lost.is_some();

@@ -37,6 +37,36 @@ async fn a_silent_transport_is_replaced_before_it_counts_as_dead() {
     assert!(got == noise(1, 1 << 20));
 }
 
+/// The next transport is there at the moment at which the old one would count as dead.
+#[tokio::test(start_paused = true)]
+async fn the_silence_of_a_transport_does_not_end_the_next() {
+    let (server, mut accepted) = Server::new(resume::Config::default());
+    let dead = tokio::time::Instant::now() + 2 * Config::default().keepalive.unwrap();
+    let (first, next) = (server.dial(), server.clone());
+    let connector = move |_| {
+        let next = next.clone();
+        async move {
+            tokio::time::sleep_until(dead).await;
+            Ok(next.dial())
+        }
+    };
+    let (mux, driver) = mux::builder().resuming_opener(first, CARRIER, connector);
+    tokio::spawn(driver);
+    let mut stream = first_stream(&mux, &mut accepted).await;
+    let mut changes = mux.tunnel().attachments();
+    for wire in server.newest() {
+        wire.hold(true);
+    }
+    let change = within(changes.changed()).await.unwrap();
+    assert_eq!(tokio::time::Instant::now(), dead);
+    match change {
+        Attachment::Resumed(resumption) => assert_eq!(resumption.detached, Duration::ZERO),
+        other => panic!("{other:?}"),
+    }
+    ping_pong(&mut stream).await;
+    assert_eq!(server.wires.lock().unwrap().len(), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_probe_replaces_a_dead_transport_at_once() {
     for config in [Config::default(), Config::default().with_keepalive(None)] {
