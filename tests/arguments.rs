@@ -1,7 +1,7 @@
 //! Arguments that make no sense are refused with one line that names them and says what to do.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tunnel_test_support::LIMIT;
 use tunnel_test_support::certificates::Certificates;
@@ -460,8 +460,29 @@ fn a_token_that_everybody_can_read_or_that_is_none_is_refused() {
     Program::start("runner", &args).address();
 }
 
+/// A writer of this pipe, once it has a reader.
+#[cfg(target_os = "linux")]
+fn opened_too(fifo: &str) -> std::fs::File {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    const O_NONBLOCK: i32 = 0o4000;
+    let end = Instant::now() + LIMIT;
+    loop {
+        // Without a reader this is refused, and does not wait for one.
+        let opened = std::fs::File::options()
+            .write(true)
+            .custom_flags(O_NONBLOCK)
+            .open(fifo);
+        match opened {
+            Ok(file) => return file,
+            Err(error) => assert!(Instant::now() < end, "nobody reads {fifo}: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// The program hears no signal while it reads, so it must not have taken them over.
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 #[test]
 fn a_token_that_is_waited_for_keeps_no_program_from_ending() {
     let folder = Folder::new();
@@ -474,8 +495,7 @@ fn a_token_that_is_waited_for_keeps_no_program_from_ending() {
     ] {
         let args = [args, &["--token-file", &fifo]].concat();
         let mut program = Program::start(name, &args);
-        // Waits until the program has opened it, too.
-        let _writer = std::fs::File::options().write(true).open(&fifo).unwrap();
+        let _writer = opened_too(&fifo);
         program.signal("TERM");
         program.exit(LIMIT);
     }

@@ -58,12 +58,9 @@ async fn a_service_on_the_ipv6_loopback_alone_is_reached() {
     let chain = Chain::for_agents();
     let _agent = chain.agent();
     // Bound but not listening: the other loopback address refuses.
-    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = other.local_addr().unwrap().port();
-    drop(other);
     let refusing = tokio::net::TcpSocket::new_v4().unwrap();
-    refusing.set_reuseaddr(true).unwrap();
-    refusing.bind(([127, 0, 0, 1], port).into()).unwrap();
+    refusing.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let port = refusing.local_addr().unwrap().port();
     service_at(&format!("[::1]:{port}"), echo).await;
     let forward = chain.forward(port, &[]);
     works(&forward).await;

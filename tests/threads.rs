@@ -146,11 +146,13 @@ async fn sessions_are_spread_over_the_threads_and_counted_together() {
     let url = format!("ws://{}", host.address());
     let port = service(echo).await.port();
     let before = (watched(&host), watched(&runner));
-    let forwards: Vec<_> = (0..8).map(|_| forward(&url, "42", port, &[])).collect();
-    let mut streams = Vec::new();
-    for forward in &forwards {
-        let mut stream = connect(forward).await;
+    let (mut forwards, mut streams) = (Vec::new(), Vec::new());
+    // One after the other: for a moment a new session counts twice.
+    for _ in 0..8 {
+        let forward = forward(&url, "42", port, &[]);
+        let mut stream = connect(&forward).await;
         expect_echo(&mut stream, b"first").await;
+        forwards.push(forward);
         streams.push(stream);
     }
     // Two sessions a thread, of two sockets each.

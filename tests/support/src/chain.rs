@@ -145,13 +145,16 @@ impl SilentPort {
         listener.listen(0).unwrap();
         let address = listener.local_addr().unwrap().as_socket().unwrap();
         let mut queued = Vec::new();
-        loop {
+        // Several in a row: one alone may time out on a busy machine.
+        let mut timeouts = 0;
+        while timeouts < 3 {
             let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
             let connected = client.connect_timeout(&address.into(), Duration::from_millis(300));
             queued.push(client);
-            if connected.is_err() {
-                break;
-            }
+            timeouts = match connected {
+                Ok(()) => 0,
+                Err(_) => timeouts + 1,
+            };
         }
         Self {
             address,
