@@ -536,9 +536,8 @@ fn a_hang_up_ends_each_program_well_unless_it_is_ignored() {
         ),
     ] {
         let start = |signal: &str| {
-            let mut command = std::process::Command::new("env");
-            let program = program::command(name);
-            command.arg(signal).arg(program.get_program()).args(args);
+            let mut command = program::command_through("env", &[signal], name);
+            command.args(args);
             let program = Program::spawn(name, command);
             match ready {
                 Some(line) => program.complaint(line),

@@ -512,10 +512,9 @@ async fn a_service_is_freed_at_a_second_signal_too() {
         ("TERM", Duration::from_millis(300), "INT"),
     ] {
         // The tests themselves may run under nohup.
-        let mut command = std::process::Command::new("env");
+        let hears = ["--default-signal=HUP"];
+        let mut command = program::command_through("env", &hears, "forward");
         command
-            .arg("--default-signal=HUP")
-            .arg(program::command("forward").get_program())
             .args(["--host", &url, "42", &remote, "--local-port", "0"])
             .args(LONG);
         let mut forward = Program::spawn("forward", command);

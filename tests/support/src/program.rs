@@ -32,18 +32,9 @@ impl Program {
 
     /// Starts it with a limit of open files.
     pub fn start_limited(name: &str, args: &[&str], files: u32) -> Self {
-        let usual = command(name);
-        let mut limited = Command::new("sh");
-        limited
-            .args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &files.to_string()])
-            .arg(usual.get_program())
-            .args(args);
-        for (variable, value) in usual.get_envs() {
-            match value {
-                Some(value) => limited.env(variable, value),
-                None => limited.env_remove(variable),
-            };
-        }
+        let limit = ["-c", "ulimit -n \"$0\" && exec \"$@\"", &files.to_string()];
+        let mut limited = command_through("sh", &limit, name);
+        limited.args(args);
         Self::spawn(name, limited)
     }
 
@@ -220,7 +211,17 @@ impl Drop for Program {
 
 /// An example that `cargo test` has built, without environment variables that it reads.
 pub fn command(name: &str) -> Command {
-    let mut command = Command::new(path(name));
+    heeding_nothing(Command::new(path(name)))
+}
+
+/// As [`command`], of a program that becomes the example once it has set something for it.
+pub fn command_through(before: &str, args: &[&str], name: &str) -> Command {
+    let mut command = Command::new(before);
+    command.args(args).arg(path(name));
+    heeding_nothing(command)
+}
+
+fn heeding_nothing(mut command: Command) -> Command {
     for variable in HEEDED {
         command.env_remove(variable);
     }
