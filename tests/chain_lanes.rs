@@ -108,9 +108,9 @@ async fn all_tunnels_of_a_client_go_on_after_a_loss() {
     let mut second = echoes(&forward).await;
 
     chain.restart_host();
-    expect_metric(&chain.runner, DETACHED, 0).await;
-    expect_echo(&mut second, b"after the loss").await;
     forward.complaint("the tunnel goes on");
+    expect_echo(&mut second, b"after the loss").await;
+    expect_metric(&chain.runner, DETACHED, 0).await;
     assert!(!bulk.is_finished());
     bulk.abort();
     // One line for all of them.

@@ -89,13 +89,15 @@ async fn hostile_server() -> (String, JoinHandle<TcpStream>) {
 }
 
 /// Writes a frame again and again and reads nothing, until [`FLOOD`] bytes are written or the peer
-/// ends or blocks the connection.
+/// blocks the connection. It may not end it, or the flood would show nothing.
 async fn flood(socket: &mut TcpStream, frame: &[u8]) {
     let batch = frame.repeat(500);
-    for _ in 0..FLOOD / batch.len() {
-        let written = timeout(Duration::from_secs(2), socket.write_all(&batch)).await;
-        if !matches!(written, Ok(Ok(()))) {
-            return;
+    for round in 0..FLOOD / batch.len() {
+        match timeout(Duration::from_secs(2), socket.write_all(&batch)).await {
+            Ok(written) => {
+                written.unwrap_or_else(|error| panic!("ended in round {round}: {error}"))
+            }
+            Err(_) => return,
         }
     }
 }
