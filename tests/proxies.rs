@@ -5,8 +5,10 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
 use tunnel_test_support::LIMIT;
-use tunnel_test_support::chain::{CONTAINER, Chain, connect, echo, expect_echo, service};
+use tunnel_test_support::certificates::Certificates;
+use tunnel_test_support::chain::{CONTAINER, Chain, connect, echo, expect_echo, host_at, service};
 use tunnel_test_support::program::Program;
+use tunnel_test_support::relay::Relay;
 
 /// A name that only the proxy knows.
 const NAME: &str = "cluster.invalid";
@@ -71,6 +73,51 @@ async fn forward_and_agent_go_through_the_proxy() {
     expect_echo(&mut connect(&forward).await, b"through the proxy").await;
     let log = forward.stderr().join("\n");
     assert!(!log.contains("s3cret") && !log.contains("bWU6"), "{log}");
+}
+
+/// The proxy sees the name and ciphertext: the certificate is that of the host.
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_goes_through_the_proxy() {
+    let Certificates { ca, cert, key, .. } = &Certificates::issued(&[NAME], |_| {});
+    let port = service(echo).await.port().to_string();
+    let chain = Chain::direct();
+    let identity = ["--cert", cert, "--key", key];
+    let host = host_at("127.0.0.1:0", &chain.runner.address(), &identity);
+    let proxy = proxy(host.port()).await;
+    let through = format!("http://me:s3cret@127.0.0.1:{proxy}");
+    let url = format!("wss://{NAME}:8000");
+    let args = ["42", &port, "--local-port", "0", "--host", &url, "--ca", ca];
+    // That of ws:// is not used.
+    let environment = [
+        ("HTTPS_PROXY", &*through),
+        ("HTTP_PROXY", "http://127.0.0.1:1"),
+    ];
+    let forward = Program::start_with("forward", &args, &environment);
+    expect_echo(&mut connect(&forward).await, b"TLS through the proxy").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_whose_proxy_is_away_for_a_while_goes_on() {
+    let port = service(echo).await.port();
+    let chain = Chain::for_agents();
+    let proxy = proxy(chain.runner.port()).await;
+    let relay = Relay::to(&format!("127.0.0.1:{proxy}")).await;
+    let through = format!("http://me:s3cret@{}", relay.address());
+    let url = format!("ws://{NAME}:8001");
+    let args = ["--runner-url", &url, "--container-id", CONTAINER];
+    let agent = Program::start_with("agent", &args, &[("ALL_PROXY", &through)]);
+    agent.complaint("registered at");
+    let forward = chain.forward(port, &[]);
+    let mut stream = connect(&forward).await;
+    expect_echo(&mut stream, b"before").await;
+
+    relay.shut();
+    agent.complaint("lost the runner");
+    relay.cut();
+    agent.complaint("the tunnel goes on after ");
+    expect_echo(&mut stream, b"after").await;
+    expect_echo(&mut connect(&forward).await, b"a new one").await;
+    assert!(relay.begun() > 1, "it went around the proxy");
 }
 
 #[tokio::test(flavor = "multi_thread")]
