@@ -5,7 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use kohakuriver_tunnel::mux::{self, ConnectError, Incoming, TunnelError};
+use kohakuriver_tunnel::session::Config;
 use kohakuriver_tunnel::transport::{CloseReason, Plain};
+use kohakuriver_tunnel::wire::Frame;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
@@ -274,4 +276,35 @@ async fn a_transport_without_texts_has_no_greeting() {
     assert_eq!(connect.await.map(drop), Err(ConnectError::NoTexts));
     let welcome = mux::builder().welcome(mux::length_prefixed(far), Plain);
     assert_eq!(welcome.await.map(drop), Err(ConnectError::NoTexts));
+}
+
+/// Ids pass through relays, so those of two clients of one container must differ (PROTOCOL.md
+/// section 2.3).
+#[tokio::test]
+async fn the_first_id_is_random_unless_it_is_given() {
+    let first_id = |config: Config| async move {
+        let (near, mut far, _) = pipe(100);
+        let (mux, driver) = mux::builder()
+            .config(config)
+            .opener(near, Packets::default());
+        tokio::spawn(driver);
+        let _stream = mux.open_tcp(1).unwrap();
+        loop {
+            if let Some(Ok(Packet::Binary(message))) = within(far.next()).await {
+                if let Ok(Frame::Connect { id, .. }) = Frame::decode(message) {
+                    return id.0;
+                }
+            }
+        }
+    };
+    // The odds are 1 in 2^32 for each pair.
+    let ids = [
+        first_id(Config::default()).await,
+        first_id(Config::default()).await,
+    ];
+    assert_ne!(ids[0], ids[1]);
+    assert_ne!(ids[0].wrapping_add(1), ids[1], "counted up, not random");
+    let mut config = Config::default();
+    config.first_id = Some(7);
+    assert_eq!(first_id(config).await, 7);
 }
