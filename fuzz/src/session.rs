@@ -1,6 +1,6 @@
 //! Two sessions under operations of every kind, mixed with messages of a hostile peer.
 //!
-//! Input: one byte that chooses version and bounds, then operations of one byte with their
+//! Input: one byte that chooses version, bounds and the first id, then operations of one byte with their
 //! arguments. Messages between the sessions pass in order, but either end may also get a forged one
 //! at any time, well formed or not.
 
@@ -24,8 +24,14 @@ pub fn session(data: &[u8]) {
         0 => Version::V2,
         _ => Version::V1,
     };
-    let config = config(first & 2 != 0);
-    let mut input = Input(rest);
+    // Close to the last id, a few streams reach the wrap while others are live.
+    let first_id = match first & 4 {
+        0 => 1,
+        _ => u32::MAX - 3,
+    };
+    let mut config = config(first & 2 != 0);
+    config.first_id = Some(first_id);
+    let mut input = Input { rest, first_id };
     let mut now = Instant::default();
     let end = |role| End {
         session: Session::new(role, version, config.clone(), now),
@@ -355,12 +361,15 @@ impl End {
     }
 }
 
-struct Input<'a>(&'a [u8]);
+struct Input<'a> {
+    rest: &'a [u8],
+    first_id: u32,
+}
 
 impl Input<'_> {
     fn byte(&mut self) -> Option<u8> {
-        let (&byte, rest) = self.0.split_first()?;
-        self.0 = rest;
+        let (&byte, rest) = self.rest.split_first()?;
+        self.rest = rest;
         Some(byte)
     }
 
@@ -375,20 +384,32 @@ impl Input<'_> {
     /// A message with a valid type, about an id that is probably live.
     fn message(&mut self) -> Bytes {
         let [kind, id, port] = [(); 3].map(|()| self.byte().unwrap_or(0));
-        let mut message = vec![kind % 9 + 1, kind >> 7, 0, 0, 0, id % 16, 0, port];
-        let len = match kind % 9 + 1 {
-            0x08 => 4,
-            _ => self.len(),
-        };
-        let fill = if port & 1 == 0 { 0xff } else { 0 };
-        message.resize(8 + len, fill);
+        let id = self
+            .first_id
+            .wrapping_sub(1)
+            .wrapping_add(u32::from(id % 16));
+        let mut message = vec![kind % 9 + 1, kind >> 7];
+        message.extend(id.to_be_bytes());
+        message.extend([0, port]);
+        if kind % 9 + 1 == 0x08 {
+            // The credit of a WINDOW: none, all, or any order of magnitude.
+            let credit = match port {
+                0 => u32::MAX,
+                1 => 0,
+                _ => u32::from(port) << (port % 25),
+            };
+            message.extend(credit.to_be_bytes());
+        } else {
+            let fill = if port & 1 == 0 { 0xff } else { 0 };
+            message.resize(8 + self.len(), fill);
+        }
         message.into()
     }
 
     fn raw(&mut self) -> Bytes {
-        let len = usize::from(self.byte().unwrap_or(0) % 32).min(self.0.len());
-        let (message, rest) = self.0.split_at(len);
-        self.0 = rest;
+        let len = usize::from(self.byte().unwrap_or(0) % 32).min(self.rest.len());
+        let (message, rest) = self.rest.split_at(len);
+        self.rest = rest;
         Bytes::copy_from_slice(message)
     }
 }
