@@ -52,8 +52,8 @@ impl Model {
             assert!(ours.data_received <= ours.data_sent);
             // The receiver has granted at most the bytes read or discarded plus the largest window.
             let taken = match s.handles[side.other() as usize] {
-                Some(_) => s.read[side.other() as usize],
-                None => ours.data_received,
+                Some(_) if !s.discards[side.other() as usize] => s.read[side.other() as usize],
+                _ => ours.data_received,
             };
             let most = taken + u64::from(self.config.max_window) - initial;
             assert!(theirs.credit_sent <= most, "{theirs:?} {s:?}");

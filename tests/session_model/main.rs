@@ -29,8 +29,11 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// Large bounds, small ones that only cost speed, and ones that honest streams reach.
 fn configs() -> impl Strategy<Value = Config> {
-    (0..3).prop_map(|size| {
+    // Close to the last id, a few streams reach the wrap while others are live.
+    let first_id = prop_oneof![Just(1), Just(u32::MAX - 3)];
+    (0..3, first_id).prop_map(|(size, first_id)| {
         let mut config = Config::default();
+        config.first_id = Some(first_id);
         config.keepalive = None;
         // The random phase must not reset a v1 stream by its timing.
         config.linger = HOUR;

@@ -4,8 +4,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use kohakuriver_tunnel::session::{
-    Config, Event, Instant, OpenError, Reason, Recv, SendError, Session, StreamError, StreamId,
-    Version,
+    Allowance, Config, Event, Instant, OpenError, Reason, Recv, SendError, Session, StreamError,
+    StreamId, Version,
 };
 use kohakuriver_tunnel::wire::{Chunk, ClientId, Proto};
 
@@ -28,7 +28,9 @@ pub(super) struct Stream {
     pub(super) ended: [Option<End>; 2],
     /// Sending was refused, and no event has come since.
     pub(super) blocked: [bool; 2],
-    /// One end reset it, so bytes may be missing.
+    /// This end discards what it receives.
+    pub(super) discards: [bool; 2],
+    /// One end reset it or discards, so bytes may be missing.
     pub(super) disturbed: bool,
 }
 
@@ -136,6 +138,7 @@ impl Model {
                     finished: [false; 2],
                     ended: [None; 2],
                     blocked: [false; 2],
+                    discards: [false; 2],
                     disturbed: false,
                 });
             }
@@ -197,6 +200,21 @@ impl Model {
                     s.disturbed = true;
                     network.session(side).release(handle, now);
                 }
+            }
+            Op::Discard { side, which } => {
+                if let Some((i, handle)) = self.held(which, side) {
+                    let s = &mut self.streams[i];
+                    s.discards[side as usize] = true;
+                    s.disturbed = true;
+                    network.session(side).discard(handle);
+                }
+            }
+            Op::Scarce { side, scarce } => {
+                let allowance = match scarce {
+                    true => Allowance::Scarce,
+                    false => Allowance::Ample,
+                };
+                network.session(side).set_allowance(allowance);
             }
             Op::Wait { micros } => network.run_for(Duration::from_micros(micros), self),
             Op::Rate { side, kilobytes } => {
@@ -321,6 +339,7 @@ impl Model {
                     return time > 0;
                 }
                 Ok(Recv::Data(data)) => {
+                    assert!(!s.discards[side as usize], "discarded data comes: {s:?}");
                     assert_eq!(s.ended[side as usize], None, "data after the end: {s:?}");
                     let read = &mut s.read[side as usize];
                     if s.proto == Proto::Udp {

@@ -43,6 +43,16 @@ pub(super) enum Op {
         side: Side,
         which: usize,
     },
+    /// Reads and drops what comes from now on.
+    Discard {
+        side: Side,
+        which: usize,
+    },
+    /// Changes how payloads are held, not what happens to them.
+    Scarce {
+        side: Side,
+        scarce: bool,
+    },
     Wait {
         micros: u64,
     },
@@ -75,6 +85,8 @@ pub(super) fn ops() -> impl Strategy<Value = Op> {
         3 => at().prop_map(|(side, which)| Op::Finish { side, which }),
         1 => at().prop_map(|(side, which)| Op::Reset { side, which }),
         1 => at().prop_map(|(side, which)| Op::Release { side, which }),
+        1 => at().prop_map(|(side, which)| Op::Discard { side, which }),
+        1 => (sides(), any::<bool>()).prop_map(|(side, scarce)| Op::Scarce { side, scarce }),
         16 => prop_oneof![0..2_000_u64, 0..1_000_000_u64].prop_map(|micros| Op::Wait { micros }),
         1 => (sides(), 10..100_000_u64)
             .prop_map(|(side, kilobytes)| Op::Rate { side, kilobytes }),
