@@ -82,6 +82,7 @@ fn run(version: Version, config: Config, links: [LinkConfig; 2], seed: u64, ops:
         config,
         streams: Vec::new(),
         told: 0,
+        drains: [false; 2],
     };
     for op in ops {
         model.apply(&mut network, op);

@@ -45,6 +45,8 @@ pub(super) struct Model {
     pub(super) config: Config,
     pub(super) streams: Vec<Stream>,
     pub(super) told: u64,
+    /// Which ends take no new connections.
+    pub(super) drains: [bool; 2],
 }
 
 impl App for Model {
@@ -68,7 +70,11 @@ impl App for Model {
                 };
                 s.blocked[side as usize] &= event != Event::Writable(stream);
             }
-            Event::PeerDead | Event::GoAway => panic!("{event:?}"),
+            Event::GoAway => {
+                let announced = self.drains[side.other() as usize];
+                assert!(announced && self.version == Version::V2, "{event:?}");
+            }
+            Event::PeerDead => panic!("{event:?}"),
             _ => {}
         }
     }
@@ -118,8 +124,13 @@ impl Model {
                     true => session.open_udp(80, now),
                     false => session.open_tcp(80, now),
                 };
+                let may_be_refused = self.drains.contains(&true);
                 let stream = match opened {
-                    Ok(stream) => stream,
+                    Ok(stream) => {
+                        assert!(!self.drains[0], "opened while it drains");
+                        stream
+                    }
+                    Err(OpenError::Draining) => return assert!(may_be_refused),
                     Err(OpenError::Limit(limit)) => {
                         return assert_eq!(session.stats().streams, limit);
                     }
@@ -139,7 +150,7 @@ impl Model {
                     ended: [None; 2],
                     blocked: [false; 2],
                     discards: [false; 2],
-                    disturbed: false,
+                    disturbed: may_be_refused,
                 });
             }
             Op::Accept { which } => {
@@ -221,6 +232,25 @@ impl Model {
                 network.end_mut(side).link.config.bytes_per_second = kilobytes << 10;
             }
             Op::Ping { side } => network.session(side).ping(),
+            Op::Drain { side } => {
+                self.drain(side);
+                network.session(side).drain();
+            }
+            Op::Shutdown { side } => {
+                self.drain(side);
+                for s in &mut self.streams {
+                    s.disturbed = true;
+                }
+                network.session(side).shutdown();
+            }
+        }
+    }
+
+    /// Streams that the acceptor does not know yet may be refused.
+    fn drain(&mut self, side: Side) {
+        self.drains[side as usize] = true;
+        for s in &mut self.streams {
+            s.disturbed |= s.handles[1].is_none() && !s.answered;
         }
     }
 

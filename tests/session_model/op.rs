@@ -63,6 +63,12 @@ pub(super) enum Op {
     Ping {
         side: Side,
     },
+    Drain {
+        side: Side,
+    },
+    Shutdown {
+        side: Side,
+    },
 }
 
 fn sides() -> impl Strategy<Value = Side> {
@@ -90,6 +96,11 @@ pub(super) fn ops() -> impl Strategy<Value = Op> {
         16 => prop_oneof![0..2_000_u64, 0..1_000_000_u64].prop_map(|micros| Op::Wait { micros }),
         1 => (sides(), 10..100_000_u64)
             .prop_map(|(side, kilobytes)| Op::Rate { side, kilobytes }),
-        1 => sides().prop_map(|side| Op::Ping { side }),
+        // Nothing new begins after a drain, so it is rare.
+        1 => (sides(), 0..16_u8).prop_map(|(side, what)| match what {
+            0 => Op::Drain { side },
+            1 => Op::Shutdown { side },
+            _ => Op::Ping { side },
+        }),
     ]
 }
