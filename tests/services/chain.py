@@ -317,7 +317,12 @@ class Chain:
             shutil.copyfile(self.agent_program, self.root / "agent")
             (self.root / "agent").chmod(0o555)
         become_root = [] if os.getuid() == 0 else [find("unshare"), "--map-root-user"]
-        return [*become_root, find("chroot"), self.root, "/agent", *arguments]
+        command = [*become_root, find("chroot")]
+        tried = subprocess.run([*command, "/", "true"], capture_output=True, check=False)
+        if tried.returncode != 0:
+            said = tried.stderr.decode(errors="replace").strip()
+            raise Cannot(f"an empty root needs root or user namespaces: {said}")
+        return [*command, self.root, "/agent", *arguments]
 
     def launch(self, role, *arguments, prefix=()):
         command = [*prefix, self.programs / role, *arguments]
