@@ -3,7 +3,14 @@
 # each killed in mid-session. $1 is the folder of the programs (default: target/release/examples).
 set -euo pipefail
 programs=$(realpath "${1:-$(dirname "$0")/../../target/release/examples}")
+tests=$(realpath "$(dirname "$0")/..")
 export PATH=$PATH:/usr/sbin
+# As `unconfigured` of tests/environment.py.
+for name in $(compgen -e); do
+    case ${name,,} in
+    *_proxy | kohakuriver_* | rust_log | log_level) unset "$name" ;;
+    esac
+done
 for command in squid microsocks curl openssl python3; do
     command -v $command >/dev/null || { echo "$command is missing"; exit 77; }
 done
@@ -23,10 +30,18 @@ listens() {
         sleep 0.1
     done
 }
-read -r http socks web runner host by_http by_socks < <(python3 -c '
+read -r http socks web runner host by_http by_socks < <(PYTHONPATH=$tests python3 -c '
 import socket
-free = [socket.create_server(("127.0.0.1", 0)) for _ in range(7)]
-print(*[of.getsockname()[1] for of in free])')
+from environment import next_port
+free = []
+while len(free) < 7:
+    port = next_port()
+    try:
+        socket.create_server(("0.0.0.0", port)).close()
+        free.append(port)
+    except OSError:
+        pass
+print(*free)')
 
 echo served >page
 echo '127.0.0.1 cluster.test' >hosts
@@ -61,7 +76,7 @@ forward() {
         --proxy "$2" 2>&1 || true
 }
 says() { grep -qF "$2" <<<"$1" || fail "not said: $2: $1"; }
-fetch() { curl -s -m "$2" "http://127.0.0.1:$1/page"; }
+fetch() { curl -s --noproxy '*' -m "$2" "http://127.0.0.1:$1/page"; }
 serves() { [ "$(fetch "$1" 15)" = served ] || fail "$2"; }
 stops() { [ "$(fetch "$1" 3)" != served ] || fail "$2"; }
 
