@@ -42,7 +42,7 @@ class Run:
     def app(self, command, size=0):
         return App.open(self.forward.port, command, size)
 
-    async def idle(self, what, seconds=60):
+    async def idle(self, what, seconds=150):
         """The service has seen the end of every connection."""
 
         async def wait():
