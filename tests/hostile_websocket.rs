@@ -95,7 +95,7 @@ async fn flood(socket: &mut TcpStream, frame: &[u8]) {
     for round in 0..FLOOD / batch.len() {
         match timeout(Duration::from_secs(2), socket.write_all(&batch)).await {
             Ok(written) => {
-                written.unwrap_or_else(|error| panic!("ended in round {round}: {error}"))
+                written.unwrap_or_else(|error| panic!("ended in round {round}: {error}"));
             }
             Err(_) => return,
         }

@@ -1,8 +1,8 @@
 //! Two sessions under operations of every kind, mixed with messages of a hostile peer.
 //!
-//! Input: one byte that chooses version, bounds and the first id, then operations of one byte with their
-//! arguments. Messages between the sessions pass in order, but either end may also get a forged one
-//! at any time, well formed or not.
+//! Input: one byte that chooses version, bounds and the first id, then operations of one byte with
+//! their arguments. Messages between the sessions pass in order, but either end may also get a
+//! forged one at any time, well formed or not.
 
 use std::collections::VecDeque;
 use std::time::Duration;

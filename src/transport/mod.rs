@@ -63,8 +63,8 @@ use core::fmt::Display;
 use futures_core::Stream;
 use futures_sink::Sink;
 
-/// Messages in both directions, as a WebSocket stack has them. Not to be implemented: every `Stream`
-/// of results that is a `Sink` of the same messages and error is one.
+/// Messages in both directions, as a WebSocket stack has them. Not to be implemented: every
+/// `Stream` of results that is a `Sink` of the same messages and error is one.
 pub trait Transport<M>:
     Stream<Item = Result<M, <Self as Transport<M>>::Failure>>
     + Sink<M, Error = <Self as Transport<M>>::Failure>
