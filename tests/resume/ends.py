@@ -27,7 +27,7 @@ def client_stopped(bench):
     ) as figures:
         with world(bench, bench.database, keep=keep, client_gate=cut) as at:
             figures += stand_still(at, within)
-            at.moves(15)
+            at.moves()
             at.finish(figures, "forward")
 
     if cut:

@@ -22,10 +22,6 @@ use crate::swarm::{Field, Tally};
 /// vary.
 const SLACK: u64 = 16;
 
-/// Bytes that a program may keep after an attack in addition to those before: free memory of the
-/// allocator.
-const KEPT: u64 = 24 << 20;
-
 /// Time until every descriptor has to be closed.
 const BACK_WITHIN: Duration = Duration::from_secs(45);
 
@@ -55,7 +51,8 @@ pub struct Plan {
 /// Bytes of one program at which an attack is stopped, to protect the machine.
 const STOP_AT: u64 = 5 << 30;
 
-/// Bytes that a program may use beside its bound: code, tables, memory kept by the allocator.
+/// Bytes that a program may use beside its bound, and keep after an attack: code, tables, memory
+/// kept by the allocator.
 const BASE: u64 = 48 << 20;
 
 /// The same for each hostile connection: a read and a write buffer of the WebSocket, of up to 128
@@ -285,7 +282,7 @@ pub fn measure(
         if more > plan.budget() {
             faults.push(format!("{name} took {} MiB", more >> 20));
         }
-        if !role.memory.is_back(KEPT) {
+        if !role.memory.is_back(BASE) {
             let Course { before, after, .. } = role.memory;
             let (before, after) = (before >> 20, after >> 20);
             faults.push(format!(
@@ -441,7 +438,7 @@ impl Watch {
     /// Waits until every role has as little memory as before, and notes what it has.
     fn freed(&self) {
         self.within(FREED_WITHIN, Instant::now(), |role| {
-            role.memory.is_back(KEPT)
+            role.memory.is_back(BASE)
         });
     }
 
