@@ -148,3 +148,19 @@ async fn doubts_of_many_clients_are_spread_and_that_of_one_that_woke_up_is_not_p
     pause_in_doubt(&mut woken).await;
     assert_eq!(began.elapsed(), Duration::ZERO);
 }
+
+/// A tunnel that is given up during a wait does not put the next registration off.
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_was_cut_short_is_not_drawn_again() {
+    let keep = Duration::from_secs(30);
+    for _ in 0..1000 {
+        let mut retry = Retry::of_agent();
+        retry.connected(Some(16_384));
+        let due = retry.due(LONGEST, keep / 2);
+        assert!(due <= Instant::now() + keep / 2);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(retry.due(LONGEST, Duration::MAX), due);
+        retry.attempt();
+        assert_ne!(retry.due(LONGEST, Duration::MAX), due);
+    }
+}

@@ -124,7 +124,7 @@ pub async fn keep(settings: Settings) -> Failure {
         let taken = replaced && error.is_none_or(|error| error.is_taken());
         let wait = match taken || lasting {
             true => tries.retry.wait_long(),
-            false => tries.wait(&settings, Duration::MAX),
+            false => tries.due(&settings, Duration::MAX, Duration::MAX) - Instant::now(),
         };
         if taken {
             tracing::warn!(
@@ -135,6 +135,7 @@ pub async fn keep(settings: Settings) -> Failure {
             );
         }
         pause(&mut woken, wait).await;
+        tries.retry.attempt();
     }
 }
 
@@ -181,9 +182,9 @@ impl Tries {
         None
     }
 
-    fn wait(&mut self, settings: &Settings, longest: Duration) -> Duration {
+    fn due(&mut self, settings: &Settings, longest: Duration, most: Duration) -> Instant {
         let usual = settings.reconnect_delay.saturating_mul(2);
-        self.retry.wait(usual.min(longest))
+        self.retry.due(usual.min(longest), most)
     }
 
     fn gives_up(&self, settings: &Settings) -> bool {
@@ -249,9 +250,11 @@ async fn reconnect(
     if dial.attached && dial.attempt == 0 {
         pause_in_doubt(&mut tries.woken).await;
     } else {
-        let wait = tries.wait(&settings, longest_wait(dial));
+        let due = tries.due(&settings, longest_wait(dial), dial.keep / 2);
+        let wait = due - Instant::now();
         pause(&mut settings.connection.wake.subscribe(), wait).await;
     }
+    tries.retry.attempt();
     tries.redialled = true;
     let registered = register(&settings, false).await;
     let resumed = registered.and_then(|Registration { upgraded, agents }| {

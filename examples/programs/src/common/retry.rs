@@ -46,6 +46,8 @@ pub struct Retry {
     clients: u32,
     /// The next long wait.
     long: Duration,
+    /// The end of a wait after which no attempt was made yet.
+    due: Option<Instant>,
 }
 
 impl Retry {
@@ -67,6 +69,7 @@ impl Retry {
             last: None,
             clients: 1,
             long: LONG_WAIT,
+            due: None,
         }
     }
 
@@ -88,9 +91,15 @@ impl Retry {
     /// The wait before the next attempt. The ranges grow to `longest`: a client waits at most that
     /// long, an agent half of it longer.
     pub fn wait(&mut self, longest: Duration) -> Duration {
+        self.wait_within(longest, Duration::MAX)
+    }
+
+    /// As [`wait`](Self::wait), from a first range of at most `most`, however many clients there
+    /// are.
+    fn wait_within(&mut self, longest: Duration, most: Duration) -> Duration {
         let share = fastrand::f64();
         let window = Duration::from_secs(1) * self.clients / CONNECTIONS_PER_SECOND;
-        let window = window.max(FIRST_WITHIN.min(longest));
+        let window = window.max(FIRST_WITHIN.min(longest)).min(most);
         let Some(last) = self.last else {
             self.last = Some(window);
             return window.mul_f64(share);
@@ -98,6 +107,24 @@ impl Retry {
         let next = last.saturating_mul(self.growth).min(longest.max(window));
         self.last = Some(next);
         next.mul_f64(self.least + share)
+    }
+
+    /// When the next attempt is due, after a [`wait`](Self::wait) from a first range of at most
+    /// `most`. The same time until there was an [`attempt`](Self::attempt): the tunnel for which it
+    /// was to be may be over before.
+    pub fn due(&mut self, longest: Duration, most: Duration) -> Instant {
+        match self.due {
+            Some(due) => due,
+            None => {
+                let wait = self.wait_within(longest, most);
+                *self.due.insert(Instant::now() + wait)
+            }
+        }
+    }
+
+    /// There is an attempt now.
+    pub fn attempt(&mut self) {
+        self.due = None;
     }
 
     /// The wait for a place that another client has taken, or until a lasting refusal may be over.
