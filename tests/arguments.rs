@@ -1,6 +1,7 @@
 //! Arguments that make no sense are refused with one line that names them and says what to do.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+#[cfg(target_os = "linux")]
 use std::time::{Duration, Instant};
 
 use tunnel_test_support::LIMIT;
