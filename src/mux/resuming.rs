@@ -263,6 +263,10 @@ impl<S: Source> Resuming<S> {
                 state.attached.change(change);
                 state.watchers.wake(wake);
                 let detached = state.attached.is_detached();
+                if let Some(account) = state.account.as_mut().filter(|_| detached) {
+                    // Nothing more comes that could end the flood.
+                    account.note_flood(false);
+                }
                 if shared.is_detached() != detached {
                     shared.set_detached(detached);
                     // Joins tell the other tunnel.

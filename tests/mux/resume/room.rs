@@ -242,3 +242,34 @@ async fn clients_without_a_transport_go_before_agents() {
         assert_eq!(ended.reason, EndReason::Evicted);
     }
 }
+
+/// The pauses of one that floods grow with the number of those that do.
+#[tokio::test(start_paused = true)]
+async fn a_flood_ends_with_its_transport() {
+    let (mut server, mut accepted) = Server::new(resume::Config::default());
+    let limits = KeeperLimits::default().with_per_peer(128);
+    server.keeper = Keeper::new(resume::Config::default(), limits, random());
+    server.builder = mux::builder().budget(&mux::Budget::new(1 << 30));
+    let flood = |there: Wire| (0..64).for_each(|_| there.inject(Packet::Ping));
+    let mut kept = Vec::new();
+    for _ in 0..100 {
+        let _liar = Liar::new(&server).await;
+        kept.push(within(accepted.recv()).await.unwrap());
+        flood(server.newest()[0].clone());
+        run_others().await;
+        server.cut();
+    }
+    run_others().await;
+    assert_eq!(server.keeper.stats().detached, 100);
+    let mut liar = Liar::new(&server).await;
+    let mut pause = Duration::ZERO;
+    for _ in 0..12 {
+        let began = tokio::time::Instant::now();
+        flood(server.newest()[0].clone());
+        for _ in 0..64 {
+            while within(liar.pipe.next()).await != Some(Ok(Packet::Pong)) {}
+        }
+        pause = began.elapsed();
+    }
+    assert!(pause < Duration::from_millis(100), "{pause:?}");
+}
