@@ -1,9 +1,10 @@
 //! Keeps this container registered at its runner and serves the runner's requests.
 
 use std::fmt::Display;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use hyper::header::{HeaderMap, HeaderValue};
 use kohakuriver_tunnel::mux::{Attachment, ConnectFailure, Dial, Tunnel, TunnelError};
 use kohakuriver_tunnel::resume::EndReason;
@@ -84,7 +85,8 @@ pub async fn keep(settings: Settings) -> Failure {
         let error = match registered {
             Ok(registration) => {
                 was_registered = true;
-                let ended = serve(registration, &settings, &tries, &served).await;
+                let yielded = yields.is_some();
+                let ended = serve(registration, &settings, &tries, &served, yielded).await;
                 woken.mark_unchanged();
                 replaced = matches!(ended, Ended::Replaced);
                 let answered = matches!(ended, Ended::Unknown(_));
@@ -230,7 +232,7 @@ async fn register(settings: &Settings, yields: bool) -> Result<Registration, Han
     })
 }
 
-/// The next WebSocket of a registration that goes on, after a wait.
+/// The next WebSocket of a registration that goes on, after a wait. `yields` as for [`register`].
 ///
 /// # Errors
 /// It failed. If the agent is not let in any more, no other attempt follows.
@@ -238,6 +240,7 @@ async fn reconnect(
     settings: Arc<Settings>,
     tries: Arc<Mutex<Tries>>,
     dial: Dial,
+    yields: bool,
 ) -> Result<Socket, ConnectFailure> {
     let mut tries = tries.lock().await;
     tries.downgrades.begin(dial.attempt);
@@ -256,7 +259,7 @@ async fn reconnect(
     }
     tries.retry.attempt();
     tries.redialled = true;
-    let registered = register(&settings, false).await;
+    let registered = register(&settings, yields).await;
     let resumed = registered.and_then(|Registration { upgraded, agents }| {
         tries.connected(agents);
         let socket = upgraded.resumed(&settings.connection.tunnels)?;
@@ -286,17 +289,24 @@ async fn serve(
     settings: &Arc<Settings>,
     tries: &Arc<Mutex<Tries>>,
     served: &Arc<Served>,
+    yields: bool,
 ) -> Ended {
     let v2 = registration.upgraded.is_v2();
     tries.lock().await.registered(registration.agents);
     tracing::info!(v2, "registered at {}", settings.url);
+    let opening = Arc::new(OnceLock::new());
     let redial = {
         let (settings, tries) = (Arc::clone(settings), Arc::clone(tries));
-        move |dial| reconnect(Arc::clone(&settings), Arc::clone(&tries), dial)
+        let opening = Arc::clone(&opening);
+        move |dial| {
+            // One that is open has the agent's place.
+            let yields = yields && !opening.get().is_some_and(is_open);
+            reconnect(Arc::clone(&settings), Arc::clone(&tries), dial, yields)
+        }
     };
     let tunnels = &settings.connection.tunnels;
     let (mut acceptor, driver) = registration.upgraded.acceptor(tunnels, redial);
-    let tunnel = acceptor.tunnel().clone();
+    let tunnel = opening.get_or_init(|| acceptor.tunnel().clone()).clone();
     let driver = tokio::spawn(driver);
     let accepting = async {
         while let Some(incoming) = acceptor.accept().await {
@@ -325,6 +335,11 @@ async fn serve(
         Ok(ended) => Ended::Lost(tunnel::told(&ended)),
         Err(error) => Ended::Lost(error.to_string()),
     }
+}
+
+/// Whether the runner has answered.
+fn is_open(tunnel: &Tunnel) -> bool {
+    tunnel.confirmed().now_or_never() == Some(true)
 }
 
 /// Says when the tunnel waits for its next WebSocket and when it goes on, until it ends.
