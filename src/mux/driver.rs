@@ -16,7 +16,7 @@ use super::shared::{State, register, wake_all};
 use super::source::{Once, Source};
 use super::stoppable::Now;
 use super::{Timer, TokioTimer, Tunnel, TunnelError};
-use crate::resume::EndReason;
+use crate::resume::{EndReason, Kind};
 use crate::session::{Allowance, Instant, Transmit};
 use crate::transport::{Carrier, Transport};
 use bytes::Bytes;
@@ -544,6 +544,14 @@ impl<T, C, R, S> Driver<T, C, R, S> {
     }
 }
 
+/// END, if it waits there: nothing follows it.
+fn end_of(outbox: &mut VecDeque<Transmit>) -> Option<Bytes> {
+    match outbox.pop_back()? {
+        Transmit::Message(message) if Kind::of(&message) == Some(Kind::End) => Some(message),
+        _ => None,
+    }
+}
+
 /// What END says when this end ends the tunnel.
 const fn end_reason(state: &State) -> EndReason {
     match &state.goodbye {
@@ -577,7 +585,9 @@ where
             };
             let now = this.tunnel.shared.clock.timer_now();
             if let Some(resuming) = this.resuming.get_mut() {
-                this.farewell = resuming.over(now, &closed);
+                let told = resuming.over(now, &closed);
+                // Or END is the last of what the transport has not accepted.
+                this.farewell = told.or_else(|| end_of(&mut this.outbox));
             }
             let ends = closed.is_ok() || this.has_failed();
             // What a flood has left unread could take as long as there is time.

@@ -178,6 +178,57 @@ async fn a_shutdown_that_the_transport_does_not_take_is_told_when_it_does() {
     drop((stream, unread));
 }
 
+/// As above, when the end was behind messages that were sent again.
+#[tokio::test(start_paused = true)]
+async fn an_end_that_waits_for_the_transport_is_told_when_a_shutdown_gives_up() {
+    let (near, mut far, wires) = pipe(64);
+    let (next, mut next_far, _wires) = pipe(2);
+    let mut next = Some(next);
+    let connector = move |_| {
+        let next = next.take().unwrap();
+        async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok(next)
+        }
+    };
+    let (mux, driver) = mux::builder().resuming_opener(near, CARRIER, connector);
+    let driver = tokio::spawn(driver);
+    assert!(matches!(hear(&mut far).await, Message::Open(_)));
+    let mut opened = resume::Opened {
+        instance: 1,
+        tunnel: 1,
+        secret: Secret::new([1; 16]),
+        received: 0,
+        keep: 120,
+        ring: 1 << 20,
+    };
+    say(&mut far, Message::Opened(opened)).await;
+    let tunnel = mux.tunnel().clone();
+    assert!(within(tunnel.confirmed()).await);
+    for _ in 0..4 {
+        let stream = mux.open_tcp(7).unwrap();
+        run_others().await;
+        stream.reset(Reason::Reset, "");
+        drop(stream);
+        run_others().await;
+    }
+    let mut changes = tunnel.attachments();
+    for wire in wires {
+        wire.cut();
+    }
+    within(changes.changed()).await.unwrap();
+    drop(mux);
+    assert!(matches!(hear(&mut next_far).await, Message::Open(_)));
+    opened.received = 1;
+    say(&mut next_far, Message::Opened(opened)).await;
+    run_others().await;
+    tunnel.shutdown();
+    assert_eq!(within(tunnel.closed()).await, Ok(()));
+    assert_eq!(reason(&hear(&mut next_far).await), EndReason::Closed);
+    drop(next_far);
+    assert_eq!(within(driver).await.unwrap(), Ok(()));
+}
+
 /// An agent is mostly replaced because its transport is stuck.
 #[tokio::test(start_paused = true)]
 async fn a_replaced_tunnel_whose_transport_was_stuck_says_so() {
