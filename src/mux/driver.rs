@@ -6,6 +6,8 @@ use core::ops::ControlFlow;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 
+use bytes::Bytes;
+
 use super::budget::Account;
 use super::closing::{CLOSE_TIMEOUT, Closing};
 use super::flood::{FloodControl, Inrush, Useless};
@@ -19,7 +21,6 @@ use super::{Timer, TokioTimer, Tunnel, TunnelError};
 use crate::resume::{EndReason, Kind};
 use crate::session::{Allowance, Instant, Transmit};
 use crate::transport::{Carrier, Transport};
-use bytes::Bytes;
 
 /// The close code of an agent's tunnel whose place another one took (PROTOCOL.md section 4.1).
 const REPLACED: u16 = 4001;

@@ -3,10 +3,11 @@ use core::fmt::Display;
 use core::pin::Pin;
 use core::task::{Context, Poll, ready};
 
+use bytes::Bytes;
+
 use super::TunnelError;
 use crate::session::clean_text;
 use crate::transport::{Carrier, Received, Transport, poll_received};
-use bytes::Bytes;
 
 /// What a transport received.
 pub(super) enum Inward {
