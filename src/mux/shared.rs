@@ -172,14 +172,19 @@ impl Shared {
         let mut wake = Vec::new();
         let mut state = self.lock();
         let outcome = act(&mut state, &mut wake);
+        Self::release(state);
+        wake_all(&mut wake);
+        outcome
+    }
+
+    /// Unlocks the state after a call of the session, and wakes the driver if that produced work.
+    pub(super) fn release(mut state: MutexGuard<'_, State>) {
         state.settle();
         let driver = state.driver_if_needed();
         drop(state);
         if let Some(driver) = driver {
             driver.wake();
         }
-        wake_all(&mut wake);
-        outcome
     }
 }
 

@@ -8,8 +8,8 @@ use std::io;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::shared::{Awaited, Handle};
-use crate::session::{Reason, Recv, Reset, SendError, StreamError, StreamStats};
+use super::shared::{Awaited, Handle, Shared};
+use crate::session::{Instant, Reason, Recv, Reset, SendError, StreamError, StreamStats};
 use crate::wire::Chunk;
 
 /// A byte stream through the tunnel.
@@ -217,26 +217,36 @@ impl ReadHalf {
         if !self.chunk.is_empty() {
             return Poll::Ready(Ok(Some(core::mem::take(&mut self.chunk).into())));
         }
-        let handle = &self.handle;
-        let mut state = handle.shared.lock();
-        if state.session.has_nothing_new(handle.id, kept) {
-            let replaced = state.register(handle.id, Awaited::Readable, cx);
+        let Handle { shared, id } = &*self.handle;
+        let mut state = shared.lock();
+        if state.session.has_nothing_new(*id, kept) {
+            let replaced = state.register(*id, Awaited::Readable, cx);
             drop(state);
             drop(replaced);
             return Poll::Pending;
         }
-        drop(state);
-        let now = handle.shared.now();
-        handle.poll(cx, Awaited::Readable, |state, id| {
-            if let Some(chunk) = state.session.take_chunk(id, kept, now) {
-                return Poll::Ready(Ok(Some(chunk)));
-            }
-            match state.session.end_of_data(id) {
+        let mut now = Instant::default();
+        if state.session.is_stalled_by(*id) {
+            // A clock is foreign code, so it is not read under the lock.
+            drop(state);
+            now = shared.now();
+            state = shared.lock();
+        }
+        let taken = match state.session.take_chunk(*id, kept, now) {
+            Some(chunk) => Poll::Ready(Ok(Some(chunk))),
+            None => match state.session.end_of_data(*id) {
                 Ok(Recv::Finished) => Poll::Ready(Ok(None)),
                 Ok(Recv::Blocked | Recv::Data(_)) => Poll::Pending,
                 Err(error) => Poll::Ready(Err(reset_of(error))),
-            }
-        })
+            },
+        };
+        let replaced = match taken {
+            Poll::Pending => state.register(*id, Awaited::Readable, cx),
+            Poll::Ready(_) => None,
+        };
+        Shared::release(state);
+        drop(replaced);
+        taken
     }
 
     /// Waits for a reset without reading: for code that cannot accept data now, or has read to the

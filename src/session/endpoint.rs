@@ -200,6 +200,8 @@ impl Session {
 
     /// As [`recv`](Self::recv), with the headroom that the data may have. `None` if there is none.
     /// What is returned counts as held until the next call, and `kept` bytes of earlier calls.
+    ///
+    /// The time matters only if the stream [stalls](Self::is_stalled_by) the tunnel.
     #[cfg(feature = "mux")]
     pub(crate) fn take_chunk(
         &mut self,
@@ -209,6 +211,12 @@ impl Session {
     ) -> Option<crate::wire::Chunk> {
         let s = self.streams.get_mut(stream)?;
         self.receiving.lend(now, s, kept)
+    }
+
+    /// Whether a v1 stream is full, and the transport therefore not read.
+    #[cfg(feature = "mux")]
+    pub(crate) fn is_stalled_by(&self, stream: StreamId) -> bool {
+        self.receiving.is_stalled_by(stream)
     }
 
     /// Whether [`take_chunk`](Self::take_chunk) would return nothing and change nothing, and the

@@ -212,6 +212,12 @@ impl Receiving {
         chunk
     }
 
+    /// Whether reading the stream may end the stall.
+    #[cfg(feature = "mux")]
+    pub(super) fn is_stalled_by(&self, stream: StreamId) -> bool {
+        self.stalls.stalled() == Some(stream)
+    }
+
     fn pop(&mut self, now: Instant, s: &mut Stream) -> Option<Chunk> {
         if s.proto() == Proto::Udp {
             return s.recv.buffer.pop(&mut self.datagrams);
