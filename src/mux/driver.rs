@@ -64,6 +64,8 @@ pub struct Driver<T, C, R = TokioTimer, S = Once<T>> {
     inbox: Vec<Bytes>,
     /// Messages to write next.
     outbox: VecDeque<Transmit>,
+    /// The session had nothing for the outbox when received messages were handled.
+    at_rest: bool,
     /// Tasks to wake after the lock is released. Reused.
     wake: Vec<Waker>,
     flood_control: FloodControl,
@@ -333,6 +335,9 @@ where
         if let Some(resuming) = self.resuming.get_mut() {
             resuming.exchange(&mut state);
         }
+        let resuming = self.resuming.get_mut();
+        self.at_rest = state.session.is_at_rest()
+            && resuming.is_none_or(|resuming| resuming.is_at_rest(&state.session));
         let closed = state.closed.clone();
         let tight = state.account.as_ref().and_then(Account::tight).cloned();
         drop(state);
@@ -348,7 +353,8 @@ where
     /// while there may be more.
     fn write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, TunnelError> {
         let mut batches = 0;
-        let mut may_have_more = true;
+        // A handle that queues something from now on wakes this task.
+        let mut may_have_more = !self.at_rest;
         let unwritten = loop {
             self.blocked = self.path.poll_ready(cx)?.is_pending();
             if self.blocked {
@@ -519,6 +525,7 @@ impl<T, C, R, S> Driver<T, C, R, S> {
             farewell: None,
             inbox: Vec::new(),
             outbox: VecDeque::new(),
+            at_rest: false,
             wake: Vec::new(),
             flood_control: FloodControl::default(),
             useless: Useless::default(),

@@ -479,6 +479,13 @@ impl<S: Source> Resuming<S> {
         }
     }
 
+    /// Whether [`poll_transmit`](Self::poll_transmit) would return nothing and change nothing: the
+    /// session is at rest, and so is the link.
+    pub(super) fn is_at_rest(&mut self, session: &Session) -> bool {
+        self.link.set_idle(!session.has_live_streams());
+        self.link.is_at_rest()
+    }
+
     /// The next message for the transport.
     pub(super) fn poll_transmit(
         &mut self,

@@ -82,6 +82,12 @@ impl Acks {
         due
     }
 
+    /// Whether [`is_due`](Self::is_due) is false and changes nothing.
+    #[cfg(feature = "mux")]
+    pub(super) const fn is_at_rest(&self) -> bool {
+        self.debt < self.now && self.now == self.alone
+    }
+
     /// The count was told to the peer.
     pub(super) fn told(&mut self) {
         self.debt = 0;

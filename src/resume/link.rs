@@ -199,6 +199,13 @@ impl Link {
         }
     }
 
+    /// Whether everything is accepted, and [`poll_output`](Self::poll_output) would return nothing
+    /// and change nothing.
+    #[cfg(feature = "mux")]
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.accepts() == Accepts::All && self.acks.is_at_rest()
+    }
+
     /// The time of the next call of [`handle_timeout`](Self::handle_timeout).
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {

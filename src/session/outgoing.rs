@@ -239,6 +239,13 @@ impl Session {
                 || self.sending.has_output()
                 || self.keepalive.has_output())
     }
+
+    /// Whether [`poll_transmit`](Self::poll_transmit) would return nothing and change nothing, also
+    /// if data were not [held](Self::hold_data).
+    #[cfg(feature = "mux")]
+    pub(crate) fn is_at_rest(&self) -> bool {
+        !self.has_transmit() && self.sending.is_at_rest()
+    }
 }
 
 /// Whether the application may send on the stream, which must be of this kind.

@@ -472,6 +472,12 @@ impl Sending {
         !self.flows.is_empty() || (!self.held && !self.schedule.is_empty())
     }
 
+    /// Whether no data is held, and no room kept that may lapse.
+    #[cfg(feature = "mux")]
+    pub(super) const fn is_at_rest(&self) -> bool {
+        !self.held && self.promised == 0 && self.flow_run == 0
+    }
+
     /// There were many more streams before.
     pub(super) fn shrink(&mut self) {
         self.schedule.shrink();
