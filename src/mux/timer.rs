@@ -1,9 +1,11 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::task::Wake;
 use core::fmt;
 use core::future::Future;
 use core::pin::Pin;
-use core::task::{Context, Poll};
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 
 use crate::session::Instant;
@@ -148,6 +150,15 @@ pub struct TokioTimer {
     clock: Option<TokioClock>,
     sleep: Option<Pin<Box<tokio::time::Sleep>>>,
     armed: Option<Instant>,
+    alarm: Option<Arc<Alarm>>,
+}
+
+/// Wakes the task of a timer. Until then nothing has changed, and the timer need not be polled: it
+/// also wakes the task if it refuses a poll, so that other tasks run first.
+#[derive(Debug)]
+struct Alarm {
+    task: Waker,
+    has_rung: AtomicBool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -180,6 +191,10 @@ impl Timer for TokioTimer {
     }
 
     fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        let is_set = self.alarm.as_ref().is_some_and(|alarm| alarm.is_set(cx));
+        if is_set && self.armed == Some(deadline) {
+            return Poll::Pending;
+        }
         let origin = self.started().origin;
         let since = deadline - Instant::default();
         let at = origin.checked_add(since).unwrap_or_else(|| origin + FAR);
@@ -190,7 +205,42 @@ impl Timer for TokioTimer {
             sleep.as_mut().reset(at);
             self.armed = Some(deadline);
         }
-        sleep.as_mut().poll(cx)
+        let known = self.alarm.take().filter(|alarm| alarm.is_for(cx));
+        let alarm = known.unwrap_or_else(|| Alarm::of(cx));
+        let waker = Waker::from(Arc::clone(&alarm));
+        alarm.has_rung.store(false, Ordering::Release);
+        let elapsed = sleep.as_mut().poll(&mut Context::from_waker(&waker));
+        self.alarm = Some(alarm).filter(|_| elapsed.is_pending());
+        elapsed
+    }
+}
+
+impl Alarm {
+    fn of(cx: &Context<'_>) -> Arc<Self> {
+        Arc::new(Self {
+            task: cx.waker().clone(),
+            has_rung: AtomicBool::new(false),
+        })
+    }
+
+    fn is_for(&self, cx: &Context<'_>) -> bool {
+        self.task.will_wake(cx.waker())
+    }
+
+    /// Whether the task still waits for it.
+    fn is_set(&self, cx: &Context<'_>) -> bool {
+        !self.has_rung.load(Ordering::Acquire) && self.is_for(cx)
+    }
+}
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.has_rung.store(true, Ordering::Release);
+        self.task.wake_by_ref();
     }
 }
 
