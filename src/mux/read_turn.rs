@@ -27,8 +27,11 @@ impl Turn {
 
     /// A turn while that many tunnels have more to read.
     pub(super) fn among(busy: usize) -> Self {
+        if busy <= 1 {
+            return Self::LONGEST;
+        }
         let share = |of: fn(Self) -> usize| {
-            let share = of(Self::ROUND) / busy.max(1);
+            let share = of(Self::ROUND) / busy;
             share.clamp(of(Self::SHORTEST), of(Self::LONGEST))
         };
         Self {

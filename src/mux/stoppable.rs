@@ -1,4 +1,5 @@
 use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -13,6 +14,8 @@ use crate::session::Instant;
 pub(super) struct TunnelClock {
     timer: Arc<dyn Clock>,
     pauses: Option<Mutex<Pauses>>,
+    /// It was stopped at least once. Until then both times are the same.
+    was_stopped: AtomicBool,
 }
 
 /// The same moment by both clocks.
@@ -35,6 +38,7 @@ impl TunnelClock {
         Self {
             timer,
             pauses: None,
+            was_stopped: AtomicBool::new(false),
         }
     }
 
@@ -42,6 +46,7 @@ impl TunnelClock {
         Self {
             timer,
             pauses: Some(Mutex::default()),
+            was_stopped: AtomicBool::new(false),
         }
     }
 
@@ -57,9 +62,9 @@ impl TunnelClock {
 
     /// Both times when it is `timer` by the timer's clock, not long ago.
     pub(super) fn at(&self, timer: Instant) -> Now {
-        let session = match &self.pauses {
+        let session = match self.pauses() {
             None => timer,
-            Some(pauses) => lock(pauses).session_time(timer),
+            Some(pauses) => pauses.session_time(timer),
         };
         Now { session, timer }
     }
@@ -71,10 +76,9 @@ impl TunnelClock {
 
     /// Converts the session's time to the timer's. `None` while the session's stands still.
     pub(super) fn timer_time(&self, at: Instant) -> Option<Instant> {
-        let Some(pauses) = &self.pauses else {
+        let Some(pauses) = self.pauses() else {
             return Some(at);
         };
-        let pauses = lock(pauses);
         pauses.stopped_at.is_none().then(|| at + pauses.past)
     }
 
@@ -84,6 +88,7 @@ impl TunnelClock {
             let now = self.timer.now();
             let mut pauses = lock(pauses);
             pauses.stopped_at = Some(pauses.session_time(now));
+            self.was_stopped.store(true, Ordering::Release);
         }
     }
 
@@ -96,6 +101,13 @@ impl TunnelClock {
                 pauses.past = now - at;
             }
         }
+    }
+
+    /// The pauses, if there was one.
+    #[inline]
+    fn pauses(&self) -> Option<MutexGuard<'_, Pauses>> {
+        let was_stopped = self.was_stopped.load(Ordering::Acquire);
+        self.pauses.as_ref().filter(|_| was_stopped).map(lock)
     }
 }
 
@@ -113,7 +125,7 @@ fn lock(pauses: &Mutex<Pauses>) -> MutexGuard<'_, Pauses> {
 
 #[cfg(test)]
 mod tests {
-    use core::sync::atomic::{AtomicUsize, Ordering};
+    use core::sync::atomic::AtomicUsize;
 
     use super::*;
 
