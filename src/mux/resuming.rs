@@ -209,6 +209,9 @@ impl<S: Source> Resuming<S> {
         has_transport: bool,
         lost: Option<TunnelError>,
     ) -> Flow {
+        if self.is_published() {
+            return ControlFlow::Continue(());
+        }
         if let Some(outcome) = self.outcome(now, has_transport, lost.as_ref()) {
             return ControlFlow::Break(outcome);
         }
@@ -275,6 +278,15 @@ impl<S: Source> Resuming<S> {
             });
         }
         ControlFlow::Continue(())
+    }
+
+    /// Whether the tunnel goes on as clock, source and handles know it.
+    fn is_published(&self) -> bool {
+        self.link.state() == State::Attached
+            && self.is_running
+            && self.told_attached
+            && self.told_confirmed
+            && self.resumptions == self.link.stats().resumed
     }
 
     /// Tells the source what the ring holds, and what was sent again.
