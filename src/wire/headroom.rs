@@ -155,6 +155,20 @@ impl Chunk {
         })
     }
 
+    /// As [`received`](Self::received), but the payload is copied if the message keeps much more
+    /// memory alive than its length.
+    pub(crate) fn small(message: Bytes) -> Self {
+        let payload = |message| <[u8]>::get(message, HEADER_LEN..).unwrap_or_default();
+        match message.try_into_mut() {
+            Ok(mut message) => match message.try_reclaim(message.len()) {
+                true => Self::copied(payload(&message)),
+                // So its memory is less than three times as long, whatever part of it this is.
+                false => Self(Storage::Headroom(message)),
+            },
+            Err(message) => Self::copied(payload(&message)),
+        }
+    }
+
     fn from_headroom(mut buffer: BytesMut) -> Self {
         if buffer.len() < HEADER_LEN {
             buffer.clear();

@@ -7,9 +7,10 @@ use crate::wire::{Chunk, HEADER_LEN};
 
 /// Bytes that a stream has received and the application has not read.
 ///
-/// Small payloads are copied together, so that they neither pin the transport's buffer nor use more
-/// memory than their length. Each piece has headroom, unless it shares its memory: one that is sent
-/// on becomes a message without a copy.
+/// Small payloads are copied together, so that they neither pin the transport's buffer nor use much
+/// more memory than their length. One that comes alone, in memory of its own, stays where it is.
+/// Each piece has headroom, unless it shares its memory: one that is sent on becomes a message
+/// without a copy.
 #[derive(Debug, Default)]
 pub(super) struct ReceiveBuffer {
     chunks: VecDeque<Chunk>,
@@ -31,9 +32,10 @@ impl ReceiveBuffer {
         if len < Self::SMALL {
             if self.tail.room() < len {
                 self.cut_tail();
-                let queued = !self.chunks.is_empty();
-                let room = if queued { Self::SMALL - len } else { 0 };
-                self.tail = Chunk::copied_with_room(payload, room);
+                self.tail = match self.chunks.is_empty() {
+                    true => Chunk::small(message),
+                    false => Chunk::copied_with_room(payload, Self::SMALL - len),
+                };
             } else {
                 self.tail.append(payload);
             }
@@ -110,6 +112,8 @@ pub(in super::super) fn payload(message: &[u8]) -> &[u8] {
 mod tests {
     use alloc::vec::Vec;
 
+    use bytes::BytesMut;
+
     use super::*;
     use crate::wire::Header;
 
@@ -139,6 +143,37 @@ mod tests {
         assert!(joined.starts_with(b"abc\x07") && joined.ends_with(b"xxx"));
         assert!(pieces <= 4 && buffer.is_empty());
         assert!(budget.audit([(0, 0)].into_iter()));
+    }
+
+    #[test]
+    fn a_small_payload_is_copied_only_if_others_hold_it_or_its_memory_is_large() {
+        let own = || message(b"abc");
+        let shared = own();
+        // Any part of a large buffer of which nothing else is left.
+        let part = |at: usize| {
+            let mut read = BytesMut::zeroed(64 << 10);
+            let _ = read.split_to(at);
+            let mut part = read.split_to(own().len());
+            part.copy_from_slice(&own());
+            part.freeze()
+        };
+        let last = (64 << 10) - own().len();
+        let cases = [
+            (own(), false),
+            (shared.clone(), true),
+            (part(0), true),
+            (part(1000), true),
+            (part(last), true),
+            (Bytes::from(alloc::vec![3; 64 << 10]).split_off(last), true),
+        ];
+        for (received, moves) in cases {
+            let (mut buffer, mut budget) = (ReceiveBuffer::default(), QueueBudget::new(0));
+            let place = received.as_ptr() as usize + HEADER_LEN;
+            buffer.push(received, false, &mut budget);
+            let payload = buffer.pop(&mut budget).unwrap().into_payload();
+            assert_eq!(payload.len(), 3);
+            assert_eq!(payload.as_ptr() as usize != place, moves);
+        }
     }
 
     #[test]
