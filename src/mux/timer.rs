@@ -249,3 +249,32 @@ impl Clock for TokioClock {
         Instant::default() + self.origin.elapsed()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use core::future::poll_fn;
+
+    use tokio::task::coop;
+
+    use super::*;
+
+    /// tokio refuses to poll a timer in a task that has done much, and then does not set it.
+    #[tokio::test(start_paused = true)]
+    async fn a_timer_whose_first_poll_was_refused_fires() {
+        let mut timer = TokioTimer::default();
+        let deadline = timer.clock().now() + Duration::from_secs(1);
+        let mut polls = 0;
+        let fires = poll_fn(|cx| {
+            polls += 1;
+            let refuses = polls == 1;
+            while refuses && coop::has_budget_remaining() {
+                let consumed = Box::pin(coop::consume_budget()).as_mut().poll(cx);
+                assert!(consumed.is_ready());
+            }
+            timer.poll_deadline(cx, deadline)
+        });
+        let limit = Duration::from_secs(2);
+        tokio::time::timeout(limit, fires).await.unwrap();
+        assert_eq!(polls, 3);
+    }
+}
