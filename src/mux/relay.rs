@@ -248,8 +248,11 @@ fn poll_send<S>(
 where
     S: AsyncRead + Unpin + ?Sized,
 {
+    let mut capacity = 0;
     loop {
-        let capacity = ready!(write.poll_capacity(cx))?;
+        if capacity <= COPY_MAX {
+            capacity = ready!(write.poll_capacity(cx))?;
+        }
         let chunk = match outbound.refused.take() {
             Some(chunk) => chunk,
             None => match poll_chunk(cx, local, capacity)? {
@@ -264,10 +267,18 @@ where
                 }
             },
         };
-        let len = chunk.len() as u64;
+        let len = chunk.len();
+        // After a small read there is rarely more, so what is left of the capacity will do.
+        capacity = match len <= COPY_MAX {
+            true => capacity.saturating_sub(len),
+            false => 0,
+        };
         match write.send(chunk) {
-            Ok(()) => outbound.sent += len,
-            Err(SendError::Blocked(chunk)) => outbound.refused = Some(chunk),
+            Ok(()) => outbound.sent += len as u64,
+            Err(SendError::Blocked(chunk)) => {
+                outbound.refused = Some(chunk);
+                capacity = 0;
+            }
             Err(error) => return Poll::Ready(Err(super::stream::send_reset(error).into())),
         }
     }
