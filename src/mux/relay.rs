@@ -367,6 +367,10 @@ impl Inbound {
             };
             bytes += chunk.len();
             self.chunks.push_back(chunk.into_payload());
+            if read.is_drained() {
+                // It is asked again after the write, and waits then.
+                break;
+            }
         }
         Poll::Pending
     }

@@ -64,6 +64,8 @@ pub struct TunnelStream {
 pub struct ReadHalf {
     handle: Arc<Handle>,
     chunk: Bytes,
+    /// The last chunk was all that had come.
+    drained: bool,
 }
 
 /// The sending direction of a [`TunnelStream`].
@@ -115,6 +117,7 @@ impl TunnelStream {
             read: ReadHalf {
                 handle: Arc::clone(&handle),
                 chunk: Bytes::new(),
+                drained: false,
             },
             write: WriteHalf {
                 handle,
@@ -233,7 +236,11 @@ impl ReadHalf {
             state = shared.lock();
         }
         let taken = match state.session.take_chunk(*id, kept, now) {
-            Some(chunk) => Poll::Ready(Ok(Some(chunk))),
+            Some(chunk) => {
+                let held = kept + chunk.len();
+                self.drained = state.session.has_nothing_new(*id, held);
+                Poll::Ready(Ok(Some(chunk)))
+            }
             None => match state.session.end_of_data(*id) {
                 Ok(Recv::Finished) => Poll::Ready(Ok(None)),
                 Ok(Recv::Blocked | Recv::Data(_)) => Poll::Pending,
@@ -247,6 +254,11 @@ impl ReadHalf {
         Shared::release(state);
         drop(replaced);
         taken
+    }
+
+    /// Whether the last chunk was all that had come. Then reading on could only wait.
+    pub(super) fn is_drained(&self) -> bool {
+        self.drained
     }
 
     /// Waits for a reset without reading: for code that cannot accept data now, or has read to the
