@@ -395,17 +395,21 @@ where
         let mut state = self.tunnel.shared.lock();
         state.session.keep_room(self.woke_writers);
         let mut bytes = 0;
+        let mut rests = false;
         let may_have_more = loop {
             if bytes >= Self::OUTBOX_BYTES || self.outbox.len() >= Self::OUTBOX_MESSAGES {
                 break true;
             }
             let transmit = match self.resuming.get_mut() {
+                Some(resuming) if rests => resuming.poll_last(&state.session),
                 Some(resuming) => resuming.poll_transmit(&mut state.session, now),
+                None if rests => None,
                 None => state.session.poll_transmit(now),
             };
             let Some(transmit) = transmit else {
                 break false;
             };
+            rests = self.resuming.get().is_none_or(Resuming::accepts_all) && state.session.rest();
             if let Transmit::Message(message) = &transmit {
                 bytes += message.len();
                 state.note_transmitted(message, &mut self.wake);

@@ -523,15 +523,24 @@ impl<S: Source> Resuming<S> {
         }
         let transmit = session.poll_transmit(now);
         let Some(Transmit::Message(message)) = &transmit else {
-            self.link.set_idle(!session.has_live_streams());
-            // An acknowledgement may go along with what was taken before.
-            return transmit.or_else(|| self.link.poll_output().map(Transmit::Message));
+            return transmit.or_else(|| self.poll_last(session));
         };
         match self.link.sent(message) {
             Ok(()) => transmit,
             // The link has ended. Its END follows when the transport is closed.
             Err(_) => None,
         }
+    }
+
+    /// Whether everything of the session may be sent.
+    pub(super) fn accepts_all(&self) -> bool {
+        self.link.accepts() == Accepts::All
+    }
+
+    /// The session has nothing more: an acknowledgement may go along with what was taken before.
+    pub(super) fn poll_last(&mut self, session: &Session) -> Option<Transmit> {
+        self.link.set_idle(!session.has_live_streams());
+        self.link.poll_output().map(Transmit::Message)
     }
 }
 

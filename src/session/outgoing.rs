@@ -189,6 +189,17 @@ impl Session {
         Some(Transmit::Message(message))
     }
 
+    /// As [`poll_transmit`](Self::poll_transmit) after the last data of the only stream. Returns
+    /// whether this was it: there is nothing more.
+    #[cfg(feature = "mux")]
+    pub(crate) fn rest(&mut self) -> bool {
+        !self.is_closed()
+            && self.control.is_empty()
+            && !self.receiving.has_grant()
+            && !self.keepalive.has_output()
+            && self.sending.rest(&mut self.streams, &mut self.events)
+    }
+
     /// While `hold` is set, [`poll_transmit`](Self::poll_transmit) gives control messages and
     /// datagrams, but neither data nor CLOSE of streams.
     ///

@@ -267,6 +267,26 @@ impl Sending {
             .or_else(|| self.next_datagram(streams))
     }
 
+    /// As [`next`](Self::next) after the last data of the only stream. Returns whether this was it.
+    #[cfg(feature = "mux")]
+    pub(super) fn rest(&mut self, streams: &mut Streams, events: &mut Events) -> bool {
+        let only = self.schedule.last();
+        let Some(s) = only.and_then(|id| streams.get_mut(id)) else {
+            return false;
+        };
+        let rests = !has_more(s) && s.send.turn.may_send();
+        if !rests || self.held || !self.flows.is_empty() {
+            return false;
+        }
+        let quantum = self.piece();
+        self.schedule.pop();
+        self.schedule
+            .sent(s.id(), &mut s.send.turn, 0, false, quantum);
+        self.flow_run = 0;
+        self.lapse(streams, events);
+        true
+    }
+
     fn next_datagram(&mut self, streams: &mut Streams) -> Option<Outgoing> {
         while let Some(id) = self.flows.pop() {
             let Some(s) = streams.get_mut(id) else {

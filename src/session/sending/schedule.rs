@@ -39,6 +39,12 @@ impl Turn {
         self.round == Round::Idle
     }
 
+    /// Whether the stream need not let this turn pass.
+    #[cfg(feature = "mux")]
+    pub(super) fn may_send(&self) -> bool {
+        self.deficit > 0
+    }
+
     /// What the stream may send in its next turn. A message may be longer than the quantum, which
     /// shrinks while many streams wait. Such an overdraft costs it at most two turns.
     fn refill(&mut self, quantum: usize) {
@@ -114,6 +120,13 @@ impl Schedule {
         } else {
             turn.round = Round::Idle;
         }
+    }
+
+    /// The only stream that takes turns, unless it is its first one.
+    #[cfg(feature = "mux")]
+    pub(super) fn last(&self) -> Option<StreamId> {
+        let only = self.bulk.front().filter(|_| self.bulk.len() == 1);
+        only.filter(|_| self.fresh.is_empty()).copied()
     }
 
     pub(super) fn is_empty(&self) -> bool {
