@@ -65,8 +65,9 @@ pub struct Config {
     /// is reset with reason overflow. Default 2 s.
     ///
     /// Bounds how long one paused reader stops all others. While no other stream waits, the stall
-    /// lasts until the reader reads or the peer ends the transport. One that only may wait, since
-    /// something came for it just before, waits until `v1_reach` is used up.
+    /// lasts until the reader reads or the peer ends the transport. One that only may wait waits
+    /// until `v1_reach` is used up: something came for it just before the stall, or what was sent
+    /// on it more than `v1_stall` before the stall is not answered, and no more is sent.
     pub v1_stall: Duration,
     /// v1: most bytes that streams that still receive hold beyond `v1_stream_buffer` while one of
     /// them stalls the tunnel, except for one message. Received 1 MiB each `v1_stall`, or 4 MiB if

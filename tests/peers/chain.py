@@ -307,6 +307,7 @@ class Service:
     H read to the end, then answer the sha256
     F send size bytes and end that direction, then read to the end into `received`
     V send size bytes, then reset once the app has sent a byte
+    N read to the end, answer nothing
     R read nothing at all
     """
 
@@ -400,6 +401,9 @@ class Service:
         await self.send(writer, size)
         await reader.readexactly(1)  # a reset discards what the other side has not read
         reset(writer)
+
+    async def do_N(self, *_):
+        """`serve` reads."""
 
     async def do_R(self, reader, *_):
         reader._transport.pause_reading()

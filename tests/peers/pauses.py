@@ -4,13 +4,16 @@
     pauses.py --ours target/release/examples          # 16 mixes; also 60 s if all four are ours
     pauses.py --quick                                 # fewer mixes and pauses: under two minutes
     pauses.py --only ours,theirs,ours,theirs --alone 3,18 --beside 3
-    pauses.py --only ours,theirs,theirs,theirs --alone= --beside= --slow 60
+    pauses.py --only ours,theirs,theirs,theirs --alone= --beside= --unanswered= --slow 60
 
 The independent peers ping by their library's defaults: every 20 s, and 20 s later they give up. A
 reader without neighbours must therefore survive 18 s in every mix. If all four programs are ours,
 the tunnel is v2: any pause is allowed and delays no neighbour. The data is compared with the
 service's checksum. With neighbours, a v1 reader may be cut, but only by a reset, because an end of
 file would look like a complete file.
+
+--unanswered has two neighbours that wait for nothing: one whose service does not answer what was
+sent before the download, and an upload. They are no reason to cut the reader.
 
 --slow has a lone reader that never pauses, and takes 150 kB/s for a while. A forward of ours
 receives faster than that, so that the peers' pings arrive in time.
@@ -34,8 +37,10 @@ OURS = ("ours",) * len(ROLES)
 BEFORE = MIB
 # Bytes a second of a slow reader. Deployed peers ping behind the 6 MiB that two kernels hold.
 SLOW_RATE = 150_000
-# Between a neighbour's round trips.
+# Between a neighbour's round trips, and between the pieces of an upload.
 TURN = 0.02
+# What was sent that long before a download began would have been answered: --v1-stall is 2 s.
+UNANSWERED = 3
 QUICK = [
     OURS,
     ("theirs",) * len(ROLES),
@@ -138,11 +143,42 @@ async def beside(sides, forward, size, pause):
     return f"{pause:g} s {end} (neighbours waited {max(worst):.2f} s)"
 
 
+async def beside_unanswered(sides, forward, size, pause):
+    """A reader beside neighbours that wait for nothing: no mix may cut any of them."""
+    what = f"beside unanswered ones, {pause:g} s"
+    idle, upload = [await App.open(forward.port, b"N") for _ in range(2)]
+
+    async def send():
+        while True:
+            await upload.send(b"u" * 4096, "an upload")
+            await asyncio.sleep(TURN)
+
+    idle.writer.write(b"hello")
+    sender = asyncio.create_task(send())
+    await asyncio.sleep(UNANSWERED)
+    try:
+        end = await within(pause + 120, what, download(forward.port, size, pause, what))
+        if end != "whole":
+            raise Failed(f"{what}: {end}")
+        if sender.done():
+            await sender
+        for app in idle, upload:
+            if app.reader.at_eof() or app.reader.exception():
+                raise Failed(f"{what}: a neighbour was cut")
+    finally:
+        sender.cancel()
+        await asyncio.gather(sender, return_exceptions=True)
+        idle.close()
+        upload.close()
+    return f"{pause:g} s {end}"
+
+
 async def mix(sides, args, logs):
     """What happened, and whether all of it is allowed."""
     chain = Chain(sides, args.ours, logs)
     service = await Service().start()
-    told, failures = {"alone": [], "slow": [], "beside others": []}, []
+    told = {"alone": [], "slow": [], "beside others": [], "beside unanswered ones": []}
+    failures = []
     try:
         await within(60, "start", chain.start())
         more = [60] if sides == OURS and not args.quick else []
@@ -150,6 +186,7 @@ async def mix(sides, args, logs):
             ("alone", alone, args.alone + more),
             ("slow", slowly, args.slow),
             ("beside others", beside, args.beside + more),
+            ("beside unanswered ones", beside_unanswered, args.unanswered + more),
         ):
             for pause in pauses:
                 # A forward for each, so that the end of one does not affect the next.
@@ -218,13 +255,19 @@ def main():
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="six mixes, 3 and 18 s alone, 3 s beside others, 24 MiB",
+        help="six mixes, 3 and 18 s alone, 3 s beside others, 6 s beside unanswered ones, 24 MiB",
     )
     parser.add_argument(
         "--alone", type=seconds, metavar="SECONDS", help="pauses of a lone reader (1,3,10,18)"
     )
     parser.add_argument(
         "--beside", type=seconds, metavar="SECONDS", help="pauses beside others (1,3,10,18)"
+    )
+    parser.add_argument(
+        "--unanswered",
+        type=seconds,
+        metavar="SECONDS",
+        help="pauses beside others that wait for nothing (3,10)",
     )
     parser.add_argument(
         "--slow", type=seconds, default=[], metavar="SECONDS", help="slow lone readers (none)"
@@ -236,6 +279,8 @@ def main():
         args.alone = [3, 18] if args.quick else [1, 3, 10, 18]
     if args.beside is None:
         args.beside = [3] if args.quick else [1, 3, 10, 18]
+    if args.unanswered is None:
+        args.unanswered = [6] if args.quick else [3, 10]
     args.size = args.size or (24 if args.quick else 64)
     return asyncio.run(run(args))
 

@@ -232,8 +232,8 @@ fn a_lone_stall_reaches_for_what_stands_behind_it() {
 
 const MESSAGE: usize = 64 << 10;
 
-/// An opener of which stream 1 is full, long after anything came for stream 2.
-fn paused(reach: usize) -> (Session, [StreamId; 2]) {
+/// An opener with two streams.
+fn opened(reach: usize) -> (Session, [StreamId; 2]) {
     let config = config(|config| {
         config.v1_stream_buffer = 256 << 10;
         config.v1_reach = reach;
@@ -246,6 +246,12 @@ fn paused(reach: usize) -> (Session, [StreamId; 2]) {
         let (proto, id) = (Proto::Tcp, ClientId(id));
         say(&mut opener, at(0), Frame::Connected { proto, id }).unwrap();
     }
+    (opener, streams)
+}
+
+/// An opener of which stream 1 is full, long after anything came for stream 2.
+fn paused(reach: usize) -> (Session, [StreamId; 2]) {
+    let (mut opener, streams) = opened(reach);
     take(&mut opener, at(9_000), MESSAGE);
     (opener, streams)
 }
@@ -542,11 +548,110 @@ fn a_request_that_was_sent_early_waits() {
     let accepted = incoming(&mut pair.acceptor);
     pair.acceptor.accept(accepted, pair.now).unwrap();
     pair.run();
-    pair.wait(Duration::from_secs(5));
+    pair.wait(Duration::from_secs(1));
     fill_back(&mut pair, their_slow);
     pair.wait(Duration::from_secs(3));
     let reset = pair.opener.reset_of(slow).expect("no reset");
     assert_eq!(reset.reason, Reason::Overflow);
+}
+
+/// After which of 60 looks the stream is reset, while the peer sends on and `turn` happens once a
+/// second.
+fn reset_after(
+    opener: &mut Session,
+    slow: StreamId,
+    mut turn: impl FnMut(&mut Session, u64),
+) -> Option<u64> {
+    for second in 10..130 {
+        turn(opener, second);
+        let now = at(second * 1_000);
+        if opener.poll_timeout().is_some_and(|due| due <= now) {
+            opener.handle_timeout(now);
+        }
+        if opener.reset_of(slow).is_some() {
+            return Some((second - 9) / 2);
+        }
+        take(opener, now, MESSAGE);
+    }
+    None
+}
+
+/// The transport was read when an answer was due, so the service may owe none: a long poll, a log.
+#[test]
+fn what_was_long_unanswered_before_a_stall_waits_for_a_bounded_time() {
+    // When it was sent, and how many looks the reader has.
+    for (asked, looks) in [(1_000, 9), (6_999, 9), (7_000, 1), (8_999, 1)] {
+        for udp in [false, true] {
+            let (mut opener, [slow, other]) = opened(32 << 20);
+            if udp {
+                let flow = opener.open_udp(53, at(0)).unwrap();
+                messages(&mut opener, at(0));
+                let (proto, id) = (Proto::Udp, ClientId(3));
+                say(&mut opener, at(0), Frame::Connected { proto, id }).unwrap();
+                opener.send_datagram(flow, Chunk::copied(b"line")).unwrap();
+            } else {
+                opener.send_slice(other, b"hello").unwrap();
+            }
+            messages(&mut opener, at(asked));
+            take(&mut opener, at(9_000), MESSAGE);
+            let after = reset_after(&mut opener, slow, |_, _| ());
+            assert_eq!(after, Some(looks), "sent at {asked}, UDP {udp}");
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_was_long_not_made_before_a_stall_waits_for_a_bounded_time() {
+    for (asked, looks) in [(1_000, 9), (8_000, 1)] {
+        let (mut opener, [slow, _]) = opened(32 << 20);
+        opener.open_tcp(3, at(asked)).unwrap();
+        messages(&mut opener, at(asked));
+        take(&mut opener, at(9_000), MESSAGE);
+        let after = reset_after(&mut opener, slow, |_, _| ());
+        assert_eq!(after, Some(looks), "opened at {asked}");
+    }
+}
+
+/// Its answer is due when it ends. If it is not answered then either, the reach finds out.
+#[test]
+fn an_upload_does_not_wait_before_its_end() {
+    let upload = |opener: &mut Session, other, second| {
+        opener.send_slice(other, b"some of it").unwrap();
+        messages(opener, at(second * 1_000));
+    };
+    for (began, ends, looks) in [
+        (1, None, None),
+        (1, Some(20), Some(13)),
+        (1, Some(100), Some(46)),
+        (8, None, Some(1)),
+        (10, None, Some(1)),
+    ] {
+        let (mut opener, [slow, other]) = opened(32 << 20);
+        for second in began..9 {
+            upload(&mut opener, other, second);
+        }
+        take(&mut opener, at(9_000), MESSAGE);
+        let after = reset_after(&mut opener, slow, |opener, second| {
+            if second >= began && ends.is_none_or(|end| second < end) {
+                upload(opener, other, second);
+            }
+        });
+        assert_eq!(after, looks, "from {began} to {ends:?}");
+    }
+}
+
+#[test]
+fn a_late_answer_ends_the_stall() {
+    let (mut opener, [slow, other]) = opened(32 << 20);
+    opener.send_slice(other, b"a slow query").unwrap();
+    messages(&mut opener, at(5_000));
+    take(&mut opener, at(9_000), MESSAGE);
+    let after = reset_after(&mut opener, slow, |opener, second| {
+        if second == 14 {
+            say(opener, at(14_000), data(2, "rows")).unwrap();
+        }
+    });
+    assert_eq!(after, Some(2));
 }
 
 /// Something came for the other stream just before the stall. Whether it waits for more shows in

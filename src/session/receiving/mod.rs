@@ -16,7 +16,7 @@ pub(super) use self::buffer::payload;
 use self::early::{Early, Excess};
 use self::lending::Lending;
 use self::shortage::Shortage;
-use self::stall::{Conversation, Stalls, Waits};
+use self::stall::{Conversation, Stall, Stalls, Waits};
 use self::window::ReceiveWindow;
 use super::budget::QueueBudget;
 use super::dialect::Dialect;
@@ -321,25 +321,26 @@ impl Receiving {
     /// Checks at the deadline whether the stall continues. Returns the stream to reset, if any.
     pub(super) fn look_at_stall(&mut self, now: Instant, streams: &Streams) -> Option<StreamId> {
         self.reconsider_stall(now, streams);
-        let (stalled, since) = self.stalls.due(now)?;
+        let stall = self.stalls.due(now)?;
         // What has ended can stall nothing more.
         let open = |s: &&Stream| s.proto() == Proto::Tcp && s.life.state().can_receive();
         let all: usize = streams.iter().filter(open).map(|s| self.beyond(s)).sum();
         let reach = self.config.v1_reach.saturating_sub(all);
         let half = self.config.receive_budget / 2;
         let room = reach.min(half.saturating_sub(self.unread()));
-        let waits = self.others_wait(streams, stalled, since);
-        let beyond = streams.get(stalled).map_or(0, |s| self.beyond(s));
+        let waits = self.others_wait(now, streams, &stall);
+        let beyond = streams.get(stall.stream()).map_or(0, |s| self.beyond(s));
         self.stalls.look(now, waits, beyond, room, &self.config)
     }
 
     /// Whether another stream waits to receive.
-    fn others_wait(&self, streams: &Streams, stalled: StreamId, since: Instant) -> Waits {
+    fn others_wait(&self, now: Instant, streams: &Streams, stall: &Stall) -> Waits {
         let open = |s: &&Stream| {
             let is_read = !s.recv.discards && !s.recv.expendable;
-            s.id() != stalled && s.life.state().can_receive() && is_read && !self.is_full(s)
+            s.id() != stall.stream() && s.life.state().can_receive() && is_read && !self.is_full(s)
         };
-        let waits = |s: &Stream| s.recv.talk.waits(since, self.config.v1_stall, self.asks);
+        let slack = self.config.v1_stall;
+        let waits = |s: &Stream| s.recv.talk.waits(now, stall, slack, self.asks);
         let others = streams.iter().filter(open);
         others.map(waits).max().unwrap_or(Waits::No)
     }
@@ -471,7 +472,7 @@ impl RecvHalf {
             window: ReceiveWindow::new(now),
             grant: Place::default(),
             early: Excess::default(),
-            talk: Conversation::default(),
+            talk: Conversation::new(now),
             discards: false,
             expendable: false,
         }
@@ -492,8 +493,8 @@ impl RecvHalf {
     }
 
     /// This end has sent something on the stream.
-    pub(super) fn note_asked(&mut self) {
-        self.talk.ask();
+    pub(super) fn note_asked(&mut self, now: Instant) {
+        self.talk.ask(now);
     }
 
     /// Bytes that the peer may still send.

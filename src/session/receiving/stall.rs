@@ -16,7 +16,7 @@ pub(super) struct Stalls {
 
 /// A v1 tunnel that does not receive because one stream is full.
 #[derive(Debug, Clone, Copy)]
-struct Stall {
+pub(super) struct Stall {
     stream: StreamId,
     began: Instant,
     /// When it began, or the last check that found progress.
@@ -46,10 +46,17 @@ struct Pause {
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Conversation {
     heard: Heard,
-    /// When that was.
+    /// When that was; at first, when the stream was opened.
     heard_at: Instant,
-    /// This end has sent something since it last received data.
-    asked: bool,
+    /// What was sent since data was last received.
+    asked: Option<Asked>,
+}
+
+/// When this end has sent something that was not answered.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    first: Instant,
+    last: Instant,
 }
 
 /// What a stream has received last.
@@ -66,9 +73,11 @@ enum Heard {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Waits {
     No,
-    /// Something came shortly before the stall, or CONNECT or CONNECTED since. More may follow.
+    /// Something came shortly before the stall, or CONNECT or CONNECTED since. More may follow. Or
+    /// something sent long before the stall is not answered, and nothing more is sent.
     Perhaps,
-    /// Data has come since the stall began, or something sent is not answered.
+    /// Data has come since the stall began, or something sent since or shortly before is not
+    /// answered.
     Surely,
 }
 
@@ -156,10 +165,9 @@ impl Stalls {
         }
     }
 
-    /// The stalled stream, and since when it has not read, if the stall is to be checked.
-    pub(super) fn due(&self, now: Instant) -> Option<(StreamId, Instant)> {
-        let stall = self.current().filter(|stall| stall.until <= now)?;
-        Some((stall.stream, stall.since))
+    /// The stall, if it is to be checked.
+    pub(super) fn due(&self, now: Instant) -> Option<Stall> {
+        self.current().filter(|stall| stall.until <= now).copied()
     }
 
     /// Checks at the deadline whether the stall continues. Returns the stream to reset, if any. It
@@ -253,6 +261,10 @@ impl Stall {
         }
     }
 
+    pub(super) const fn stream(&self) -> StreamId {
+        self.stream
+    }
+
     fn is_current(&self) -> bool {
         self.over.is_none()
     }
@@ -266,6 +278,13 @@ impl Stall {
 }
 
 impl Conversation {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            heard_at: now,
+            ..Self::default()
+        }
+    }
+
     /// CONNECT or CONNECTED has come.
     pub(super) fn begin(&mut self, now: Instant) {
         self.heard = Heard::Opening;
@@ -276,25 +295,43 @@ impl Conversation {
     pub(super) fn hear(&mut self, now: Instant) {
         self.heard = Heard::Data;
         self.heard_at = now;
-        self.asked = false;
+        self.asked = None;
     }
 
-    pub(super) fn ask(&mut self) {
-        self.asked = true;
+    pub(super) fn ask(&mut self, now: Instant) {
+        let first = self.asked.map_or(now, |asked| asked.first);
+        self.asked = Some(Asked { first, last: now });
     }
 
-    /// Whether the stream waits in a stall `since` then. Whether it `asks`, and this end waits for
-    /// the answers, or the peer.
-    pub(super) fn waits(&self, since: Instant, slack: Duration, asks: bool) -> Waits {
-        let nothing = self.heard == Heard::Nothing;
-        let unanswered = asks && (self.asked || nothing);
-        let heard_since = self.heard == Heard::Data && self.heard_at > since;
-        if unanswered || heard_since {
+    /// Whether the stream waits in the stall. Whether it `asks`, and this end waits for the
+    /// answers, or the peer.
+    ///
+    /// For `slack` before the stall the transport was read. What had no answer by then may never
+    /// have one: a long poll, a log, an upload. While more is sent, nobody waits for an answer.
+    pub(super) fn waits(&self, now: Instant, stall: &Stall, slack: Duration, asks: bool) -> Waits {
+        let asked = self.unanswered().filter(|_| asks);
+        let asked_late = asked.is_some_and(|asked| asked.first + slack >= stall.began);
+        let has_asked = asked.is_some_and(|asked| asked.last + slack <= now);
+        let is_heard = self.heard != Heard::Nothing;
+        let heard_since = self.heard == Heard::Data && self.heard_at > stall.since;
+        let heard_late = is_heard && self.heard_at + slack >= stall.since;
+        if asked_late || heard_since {
             Waits::Surely
-        } else if !nothing && self.heard_at + slack >= since {
+        } else if has_asked || heard_late {
             Waits::Perhaps
         } else {
             Waits::No
+        }
+    }
+
+    fn unanswered(&self) -> Option<Asked> {
+        match self.heard {
+            // CONNECT was sent.
+            Heard::Nothing => Some(Asked {
+                first: self.heard_at,
+                last: self.heard_at,
+            }),
+            Heard::Opening | Heard::Data => self.asked,
         }
     }
 }

@@ -254,7 +254,7 @@ impl Sending {
     ) -> Option<Outgoing> {
         let streams_wait = !self.held && !self.schedule.is_empty();
         if !streams_wait || self.flow_run < Self::MAX_FLOW_RUN {
-            if let Some(message) = self.next_datagram(streams) {
+            if let Some(message) = self.next_datagram(streams, now) {
                 self.flow_run = self.flow_run.saturating_add(1);
                 return Some(message);
             }
@@ -264,7 +264,7 @@ impl Sending {
             return None;
         }
         self.next_piece(streams, events, now)
-            .or_else(|| self.next_datagram(streams))
+            .or_else(|| self.next_datagram(streams, now))
     }
 
     /// As [`next`](Self::next) after the last data of the only stream. Returns whether this was it.
@@ -287,14 +287,14 @@ impl Sending {
         true
     }
 
-    fn next_datagram(&mut self, streams: &mut Streams) -> Option<Outgoing> {
+    fn next_datagram(&mut self, streams: &mut Streams, now: Instant) -> Option<Outgoing> {
         while let Some(id) = self.flows.pop() {
             let Some(s) = streams.get_mut(id) else {
                 continue;
             };
             s.send.flow.leave();
             if let Some(datagram) = s.send.queue.pop(usize::MAX, &mut self.datagrams) {
-                let message = self.message(s, datagram);
+                let message = self.message(s, datagram, now);
                 self.activate(s);
                 return Some(Outgoing::Data(message));
             }
@@ -329,7 +329,7 @@ impl Sending {
             };
             let len = chunk.len();
             self.pace.sent(len, now);
-            let message = self.message(s, chunk);
+            let message = self.message(s, chunk, now);
             let more = has_more(s);
             self.schedule.sent(id, &mut s.send.turn, len, more, quantum);
             self.line_up(s, events);
@@ -351,12 +351,12 @@ impl Sending {
         }
     }
 
-    fn message(&mut self, s: &mut Stream, chunk: Chunk) -> Bytes {
+    fn message(&mut self, s: &mut Stream, chunk: Chunk, now: Instant) -> Bytes {
         let len = chunk.len();
         self.sent += len as u64;
         s.send.credit.spend(len);
         s.send.grants = 0;
-        s.recv.note_asked();
+        s.recv.note_asked(now);
         chunk.seal(Header {
             kind: Kind::Data,
             proto: s.proto(),

@@ -69,7 +69,8 @@ struct Entry {
 #[derive(Args, Debug, Clone, PartialEq)]
 pub struct TunnelArgs {
     /// With a version 1 peer: seconds that a paused reader may hold up the others of its tunnel
-    /// before it is reset. One that holds up nobody is not reset.
+    /// before it is reset. One that holds up nobody is not reset. Where nobody can know, as when
+    /// what another sent long before is not answered, it is reset once --v1-reach is used up.
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0, value_parser = parse_seconds)]
     v1_stall: f64,
 
@@ -77,8 +78,9 @@ pub struct TunnelArgs {
     #[arg(long, value_name = "MIB", default_value = "4")]
     v1_buffer: Within<1, 1024>,
 
-    /// With a version 1 peer: MiB kept in addition for a paused reader that holds up nobody, to
-    /// reach the peer's pings behind its data and answer them; 0 keeps none.
+    /// With a version 1 peer: MiB kept in addition for a paused reader that is not known to hold up
+    /// anybody, to reach what is behind its data: the peer's pings, and data for others; 0 keeps
+    /// none.
     #[arg(long, value_name = "MIB", default_value = "32")]
     v1_reach: Within<0, 1024>,
 
