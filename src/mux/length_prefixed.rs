@@ -118,6 +118,9 @@ const PINNED_MAX: usize = 8;
 /// Bytes that may wait to be written before more are refused.
 const QUEUE_BYTES: usize = 128 << 10;
 
+/// Largest buffer for writing that is kept while nothing waits.
+const KEPT_BUFFER: usize = 8 << 10;
+
 /// Messages in one write.
 const BATCH: usize = 16;
 
@@ -346,6 +349,10 @@ impl<S: AsyncWrite + Unpin> Sink<Bytes> for LengthPrefixed<S> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), CodecError>> {
         let this = self.get_mut();
         ready!(this.poll_drain(cx, 0))?;
+        // An idle tunnel should hold no large buffer. Only its allocation is left of what it held.
+        if this.buffer.try_reclaim(KEPT_BUFFER + 1) {
+            this.buffer = BytesMut::new();
+        }
         ready!(Pin::new(&mut this.io).poll_flush(cx))?;
         Poll::Ready(Ok(()))
     }

@@ -265,6 +265,39 @@ async fn a_reader_that_pauses_holds_back_the_writer() {
     }
 }
 
+/// What a pair holds after 400 kB in messages of this length, when both ends are idle.
+async fn held_after_burst(vectored: bool, len: usize) -> isize {
+    let (mut near, mut far) = narrow(4_000, vectored);
+    let message = Bytes::from(noise(1, len));
+    let before = counts();
+    let send = async {
+        for _ in 0..400_000 / len {
+            near.feed(message.clone()).await.unwrap();
+        }
+        near.flush().await.unwrap();
+    };
+    let receive = async {
+        for _ in 0..400_000 / len {
+            assert_eq!(far.next().await.unwrap().unwrap(), message);
+        }
+        // It holds no buffer while it waits.
+        assert!(far.next().now_or_never().is_none());
+    };
+    within(async { tokio::join!(send, receive) }).await;
+    (counts() - before).live
+}
+
+#[tokio::test]
+async fn an_idle_tunnel_keeps_no_memory_of_a_burst() {
+    for len in [1_000, 10_000, 200_000] {
+        // Without copies there is only what the pipe between them keeps.
+        let pipe = held_after_burst(true, len).await;
+        let held = held_after_burst(false, len).await;
+        println!("{held} bytes, {pipe} of the pipe");
+        assert!(held - pipe < 10_000, "{held} bytes, {pipe} of the pipe");
+    }
+}
+
 /// The sizes are between what is copied in any case and what is shared in any case.
 #[tokio::test]
 async fn a_message_in_a_queue_keeps_at_most_eight_times_its_length_alive() {
