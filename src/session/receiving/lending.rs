@@ -8,9 +8,9 @@ use super::window::{Neighbours, ReceiveWindow};
 pub(super) struct Lending {
     /// Bytes.
     lent: usize,
-    /// The stream that last received a small piece, and when. A stream with small pieces is
-    /// interactive.
-    interactive: Option<(StreamId, Instant)>,
+    /// The two streams that last received small pieces, and when, the latest first. A stream with
+    /// small pieces is interactive. The small pieces of one stream hide no other.
+    interactive: [Option<(StreamId, Instant)>; 2],
     /// While pressed, nothing more is lent.
     stopped: bool,
 }
@@ -27,11 +27,25 @@ impl Lending {
 
     /// A stream has received a piece of `len` bytes.
     pub(super) fn note_piece(&mut self, now: Instant, stream: StreamId, len: usize) {
+        let [last, before] = &mut self.interactive;
+        let is_last = last.is_some_and(|(other, _)| other == stream);
         if len < Self::SMALL_DATA {
-            self.interactive = Some((stream, now));
+            if !is_last {
+                *before = *last;
+            }
+            *last = Some((stream, now));
         } else if len >= Self::LARGE_DATA {
-            self.interactive = self.interactive.filter(|(other, _)| *other != stream);
+            if is_last {
+                *last = before.take();
+            }
+            *before = before.filter(|(other, _)| *other != stream);
         }
+    }
+
+    /// Whether a stream other than this one is interactive.
+    fn is_beside_interactive(&self, now: Instant, stream: StreamId) -> bool {
+        let mut interactive = self.interactive.iter().flatten();
+        interactive.any(|(other, at)| *other != stream && now - *at < Self::INTERACTIVE_FOR)
     }
 
     /// Sets the window to its new size, as far as there is credit to lend. Returns whether the
@@ -45,10 +59,7 @@ impl Lending {
         rtt: Duration,
         config: &Config,
     ) -> bool {
-        let interactive = self
-            .interactive
-            .is_some_and(|(other, at)| other != stream && now - at < Self::INTERACTIVE_FOR);
-        let neighbours = match interactive {
+        let neighbours = match self.is_beside_interactive(now, stream) {
             true => Neighbours::Interactive,
             false if self.lent > window.grown() => Neighbours::Bulk,
             false => Neighbours::None,
@@ -84,5 +95,41 @@ impl Lending {
     /// Whether the total matches the windows.
     pub(super) fn audit<'a>(&self, windows: impl Iterator<Item = &'a ReceiveWindow>) -> bool {
         windows.map(ReceiveWindow::grown).sum::<usize>() == self.lent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_pieces_of_a_bulk_stream_hide_no_interactive_one() {
+        let [bulk, other, third] = [0, 1, 2].map(StreamId::of_slot);
+        let at = |millis: u64| Instant::from_micros(millis * 1000);
+        // The bulk stream's pieces around the small one of the other stream, at 10 ms.
+        let (small, middle, large) = (100, 8 << 10, 64 << 10);
+        for (before, after) in [
+            (&[][..], &[small, large][..]),
+            (&[small], &[large]),
+            (&[large, small], &[small, middle, small]),
+            (&[small, middle], &[large, small, large, small]),
+        ] {
+            let mut lending = Lending::default();
+            for len in before {
+                lending.note_piece(at(5), bulk, *len);
+            }
+            lending.note_piece(at(10), other, small);
+            for len in after {
+                lending.note_piece(at(15), bulk, *len);
+            }
+            assert!(lending.is_beside_interactive(at(109), bulk), "{after:?}");
+            assert!(!lending.is_beside_interactive(at(110), bulk));
+            let last = after.last() == Some(&small);
+            assert_eq!(lending.is_beside_interactive(at(20), other), last);
+            // It turns out to be bulk.
+            lending.note_piece(at(20), other, large);
+            assert!(!lending.is_beside_interactive(at(20), bulk));
+            assert_eq!(lending.is_beside_interactive(at(20), third), last);
+        }
     }
 }
