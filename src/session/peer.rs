@@ -75,8 +75,7 @@ impl Session {
             return Err(Violation::WrongRole(kind));
         }
         if let OnWire::Live(s) = self.streams.on_wire(id) {
-            let state = s.life.state();
-            return Err(Violation::Unexpected { kind, id, state });
+            return self.dialect.verdict(s, kind).map(|_| ());
         }
         let refusal = if self.draining.has_begun() {
             Some((Reason::Gone, "no new connections"))
