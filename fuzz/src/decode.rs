@@ -1,13 +1,14 @@
 //! Raw, lenient and strict decoding of one message against the laws of the wire format.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 use kohakuriver_tunnel::wire::{
-    BufferTooSmall, Chunk, DecodeError, Frame, HEADER_LEN, Header, RawFrame,
+    BufferTooSmall, Chunk, DecodeError, Frame, HEADER_LEN, Header, HeadroomBuf, RawFrame,
 };
 
 /// The input is the message.
 pub fn decode(data: &[u8]) {
     raw(data);
+    headroom(data);
 
     let lenient = Frame::decode(data);
     let strict = Frame::decode_strict(data);
@@ -65,6 +66,46 @@ fn raw(data: &[u8]) {
     raw.set_id(kohakuriver_tunnel::wire::ClientId(!id.0));
     raw.set_id(id);
     assert_eq!(raw.into_inner(), data);
+}
+
+/// Reads what follows the header behind headroom, in parts whose lengths, and how they are taken,
+/// the input says. Such a payload is never moved, and what is read later changes no message.
+fn headroom(data: &[u8]) {
+    let Some((header, mut rest)) = data.split_first_chunk() else {
+        return;
+    };
+    let Ok(header) = Header::from_bytes(*header) else {
+        return;
+    };
+    let mut buffer = HeadroomBuf::with_capacity(header.port.into());
+    let mut messages = Vec::new();
+    while let Some(&first) = rest.first() {
+        let mut room = buffer.spare(1 + usize::from(first / 4));
+        let read = &rest[..room.remaining_mut().min(rest.len())];
+        assert!(!read.is_empty(), "no room");
+        room.put_slice(read);
+        rest = &rest[read.len()..];
+        assert_eq!(buffer.filled(), read);
+        let at = buffer.filled().as_ptr();
+        let chunk = match first % 4 {
+            0 => buffer.split(),
+            1 => buffer.take(),
+            2 => buffer.copy(),
+            _ => buffer.next_chunk(0),
+        };
+        let payload_at = chunk.payload().as_ptr();
+        assert!(
+            payload_at == at || first % 4 == 2,
+            "moved out of the buffer"
+        );
+        let message = chunk.seal(header);
+        assert_eq!(message[..HEADER_LEN], header.to_bytes());
+        assert_eq!(message[HEADER_LEN..].as_ptr(), payload_at, "moved to seal");
+        messages.push((message, read));
+    }
+    for (message, read) in messages {
+        assert_eq!(&message[HEADER_LEN..], read);
+    }
 }
 
 /// Encodes in every form. All forms must give the same bytes.
