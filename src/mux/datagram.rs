@@ -57,6 +57,9 @@ impl TunnelDatagram {
     }
 
     /// As [`recv`](Self::recv).
+    ///
+    /// # Errors
+    /// [`Reset`] when the flow has ended.
     pub fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Result<Bytes, Reset>> {
         let now = self.handle.shared.now();
         self.handle.poll(cx, Awaited::Readable, |state, id| {

@@ -205,6 +205,9 @@ impl ReadHalf {
     }
 
     /// As [`chunk`](Self::chunk).
+    ///
+    /// # Errors
+    /// [`Reset`], after all data from before it.
     pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Reset>> {
         let chunk = ready!(self.poll_headed(cx, 0))?;
         Poll::Ready(Ok(chunk.map(Chunk::into_payload)))
@@ -298,6 +301,9 @@ impl WriteHalf {
     }
 
     /// As [`capacity`](Self::capacity).
+    ///
+    /// # Errors
+    /// [`Reset`], also if this direction was shut down.
     pub fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Reset>> {
         let handle = &self.handle;
         // Asking changes nothing in the session, so the driver need not look at it.
