@@ -185,6 +185,28 @@ async fn a_restarted_runner_ends_connections_at_once() {
     lines(&forward, "reconnected to", 2).await;
 }
 
+/// The runner does not wait for an agent before it says that the tunnel is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_restarted_runner_whose_agent_stays_away_ends_connections_at_once() {
+    let port = service(echo).await.port();
+    let mut chain = Chain::with_runner(&LONG);
+    let mut agent = agent_at(&chain.runner.address());
+    let forward = chain.forward(port, &LONG);
+    let mut stream = connect(&forward).await;
+    expect_echo(&mut stream, b"before").await;
+    let address = chain.runner.address();
+    agent.kill();
+    chain.runner.kill();
+    chain.runner = start_runner(&address, &LONG);
+    assert_eq!(ending(&mut stream).await, Some(ErrorKind::ConnectionReset));
+    let line = format!("refused: no agent is connected for {CONTAINER}");
+    forward.complaint(&line);
+    chain.runner.complaint(&line);
+    let _agent = agent_at(&address);
+    lines(&forward, "reconnected to", 1).await;
+    expect_echo(&mut connect(&forward).await, b"after").await;
+}
+
 /// A stopped host or proxy may hold an OPEN and let it go when its agent is long gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_agent_is_replaced_by_one_that_answers_alone() {

@@ -6,14 +6,14 @@ import time
 from chain import check, until
 from world import world
 
-# A new connection is answered within this once the programs run, on a busy machine too.
-ANSWER = 15
+# A new connection is answered within this once the programs run.
+ANSWER = 5
 # A program knows by its keepalive that the other side is gone within this.
 SILENCE = 35
 # What was accepted while a program stood still is answered or ended within this.
 HANGING = 20
-# Connections through a restarted program have ended within this. Silence would take longer.
-AT_ONCE = 15
+# Connections through a restarted program have ended within this.
+AT_ONCE = 5
 CUT = " while its connection is cut"
 
 

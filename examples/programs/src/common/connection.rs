@@ -1,11 +1,9 @@
 //! Settings of a program that connects to another: its identity, whom it trusts, and the way there.
 
 use clap::Args;
-use kohakuriver_tunnel::resume::Config;
 use tokio::sync::watch;
 use tokio_rustls::rustls::RootCertStore;
 
-use super::args::Within;
 use super::program::{Failure, Process};
 use super::proxies::ProxyArgs;
 use super::tls::{ClientTlsArgs, Dialer, IdentityArgs};
@@ -19,16 +17,6 @@ use super::wake;
 pub struct ConnectionArgs {
     #[command(flatten)]
     tunnels: TunnelArgs,
-
-    /// Seconds for the answer whether a tunnel begins or goes on. Then the WebSocket counts as
-    /// lost.
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        default_value = "10",
-        conflicts_with = "no_resume"
-    )]
-    resume_timeout: Within<1, 86_400>,
 
     #[command(flatten)]
     token: TokenArgs,
@@ -78,43 +66,11 @@ impl ConnectionArgs {
         }
         let proxies = self.proxy.proxies()?;
         proxies.before(url).map_err(Failure::usage)?;
-        let mut tunnels = self.tunnels.settings(process)?;
-        tunnels.resume = tunnels.resume.map(|config| self.opening(config));
         Ok(Connection {
             token: self.token.token()?,
             dialer: Dialer::new(&self.tls, Some(&self.identity), roots, proxies)?,
-            tunnels,
+            tunnels: self.tunnels.settings(process)?,
             wake: wake::watched(),
         })
-    }
-
-    fn opening(&self, config: Config) -> Config {
-        config.with_opening_timeout(self.resume_timeout.seconds())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use clap::Parser;
-
-    use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        connection: ConnectionArgs,
-    }
-
-    #[test]
-    fn the_timeout_has_its_setting() {
-        let config = |flags: &[&str]| {
-            let line = Line::parse_from(["program"].iter().chain(flags));
-            line.connection.opening(Config::default())
-        };
-        assert_eq!(config(&[]), Config::default());
-        let expected = Config::default().with_opening_timeout(Duration::from_secs(6));
-        assert_eq!(config(&["--resume-timeout", "6"]), expected);
     }
 }

@@ -18,6 +18,7 @@ pub struct ResumeArgs {
         long,
         conflicts_with_all = [
             "resume_keep", "resume_idle_keep", "resume_ring", "resume_first_ring", "resume_reserve",
+            "resume_timeout",
         ]
     )]
     no_resume: bool,
@@ -45,6 +46,11 @@ pub struct ResumeArgs {
     /// would need more ends.
     #[arg(long, value_name = "MIB", default_value = "4")]
     resume_reserve: Within<2, 1024>,
+
+    /// Seconds on a new WebSocket for the other side to say which tunnel begins or goes on. Then
+    /// the WebSocket counts as lost.
+    #[arg(long, value_name = "SECONDS", default_value = "10")]
+    resume_timeout: Within<1, 86_400>,
 }
 
 impl ResumeArgs {
@@ -66,7 +72,8 @@ impl ResumeArgs {
             .with_idle_keep(self.resume_idle_keep.seconds())
             .with_ring_min(first.kib())
             .with_ring_max(most.mib())
-            .with_ring_reserve(self.resume_reserve.mib());
+            .with_ring_reserve(self.resume_reserve.mib())
+            .with_opening_timeout(self.resume_timeout.seconds());
         Ok((!self.no_resume).then_some(config))
     }
 }
@@ -116,13 +123,14 @@ mod tests {
         assert_eq!(config(defaults), Some(Config::default()));
         assert_eq!(config("--no-resume"), None);
         let all = "--resume-keep 1 --resume-idle-keep 2 --resume-ring 3 --resume-first-ring 4 \
-                   --resume-reserve 5";
+                   --resume-reserve 5 --resume-timeout 6";
         let expected = Config::default()
             .with_keep(Duration::from_secs(1))
             .with_idle_keep(Duration::from_secs(2))
             .with_ring_max(3 << 20)
             .with_ring_min(4 << 10)
-            .with_ring_reserve(5 << 20);
+            .with_ring_reserve(5 << 20)
+            .with_opening_timeout(Duration::from_secs(6));
         assert_eq!(config(all), Some(expected));
     }
 }

@@ -218,6 +218,10 @@ impl Upgraded {
                 .say_greeting(&mut socket, &mut WebSocketCarrier)
                 .await?;
         }
+        let resume = tunnels.resume.as_ref();
+        if let Some(limit) = resume.map(|config| config.opening_timeout) {
+            builder = builder.greeting_timeout(limit);
+        }
         builder
             .admit(keeper, socket, WebSocketCarrier, binding)
             .await

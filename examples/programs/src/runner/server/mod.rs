@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, StatusCode};
-use kohakuriver_tunnel::mux::{Admission, Binding, KeeperLimits};
+use kohakuriver_tunnel::mux::{Admission, Binding, KeeperLimits, Mux};
 use kohakuriver_tunnel::resume::Choice;
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::protocol::Role;
@@ -35,7 +35,7 @@ use crate::common::route::{Route, Session, Target};
 use crate::common::serve::Served;
 use crate::common::sessions::Sessions;
 use crate::common::threads::{PerThread, Thread, Threads};
-use crate::common::tunnel::{self, Upgraded};
+use crate::common::tunnel::{self, Driving, Upgraded};
 use crate::common::{net, ws};
 
 /// Settings of the server.
@@ -214,27 +214,11 @@ impl Runner {
         binding: Binding,
         (caller, place, yields): (Caller, Option<Place<Source>>, bool),
     ) {
-        let peer = caller.address;
-        let tunnels = self.tunnels.here();
-        let v2 = upgraded.is_v2();
-        let (mux, driver) = if upgraded.resumable {
-            let keeper = &self.kept.agents;
-            let admitting = upgraded.admit(tunnels, keeper, binding, false);
-            let Some(admitted) = caller.handshake.unless_displaced(admitting).await else {
-                return;
-            };
-            match admitted {
-                Ok(Admission::New(opening)) => tunnels.tunnels.drive(opening.opener()),
-                Ok(Admission::Refused(reason)) => {
-                    return tracing::info!(container = name, %peer, "agent cannot go on: {reason}");
-                }
-                Ok(_) => return,
-                Err(error) => {
-                    return tracing::debug!(container = name, %peer, "no agent: {error}");
-                }
-            }
-        } else {
-            upgraded.opener(tunnels)
+        let (peer, v2) = (caller.address, upgraded.is_v2());
+        // In memory of its own, as the beginning of a session.
+        let beginning = Box::pin(self.begin_agent(upgraded, &name, binding, &caller));
+        let Some((mux, driver)) = beginning.await else {
+            return;
         };
         let agent = NewAgent {
             name,
@@ -246,6 +230,31 @@ impl Runner {
             yields,
         };
         self.agents.serve(agent, driver, &caller.handshake).await;
+    }
+
+    /// An agent's new tunnel; `None` if there is none.
+    async fn begin_agent(
+        &self,
+        upgraded: Upgraded,
+        name: &str,
+        binding: Binding,
+        caller: &Caller,
+    ) -> Option<(Mux, Driving)> {
+        let tunnels = self.tunnels.here();
+        if !upgraded.resumable {
+            return Some(upgraded.opener(tunnels));
+        }
+        let peer = caller.address;
+        let admitting = upgraded.admit(tunnels, &self.kept.agents, binding, false);
+        match caller.handshake.unless_displaced(admitting).await? {
+            Ok(Admission::New(opening)) => return Some(tunnels.tunnels.drive(opening.opener())),
+            Ok(Admission::Refused(reason)) => {
+                tracing::info!(container = name, %peer, "agent cannot go on: {reason}");
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(container = name, %peer, "no agent: {error}"),
+        }
+        None
     }
 
     fn page(&self) -> Answer {

@@ -45,19 +45,10 @@ pub async fn serve(
     place: Option<Place<Source>>,
 ) {
     let peer = caller.address;
-    if place.is_some() {
-        if let Err((reason, code)) = ready(runner, &session, peer).await {
-            // A refused client needs no session's place.
-            let farewell = runner.front.farewell(caller.source);
-            drop(place);
-            let told = ws::refuse(upgraded.socket, code, &reason);
-            farewell.unless_displaced(told).await;
-            return;
-        }
-    }
     let v2 = upgraded.is_v2();
-    let began = begin(runner, upgraded, &session, binding, &caller, place).await;
-    let (mut acceptor, driver, place) = match began {
+    // In memory of its own: what the beginning needs would be kept for as long as the session.
+    let began = Box::pin(begin(runner, upgraded, &session, binding, &caller, place));
+    let (mut acceptor, driver, place) = match began.await {
         Ok(Some(began)) => began,
         Ok(None) => return tracing::debug!(%peer, container = %session, "another WebSocket"),
         Err(reason) => {
@@ -121,32 +112,31 @@ async fn begin(
 ) -> Result<Option<Began>, String> {
     let tunnels = runner.tunnels.here();
     if !upgraded.resumable {
+        if let Err((reason, code)) = ready(runner, session, caller.address).await {
+            let told = ws::refuse(upgraded.socket, code, &reason);
+            refuse(runner, caller, place, told).await;
+            return Err(reason);
+        }
         let welcomed = upgraded.welcome(tunnels).await;
         let (acceptor, driver) = welcomed.map_err(|error| error.to_string())?;
         return Ok(Some((acceptor, driver, place)));
     }
+    // First of all: a client whose tunnel is gone is told so, whatever stands in the way of a new
+    // one.
     let admitting = upgraded.admit(tunnels, &runner.kept.clients, binding, true);
-    let (opening, place) = match place {
+    let entered = match place {
         Some(place) => {
             let admitted = Turns::newcomer().run(pin!(admitting)).await;
-            (fresh(admitted)?, place)
+            enter(runner, admitted, session, caller, Some(place)).await?
         }
         // It has only the place of a handshake.
         None => {
-            let entering = async {
-                match fresh(admitting.await)? {
-                    Some(opening) => enter(runner, opening, session, caller).await.map(Some),
-                    None => Ok(None),
-                }
-            };
+            let entering = async { enter(runner, admitting.await, session, caller, None).await };
             let entered = caller.handshake.unless_displaced(entering).await;
-            match entered.ok_or("displaced by a newer one")?? {
-                Some((opening, place)) => (Some(opening), place),
-                None => return Ok(None),
-            }
+            entered.ok_or("displaced by a newer one")??
         }
     };
-    Ok(opening.map(|opening| {
+    Ok(entered.map(|(opening, place)| {
         let (acceptor, driver) = tunnels.tunnels.drive(opening.acceptor());
         (acceptor, driver, Some(place))
     }))
@@ -154,36 +144,52 @@ async fn begin(
 
 type NewTunnel = Opening<Socket, WebSocketCarrier>;
 
-/// The new tunnel that was asked for; `None` if one goes on.
-fn fresh(
-    admitted: Result<Admission<Socket, WebSocketCarrier>, mux::ConnectError>,
-) -> Result<Option<NewTunnel>, String> {
-    match admitted.map_err(|error| error.to_string())? {
-        Admission::New(opening) => Ok(Some(opening)),
-        Admission::Refused(reason) => Err(reason.to_string()),
-        _ => Ok(None),
-    }
-}
-
-/// Lets a new tunnel in that might have gone on, so that nothing was looked at yet.
+/// Lets a new tunnel in; `None` if one goes on.
 ///
 /// # Errors
 /// Why not. The client was told.
 async fn enter(
     runner: &Runner,
-    opening: NewTunnel,
+    admitted: Result<Admission<Socket, WebSocketCarrier>, mux::ConnectError>,
     session: &Session,
     caller: &Caller,
-) -> Result<(NewTunnel, Place<Source>), String> {
-    let (end, code, reason) = match ready(runner, session, caller.address).await {
-        Ok(()) => match runner.place(caller).await {
-            Ok(place) => return Ok((opening, place)),
+    place: Option<Place<Source>>,
+) -> Result<Option<(NewTunnel, Place<Source>)>, String> {
+    let opening = match admitted.map_err(|error| error.to_string())? {
+        Admission::New(opening) => opening,
+        Admission::Refused(reason) => return Err(reason.to_string()),
+        _ => return Ok(None),
+    };
+    let ready = ready(runner, session, caller.address).await;
+    let (end, code, reason) = match (ready, &place) {
+        (Ok(()), Some(_)) => return Ok(place.map(|place| (opening, place))),
+        (Ok(()), None) => match runner.place(caller).await {
+            Ok(place) => return Ok(Some((opening, place))),
             Err(full) => (EndReason::Limit, TRY_AGAIN, full.line().to_owned()),
         },
-        Err((reason, code)) => (EndReason::Unspecified, code, reason),
+        (Err((reason, code)), _) => (EndReason::Unspecified, code, reason),
     };
-    opening.refuse(end, code, &reason).await;
+    refuse(runner, caller, place, opening.refuse(end, code, &reason)).await;
     Err(reason)
+}
+
+/// Tells a client that it gets no session.
+async fn refuse(
+    runner: &Runner,
+    caller: &Caller,
+    place: Option<Place<Source>>,
+    told: impl Future<Output = ()>,
+) {
+    match place {
+        Some(place) => {
+            // It needs no session's place for that.
+            let farewell = runner.front.farewell(caller.source);
+            drop(place);
+            farewell.unless_displaced(told).await;
+        }
+        // It has the place of a handshake.
+        None => told.await,
+    }
 }
 
 /// Whether the session can be served; the reason and the close code if not.
