@@ -285,7 +285,8 @@ where
         }
     };
     let service = hyper::service::service_fn(|request| {
-        let answer = handler(request);
+        // In memory of its own: a connection without a request needs little.
+        let answer = Box::pin(handler(request));
         async move { Ok::<_, Infallible>(one_answer(answer.await)) }
     });
     hyper::server::conn::http1::Builder::new()

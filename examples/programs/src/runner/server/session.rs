@@ -113,7 +113,7 @@ async fn begin(
     let tunnels = runner.tunnels.here();
     if !upgraded.resumable {
         if let Err((reason, code)) = ready(runner, session, caller.address).await {
-            let told = ws::refuse(upgraded.socket, code, &reason);
+            let told = Box::pin(ws::refuse(upgraded.socket, code, &reason));
             refuse(runner, caller, place, told).await;
             return Err(reason);
         }
@@ -123,10 +123,10 @@ async fn begin(
     }
     // First of all: a client whose tunnel is gone is told so, whatever stands in the way of a new
     // one.
-    let admitting = upgraded.admit(tunnels, &runner.kept.clients, binding, true);
+    let admitting = Box::pin(upgraded.admit(tunnels, &runner.kept.clients, binding, true));
     let entered = match place {
         Some(place) => {
-            let admitted = Turns::newcomer().run(pin!(admitting)).await;
+            let admitted = Turns::newcomer().run(admitting).await;
             enter(runner, admitted, session, caller, Some(place)).await?
         }
         // It has only the place of a handshake.
@@ -169,7 +169,8 @@ async fn enter(
         },
         (Err((reason, code)), _) => (EndReason::Unspecified, code, reason),
     };
-    refuse(runner, caller, place, opening.refuse(end, code, &reason)).await;
+    let told = Box::pin(opening.refuse(end, code, &reason));
+    refuse(runner, caller, place, told).await;
     Err(reason)
 }
 
