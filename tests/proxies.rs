@@ -1,7 +1,7 @@
 //! Behind a proxy that is the only way out.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
 use tunnel_test_support::LIMIT;
@@ -143,6 +143,63 @@ async fn what_a_proxy_refuses_is_said_without_its_password() {
         assert!(line.contains("the proxy 127.0.0.1:"), "{line}");
         assert!(
             !line.contains("s3cret") && !line.contains("wr0ng"),
+            "{line}"
+        );
+    }
+}
+
+/// What a server answers, piece by piece.
+type Answers = &'static [&'static [u8]];
+
+/// A server that gives these answers, one to each thing that a client sends, and closes.
+async fn answering(answers: Answers) -> u16 {
+    let serve = move |mut stream: TcpStream| async move {
+        let mut said = [0; 512];
+        for answer in answers {
+            let _ = stream.read(&mut said).await;
+            let _ = stream.write_all(answer).await;
+        }
+        let _ = stream.read(&mut said).await;
+    };
+    service(serve).await.port()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_socks_proxy_refuses_is_said_with_its_cause() {
+    let refused: Answers = &[&[5, 0], &[5, 5, 0, 1, 0, 0, 0, 0, 0, 0]];
+    let no_method: Answers = &[&[5, 0xff]];
+    for (login, answers, said) in [
+        ("", no_method, "it wants a name and a password: put them"),
+        ("me:s3cret@", no_method, "it takes no name and password"),
+        ("", &[&[5, 2]], "it wants a name and a password"),
+        ("me:s3cret@", &[&[5, 0]], "leave them out of its URL"),
+        (
+            "me:s3cret@",
+            &[&[5, 2], &[1, 1]],
+            "does not accept the name and password",
+        ),
+        (
+            "",
+            &[b"HTTP/1.1 400 Bad Request\r\n\r\n"],
+            "does not answer as a SOCKS5 proxy",
+        ),
+        (
+            "",
+            &[&[0, 0x5b, 0, 0, 0, 0, 0, 0]],
+            "does not answer as a SOCKS5 proxy",
+        ),
+        ("", &[], "closed the connection"),
+        ("", &[&[5, 0]], "closed the connection"),
+        ("", refused, "connection refused"),
+    ] {
+        let through = format!("socks5h://{login}127.0.0.1:{}", answering(answers).await);
+        let mut forward = forward(NAME, 80, &[("ALL_PROXY", &through)]);
+        let code = tokio::task::block_in_place(|| forward.exit(LIMIT));
+        assert_eq!(code, 3, "{said}");
+        let line = forward.complaint(said);
+        assert!(line.contains("the proxy 127.0.0.1:"), "{line}");
+        assert!(
+            !line.contains("s3cret") && !line.contains("SOCKS error"),
             "{line}"
         );
     }

@@ -3,17 +3,46 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
 use std::thread;
 
 use tokio_tungstenite::accept_async;
 use tunnel_test_support::LIMIT;
 use tunnel_test_support::certificates::Certificates;
-use tunnel_test_support::certificates::rcgen::{self, CertificateParams};
+use tunnel_test_support::certificates::rcgen::{
+    self, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose,
+};
+use tunnel_test_support::certificates::tokio_rustls::rustls::crypto::ring;
+use tunnel_test_support::certificates::tokio_rustls::rustls::pki_types::CertificateDer;
+use tunnel_test_support::certificates::tokio_rustls::rustls::pki_types::pem::PemObject;
+use tunnel_test_support::certificates::tokio_rustls::rustls::server::{
+    ClientHello, ResolvesServerCert,
+};
+use tunnel_test_support::certificates::tokio_rustls::rustls::sign::{
+    CertifiedKey, Signer, SigningKey,
+};
+use tunnel_test_support::certificates::tokio_rustls::rustls::{
+    Error, ServerConfig, ServerConnection, SignatureAlgorithm, SignatureScheme,
+};
 use tunnel_test_support::chain::service;
+use tunnel_test_support::files::Folder;
 use tunnel_test_support::program::Program;
 
+/// Self-signed certificates for `localhost` that OpenSSL has made: without extensions, signed with
+/// SHA-1, and with a short key; and one that the last of them has issued.
+const VERSION_1: &str = include_str!("certificates/version1.pem");
+const SHA_1: &str = include_str!("certificates/sha1.pem");
+const RSA_1024: &str = include_str!("certificates/rsa1024.pem");
+const RSA_1024_ISSUED: &str = include_str!("certificates/rsa1024-issued.pem");
+
+/// Of a kind that TLS cannot sign with (X25519).
+const KEY: &str = "-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VuBCIEIDCtA1dkoqyiUyReNzTWMmGdB+o/vqqT0lKkC5kL3rRw
+-----END PRIVATE KEY-----
+";
+
 /// Words that must not appear.
-const JARGON: [&str; 9] = [
+const JARGON: [&str; 13] = [
     "InvalidContentType",
     "CaUsedAsEndEntity",
     "UnknownIssuer",
@@ -22,6 +51,10 @@ const JARGON: [&str; 9] = [
     "invalid HTTP version",
     "os error",
     "Context",
+    "Unsupported",
+    "Other(",
+    "SOCKS error",
+    "io error",
     "\\x1b",
 ];
 
@@ -135,7 +168,7 @@ fn what_is_wrong_with_a_certificate_is_said() {
     );
 
     type Change = fn(&mut CertificateParams);
-    let cases: [(Change, &str); 3] = [
+    let cases: [(Change, &str); 4] = [
         (
             |it| it.not_after = rcgen::date_time_ymd(2020, 1, 1),
             "expired",
@@ -145,14 +178,140 @@ fn what_is_wrong_with_a_certificate_is_said() {
             "valid only in",
         ),
         (|it| it.subject_alt_names.clear(), "no name at all"),
+        (for_clients, "is not for servers"),
     ];
     for (change, said) in cases {
-        for files in [issued(change), self_signed(change)] {
+        // One that is given itself may be for anything.
+        let given = (said != "is not for servers").then(|| self_signed(change));
+        for files in [issued(change)].into_iter().chain(given) {
             let host = host_with(&files);
             let url = format!("wss://localhost:{}", host.port());
             let ca = &files.ca;
             expect(&ending(&url, &["--ca", ca]), said);
         }
+    }
+}
+
+fn for_clients(certificate: &mut CertificateParams) {
+    certificate.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+}
+
+/// A key that signs nothing right.
+#[derive(Debug)]
+struct NoKey(Arc<CertifiedKey>);
+
+#[derive(Debug)]
+struct Wrong(SignatureScheme);
+
+impl SigningKey for Wrong {
+    fn choose_scheme(&self, _: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        Some(Box::new(Self(self.0)))
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        SignatureAlgorithm::RSA
+    }
+}
+
+impl Signer for Wrong {
+    fn sign(&self, _: &[u8]) -> Result<Vec<u8>, Error> {
+        Ok(vec![1; 128])
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        self.0
+    }
+}
+
+impl ResolvesServerCert for NoKey {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+}
+
+/// A server that shows this certificate and has no key for it.
+fn showing(pem: &str, scheme: SignatureScheme) -> u16 {
+    let chain = CertificateDer::pem_slice_iter(pem.as_bytes()).map(Result::unwrap);
+    let shown = CertifiedKey::new(chain.collect(), Arc::new(Wrong(scheme)));
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(NoKey(Arc::new(shown))));
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut tls = ServerConnection::new(Arc::clone(&config)).unwrap();
+            let _ = tls.complete_io(&mut stream.unwrap());
+        }
+    });
+    port
+}
+
+#[test]
+fn a_certificate_that_no_library_accepts_is_refused_for_its_true_cause() {
+    let folder = Folder::new();
+    let fine = self_signed(|_| {});
+    let fine = std::fs::read_to_string(&fine.cert).unwrap();
+    let (rsa, curve) = (
+        SignatureScheme::RSA_PSS_SHA256,
+        SignatureScheme::ECDSA_NISTP256_SHA256,
+    );
+    for (shown, scheme, ca, said) in [
+        (VERSION_1, curve, VERSION_1, "X.509 version 1"),
+        (SHA_1, curve, SHA_1, "signed with SHA-1"),
+        (
+            RSA_1024,
+            rsa,
+            RSA_1024,
+            "RSA key of its certificate has fewer than 2048 bits",
+        ),
+        (
+            RSA_1024_ISSUED,
+            curve,
+            RSA_1024,
+            "an issuer of its certificate has an RSA key of fewer",
+        ),
+        (&fine, curve, &fine, "does not prove that it has the key"),
+    ] {
+        let url = format!("wss://localhost:{}", showing(shown, scheme));
+        let ca = folder.write("ca.pem", ca, 0o600);
+        expect(&ending(&url, &["--ca", &ca]), said);
+    }
+}
+
+#[test]
+fn a_critical_extension_that_is_not_known_is_named() {
+    let strange = |it: &mut CertificateParams| {
+        let mut extension = CustomExtension::from_oid_content(&[1, 2, 3, 4], vec![5, 0]);
+        extension.set_criticality(true);
+        it.custom_extensions.push(extension);
+    };
+    for files in [issued(strange), self_signed(strange)] {
+        let pem = std::fs::read_to_string(&files.cert).unwrap();
+        let port = showing(&pem, SignatureScheme::ECDSA_NISTP256_SHA256);
+        let line = ending(&format!("wss://localhost:{port}"), &["--ca", &files.ca]);
+        expect(&line, "its certificate has a critical extension");
+    }
+}
+
+#[test]
+fn a_server_says_what_is_wrong_with_its_own_certificate() {
+    let folder = Folder::new();
+    let fine = self_signed(|_| {});
+    let (old, strange) = (
+        folder.write("old.pem", VERSION_1, 0o600),
+        folder.write("strange.pem", KEY, 0o600),
+    );
+    for (cert, key, said) in [
+        (&old, &fine.key, "the certificate is of X.509 version 1"),
+        (&fine.cert, &strange, "the key has to be RSA of 2048"),
+    ] {
+        let mut runner = Program::start("runner", &["--cert", cert, "--key", key]);
+        assert_eq!(runner.exit(LIMIT), 2);
+        fit_for_people(&runner.complaint(said));
     }
 }
 

@@ -14,7 +14,6 @@ use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy::connect::proxy::SocksV5;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioIo;
-use kohakuriver_tunnel::session::clean_text;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tower::{Service, service_fn};
@@ -297,8 +296,12 @@ impl Proxy {
             socks = socks.with_auth(name.to_owned(), password.to_owned());
         }
         let stream = socks.call(uri).await.map_err(|error| {
-            let reason = clean_text(error.to_string().as_bytes());
-            net::answer(format!("{self} does not connect to {target}: {reason}"))
+            let (why, is_answer) = socks_failure(&error.to_string(), self.0.raw_auth().is_some());
+            let text = format!("{self} does not connect to {target}: {why}");
+            match is_answer {
+                true => net::answer(text),
+                false => io::Error::other(text),
+            }
         })?;
         Ok(stream.into_inner())
     }
@@ -315,6 +318,48 @@ impl Proxy {
         let usual = if self.scheme() == "http" { 80 } else { 1080 };
         self.0.uri().port_u16().unwrap_or(usual)
     }
+}
+
+/// What a text of the SOCKS client means, and whether it is about an answer of the proxy. It shows
+/// its errors as texts only.
+fn socks_failure(text: &str, has_password: bool) -> (&'static str, bool) {
+    let text = text.trim_start_matches("SOCKS error: ");
+    let why = match text {
+        "server does not support user/pass authentication" if has_password => {
+            "it takes no name and password: leave them out of its URL"
+        }
+        "server does not support user/pass authentication" => {
+            "it wants a name and a password: put them into its URL, \
+             as in socks5h://NAME:PASSWORD@HOST:PORT"
+        }
+        "server implements authentication incorrectly" if has_password => {
+            "it does not ask for a name and a password: leave them out of its URL"
+        }
+        "server implements authentication incorrectly" => {
+            "it wants a name and a password although none was offered: put them into its URL, \
+             as in socks5h://NAME:PASSWORD@HOST:PORT"
+        }
+        "credentials not accepted" => "it does not accept the name and password in its URL",
+        "failed parsing server response" => {
+            "it does not answer as a SOCKS5 proxy: see whether its port is right, and write \
+             http:// if it is an HTTP proxy"
+        }
+        "io error during SOCKS handshake" => {
+            let why = "it closed the connection before it had answered: \
+                       see whether it is a SOCKS5 proxy";
+            return (why, false);
+        }
+        "general server failure" => "it has failed",
+        "connection not allowed" => "its rules do not allow it",
+        "network unreachable" => "network unreachable",
+        "host unreachable" => "host unreachable",
+        "connection refused" => "connection refused",
+        "ttl expired" => "TTL expired",
+        "command not supported" => "it does not connect to anything (command not supported)",
+        "address type not supported" => "it does not take this kind of address",
+        _ => "the SOCKS5 handshake failed",
+    };
+    (why, true)
 }
 
 #[cfg(test)]
