@@ -429,14 +429,7 @@ fn a_token_that_everybody_can_read_or_that_is_none_is_refused() {
         let path = folder.write(&name, "s3cret\n", mode);
         (path, format!("(mode {name})"))
     });
-    let large = folder.write("large", "", 0o600);
-    // A sparse file of this size.
-    std::fs::File::options()
-        .write(true)
-        .open(&large)
-        .unwrap()
-        .set_len(1 << 30)
-        .unwrap();
+    let large = large(&folder);
     for (name, flag, args) in flags {
         let with = |file: &str| refusal(name, &[args, &[flag, file]].concat(), &[]);
         for (open, mode) in &open {
@@ -459,6 +452,56 @@ fn a_token_that_everybody_can_read_or_that_is_none_is_refused() {
     let group = folder.write("group", "s3cret\n", 0o440);
     let args = [&ANY[..], &["--token-file", &group]].concat();
     Program::start("runner", &args).address();
+}
+
+/// A sparse file of 1 GiB.
+fn large(folder: &Folder) -> String {
+    let path = folder.write("large", "", 0o600);
+    let file = std::fs::File::options().write(true).open(&path);
+    file.unwrap().set_len(1 << 30).unwrap();
+    path
+}
+
+#[test]
+fn a_file_that_is_far_too_large_is_not_read() {
+    let folder = Folder::new();
+    let large = large(&folder);
+    let files = Certificates::self_signed(&["localhost"], |_| {});
+    let agent = ["--runner-url", "wss://x", "--container-id", "a"];
+    for (name, args) in [
+        ("host", &["--tasks", &large][..]),
+        ("host", &["--task", PLACE, "--ca", &large]),
+        ("runner", &["--cert", &large, "--key", &files.key]),
+        ("runner", &["--cert", &files.cert, "--key", &large]),
+        ("agent", &[&agent[..], &["--ca", &large]].concat()),
+        (
+            "forward",
+            &["42", "80", "--host", "wss://x", "--ca", &large],
+        ),
+    ] {
+        let line = refusal(name, args, &[]);
+        let said = format!("{large}: it has 1073741824 bytes, more than 16777216 bytes");
+        assert!(line.contains(&said), "{line}");
+    }
+}
+
+/// The system does not know its size.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_without_an_end_is_refused() {
+    let folder = Folder::new();
+    let fifo = folder.path("endless");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.unwrap().success());
+    let path = fifo.clone();
+    let writer = std::thread::spawn(move || {
+        use std::io::Write;
+        let mut file = std::fs::File::options().write(true).open(path).unwrap();
+        while file.write_all(&[b'a'; 1 << 16]).is_ok() {}
+    });
+    let line = refusal("host", &["--tasks", &fifo], &[]);
+    assert!(line.contains("it has more than 16777216 bytes"), "{line}");
+    writer.join().unwrap();
 }
 
 /// A writer of this pipe, once it has a reader.

@@ -8,6 +8,7 @@ pub mod args;
 pub mod ceilings;
 pub mod connection;
 pub mod dials;
+pub mod files;
 pub mod flow;
 pub mod front;
 pub mod handshakes;

@@ -19,6 +19,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 use tokio_rustls::rustls::{self, ClientConfig, ConnectionCommon, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
+use super::files;
 use super::http;
 use super::net::{self, MaybeTls};
 use super::program::Failure;
@@ -262,11 +263,13 @@ pub fn bound<Side>(tls: &mut ConnectionCommon<Side>) {
 
 fn identity(cert: &Path, key: &Path) -> Result<Identity, Failure> {
     let chain = read_certificates(cert)?;
-    if let Ok(file) = File::open(key) {
-        secret::check_mode(&file, "key", key)?;
-    }
-    let key = PrivateKeyDer::from_pem_file(key)
-        .map_err(|error| unusable(&format!("key {}", key.display()), &words::pem(&error)))?;
+    let what = format!("key {}", key.display());
+    let unreadable = |error: io::Error| unusable(&what, &net::plain(&error));
+    let file = File::open(key).map_err(unreadable)?;
+    secret::check_mode(&file, "key", key)?;
+    let pem = files::read_open(file).map_err(unreadable)?;
+    let key = PrivateKeyDer::from_pem_slice(&pem);
+    let key = key.map_err(|error| unusable(&what, &words::pem(&error)))?;
     Ok((chain, key))
 }
 
@@ -301,8 +304,9 @@ fn roots_of(
 
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
     let what = format!("certificate {}", path.display());
-    let certificates = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+    let pem = files::read(path).map_err(|error| unusable(&what, &net::plain(&error)))?;
+    let certificates = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<Vec<_>, _>>()
         .map_err(|error| unusable(&what, &words::pem(&error)))?;
     if certificates.is_empty() {
         return Err(unusable(&what, &words::pem(&pem::Error::NoItemsFound)));

@@ -1,17 +1,16 @@
 //! Tasks from a TOML file that is read again whenever it changes.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
 
 use super::place::TaskPlace;
-use crate::common::net;
 use crate::common::program::Failure;
 use crate::common::reread::Reread;
 use crate::common::url::check_name;
+use crate::common::{files, net};
 
 pub struct TaskFile(Reread<Arc<HashMap<String, TaskPlace>>>);
 
@@ -41,7 +40,8 @@ impl TaskFile {
 
 fn read(path: &Path) -> Result<HashMap<String, TaskPlace>, String> {
     let unusable = |what: &str| format!("cannot use the task file {}: {what}", path.display());
-    let text = fs::read_to_string(path).map_err(|error| unusable(&net::plain(&error)))?;
+    let bytes = files::read(path).map_err(|error| unusable(&net::plain(&error)))?;
+    let text = String::from_utf8(bytes).map_err(|_| unusable("it is no UTF-8 text"))?;
     let contents: Contents = toml::from_str(&text).map_err(|error| {
         let before = error.span().and_then(|span| text.get(..span.start));
         let line = 1 + before.unwrap_or_default().matches('\n').count();
