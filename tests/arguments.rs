@@ -1,6 +1,7 @@
 //! Arguments that make no sense are refused with one line that names them and says what to do.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::process::Stdio;
 #[cfg(target_os = "linux")]
 use std::time::{Duration, Instant};
 
@@ -232,6 +233,49 @@ fn what_contradicts_itself_is_refused() {
                 line.contains(part),
                 "{name} {args:?}: {part:?} is not in {line:?}"
             );
+        }
+    }
+}
+
+/// What a program prints for people, in a terminal of this width or in none.
+fn help(name: &str, args: &[&str], columns: Option<&str>) -> String {
+    let mut command = program::command(name);
+    command
+        .args(args)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
+    match columns {
+        Some(columns) => command.env("COLUMNS", columns),
+        None => command.env_remove("COLUMNS"),
+    };
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{name} {args:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_help_fits_a_terminal() {
+    for (name, args) in [
+        ("forward", &[][..]),
+        ("host", &[]),
+        ("runner", &[]),
+        ("runner", &["agent-token"]),
+        ("agent", &[]),
+    ] {
+        for (flag, columns, width) in [
+            ("--help", None, 100),
+            ("-h", None, 100),
+            ("--help", Some("300"), 100),
+            ("--help", Some("80"), 80),
+        ] {
+            let text = help(name, &[args, &[flag]].concat(), columns);
+            assert!(text.contains("Usage:"), "{text}");
+            // The usage is not wrapped.
+            let is_usage = |line: &&str| line.contains("<task_id> --remote-port N");
+            for line in text.lines().filter(|line| width == 100 || !is_usage(line)) {
+                let columns = line.chars().count();
+                assert!(columns <= width, "{name} {flag}: {columns} columns: {line}");
+            }
         }
     }
 }

@@ -22,18 +22,19 @@ const DELAYS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::f
 #[command(
     name = "agent",
     version,
+    max_term_width = 100,
     about = "Makes the services of this container reachable through the runner.",
     after_help = "Examples:
   agent --runner-url ws://127.0.0.1:8001 --container-id kohakuriver-vps-42
   RUNNER_URL=ws://10.0.0.7:8001 CONTAINER_ID=kohakuriver-vps-42 agent
 
-The agent connects to services on 127.0.0.1 and ::1. KOHAKURIVER_TUNNEL_URL and
+The agent connects to services on 127.0.0.1 and ::1. KOHAKURIVER_TUNNEL_URL and \
 KOHAKURIVER_CONTAINER_ID are read if RUNNER_URL and CONTAINER_ID are not set.
 
-One agent serves a container. A second agent with the same --container-id replaces the first, which
-logs this and waits until the place is free.
+One agent serves a container. A second agent with the same --container-id replaces the first, \
+which logs this and waits until the place is free.
 
-Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage, 3 refused by the runner, or
+Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage, 3 refused by the runner, or \
 --max-reconnect attempts failed."
 )]
 pub struct Args {

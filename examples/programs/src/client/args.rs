@@ -35,30 +35,31 @@ const ONE_PORT: &str = "/ws/forward/";
 #[command(
     name = "forward",
     version,
+    max_term_width = 100,
     about = "Makes ports of a KohakuRiver container or VM local ports of this machine.",
     override_usage = "forward <task_id> <remote_port>[:local][/proto]... [OPTIONS]
        forward --host ws://HOST:8000/api/tunnel/<task_id> --remote-port N [--local-port N]
-       forward                      (no arguments: a demonstration of the whole chain)",
+       forward                      (a demonstration of the whole chain)",
     after_help = "Examples:
-  forward 42 8888                            # localhost:8888 is port 8888 of task 42
-  forward 42 8888 --local-port 9999          # another local port; 0 takes a free one
+  forward 42 8888                      # localhost:8888 is port 8888 of task 42
+  forward 42 8888 --local-port 9999    # another local port; 0 takes a free one
   forward 42 5353 --proto udp
-  forward 42 8888 6006:7006 5353/udp         # several ports: remote[:local][/proto]
-  forward 42 8888 --wait-for-task=600        # wait up to 10 minutes for the task to start
-  forward --host ws://cluster:8000 42 22 --local-port 2222     # then: ssh -p 2222 localhost
-  forward --host ws://cluster:8000/api/tunnel/42 --local-port 8080 --remote-port 8080
-  forward                                    # everything in one process, to see it work
+  forward 42 8888 6006:7006 5353/udp   # several: remote[:local][/proto]
+  forward 42 8888 --wait-for-task=600  # wait up to 10 minutes for the task
+  forward --host ws://cluster:8000 42 22:2222   # then: ssh -p 2222 localhost
+  forward --host ws://host:8000/api/tunnel/42 --local-port 8080 --remote-port 80
+  forward                              # everything in one process
 
-If the first connection fails or is refused, forward ends with exit code 3. With --wait-for-task it
-waits instead, unless the answer is 401 or 403. After that it runs until you end it. When the host,
-the runner or the container restarts, or the task is gone for a while, forward logs it and
-reconnects.
+If the first connection fails or is refused, forward ends with exit code 3. With \
+--wait-for-task it waits instead, unless the answer is 401 or 403. After that it runs until you \
+end it. When the host, the runner or the container restarts, or the task is gone for a while, \
+forward logs it and reconnects.
 
-Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage, 3 could not reach the other
+Exit codes: 0 ended as asked, 1 failed while running, 2 wrong usage, 3 could not reach the other \
 side or was refused by it."
 )]
 pub struct Args {
-    /// Task of the VPS and the ports to forward: TASK_ID REMOTE_PORT[:LOCAL][/PROTO]...
+    /// Task of the container or VM and the ports to forward: TASK_ID REMOTE_PORT[:LOCAL][/PROTO]...
     #[arg(value_name = "TASK_ID PORT")]
     words: Vec<String>,
 

@@ -20,11 +20,12 @@ use crate::host::proxy::{ClusterApi, Settings, TaskFile, TaskPlace};
 #[command(
     name = "host",
     version,
+    max_term_width = 100,
     about = "Finds out on which runner a task is and joins port-forwarding clients to it.",
     after_help = "Examples:
   host --task 42=kohakuriver-vps-42@http://127.0.0.1:8001
-  host --listen 0.0.0.0:8000 --tasks tasks.toml      # read again whenever it changes
-  host --api http://cluster:8000                     # asks the cluster, with the caller's own token
+  host --listen 0.0.0.0:8000 --tasks tasks.toml   # read again when it changes
+  host --api http://cluster:8000     # asks it with the caller's own token
 
 tasks.toml:
   [tasks]

@@ -30,18 +30,19 @@ const AGENT_KEY: &str = "KOHAKURIVER_TUNNEL_AGENT_KEY";
 #[command(
     name = "runner",
     version,
+    max_term_width = 100,
     disable_help_subcommand = true,
     subcommand_negates_reqs = true,
     about = "Joins port-forwarding sessions to the containers and VMs of this machine.",
     after_help = "Examples:
-  runner                                    # containers are reached through their agents
-  runner --target vm-42=192.168.122.42      # a VM or container dialled directly, TCP and UDP
+  runner                                 # reaches containers through agents
+  runner --target vm-42=192.168.122.42   # dials a VM or container, TCP and UDP
   runner --listen 0.0.0.0:8001 --target box=localhost
 
 A token for each container:
   openssl rand -hex 32 > key; chmod 600 key
   runner --token-file clients --agent-key-file key
-  runner agent-token kohakuriver-vps-42 --agent-key-file key      # prints one for that agent
+  runner agent-token kohakuriver-vps-42 --agent-key-file key   # prints one
 
 Environment: TUNNEL_ENABLED=False turns the tunnel routes off (default True).
 
