@@ -498,6 +498,34 @@ fn a_token_that_everybody_can_read_or_that_is_none_is_refused() {
     Program::start("runner", &args).address();
 }
 
+#[test]
+fn a_task_that_is_at_two_places_is_told_once() {
+    let folder = Folder::new();
+    let other = "http://127.0.0.1:2";
+    let tasks = format!("[tasks]\n42 = \"box@{other}\"\n43 = \"box@{other}\"\n");
+    let file = folder.write("tasks.toml", tasks, 0o600);
+    let same = format!("43=box@{other}");
+    let args = ["--task", PLACE, "--task", &same, "--tasks", &file];
+    let mut host = Program::start("host", &[&ANY[..], &args].concat());
+    let said = format!("{file} has other places than --task for 42: those of --task count");
+    host.complaint(&said);
+    folder.write(
+        "tasks.toml",
+        "[tasks]\n42 = \"box@http://127.0.0.1:3\"\n44 = \"x@y\"",
+        0o600,
+    );
+    let url = format!("ws://{}", host.address());
+    let mut forward = Program::start(
+        "forward",
+        &["--host", &url, "44", "80", "--local-port", "0"],
+    );
+    forward.exit(LIMIT);
+    host.complaint(&format!("read {file} again"));
+    host.signal("TERM");
+    host.exit(LIMIT);
+    host.expect_lines(&said, 1);
+}
+
 /// A sparse file of 1 GiB.
 fn large(folder: &Folder) -> String {
     let path = folder.write("large", "", 0o600);

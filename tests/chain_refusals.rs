@@ -45,6 +45,17 @@ async fn an_unknown_task_is_exit_code_3_and_the_hosts_reason() {
 }
 
 #[test]
+fn an_agent_of_a_container_that_the_runner_dials_is_told_so() {
+    let chain = Chain::direct();
+    let url = format!("ws://{}", chain.runner.address());
+    let args = ["--runner-url", &url, "--container-id", CONTAINER];
+    let mut agent = Program::start("agent", &[&args[..], &["--max-reconnect", "1"]].concat());
+    assert_eq!(agent.exit(LIMIT), 3);
+    agent.complaint("this runner dials this container itself (--target)");
+    chain.runner.complaint("agent not registered: --target");
+}
+
+#[test]
 fn an_unreachable_host_is_exit_code_3() {
     let url = format!("ws://127.0.0.1:{}", free_port());
     let mut forward = Program::start(

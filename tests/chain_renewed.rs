@@ -19,16 +19,16 @@ fn certificates() -> Certificates {
     Certificates::issued(&["localhost", "127.0.0.1"], |_| {})
 }
 
-fn runner(listen: &str, files: &Certificates) -> Program {
-    let target = format!("{CONTAINER}=127.0.0.1");
+fn runner(listen: &str, files: &Certificates, more: &[&str]) -> Program {
     let Certificates { cert, key, .. } = files;
-    start_runner(listen, &["--target", &target, "--cert", cert, "--key", key])
+    start_runner(listen, &[&["--cert", cert, "--key", key], more].concat())
 }
 
 #[tokio::test]
 async fn a_renewed_certificate_is_served_to_the_next_client() {
     let (old, new) = (certificates(), certificates());
-    let runner = runner("127.0.0.1:0", &old);
+    let target = format!("{CONTAINER}=127.0.0.1");
+    let runner = runner("127.0.0.1:0", &old, &["--target", &target]);
     let port = service(echo).await.port();
     let url = format!(
         "wss://{}/ws/forward/{CONTAINER}/{port}?proto=tcp",
@@ -64,13 +64,13 @@ async fn a_renewed_certificate_is_served_to_the_next_client() {
 #[tokio::test]
 async fn a_renewed_authority_is_believed() {
     let (old, new) = (certificates(), certificates());
-    let mut first = runner("127.0.0.1:0", &old);
+    let mut first = runner("127.0.0.1:0", &old, &[]);
     let address = first.address();
     let url = format!("wss://{address}");
     let agent = agent_at(&url, &["--ca", &old.ca, "--reconnect-delay", "0.1"]);
 
     first.kill();
-    let second = runner(&address, &new);
+    let second = runner(&address, &new, &[]);
     agent.complaint("is not from an issuer in the file of --ca");
     fs::write(&old.ca, "no certificate").unwrap();
     agent.complaint(KEPT);

@@ -1,5 +1,6 @@
 //! The host's command line.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -49,7 +50,7 @@ pub struct Args {
     #[arg(long = "task", value_name = "TASK")]
     tasks: Vec<String>,
 
-    /// File with tasks; read again whenever it changes.
+    /// File with tasks; read again whenever it changes. Those of --task count before it.
     #[arg(long = "tasks", value_name = "FILE")]
     task_file: Option<PathBuf>,
 
@@ -95,7 +96,10 @@ impl Args {
         for (_, place) in &tasks {
             check(&place.runner)?;
         }
-        let file = self.task_file.clone().map(TaskFile::open).transpose()?;
+        let tasks: HashMap<_, _> = tasks.into_iter().collect();
+        let file = self.task_file.clone();
+        let file = file.map(|file| TaskFile::open(file, tasks.clone()));
+        let file = file.transpose()?;
         let api = |url: &String| {
             let url = parse_api(url).map_err(|wrong| Failure::usage(format!("--api: {wrong}")))?;
             check(&url)?;
@@ -110,7 +114,7 @@ impl Args {
         }
         let memory = self.memory.budget(&process.threads);
         Ok(Settings {
-            tasks: tasks.into_iter().collect(),
+            tasks,
             file,
             api,
             token: self.front.token.token()?,

@@ -61,7 +61,8 @@ pub struct Args {
     )]
     pub listen: SocketAddr,
 
-    /// A container or VM that the runner dials itself: NAME=ADDRESS; may be repeated.
+    /// A container or VM that the runner dials itself: NAME=ADDRESS; may be repeated. Agents of
+    /// that name are refused.
     #[arg(long = "target", value_name = "NAME=ADDRESS", value_parser = parse_target)]
     targets: Vec<(String, String)>,
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::Deserialize;
 
 use super::place::TaskPlace;
@@ -22,13 +23,28 @@ struct Contents {
 }
 
 impl TaskFile {
-    /// Reads the file for the first time.
+    /// Reads the file for the first time. `flags` are the tasks of the command line, which count if
+    /// the file has them too.
     ///
     /// # Errors
     /// Names the file and says what is wrong with it.
-    pub fn open(path: PathBuf) -> Result<Self, Failure> {
+    pub fn open(path: PathBuf, flags: HashMap<String, TaskPlace>) -> Result<Self, Failure> {
         let files = vec![path.clone()];
-        let read = move || read(&path).map(Arc::new).map_err(Failure::usage);
+        let told = Mutex::new(Vec::new());
+        let read = move || {
+            let places = read(&path).map_err(Failure::usage)?;
+            let overruled = overruled(&places, &flags);
+            let mut told = told.lock();
+            if *told != overruled && !overruled.is_empty() {
+                tracing::warn!(
+                    "{} has other places than --task for {}: those of --task count",
+                    path.display(),
+                    overruled.join(", ")
+                );
+            }
+            *told = overruled;
+            Ok(Arc::new(places))
+        };
         Reread::new(files, read).map(Self)
     }
 
@@ -36,6 +52,18 @@ impl TaskFile {
     pub async fn find(&self, task: &str) -> Option<TaskPlace> {
         self.0.current().await.get(task).cloned()
     }
+}
+
+/// The tasks that are at another place by `flags`, in order.
+fn overruled(
+    places: &HashMap<String, TaskPlace>,
+    flags: &HashMap<String, TaskPlace>,
+) -> Vec<String> {
+    let flags = flags.iter();
+    let other = |(task, place): &(_, _)| places.get(*task).is_some_and(|listed| listed != *place);
+    let mut tasks: Vec<String> = flags.filter(other).map(|(task, _)| task.clone()).collect();
+    tasks.sort_unstable();
+    tasks
 }
 
 fn read(path: &Path) -> Result<HashMap<String, TaskPlace>, String> {

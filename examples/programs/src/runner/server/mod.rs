@@ -145,6 +145,16 @@ impl Runner {
                     }
                 });
             }
+            Target::Agent(name) if self.settings.targets.contains_key(&name) => {
+                tracing::info!(
+                    container = name, %peer,
+                    "agent not registered: --target says where its container is"
+                );
+                return Err(BadRequest::busy(
+                    "this runner dials this container itself (--target): end the agent, or start \
+                     the runner without that --target",
+                ));
+            }
             Target::Agent(name) => {
                 let yields = request.headers().contains_key(ws::IF_FREE);
                 let may_go_on = choice.resumable && self.kept.agents.has(&binding.route);
