@@ -135,6 +135,7 @@ impl Args {
             url,
             reconnect_delay: self.reconnect_delay,
             max_reconnect: self.max_reconnect,
+            names: process.names.clone(),
         })
     }
 }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::common::ceilings::{ServingCeilings, usable};
 use crate::common::connection::Connection;
+use crate::common::names::Names;
 use crate::common::program::Failure;
 use crate::common::resume;
 use crate::common::retry::{Retry, longest_wait, pause_in_doubt};
@@ -32,6 +33,7 @@ pub struct Settings {
     pub reconnect_delay: Duration,
     /// Failed attempts in a row after which the agent gives up; 0 means never.
     pub max_reconnect: u32,
+    pub names: Names,
 }
 
 /// How a registration ended.
@@ -64,7 +66,8 @@ struct Tries {
 /// what refuses it may be temporary, and nobody may be there to start it again.
 pub async fn keep(settings: Settings) -> Failure {
     let settings = Arc::new(settings);
-    let served = Arc::new(Served::new(ServingCeilings::new(usable(1)), false));
+    let ceilings = ServingCeilings::new(usable(1));
+    let served = Arc::new(Served::new(ceilings, false, settings.names.clone()));
     let tries = Arc::new(Mutex::new(Tries {
         retry: Retry::of_agent(),
         failures: 0,

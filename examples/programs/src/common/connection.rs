@@ -68,7 +68,13 @@ impl ConnectionArgs {
         proxies.before(url).map_err(Failure::usage)?;
         Ok(Connection {
             token: self.token.token()?,
-            dialer: Dialer::new(&self.tls, Some(&self.identity), roots, proxies)?,
+            dialer: Dialer::new(
+                &self.tls,
+                Some(&self.identity),
+                roots,
+                proxies,
+                process.names.clone(),
+            )?,
             tunnels: self.tunnels.settings(process)?,
             wake: wake::watched(),
         })

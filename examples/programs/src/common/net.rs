@@ -14,7 +14,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsStream;
 use tokio_util::either::Either;
 
-use super::{names, threads, words};
+use super::names::Names;
+use super::{threads, words};
 
 /// How long an address may be silent before the next one is tried beside it.
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
@@ -304,8 +305,8 @@ pub fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
 }
 
 /// Connects to a name or an address.
-pub async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
-    connect_any(&resolve(host, port).await?).await
+pub async fn connect(names: &Names, host: &str, port: u16) -> io::Result<TcpStream> {
+    connect_any(&resolve(names, host, port).await?).await
 }
 
 /// Connects to the address that answers first. Earlier ones have a head start.
@@ -356,7 +357,7 @@ pub fn no_address() -> io::Error {
 }
 
 /// The addresses of a name. Literals and `localhost` need no resolver and work in an empty root.
-pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+pub async fn resolve(names: &Names, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }
@@ -367,7 +368,7 @@ pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
             .map(|address| SocketAddr::new(address, port))
             .to_vec());
     }
-    let mut addresses = names::look_up(host).await?;
+    let mut addresses = names.look_up(host).await?;
     for address in &mut addresses {
         address.set_port(port);
     }

@@ -15,6 +15,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::args::{LogFormat, one_line};
 use super::log::Log;
+use super::names::Names;
 use super::net;
 use super::output::Output;
 use super::signals::Signals;
@@ -92,6 +93,7 @@ pub struct Process {
     pub log: Log,
     pub tunnels: Tunnels,
     pub threads: Threads,
+    pub names: Names,
     stdout: Arc<Output>,
 }
 
@@ -150,6 +152,7 @@ fn start<A: Parser + Basics, W: Future<Output = Result<(), Failure>>>(
                 log: log.clone(),
                 tunnels: Tunnels::default(),
                 threads,
+                names: Names::default(),
                 stdout: Arc::new(Output::new("stdout", std::io::stdout())?),
             };
             tokio::spawn(log.clone().report_missing());

@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tower::{Service, service_fn};
 
+use super::names::Names;
 use super::net;
 use super::program::Failure;
 use super::url::{Url, unbracketed};
@@ -160,16 +161,17 @@ impl Proxy {
     ///
     /// # Errors
     /// Names the proxy and what went wrong.
-    pub async fn connect(&self, url: &Url) -> io::Result<TcpStream> {
-        self.connect_any(&self.targets(url).await?).await
+    pub async fn connect(&self, names: &Names, url: &Url) -> io::Result<TcpStream> {
+        let targets = self.targets(names, url).await?;
+        self.connect_any(names, &targets).await
     }
 
     /// What the proxy is asked to connect to: several addresses if names are looked up here.
-    async fn targets(&self, url: &Url) -> io::Result<Vec<String>> {
+    async fn targets(&self, names: &Names, url: &Url) -> io::Result<Vec<String>> {
         if self.scheme() != "socks5" {
             return Ok(vec![url.authority()]);
         }
-        let mut addresses = net::resolve(&url.host, url.port).await?;
+        let mut addresses = net::resolve(names, &url.host, url.port).await?;
         // One of each family comes first: there may be no time for more than two.
         let is_ipv4 = addresses.first().is_some_and(SocketAddr::is_ipv4);
         let mut families = addresses.iter().map(SocketAddr::is_ipv4);
@@ -181,7 +183,7 @@ impl Proxy {
     }
 
     /// Tries one target after the other, as many as there is time for.
-    async fn connect_any(&self, targets: &[String]) -> io::Result<TcpStream> {
+    async fn connect_any(&self, names: &Names, targets: &[String]) -> io::Result<TcpStream> {
         let until = Instant::now() + CONNECTED_WITHIN;
         let left = || until.saturating_duration_since(Instant::now());
         let mut failure = None;
@@ -189,7 +191,7 @@ impl Proxy {
             if failure.is_some() && left() < EACH_MIN {
                 break;
             }
-            let stream = match self.reach(REACHED_WITHIN.min(left())).await {
+            let stream = match self.reach(names, REACHED_WITHIN.min(left())).await {
                 Ok(stream) => stream,
                 Err(error) => return Err(failure.unwrap_or(error)),
             };
@@ -217,9 +219,9 @@ impl Proxy {
         Err(failure.unwrap_or_else(net::no_address))
     }
 
-    async fn reach(&self, limit: Duration) -> io::Result<TcpStream> {
+    async fn reach(&self, names: &Names, limit: Duration) -> io::Result<TcpStream> {
         let host = unbracketed(self.host());
-        let stream = net::within(limit, net::connect(host, self.port())).await;
+        let stream = net::within(limit, net::connect(names, host, self.port())).await;
         let stream = stream.map_err(|error| {
             let reason = net::plain(&error);
             let text = format!("{self} cannot be reached: {reason}");
@@ -413,12 +415,18 @@ mod tests {
         let connected = async {
             let proxy = socks_proxy(Duration::from_millis(600)).await;
             for ports in [[2, 1, 1, 1, 1, 1, 1, 1], [1, 2, 1, 1, 1, 1, 1, 1]] {
-                proxy.connect_any(&targets(ports)).await.unwrap();
+                proxy
+                    .connect_any(&Names::default(), &targets(ports))
+                    .await
+                    .unwrap();
             }
         };
         let silent = async {
             let (proxy, _listener) = proxy("socks5").await;
-            let error = proxy.connect_any(&targets([1; 8])).await.unwrap_err();
+            let error = proxy
+                .connect_any(&Names::default(), &targets([1; 8]))
+                .await
+                .unwrap_err();
             let named = format!("{proxy} does not connect to 192.0.2.1:1: no answer within 3 s");
             assert_eq!(error.to_string(), named);
         };
@@ -429,12 +437,18 @@ mod tests {
     async fn all_addresses_are_tried_each_on_a_connection_of_its_own() {
         let proxy = socks_proxy(Duration::ZERO).await;
         let targets = [1, 2].map(|port| format!("192.0.2.1:{port}"));
-        let mut stream = proxy.connect_any(&targets).await.unwrap();
+        let mut stream = proxy
+            .connect_any(&Names::default(), &targets)
+            .await
+            .unwrap();
         stream.write_all(b"here").await.unwrap();
         let mut said = [0; 4];
         stream.read_exact(&mut said).await.unwrap();
         assert_eq!(&said, b"here");
-        let refused = proxy.connect_any(&targets[..1]).await.unwrap_err();
+        let refused = proxy
+            .connect_any(&Names::default(), &targets[..1])
+            .await
+            .unwrap_err();
         assert!(refused.to_string().starts_with("the proxy 127.0.0.1:"));
     }
 
@@ -448,9 +462,9 @@ mod tests {
             let answer = b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n";
             stream.write_all(answer).await.unwrap();
         });
-        let refused = proxy.connect(&server).await.unwrap_err();
+        let refused = proxy.connect(&Names::default(), &server).await.unwrap_err();
         assert!(net::is_answer(&refused), "{refused}");
-        let away = proxy.connect(&server).await.unwrap_err();
+        let away = proxy.connect(&Names::default(), &server).await.unwrap_err();
         assert!(!net::is_answer(&away), "{away}");
     }
 
@@ -459,7 +473,11 @@ mod tests {
         let silent = ["http", "socks5", "socks5h"].map(async |scheme| {
             let (proxy, _listener) = proxy(scheme).await;
             let server = Url::parse("ws://192.0.2.1:2").unwrap();
-            let error = proxy.connect(&server).await.unwrap_err().to_string();
+            let error = proxy
+                .connect(&Names::default(), &server)
+                .await
+                .unwrap_err()
+                .to_string();
             let named = format!("{proxy} does not connect to 192.0.2.1:2: no answer within 8 s");
             assert_eq!(error, named);
         });

@@ -15,6 +15,7 @@ use super::ceilings::ServingCeilings;
 use super::dials::{self, Dials, Parties, Party};
 use super::flow::ServiceFlow;
 use super::metrics::Counter;
+use super::names::Names;
 use super::net;
 
 /// Time for a connection attempt: waiting for its turn, looking up the name, and the answer.
@@ -37,6 +38,7 @@ pub const fn flow_idle(v2: bool) -> Duration {
 pub struct Served {
     pub parties: Parties,
     pub dials: Dials,
+    names: Names,
     pub streams: Counter,
     pub flows: Counter,
     pub refused: Counter,
@@ -50,10 +52,11 @@ impl Served {
     /// `rests`: an attempt that fails keeps its turn for a while, because each party is a session.
     /// For an agent each connection is a party, because only the runner knows the sessions and
     /// limits them.
-    pub fn new(ceilings: ServingCeilings, rests: bool) -> Self {
+    pub fn new(ceilings: ServingCeilings, rests: bool, names: Names) -> Self {
         Self {
             parties: Parties::default(),
             dials: Dials::new(ceilings, rests, Arc::default()),
+            names,
             streams: Counter::default(),
             flows: Counter::default(),
             refused: Counter::default(),
@@ -157,7 +160,8 @@ async fn dial<T>(
         let place = served.dials.socket(party, proto)?;
         let connected = async {
             let unknown = |error| io::Error::new(io::ErrorKind::NotFound, error);
-            let addresses = net::resolve(host, port).await.map_err(unknown)?;
+            let addresses = net::resolve(&served.names, host, port);
+            let addresses = addresses.await.map_err(unknown)?;
             connect(addresses).await
         };
         match timeout_at(until, connected).await {
@@ -221,7 +225,7 @@ mod tests {
             dials: 9,
             connections: 100,
         };
-        let served = Served::new(ceilings, true);
+        let served = Served::new(ceilings, true, Names::default());
         let (flood, other) = (served.parties.party(), served.parties.party());
         for _ in 0..5 {
             let begun = Notify::new();

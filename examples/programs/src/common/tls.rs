@@ -21,6 +21,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::files;
 use super::http;
+use super::names::Names;
 use super::net::{self, MaybeTls};
 use super::program::Failure;
 use super::proxies::Proxies;
@@ -84,6 +85,7 @@ pub struct Dialer {
     tls: Option<Reread<TlsConnector>>,
     trust: Trust,
     proxies: Proxies,
+    names: Names,
 }
 
 impl Dialer {
@@ -96,6 +98,7 @@ impl Dialer {
         identity: Option<&IdentityArgs>,
         roots: Option<fn() -> RootCertStore>,
         proxies: Proxies,
+        names: Names,
     ) -> Result<Self, Failure> {
         let identity = identity.cloned().unwrap_or_default();
         let trust = match args.ca {
@@ -118,6 +121,7 @@ impl Dialer {
             tls,
             trust,
             proxies,
+            names,
         })
     }
 
@@ -187,8 +191,8 @@ impl Dialer {
 
     async fn reach(&self, url: &Url) -> io::Result<TcpStream> {
         let stream = match self.proxies.before(url).map_err(io::Error::other)? {
-            Some(proxy) => proxy.connect(url).await?,
-            None => net::connect(&url.host, url.port).await?,
+            Some(proxy) => proxy.connect(&self.names, url).await?,
+            None => net::connect(&self.names, &url.host, url.port).await?,
         };
         net::tune_link(&stream);
         Ok(stream)

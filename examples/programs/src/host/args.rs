@@ -84,7 +84,8 @@ impl Args {
     pub fn settings(&self, process: &Process) -> Result<Settings, Failure> {
         let proxies = Proxies::from_environment();
         let check = |url: &Url| proxies.before(url).map(drop).map_err(Failure::usage);
-        let dialer = Dialer::new(&self.tls, None, Some(public_roots), proxies.clone())?;
+        let (roots, names) = (Some(public_roots as _), process.names.clone());
+        let dialer = Dialer::new(&self.tls, None, roots, proxies.clone(), names)?;
         // Not parsed by clap, which would repeat a password in a wrong URL.
         let tasks: Result<Vec<_>, _> = self.tasks.iter().map(|task| parse_task(task)).collect();
         let tasks = tasks.map_err(Failure::usage)?;

@@ -202,6 +202,7 @@ impl Args {
             tunnels,
             detached,
             threads: process.threads.clone(),
+            names: process.names.clone(),
             log: process.log.clone(),
         })
     }

@@ -319,6 +319,7 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
+    use crate::common::names::Names;
     use crate::common::proxies::Proxies;
     use crate::common::tls::ClientTlsArgs;
 
@@ -374,7 +375,7 @@ mod tests {
         tokio::spawn(async move { axum::serve(listener, router).await });
         let base = Url::parse_base(&format!("http://{address}")).unwrap();
         let args = ClientTlsArgs { ca: None };
-        let dialer = Dialer::new(&args, None, None, Proxies::none()).unwrap();
+        let dialer = Dialer::new(&args, None, None, Proxies::none(), Names::default()).unwrap();
         (cluster, ClusterApi::new(base, dialer))
     }
 

@@ -29,6 +29,7 @@ use crate::common::front::{Caller, Front, FrontSettings};
 use crate::common::http::{self, Answer, BadRequest};
 use crate::common::log::Log;
 use crate::common::metrics::{Counter, Gauge, Numbers, Page, metrics};
+use crate::common::names::Names;
 use crate::common::places::Place;
 use crate::common::reread::Reread;
 use crate::common::route::{Route, Session, Target};
@@ -51,6 +52,7 @@ pub struct Settings {
     /// Most clients' tunnels without a WebSocket.
     pub detached: KeeperLimits,
     pub threads: Threads,
+    pub names: Names,
     pub log: Log,
 }
 
@@ -92,9 +94,9 @@ impl Runner {
             front: Arc::new(front),
             sessions: Sessions::new(ceilings.sessions, times_free, each),
             tunnels: settings.threads.each(|| settings.tunnels.for_thread()),
+            served: Served::new(ceilings.serving, true, settings.names.clone()),
             settings,
             counters: Counters::default(),
-            served: Served::new(ceilings.serving, true),
         }
     }
 
