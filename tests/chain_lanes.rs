@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinHandle;
 use tunnel_test_support::chain::{
-    Chain, connect, echo, eventually, expect_echo, expect_metric, host_at, metric, pattern, service,
+    Chain, connect, echo, echoed, eventually, expect_echo, expect_metric, host_at, metric, pattern,
+    service, udp_echo,
 };
 use tunnel_test_support::program::Program;
 use tunnel_test_support::{LIMIT, soon};
@@ -34,12 +35,32 @@ async fn bulk(forward: &Program) -> JoinHandle<()> {
     })
 }
 
-/// A forward that says when it opens a further tunnel.
+/// A forward that says when it opens a further tunnel, and which one a connection takes.
 fn talkative(chain: &Chain, remote: u16, threads: &str) -> Program {
-    let (url, remote) = (chain.host_url(), remote.to_string());
-    let args = ["--host", &url, "42", &remote, "--local-port", "0"];
-    let args = [&args[..], &["--threads", threads]].concat();
+    let ports = format!("{remote}:0");
+    start_talkative(chain, &[&ports, "--threads", threads])
+}
+
+fn start_talkative(chain: &Chain, more: &[&str]) -> Program {
+    let url = chain.host_url();
+    let args = [&["--host", &url, "42"], more].concat();
     Program::start_with("forward", &args, &[("RUST_LOG", "debug")])
+}
+
+/// A forward for an echo service of each protocol.
+async fn of_both(chain: &Chain, more: &[&str]) -> Program {
+    let tcp = format!("{}:0", service(echo).await.port());
+    let udp = format!("{}:0/udp", udp_echo().await.port());
+    start_talkative(chain, &[&[&*tcp, &udp, "--threads", "2"], more].concat())
+}
+
+/// A peer of its UDP port.
+async fn udp_peer(forward: &Program) -> UdpSocket {
+    let line = forward.line_with("(udp)");
+    let address = line.split(' ').nth(2).unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(address).await.unwrap();
+    socket
 }
 
 /// Until it has a further tunnel. The runner counts the tunnel before the forward can use it.
@@ -60,8 +81,8 @@ async fn echoes(forward: &Program) -> TcpStream {
 async fn a_busy_tunnel_gets_a_second_beside_it_until_that_is_idle() {
     let chain = Chain::direct();
     let remote = service(echo).await.port();
-    let forward = talkative(&chain, remote, "3");
-    let first = echoes(&forward).await;
+    let forward = talkative(&chain, remote, "2");
+    let mut first = echoes(&forward).await;
     expect_metric(&chain.runner, SESSIONS, 1).await;
 
     // The bulk keeps one busy: there is always another, and a third is not needed.
@@ -76,12 +97,88 @@ async fn a_busy_tunnel_gets_a_second_beside_it_until_that_is_idle() {
     tokio::time::sleep(Duration::from_secs(12)).await;
     expect_echo(&mut second, b"still there").await;
     assert_eq!(metric(&chain.runner, SESSIONS).await, 2);
-    drop(second);
-    expect_metric(&chain.runner, SESSIONS, 1).await;
-
-    let mut first = first;
     expect_echo(&mut first, b"and the first too").await;
+    drop((first, second));
+    expect_metric(&chain.runner, SESSIONS, 1).await;
     assert_eq!(forward.lines_with("lost"), 0, "{:?}", forward.stderr());
+}
+
+#[tokio::test]
+async fn bulk_does_not_join_a_connection_that_was_there_before() {
+    let chain = Chain::direct();
+    let forward = talkative(&chain, service(echo).await.port(), "2");
+    let mut shell = echoes(&forward).await;
+    opened(&forward).await;
+    let bulk = bulk(&forward).await;
+    forward.complaint("tunnel=1");
+    forward.expect_lines("tunnel=0", 1);
+    // The last one is for those who come while all others are busy.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    expect_echo(&mut shell, b"beside it").await;
+    assert_eq!(metric(&chain.runner, SESSIONS).await, 2);
+    assert!(!bulk.is_finished());
+    bulk.abort();
+    let _ = bulk.await;
+    // Empty, it awaits the next bulk for as long as the shell is there.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert_eq!(metric(&chain.runner, SESSIONS).await, 2);
+    drop(shell);
+    expect_metric(&chain.runner, SESSIONS, 1).await;
+}
+
+#[tokio::test]
+async fn one_thread_keeps_its_second_tunnel_for_newcomers_beside_bulk() {
+    let chain = Chain::direct();
+    let forward = talkative(&chain, service(echo).await.port(), "1");
+    let _shell = echoes(&forward).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(metric(&chain.runner, SESSIONS).await, 1);
+    let bulk = bulk(&forward).await;
+    opened(&forward).await;
+    let _newcomer = echoes(&forward).await;
+    forward.complaint("tunnel=1");
+    forward.expect_lines("tunnel=0", 2);
+    bulk.abort();
+}
+
+#[tokio::test]
+async fn datagrams_do_not_share_a_tunnel_with_bulk() {
+    let chain = Chain::direct();
+    let forward = of_both(&chain, &["--udp-idle", "2"]).await;
+    let bulk = bulk(&forward).await;
+    opened(&forward).await;
+    let peer = udp_peer(&forward).await;
+    echoed(&peer, b"beside it").await;
+    let flow = forward.complaint("flow opened");
+    assert!(flow.contains("tunnel=1"), "{flow}");
+
+    bulk.abort();
+    let _ = bulk.await;
+    // The tunnel stays for the flow, and ends after it.
+    for _ in 0..12 {
+        echoed(&peer, b"still there").await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(metric(&chain.runner, SESSIONS).await, 2);
+    forward.expect_lines("flow opened", 1);
+    expect_metric(&chain.runner, SESSIONS, 1).await;
+    forward.complaint("flow forgotten");
+    echoed(&peer, b"back again").await;
+}
+
+#[tokio::test]
+async fn a_flow_is_opened_again_when_its_tunnel_is_lost() {
+    let mut chain = Chain::direct();
+    let forward = of_both(&chain, &["--no-resume"]).await;
+    let bulk = bulk(&forward).await;
+    opened(&forward).await;
+    let peer = udp_peer(&forward).await;
+    echoed(&peer, b"beside it").await;
+    forward.complaint("tunnel=1");
+    bulk.abort();
+    chain.restart_host();
+    echoed(&peer, b"after the loss").await;
+    forward.expect_lines("flow opened", 2);
 }
 
 #[tokio::test]

@@ -10,7 +10,9 @@ use futures_util::{SinkExt, StreamExt};
 use kohakuriver_tunnel::wire::{Frame, Kind, Proto};
 use tokio::net::UdpSocket;
 use tokio_tungstenite::tungstenite::Message;
-use tunnel_test_support::chain::{Chain, eventually, metric, pattern, serve_udp_echo, udp_echo};
+use tunnel_test_support::chain::{
+    Chain, echoed, eventually, metric, pattern, serve_udp_echo, udp_echo,
+};
 use tunnel_test_support::client;
 use tunnel_test_support::program::Program;
 use tunnel_test_support::{free_udp_port, has_ipv6, soon};
@@ -22,19 +24,6 @@ async fn peer_of(forward: &Program) -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.connect(address).await.unwrap();
     socket
-}
-
-/// Sends until an answer comes: a datagram may get lost, but not always.
-async fn echoed(socket: &UdpSocket, datagram: &[u8]) {
-    eventually("an echo", Duration::from_secs(20), || async {
-        socket.send(datagram).await.unwrap();
-        let mut reply = vec![0; 65_536];
-        let received = socket.recv(&mut reply);
-        let limit = Duration::from_millis(500);
-        let len = tokio::time::timeout(limit, received).await.ok()?.unwrap();
-        (reply[..len] == *datagram).then_some(())
-    })
-    .await;
 }
 
 async fn sizes_come_back(chain: &Chain) {

@@ -189,6 +189,19 @@ pub async fn serve_udp_echo(socket: UdpSocket) {
     }
 }
 
+/// Sends until the echo comes: a datagram may get lost, but not always.
+pub async fn echoed(socket: &UdpSocket, datagram: &[u8]) {
+    eventually("an echo", Duration::from_secs(20), || async {
+        socket.send(datagram).await.unwrap();
+        let mut reply = vec![0; 65_536];
+        let received = socket.recv(&mut reply);
+        let limit = Duration::from_millis(500);
+        let len = tokio::time::timeout(limit, received).await.ok()?.unwrap();
+        (reply[..len] == *datagram).then_some(())
+    })
+    .await;
+}
+
 /// Reads to the end, then answers with the same bytes in reverse order.
 pub async fn reverse(mut stream: TcpStream) {
     let mut request = Vec::new();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kohakuriver_tunnel::mux::Mux;
+use kohakuriver_tunnel::wire::Proto;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -46,7 +47,8 @@ impl Access {
     /// # Errors
     /// Why it is down.
     pub async fn seat(&mut self, deadline: Instant) -> Result<Seat, String> {
-        self.wait(deadline, |_, lanes| lanes.choose()).await
+        self.wait(deadline, |_, lanes| lanes.choose(Proto::Tcp))
+            .await
     }
 
     async fn wait<T>(
@@ -80,10 +82,14 @@ impl Access {
         matches!(&*self.state.borrow(), State::Up(_, lanes) if !lanes.is_v2())
     }
 
-    /// The first tunnel, if it is up now.
-    pub fn now(&self) -> Option<Mux> {
+    /// A place for a new flow, with its tunnel, if the first tunnel is up now.
+    pub fn flow_seat(&self) -> Option<(Mux, Seat)> {
         match &*self.state.borrow() {
-            State::Up(mux, _) => Some(mux.clone()),
+            State::Up(first, lanes) => {
+                let seat = lanes.choose(Proto::Udp);
+                let mux = seat.mux.clone().unwrap_or_else(|| first.clone());
+                Some((mux, seat))
+            }
             State::Down(_) => {
                 self.wanted.send_replace(());
                 None

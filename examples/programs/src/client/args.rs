@@ -105,8 +105,8 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     udp_peers: Option<Within<1, 16_000>>,
 
-    /// Most WebSockets of a session. While all are busy, another one is opened [default: one more
-    /// than threads].
+    /// Most WebSockets of a session. While all are busy or in use, another one is opened [default:
+    /// one more than threads].
     #[arg(long, value_name = "N")]
     tunnels: Option<Within<1, MOST_TUNNELS>>,
 

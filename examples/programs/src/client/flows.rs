@@ -1,4 +1,7 @@
-//! A UDP port. Each local peer has a flow through the tunnel, which ends when the peer is idle.
+//! A UDP port. Each local peer has a flow through a tunnel, which ends when the peer is idle.
+//!
+//! The port's socket and its flows are on the main thread. What comes back through a tunnel is sent
+//! to the peer on that tunnel's thread.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
@@ -17,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::client::access::Access;
 use crate::client::args::Forward;
+use crate::client::lanes::Seat;
 use crate::client::streams;
 use crate::common::flow::{self, ANSWER_WITHIN};
 use crate::common::program::Failure;
@@ -90,6 +94,7 @@ struct Flow {
     last_used: AtomicU64,
     /// A datagram has come back.
     answered: AtomicBool,
+    seat: Seat,
 }
 
 impl Flow {
@@ -162,7 +167,7 @@ impl Flows {
     }
 
     fn open(&mut self, peer: SocketAddr) -> Option<Arc<Flow>> {
-        let mux = self.access.now()?;
+        let (mux, seat) = self.access.flow_seat()?;
         let datagrams = match mux.open_udp(self.forward.remote) {
             Ok(datagrams) => datagrams,
             Err(error) => {
@@ -182,15 +187,16 @@ impl Flows {
             tunnel: mux.tunnel().clone(),
             last_used: AtomicU64::new(self.shared.clock()),
             answered: AtomicBool::new(false),
+            seat,
         });
         let reading = read(Arc::clone(&self.shared), Arc::clone(&flow));
         let due = Instant::now() + self.forward.udp_idle;
         let open = Open {
             flow: Arc::clone(&flow),
-            reader: self.readers.spawn(reading),
+            reader: flow.seat.thread().spawn_in(&mut self.readers, reading),
             due,
         };
-        tracing::debug!(%peer, "flow opened");
+        tracing::debug!(%peer, tunnel = flow.seat.index, "flow opened");
         self.by_peer.insert(peer, open);
         self.due.insert((due, peer));
         Some(flow)

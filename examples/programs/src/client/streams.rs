@@ -86,7 +86,7 @@ async fn carry(
         Ok(opened) => opened,
         Err(reason) => return refused(&forward, &reason),
     };
-    tracing::debug!(%peer, port, "connected");
+    tracing::debug!(%peer, port, tunnel = seat.index, "connected");
     let grace = || tokio::time::sleep(LAST_WORDS);
     let established = stream.established();
     let ended = {

@@ -17,6 +17,7 @@ use std::time::Duration;
 use clap::Args;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -176,6 +177,15 @@ impl Thread {
     /// Runs a task on this thread.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.load.spawn_on(task, &self.runtime);
+    }
+
+    /// Runs a task of a set on this thread.
+    pub fn spawn_in<T: Send + 'static>(
+        &self,
+        set: &mut JoinSet<T>,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> AbortHandle {
+        set.spawn_on(self.load.track_future(task), &self.runtime)
     }
 }
 

@@ -1,27 +1,41 @@
 //! How loaded a tunnel is, which one a new connection takes, and when another one is opened.
 //!
 //! A tunnel is busy while it moves at least [`BUSY`] bytes a second, and for [`BUSY_FOR`] after
-//! that, or until its last connection ends: a transport with bulk may stand still for a moment. A
-//! new connection takes the tunnel with the fewest connections of those that are not busy, so that
-//! what is interactive stays apart from bulk. If all are busy, it takes the one with the fewest.
-//! Beyond [`FEW`] connections a tunnel, all further ones take the first: it is fairer to many than
-//! the kernel is to several transports. The last tunnel takes connections only while all others are
-//! busy. A burst of bulk connections, which are not busy when they come, would fill it too.
+//! that, or until its last connection ends: a transport with bulk may stand still for a moment. It
+//! is taken once it has had connections for [`TAKEN_AFTER`] without a break. Flows of datagrams are
+//! connections too.
+//!
+//! A new connection takes the tunnel with the fewest connections of those that are not busy, so
+//! that what is interactive stays apart from bulk. If all are busy, it takes the one with the
+//! fewest. Beyond [`FEW`] streams a tunnel, all further ones take the first: it is fairer to many
+//! than the kernel is to several transports. Flows have no such bound, because most are idle. The
+//! last tunnel takes connections only while all others are busy. A burst of bulk connections, which
+//! are not busy when they come, would fill it too.
+//!
+//! Another tunnel is opened when all are busy, and, unless it is the last, when all are busy or
+//! taken: nobody can tell whether the next connection is bulk, so an empty tunnel awaits it.
 
 use std::time::Duration;
+
+use kohakuriver_tunnel::wire::Proto;
 
 /// Bytes a second in both directions: 20 Mbit/s.
 const BUSY: u64 = 2_500_000;
 
 const BUSY_FOR: Duration = Duration::from_secs(1);
 
+const TAKEN_AFTER: Duration = Duration::from_secs(1);
+
 const FEW: usize = 16;
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Load {
-    pub(super) connections: usize,
+    streams: usize,
+    flows: usize,
     /// Time for which it still counts as busy.
     busy_for: Duration,
+    /// Time between the first look at its connections and the last one. `None` before the first.
+    used_for: Option<Duration>,
 }
 
 impl Load {
@@ -32,39 +46,70 @@ impl Load {
             true => BUSY_FOR,
             false => self.busy_for.saturating_sub(elapsed),
         };
+        if self.connections() > 0 {
+            // The first connection may have come at any moment since the last call.
+            let before = self.used_for.map(|used| used.saturating_add(elapsed));
+            self.used_for = Some(before.unwrap_or_default());
+        }
+    }
+
+    /// A connection has come.
+    pub(super) fn entered(&mut self, proto: Proto) {
+        *self.count(proto) += 1;
     }
 
     /// A connection has ended. What the last one moved was its own.
-    pub(super) fn left(&mut self) {
-        self.connections -= 1;
-        if self.connections == 0 {
+    pub(super) fn left(&mut self, proto: Proto) {
+        *self.count(proto) -= 1;
+        if self.connections() == 0 {
             self.busy_for = Duration::ZERO;
+            self.used_for = None;
         }
+    }
+
+    pub(super) fn connections(&self) -> usize {
+        self.streams + self.flows
+    }
+
+    fn count(&mut self, proto: Proto) -> &mut usize {
+        match proto {
+            Proto::Tcp => &mut self.streams,
+            Proto::Udp => &mut self.flows,
+        }
+    }
+
+    fn takes(&self, proto: Proto) -> bool {
+        proto == Proto::Udp || self.streams < FEW
     }
 
     fn is_busy(&self) -> bool {
         !self.busy_for.is_zero()
     }
+
+    fn is_taken(&self) -> bool {
+        self.used_for.is_some_and(|used| used >= TAKEN_AFTER)
+    }
 }
 
 /// The tunnel of a new connection. `None` is one that is not there.
-pub(super) fn choose(loads: &[Option<Load>]) -> usize {
+pub(super) fn choose(loads: &[Option<Load>], proto: Proto) -> usize {
     let last = loads.len().saturating_sub(1);
     let all_busy = loads.iter().take(last).flatten().all(Load::is_busy);
     let open = if all_busy { loads.len() } else { last };
     let few = loads.iter().take(open).enumerate();
     let few = few.filter_map(|(index, load)| {
-        let load = load.filter(|load| load.connections < FEW)?;
-        Some((load.is_busy(), load.connections, index))
+        let load = load.filter(|load| load.takes(proto))?;
+        Some((load.is_busy(), load.connections(), index))
     });
     few.min().map_or(0, |(_, _, index)| index)
 }
 
-/// Which tunnel is to be opened: the first that is not there, if all others are busy.
+/// Which tunnel is to be opened: the first that is not there, if no other is left for a newcomer.
 pub(super) fn wanted(loads: &[Option<Load>]) -> Option<usize> {
-    let idle = loads.iter().flatten().any(|load| !load.is_busy());
-    let free = || loads.iter().position(Option::is_none);
-    if idle { None } else { free() }
+    let free = loads.iter().position(Option::is_none)?;
+    let is_last = free + 1 == loads.len();
+    let is_used = |load: &Load| load.is_busy() || !is_last && load.is_taken();
+    loads.iter().flatten().all(is_used).then_some(free)
 }
 
 /// Whether a tunnel without connections has to stay: another one would be opened in its place.
@@ -79,12 +124,26 @@ mod tests {
 
     const QUIET: Option<Load> = load(0, false);
 
-    const fn load(connections: usize, busy: bool) -> Option<Load> {
-        let busy_for = if busy { BUSY_FOR } else { Duration::ZERO };
+    /// A new one, or one that has been there for long.
+    const NEW: Option<Load> = load(1, false);
+    const TAKEN: Option<Load> = Some(Load {
+        streams: 1,
+        flows: 0,
+        busy_for: Duration::ZERO,
+        used_for: Some(TAKEN_AFTER),
+    });
+
+    const fn load(streams: usize, busy: bool) -> Option<Load> {
         Some(Load {
-            connections,
-            busy_for,
+            streams,
+            flows: 0,
+            busy_for: if busy { BUSY_FOR } else { Duration::ZERO },
+            used_for: None,
         })
+    }
+
+    fn choose(loads: &[Option<Load>]) -> usize {
+        super::choose(loads, Proto::Tcp)
     }
 
     #[test]
@@ -110,11 +169,36 @@ mod tests {
     #[test]
     fn a_tunnel_is_not_busy_any_more_without_connections() {
         let mut load = load(2, true).unwrap();
-        load.left();
+        load.left(Proto::Tcp);
         assert!(load.is_busy());
-        load.left();
+        load.left(Proto::Tcp);
         assert!(!load.is_busy());
-        assert_eq!(load.connections, 0);
+        assert_eq!(load.connections(), 0);
+    }
+
+    #[test]
+    fn a_tunnel_is_taken_after_a_while_with_connections() {
+        let mut load = Load::default();
+        let hour = Duration::from_secs(3600);
+        let short = Duration::from_millis(10);
+        load.moved(0, hour);
+        load.entered(Proto::Tcp);
+        // The connection came at the end of this hour.
+        load.moved(0, hour);
+        assert!(!load.is_taken());
+        load.moved(0, TAKEN_AFTER - short);
+        assert!(!load.is_taken());
+        load.moved(0, short);
+        assert!(load.is_taken());
+        // Also by the flow that goes on.
+        load.entered(Proto::Udp);
+        load.left(Proto::Tcp);
+        assert!(load.is_taken());
+        load.left(Proto::Udp);
+        assert!(!load.is_taken());
+        load.entered(Proto::Tcp);
+        load.moved(0, hour);
+        assert!(!load.is_taken());
     }
 
     #[test]
@@ -157,6 +241,23 @@ mod tests {
     }
 
     #[test]
+    fn flows_count_as_connections_but_fill_no_tunnel() {
+        let flows = |flows| {
+            let load = Load::default();
+            Some(Load { flows, ..load })
+        };
+        let udp = |loads: &[_]| super::choose(loads, Proto::Udp);
+        assert_eq!(udp(&[load(1, true), flows(1000), None]), 1);
+        assert_eq!(udp(&[flows(2), flows(1), None]), 1);
+        assert_eq!(udp(&[load(100, true), load(FEW, false), None]), 1);
+        assert_eq!(udp(&[load(1, false), QUIET]), 0);
+        assert_eq!(udp(&[load(1, true), QUIET]), 1);
+        assert_eq!(choose(&[load(1, true), flows(1000), None]), 1);
+        assert_eq!(choose(&[flows(1), QUIET, None]), 1);
+        assert_eq!(choose(&[load(1, false), flows(2), None]), 0);
+    }
+
+    #[test]
     fn another_is_wanted_while_all_are_busy() {
         let busy = load(1, true);
         assert_eq!(wanted(&[QUIET, None]), None);
@@ -170,11 +271,40 @@ mod tests {
     }
 
     #[test]
+    fn another_is_wanted_while_all_are_taken_or_busy_but_not_the_last() {
+        let busy = load(1, true);
+        assert_eq!(wanted(&[TAKEN, None, None]), Some(1));
+        assert_eq!(wanted(&[NEW, None, None]), None);
+        assert_eq!(wanted(&[TAKEN, QUIET, None, None]), None);
+        assert_eq!(wanted(&[TAKEN, NEW, None, None]), None);
+        assert_eq!(wanted(&[TAKEN, busy, None, None]), Some(2));
+        assert_eq!(wanted(&[TAKEN, TAKEN, None, None]), Some(2));
+        assert_eq!(wanted(&[TAKEN, None, busy]), Some(1));
+        assert_eq!(wanted(&[TAKEN, None]), None);
+        assert_eq!(wanted(&[TAKEN, busy, None]), None);
+        assert_eq!(wanted(&[TAKEN]), None);
+    }
+
+    #[test]
+    fn a_newcomer_beside_one_that_has_been_there_for_long_has_a_tunnel_of_its_own() {
+        let mut loads = [TAKEN, None, None];
+        let opened = wanted(&loads).unwrap();
+        loads[opened] = QUIET;
+        assert_eq!(choose(&loads), opened);
+        // It was bulk. The next one joins the quiet one.
+        loads[opened] = load(1, true);
+        assert_eq!(choose(&loads), 0);
+    }
+
+    #[test]
     fn an_idle_one_stays_while_another_would_be_opened_in_its_place() {
         let busy = load(1, true);
         assert!(is_spare(&[busy, QUIET, None], 1));
         assert!(!is_spare(&[load(1, false), QUIET, None], 1));
         assert!(!is_spare(&[busy, QUIET, QUIET], 1));
         assert!(!is_spare(&[busy, None, None], 1));
+        assert!(is_spare(&[TAKEN, QUIET, None], 1));
+        assert!(!is_spare(&[TAKEN, QUIET, QUIET, None], 2));
+        assert!(!is_spare(&[TAKEN, QUIET], 1));
     }
 }

@@ -1,9 +1,9 @@
 //! The tunnels of a session, spread over the threads: when they are opened and closed, and which of
 //! them a new connection takes.
 //!
-//! When all tunnels are busy, another one is opened, as far as `--tunnels` allows. A tunnel other
-//! than the first is closed when it was without connections for [`IDLE`], unless all others are
-//! busy. [`load`] has the rules.
+//! When all tunnels are busy or have been taken for a while, another one is opened, as far as
+//! `--tunnels` allows. A tunnel other than the first is closed when it was without connections for
+//! [`IDLE`], unless another would be opened in its place. [`load`] has the rules.
 
 mod load;
 
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kohakuriver_tunnel::mux::Mux;
+use kohakuriver_tunnel::wire::Proto;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
@@ -32,7 +33,7 @@ const LIVELY: Duration = Duration::from_secs(2);
 
 const IDLE: Duration = Duration::from_secs(10);
 
-/// After an attempt to open another tunnel failed.
+/// Between two attempts to open another tunnel, after one failed or the tunnel was lost.
 const PAUSE: Duration = Duration::from_secs(30);
 
 /// Shared by the ports of a session.
@@ -71,7 +72,9 @@ struct Lane {
 /// The place of a connection. It counts until it is dropped.
 pub struct Seat {
     lanes: Arc<Lanes>,
-    index: usize,
+    proto: Proto,
+    /// The position of its tunnel.
+    pub index: usize,
     /// Its tunnel, unless that is the first one.
     pub mux: Option<Mux>,
 }
@@ -116,15 +119,15 @@ impl Lanes {
         self.state.lock().v2
     }
 
-    /// The place of a new connection.
-    pub fn choose(self: &Arc<Self>) -> Seat {
+    /// The place of a new connection, or flow.
+    pub fn choose(self: &Arc<Self>, proto: Proto) -> Seat {
         let mut state = self.state.lock();
         let open = state.lanes.iter().enumerate();
         let loads = open.map(|(index, lane)| (index == 0 || lane.is_up()).then_some(lane.load));
-        let index = choose(&loads.collect::<Vec<_>>());
+        let index = choose(&loads.collect::<Vec<_>>(), proto);
         let mut mux = None;
         if let Some(lane) = state.lanes.get_mut(index) {
-            lane.load.connections += 1;
+            lane.load.entered(proto);
             lane.idle = Duration::ZERO;
             mux = lane.mux.clone().filter(|_| index > 0);
         }
@@ -132,6 +135,7 @@ impl Lanes {
         self.used.notify_one();
         Seat {
             lanes: Arc::clone(self),
+            proto,
             index,
             mux,
         }
@@ -182,7 +186,8 @@ impl Lanes {
     fn is_unused(&self) -> bool {
         let state = self.state.lock();
         let mut lanes = state.lanes.iter().enumerate();
-        lanes.all(|(index, lane)| lane.load.connections == 0 && (index == 0 || lane.mux.is_none()))
+        lanes
+            .all(|(index, lane)| lane.load.connections() == 0 && (index == 0 || lane.mux.is_none()))
     }
 
     /// Measures the loads since the last look and closes what is idle. Returns whether anything
@@ -238,13 +243,14 @@ impl Lanes {
                 return;
             }
         };
-        tracing::debug!(index, "another tunnel");
         let tunnel = mux.tunnel().clone();
         let Some(number) = self.opened(index, mux) else {
             return;
         };
+        tracing::debug!(index, "another tunnel");
+        let since = Instant::now();
         let over = connector.outlast(&tunnel, |_| ()).await;
-        self.ended(index, number);
+        self.ended(index, number, since);
         let lost = matches!(tunnel.close_reason(), Some(Err(_)));
         connector.outage.leaves(&over.cause, over.down, lost);
     }
@@ -265,12 +271,14 @@ impl Lanes {
         Some(number)
     }
 
-    fn ended(&self, index: usize, number: u64) {
-        if let Some(lane) = self.state.lock().lanes.get_mut(index) {
-            // Not if another one is there already.
-            if lane.number == number {
-                lane.mux = None;
-            }
+    fn ended(&self, index: usize, number: u64, since: Instant) {
+        let mut state = self.state.lock();
+        let lane = state.lanes.get_mut(index);
+        // Not if another one is there already.
+        let lane = lane.filter(|lane| lane.number == number);
+        // One that was closed here is not there any more.
+        if lane.is_some_and(|lane| lane.mux.take().is_some()) {
+            state.not_before = state.not_before.max(since + PAUSE);
         }
     }
 }
@@ -299,16 +307,16 @@ impl Lane {
     fn look(&mut self, elapsed: Duration) -> bool {
         let moved = self.moved();
         self.load.moved(moved, elapsed);
-        self.idle = match self.load.connections {
+        self.idle = match self.load.connections() {
             0 => self.idle.saturating_add(elapsed),
             _ => Duration::ZERO,
         };
         moved > 0
     }
 
-    fn leave(&mut self) {
-        self.load.left();
-        if self.load.connections == 0 {
+    fn leave(&mut self, proto: Proto) {
+        self.load.left(proto);
+        if self.load.connections() == 0 {
             self.moved();
         }
     }
@@ -339,12 +347,17 @@ impl Seat {
         let lanes = Arc::clone(&self.lanes);
         lanes.thread(self.index).spawn(task(self));
     }
+
+    /// The thread of its tunnel.
+    pub fn thread(&self) -> &Thread {
+        self.lanes.thread(self.index)
+    }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
         if let Some(lane) = self.lanes.state.lock().lanes.get_mut(self.index) {
-            lane.leave();
+            lane.leave(self.proto);
         }
     }
 }
