@@ -104,6 +104,9 @@ impl Inbound {
             if self.bytes >= BYTES_PER_TURN {
                 return Ok(Found::Enough);
             }
+            if self.buffer.is_empty() {
+                return Ok(Found::Missing(1));
+            }
             let Some(header) = Header::parse(&self.buffer, self.role)? else {
                 return Ok(Found::Missing(1));
             };

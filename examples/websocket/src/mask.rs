@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+use crate::limits::SMALL;
+
 /// Masks or unmasks in place.
 pub(crate) fn apply_mask(payload: &mut [u8], key: [u8; 4]) {
     let wide = widened(key);
@@ -36,8 +38,14 @@ pub(crate) fn copy_masked(payload: &[u8], key: [u8; 4], to: &mut [u8]) {
     }
 }
 
-/// The payload unmasked, in memory of its own. One pass, as [`copy_masked`].
+/// The payload unmasked, in memory of its own. One pass, as [`copy_masked`], if it is long.
 pub(crate) fn unmasked(payload: &[u8], key: [u8; 4]) -> Bytes {
+    if payload.len() <= SMALL {
+        // `Bytes` allocates once more for memory that is longer than its content.
+        let mut copy = payload.to_vec();
+        apply_mask(&mut copy, key);
+        return copy.into();
+    }
     let wide = widened(key);
     let words = payload.chunks_exact(8);
     // Whole words leave the key as it is.
@@ -80,7 +88,7 @@ mod tests {
     #[test]
     fn every_byte_meets_its_part_of_the_key() {
         let key = [0x12, 0x34, 0x56, 0x78];
-        for len in 0..200 {
+        for len in (0..200).chain(SMALL - 10..SMALL + 200) {
             let mut payload = vec![0xa5; len];
             apply_mask(&mut payload, key);
             let expected = key.iter().cycle().map(|key| 0xa5 ^ key);
@@ -88,7 +96,9 @@ mod tests {
             let mut copy = vec![0; len];
             copy_masked(&vec![0xa5; len], key, &mut copy);
             assert_eq!(copy, payload);
-            assert_eq!(unmasked(&vec![0xa5; len], key), payload);
+            let copy = Vec::from(unmasked(&vec![0xa5; len], key));
+            assert_eq!(copy, payload);
+            assert!(len > SMALL || copy.capacity() == len, "{len}");
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::mask::{apply_mask, copy_masked};
 #[derive(Debug)]
 pub(crate) struct Outbound {
     role: Role,
+    keys: MaskKeys,
     queue: VecDeque<Part>,
     /// Headers and small frames. They are written last.
     scratch: BytesMut,
@@ -55,6 +56,7 @@ impl Outbound {
     pub(crate) fn new(role: Role) -> Self {
         Self {
             role,
+            keys: MaskKeys::default(),
             queue: VecDeque::new(),
             scratch: BytesMut::new(),
             queued: 0,
@@ -95,7 +97,7 @@ impl Outbound {
         }
         let header = FrameHeader {
             opcode,
-            mask: (self.role == Role::Client).then(mask_key),
+            mask: (self.role == Role::Client).then(|| self.keys.next()),
             ..FrameHeader::default()
         };
         let small = payload.len() <= SMALL;
@@ -178,6 +180,9 @@ impl Outbound {
         cx: &mut Context<'_>,
         socket: &mut (impl AsyncWrite + Unpin),
     ) -> Poll<io::Result<usize>> {
+        if self.queue.is_empty() {
+            return Pin::new(socket).poll_write(cx, &self.scratch);
+        }
         if self.masked.rest().is_empty() {
             self.mask();
         }
@@ -282,14 +287,25 @@ impl Outbound {
     }
 }
 
-/// An unpredictable key for one frame (RFC 6455 section 5.3).
+/// Unpredictable keys, one for each frame (RFC 6455 section 5.3).
 ///
 /// The standard library keys its hash maps from the operating system, by a system call. That works
 /// in an empty root directory too, where `/dev/urandom` is missing. A keyed hash under a new key
-/// each time is as unpredictable as the key.
-fn mask_key() -> [u8; 4] {
-    let [a, b, c, d, ..] = RandomState::new().hash_one(()).to_le_bytes();
-    [a, b, c, d]
+/// each time is as unpredictable as the key, and neither of its halves tells the other.
+#[derive(Debug, Default)]
+struct MaskKeys {
+    other_half: Option<[u8; 4]>,
+}
+
+impl MaskKeys {
+    fn next(&mut self) -> [u8; 4] {
+        if let Some(key) = self.other_half.take() {
+            return key;
+        }
+        let [a, b, c, d, e, f, g, h] = RandomState::new().hash_one(()).to_le_bytes();
+        self.other_half = Some([e, f, g, h]);
+        [a, b, c, d]
+    }
 }
 
 /// Masked copies of payloads. What a write leaves over is kept for the next one, so that each byte
@@ -365,11 +381,15 @@ impl Part {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::task::Waker;
 
     use tungstenite::protocol::frame::coding::Data;
 
     use super::*;
+
+    /// Bytes of the header of a short frame before its key.
+    const HEADER: usize = 2;
 
     /// Takes a few bytes of a few slices at a time.
     struct Narrow {
@@ -434,6 +454,19 @@ mod tests {
             bytes = bytes.get(end..).unwrap();
         }
         payloads
+    }
+
+    #[test]
+    fn each_frame_has_a_key_of_its_own() {
+        let mut outbound = Outbound::new(Role::Client);
+        for _ in 0..100 {
+            // The key itself.
+            let zeros = Bytes::from_static(&[0; 4]);
+            outbound.push(OpCode::Data(Data::Binary), zeros);
+        }
+        let frames = outbound.scratch.chunks_exact(HEADER + 8);
+        let keys: HashSet<_> = frames.map(|frame| frame.get(HEADER..).unwrap()).collect();
+        assert_eq!(keys.len(), 100);
     }
 
     #[test]
