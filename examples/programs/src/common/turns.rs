@@ -12,30 +12,33 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
+/// Since the program's first look at the clock.
+type Nanos = u64;
+
 /// Time of work that a connection may do without waiting in line, after it has slept long enough.
-const BURST: Duration = Duration::from_micros(200);
+const BURST: Nanos = micros(200);
 
 /// A quiet connection sleeps this many times as long as it works. Waiting for a turn with work to
 /// do is not sleep, so a flood does not become quiet because many others flood too.
-const SLEEPS: u32 = 10;
+const SLEEPS: u64 = 10;
 
 /// A busy connection is quiet again once it has slept this long.
-const REST: Duration = Duration::from_millis(1);
+const REST: Nanos = micros(1_000);
 
 /// A session that has been busy for less than this waits only for others like it. A browser's burst
 /// is over by then.
-const FRESH: Duration = Duration::from_millis(20);
+const FRESH: Nanos = micros(20_000);
 
 /// Sessions that came within this time of the first of them are a generation.
-const GENERATION: Duration = Duration::from_secs(10);
+const GENERATION: Nanos = micros(10_000_000);
 
 /// Sessions of a larger generation are a crowd: they wait in line also while they are quiet, but
 /// hardly for others than themselves.
@@ -43,14 +46,28 @@ const CROWD: usize = 32;
 
 /// A session whose generation is older than this leaves it at its first quiet moment. Whoever came
 /// back after an outage, with all others, then waits no more than anybody else.
-const CROWD_FOR: Duration = Duration::from_secs(60);
+const CROWD_FOR: Nanos = micros(60_000_000);
 
 /// Most that one poll counts for. Beyond it, the system has probably run another process meanwhile.
-const POLL_MAX: Duration = Duration::from_micros(100);
+const POLL_MAX: Nanos = micros(100);
 
 /// So many busy connections take turns without a line: the others wait for these few only. An
 /// agent's and a client's, which every message between them needs, are two.
 const FEW: usize = 4;
+
+/// A task that need not wait is measured once in so many polls, which count as the one. The error is
+/// forgotten with the connection's next rest.
+const SAMPLE: u64 = 8;
+
+const fn micros(count: u64) -> Nanos {
+    count * 1000
+}
+
+fn now() -> Nanos {
+    static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let since = BEGAN.elapsed();
+    since.as_secs() * 1_000_000_000 + u64::from(since.subsec_nanos())
+}
 
 thread_local! {
     /// A task stays on the thread of its event loop.
@@ -63,7 +80,7 @@ thread_local! {
 /// Sessions of a thread that came within a short time.
 #[derive(Debug)]
 struct Generation {
-    began: Instant,
+    began: Nanos,
     /// Those that exist.
     sessions: AtomicUsize,
     /// Round of the session that queued last. See [`Line::round`].
@@ -75,7 +92,7 @@ struct Generation {
 struct Joined(Arc<Generation>);
 
 impl Joined {
-    fn new(now: Instant) -> Self {
+    fn new(now: Nanos) -> Self {
         let latest = LATEST.with_borrow_mut(|latest| {
             latest.take_if(|latest| now >= latest.began + GENERATION);
             let new = || {
@@ -112,6 +129,10 @@ pub struct InTurn<F> {
     work: F,
     turns: Turns,
     ticket: Option<u64>,
+    /// Polls since the last one that was measured.
+    unmeasured: u64,
+    /// One of them left nothing to do.
+    has_slept: bool,
     alarm: Arc<Alarm>,
     /// Wakes this task through the alarm.
     waker: Waker,
@@ -138,15 +159,15 @@ impl Wake for Alarm {
 impl Turns {
     /// Of a connection that has no session.
     pub fn newcomer() -> Self {
-        Self::new(Instant::now(), false)
+        Self::new(now(), false)
     }
 
     /// Of a connection with a session.
     pub fn session() -> Self {
-        Self::new(Instant::now(), true)
+        Self::new(now(), true)
     }
 
-    fn new(now: Instant, is_session: bool) -> Self {
+    fn new(now: Nanos, is_session: bool) -> Self {
         let member = Member {
             is_session,
             generation: is_session.then(|| Joined::new(now)),
@@ -166,6 +187,8 @@ impl Turns {
             work,
             turns: self.clone(),
             ticket: None,
+            unmeasured: 0,
+            has_slept: false,
             waker: Waker::from(Arc::clone(&alarm)),
             alarm,
         }
@@ -182,25 +205,49 @@ impl<F: Future + Unpin> Future for InTurn<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        let began = Instant::now();
-        if this.ticket.is_some() || this.turns.0.lock().waits(began) {
+        let is_free = this.ticket.is_none() && with_line(|line| line.is_free(&this.turns));
+        this.unmeasured += 1;
+        if is_free && this.unmeasured < SAMPLE {
+            let polled = this.work(cx);
+            this.has_slept |= !this.has_more();
+            return polled;
+        }
+        let began = now();
+        if this.ticket.is_some() || this.waits(began) && !is_free {
             let called = with_line(|line| line.may_run(&this.turns, &mut this.ticket, cx));
             if !called {
                 call();
                 return Poll::Pending;
             }
         }
-        this.alarm.task.register(cx.waker());
-        this.alarm.rang.store(false, Ordering::Relaxed);
-        let polled = Pin::new(&mut this.work).poll(&mut Context::from_waker(&this.waker));
-        let has_more = this.alarm.rang.load(Ordering::Relaxed);
-        this.turns
-            .0
-            .lock()
-            .effort
-            .add(began, Instant::now(), has_more);
+        let polled = this.work(cx);
+        let has_more = this.has_more();
+        let polls = if is_free { this.unmeasured } else { 1 };
+        this.unmeasured = 0;
+        let mut member = this.turns.0.lock();
+        member.effort.add(began, now(), polls, has_more);
+        drop(member);
         this.leave();
         polled
+    }
+}
+
+impl<F: Future + Unpin> InTurn<F> {
+    fn waits(&mut self, now: Nanos) -> bool {
+        let mut member = self.turns.0.lock();
+        member.effort.has_more &= !std::mem::take(&mut self.has_slept);
+        member.waits(now)
+    }
+
+    fn work(&mut self, cx: &Context<'_>) -> Poll<F::Output> {
+        self.alarm.task.register(cx.waker());
+        self.alarm.rang.store(false, Ordering::Relaxed);
+        Pin::new(&mut self.work).poll(&mut Context::from_waker(&self.waker))
+    }
+
+    /// Whether it was woken while it worked.
+    fn has_more(&self) -> bool {
+        self.alarm.rang.load(Ordering::Relaxed)
     }
 }
 
@@ -260,7 +307,7 @@ struct Member {
 
 impl Member {
     /// Whether its tasks wait in line.
-    fn waits(&mut self, now: Instant) -> bool {
+    fn waits(&mut self, now: Nanos) -> bool {
         let is_busy = self.effort.is_busy(now, self.waiting.is_empty());
         if !is_busy {
             self.generation
@@ -270,7 +317,7 @@ impl Member {
     }
 
     fn class(&self) -> Class {
-        let is_fresh = |since| Instant::now() < since + FRESH;
+        let is_fresh = |since| now() < since + FRESH;
         match &self.generation {
             _ if !self.is_session => Class::Newcomer,
             Some(joined) if joined.is_crowd() => Class::Crowd,
@@ -406,16 +453,16 @@ impl Line {
 #[derive(Debug)]
 struct Effort {
     /// When it will have slept enough for its work.
-    slept: Instant,
-    ended: Instant,
+    slept: Nanos,
+    ended: Nanos,
     /// It was woken while it worked.
     has_more: bool,
-    busy_since: Option<Instant>,
+    busy_since: Option<Nanos>,
 }
 
 impl Effort {
     /// A new connection is busy until it sleeps.
-    fn new(now: Instant) -> Self {
+    fn new(now: Nanos) -> Self {
         Self {
             slept: now + BURST * SLEEPS,
             ended: now,
@@ -424,7 +471,7 @@ impl Effort {
         }
     }
 
-    fn is_busy(&mut self, now: Instant, is_idle: bool) -> bool {
+    fn is_busy(&mut self, now: Nanos, is_idle: bool) -> bool {
         self.wait(now);
         if is_idle && now >= self.ended + REST {
             self.busy_since = None;
@@ -435,9 +482,10 @@ impl Effort {
         self.busy_since.is_some()
     }
 
-    fn add(&mut self, began: Instant, ended: Instant, has_more: bool) {
+    /// So many polls, of which this one was the last.
+    fn add(&mut self, began: Nanos, ended: Nanos, polls: u64, has_more: bool) {
         self.wait(began);
-        let took = ended.saturating_duration_since(began).min(POLL_MAX);
+        let took = ended.saturating_sub(began).min(POLL_MAX) * polls;
         // After a rest it owes no more than a burst.
         let most = ended + BURST * SLEEPS + REST;
         self.slept = most.min(self.slept.max(began) + took * SLEEPS);
@@ -446,9 +494,9 @@ impl Effort {
     }
 
     /// Does not count the time as sleep if there was something to do.
-    fn wait(&mut self, until: Instant) {
+    fn wait(&mut self, until: Nanos) {
         if self.has_more {
-            self.slept += until.saturating_duration_since(self.ended);
+            self.slept += until.saturating_sub(self.ended);
             self.ended = until;
         }
     }

@@ -142,14 +142,64 @@ fn two_busy_connections_that_wake_each_other_need_no_line() {
 }
 
 #[test]
+fn whoever_need_not_wait_is_busy_while_it_has_more_and_quiet_after_it_has_slept() {
+    let busy_since = |turns: &Turns| turns.0.lock().effort.busy_since;
+    run(async move {
+        let flood = single();
+        let count = Count::default();
+        let task = start(&flood, &count);
+        let mut since = None;
+        for target in [1000, 2000] {
+            let began = now();
+            while now() < began + 5 * REST || count.load(Ordering::Relaxed) < target {
+                requeue().await;
+            }
+            let before = std::mem::replace(&mut since, busy_since(&flood));
+            assert!(since.is_some() && [None, since].contains(&before));
+        }
+        task.abort();
+        let _ = task.await;
+
+        // Every other poll leaves something to do, among them those that are measured, or not.
+        for before in 0..2 {
+            let quiet = single();
+            let (more, gone) = (Arc::new(Notify::new()), Count::default());
+            let (woken, done) = (Arc::clone(&more), Arc::clone(&gone));
+            tokio::spawn(quiet.run(Box::pin(async move {
+                for _ in 0..before {
+                    requeue().await;
+                }
+                loop {
+                    woken.notified().await;
+                    requeue().await;
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            })));
+            // It waits in line once, as a newcomer.
+            for _ in 0..4 {
+                requeue().await;
+            }
+            for round in 0..20 {
+                std::thread::sleep(std::time::Duration::from_nanos(2 * REST));
+                more.notify_one();
+                while gone.load(Ordering::Relaxed) <= round {
+                    requeue().await;
+                }
+            }
+            assert_eq!(busy_since(&quiet), None, "{before}");
+        }
+    });
+}
+
+#[test]
 fn whoever_is_busy_for_a_short_time_does_not_wait_for_all() {
     let polls = run(async {
         let (flood, count) = (Count::default(), Count::default());
         for _ in 0..BUSY {
             start(&single(), &flood);
         }
-        let began = Instant::now();
-        while began.elapsed() < 2 * FRESH {
+        let began = now();
+        while now() < began + 2 * FRESH {
             requeue().await;
         }
         let mut polls = usize::MAX;
@@ -200,7 +250,7 @@ fn whoever_came_with_many_others_waits_also_while_quiet() {
     let later = single();
     LATEST.set(None);
     let at_ease = [(); CROWD].map(|()| Turns::session());
-    let began = Instant::now();
+    let began = now();
     let waits = |turns: &Turns, now| {
         let mut member = turns.0.lock();
         assert!(!member.effort.is_busy(now, true));
@@ -222,7 +272,7 @@ fn whoever_came_with_many_others_waits_also_while_quiet() {
 #[test]
 fn whoever_is_busy_stays_in_its_crowd() {
     let crowd = [(); CROWD + 1].map(|()| Turns::session());
-    let now = Instant::now() + 2 * CROWD_FOR;
+    let now = now() + 2 * CROWD_FOR;
     for turns in &crowd {
         let mut member = turns.0.lock();
         member.effort = Effort::new(now);
@@ -265,7 +315,7 @@ fn a_crowd_of_which_few_are_left_is_none() {
 #[test]
 fn generations_follow_one_another() {
     LATEST.set(None);
-    let now = Instant::now();
+    let now = now();
     let first = Joined::new(now);
     let again = Joined::new(now + GENERATION / 2);
     let second = Joined::new(now + GENERATION);
@@ -276,8 +326,8 @@ fn generations_follow_one_another() {
 
 #[test]
 fn only_sleep_makes_quiet() {
-    let start = Instant::now();
-    let after = |micros| start + Duration::from_micros(micros);
+    let start = now();
+    let after = |count| start + micros(count);
     let mut effort = Effort::new(start);
     assert!(effort.is_busy(after(0), true), "a newcomer is busy");
     assert!(!effort.is_busy(after(1500), true));
@@ -285,18 +335,23 @@ fn only_sleep_makes_quiet() {
     // Short pieces of work between sleeps.
     for at in (10_000..500_000).step_by(2000) {
         assert!(!effort.is_busy(after(at), true));
-        effort.add(after(at), after(at + 50), false);
+        effort.add(after(at), after(at + 50), 1, false);
     }
+    // Several that one of them stands for.
+    effort.add(after(600_000), after(600_005), 8, false);
+    assert!(!effort.is_busy(after(600_005), true));
+    effort.add(after(600_005), after(600_105), 8, false);
+    assert!(effort.is_busy(after(600_105), true));
     // A flood that has a short turn now and then.
     let mut at = 1_000_000;
     for _ in 0..100 {
         effort.is_busy(after(at), true);
-        effort.add(after(at), after(at + 5), true);
+        effort.add(after(at), after(at + 5), 1, true);
         at += 50_000;
     }
     assert!(effort.is_busy(after(at), true));
     // Its last turn has left nothing to do.
-    effort.add(after(at), after(at + 5), false);
+    effort.add(after(at), after(at + 5), 1, false);
     assert!(effort.is_busy(after(at + 500), true));
     assert!(effort.is_busy(after(at + 100_000), false), "others wait");
     assert!(!effort.is_busy(after(at + 100_000), true));
@@ -304,18 +359,18 @@ fn only_sleep_makes_quiet() {
 
 #[test]
 fn a_rest_makes_quiet_however_long_the_work_was() {
-    let start = Instant::now();
-    let after = |micros| start + Duration::from_micros(micros);
+    let start = now();
+    let after = |count| start + micros(count);
     let mut effort = Effort::new(start);
     let mut at = 0;
     while at < 10_000_000 {
-        effort.add(after(at), after(at + 100), false);
+        effort.add(after(at), after(at + 100), 1, false);
         at += 150;
         assert!(effort.is_busy(after(at), true), "at {at}");
     }
     assert!(!effort.is_busy(after(at + 1000), true));
     // A short piece of work once it has slept for longer.
     at += 5000;
-    effort.add(after(at), after(at + 50), false);
+    effort.add(after(at), after(at + 50), 1, false);
     assert!(!effort.is_busy(after(at + 50), true));
 }
