@@ -41,6 +41,15 @@ impl Access {
         self.wait(deadline, |mux, _| mux.clone()).await
     }
 
+    /// A place for a new connection, on one of the tunnels of the session, if the first of them is
+    /// up.
+    pub fn seat_now(&self) -> Option<Seat> {
+        match &*self.state.borrow() {
+            State::Up(mux, lanes) if is_sound(mux) => Some(lanes.choose(Proto::Tcp)),
+            _ => None,
+        }
+    }
+
     /// A place for a new connection, on one of the tunnels of the session. Waits for the first of
     /// them until `deadline` while it is down.
     ///

@@ -1,15 +1,17 @@
 //! A TCP port: each accepted connection becomes a stream of the tunnel.
 
-use std::future::pending;
+use std::future::{pending, poll_fn};
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use kohakuriver_tunnel::mux::{Mux, RelayError, Tunnel, TunnelStream};
 use kohakuriver_tunnel::session::Reset;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::unconstrained;
 use tokio::time::{Instant, sleep_until};
 
 use crate::client::access::Access;
@@ -41,30 +43,36 @@ pub async fn serve(
             tracing::warn!("too many connections are open already: {peer} was reset");
             continue;
         };
-        let (forward, access) = (Arc::clone(&forward), access.clone());
-        tokio::spawn(connection(socket, peer, forward, access, place));
+        let connection = Connection {
+            socket: socket.into(),
+            peer,
+            forward: Arc::clone(&forward),
+            access: access.clone(),
+            deadline: Instant::now() + forward.wait,
+            _place: place,
+        };
+        match access.seat_now() {
+            Some(seat) => seat.spawn(|seat| carry(connection, seat)),
+            None => drop(tokio::spawn(wait(connection))),
+        }
     }
 }
 
-/// Serves a connection on the thread of the tunnel that it takes.
-async fn connection(
-    socket: TcpStream,
+/// From an application.
+struct Connection {
+    socket: MaybeTls,
     peer: SocketAddr,
     forward: Arc<Forward>,
-    mut access: Access,
-    place: OwnedSemaphorePermit,
-) {
-    let deadline = Instant::now() + forward.wait;
-    let seat = match Box::pin(access.seat(deadline)).await {
-        Ok(seat) => seat,
-        Err(reason) => return refused(&forward, &reason),
-    };
-    let socket = MaybeTls::from(socket);
-    let elsewhere = seat.is_elsewhere();
-    let carrying = |seat| carry(socket, peer, forward, access, seat, deadline, place);
-    match elsewhere {
-        true => seat.spawn(carrying),
-        false => carrying(seat).await,
+    access: Access,
+    deadline: Instant,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Waits for the tunnel.
+async fn wait(mut connection: Connection) {
+    match connection.access.seat(connection.deadline).await {
+        Ok(seat) => seat.spawn(|seat| carry(connection, seat)),
+        Err(reason) => refused(&connection.forward, &reason),
     }
 }
 
@@ -72,15 +80,16 @@ fn refused(forward: &Forward, reason: &str) {
     tracing::warn!("port {}: {reason}", forward.remote);
 }
 
-async fn carry(
-    mut socket: MaybeTls,
-    peer: SocketAddr,
-    forward: Arc<Forward>,
-    access: Access,
-    seat: Seat,
-    deadline: Instant,
-    _place: OwnedSemaphorePermit,
-) {
+/// Serves a connection, on the thread of the tunnel that it takes.
+async fn carry(connection: Connection, seat: Seat) {
+    let Connection {
+        mut socket,
+        peer,
+        forward,
+        access,
+        deadline,
+        _place,
+    } = connection;
     let port = forward.remote;
     let (mux, stream) = match Box::pin(open(&forward, access, &seat, deadline)).await {
         Ok(opened) => opened,
@@ -91,13 +100,16 @@ async fn carry(
     let established = stream.established();
     let ended = {
         let mut relaying = pin!(stream.relay_with_grace(&mut socket, grace));
-        let in_time = is_in_time(established, mux.tunnel(), deadline);
-        tokio::select! {
-            biased;
-            ended = &mut relaying => Some(ended),
-            in_time = Box::pin(in_time) => match in_time {
-                true => Some(relaying.await),
-                false => None,
+        // Before the deadline CONNECTED does not matter, so it need not wake this task.
+        match before(deadline, relaying.as_mut()).await {
+            Some(ended) => Some(ended),
+            None => tokio::select! {
+                biased;
+                ended = &mut relaying => Some(ended),
+                in_time = Box::pin(is_established(established, mux.tunnel())) => match in_time {
+                    true => Some(relaying.await),
+                    false => None,
+                },
             },
         }
     };
@@ -129,15 +141,32 @@ async fn carry(
     }
 }
 
-/// Waits until a port has answered. False if the deadline is over and the tunnel is without a
-/// WebSocket: it may be for long, and nothing is lost yet.
-async fn is_in_time(
+/// The output of `work`, unless the deadline comes first. It is polled for each message, so the
+/// timer is polled only once and when it is over: it keeps the waker, which is that of the task.
+async fn before<T>(deadline: Instant, mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+    let mut over = Box::pin(sleep_until(deadline));
+    let mut is_set = false;
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Some(done));
+        }
+        if !is_set || over.is_elapsed() {
+            is_set = true;
+            // It is not set if the budget of the task is used up.
+            let mut over = unconstrained(over.as_mut());
+            return Pin::new(&mut over).poll(cx).map(|()| None);
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Waits until a port has answered. False if the tunnel is without a WebSocket: it may be for long,
+/// and nothing is lost yet.
+async fn is_established(
     established: impl Future<Output = Result<(), Reset>>,
     tunnel: &Tunnel,
-    deadline: Instant,
 ) -> bool {
-    // Before that it does not matter, so CONNECTED need not wake this task.
-    sleep_until(deadline).await;
     let overdue = async {
         let mut attachments = tunnel.attachments();
         while tunnel.is_attached() {

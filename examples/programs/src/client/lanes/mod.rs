@@ -334,11 +334,6 @@ impl Lane {
 }
 
 impl Seat {
-    /// Whether its tunnel is on another thread than the main one.
-    pub fn is_elsewhere(&self) -> bool {
-        self.lanes.position(self.index) > 0
-    }
-
     /// Runs a task on the thread of its tunnel.
     pub fn spawn<F>(self, task: impl FnOnce(Self) -> F)
     where
