@@ -55,8 +55,8 @@ const POLL_MAX: Nanos = micros(100);
 /// agent's and a client's, which every message between them needs, are two.
 const FEW: usize = 4;
 
-/// A task that need not wait is measured once in so many polls, which count as the one. The error is
-/// forgotten with the connection's next rest.
+/// A task that need not wait is measured once in so many polls, which count as that one. The next
+/// rest of the connection ends what this gets wrong.
 const SAMPLE: u64 = 8;
 
 const fn micros(count: u64) -> Nanos {
