@@ -98,7 +98,8 @@ pub struct Config {
     /// Most datagrams queued on one flow in each direction; a further one drops the oldest. Default
     /// 256.
     pub datagram_queue: usize,
-    /// Most bytes of datagrams queued on one flow in each direction; more drop the oldest. Default
+    /// Most bytes of datagrams queued on one flow in each direction; more drop the oldest. Received
+    /// ones have [`EARLY_DATA`](super::EARLY_DATA) at most until the flow is accepted. Default
     /// 1 MiB.
     pub datagram_buffer: usize,
     /// Most bytes of datagrams queued over all flows in each direction, where each datagram counts

@@ -136,6 +136,35 @@ fn empty_ones_are_not_free() {
     );
 }
 
+/// As much as a stream may have early: an acceptor holds flows that it has not dialled yet, too.
+#[test]
+fn a_flow_holds_little_until_it_is_accepted() {
+    for version in BOTH {
+        let mut pair = Pair::new(version);
+        let opened = pair.opener.open_udp(53, pair.now).unwrap();
+        let send = |pair: &mut Pair, numbers: core::ops::Range<u8>| {
+            for n in numbers {
+                pair.opener
+                    .send_datagram(opened, datagram(n, 1 << 10))
+                    .unwrap();
+                pair.run();
+            }
+        };
+        send(&mut pair, 0..100);
+        let accepted = incoming(&mut pair.acceptor);
+        assert_eq!(pair.acceptor.stats().unread, EARLY_DATA as usize);
+        assert_eq!(pair.acceptor.stats().datagrams_dropped_receiving, 36);
+        pair.acceptor.accept(accepted, pair.now).unwrap();
+        send(&mut pair, 100..200);
+        assert_eq!(pair.acceptor.stats().datagrams_dropped_receiving, 36);
+        let mut read = Vec::new();
+        while let Ok(Recv::Data(data)) = pair.acceptor.recv(accepted, pair.now) {
+            read.push(data[0]);
+        }
+        assert_eq!(read, (36..200).collect::<Vec<u8>>());
+    }
+}
+
 #[test]
 fn bytes_and_datagrams_are_not_mixed_up() {
     let mut pair = Pair::new(Version::V2);

@@ -155,7 +155,8 @@ impl Receiving {
         Taken::Kept { give_up }
     }
 
-    /// Receives the datagram that `message` carries. A full queue drops its oldest one.
+    /// Receives the datagram that `message` carries. A full queue drops its oldest one. Until the
+    /// flow is accepted, that is a queue with as much as a stream may have early.
     pub(super) fn take_datagram(&mut self, now: Instant, s: &mut Stream, message: Bytes) -> Taken {
         let len = payload(&message).len();
         self.count_payload(now, s, len);
@@ -170,8 +171,12 @@ impl Receiving {
         let held = self.datagrams.memory();
         let copies = self.copies(len, held, self.config.datagram_budget);
         let (config, buffer) = (&self.config, &mut s.recv.buffer);
+        let most = match s.life.state().is_pending() {
+            true => config.datagram_buffer.min(EARLY_DATA as usize),
+            false => config.datagram_buffer,
+        };
         while buffer.pieces() >= config.datagram_queue
-            || (!buffer.is_empty() && buffer.len() + len > config.datagram_buffer)
+            || (!buffer.is_empty() && buffer.len() + len > most)
         {
             if buffer.pop(&mut self.datagrams).is_none() {
                 break;
