@@ -235,6 +235,63 @@ fn begun() -> Vec<u8> {
     begun
 }
 
+/// Counts what comes, and answers with the number of bytes.
+async fn count(mut stream: TcpStream) {
+    if let Ok(count) = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await {
+        let _ = stream.write_all(&count.to_be_bytes()).await;
+    }
+}
+
+/// Uploads so many bytes to a service that [counts](count) them.
+async fn upload(forward: &Program, len: usize) {
+    let mut stream = connect(forward).await;
+    let uploaded = async {
+        stream.write_all(&vec![7; len]).await?;
+        stream.shutdown().await?;
+        stream.read_u64().await
+    };
+    assert_eq!(soon("an upload", uploaded).await.unwrap(), len as u64);
+}
+
+/// Messages that never end, three times what may be taken for them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_beside_half_messages_are_not_cut() {
+    let target = format!("{CONTAINER}=127.0.0.1");
+    let chain = Chain::with_runner(&["--target", &target, "--memory", "64"]);
+    let port = service(count).await.port();
+    let forward = chain.forward(port, &[]);
+    upload(&forward, 1 << 20).await;
+    let path = format!("/ws/forward/{CONTAINER}/{port}?proto=tcp");
+    let mut begun = begun();
+    begun.resize(1 << 20, 7);
+    let mut held = Vec::new();
+    for _ in 0..60 {
+        let mut socket = upgrade(&chain.runner.address(), &path).await;
+        let begun = begun.clone();
+        held.push(tokio::spawn(async move {
+            let _ = socket.write_all(&begun).await;
+            let mut told = Vec::new();
+            let _ = socket.read_to_end(&mut told).await;
+            told.ends_with(b"\x88\x02\x03\xf5")
+        }));
+    }
+    sleep(Duration::from_secs(1)).await;
+    for _ in 0..20 {
+        upload(&forward, 16 << 20).await;
+        sleep(Duration::from_millis(200)).await;
+    }
+    // Though nothing comes from them any more, those that hold much have to go.
+    let ends = async {
+        let mut let_go = 0;
+        while let_go < 10 {
+            let (told, _, rest) = futures_util::future::select_all(held).await;
+            let_go += usize::from(told.unwrap());
+            held = rest;
+        }
+    };
+    soon("the end of ten", ends).await;
+}
+
 /// Two hundred messages that never end, nine times what the runner may hold for all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_messages_are_paid_from_one_budget() {
@@ -245,6 +302,8 @@ async fn half_messages_are_paid_from_one_budget() {
     let forward = chain.forward(port, &[]);
     let mut client = connect(&forward).await;
     expect_echo(&mut client, b"before").await;
+    let counts = chain.forward(service(count).await.port(), &[]);
+    upload(&counts, 1 << 20).await;
     let before = chain.runner.resident();
     let path = format!("/ws/forward/{CONTAINER}/{port}?proto=tcp");
     let begun = begun();
@@ -266,6 +325,7 @@ async fn half_messages_are_paid_from_one_budget() {
     }
     // Long messages wait until the incomplete ones have to go.
     expect_echo(&mut client, &[7; 500_000]).await;
+    upload(&counts, 8 << 20).await;
     // Those that do not get the memory in time are told to try again later (1013).
     let ends = held.into_iter().map(|mut socket| async move {
         let mut told = Vec::new();

@@ -102,14 +102,47 @@ impl Budget {
         }
     }
 
-    /// Takes `bytes` for something other than a tunnel, such as a partial message. Returns false,
-    /// and takes nothing, if more than two thirds of the budget would be held.
+    /// Takes `bytes` for something other than a tunnel. Returns false, and takes nothing, if more
+    /// than two thirds of the budget would be held. Tunnels have to keep to their shares then, so
+    /// what peers can make grow is better [taken in parts](Self::take_part).
     #[must_use = "what was not taken must not be held"]
     pub fn take(&self, bytes: usize) -> bool {
+        self.take_up_to(self.soft_limit(), bytes)
+    }
+
+    /// As [`take`](Self::take), for one of many holders, such as a partial message of a connection.
+    /// It has taken `held` bytes before. Returns false if more than five sixteenths of the budget
+    /// would be taken, by all holders together. Up to half of it, a holder gets more as long as it
+    /// keeps to its share: a sixth of the budget, divided by the number of tunnels. Whoever holds
+    /// little therefore finds some, and half of the budget is left to the tunnels.
+    ///
+    /// ```
+    /// # use kohakuriver_tunnel::mux::Budget;
+    /// let budget = Budget::new(48 << 20);
+    /// assert!(budget.take_part(0, 15 << 20));
+    /// assert!(!budget.take_part(15 << 20, 1));
+    /// // Without tunnels the share is the whole sixth.
+    /// assert!(budget.take_part(0, 8 << 20));
+    /// ```
+    #[must_use = "what was not taken must not be held"]
+    pub fn take_part(&self, held: usize, bytes: usize) -> bool {
+        let limit = self.inner.limit;
+        let shares = self.inner.shares.load(Ordering::Relaxed);
+        let most = match held.saturating_add(bytes) <= limit / 6 / shares.max(1) {
+            true => limit / 2,
+            // All shares fit above that, and a 48th for what callers keep for later.
+            false => limit / 16 * 5,
+        };
+        self.take_up_to(most, bytes)
+    }
+
+    /// Takes `bytes`, if then at most `most` are taken, and two thirds of the budget held.
+    fn take_up_to(&self, most: usize, bytes: usize) -> bool {
         let held = self.inner.held.load(Ordering::Relaxed);
         let fits = |taken: usize| {
             let taken = taken.checked_add(bytes)?;
-            (held.checked_add(taken)? <= self.soft_limit()).then_some(taken)
+            let all = held.checked_add(taken)?;
+            (taken <= most && all <= self.soft_limit()).then_some(taken)
         };
         let taken = &self.inner.taken;
         taken
@@ -298,6 +331,8 @@ impl Drop for Account {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::*;
 
     #[test]
@@ -322,6 +357,28 @@ mod tests {
         budget.give_back(512 << 10);
         drop((greedy, modest));
         assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn whoever_holds_little_finds_some_and_tunnels_keep_half() {
+        let budget = Budget::new(48 << 20);
+        let mut tunnels: Vec<_> = (0..8).map(|_| Account::open(&budget)).collect();
+        // Greedy holders, one after the other.
+        let taken: usize = (0..6)
+            .map(|_| {
+                (0..48 << 10)
+                    .take_while(|at| budget.take_part(at << 10, 1 << 10))
+                    .count()
+            })
+            .sum();
+        assert_eq!(taken, (15 + 5) << 10);
+        for _ in 0..2 {
+            assert!(budget.take_part(0, 1 << 20));
+            assert!(!budget.take_part(1 << 20, 1));
+        }
+        assert!(budget.held() < 24 << 20);
+        let allowance = tunnels.first_mut().unwrap().settle(2 << 20, 0, 1);
+        assert_eq!(allowance, Allowance::Scarce);
     }
 
     #[test]

@@ -241,7 +241,7 @@ where
         if self.reread.is_some() {
             return None;
         }
-        let turn = {
+        let (turn, most) = {
             let mut state = self.tunnel.shared.lock();
             // Before a resumed tunnel is open, the session gets nothing.
             let is_opening = self.resuming.get().is_some_and(Resuming::is_opening);
@@ -250,12 +250,24 @@ where
             if state.driver.stalled {
                 return None;
             }
-            Turn::among(state.account.as_ref().map_or(0, Account::busy))
+            let turn = Turn::among(state.account.as_ref().map_or(0, Account::busy));
+            let is_short = matches!(
+                state.allowance,
+                Allowance::Share(_) | Allowance::Exceeded(_)
+            );
+            (
+                turn,
+                if is_short {
+                    Turn::SHORT_BYTES
+                } else {
+                    turn.bytes
+                },
+            )
         };
         let mut bytes = 0;
         let mut skipped = 0;
         let inflow = loop {
-            if bytes >= turn.bytes || self.inbox.len() + skipped >= turn.messages {
+            if bytes >= most || self.inbox.len() + skipped >= turn.messages {
                 break Inflow::More;
             }
             match self.path.poll_next(cx) {

@@ -19,6 +19,9 @@ impl Turn {
         messages: 8,
         bytes: 16 << 10,
     };
+    /// Bytes after which a read ends while memory is short, so that the tunnel notices in time that
+    /// its streams hold almost their share.
+    pub(super) const SHORT_BYTES: usize = 16 << 10;
     /// Bytes shared by all tunnels that have more to read.
     const ROUND: Self = Self {
         messages: 8192,

@@ -10,6 +10,14 @@ pub trait Account: Send + Sync {
     /// Takes `bytes`. Returns `false`, and takes nothing, if fewer are left.
     fn take(&self, bytes: usize) -> bool;
 
+    /// As [`take`](Self::take), for a message that is not complete. Its connection has taken `held`
+    /// bytes for it before. If there is none for the message, the connection waits, and ends in the
+    /// end; so there should be some for who holds little.
+    fn take_for_message(&self, held: usize, bytes: usize) -> bool {
+        let _ = held;
+        self.take(bytes)
+    }
+
     /// Returns bytes that were taken.
     fn give_back(&self, bytes: usize);
 }
@@ -18,13 +26,21 @@ pub trait Account: Send + Sync {
 #[derive(Default)]
 pub(crate) struct Charge {
     account: Option<Arc<dyn Account>>,
+    is_for_messages: bool,
     taken: usize,
 }
 
 impl Charge {
     pub(crate) fn to(account: Arc<dyn Account>) -> Self {
-        let account = Some(account);
-        Self { account, taken: 0 }
+        let mut charge = Self::default();
+        charge.account = Some(account);
+        charge
+    }
+
+    pub(crate) fn for_messages(account: Arc<dyn Account>) -> Self {
+        let mut charge = Self::to(account);
+        charge.is_for_messages = true;
+        charge
     }
 
     /// Sets how much is held. Returns `false`, and changes nothing, if the account has not enough.
@@ -33,7 +49,7 @@ impl Charge {
             return true;
         };
         let due = bytes.saturating_sub(FREE_ALLOWANCE);
-        if due > self.taken && !account.take(due - self.taken) {
+        if due > self.taken && !self.take(&**account, due - self.taken) {
             return false;
         }
         if due < self.taken {
@@ -41,6 +57,13 @@ impl Charge {
         }
         self.taken = due;
         true
+    }
+
+    fn take(&self, account: &dyn Account, bytes: usize) -> bool {
+        match self.is_for_messages {
+            true => account.take_for_message(self.taken, bytes),
+            false => account.take(bytes),
+        }
     }
 
     /// Whether bytes are held that the account counts.
@@ -53,7 +76,7 @@ impl Charge {
         let Some(account) = &self.account else {
             return false;
         };
-        let has_room = account.take(FREE_ALLOWANCE);
+        let has_room = self.take(&**account, FREE_ALLOWANCE);
         if has_room {
             account.give_back(FREE_ALLOWANCE);
         }

@@ -235,7 +235,7 @@ impl Inbound {
         if read.is_pending() {
             self.rest();
             // A message that stays incomplete would keep memory from those of others.
-            if self.charge.is_due() && self.patience.is_over() && self.charge.is_exhausted() {
+            if self.charge.is_due() && self.patience.is_over(cx) && self.charge.is_exhausted() {
                 return Poll::Ready(Err(Error::NoMemory));
             }
         }

@@ -26,9 +26,17 @@ pub const PONGS_MAX: usize = 16;
 /// Bytes held each way without asking the [`Account`](crate::Account).
 pub const FREE_ALLOWANCE: usize = 16 << 10;
 
-/// While the account is exhausted, a message that is incomplete for longer ends its connection.
-/// Until then it waits for memory.
+/// While the account is exhausted, a message that holds memory of it and is incomplete for longer
+/// ends its connection.
 pub const INCOMPLETE_MAX: Duration = Duration::from_secs(10);
+
+/// How often that is looked at. More often than [`STEP_MAX`], so that only a pause of this end
+/// counts as one.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// How long a message waits for memory before it ends its connection: longer than those that hold
+/// memory may be incomplete.
+pub const WAIT_MAX: Duration = Duration::from_secs(15);
 
 /// Most of the time between two looks at a message that counts if it waits for memory, or if bytes
 /// came in between: this end may have made a pause.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::limits::{INCOMPLETE_MAX, MEMORY_RETRY, STEP_MAX};
+use crate::limits::{INCOMPLETE_MAX, LOOK_EVERY, MEMORY_RETRY, STEP_MAX, WAIT_MAX};
 
 #[derive(Debug, Default)]
 pub(crate) struct Patience {
@@ -25,6 +25,8 @@ pub(crate) struct Patience {
     /// Bytes came since the last look.
     progress: bool,
     retry: Option<Pin<Box<Sleep>>>,
+    /// Kept from message to message: a timer for each would cost more than one that fires in vain.
+    next_look: Option<Pin<Box<Sleep>>>,
 }
 
 impl Patience {
@@ -42,8 +44,16 @@ impl Patience {
         self.progress = true;
     }
 
-    /// Whether the message has been incomplete for too long.
-    pub(crate) fn is_over(&mut self) -> bool {
+    /// Whether the message has been incomplete for too long. The task is woken to look again.
+    pub(crate) fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        if Handle::try_current().is_ok() {
+            let next_look = self
+                .next_look
+                .get_or_insert_with(|| Box::pin(sleep(LOOK_EVERY)));
+            while next_look.as_mut().poll(cx).is_ready() {
+                next_look.as_mut().reset(Instant::now() + LOOK_EVERY);
+            }
+        }
         self.look().saturating_sub(self.unread) >= INCOMPLETE_MAX
     }
 
@@ -62,7 +72,7 @@ impl Patience {
     /// clock to wait by.
     pub(crate) fn poll_retry(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         let waited = self.look().saturating_sub(self.unread + self.pending);
-        if waited >= INCOMPLETE_MAX || Handle::try_current().is_err() {
+        if waited >= WAIT_MAX || Handle::try_current().is_err() {
             return Poll::Ready(false);
         }
         let retry = self

@@ -62,7 +62,7 @@ impl<S> WebSocket<S> {
     /// now on. Until then nothing counts it.
     pub fn charge_to(&mut self, account: Arc<dyn Account>) {
         self.outbound.charge_to(Charge::to(Arc::clone(&account)));
-        self.inbound.charge_to(Charge::to(account));
+        self.inbound.charge_to(Charge::for_messages(account));
     }
 }
 

@@ -36,8 +36,9 @@ impl Shortage {
     /// read, because both relay to each other, waits no longer either.
     const PATIENCE: Duration = Duration::from_secs(2);
     const NEXT_AFTER: Duration = Duration::from_secs(60);
-    /// The longest message of ours. What remains of a budget has room for one.
-    const MESSAGE: usize = 128 << 10;
+    /// The longest read while memory is short: 16 KiB, and behind them the longest message of ours.
+    /// What remains of a budget has room for one.
+    const READ: usize = 144 << 10;
 
     pub(super) fn new(budget: usize) -> Self {
         Self {
@@ -108,7 +109,7 @@ impl Shortage {
     /// Bytes from which on the transport is not read.
     fn high(&self) -> usize {
         let limit = self.share.unwrap_or(self.budget).min(self.budget);
-        limit - (limit / 8).max(Self::MESSAGE.min(limit / 2))
+        limit - (limit / 8).max(Self::READ.min(limit / 2))
     }
 
     /// A pause ends well below where it begins, so that the transport is not read in single

@@ -49,7 +49,12 @@ pub struct Charged(pub Budget);
 
 impl Account for Charged {
     fn take(&self, bytes: usize) -> bool {
-        self.0.take(bytes)
+        // What waits to be written needs no share: without memory, less waits.
+        self.take_for_message(usize::MAX, bytes)
+    }
+
+    fn take_for_message(&self, held: usize, bytes: usize) -> bool {
+        self.0.take_part(held, bytes)
     }
 
     fn give_back(&self, bytes: usize) {
