@@ -47,7 +47,6 @@ pub struct Session {
     pub(super) counters: Stats,
     pub(super) draining: Draining,
     pub(super) closed: bool,
-    pub(super) pressed: bool,
     /// Memory is short, so new connections are refused.
     pub(super) refuses: bool,
     pub(super) outlives_transport: bool,
@@ -96,7 +95,6 @@ impl Session {
             counters: Stats::default(),
             draining: Draining::default(),
             closed: false,
-            pressed: false,
             refuses: false,
             outlives_transport: false,
             config,

@@ -128,16 +128,12 @@ impl Session {
 
     /// While pressed, the session hardly holds more.
     fn set_pressed(&mut self, pressed: bool) {
-        let changed = self.pressed != pressed;
-        self.pressed = pressed;
         if pressed {
             self.streams.forget_ended();
         }
-        self.sending.set_pressed(pressed);
         self.receiving.set_pressed(pressed);
-        if changed {
-            self.sending.wake(&mut self.streams, &mut self.events);
-        }
+        self.sending
+            .set_pressed(pressed, &mut self.streams, &mut self.events);
     }
 
     /// The reader of an expendable stream cannot read for a while, for example because it is behind

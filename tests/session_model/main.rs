@@ -15,6 +15,7 @@ mod model;
 #[path = "../network/mod.rs"]
 mod network;
 mod op;
+mod traffic;
 
 use std::time::Duration;
 

@@ -397,8 +397,16 @@ impl Sending {
     }
 
     /// While pressed, streams queue little.
-    pub(super) fn set_pressed(&mut self, pressed: bool) {
-        self.pressed = pressed;
+    pub(super) fn set_pressed(
+        &mut self,
+        pressed: bool,
+        streams: &mut Streams,
+        events: &mut Events,
+    ) {
+        if self.pressed != pressed {
+            self.pressed = pressed;
+            self.wake(streams, events);
+        }
     }
 
     /// While sparing, pieces are small.
