@@ -1,25 +1,18 @@
 //! Our WebSocket as client and as server against two other implementations. They have to accept its
 //! messages, whole and in fragments, with pings in between, and the other way round.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    missing_docs
-)]
-
-mod support;
 
 use std::fmt::Debug;
 
 use bytes::Bytes;
 use futures_util::{Sink, SinkExt, Stream, StreamExt};
-use support::{MAX, open, other, payload, sockets, within};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_websockets as tw;
 use tunnel_websocket::{Message, Role};
+
+use crate::support::{MAX, open, other, payload, sockets, within};
 
 const ROLES: [Role; 2] = [Role::Client, Role::Server];
 const SIZES: [usize; 10] = [0, 1, 125, 126, 1024, 1025, 65_535, 65_536, 300_000, MAX];

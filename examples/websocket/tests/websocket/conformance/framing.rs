@@ -1,7 +1,7 @@
 //! Cases 1 (payloads of every length form), 3 (reserved bits), 4 (reserved opcodes), and masks and
 //! lengths.
 
-use crate::peer::{BINARY, CONTINUATION, Case, FIN, PING, PONG, TEXT, echo, exchange, failure};
+use super::peer::{BINARY, CONTINUATION, Case, FIN, PING, PONG, TEXT, echo, exchange, failure};
 use crate::support::{frame, other};
 use tunnel_websocket::Role;
 

@@ -1,6 +1,6 @@
 //! Case 5: fragmentation.
 
-use crate::peer::{BINARY, CONTINUATION, Case, PING, PONG, TEXT, echo, failure};
+use super::peer::{BINARY, CONTINUATION, Case, PING, PONG, TEXT, echo, failure};
 
 #[tokio::test]
 async fn fragments_are_joined() {

@@ -2,18 +2,10 @@
 //! and closing, in both roles over a real socket. A raw peer writes the frames, our end echoes
 //! messages, and the frames that the peer reads back are compared one by one. The numbers are those
 //! of the suite.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    missing_docs
-)]
 
 mod closing;
 mod control;
 mod fragments;
 mod framing;
 mod peer;
-#[path = "../support/mod.rs"]
-mod support;
 mod text;

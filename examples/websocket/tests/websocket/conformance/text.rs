@@ -1,6 +1,6 @@
 //! Case 6: UTF-8.
 
-use crate::peer::{CONTINUATION, Case, PING, PONG, TEXT, echo, failure};
+use super::peer::{CONTINUATION, Case, PING, PONG, TEXT, echo, failure};
 
 /// 6.2, 6.5 to 6.23: the smallest and largest character of every length, noncharacters, private
 /// use.

@@ -1,12 +1,4 @@
 //! What a hostile peer can do to memory and to the thread. Each test states the bound.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    missing_docs
-)]
-
-mod support;
 
 use std::io;
 use std::pin::Pin;
@@ -17,13 +9,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use support::{MAX, frame, open, other, sockets, within};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, DuplexStream};
 use tokio::io::{ReadBuf, duplex};
 use tunnel_websocket::limits::{
     FRAGMENT_MIN, FRAGMENTS_FREE, FREE_ALLOWANCE, PONGS_MAX, READ_AHEAD_MAX, WAIT_MAX, WRITE_BUFFER,
 };
 use tunnel_websocket::{Account, Error, Message, Role, WebSocket};
+
+use crate::support::{MAX, frame, open, other, sockets, within};
 
 const ROLES: [Role; 2] = [Role::Client, Role::Server];
 

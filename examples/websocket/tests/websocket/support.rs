@@ -1,6 +1,4 @@
 //! Helpers that the tests share.
-#![allow(dead_code, unreachable_pub)] // each test file uses its own selection
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::time::Duration;
 
@@ -10,9 +8,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tunnel_websocket::{Role, WebSocket};
 
 /// The longest message of most tests.
-pub const MAX: usize = 2 << 20;
+pub(crate) const MAX: usize = 2 << 20;
 
-pub async fn sockets() -> (TcpStream, TcpStream) {
+pub(crate) async fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let near = TcpStream::connect(listener.local_addr().unwrap());
     let (near, far) = tokio::join!(near, listener.accept());
@@ -22,11 +20,15 @@ pub async fn sockets() -> (TcpStream, TcpStream) {
     (near, far)
 }
 
-pub fn open<S: AsyncRead + AsyncWrite>(socket: S, role: Role, message_max: usize) -> WebSocket<S> {
+pub(crate) fn open<S: AsyncRead + AsyncWrite>(
+    socket: S,
+    role: Role,
+    message_max: usize,
+) -> WebSocket<S> {
     WebSocket::new(socket, Bytes::new(), role, message_max)
 }
 
-pub fn other(role: Role) -> Role {
+pub(crate) fn other(role: Role) -> Role {
     match role {
         Role::Client => Role::Server,
         Role::Server => Role::Client,
@@ -34,20 +36,20 @@ pub fn other(role: Role) -> Role {
 }
 
 /// Fails the test after a time limit instead of hanging.
-pub async fn within<T>(work: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), work)
         .await
         .expect("stuck")
 }
 
-pub fn payload(len: usize, seed: u8) -> Bytes {
+pub(crate) fn payload(len: usize, seed: u8) -> Bytes {
     (0..len)
         .map(|i| (i as u8).wrapping_mul(31) ^ seed)
         .collect()
 }
 
 /// A frame as `from` writes it. A client's frame is masked.
-pub fn frame(from: Role, first: u8, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(from: Role, first: u8, payload: &[u8]) -> Vec<u8> {
     let mask = (from == Role::Client).then_some([0x37, 0xfa, 0x21, 0x3d]);
     let masked = u8::from(mask.is_some()) << 7;
     let mut frame = vec![first];

@@ -1,18 +1,9 @@
 //! Against tungstenite on the other end of a real socket, and against invalid bytes.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    missing_docs
-)]
-
-mod support;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use support::{MAX, open, other, payload, sockets, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
@@ -20,6 +11,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::Frame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tunnel_websocket::{Error, Message, WebSocket};
+
+use crate::support::{MAX, open, other, payload, sockets, within};
 
 async fn pair(role: Role) -> (WebSocket<TcpStream>, WebSocketStream<TcpStream>) {
     let (near, far) = sockets().await;

@@ -1,6 +1,6 @@
 //! Case 2: pings and pongs.
 
-use crate::peer::{BINARY, Case, PING, PONG, TEXT, echo, failure};
+use super::peer::{BINARY, Case, PING, PONG, TEXT, echo, failure};
 
 #[tokio::test]
 async fn a_ping_is_answered_with_its_payload() {

@@ -1,6 +1,6 @@
 //! Case 7: the closing handshake.
 
-use crate::peer::{BINARY, CLOSE, CONTINUATION, Case, Expected, PING, TEXT, echo, failure};
+use super::peer::{BINARY, CLOSE, CONTINUATION, Case, Expected, PING, TEXT, echo, failure};
 
 #[tokio::test]
 async fn nothing_after_a_close_frame_is_answered() {
