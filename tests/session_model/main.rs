@@ -1,5 +1,5 @@
-//! Random operations on both ends of a tunnel, checked against a model that knows only what was
-//! sent and done.
+//! Both ends of a tunnel on simulated links: random operations, checked against a model that knows
+//! only what was sent and done, and what a session makes of a link (`links.rs`).
 //!
 //! `PROPTEST_CASES` sets the number of runs.
 
@@ -11,8 +11,8 @@
 )]
 
 mod checks;
+mod links;
 mod model;
-#[path = "../network/mod.rs"]
 mod network;
 mod op;
 mod traffic;

@@ -1,14 +1,5 @@
 //! The session's use of a link, on a virtual clock: the figures are exact and equal in every run.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    missing_docs
-)]
-
-mod network;
-
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -18,7 +9,7 @@ use kohakuriver_tunnel::session::{
 };
 use kohakuriver_tunnel::wire::{Chunk, Frame, Proto};
 
-use self::network::{LinkConfig, Network, Side, ignore};
+use super::network::{self, LinkConfig, Network, Side, ignore};
 
 const GIGABIT: u64 = 1_000_000_000;
 

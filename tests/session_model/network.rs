@@ -2,8 +2,6 @@
 //!
 //! Uses no clock and no random source: the same seed and calls give the same run.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
-
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
@@ -14,15 +12,15 @@ use kohakuriver_tunnel::session::{
 use kohakuriver_tunnel::wire::{ClientId, Frame, Kind};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Side {
+pub(super) enum Side {
     Opener,
     Acceptor,
 }
 
 impl Side {
-    pub const BOTH: [Self; 2] = [Self::Opener, Self::Acceptor];
+    pub(super) const BOTH: [Self; 2] = [Self::Opener, Self::Acceptor];
 
-    pub fn other(self) -> Self {
+    pub(super) fn other(self) -> Self {
         match self {
             Self::Opener => Self::Acceptor,
             Self::Acceptor => Self::Opener,
@@ -32,21 +30,21 @@ impl Side {
 
 /// One direction of the transport.
 #[derive(Debug, Clone, Copy)]
-pub struct LinkConfig {
-    pub bytes_per_second: u64,
-    pub delay: Duration,
+pub(super) struct LinkConfig {
+    pub(super) bytes_per_second: u64,
+    pub(super) delay: Duration,
     /// Maximum extra delay of a message; the order is kept.
-    pub jitter: Duration,
+    pub(super) jitter: Duration,
     /// Bytes that the sender's socket accepts before they are on the wire; exceeded by at most one
     /// message.
-    pub send_buffer: usize,
+    pub(super) send_buffer: usize,
     /// Bytes that may be on the wire or wait to be received; exceeded by at most `send_buffer`.
-    pub pipe: usize,
+    pub(super) pipe: usize,
 }
 
 impl LinkConfig {
     /// Room for the bandwidth-delay product and a small socket buffer.
-    pub fn new(bits_per_second: u64, delay: Duration) -> Self {
+    pub(super) fn new(bits_per_second: u64, delay: Duration) -> Self {
         let bytes_per_second = bits_per_second / 8;
         let product = u128::from(bytes_per_second) * delay.as_nanos() / 1_000_000_000;
         Self {
@@ -67,8 +65,8 @@ enum Packet {
 }
 
 #[derive(Debug)]
-pub struct Link {
-    pub config: LinkConfig,
+pub(super) struct Link {
+    pub(super) config: LinkConfig,
     /// When each message leaves the socket, and its length.
     unsent: VecDeque<(u64, usize)>,
     unsent_bytes: usize,
@@ -77,7 +75,7 @@ pub struct Link {
     held_bytes: usize,
     free_at: u64,
     /// Accepts everything and delivers nothing.
-    pub silent: bool,
+    pub(super) silent: bool,
 }
 
 impl Link {
@@ -132,7 +130,7 @@ impl Link {
     }
 
     /// Messages transmitted and not received.
-    pub fn in_flight(&self) -> usize {
+    pub(super) fn in_flight(&self) -> usize {
         self.flight.len()
     }
 
@@ -154,44 +152,44 @@ impl Packet {
 
 /// Data passed in one direction for one client id.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Flow {
-    pub data_sent: u64,
-    pub data_received: u64,
-    pub credit_sent: u64,
-    pub credit_received: u64,
-    pub closes: u32,
-    pub errors: u32,
+pub(super) struct Flow {
+    pub(super) data_sent: u64,
+    pub(super) data_received: u64,
+    pub(super) credit_sent: u64,
+    pub(super) credit_received: u64,
+    pub(super) closes: u32,
+    pub(super) errors: u32,
     /// Messages after an ERROR.
-    pub after_error: u32,
+    pub(super) after_error: u32,
 }
 
 /// One end and the link from it.
 #[derive(Debug)]
-pub struct End {
-    pub session: Session,
-    pub link: Link,
-    pub violations: Vec<Violation>,
+pub(super) struct End {
+    pub(super) session: Session,
+    pub(super) link: Link,
+    pub(super) violations: Vec<Violation>,
     /// Data sent by this end, by client id.
-    pub sent: HashMap<ClientId, Flow>,
-    pub messages: u64,
-    pub probes: u64,
+    pub(super) sent: HashMap<ClientId, Flow>,
+    pub(super) messages: u64,
+    pub(super) probes: u64,
 }
 
 #[derive(Debug)]
-pub struct Network {
-    pub opener: End,
-    pub acceptor: End,
+pub(super) struct Network {
+    pub(super) opener: End,
+    pub(super) acceptor: End,
     /// Nanoseconds.
     now: u64,
     random: u64,
     /// Counts data by client id.
-    pub tapped: bool,
+    pub(super) tapped: bool,
     /// Messages that a receiver handles before the other end runs.
-    pub batch: usize,
+    pub(super) batch: usize,
 }
 
 /// Called with every event of either end.
-pub trait App {
+pub(super) trait App {
     fn on_event(&mut self, side: Side, session: &mut Session, event: Event, now: Instant);
 }
 
@@ -202,10 +200,15 @@ impl<F: FnMut(Side, &mut Session, Event, Instant)> App for F {
 }
 
 /// Ignores every event.
-pub fn ignore(_: Side, _: &mut Session, _: Event, _: Instant) {}
+pub(super) fn ignore(_: Side, _: &mut Session, _: Event, _: Instant) {}
 
 impl Network {
-    pub fn new(version: Version, configs: [Config; 2], links: [LinkConfig; 2], seed: u64) -> Self {
+    pub(super) fn new(
+        version: Version,
+        configs: [Config; 2],
+        links: [LinkConfig; 2],
+        seed: u64,
+    ) -> Self {
         let [opener, acceptor] = configs;
         let [out, back] = links;
         let end = |role, config, link| End {
@@ -227,34 +230,34 @@ impl Network {
     }
 
     /// The same configuration at both ends and the same link both ways.
-    pub fn symmetric(version: Version, config: Config, link: LinkConfig) -> Self {
+    pub(super) fn symmetric(version: Version, config: Config, link: LinkConfig) -> Self {
         Self::new(version, [config.clone(), config], [link; 2], 1)
     }
 
-    pub fn now(&self) -> Instant {
+    pub(super) fn now(&self) -> Instant {
         Instant::from_micros(self.now / 1000)
     }
 
-    pub fn end(&self, side: Side) -> &End {
+    pub(super) fn end(&self, side: Side) -> &End {
         match side {
             Side::Opener => &self.opener,
             Side::Acceptor => &self.acceptor,
         }
     }
 
-    pub fn end_mut(&mut self, side: Side) -> &mut End {
+    pub(super) fn end_mut(&mut self, side: Side) -> &mut End {
         match side {
             Side::Opener => &mut self.opener,
             Side::Acceptor => &mut self.acceptor,
         }
     }
 
-    pub fn session(&mut self, side: Side) -> &mut Session {
+    pub(super) fn session(&mut self, side: Side) -> &mut Session {
         &mut self.end_mut(side).session
     }
 
     /// Advances the clock by `span`.
-    pub fn run_for(&mut self, span: Duration, app: &mut impl App) {
+    pub(super) fn run_for(&mut self, span: Duration, app: &mut impl App) {
         let until = self.now + u64::try_from(span.as_nanos()).unwrap();
         while self.step(until, app) {}
         for side in Side::BOTH {
@@ -265,14 +268,14 @@ impl Network {
 
     /// Runs until nothing more happens by itself, for at most `span`. Returns whether that was
     /// reached.
-    pub fn run_until_silent(&mut self, span: Duration, app: &mut impl App) -> bool {
+    pub(super) fn run_until_silent(&mut self, span: Duration, app: &mut impl App) -> bool {
         let until = self.now + u64::try_from(span.as_nanos()).unwrap();
         while self.step(until, app) {}
         self.now < until
     }
 
     /// Ends the transport: messages on it are lost, and both ends are informed.
-    pub fn cut(&mut self) {
+    pub(super) fn cut(&mut self) {
         let now = self.now();
         for side in Side::BOTH {
             let end = self.end_mut(side);
@@ -282,7 +285,7 @@ impl Network {
     }
 
     /// The transport carries nothing any more and informs nobody.
-    pub fn go_silent(&mut self) {
+    pub(super) fn go_silent(&mut self) {
         for side in Side::BOTH {
             self.end_mut(side).link.clear();
         }
@@ -307,7 +310,7 @@ impl Network {
     }
 
     /// Runs both ends as far as possible at this time.
-    pub fn settle(&mut self, app: &mut impl App) {
+    pub(super) fn settle(&mut self, app: &mut impl App) {
         loop {
             let first = match self.next_random() & 1 {
                 0 => Side::Opener,
