@@ -75,6 +75,7 @@ impl Fields {
                 reason: EndReason::from_code(self.code.unwrap()),
                 text: self.text.clone().unwrap(),
             },
+            other => panic!("no vector can have {other}"),
         }
     }
 }

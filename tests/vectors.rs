@@ -165,7 +165,7 @@ fn vectors_cover_the_format() {
             .iter()
             .filter_map(|v| Some((v, v.fields.as_ref()?, v.accepted)))
     };
-    for kind in Kind::ALL {
+    for &kind in Kind::ALL {
         let byte = kind as u8;
         for accepted in [Accepted::Strict, Accepted::Neither] {
             assert!(

@@ -36,7 +36,7 @@ fn payload() -> impl Strategy<Value = Bytes> {
 }
 
 fn header() -> impl Strategy<Value = Header> {
-    (select(&Kind::ALL[..]), proto(), any_id(), any::<u16>()).prop_map(|(kind, proto, id, port)| {
+    (select(Kind::ALL), proto(), any_id(), any::<u16>()).prop_map(|(kind, proto, id, port)| {
         Header {
             kind,
             proto,

@@ -22,6 +22,7 @@ mod field {
 ///
 /// These types are unknown to [`wire`](crate::wire) and never reach a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 #[repr(u8)]
 pub enum Kind {
     /// A client asks for a tunnel, new or not.
@@ -100,6 +101,7 @@ pub(super) const fn is_end_of_connection(message: &[u8]) -> bool {
 /// assert_eq!(Message::decode(&ack.to_bytes()), Ok(ack));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Message {
     /// The first message of a client on a transport.
     Open(Open),

@@ -16,6 +16,7 @@ use super::{ClientId, DecodeError, HEADER_LEN, Header, Kind, Proto};
 /// # Ok::<(), kohakuriver_tunnel::wire::DecodeError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Frame<P = Bytes> {
     /// Open a connection to `port`. Opener to acceptor.
     Connect {

@@ -17,6 +17,7 @@ pub(super) mod field {
 
 /// The type byte of a message (PROTOCOL.md section 2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 #[repr(u8)]
 pub enum Kind {
     /// Open a connection to the port in the header.
@@ -41,7 +42,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every type, in the order of the bytes.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: &'static [Self] = &[
         Self::Connect,
         Self::Connected,
         Self::Data,

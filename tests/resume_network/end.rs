@@ -197,6 +197,7 @@ impl End {
             Ok(Message::Opened(opened)) => Some(opened.received),
             Ok(Message::Ack { received }) => Some(received),
             Ok(Message::End { .. }) => None,
+            Ok(other) => panic!("{other:?} is of no known type"),
             Err(_) => {
                 assert!(is_counted(message), "a datagram was kept");
                 None
