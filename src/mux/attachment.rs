@@ -51,7 +51,7 @@ impl Attachments {
 
     /// The next change; `None` once the tunnel has ended. Cancel safe.
     ///
-    /// Of several changes since the last call, only the latest is returned.
+    /// If there were several changes since the last call, only the latest is returned.
     pub async fn changed(&mut self) -> Option<Attachment> {
         let mut watch = Watch::new(&self.tunnel.shared);
         let (changes, last) = poll_fn(|cx| {

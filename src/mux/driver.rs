@@ -69,7 +69,7 @@ pub struct Driver<T, C, R = TokioTimer, S = Once<T>> {
     /// Tasks to wake after the lock is released. Reused.
     wake: Vec<Waker>,
     flood_control: FloodControl,
-    /// What had come in vain at the last read.
+    /// The counts of useless messages at the last read.
     useless: Useless,
     /// The transport was not read in this round, and is to be read again then.
     reread: Option<Instant>,

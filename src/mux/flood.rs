@@ -40,7 +40,7 @@ pub(super) struct Useless {
 /// What one read of the transport was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Inrush {
-    /// Of use.
+    /// It had a use.
     Fair,
     /// Many connections that were refused, much data for connections that do not exist, or more
     /// than a tunnel may hold while memory is short.

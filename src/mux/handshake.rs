@@ -23,7 +23,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for the peer to read and answer a refusal.
 const REFUSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is read of a peer that was refused or told the end, beside one more message. A peer that
+/// How much is read from a peer that was refused or told the end, and one more message. A peer that
 /// sends more does not close.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Discard {
@@ -32,13 +32,13 @@ pub(super) struct Discard {
 }
 
 impl Discard {
-    /// Of a peer that sends nothing before it is answered.
+    /// For a peer that sends nothing before it is answered.
     pub(super) const LITTLE: Self = Self {
         messages: SKIP_MAX,
         bytes: 256 << 10,
     };
 
-    /// Of a client that may send before the answer (PROTOCOL.md section 5.10): as much as its ring
+    /// For a client that may send before the answer (PROTOCOL.md section 5.10): as much as its ring
     /// holds, where each message counts 64 bytes more, and the message that fills it.
     pub(super) fn ring(bytes: u32) -> Self {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);

@@ -105,9 +105,9 @@ impl Binding {
 pub struct KeeperLimits {
     /// In total. Default 1,024.
     pub detached: usize,
-    /// Of one [group](Binding::group). Default 128.
+    /// For one [group](Binding::group). Default 128.
     pub per_group: usize,
-    /// Of one [peer](Binding::peer). Default 64.
+    /// For one [peer](Binding::peer). Default 64.
     pub per_peer: usize,
 }
 

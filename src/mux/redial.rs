@@ -177,11 +177,11 @@ pub struct Redial<N: Connect> {
     /// Attempts since it was attached for long.
     fruitless: u32,
     not_before: Instant,
-    /// Whether the next transport is wanted, and there is hope for one.
+    /// Whether the next transport is wanted and may still come.
     is_wanted: bool,
     attached_at: Instant,
-    /// The last attempt said that there is no hope.
-    hopeless: Option<String>,
+    /// The text of an attempt after which no other can succeed.
+    final_failure: Option<String>,
 }
 
 struct Attempt<F> {
@@ -206,7 +206,7 @@ impl<N: Connect> Redial<N> {
             not_before: now,
             is_wanted: false,
             attached_at: now,
-            hopeless: None,
+            final_failure: None,
         }
     }
 
@@ -243,14 +243,14 @@ impl<N: Connect> Source for Redial<N> {
             Need::None => {
                 self.current = None;
                 self.attempts = 0;
-                self.hopeless = None;
+                self.final_failure = None;
                 return Poll::Pending;
             }
             Need::Wait => return Poll::Pending,
             Need::Doubt | Need::Lost => {}
         }
         let lost = need == Need::Lost;
-        if let Some(text) = &self.hopeless {
+        if let Some(text) = &self.final_failure {
             let over = || Arrival::Over(TunnelError::NotConnected(text.clone()));
             return if lost {
                 Poll::Ready(over())
@@ -274,7 +274,7 @@ impl<N: Connect> Source for Redial<N> {
         match outcome {
             Ok(transport) => Poll::Ready(Arrival::Dialled(transport)),
             Err(failure) if failure.is_final => {
-                self.hopeless = Some(failure.text);
+                self.final_failure = Some(failure.text);
                 self.poll_arrival(cx, now, need, keep)
             }
             Err(_) => {

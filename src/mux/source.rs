@@ -21,7 +21,7 @@ pub trait Source: Unpin {
     #[doc(hidden)]
     const RESUMES: bool;
 
-    /// The next transport, or the end of all hope for one. The tunnel is kept for `keep` without.
+    /// The next transport, or why none can come any more. The tunnel is kept for `keep` without one.
     #[doc(hidden)]
     fn poll_arrival(
         &mut self,

@@ -21,7 +21,7 @@ pub struct Totals {
     pub datagrams: u64,
     pub streams: u64,
     pub resets: u64,
-    /// Of detached clients' streams, whose places a bystander needed.
+    /// Streams of detached clients whose places a bystander needed.
     pub squeezed: u64,
     pub full_rings: u64,
     pub expired: u64,

@@ -145,7 +145,7 @@ impl Network {
         self.plans_up_to(self.scenario.largest, first_port)
     }
 
-    /// Of a bystander, which holds less than those that cause the pressure.
+    /// For a bystander, which holds less than those that cause the pressure.
     fn modest_plans(&mut self, first_port: u16) -> Vec<(u16, Plan)> {
         let largest = match self.scenario.pressed {
             true => 3_000,

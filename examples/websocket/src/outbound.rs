@@ -34,7 +34,7 @@ pub(crate) struct Outbound {
     scratch: BytesMut,
     /// Bytes in `queue` and `scratch`.
     queued: usize,
-    /// Of the shared payloads that go first, what is masked.
+    /// What is masked of the shared payloads that go first.
     masked: Masked,
     charge: Charge,
     /// The account is exhausted: queue little.

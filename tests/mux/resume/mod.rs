@@ -56,7 +56,7 @@ struct Server {
     acceptors: mpsc::UnboundedSender<Acceptor>,
     drivers: Arc<Mutex<Vec<JoinHandle<Ended>>>>,
     wires: Arc<Mutex<Vec<[Wire; 2]>>>,
-    /// Of the next pipe.
+    /// For the next pipe.
     capacity: Arc<AtomicUsize>,
     refuses: Arc<AtomicU32>,
     dials: Arc<Mutex<Vec<Dial>>>,

@@ -87,7 +87,7 @@ async fn a_probe_replaces_a_dead_transport_at_once() {
 
 /// A connector knows for how long the two ends keep the tunnel, to try often enough.
 #[tokio::test(start_paused = true)]
-async fn the_connector_is_told_for_how_long_there_is_hope() {
+async fn the_connector_is_told_for_how_long_the_tunnel_is_kept() {
     let keep = |seconds| resume::Config::default().with_keep(Duration::from_secs(seconds));
     for (client, server, agreed) in [(120, 30, 30), (20, 30, 20)] {
         let (server, mut accepted) = Server::new(keep(server));

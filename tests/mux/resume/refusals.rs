@@ -148,7 +148,7 @@ async fn a_transport_without_open_is_not_kept() {
     );
 }
 
-/// Of two transports of one client the later attempt wins, in whatever order they arrive.
+/// With two transports of one client, the later attempt wins, in whatever order they arrive.
 #[tokio::test]
 async fn of_two_transports_the_later_attempt_wins() {
     let (server, mut accepted) = Server::new(resume::Config::default());

@@ -41,7 +41,7 @@ pub struct Connector {
     /// The session is for any port because there are several ports, and each can have its own
     /// session instead.
     pub splits: bool,
-    /// Of new tunnels. The next WebSockets of a tunnel have their own.
+    /// For new tunnels. The next WebSockets of a tunnel have their own pace.
     pub pace: Pace,
     pub outage: Arc<Outage>,
     pub woken: watch::Receiver<()>,

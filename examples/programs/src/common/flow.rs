@@ -65,7 +65,7 @@ pub struct ServiceFlow<'a> {
     current: usize,
     /// The current address has answered and not refused since.
     serves: bool,
-    /// Of the last datagram, until it is answered.
+    /// The last datagram, until it is answered.
     unanswered: Option<Unanswered>,
     /// Whether there ever was an answer.
     answered: bool,

@@ -128,7 +128,7 @@ struct TurnedAway {
     late: Counter,
     /// Without the right token.
     token: Counter,
-    /// Of web pages that may not connect.
+    /// From web pages that may not connect.
     origin: Counter,
 }
 

@@ -73,7 +73,7 @@ thread_local! {
     /// A task stays on the thread of its event loop.
     static LINE: RefCell<Line> = RefCell::default();
 
-    /// Of sessions that come now.
+    /// The generation of sessions that come now.
     static LATEST: RefCell<Option<Arc<Generation>>> = const { RefCell::new(None) };
 }
 
@@ -157,12 +157,12 @@ impl Wake for Alarm {
 }
 
 impl Turns {
-    /// Of a connection that has no session.
+    /// For a connection that has no session.
     pub fn newcomer() -> Self {
         Self::new(now(), false)
     }
 
-    /// Of a connection with a session.
+    /// For a connection with a session.
     pub fn session() -> Self {
         Self::new(now(), true)
     }
@@ -330,17 +330,16 @@ impl Member {
 /// Class, round and number.
 type Position = (Class, u64, u64);
 
-/// The busy connections of a thread that wait, in each class first come first served. Of crowds,
-/// one session of each goes in each round, so that a small one does not wait for all of a large
-/// one.
+/// The busy connections of a thread that wait, in each class first come first served. In each round
+/// one session of each crowd goes, so that a small crowd does not wait for all of a large one.
 #[derive(Debug, Default)]
 struct Line {
-    /// Of tickets and positions.
+    /// The last number of a ticket or a position.
     numbers: u64,
     queue: BTreeMap<Position, Turns>,
     /// Which class had the turn before.
     last: Class,
-    /// Of the crowds, now.
+    /// The round of the crowds now.
     round: u64,
     /// Was woken and will run next. Tasks that were ready before run before it.
     called: Option<u64>,

@@ -76,7 +76,7 @@ pub enum HandshakeError {
     Refused {
         reason: String,
         lasting: bool,
-        /// Of the HTTP answer, if there was no WebSocket yet.
+        /// The status of the HTTP answer, if there was no WebSocket yet.
         status: Option<StatusCode>,
     },
 }

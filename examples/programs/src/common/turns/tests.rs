@@ -46,7 +46,7 @@ fn start(turns: &Turns, count: &Count) -> JoinHandle<()> {
     tokio::spawn(turns.run(work))
 }
 
-/// Of a session that came alone.
+/// For a session that came alone.
 fn single() -> Turns {
     LATEST.set(None);
     Turns::session()
