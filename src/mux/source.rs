@@ -21,7 +21,7 @@ pub trait Source: Unpin {
     #[doc(hidden)]
     const RESUMES: bool;
 
-    /// The next transport, or why none can come any more. The tunnel is kept for `keep` without one.
+    /// The next transport, or why none can come any more. `keep` is how long the tunnel waits.
     #[doc(hidden)]
     fn poll_arrival(
         &mut self,
