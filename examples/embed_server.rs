@@ -11,9 +11,7 @@
 use axum::{Router, extract::ws, routing::any};
 use kohakuriver_tunnel::{carrier, mux, session::Version};
 use tokio::net::{TcpListener, TcpStream};
-
 carrier!(Ws: ws::Message, close: ws::CloseFrame);
-
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
     let open = async |ws: ws::WebSocketUpgrade| ws.protocols([Version::OFFER]).on_upgrade(tunnel);
@@ -21,7 +19,6 @@ async fn main() -> std::io::Result<()> {
     let address = std::env::args().nth(1).unwrap_or("127.0.0.1:8000".into());
     axum::serve(TcpListener::bind(address).await?, app).await
 }
-
 async fn tunnel(socket: ws::WebSocket) {
     let version = socket.protocol().map_or(Version::V1, |_| Version::V2);
     if let Ok((mut acceptor, driver)) = mux::builder().version(version).welcome(socket, Ws).await {
