@@ -11,7 +11,21 @@ use crate::session::Role;
 use crate::transport::{Carrier, Received, Transport};
 
 /// What became of a transport on which the peer resumes tunnels, from
-/// [`Builder::admit`](super::Builder::admit). [`Keeper`] has an example.
+/// [`Builder::admit`](super::Builder::admit). [`Keeper`] has the whole server.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::Admission;
+///
+/// fn outcome<T, C>(admission: &Admission<T, C>) -> &'static str {
+///     match admission {
+///         Admission::New(_) => "a new tunnel",
+///         Admission::Resumed => "a tunnel goes on",
+///         Admission::Refused(_) => "no such tunnel, or not for this client",
+///         _ => "something new",
+///     }
+/// }
+/// assert_eq!(outcome::<(), ()>(&Admission::Resumed), "a tunnel goes on");
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 // Matched at once.
@@ -26,7 +40,27 @@ pub enum Admission<T, C, R = TokioTimer> {
     Refused(EndReason),
 }
 
-/// A new tunnel that a peer asks for. Dropping it drops the transport. [`Keeper`] has an example.
+/// A new tunnel that a peer asks for. Dropping it drops the transport. [`Keeper`] has the whole
+/// server.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::{Acceptor, LengthPrefixed, Opening};
+/// use kohakuriver_tunnel::resume::EndReason;
+/// use kohakuriver_tunnel::transport::Plain;
+/// use tokio::net::TcpStream;
+///
+/// type Asked = Opening<LengthPrefixed<TcpStream>, Plain>;
+///
+/// async fn begin(opening: Asked, is_full: bool) -> Option<Acceptor> {
+///     if is_full {
+///         opening.refuse(EndReason::Limit, 1013, "no place is free").await;
+///         return None;
+///     }
+///     let (acceptor, driver) = opening.acceptor();
+///     tokio::spawn(driver);
+///     Some(acceptor)
+/// }
+/// ```
 #[derive(Debug)]
 #[must_use = "the peer waits"]
 pub struct Opening<T, C, R = TokioTimer> {

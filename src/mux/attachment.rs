@@ -7,7 +7,21 @@ use crate::resume::{Resumption, Stats};
 /// Whether a tunnel has a transport, and how that changed last.
 ///
 /// A tunnel that is not [resumed](super::Builder::resume) is attached until its end.
-/// [`Attachments`] has an example.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::{Attachment, TunnelError};
+///
+/// fn status(attachment: &Attachment) -> String {
+///     match attachment {
+///         Attachment::Detached(cause) => format!("waits for a transport: {cause}"),
+///         Attachment::Resumed(again) => format!("went on after {:?}", again.detached),
+///         _ => "connected".into(),
+///     }
+/// }
+/// assert_eq!(status(&Attachment::First), "connected");
+/// let lost = Attachment::Detached(TunnelError::PeerDead);
+/// assert!(status(&lost).starts_with("waits for a transport"));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Attachment {

@@ -34,8 +34,20 @@ pub enum Incoming {
     Udp(IncomingUdp),
 }
 
-/// A byte stream that the peer requests. Dropping it refuses the stream. [`Incoming`] has an
-/// example.
+/// A byte stream that the peer requests. Dropping it refuses the stream.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::{IncomingTcp, TunnelStream};
+/// use kohakuriver_tunnel::session::Reason;
+///
+/// fn accept(incoming: IncomingTcp) -> Option<TunnelStream> {
+///     if incoming.port() < 1024 {
+///         incoming.reject(Reason::Denied, "ports below 1024 are not served");
+///         return None;
+///     }
+///     Some(incoming.accept())
+/// }
+/// ```
 #[derive(Debug)]
 pub struct IncomingTcp(Asked);
 

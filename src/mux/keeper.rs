@@ -62,7 +62,18 @@ pub struct Keeper<T> {
 }
 
 /// What a tunnel is bound to: a transport takes it over only if it came on the same route, whatever
-/// secret it shows. Also says whom to count it for. [`Keeper`] has an example.
+/// secret it shows. Also says whom to count it for.
+///
+/// ```
+/// use kohakuriver_tunnel::mux::Binding;
+///
+/// let binding = |container: &str, peer: &str| {
+///     Binding::new(format!("/api/tunnel/{container} token"), container, peer)
+/// };
+/// let (home, train) = (binding("vps-7", "192.0.2.1"), binding("vps-7", "198.51.100.2"));
+/// assert_eq!(home.route, train.route); // may be the same tunnel
+/// assert_ne!(home.route, binding("vps-8", "192.0.2.1").route); // never
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Binding {
@@ -129,7 +140,17 @@ impl KeeperLimits {
     }
 }
 
-/// Counters of a [`Keeper`], from [`Keeper::stats`]. [`Keeper`] has an example.
+/// Counters of a [`Keeper`], from [`Keeper::stats`].
+///
+/// ```
+/// use kohakuriver_tunnel::mux::KeeperStats;
+///
+/// fn share_resumed(stats: KeeperStats) -> f64 {
+///     let lost = stats.expired + stats.evicted + stats.gaps + stats.failed;
+///     stats.resumed as f64 / (stats.resumed + lost).max(1) as f64
+/// }
+/// assert_eq!(share_resumed(KeeperStats::default()), 0.0);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct KeeperStats {

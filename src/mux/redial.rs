@@ -69,7 +69,23 @@ where
     }
 }
 
-/// Circumstances of an attempt to connect. [`Connect`] has an example.
+/// Circumstances of an attempt to connect. [`Connect`] has a whole client.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use kohakuriver_tunnel::mux::Dial;
+///
+/// fn pause(dial: Dial) -> Duration {
+///     match dial.attached {
+///         true => Duration::ZERO,
+///         false => (dial.keep / 20).min(Duration::from_secs(dial.attempt.into())),
+///     }
+/// }
+/// let keep = Duration::from_secs(120);
+/// assert_eq!(pause(Dial::new(0, false, keep)), Duration::ZERO);
+/// assert_eq!(pause(Dial::new(30, false, keep)), Duration::from_secs(6));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Dial {
@@ -86,22 +102,6 @@ pub struct Dial {
 
 impl Dial {
     /// For the first transport, or the test of a connector. A tunnel's driver makes its own.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    ///
-    /// use kohakuriver_tunnel::mux::Dial;
-    ///
-    /// fn pause(dial: Dial) -> Duration {
-    ///     match dial.attached {
-    ///         true => Duration::ZERO,
-    ///         false => (dial.keep / 20).min(Duration::from_secs(dial.attempt.into())),
-    ///     }
-    /// }
-    /// let keep = Duration::from_secs(120);
-    /// assert_eq!(pause(Dial::new(0, false, keep)), Duration::ZERO);
-    /// assert_eq!(pause(Dial::new(30, false, keep)), Duration::from_secs(6));
-    /// ```
     #[must_use]
     pub const fn new(attempt: u32, attached: bool, keep: Duration) -> Self {
         Self {

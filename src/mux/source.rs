@@ -13,6 +13,7 @@ use crate::session::Instant;
 
 /// Where the next transport of a tunnel comes from: [`Redial`](super::Redial),
 /// [`Kept`](super::Kept), or, if there is none, [`Once`]. Cannot be implemented elsewhere.
+/// [`Connect`](super::Connect) and [`Keeper`](super::Keeper) have examples.
 pub trait Source: Unpin {
     #[doc(hidden)]
     type Transport;
@@ -45,7 +46,7 @@ pub trait Source: Unpin {
 }
 
 /// No further transport: the tunnel ends with the one that it has. Only the type of a
-/// [`Driver`](super::Driver) names it, and no value of it exists.
+/// [`Driver`](super::Driver), which has an example, names it. No value of it exists.
 #[derive(Debug)]
 pub struct Once<T> {
     never: Infallible,

@@ -8,7 +8,21 @@ use super::{Reason, Role, StreamId};
 
 /// How much a session may hold while memory is short. Each level includes those before it.
 ///
-/// [`Session::set_allowance`] has an example.
+/// ```
+/// use kohakuriver_tunnel::session::Allowance;
+///
+/// /// For one of `sessions` that hold `held` bytes together, of `limit`.
+/// fn allowance(held: usize, limit: usize, sessions: usize) -> Allowance {
+///     let share = limit / 3 / sessions;
+///     match held {
+///         _ if held > limit / 3 * 2 => Allowance::Exceeded(share),
+///         _ if held > limit / 2 => Allowance::Share(share),
+///         _ if held > limit / 16 => Allowance::Scarce,
+///         _ => Allowance::Ample,
+///     }
+/// }
+/// assert_eq!(allowance(600, 999, 3), Allowance::Share(111));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Allowance {

@@ -65,6 +65,21 @@ use futures_sink::Sink;
 
 /// Messages in both directions, as a WebSocket stack has them. Not to be implemented: every
 /// `Stream` of results that is a `Sink` of the same messages and error is one.
+///
+/// ```
+/// use bytes::Bytes;
+/// use futures_util::SinkExt;
+/// use kohakuriver_tunnel::transport::{Carrier, Transport};
+///
+/// /// Sends a tunnel message on the WebSocket of any stack.
+/// async fn send<T, C>(socket: &mut T, carrier: &mut C, message: Bytes) -> Result<(), T::Failure>
+/// where
+///     C: Carrier,
+///     T: Transport<C::Message>,
+/// {
+///     socket.send(carrier.binary(message)).await
+/// }
+/// ```
 pub trait Transport<M>:
     Stream<Item = Result<M, <Self as Transport<M>>::Failure>>
     + Sink<M, Error = <Self as Transport<M>>::Failure>
