@@ -10,7 +10,7 @@ const FILE_MAX: u64 = 16 << 20;
 /// All bytes of a file, of which there may be 16 MiB.
 ///
 /// # Errors
-/// It cannot be read or has more. It is not read in vain if the system knows its size.
+/// It cannot be read, or has more. If the system knows that it has more, nothing is read.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     read_open(File::open(path)?)
 }
