@@ -469,6 +469,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_socks_proxy_that_goes_away_has_not_answered() {
+        let (proxy, listener) = proxy("socks5h").await;
+        let server = Url::parse("ws://192.0.2.1:2").unwrap();
+        tokio::spawn(async move {
+            for answer in [&[5, 0xff][..], &[]] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 8]).await;
+                stream.write_all(answer).await.unwrap();
+            }
+        });
+        for answered in [true, false] {
+            let error = proxy.connect(&Names::default(), &server).await;
+            let error = error.unwrap_err();
+            assert_eq!(net::is_answer(&error), answered, "{error}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_proxy_that_accepts_and_is_silent_is_named() {
         let silent = ["http", "socks5", "socks5h"].map(async |scheme| {
             let (proxy, _listener) = proxy(scheme).await;
