@@ -179,6 +179,24 @@ async fn a_flow_is_opened_again_when_its_tunnel_is_lost() {
     chain.restart_host();
     echoed(&peer, b"after the loss").await;
     forward.expect_lines("flow opened", 2);
+    forward.complaint("others have their own tunnels");
+}
+
+#[tokio::test]
+async fn the_loss_of_an_empty_tunnel_is_not_told() {
+    let mut chain = Chain::direct();
+    let port = format!("{}:0", service(echo).await.port());
+    let args = [&*port, "--threads", "2", "--no-resume"];
+    let mut forward = start_talkative(&chain, &args);
+    let shell = echoes(&forward).await;
+    opened(&forward).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    chain.restart_host();
+    forward.complaint("reconnected to");
+    drop(shell);
+    forward.signal("TERM");
+    assert_eq!(forward.exit(LIMIT), 0);
+    forward.expect_lines("others have their own tunnels", 0);
 }
 
 #[tokio::test]

@@ -250,8 +250,8 @@ impl Lanes {
         tracing::debug!(index, "another tunnel");
         let since = Instant::now();
         let over = connector.outlast(&tunnel, |_| ()).await;
-        self.ended(index, number, since);
-        let lost = matches!(tunnel.close_reason(), Some(Err(_)));
+        let was_used = self.ended(index, number, since);
+        let lost = was_used && matches!(tunnel.close_reason(), Some(Err(_)));
         connector.outage.leaves(&over.cause, over.down, lost);
     }
 
@@ -271,15 +271,21 @@ impl Lanes {
         Some(number)
     }
 
-    fn ended(&self, index: usize, number: u64, since: Instant) {
+    /// Returns whether it may have had connections.
+    fn ended(&self, index: usize, number: u64, since: Instant) -> bool {
         let mut state = self.state.lock();
         let lane = state.lanes.get_mut(index);
         // Not if another one is there already.
-        let lane = lane.filter(|lane| lane.number == number);
+        let Some(lane) = lane.filter(|lane| lane.number == number) else {
+            return true;
+        };
+        // They may have ended since the last look.
+        let was_used = lane.idle.is_zero();
         // One that was closed here is not there any more.
-        if lane.is_some_and(|lane| lane.mux.take().is_some()) {
+        if lane.mux.take().is_some() {
             state.not_before = state.not_before.max(since + PAUSE);
         }
+        was_used
     }
 }
 
