@@ -1,6 +1,8 @@
 //! Bounds the memory that peers can make the process hold, and returns it to the system when free.
 
+use std::mem;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -44,8 +46,61 @@ impl MemoryArgs {
     }
 }
 
-/// Lets the WebSockets charge a [`Budget`].
-pub struct Charged(pub Budget);
+/// Lets the WebSockets of a thread charge a [`Budget`].
+///
+/// Each message is charged and given back, so some of that is kept for the next one. The threads
+/// then seldom change what they count together.
+#[derive(Debug)]
+pub struct Charged {
+    budget: Budget,
+    /// Bytes taken that nobody holds.
+    spare: AtomicUsize,
+    spare_max: usize,
+}
+
+impl Charged {
+    /// Enough for what one WebSocket reads and writes at once.
+    const SPARE_MAX: usize = 512 << 10;
+    /// All threads keep at most this part of the budget.
+    const SPARE_PART: usize = 64;
+
+    /// For one of so many threads.
+    pub fn new(budget: &Budget, threads: usize) -> Self {
+        let part = budget.limit() / Self::SPARE_PART / threads.max(1);
+        Self {
+            budget: budget.clone(),
+            spare: AtomicUsize::new(0),
+            spare_max: part.min(Self::SPARE_MAX),
+        }
+    }
+
+    /// The same for another thread.
+    pub fn for_thread(&self) -> Self {
+        Self {
+            budget: self.budget.clone(),
+            spare: AtomicUsize::new(0),
+            spare_max: self.spare_max,
+        }
+    }
+
+    fn is_short(&self) -> bool {
+        self.budget.held() > self.budget.limit() / 4
+    }
+
+    /// Keeps as much as is allowed of bytes that nobody holds any more. None while memory is short:
+    /// who holds much would get what was taken within the share of who holds little.
+    fn keep(&self, bytes: usize) {
+        let kept = match self.is_short() {
+            true => 0,
+            false => bytes.min(self.spare_max),
+        };
+        if bytes > kept {
+            self.budget.give_back(bytes - kept);
+        }
+        // A task may still use the account of the thread that it came from.
+        self.spare.fetch_add(kept, Ordering::Relaxed);
+    }
+}
 
 impl Account for Charged {
     fn take(&self, bytes: usize) -> bool {
@@ -54,11 +109,25 @@ impl Account for Charged {
     }
 
     fn take_for_message(&self, held: usize, bytes: usize) -> bool {
-        self.0.take_part(held, bytes)
+        let mut spare = self.spare.swap(0, Ordering::Relaxed);
+        if self.is_short() {
+            self.budget.give_back(mem::take(&mut spare));
+        }
+        let used = spare.min(bytes);
+        let missing = bytes - used;
+        let found = missing == 0 || self.budget.take_part(held.saturating_add(used), missing);
+        self.keep(if found { spare - used } else { spare });
+        found
     }
 
     fn give_back(&self, bytes: usize) {
-        self.0.give_back(bytes);
+        self.keep(self.spare.swap(0, Ordering::Relaxed) + bytes);
+    }
+}
+
+impl Drop for Charged {
+    fn drop(&mut self) {
+        self.budget.give_back(*self.spare.get_mut());
     }
 }
 
@@ -165,6 +234,47 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    #[test]
+    fn messages_change_what_threads_count_together_only_once() {
+        let budget = Budget::new(64 << 20);
+        let charged = Charged::new(&budget, 2);
+        let other = charged.for_thread();
+        for _ in 0..100 {
+            assert!(charged.take_for_message(0, 116 << 10));
+            assert!(charged.take(250 << 10));
+            charged.give_back(250 << 10);
+            charged.give_back(116 << 10);
+            assert_eq!(budget.held(), 366 << 10);
+        }
+        assert!(other.take(1 << 10));
+        assert_eq!(budget.held(), 367 << 10);
+        // A burst leaves no more than is worth it.
+        assert!(charged.take(8 << 20));
+        charged.give_back(8 << 20);
+        assert_eq!(budget.held(), 513 << 10);
+        other.give_back(1 << 10);
+        assert_eq!(budget.held(), 513 << 10);
+        // What cannot be had leaves everything as it was.
+        assert!(!other.take(60 << 20));
+        assert!(charged.take(512 << 10));
+        assert_eq!(budget.held(), 513 << 10);
+        // While memory is short, nothing passes from one to another.
+        assert!(budget.take(20 << 20));
+        charged.give_back(512 << 10);
+        assert_eq!(budget.held(), (20 << 20) + (1 << 10));
+        assert!(other.take_for_message(0, 10 << 10));
+        assert_eq!(budget.held(), (20 << 20) + (10 << 10));
+        other.give_back(10 << 10);
+        drop((charged, other));
+        assert_eq!(budget.held(), 20 << 20);
+        // A small budget has nothing to spare for many threads.
+        let small = Budget::new(1 << 20);
+        let charged = Charged::new(&small, 64);
+        assert!(charged.take(10 << 10));
+        charged.give_back(10 << 10);
+        assert!(small.held() <= 256);
+    }
 
     #[test]
     fn the_default_is_a_part_of_the_least_that_is_known() {

@@ -97,6 +97,8 @@ pub struct Settings {
     config: Config,
     /// For what peers may make the process hold.
     pub budget: Budget,
+    /// The same for WebSockets.
+    charged: Arc<Charged>,
     pub tunnels: Tunnels,
     /// `None` if tunnels end with their WebSockets.
     pub resume: Option<resume::Config>,
@@ -106,9 +108,11 @@ impl TunnelArgs {
     /// # Errors
     /// Flags contradict each other.
     pub fn settings(&self, process: &Process) -> Result<Settings, Failure> {
+        let budget = self.memory.budget(&process.threads);
         Ok(Settings {
             config: self.config(process.place),
-            budget: self.memory.budget(&process.threads),
+            charged: Arc::new(Charged::new(&budget, process.threads.count())),
+            budget,
             tunnels: process.tunnels.clone(),
             resume: self.resume.config()?,
         })
@@ -137,6 +141,7 @@ impl Settings {
     pub fn for_thread(&self) -> Self {
         Self {
             budget: self.budget.for_thread(),
+            charged: Arc::new(self.charged.for_thread()),
             ..self.clone()
         }
     }
@@ -262,7 +267,7 @@ impl Upgraded {
 
     fn on(mut self, settings: &Settings) -> (Builder, Socket) {
         let Settings { config, budget, .. } = settings;
-        self.socket.charge_to(Arc::new(Charged(budget.clone())));
+        self.socket.charge_to(Arc::clone(&settings.charged) as _);
         let builder = mux::builder().version(self.version).config(config.clone());
         let builder = builder.budget(budget).dial_timeout(ATTEMPT);
         let resume = settings.resume.clone().unwrap_or_default();
