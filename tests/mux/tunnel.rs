@@ -24,7 +24,11 @@ const PATIENCE: Duration = Duration::from_secs(40);
 
 /// The result of `future`. Fails after a time limit instead of hanging.
 pub(crate) async fn within<F: Future>(future: F) -> F::Output {
-    match tokio::time::timeout(PATIENCE, future).await {
+    within_limit(PATIENCE, future).await
+}
+
+pub(crate) async fn within_limit<F: Future>(limit: Duration, future: F) -> F::Output {
+    match tokio::time::timeout(limit, future).await {
         Ok(output) => output,
         Err(_) => panic!("nothing happened"),
     }
