@@ -275,3 +275,104 @@ fn check(s: &Stream, proto: Proto) -> Result<(), SendError> {
         false => Err(SendError::Unknown),
     }
 }
+
+#[cfg(all(test, feature = "mux"))]
+mod tests {
+    use alloc::format;
+    use alloc::vec::Vec;
+
+    use super::super::{Config, Role, Version};
+    use super::*;
+
+    /// Polls both sessions, but one of them not when it says that it has nothing. Returns how often
+    /// that was.
+    fn poll(polled: &mut Session, rested: &mut Session, now: Instant, most: usize) -> usize {
+        let (mut rests, mut count) = (false, 0);
+        for _ in 0..most {
+            let (at_rest, before) = (polled.is_at_rest(), format!("{polled:?}"));
+            let next = polled.poll_transmit(now);
+            if at_rest || rests {
+                assert_eq!(next, None);
+            }
+            if at_rest {
+                assert_eq!(format!("{polled:?}"), before);
+            }
+            if !rests {
+                assert_eq!(rested.poll_transmit(now), next);
+                let (has_sent, before) = (next.is_some(), format!("{rested:?}"));
+                rests = has_sent && rested.rest();
+                if rests {
+                    count += 1;
+                    continue;
+                }
+                assert_eq!(format!("{rested:?}"), before);
+            }
+            rests = false;
+            assert_eq!(format!("{polled:?}"), format!("{rested:?}"));
+        }
+        if rests {
+            assert_eq!(polled.poll_transmit(now), None);
+        }
+        assert_eq!(format!("{polled:?}"), format!("{rested:?}"));
+        count
+    }
+
+    #[test]
+    fn a_session_that_rests_is_as_if_it_had_been_polled() {
+        let (mut at_rest, mut rests) = (0, 0);
+        for seed in 0..30 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let config = Config {
+                send_budget: 32 << 10,
+                ..Config::default()
+            };
+            let mut ends = [(); 2].map(|()| {
+                let now = Instant::default();
+                Session::new(Role::Opener, Version::V2, config.clone(), now)
+            });
+            let mut streams = Vec::new();
+            for count in 0..random.usize(1..4) {
+                for end in &mut ends {
+                    let stream = end.open_tcp(80, Instant::default()).unwrap();
+                    if streams.len() == count {
+                        streams.push(stream);
+                    }
+                }
+            }
+            let flow = ends.each_mut().map(|end| {
+                let flow = end.open_udp(53, Instant::default());
+                flow.unwrap()
+            })[0];
+            let mut micros = 0;
+            for _ in 0..200 {
+                micros += random.u64(1..1_000_000);
+                let now = Instant::from_micros(micros);
+                let stream = streams[random.usize(..streams.len())];
+                let len = random.choice([1, 64, 5_000, 40_000]).unwrap();
+                let (what, flag) = (random.u8(..12), random.bool());
+                for end in &mut ends {
+                    let id = end.client_id(stream).unwrap();
+                    match what {
+                        0..4 => drop(end.send_slice(stream, &alloc::vec![7; len])),
+                        4 => end.request_writable(stream),
+                        5 => end.cancel_writable(stream),
+                        6 => end.hold_data(flag),
+                        7 => end.keep_room(flag),
+                        8 => drop(end.send_datagram(flow, (&[7; 99]).into())),
+                        9 => end.ping(),
+                        10 => while end.poll_event().is_some() {},
+                        _ => {
+                            let credit = 50_000;
+                            let grant = Frame::<Bytes>::Window { id, credit };
+                            end.handle_message(now, grant.to_bytes()).unwrap();
+                        }
+                    }
+                }
+                let [polled, other] = &mut ends;
+                at_rest += usize::from(polled.is_at_rest());
+                rests += poll(polled, other, now, random.usize(..6));
+            }
+        }
+        assert!(at_rest > 100 && rests > 100, "{at_rest}, {rests}");
+    }
+}
