@@ -51,7 +51,10 @@ fn start_talkative(chain: &Chain, more: &[&str]) -> Program {
 async fn of_both(chain: &Chain, more: &[&str]) -> Program {
     let tcp = format!("{}:0", service(echo).await.port());
     let udp = format!("{}:0/udp", udp_echo().await.port());
-    start_talkative(chain, &[&[&*tcp, &udp, "--threads", "2"], more].concat())
+    start_talkative(
+        chain,
+        &[&[&*tcp, &udp, "--threads", "2", "--tunnels", "2"], more].concat(),
+    )
 }
 
 /// A peer of its UDP port.
@@ -81,14 +84,14 @@ async fn echoes(forward: &Program) -> TcpStream {
 async fn a_busy_tunnel_gets_a_second_beside_it_until_that_is_idle() {
     let chain = Chain::direct();
     let remote = service(echo).await.port();
-    let forward = talkative(&chain, remote, "2");
+    let forward = talkative(&chain, remote, "1");
     let mut first = echoes(&forward).await;
     expect_metric(&chain.runner, SESSIONS, 1).await;
 
-    // The bulk keeps one busy: there is always another, and a third is not needed.
     let bulk = bulk(&forward).await;
     opened(&forward).await;
     let mut second = echoes(&forward).await;
+    forward.complaint("tunnel=1");
     assert_eq!(metric(&chain.runner, SESSIONS).await, 2);
 
     bulk.abort();
@@ -106,39 +109,26 @@ async fn a_busy_tunnel_gets_a_second_beside_it_until_that_is_idle() {
 #[tokio::test]
 async fn bulk_does_not_join_a_connection_that_was_there_before() {
     let chain = Chain::direct();
-    let forward = talkative(&chain, service(echo).await.port(), "2");
+    let forward = talkative(&chain, service(echo).await.port(), "1");
     let mut shell = echoes(&forward).await;
     opened(&forward).await;
     let bulk = bulk(&forward).await;
     forward.complaint("tunnel=1");
-    forward.expect_lines("tunnel=0", 1);
-    // The last one is for those who come while all others are busy.
+    // It is busy by now, and the shell is alone until another one comes.
     tokio::time::sleep(Duration::from_secs(2)).await;
     expect_echo(&mut shell, b"beside it").await;
-    assert_eq!(metric(&chain.runner, SESSIONS).await, 2);
+    forward.expect_lines("tunnel=0", 1);
+    drop(echoes(&forward).await);
+    forward.expect_lines("tunnel=0", 2);
+
     assert!(!bulk.is_finished());
     bulk.abort();
     let _ = bulk.await;
-    // Empty, it awaits the next bulk for as long as the shell is there.
+    // Empty, it awaits the next ones for as long as the shell is there.
     tokio::time::sleep(Duration::from_secs(12)).await;
     assert_eq!(metric(&chain.runner, SESSIONS).await, 2);
     drop(shell);
     expect_metric(&chain.runner, SESSIONS, 1).await;
-}
-
-#[tokio::test]
-async fn one_thread_keeps_its_second_tunnel_for_newcomers_beside_bulk() {
-    let chain = Chain::direct();
-    let forward = talkative(&chain, service(echo).await.port(), "1");
-    let _shell = echoes(&forward).await;
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(metric(&chain.runner, SESSIONS).await, 1);
-    let bulk = bulk(&forward).await;
-    opened(&forward).await;
-    let _newcomer = echoes(&forward).await;
-    forward.complaint("tunnel=1");
-    forward.expect_lines("tunnel=0", 2);
-    bulk.abort();
 }
 
 #[tokio::test]

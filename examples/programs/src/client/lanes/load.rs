@@ -5,15 +5,17 @@
 //! is taken once it has had connections for [`TAKEN_AFTER`] without a break. Flows of datagrams are
 //! connections too.
 //!
-//! A new connection takes the tunnel with the fewest connections of those that are not busy, so
-//! that what is interactive stays apart from bulk. If all are busy, it takes the one with the
-//! fewest. Beyond [`FEW`] streams a tunnel, all further ones take the first: it is fairer to many
-//! than the kernel is to several transports. Flows have no such bound, because most are idle. The
-//! last tunnel takes connections only while all others are busy. A burst of bulk connections, which
-//! are not busy when they come, would fill it too.
+//! Nobody can tell whether a new connection is bulk, and it stays where it began. So while all
+//! tunnels are busy or taken, another one is opened, which awaits the next connections, unless
+//! [`ENOUGH`] are not busy: idle connections may have come one by one.
 //!
-//! Another tunnel is opened when all are busy, and, unless it is the last, when all are busy or
-//! taken: nobody can tell whether the next connection is bulk, so an empty tunnel awaits it.
+//! A new connection takes a tunnel that is not busy, if there is one, and rather one that is not
+//! taken, so that what is interactive stays apart from bulk, whichever came first. Of several it
+//! takes the one with the fewest connections. Beyond [`FEW`] streams a tunnel, all further ones
+//! take the first: it is fairer to many than the kernel is to several transports. Flows have no
+//! such bound, because most are idle. The last tunnel takes connections only while all others are
+//! busy or taken. A burst of bulk connections, which are not busy when they come, would fill it
+//! too.
 
 use std::time::Duration;
 
@@ -27,6 +29,8 @@ const BUSY_FOR: Duration = Duration::from_secs(1);
 const TAKEN_AFTER: Duration = Duration::from_secs(1);
 
 const FEW: usize = 16;
+
+const ENOUGH: usize = 4;
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Load {
@@ -89,27 +93,32 @@ impl Load {
     fn is_taken(&self) -> bool {
         self.used_for.is_some_and(|used| used >= TAKEN_AFTER)
     }
+
+    fn is_used(&self) -> bool {
+        self.is_busy() || self.is_taken()
+    }
 }
 
 /// The tunnel of a new connection. `None` is one that is not there.
 pub(super) fn choose(loads: &[Option<Load>], proto: Proto) -> usize {
     let last = loads.len().saturating_sub(1);
-    let all_busy = loads.iter().take(last).flatten().all(Load::is_busy);
-    let open = if all_busy { loads.len() } else { last };
+    let all_used = loads.iter().take(last).flatten().all(Load::is_used);
+    let open = if all_used { loads.len() } else { last };
     let few = loads.iter().take(open).enumerate();
     let few = few.filter_map(|(index, load)| {
         let load = load.filter(|load| load.takes(proto))?;
-        Some((load.is_busy(), load.connections(), index))
+        let order = (load.is_busy(), load.is_taken(), load.connections());
+        Some((order, index))
     });
-    few.min().map_or(0, |(_, _, index)| index)
+    few.min().map_or(0, |(_, index)| index)
 }
 
-/// Which tunnel is to be opened: the first that is not there, if no other is left for a newcomer.
+/// Which tunnel is to be opened: the first that is not there, if all others are busy or taken.
 pub(super) fn wanted(loads: &[Option<Load>]) -> Option<usize> {
     let free = loads.iter().position(Option::is_none)?;
-    let is_last = free + 1 == loads.len();
-    let is_used = |load: &Load| load.is_busy() || !is_last && load.is_taken();
-    loads.iter().flatten().all(is_used).then_some(free)
+    let up = || loads.iter().flatten();
+    let not_busy = up().filter(|load| !load.is_busy()).count();
+    (not_busy < ENOUGH && up().all(Load::is_used)).then_some(free)
 }
 
 /// Whether a tunnel without connections has to stay: another one would be opened in its place.
@@ -271,29 +280,31 @@ mod tests {
     }
 
     #[test]
-    fn another_is_wanted_while_all_are_taken_or_busy_but_not_the_last() {
+    fn another_is_wanted_while_all_are_taken_or_busy() {
         let busy = load(1, true);
         assert_eq!(wanted(&[TAKEN, None, None]), Some(1));
+        assert_eq!(wanted(&[TAKEN, None]), Some(1));
         assert_eq!(wanted(&[NEW, None, None]), None);
-        assert_eq!(wanted(&[TAKEN, QUIET, None, None]), None);
-        assert_eq!(wanted(&[TAKEN, NEW, None, None]), None);
-        assert_eq!(wanted(&[TAKEN, busy, None, None]), Some(2));
-        assert_eq!(wanted(&[TAKEN, TAKEN, None, None]), Some(2));
+        assert_eq!(wanted(&[TAKEN, QUIET, None]), None);
+        assert_eq!(wanted(&[TAKEN, NEW, None]), None);
+        assert_eq!(wanted(&[TAKEN, busy, None]), Some(2));
         assert_eq!(wanted(&[TAKEN, None, busy]), Some(1));
-        assert_eq!(wanted(&[TAKEN, None]), None);
-        assert_eq!(wanted(&[TAKEN, busy, None]), None);
         assert_eq!(wanted(&[TAKEN]), None);
+        assert_eq!(wanted(&[TAKEN, TAKEN, TAKEN, busy, None]), Some(4));
+        assert_eq!(wanted(&[TAKEN, TAKEN, TAKEN, TAKEN, None]), None);
     }
 
     #[test]
-    fn a_newcomer_beside_one_that_has_been_there_for_long_has_a_tunnel_of_its_own() {
-        let mut loads = [TAKEN, None, None];
-        let opened = wanted(&loads).unwrap();
-        loads[opened] = QUIET;
-        assert_eq!(choose(&loads), opened);
-        // It was bulk. The next one joins the quiet one.
-        loads[opened] = load(1, true);
-        assert_eq!(choose(&loads), 0);
+    fn newcomers_take_no_tunnel_with_an_older_connection_while_there_is_another() {
+        assert_eq!(choose(&[TAKEN, QUIET]), 1);
+        assert_eq!(choose(&[TAKEN, load(FEW - 1, false)]), 1);
+        assert_eq!(choose(&[TAKEN, load(FEW, false)]), 0);
+        assert_eq!(choose(&[TAKEN, QUIET, QUIET]), 1);
+        let busy = load(1, true);
+        assert_eq!(choose(&[TAKEN, busy, QUIET]), 2);
+        assert_eq!(choose(&[TAKEN, busy, None]), 0);
+        assert_eq!(choose(&[TAKEN, busy]), 0);
+        assert_eq!(choose(&[busy, TAKEN, busy]), 1);
     }
 
     #[test]
@@ -305,6 +316,6 @@ mod tests {
         assert!(!is_spare(&[busy, None, None], 1));
         assert!(is_spare(&[TAKEN, QUIET, None], 1));
         assert!(!is_spare(&[TAKEN, QUIET, QUIET, None], 2));
-        assert!(!is_spare(&[TAKEN, QUIET], 1));
+        assert!(is_spare(&[TAKEN, QUIET], 1));
     }
 }
