@@ -276,7 +276,8 @@ fn check(s: &Stream, proto: Proto) -> Result<(), SendError> {
     }
 }
 
-#[cfg(all(test, feature = "mux"))]
+#[cfg(test)]
+#[cfg(feature = "mux")]
 mod tests {
     use alloc::format;
     use alloc::vec::Vec;

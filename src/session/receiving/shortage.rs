@@ -36,9 +36,10 @@ impl Shortage {
     /// read, because both relay to each other, waits no longer either.
     const PATIENCE: Duration = Duration::from_secs(2);
     const NEXT_AFTER: Duration = Duration::from_secs(60);
-    /// The longest read while memory is short: 16 KiB, and behind them the longest message of ours.
-    /// What remains of a budget has room for one.
-    const READ: usize = 144 << 10;
+    /// The longest message of ours. What remains of a budget has room for one.
+    const MESSAGE: usize = 128 << 10;
+    /// What remains of a share has room for a read: such a message behind 16 KiB of shorter ones.
+    const READ: usize = Self::MESSAGE + (16 << 10);
 
     pub(super) fn new(budget: usize) -> Self {
         Self {
@@ -108,8 +109,11 @@ impl Shortage {
 
     /// Bytes from which on the transport is not read.
     fn high(&self) -> usize {
-        let limit = self.share.unwrap_or(self.budget).min(self.budget);
-        limit - (limit / 8).max(Self::READ.min(limit / 2))
+        let (limit, rest) = match self.share {
+            Some(share) if share < self.budget => (share, Self::READ),
+            _ => (self.budget, Self::MESSAGE),
+        };
+        limit - (limit / 8).max(rest.min(limit / 2))
     }
 
     /// A pause ends well below where it begins, so that the transport is not read in single

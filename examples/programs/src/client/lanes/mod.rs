@@ -1,9 +1,9 @@
 //! The tunnels of a session, spread over the threads: when they are opened and closed, and which of
 //! them a new connection takes.
 //!
-//! When all tunnels are busy or taken, another one is opened, as far as `--tunnels` allows. A tunnel
-//! other than the first is closed when it was without connections for [`IDLE`], unless another
-//! would be opened in its place. [`load`] has the rules.
+//! When all tunnels are busy or taken, another one is opened, as far as `--tunnels` allows. A
+//! tunnel other than the first is closed when it was without connections for [`IDLE`], unless
+//! another would be opened in its place. [`load`] has the rules.
 
 mod load;
 
