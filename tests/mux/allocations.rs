@@ -86,7 +86,7 @@ async fn a_message_costs_few_allocations() {
     assert!(cost.allocations <= 4.0);
     assert!(cost.bytes <= 2.5 * MESSAGE as f64);
     let each = round_trips("pipe", piped(v2, config()).0).await;
-    assert!(each <= 8.0);
+    assert!(each <= 3.0);
 
     let over_tcp = Link::WebSocket.v2().await;
     let cost = bulk("websocket", over_tcp).await;
