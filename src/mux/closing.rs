@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use super::driver::Phase;
 use super::path::{Inward, is_end};
-use super::read_turn::Turn;
+use super::read_turn::ReadTurn;
 use super::source::Source;
 use super::{Driver, Timer};
 use crate::session::Instant;
@@ -87,7 +87,7 @@ where
                 }
                 Poll::Ready(Inward::Message(_) | Inward::Skip) => skipped += 1,
             }
-            if skipped == Turn::LONGEST.messages {
+            if skipped == ReadTurn::LONGEST.messages {
                 cx.waker().wake_by_ref();
                 break;
             }

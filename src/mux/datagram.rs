@@ -3,7 +3,7 @@ use core::task::{Context, Poll};
 
 use bytes::Bytes;
 
-use super::shared::{Awaited, Handle, State};
+use super::shared::{Awaited, Handle, TunnelState};
 use super::stream::{reset_of, send_reset};
 use crate::session::{Reason, Recv, Reset, SendError, StreamStats};
 use crate::wire::Chunk;
@@ -40,7 +40,7 @@ impl TunnelDatagram {
     /// [`Reset`] when the flow has ended.
     pub fn send(&self, datagram: impl Into<Chunk>) -> Result<(), Reset> {
         let datagram = datagram.into();
-        let send = |state: &mut State, id| state.session.send_datagram(id, datagram);
+        let send = |state: &mut TunnelState, id| state.session.send_datagram(id, datagram);
         match self.handle.with(send) {
             Ok(()) | Err(SendError::TooLong(_)) => Ok(()),
             Err(error) => Err(send_reset(error)),

@@ -12,9 +12,9 @@ use super::budget::Account;
 use super::closing::{CLOSE_TIMEOUT, Closing};
 use super::flood::{FloodControl, Inrush, Useless};
 use super::path::{Inward, Path, is_end};
-use super::read_turn::Turn;
+use super::read_turn::ReadTurn;
 use super::resuming::{Finish, MaybeResuming, Resuming};
-use super::shared::{State, register, wake_all};
+use super::shared::{TunnelState, register, wake_all};
 use super::source::{Once, Source};
 use super::stoppable::Now;
 use super::{Timer, TokioTimer, Tunnel, TunnelError};
@@ -121,7 +121,7 @@ enum Next {
 /// One read of the transport. Its messages are in the inbox.
 struct Read {
     /// How much it could take.
-    turn: Turn,
+    turn: ReadTurn,
     /// Signs of life without content.
     skipped: usize,
     inflow: Inflow,
@@ -250,19 +250,12 @@ where
             if state.driver.stalled {
                 return None;
             }
-            let turn = Turn::among(state.account.as_ref().map_or(0, Account::busy));
-            let is_short = matches!(
-                state.allowance,
-                Allowance::Share(_) | Allowance::Exceeded(_)
-            );
-            (
-                turn,
-                if is_short {
-                    Turn::SHORT_BYTES
-                } else {
-                    turn.bytes
-                },
-            )
+            let turn = ReadTurn::among(state.account.as_ref().map_or(0, Account::busy));
+            let most = match state.allowance {
+                Allowance::Share(_) | Allowance::Exceeded(_) => ReadTurn::SHORT_BYTES,
+                _ => turn.bytes,
+            };
+            (turn, most)
         };
         let mut bytes = 0;
         let mut skipped = 0;
@@ -577,7 +570,7 @@ fn end_of(outbox: &mut VecDeque<Transmit>) -> Option<Bytes> {
 }
 
 /// What END says when this end ends the tunnel.
-const fn end_reason(state: &State) -> EndReason {
+const fn end_reason(state: &TunnelState) -> EndReason {
     match &state.goodbye {
         Some((REPLACED, _)) => EndReason::Replaced,
         _ if state.shutdown => EndReason::Gone,

@@ -3,7 +3,7 @@ use core::task::Waker;
 use core::time::Duration;
 
 use super::budget::Account;
-use super::shared::State;
+use super::shared::TunnelState;
 use crate::session::Instant;
 
 /// How long a peer that floods is not read, so that other tasks get the processor.
@@ -80,7 +80,7 @@ impl FloodControl {
         &mut self,
         now: Instant,
         inrush: Inrush,
-        state: &mut State,
+        state: &mut TunnelState,
         wake: &mut Vec<Waker>,
     ) {
         self.note(now, inrush, state.account.as_mut());

@@ -100,11 +100,11 @@ struct Direction {
     /// Read, and not yet accepted by the other stream.
     rest: Chunk,
     carried: u64,
-    state: State,
+    state: Progress,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
-enum State {
+enum Progress {
     #[default]
     Open,
     /// The other stream has no room.
@@ -150,7 +150,7 @@ impl Join {
     }
 
     fn is_finished(&self) -> bool {
-        self.there.state == State::Finished && self.back.state == State::Finished
+        self.there.state == Progress::Finished && self.back.state == Progress::Finished
     }
 
     /// Ready with a reset, and the progress so far, if earlier data is not accepted.
@@ -188,21 +188,23 @@ impl Direction {
         from: &mut ReadHalf,
         to: &mut WriteHalf,
     ) -> Poll<Reset> {
-        if matches!(self.state, State::Open | State::Blocked) {
-            self.state = State::Open;
+        if matches!(self.state, Progress::Open | Progress::Blocked) {
+            self.state = Progress::Open;
             if let Poll::Ready(state) = self.poll_carry(cx, from, to) {
                 self.state = state;
             }
         }
-        if matches!(self.state, State::Finished | State::Cut) {
+        if matches!(self.state, Progress::Finished | Progress::Cut) {
             // Nothing else would report it.
             if let Poll::Ready(reset) = from.poll_reset(cx) {
-                self.state = State::Failing(reset);
+                self.state = Progress::Failing(reset);
             }
         }
         match &self.state {
-            State::Failing(reset) => to.poll_transmitted(cx).map(|()| reset.clone()),
-            State::Open | State::Blocked | State::Finished | State::Cut => Poll::Pending,
+            Progress::Failing(reset) => to.poll_transmitted(cx).map(|()| reset.clone()),
+            Progress::Open | Progress::Blocked | Progress::Finished | Progress::Cut => {
+                Poll::Pending
+            }
         }
     }
 
@@ -212,29 +214,29 @@ impl Direction {
         cx: &mut Context<'_>,
         from: &mut ReadHalf,
         to: &mut WriteHalf,
-    ) -> Poll<State> {
+    ) -> Poll<Progress> {
         loop {
             if self.rest.is_empty() {
                 match ready!(from.poll_headed(cx, 0)) {
                     Ok(Some(chunk)) => self.rest = chunk,
                     Ok(None) => {
                         to.finish();
-                        return Poll::Ready(State::Finished);
+                        return Poll::Ready(Progress::Finished);
                     }
-                    Err(reset) => return Poll::Ready(State::Failing(reset)),
+                    Err(reset) => return Poll::Ready(Progress::Failing(reset)),
                 }
             }
             match to.poll_send(cx, &mut self.rest) {
                 Poll::Ready(Ok(sent)) => self.carried += sent as u64,
                 Poll::Ready(Err(SendError::Reset(_))) => {
                     self.rest = Chunk::default();
-                    return Poll::Ready(State::Cut);
+                    return Poll::Ready(Progress::Cut);
                 }
                 // The caller had shut it down before.
                 Poll::Ready(Err(error)) => {
-                    return Poll::Ready(State::Failing(send_reset(error)));
+                    return Poll::Ready(Progress::Failing(send_reset(error)));
                 }
-                Poll::Pending => return Poll::Ready(State::Blocked),
+                Poll::Pending => return Poll::Ready(Progress::Blocked),
             }
         }
     }
@@ -246,19 +248,19 @@ impl Direction {
         to: &mut WriteHalf,
     ) -> Poll<(Reset, u64)> {
         let reset = match &self.state {
-            State::Blocked => {
+            Progress::Blocked => {
                 let reset = ready!(from.poll_reset(cx));
                 if from.has_lost() {
                     // It does not count as held any more.
                     self.rest = Chunk::default();
-                    self.state = State::Failing(reset);
+                    self.state = Progress::Failing(reset);
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
                 reset
             }
-            State::Failing(reset) => reset.clone(),
-            State::Open | State::Finished | State::Cut => return Poll::Pending,
+            Progress::Failing(reset) => reset.clone(),
+            Progress::Open | Progress::Finished | Progress::Cut => return Poll::Pending,
         };
         // Only compared, so it may wrap: bytes from before the join can be unsent too.
         Poll::Ready((reset, self.carried.wrapping_sub(to.unsent())))

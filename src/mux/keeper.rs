@@ -13,7 +13,7 @@ use super::Tunnel;
 use super::handovers::Handovers;
 use super::shared::Shared;
 use super::source::{Answer, Arrival, Handover, Need, News, Source};
-use super::waiting::{Detached, Rank, Waits};
+use super::waiting::{Detached, Rank, Waiter};
 use crate::resume::{Config, EndReason, Identity, Open, Secret};
 use crate::session::{Instant, Role};
 
@@ -186,7 +186,7 @@ struct Registry<T> {
     instance: u64,
     /// Foreign code, so never called under the lock of the state.
     random: Mutex<Random>,
-    state: Mutex<State<T>>,
+    state: Mutex<KeptTunnels<T>>,
 }
 
 struct Random(Box<Fill>);
@@ -194,7 +194,7 @@ struct Random(Box<Fill>);
 /// Fills a slice.
 type Fill = dyn FnMut(&mut [u8]) + Send;
 
-struct State<T> {
+struct KeptTunnels<T> {
     tunnels: BTreeMap<u64, Entry<T>>,
     /// How many tunnels each route has.
     routes: BTreeMap<String, usize>,
@@ -221,7 +221,7 @@ impl<T> Keeper<T> {
         limits: KeeperLimits,
         random: impl FnMut(&mut [u8]) + Send + 'static,
     ) -> Self {
-        let state = State {
+        let state = KeptTunnels {
             tunnels: BTreeMap::new(),
             routes: BTreeMap::new(),
             detached: Detached::default(),
@@ -357,7 +357,7 @@ impl<T> fmt::Debug for Keeper<T> {
 }
 
 impl<T> Registry<T> {
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
+    fn lock(&self) -> MutexGuard<'_, KeptTunnels<T>> {
         // No code panics under the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -382,7 +382,7 @@ impl Random {
     }
 }
 
-impl<T> State<T> {
+impl<T> KeptTunnels<T> {
     fn insert(&mut self, tunnel: u64, entry: Entry<T>) {
         let route = entry.binding.route.clone();
         *self.routes.entry(route).or_default() += 1;
@@ -453,7 +453,7 @@ pub struct Kept<T> {
     /// Its rank among those without a transport.
     rank: Option<Rank>,
     /// The same in its budget.
-    waits: Option<Waits>,
+    waits: Option<Waiter>,
 }
 
 impl<T> Kept<T> {
@@ -519,7 +519,7 @@ impl<T> Source for Kept<T> {
                 self.waits = None;
             }
             News::Detached { confirmed } => {
-                self.waits = Waits::begin(&self.shared, self.role, confirmed);
+                self.waits = Waiter::begin(&self.shared, self.role, confirmed);
                 let limits = self.registry.limits;
                 let mut state = self.registry.lock();
                 let waits = state.wait(self.tunnel, self.role, confirmed, limits);

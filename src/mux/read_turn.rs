@@ -5,12 +5,12 @@ use super::flood::{Inrush, Useless};
 /// If many tunnels of a budget have more to read than that, each turn is shorter, so that a round
 /// of all turns takes some milliseconds at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Turn {
+pub(super) struct ReadTurn {
     pub(super) messages: usize,
     pub(super) bytes: usize,
 }
 
-impl Turn {
+impl ReadTurn {
     pub(super) const LONGEST: Self = Self {
         messages: 64,
         bytes: 128 << 10,
@@ -69,16 +69,16 @@ mod tests {
     #[test]
     fn the_more_are_busy_the_shorter_a_turn() {
         for busy in [0, 1, 100] {
-            assert_eq!(Turn::among(busy), Turn::LONGEST);
+            assert_eq!(ReadTurn::among(busy), ReadTurn::LONGEST);
         }
-        assert_eq!(Turn::among(1_000_000), Turn::SHORTEST);
-        let turn = Turn::among(256);
+        assert_eq!(ReadTurn::among(1_000_000), ReadTurn::SHORTEST);
+        let turn = ReadTurn::among(256);
         assert_eq!((turn.messages, turn.bytes), (32, 64 << 10));
     }
 
     #[test]
     fn half_a_turn_without_use_is_a_flood() {
-        let turn = Turn::LONGEST;
+        let turn = ReadTurn::LONGEST;
         let useless = |senseless, refused| Useless {
             senseless,
             refused,

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::budget::Account;
 use super::driver::Flow;
-use super::shared::{Shared, State as SharedState};
+use super::shared::{Shared, TunnelState};
 use super::source::{Arrival, Handover, Need, News, Source};
 use super::stoppable::Now;
 use super::unacknowledged::Unacknowledged;
@@ -367,7 +367,7 @@ impl<S: Source> Resuming<S> {
     }
 
     /// Received messages were handled. Exchanges with the handles what both need, under the lock.
-    pub(super) fn exchange(&mut self, state: &mut SharedState) {
+    pub(super) fn exchange(&mut self, state: &mut TunnelState) {
         state.attached.ring = self.link.ring_bytes();
         state.attached.stats = self.link.stats();
         self.silent |= core::mem::take(&mut state.silent);

@@ -18,16 +18,16 @@ use super::{Budget, TunnelError};
 use crate::session::{Allowance, Event, Instant, Reason, Session, StreamId, StreamStats};
 use crate::wire::{Proto, RawFrame};
 
-/// State shared by the driver and all handles. The lock is never held while the transport or a
+/// What the driver and all handles share. The lock is never held while the transport or a
 /// socket is polled.
 pub(super) struct Shared {
-    state: Mutex<State>,
+    state: Mutex<TunnelState>,
     pub(super) clock: TunnelClock,
     /// As the state says, for readers without the lock.
     detached: AtomicBool,
 }
 
-pub(super) struct State {
+pub(super) struct TunnelState {
     pub(super) session: Session,
     pub(super) account: Option<Account>,
     /// When the account was settled last.
@@ -102,7 +102,7 @@ impl fmt::Debug for Shared {
 
 impl Shared {
     pub(super) fn new(session: Session, clock: TunnelClock, budget: Option<&Budget>) -> Self {
-        let state = State {
+        let state = TunnelState {
             session,
             account: budget.map(Account::open),
             allowance: Allowance::Ample,
@@ -128,7 +128,7 @@ impl Shared {
         }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, TunnelState> {
         // No code panics under the lock. If it did, using the session would still be the best
         // option.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -163,12 +163,12 @@ impl Shared {
     }
 
     /// Calls `act` on the session, and wakes the driver if that produced work.
-    pub(super) fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
+    pub(super) fn with<R>(&self, act: impl FnOnce(&mut TunnelState) -> R) -> R {
         self.waking(|state, _| act(state))
     }
 
     /// As [`with`](Self::with), and wakes the tasks whose wakers `act` collects.
-    pub(super) fn waking<R>(&self, act: impl FnOnce(&mut State, &mut Vec<Waker>) -> R) -> R {
+    pub(super) fn waking<R>(&self, act: impl FnOnce(&mut TunnelState, &mut Vec<Waker>) -> R) -> R {
         let mut wake = Vec::new();
         let mut state = self.lock();
         let outcome = act(&mut state, &mut wake);
@@ -178,7 +178,7 @@ impl Shared {
     }
 
     /// Unlocks the state after a call of the session, and wakes the driver if that produced work.
-    pub(super) fn release(mut state: MutexGuard<'_, State>) {
+    pub(super) fn release(mut state: MutexGuard<'_, TunnelState>) {
         state.settle();
         let driver = state.driver_if_needed();
         drop(state);
@@ -198,7 +198,7 @@ impl StreamWakers {
     }
 }
 
-impl State {
+impl TunnelState {
     fn driver_if_needed(&mut self) -> Option<Waker> {
         self.driver.waker.as_ref()?;
         let session = &self.session;
@@ -453,7 +453,7 @@ pub(super) struct Handle {
 }
 
 impl Handle {
-    pub(super) fn new(shared: &Arc<Shared>, state: &mut State, id: StreamId) -> Self {
+    pub(super) fn new(shared: &Arc<Shared>, state: &mut TunnelState, id: StreamId) -> Self {
         *state.wakers(id) = StreamWakers::default();
         state.handles += 1;
         let shared = Arc::clone(shared);
@@ -465,7 +465,7 @@ impl Handle {
     }
 
     /// Calls `act` on the session and the stream.
-    pub(super) fn with<R>(&self, act: impl FnOnce(&mut State, StreamId) -> R) -> R {
+    pub(super) fn with<R>(&self, act: impl FnOnce(&mut TunnelState, StreamId) -> R) -> R {
         self.shared.with(|state| act(state, self.id))
     }
 
@@ -474,7 +474,7 @@ impl Handle {
         &self,
         cx: &Context<'_>,
         awaited: Awaited,
-        act: impl FnOnce(&mut State, StreamId) -> Poll<R>,
+        act: impl FnOnce(&mut TunnelState, StreamId) -> Poll<R>,
     ) -> Poll<R> {
         let (outcome, replaced) = self.with(|state, id| {
             let outcome = act(state, id);

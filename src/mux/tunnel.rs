@@ -2,7 +2,7 @@ use alloc::sync::Arc;
 use core::future::poll_fn;
 use core::time::Duration;
 
-use super::shared::{Shared, State};
+use super::shared::{Shared, TunnelState};
 use super::watchers::Watch;
 use super::{Attachment, Attachments, TunnelError};
 use crate::resume;
@@ -42,7 +42,7 @@ impl Tunnel {
     /// Stops new connections; open streams continue. The peer is informed (v2, PROTOCOL.md section
     /// 5.7).
     pub fn drain(&self) {
-        self.shared.waking(State::drain);
+        self.shared.waking(TunnelState::drain);
     }
 
     /// Ends the tunnel in good order: [drains](Self::drain) it, and waits for the open streams to
@@ -96,7 +96,7 @@ impl Tunnel {
     /// Waits until either end takes no new connections, or the tunnel has ended. Cancel safe.
     pub async fn draining(&self) {
         let mut watch = self.watch();
-        let over = |state: &State| state.session.is_draining() || state.closed.is_some();
+        let over = |state: &TunnelState| state.session.is_draining() || state.closed.is_some();
         poll_fn(|cx| watch.poll(cx, |state| over(state).then_some(()))).await;
     }
 
@@ -118,7 +118,7 @@ impl Tunnel {
     /// ```
     pub async fn violation(&self, seen: u64) -> Option<Violation> {
         let mut watch = self.watch();
-        let outcome = |state: &State| match state.session.stats().violations > seen {
+        let outcome = |state: &TunnelState| match state.session.stats().violations > seen {
             true => Some(state.session.last_violation()),
             false => state.closed.as_ref().map(|_| None),
         };
@@ -164,7 +164,7 @@ impl Tunnel {
     /// first may have been held on the way, and the peer be gone (PROTOCOL.md section 5.10).
     pub async fn confirmed(&self) -> bool {
         let mut watch = self.watch();
-        let outcome = |state: &State| match state.attached.confirmed {
+        let outcome = |state: &TunnelState| match state.attached.confirmed {
             true => Some(state.closed.is_none()),
             false => state.closed.as_ref().map(|_| false),
         };

@@ -42,10 +42,10 @@ struct Place {
 /// The tunnels of a budget that wait for a transport. They go when memory is short, one at a time:
 /// each frees memory.
 #[derive(Debug, Default)]
-pub(super) struct Waiting(Mutex<State>);
+pub(super) struct Waiting(Mutex<Queue>);
 
 #[derive(Debug, Default)]
-struct State {
+struct Queue {
     line: Line<Weak<Shared>>,
     /// Was asked to end, and has not ended yet.
     ending: Option<Rank>,
@@ -53,7 +53,7 @@ struct State {
 
 /// A tunnel's place among those that wait.
 #[derive(Debug)]
-pub(super) struct Waits {
+pub(super) struct Waiter {
     budget: Budget,
     rank: Rank,
 }
@@ -178,12 +178,12 @@ impl Waiting {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Waits {
+impl Waiter {
     /// `None` if the tunnel has no budget.
     pub(super) fn begin(shared: &Weak<Shared>, role: Role, confirmed: bool) -> Option<Self> {
         let tunnel = shared.upgrade()?;
@@ -195,7 +195,7 @@ impl Waits {
     }
 }
 
-impl Drop for Waits {
+impl Drop for Waiter {
     /// The tunnel has a transport, or has ended.
     fn drop(&mut self) {
         let mut state = self.budget.waiting().lock();

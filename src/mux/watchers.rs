@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::mem;
 use core::task::{Context, Poll, Waker};
 
-use super::shared::{Shared, State};
+use super::shared::{Shared, TunnelState};
 
 #[derive(Debug, Default)]
 pub(super) struct Watchers {
@@ -44,7 +44,7 @@ impl<'a> Watch<'a> {
     pub(super) fn poll<R>(
         &mut self,
         cx: &Context<'_>,
-        outcome: impl FnOnce(&State) -> Option<R>,
+        outcome: impl FnOnce(&TunnelState) -> Option<R>,
     ) -> Poll<R> {
         let mut state = self.shared.lock();
         if let Some(outcome) = outcome(&state) {

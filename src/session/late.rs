@@ -11,14 +11,14 @@ use crate::wire::ClientId;
 #[derive(Debug)]
 pub(super) struct EndedIds {
     max: usize,
-    ids: BTreeMap<ClientId, Ended>,
+    ids: BTreeMap<ClientId, EndedId>,
     /// Oldest first.
     order: BTreeMap<u64, ClientId>,
     last_number: u64,
 }
 
 #[derive(Debug)]
-struct Ended {
+struct EndedId {
     number: u64,
     /// Whether a late DATA was answered, or needs no answer.
     answered: bool,
@@ -47,7 +47,7 @@ impl EndedIds {
         }
         self.last_number += 1;
         let number = self.last_number;
-        let ended = Ended {
+        let ended = EndedId {
             number,
             answered,
             credit,

@@ -276,8 +276,8 @@ fn check(s: &Stream, proto: Proto) -> Result<(), SendError> {
     }
 }
 
-#[cfg(test)]
 #[cfg(feature = "mux")]
+#[cfg(test)]
 mod tests {
     use alloc::format;
     use alloc::vec::Vec;
