@@ -34,7 +34,7 @@ impl Lending {
                 *before = *last;
             }
             *last = Some((stream, now));
-        } else if len >= Self::LARGE_DATA {
+        } else if len >= Self::LARGE_DATA && last.is_some() {
             if is_last {
                 *last = before.take();
             }
@@ -44,7 +44,8 @@ impl Lending {
 
     /// Whether a stream other than this one is interactive.
     fn is_beside_interactive(&self, now: Instant, stream: StreamId) -> bool {
-        let mut interactive = self.interactive.iter().flatten();
+        // Where there is no latest one, there is no other.
+        let mut interactive = self.interactive.iter().map_while(Option::as_ref);
         interactive.any(|(other, at)| *other != stream && now - *at < Self::INTERACTIVE_FOR)
     }
 
