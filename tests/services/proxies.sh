@@ -96,7 +96,8 @@ serves "$by_http" "through a squid that died and came back"
 
 # This machine by an address that is not exempt from proxies. A direct connection would work too.
 here=0.0.0.0
-says "$(forward $here "socks5h://me:wrong@127.0.0.1:$socks")" "does not accept the name and password"
+wrong=$(forward $here "socks5h://me:wrong@127.0.0.1:$socks")
+says "$wrong" "does not accept the name and password"
 says "$(forward $here "socks5h://127.0.0.1:$socks")" "it wants a name and a password"
 start env "ALL_PROXY=socks5h://me:s3cret@127.0.0.1:$socks" \
     "$programs/forward" --host "ws://$here:$host" 42 "$web" --local-port "$by_socks"
