@@ -1,6 +1,7 @@
 //! Plain-text HTTP answers, and the WebSocket upgrade on both sides.
 
 use std::io;
+use std::mem;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use kohakuriver_tunnel::session::clean_text;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 
 use super::net::{self, MaybeTls};
 use super::turns::Turns;
@@ -28,6 +29,9 @@ pub const HEAD_MAX: usize = 16 * 1024;
 /// Most bytes read before the head of an answer: interim answers (1xx), of which hyper passes over
 /// any number.
 const INTERIM_MAX: usize = 32 * 1024;
+
+/// Most bytes of heads that are read before other tasks run. An interim answer may have 25.
+const HEAD_TURN: u64 = 2048;
 
 /// Most bytes read of the body of an error answer.
 const PAGE_MAX: usize = 4096;
@@ -193,7 +197,10 @@ pub fn has_token(headers: &HeaderMap, name: &header::HeaderName, wanted: &str) -
 pub async fn upgraded(upgrade: OnUpgrade) -> io::Result<(MaybeTls, Bytes)> {
     let upgraded = upgrade.await.map_err(io::Error::other)?;
     let upgraded = match upgraded.downcast::<TokioIo<Asked>>() {
-        Ok(parts) => return Ok((parts.io.into_inner().stream, parts.read_buf)),
+        Ok(parts) => {
+            let stream = parts.io.into_inner().stream.into_inner();
+            return Ok((stream, parts.read_buf));
+        }
         Err(upgraded) => upgraded,
     };
     match upgraded.downcast::<TokioIo<MaybeTls>>() {
@@ -202,10 +209,13 @@ pub async fn upgraded(upgrade: OnUpgrade) -> io::Result<(MaybeTls, Bytes)> {
     }
 }
 
-/// The connection of a request. Limits the bytes read before the final response head.
+/// The connection of a request. Limits the bytes read before the final response head, and lets
+/// other tasks run between them: hyper parses all that it can read in one poll.
 struct Asked {
-    stream: MaybeTls,
+    stream: Take<MaybeTls>,
     left: usize,
+    /// This task yields before it reads on.
+    yields: bool,
     answered: Arc<AtomicBool>,
 }
 
@@ -215,14 +225,22 @@ impl AsyncRead for Asked {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        if !self.answered.load(Ordering::Relaxed) {
-            let read = buffer.filled().len() - before;
-            let left = self.left.checked_sub(read);
-            let endless = || net::answer("it sends interim answers (HTTP 1xx) without end");
-            self.left = left.ok_or_else(endless)?;
+        if self.answered.load(Ordering::Relaxed) {
+            self.stream.set_limit(u64::MAX);
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
         }
+        if mem::take(&mut self.yields) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buffer.filled().len();
+        self.stream.set_limit(HEAD_TURN);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        self.yields = true;
+        let read = buffer.filled().len() - before;
+        let left = self.left.checked_sub(read);
+        let endless = || net::answer("it sends interim answers (HTTP 1xx) without end");
+        self.left = left.ok_or_else(endless)?;
         Poll::Ready(Ok(()))
     }
 }
@@ -233,15 +251,15 @@ impl AsyncWrite for Asked {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        Pin::new(self.stream.get_mut()).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        Pin::new(self.stream.get_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Pin::new(self.stream.get_mut()).poll_shutdown(cx)
     }
 }
 
@@ -252,8 +270,9 @@ pub async fn ask(
 ) -> hyper::Result<Response<Incoming>> {
     let answered = Arc::<AtomicBool>::default();
     let stream = Asked {
-        stream,
+        stream: stream.take(HEAD_TURN),
         left: HEAD_MAX + INTERIM_MAX,
+        yields: false,
         answered: Arc::clone(&answered),
     };
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
